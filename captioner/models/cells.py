@@ -1,0 +1,170 @@
+"""Recurrent cells: what happens inside one step, as the textbook writes it.
+
+A recurrent network carries a state from step to step and mixes it with the input x_t. The three
+cells differ only inside; around them the same loop runs (``unroll.py``).
+
+RNN (Elman, 1990):
+
+    h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+
+LSTM (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000), with one more arrow, C,
+between steps:
+
+    f_t  = σ(W_f [h_{t-1}, x_t] + b_f)          what to keep of C_{t-1}
+    i_t  = σ(W_i [h_{t-1}, x_t] + b_i)          what to write
+    C~_t = tanh(W_C [h_{t-1}, x_t] + b_C)       what could be written
+    C_t  = f_t * C_{t-1} + i_t * C~_t
+    o_t  = σ(W_o [h_{t-1}, x_t] + b_o)          what to show
+    h_t  = o_t * tanh(C_t)
+
+GRU (Cho et al., 2014; the candidate as in cuDNN, with its bias inside the reset):
+
+    r_t  = σ(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)
+    z_t  = σ(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)
+    n_t  = tanh(W_in x_t + b_in + r_t * (W_hn h_{t-1} + b_hn))
+    h_t  = (1 - z_t) * n_t + z_t * h_{t-1}
+
+A product with a concatenation is a sum of products: W [h, x] = W_h h + W_x x. The cells keep W_x
+(``of_input``) and W_h (``of_hidden``) apart, all gates stacked, because W_x x_t needs no earlier
+step: ``project`` computes it for a whole sentence at once. The gates are returned, not hidden, so
+looking inside a trained model needs no hooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+"""What a cell hands to its next step, by name, rows first: h [B, H], and c [B, H] in an LSTM."""
+
+
+class RNNGates(NamedTuple):
+    """The RNN has no gates; its candidate becomes the new h as it is. [B, H]"""
+
+    candidate: Tensor
+
+
+class LSTMGates(NamedTuple):
+    """f, i, C~ and o of one step, each [B, H]; f, i, o in (0, 1), the candidate in (-1, 1)."""
+
+    f: Tensor
+    i: Tensor
+    candidate: Tensor
+    o: Tensor
+
+
+class GRUGates(NamedTuple):
+    """r, z and the candidate n of one step, each [B, H]; r, z in (0, 1), n in (-1, 1)."""
+
+    r: Tensor
+    z: Tensor
+    candidate: Tensor
+
+
+class Cell(nn.Module):
+    """One step of a recurrence: ``project`` the input, compute the ``gates``, ``step`` the state.
+
+    Args:
+        input_size: width of x_t.
+        hidden_size: H, width of h_t.
+        hidden_bias: whether W_h h_{t-1} has a bias of its own (b_hh).
+    """
+
+    gate_names: ClassVar[tuple[str, ...]]
+    state_names: ClassVar[tuple[str, ...]] = ("h",)
+
+    def __init__(self, *, input_size: int, hidden_size: int, hidden_bias: bool) -> None:
+        super().__init__()
+        stacked = len(self.gate_names) * hidden_size
+        self.hidden_size = hidden_size
+        self.of_input = nn.Linear(input_size, stacked)
+        self.of_hidden = nn.Linear(hidden_size, stacked, bias=hidden_bias)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """W_x x + b for any number of steps at once: [..., input_size] -> [..., gates * H]."""
+        return self.of_input(inputs)
+
+    def gates(self, projected: Tensor, h: Tensor) -> Any:
+        """The gates of one step from its projected input [B, gates * H] and h_{t-1} [B, H]."""
+        raise NotImplementedError
+
+    def step(self, gates: Any, state: State) -> State:
+        """The state after the step, from its gates and the state before it."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, state: State) -> State:
+        """One whole step, for reading: x_t [B, input_size] and the state before -> state after."""
+        return self.step(self.gates(self.project(x), state["h"]), state)
+
+    def zeros(self, rows: int) -> State:
+        """The state before the first step: h (and c) at zero, [rows, H]."""
+        weight = self.of_hidden.weight
+        return {name: weight.new_zeros(rows, self.hidden_size) for name in self.state_names}
+
+
+class RNN(Cell):
+    """h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) (Elman, 1990)."""
+
+    gate_names = ("candidate",)
+
+    def __init__(self, *, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_bias=True)
+
+    def gates(self, projected: Tensor, h: Tensor) -> RNNGates:
+        return RNNGates(torch.tanh(projected + self.of_hidden(h)))
+
+    def step(self, gates: RNNGates, state: State) -> State:
+        return {"h": gates.candidate}
+
+
+class LSTM(Cell):
+    """The LSTM with a forget gate (Hochreiter & Schmidhuber, 1997; Gers et al., 2000).
+
+    The bias of the forget gate starts at 1, so that memory lasts before anything is learned
+    (Jozefowicz et al., 2015).
+    """
+
+    gate_names = ("f", "i", "candidate", "o")
+    state_names = ("h", "c")
+
+    def __init__(self, *, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_bias=False)
+        nn.init.ones_(self.of_input.bias[:hidden_size])
+
+    def gates(self, projected: Tensor, h: Tensor) -> LSTMGates:
+        f, i, candidate, o = (projected + self.of_hidden(h)).chunk(4, dim=-1)
+        sigmoid, tanh = torch.sigmoid, torch.tanh
+        return LSTMGates(sigmoid(f), sigmoid(i), tanh(candidate), sigmoid(o))
+
+    def step(self, gates: LSTMGates, state: State) -> State:
+        f, i, candidate, o = gates
+        c = f * state["c"] + i * candidate
+        h = o * torch.tanh(c)
+        return {"h": h, "c": c}
+
+
+class GRU(Cell):
+    """The gated recurrent unit (Cho et al., 2014)."""
+
+    gate_names = ("r", "z", "candidate")
+
+    def __init__(self, *, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_bias=True)
+
+    def gates(self, projected: Tensor, h: Tensor) -> GRUGates:
+        r_input, z_input, n_input = projected.chunk(3, dim=-1)
+        r_hidden, z_hidden, n_hidden = self.of_hidden(h).chunk(3, dim=-1)
+        r = torch.sigmoid(r_input + r_hidden)
+        z = torch.sigmoid(z_input + z_hidden)
+        return GRUGates(r, z, torch.tanh(n_input + r * n_hidden))
+
+    def step(self, gates: GRUGates, state: State) -> State:
+        return {"h": (1 - gates.z) * gates.candidate + gates.z * state["h"]}
+
+
+CELLS: dict[str, type[Any]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}
