@@ -16,7 +16,7 @@ demo: install
 	$(BIN)/captioner data draw
 	$(BIN)/captioner train experiment=demo run_dir=$(RUN)
 	$(BIN)/captioner evaluate $(RUN) data.split=test
-	$(BIN)/captioner caption 'datasets/shapes/images/test_*0.png' --model $(RUN)
+	$(BIN)/captioner caption 'datasets/shapes/images/test_0000*.png' --model $(RUN)
 
 test: .venv/.tested
 	$(BIN)/ruff check .

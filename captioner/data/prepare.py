@@ -1,0 +1,280 @@
+"""What the `data` verb says of a data set: its numbers, and whether its images can be trusted.
+
+`statistics` counts words, `check` opens every image. Both results are plain data (`as_dict` of the
+report) for `--format json`, and have a function that prints them as a table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from captioner.config import pick
+from captioner.data.ledger import ABSENT, ABSENT_IMAGE, BLANK, UNCAPTIONED
+from captioner.data.records import SPLITS, Reading, Record
+
+MIN_COUNTS = (1, 2, 5)
+_PRINTED = 20  # names a table lists; the JSON form has them all
+
+
+def statistics(reading: Reading, tokenizer_name: str = "word") -> dict[str, Any]:
+    """Count images, captions and words of each split, and how far the training words reach.
+
+    Args:
+        reading: the data set.
+        tokenizer_name: how captions are cut into words, a key of TOKENIZERS.
+
+    Returns:
+        plain data: `splits` (images, captions, captions per image, words per caption, vocabulary),
+        `vocabulary` (training words seen at least 1, 2, 5 times) and `coverage` (share of the
+        running words of dev and test that are in that vocabulary, in [0, 1]), `oddities`.
+
+    Raises:
+        ValueError: the tokenizer is not known.
+    """
+    from captioner.tokenizers import TOKENIZERS
+
+    split_words = pick(TOKENIZERS, tokenizer_name, "tokenizer.name").split
+    splits: dict[str, Any] = {}
+    counts: dict[str, Counter[str]] = {}
+    for split in SPLITS:
+        records = [record for record in reading.records if record.split == split]
+        if records:
+            captions = [split_words(text) for record in records for text in record.captions]
+            counts[split] = Counter(word for words in captions for word in words)
+            splits[split] = _numbers(records, [len(words) for words in captions], counts[split])
+    return {
+        "tokenizer": tokenizer_name,
+        "splits": splits,
+        **_reach(counts),
+        "oddities": dict(reading.oddities),
+    }
+
+
+def _numbers(
+    records: Sequence[Record], lengths: Sequence[int], words: Counter[str]
+) -> dict[str, Any]:
+    per_image = [len(record.captions) for record in records]
+    return {
+        "images": len(records),
+        "captions": len(lengths),
+        "captions_per_image": _spread(per_image, ("min", "mean", "max")),
+        "words_per_caption": _spread(lengths, ("min", "mean", "median", "p95", "max")),
+        "vocabulary": len(words),
+    }
+
+
+def _spread(values: Sequence[int], names: Iterable[str]) -> dict[str, float]:
+    if not values:
+        return dict.fromkeys(names, 0)
+    ordered = sorted(values)
+    spread = {
+        "min": ordered[0],
+        "mean": fmean(ordered),
+        "median": median(ordered),
+        # nearest rank: the least length that at least 95 of 100 captions do not pass
+        "p95": ordered[math.ceil(0.95 * len(ordered)) - 1],
+        "max": ordered[-1],
+    }
+    return {name: spread[name] for name in names}
+
+
+def _reach(counts: Mapping[str, Counter[str]]) -> dict[str, Any]:
+    """Return the sizes of the training vocabulary, and the running words that it covers."""
+    if "train" not in counts:
+        return {"vocabulary": {}, "coverage": {}}
+    kept = {
+        str(least): {word for word, count in counts["train"].items() if count >= least}
+        for least in MIN_COUNTS
+    }
+    coverage = {
+        split: {
+            least: sum(count for word, count in words.items() if word in vocabulary)
+            / max(words.total(), 1)
+            for least, vocabulary in kept.items()
+        }
+        for split, words in counts.items()
+        if split != "train"
+    }
+    return {
+        "vocabulary": {least: len(words) for least, words in kept.items()},
+        "coverage": coverage,
+    }
+
+
+def print_statistics(numbers: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print what `statistics` returned.
+
+    Args:
+        numbers: its result.
+        console: where to; None is the standard output.
+    """
+    console = console or Console()
+    table = Table(title=f"words by the {numbers['tokenizer']} tokenizer")
+    for heading in ("", *numbers["splits"]):
+        table.add_column(heading, justify="right" if heading else "left")
+    for label, cells in _rows(numbers):
+        table.add_row(label, *cells)
+    console.print(table)
+    _print_oddities(numbers["oddities"], console)
+
+
+def _rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    splits = numbers["splits"]
+    for key in ("images", "captions"):
+        yield key, [f"{split[key]:,}" for split in splits.values()]
+    for key in ("captions_per_image", "words_per_caption"):
+        names = next(iter(splits.values()))[key] if splits else {}
+        label = f"{key.replace('_', ' ')} ({', '.join(names)})"
+        yield (
+            label,
+            [", ".join(f"{n:.4g}" for n in split[key].values()) for split in splits.values()],
+        )
+    yield "different words", [f"{split['vocabulary']:,}" for split in splits.values()]
+    for least, size in numbers["vocabulary"].items():
+        covered = [numbers["coverage"].get(split, {}).get(least) for split in splits]
+        cells = [f"{size:,} kept" if share is None else f"{share:.2%}" for share in covered]
+        yield f"covered by training words seen {least}+ times", cells
+
+
+def _print_oddities(oddities: Mapping[str, int], console: Console) -> None:
+    for oddity, times in oddities.items():
+        console.print(f"{times:,} x {oddity}", markup=False, highlight=False)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Args:
+        images: how many images were opened.
+        broken: image -> why it cannot be read.
+        missing: images that captions or split lists name and that are not there.
+        uncaptioned: images that have no caption, or a blank one among others.
+        leaks: groups of byte-identical images in different splits, each named `split/image`.
+            Scores on such images measure memory.
+        duplicates: groups of byte-identical images inside one split: harmless, but counted double.
+        oddities: what the reader passed over or mended.
+    """
+
+    images: int
+    broken: Mapping[str, str]
+    missing: tuple[str, ...]
+    uncaptioned: tuple[str, ...]
+    leaks: tuple[tuple[str, ...], ...]
+    duplicates: tuple[tuple[str, ...], ...]
+    oddities: Mapping[str, int]
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is broken or missing and no image leaks from one split to another."""
+        return not (self.broken or self.missing or self.leaks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields and `sound` as plain data that JSON can hold."""
+        return {"sound": self.sound, **asdict(self)}
+
+
+def check(reading: Reading, *, progress: bool = True) -> Report:
+    """Open every image of a data set, and compare them all.
+
+    Args:
+        reading: the data set.
+        progress: show a progress bar on the standard error.
+
+    Returns:
+        what is broken, missing, without captions, or there twice. Images count as the same when
+        their files are the same byte for byte; a copy saved anew is not recognised.
+    """
+    paths = [record.image for record in reading.records]
+    broken: dict[str, str] = {}
+    same: dict[bytes, list[Record]] = {}
+    # decoding leaves Python's lock, so threads share the work without copying images
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = track(
+            pool.map(_inspect, paths),
+            "opening images",
+            total=len(paths),
+            console=Console(stderr=True),
+            disable=not progress,
+        )
+        for record, (digest, fault) in zip(reading.records, results):
+            if fault:
+                broken[record.image_id] = fault
+            else:
+                same.setdefault(digest, []).append(record)
+    groups = [group for group in same.values() if len(group) > 1]
+    leaks = [group for group in groups if len({record.split for record in group}) > 1]
+    return Report(
+        images=len(paths),
+        broken=broken,
+        missing=_places(reading, ABSENT, ABSENT_IMAGE),
+        uncaptioned=_places(reading, UNCAPTIONED, BLANK),
+        leaks=_named(leaks),
+        duplicates=_named(group for group in groups if group not in leaks),
+        oddities=dict(reading.oddities),
+    )
+
+
+def _places(reading: Reading, *oddities: str) -> tuple[str, ...]:
+    """Return where any of the oddities was seen, each place once."""
+    places = (place for oddity in oddities for place in reading.places.get(oddity, ()))
+    return tuple(dict.fromkeys(places))
+
+
+def _inspect(path: str) -> tuple[bytes, str]:
+    """Return the digest of an image file and why it cannot be read, or "" where it can."""
+    from captioner.data.transforms import open_image
+
+    try:
+        open_image(path)
+        return hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).digest(), ""
+    except (OSError, ValueError) as error:
+        return b"", str(error)
+
+
+def _named(groups: Iterable[Sequence[Record]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(f"{record.split}/{record.image_id}" for record in group) for group in groups)
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print what `check` found, naming the first of each kind.
+
+    Args:
+        report: its result.
+        console: where to; None is the standard output.
+    """
+    console = console or Console()
+    table = Table(title=f"{report.images:,} images")
+    for heading in ("finding", "how many", "which"):
+        table.add_column(heading, overflow="fold")
+    findings: dict[str, Sequence[str]] = {
+        "broken": list(report.broken.values()),
+        "missing": report.missing,
+        "the same in two splits": [" = ".join(group) for group in report.leaks],
+        "twice in a split": [" = ".join(group) for group in report.duplicates],
+        "without captions, or with a blank one": report.uncaptioned,
+    }
+    for finding, names in findings.items():
+        shown = [escape(name) for name in names[:_PRINTED]]
+        more = [f"and {len(names) - _PRINTED:,} more"] if len(names) > _PRINTED else []
+        table.add_row(finding, f"{len(names):,}", "\n".join(shown + more))
+    console.print(table)
+    _print_oddities(report.oddities, console)
+    verdict = (
+        "sound" if report.sound else "not sound: mend or remove what is broken, missing or leaked"
+    )
+    console.print(f"The data set is {verdict}.", highlight=False)

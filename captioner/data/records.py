@@ -1,0 +1,97 @@
+"""What every data set becomes: records of one image and its captions, each in one split.
+
+A reader (`captioner.data.readers`) turns files into a `Reading`; everything after it - tokenizers,
+feature caches, batches, statistics - sees records only and never asks where they came from.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image and what people said about it.
+
+    Args:
+        image: path of the image file.
+        image_id: unique in its data set; in most formats the file name below the images folder.
+        captions: N texts as they stand in the file, stripped, never blank; may be empty only where
+            no captions are needed.
+        split: "train", "dev" or "test".
+    """
+
+    image: str
+    image_id: str
+    captions: tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a reader found: the records, and what it had to pass over or mend on the way.
+
+    Args:
+        records: in the order of the file.
+        oddities: what was passed over or mended, in words, and how often;
+            `{"caption of an absent image": 5}`.
+        places: for each oddity the images or lines where it was seen, each once.
+    """
+
+    records: tuple[Record, ...]
+    oddities: Mapping[str, int] = field(default_factory=dict)
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def split(self, name: str) -> tuple[Record, ...]:
+        """Return the records of one split, in the order of the file.
+
+        Args:
+            name: "train", "dev" or "test".
+
+        Raises:
+            ValueError: the name is not a split, or the data set has no image in it.
+        """
+        chosen = tuple(record for record in self.records if record.split == name)
+        if not chosen:
+            counts = Counter(record.split for record in self.records)
+            there = ", ".join(f"{split} ({counts[split]} images)" for split in SPLITS)
+            fault = "is empty" if name in SPLITS else "is not known"
+            raise ValueError(f"split={name!r} {fault}: the data set has {there}; choose one")
+        return chosen
+
+
+def write_whole(path: str | Path, data: bytes | str) -> Path:
+    """Write a file completely or not at all, so that a crash never leaves half of it.
+
+    The bytes go to a temporary file in the same folder, which then takes the file's name in one
+    step. Folders above it are created.
+
+    Args:
+        path: the file to write or replace.
+        data: its content; a text is written as UTF-8 with its line ends as they are.
+
+    Returns:
+        the path.
+
+    Raises:
+        OSError: the folder cannot be written to, or the disk is full; the old file is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: a name has a limit
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

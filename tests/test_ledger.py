@@ -1,0 +1,80 @@
+"""Held-out images: a split follows from a name alone, at about the share asked for."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioner.data import read_records
+from captioner.data.ledger import held_out
+
+
+def touch(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).write_bytes(b"an image, as far as a reader looks")
+
+
+def read_lines(root: Path, lines: Iterable[dict[str, str]], holdout: float) -> dict[str, str]:
+    (root / "captions.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    reading = read_records(format="json", root=str(root), holdout=holdout)
+    return {record.image_id: record.split for record in reading.records}
+
+
+def test_dev_is_drawn_from_train_where_only_train_and_test_are_named(tmp_path):
+    names = [f"{count}.jpg" for count in range(300)]
+    touch(tmp_path, names)
+    lines = [
+        {"image": name, "caption": "A", "split": "test" if count % 5 == 0 else "train"}
+        for count, name in enumerate(names)
+    ]
+    splits = read_lines(tmp_path, lines, 0.25)
+    assert [name for name in names if splits[name] == "test"] == names[::5]
+    assert 40 <= Counter(splits.values())["dev"] <= 80  # 240 x 0.25 = 60, three deviations of 7
+    unnamed = read_lines(tmp_path, [{"image": name, "caption": "A"} for name in names], 0.25)
+    assert all(unnamed[name] == "dev" for name in names if splits[name] == "dev")
+    assert read_lines(tmp_path, lines, 0.0)[names[1]] == "train"
+
+
+@given(
+    st.lists(st.text(), min_size=1, max_size=40, unique=True),
+    st.randoms(use_true_random=False),
+    st.floats(0, 0.49),
+)
+def test_holdout_depends_on_the_name_alone_and_grows_with_the_share(names, source, holdout):
+    splits = {name: held_out(name, holdout) for name in names}
+    shuffled = source.sample(names, len(names))
+    assert {name: held_out(name, holdout) for name in shuffled} == splits
+    for name, split in splits.items():
+        if split == "dev":
+            assert held_out(name, 0.499) == "dev"
+        if split == "test":
+            assert held_out(name, holdout, ("dev",)) == "train"
+
+
+@given(st.floats(0, 0.49), st.text(max_size=8))
+def test_holdout_is_near_its_share(holdout, prefix):
+    counts = Counter(held_out(f"{prefix}{count}.jpg", holdout) for count in range(2000))
+    for split in ("dev", "test"):  # six standard deviations of a binomial
+        assert abs(counts[split] - 2000 * holdout) <= 6 * (2000 * holdout * (1 - holdout)) ** 0.5
+
+
+def test_holdout_never_moves_between_versions():
+    # SHA-1 begins 0x8843... for "foobar": its fraction is 0x8843d7f92416211d / 2**64 = 0.53228
+    assert held_out("foobar", 0.27) == "test"
+    assert held_out("foobar", 0.26) == "train"
+    assert held_out("foobar", 0.49) == "test"
+
+
+def test_reading_is_the_same_whatever_the_order_of_lines(tmp_path):
+    names = [f"{count}.jpg" for count in range(50)]
+    touch(tmp_path, names)
+    lines = [{"image": name, "caption": f"About {name}"} for name in names]
+    forward, backward = read_lines(tmp_path, lines, 0.3), read_lines(tmp_path, lines[::-1], 0.3)
+    assert forward == backward
+    assert list(backward) == names[::-1]
+    assert len(set(forward.values())) == 3
