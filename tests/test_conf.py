@@ -1,0 +1,156 @@
+"""conf/ against the code: every YAML composes, builds and lists all of its component."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from captioner import config
+from captioner.callbacks import build_callbacks
+from captioner.data import DATASETS, read_records
+from captioner.data.datamodule import CaptionDataModule
+from captioner.decoding import DecodingOptions
+from captioner.models import CELLS, DECODERS, ENCODERS, build_encoder, build_model
+from captioner.tokenizers import TOKENIZERS, build_tokenizer
+from captioner.training import LitCaptioner, build_loggers, build_trainer
+
+CONF = config.conf_folder()
+GIVEN = {"seed", "initialise", "vocabulary_size", "feature_size"}  # not for a user to choose
+COMPONENTS = {
+    "data": read_records,
+    "tokenizer": build_tokenizer,
+    "loader": CaptionDataModule,
+    "decoding": DecodingOptions,
+    "encoder": build_encoder,
+    "training": LitCaptioner,
+    "callbacks": build_callbacks,
+    "trainer": build_trainer,
+    "logger": build_loggers,
+}
+OPTIONS = [(group, name) for group in config.groups() for name in config.options(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), [one for one in OPTIONS if one[0] != "experiment"])
+def test_a_yaml_lists_every_argument_of_its_component(group: str, name: str) -> None:
+    listed = set(config.compose([f"{group}={name}"])[group])
+    if group == "decoder":
+        known = {"name", *config.arguments(DECODERS[name])} - GIVEN
+    else:
+        known = set(config.arguments(COMPONENTS[group])) - GIVEN
+    assert listed == known
+
+
+@pytest.mark.parametrize("name", config.options("data"))
+def test_data_names_a_known_format(name: str) -> None:
+    assert config.compose([f"data={name}"])["data"]["format"] in DATASETS
+
+
+@pytest.mark.parametrize("experiment", config.options("experiment"))
+def test_an_experiment_composes_and_builds(experiment: str) -> None:
+    composed = config.compose([f"experiment={experiment}", "encoder.pretrained=false"])
+    model = build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
+    assert model.decoder.output.out_features == 11
+    config.make(DecodingOptions, "decoding", composed["decoding"])
+    assert composed["tokenizer"]["name"] in TOKENIZERS
+
+
+@pytest.mark.parametrize("decoding", config.options("decoding"))
+def test_decodings_build(decoding: str) -> None:
+    values = config.compose([f"decoding={decoding}"])["decoding"]
+    assert config.make(DecodingOptions, "decoding", values).as_dict() == values
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_recurrence_is_one_override(cell: str) -> None:
+    composed = config.compose([f"decoder.cell={cell}", "encoder.pretrained=false"])
+    model = build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
+    assert isinstance(model.decoder.recurrence.cells[0], CELLS[cell])
+
+
+def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
+    composed = config.compose(["encoder=resnet18"])["encoder"]
+    assert (composed["library"], composed["network"]) == ("timm", "resnet18")
+    composed = config.compose(["encoder=googlenet"])["encoder"]
+    assert (composed["library"], composed["network"]) == ("torchvision", "googlenet")
+    assert {composed["library"], "bundled"} <= set(ENCODERS)
+    assert config.checked(["encoder=resnet18,resnet34"]) == [
+        "encoder=timm",
+        "encoder.network=resnet18,resnet34",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("experiment=dmeo", "did you mean demo"),
+        ("decodr.cell=gru", "did you mean decoder"),
+        ("decoder.cel=gru", "did you mean decoder.cell"),
+        ("training.learning_rate=1", "training has lr"),
+        ("encoder=resnet51", "did you mean resnet5"),
+        ("data=flickr9k", "did you mean flickr8k"),
+        ("seed.x=3", "seed is a single value"),
+        ("decoder.cell", "write key=value"),
+        ("decoder.cell=", None),
+        ("a b=c", "write key=value"),
+    ],
+)
+def test_a_mistyped_override_gets_one_line(override: str, says: str | None) -> None:
+    if says is None:
+        assert config.compose([override])["decoder"]["cell"] == ""
+        return
+    with pytest.raises(ValueError, match=says) as error:
+        config.compose([override])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["decoder.cell=lsmt"], "decoder.cell='lsmt' is not known; choose rnn, gru, lstm .*lstm"),
+        (["decoder.hidden_size=many"], "decoder.hidden_size='many' .*whole number"),
+        (["decoder.dropout=true"], "decoder.dropout=True .*a number"),
+        (["encoder.trainable=1"], "encoder.trainable=1 .*true or false"),
+        (["encoder.image_size=big"], "whole number or null"),
+        (["decoder.name=shw_tell"], "did you mean show_tell"),
+    ],
+)
+def test_a_wrong_value_gets_one_line(overrides: list[str], says: str) -> None:
+    composed = config.compose(["encoder.pretrained=false", *overrides])
+    with pytest.raises(ValueError, match=says) as error:
+        build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_of_a_checkpoint_leave_the_rest() -> None:
+    trained = config.compose(["data=flickr8k", "data.root=/somewhere", "decoder.cell=gru"])
+    changed = config.override(trained, ["data.root=/elsewhere", "decoding=beam"])
+    assert changed["data"] == {**trained["data"], "root": "/elsewhere"}
+    assert changed["decoding"] == config.compose(["decoding=beam"])["decoding"]
+    assert changed["decoder"] == trained["decoder"]
+    assert trained["data"]["root"] == "/somewhere"
+    with pytest.raises(ValueError, match="did you mean decoding.beam_size"):
+        config.override(trained, ["decoding.beam=3"])
+    with pytest.raises(ValueError, match="train -m"):
+        config.override(trained, ["decoding.beam_size=1,3"])
+
+
+def test_nothing_in_conf_names_code() -> None:
+    for path in Path(CONF).rglob("*.yaml"):
+        assert "_target_" not in path.read_text(encoding="utf-8")
+
+
+def test_numbers_in_yaml_are_numbers() -> None:
+    """YAML 1.1 reads 1e-3 as a text."""
+    for path in Path(CONF).rglob("*.yaml"):
+        for value in _leaves(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            if isinstance(value, str):
+                with pytest.raises(ValueError):
+                    float(value)
+
+
+def _leaves(tree: object) -> list:
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in _leaves(value)]
+    if isinstance(tree, list):
+        return [leaf for value in tree for leaf in _leaves(value)]
+    return [tree]
