@@ -1,0 +1,277 @@
+"""Image files to tensors: reading, the evaluation transform, and augmentation.
+
+A photo is read once into plain 8-bit RGB, whatever its file looked like. Evaluation then takes
+
+    shorter side -> size / crop -> centre crop of size x size -> (x / 255 - mean) / std
+
+as ImageNet networks expect it. Training may take the random resized crop of Szegedy et al. (2015,
+"Going deeper with convolutions", section 6) and a mirror image instead, with randomness that is a
+function of (seed, epoch, index) alone, so that a resumed run sees the same pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+# Decoders for rarer formats are little tested against damaged or hostile files.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+
+
+def open_image(source: str | Path | Image.Image) -> Image.Image:
+    """Read an image as upright 8-bit RGB.
+
+    EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid on white,
+    and of an animation the first frame is taken.
+
+    Args:
+        source: a JPEG, PNG, WEBP, GIF, BMP or TIFF file, or a Pillow image of any mode.
+
+    Returns:
+        a Pillow image of mode RGB, fully loaded.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is a folder, empty, damaged, too large or of another kind.
+    """
+    if isinstance(source, Image.Image):
+        return _decode(source, getattr(source, "filename", "") or "the image")
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not path.is_file():
+        raise ValueError(f"{path}: not an image file but a folder or device; name a file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty (0 bytes); fetch or export it again")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return _decode(image, path)
+    except UnidentifiedImageError:
+        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        raise ValueError(f"{path}: not a {kinds} image; convert it to one of these") from None
+    except Image.DecompressionBombError:
+        raise ValueError(_too_large(path)) from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error})") from None
+
+
+def _decode(image: Image.Image, name: str | Path) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice this
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(_too_large(name))
+    if image.mode == "F":
+        raise ValueError(f"{name}: floating point pixels have no agreed range; save it with 8 bits")
+    try:
+        image.load()  # a truncated file passes verify() and fails only here
+        return _to_rgb(_upright(image))
+    except Exception as error:  # decoders raise half a dozen types on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{name}: damaged or not supported ({reason}); fetch or export it again"
+        ) from None
+
+
+def _too_large(name: str | Path) -> str:
+    return (
+        f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; "
+        "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+    )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF beside sound pixels: take them as they lie
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit greys at 255: nearly all white
+        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _without_ends(image: Image.Image, longest: int = 16) -> Image.Image:
+    """Cut a strip down to its middle: resized whole, one of 1 x 5000 would take a gigabyte."""
+    width, height = image.size
+    across, down = min(width, height * longest), min(height, width * longest)
+    left, top = (width - across) // 2, (height - down) // 2
+    return image.crop((left, top, left + across, top + down))
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The evaluation transform of a network, as plain data.
+
+    Args:
+        size: S, side of the square input in pixels, at least 1.
+        crop: share of the resized shorter side that the centre crop keeps, in (0, 1].
+        interpolation: "bicubic" or "bilinear", with antialiasing as Pillow does it.
+        mean: of red, green and blue in [0, 1].
+        std: of red, green and blue in [0, 1], above 0.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    size: int
+    crop: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"transform size={self.size} is not positive; give pixels, say 224")
+        if not 0 < self.crop <= 1:
+            raise ValueError(f"transform crop={self.crop} is not in (0, 1]; 0.875 is usual")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"transform interpolation={self.interpolation!r} is not known; "
+                f"choose {' or '.join(INTERPOLATIONS)}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(
+                f"transform mean={self.mean}, std={self.std}: give three values each, std above 0"
+            )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Transform one image.
+
+        Args:
+            image: a Pillow image; one that is not RGB is converted as open_image does.
+
+        Returns:
+            float32 [3, S, S].
+        """
+        image = _without_ends(image if image.mode == "RGB" else open_image(image))
+        image = image.resize(self._resized(*image.size), INTERPOLATIONS[self.interpolation])
+        left = round((image.width - self.size) / 2)
+        top = round((image.height - self.size) / 2)
+        return self.normalise(image.crop((left, top, left + self.size, top + self.size)))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        # Rounded down, as torchvision and timm do; the tolerance is for a crop like 224 / 232.
+        shorter = math.floor(self.size / self.crop + 1e-6)
+        if width <= height:
+            return shorter, int(shorter * height / width)
+        return int(shorter * width / height), shorter
+
+    def normalise(self, image: Image.Image) -> Tensor:
+        """Turn RGB pixels into a float32 tensor [3, H, W] with the network's mean and std."""
+        # numpy, for torch would start threads of its own in every thread that reads images
+        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")  # [3, H, W]
+        pixels /= 255
+        pixels -= np.array(self.mean, np.float32)[:, None, None]
+        pixels /= np.array(self.std, np.float32)[:, None, None]
+        return torch.from_numpy(pixels)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data that JSON can hold."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Transform:
+        """Rebuild a transform from as_dict.
+
+        Raises:
+            ValueError: a field is missing, unknown or out of range.
+        """
+        expected = set(cls.__dataclass_fields__)
+        if set(values) != expected:
+            raise ValueError(
+                f"transform has the fields {sorted(values)}; expected {sorted(expected)}"
+            )
+        mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
+        return cls(**{**values, "mean": mean, "std": std})
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """The training transform: a random resized crop and a mirror image.
+
+    Nothing but (seed, epoch, index) decides the outcome: not the process, nor the order of calls.
+
+    Args:
+        seed: of the run.
+        scale: least and greatest share of the image's area, in (0, 1]. Captions name what stands
+            at the border too, so crops are larger than the 0.08 usual for classification.
+        ratio: least and greatest width / height of the crop, above 0.
+        flip: probability of a mirror image, in [0, 1]; use 0 where captions say left and right.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    seed: int
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"augmentation scale={self.scale}: give 0 < least <= greatest <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"augmentation ratio={self.ratio}: give 0 < least <= greatest")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"augmentation flip={self.flip} is not a probability in [0, 1]")
+
+    def __call__(self, image: Image.Image, transform: Transform, epoch: int, index: int) -> Tensor:
+        """Transform one image.
+
+        Args:
+            image: a Pillow image; one that is not RGB is converted as open_image does.
+            transform: gives side, interpolation, mean and std.
+            epoch: counted from 0.
+            index: of the item in its data set.
+
+        Returns:
+            float32 [3, S, S], the same for the same image, seed, epoch and index.
+        """
+        image = image if image.mode == "RGB" else open_image(image)
+        # Seeding with a text hashes it, so neighbouring triples are unrelated; Python promises
+        # that random() keeps its sequence.
+        source = random.Random(f"{self.seed}/{epoch}/{index}")
+        box = self._box(source, *image.size)
+        interpolation = INTERPOLATIONS[transform.interpolation]
+        cropped = image.resize((transform.size, transform.size), interpolation, box=box)
+        if source.random() < self.flip:
+            cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return transform.normalise(cropped)
+
+    def _box(self, source: random.Random, width: int, height: int) -> tuple[int, int, int, int]:
+        """Draw a crop (left, top, right, bottom); after ten misfits take the largest that fits."""
+        least, greatest = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for _ in range(10):
+            area = width * height * _between(source, *self.scale)
+            ratio = math.exp(_between(source, least, greatest))
+            across, down = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < across <= width and 0 < down <= height:
+                left = int(source.random() * (width - across + 1))
+                top = int(source.random() * (height - down + 1))
+                return left, top, left + across, top + down
+        across = min(width, max(1, round(height * self.ratio[1])))
+        down = min(height, max(1, round(width / self.ratio[0])))
+        left, top = (width - across) // 2, (height - down) // 2
+        return left, top, left + across, top + down
+
+
+def _between(source: random.Random, least: float, greatest: float) -> float:
+    return least + (greatest - least) * source.random()

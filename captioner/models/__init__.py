@@ -1,0 +1,61 @@
+"""Models: the tables that components are chosen from, and the glossary of shapes.
+
+The letters mean the same everywhere in the package, and nothing else:
+
+    B images   N captions of an image   K beams           T tokens of a caption   V vocabulary
+    D encoder features   E word embedding   H hidden   P image positions   L layers   S image side
+
+    images [B, 3, S, S]     pooled [B, D]     grid [B, P, D]     inputs, targets [B, T]
+    logits [B, T, V]        log_probs [B, V]  scores [B, K]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from captioner.config import make, pick
+from captioner.models.captioning import CaptioningModel
+from captioner.models.cells import CELLS
+from captioner.models.encoders import ENCODERS, Encoder, Features, build_encoder
+from captioner.models.recurrent import ShowTell
+
+__all__ = [
+    "CELLS",
+    "DECODERS",
+    "ENCODERS",
+    "CaptioningModel",
+    "Encoder",
+    "Features",
+    "build_encoder",
+    "build_model",
+]
+
+DECODERS: dict[str, type[Any]] = {"show_tell": ShowTell}
+
+
+def build_model(
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    *,
+    vocabulary_size: int,
+    initialise: bool = True,
+) -> CaptioningModel:
+    """Build a captioning model from two groups of a configuration.
+
+    Args:
+        encoder: the arguments of ``build_encoder``.
+        decoder: ``name``, of a decoder in ``DECODERS``, and its arguments.
+        vocabulary_size: V.
+        initialise: load pretrained encoder weights; False where a checkpoint fills them.
+
+    Raises:
+        ValueError: an unknown name, an option the component does not have, a value out of range.
+    """
+    built = make(build_encoder, "encoder", encoder, initialise=initialise)
+    options = dict(decoder)
+    component = pick(DECODERS, options.pop("name"), "decoder.name")
+    if "cell" in options:
+        pick(CELLS, options["cell"], "decoder.cell")
+    sizes = {"vocabulary_size": vocabulary_size, "feature_size": built.feature_size}
+    return CaptioningModel(built, make(component, "decoder", options, **sizes))

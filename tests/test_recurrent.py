@@ -1,0 +1,125 @@
+"""ShowTell: the contract of decoders, and X_0 against the equations written out."""
+
+import pytest
+import torch
+from torch import nn
+
+from captioner.data.datamodule import IGNORED, pad
+from captioner.models import CELLS, Features
+from captioner.models.recurrent import ShowTell
+from captioner.tokenizers import build_tokenizer
+from captioner.training import cross_entropy
+
+B, T, V, D, E, H = 2, 5, 11, 8, 7, 6
+
+
+def show_tell(cell: str = "lstm", **options: object) -> ShowTell:
+    return ShowTell(
+        vocabulary_size=V, feature_size=D, cell=cell, embedding_size=E, hidden_size=H, **options
+    ).double()
+
+
+def features(rows: int = B) -> Features:
+    return Features(torch.randn(rows, D, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_forward_equals_start_and_repeated_step(cell: str, layers: int) -> None:
+    decoder = show_tell(cell, layers=layers).eval()
+    images, inputs = features(), torch.randint(V, (B, T))
+    state = decoder.start(images)
+    steps = []
+    for t in range(T):
+        logits, state = decoder.step(inputs[:, t], state)
+        steps.append(logits)
+    torch.testing.assert_close(decoder(images, inputs), torch.stack(steps, dim=1))
+
+
+def test_the_image_is_x_0_with_h_and_c_at_zero() -> None:
+    """torch's LSTM, fed the projected image and then the words, gives the same logits."""
+    decoder = show_tell().eval()
+    cell = decoder.recurrence.cells[0]
+    peer = nn.LSTM(E, H, batch_first=True).double()
+    f, i, g, o = (cell.of_input.weight.split(H)[k] for k in range(4))
+    hf, hi, hg, ho = cell.of_hidden.weight.split(H)
+    bf, bi, bg, bo = cell.of_input.bias.split(H)
+    with torch.no_grad():
+        peer.weight_ih_l0.copy_(torch.cat([i, f, g, o]))
+        peer.weight_hh_l0.copy_(torch.cat([hi, hf, hg, ho]))
+        peer.bias_ih_l0.copy_(torch.cat([bi, bf, bg, bo]))
+        peer.bias_hh_l0.zero_()
+    images, inputs = features(), torch.randint(V, (B, T))
+    x_0 = images.pooled @ decoder.image.weight.T + decoder.image.bias
+    sequence = torch.cat([x_0[:, None], decoder.words.weight[inputs]], dim=1)
+    h, _ = peer(sequence)  # torch starts at zero
+    expected = h[:, 1:] @ decoder.output.weight.T + decoder.output.bias
+    torch.testing.assert_close(decoder(images, inputs), expected)
+
+
+def test_a_state_is_reordered_by_rows() -> None:
+    decoder = show_tell(layers=2).eval()
+    images = features(3)
+    state = decoder.start(images)
+    order = torch.tensor([2, 0, 0, 1])
+    moved = {name: tensor[order] for name, tensor in state.items()}
+    expected = decoder.start(images.rows(order))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(moved[name], tensor)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_padding_after_the_end_contributes_exactly_nothing(cell: str) -> None:
+    """Loss and gradients of a padded batch are those of the captions one by one."""
+    tokenizer = build_tokenizer(["a b c d e f g"], name="word", min_count=1)
+    captions = [[4, 5, 6, 7, 8], [9], [10, 4]]
+    decoder, images = show_tell(cell).eval(), features(3)
+    inputs, targets = pad(captions, tokenizer)
+    logits = decoder(images, inputs)
+    together = cross_entropy(logits, targets, label_smoothing=0.1, reduction="sum")
+    together.backward()
+    gradients = [parameter.grad.clone() for parameter in decoder.parameters()]
+    decoder.zero_grad()
+
+    alone = torch.zeros((), dtype=torch.float64)
+    for row, caption in enumerate(captions):
+        one_inputs, one_targets = pad([caption], tokenizer)
+        one = decoder(images.rows(torch.tensor([row])), one_inputs)
+        alone = alone + cross_entropy(one, one_targets, label_smoothing=0.1, reduction="sum")
+    alone.backward()
+    torch.testing.assert_close(together.double(), alone, rtol=1e-6, atol=0)
+    for gradient, parameter in zip(gradients, decoder.parameters()):
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_what_stands_in_the_padding_changes_no_bit() -> None:
+    tokenizer = build_tokenizer(["a b c d e f g"], name="word", min_count=1)
+    inputs, targets = pad([[4, 5, 6, 7], [8]], tokenizer)
+    decoder, images = show_tell().eval(), features()
+    losses = []
+    for filler in (tokenizer.vocabulary.pad, 9):
+        changed = inputs.clone()
+        changed[1, 2:] = filler
+        decoder.zero_grad()
+        loss = cross_entropy(decoder(images, changed), targets, label_smoothing=0.0)
+        loss.backward()
+        losses.append((loss.detach(), decoder.output.weight.grad.clone()))
+    assert torch.equal(losses[0][0], losses[1][0])
+    assert torch.equal(losses[0][1], losses[1][1])
+
+
+def test_inputs_and_targets_are_shifted_by_one() -> None:
+    tokenizer = build_tokenizer(["a b c"], name="word", min_count=1)
+    words = tokenizer.vocabulary
+    inputs, targets = pad([[5, 6], [4, 5, 6]], tokenizer)
+    assert inputs.tolist() == [[words.start, 5, 6, words.pad], [words.start, 4, 5, 6]]
+    assert targets.tolist() == [[5, 6, words.end, IGNORED], [4, 5, 6, words.end]]
+
+
+def test_only_the_image_tells_captions_apart() -> None:
+    decoder = show_tell().eval()
+    inputs = torch.randint(V, (1, T)).expand(2, T)
+    logits = decoder(features(2), inputs)
+    assert (logits[0] - logits[1]).abs().max() > 1e-4
+    same = decoder(Features(torch.ones(2, D, dtype=torch.float64)), inputs)
+    torch.testing.assert_close(same[0], same[1])
