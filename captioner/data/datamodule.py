@@ -1,0 +1,334 @@
+"""Batches: records, tokenizer and encoder -> what a training or a dev step reads.
+
+The order of the batches is a function of (seed, epoch), augmentation of (seed, epoch, pair), and
+the training loader counts what it has served. A run that was interrupted can therefore go on with
+exactly the batch that would have come next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from captioner.data.features import CachedFeatures, cache_features
+from captioner.data.records import Reading, Record
+from captioner.data.transforms import Augmentation, open_image
+from captioner.models.encoders import Encoder, Features
+from captioner.tokenizers import Tokenizer
+
+IGNORED = -100
+"""The target past a caption's <end>: it takes no part in the loss."""
+
+Key = tuple[int, list[int]]
+"""What a sampler asks of a dataset: the epoch, and the places of one batch."""
+
+
+class Batch(NamedTuple):
+    """B images and R captions of them.
+
+    Attributes:
+        source: images [B, 3, S, S], or the Features that were cached for them.
+        rows: the image that each caption belongs to, [R].
+        inputs: <start> and the words, [R, T].
+        targets: the words and <end>, IGNORED past it, [R, T].
+        records: where the images come from, B of them.
+    """
+
+    source: Tensor | Features
+    rows: Tensor
+    inputs: Tensor
+    targets: Tensor
+    records: list[Record]
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on another device."""
+        return self._replace(
+            source=self.source.to(device),
+            rows=self.rows.to(device),
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+        )
+
+
+def pad(captions: Sequence[Sequence[int]], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Captions without special tokens -> inputs [R, T] and targets [R, T], shifted by one."""
+    words = tokenizer.vocabulary
+    width = 1 + max(len(caption) for caption in captions)
+    inputs = torch.full((len(captions), width), words.pad)
+    targets = torch.full((len(captions), width), IGNORED)
+    for row, caption in enumerate(captions):
+        inputs[row, : len(caption) + 1] = torch.tensor([words.start, *caption])
+        targets[row, : len(caption) + 1] = torch.tensor([*caption, words.end])
+    return inputs, targets
+
+
+class Pictures:
+    """Images by record: from ``cached`` features once it is set, live from the files before.
+
+    Args:
+        encoder: gives the evaluation transform.
+        augmentation: applied to files read for training.
+    """
+
+    cached: CachedFeatures | None = None
+
+    def __init__(self, encoder: Encoder, augmentation: Augmentation | None = None) -> None:
+        self.transform = encoder.transform
+        self.augmentation = augmentation
+
+    def __call__(self, records: Sequence[Record], keys: Sequence[tuple[int, int]]) -> Any:
+        """Images [B, 3, S, S] or Features; `keys` are (epoch, place), for the augmentation."""
+        if self.cached is not None:
+            return self.cached.get([record.image for record in records])
+        images = (open_image(record.image) for record in records)
+        if self.augmentation is None:
+            return torch.stack([self.transform(image) for image in images])
+        augment = self.augmentation
+        return torch.stack(
+            [augment(image, self.transform, *key) for image, key in zip(images, keys)]
+        )
+
+
+class TrainingPairs(Dataset[Batch]):
+    """Every (image, caption) pair of the training split; an item is a whole batch of them."""
+
+    def __init__(
+        self, records: Sequence[Record], tokenizer: Tokenizer, pictures: Pictures, *, max_words: int
+    ) -> None:
+        self.tokenizer, self.pictures = tokenizer, pictures
+        self.pairs = [
+            (record, tokenizer.encode(caption)[:max_words])
+            for record in records
+            for caption in record.captions
+        ]
+        self.pairs = [(record, words) for record, words in self.pairs if words]
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, places = key
+        pairs = [self.pairs[place] for place in places]
+        records = [record for record, _ in pairs]
+        source = self.pictures(records, [(epoch, place) for place in places])
+        inputs, targets = pad([words for _, words in pairs], self.tokenizer)
+        return Batch(source, torch.arange(len(pairs)), inputs, targets, records)
+
+
+class WholeImages(Dataset[Batch]):
+    """Images with all their captions, each image once; an item is a batch of images."""
+
+    def __init__(self, records: Sequence[Record], tokenizer: Tokenizer, pictures: Pictures) -> None:
+        self.records, self.tokenizer, self.pictures = records, tokenizer, pictures
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, places = key
+        records = [self.records[place] for place in places]
+        captions = [self.tokenizer.encode(text) for one in records for text in one.captions]
+        counts = torch.tensor([len(record.captions) for record in records])
+        rows = torch.arange(len(records)).repeat_interleave(counts)
+        inputs, targets = pad(captions or [[]], self.tokenizer)
+        source = self.pictures(records, [(epoch, place) for place in places])
+        return Batch(source, rows, inputs[: len(rows)], targets[: len(rows)], records)
+
+
+class InOrder(Sampler[Key]):
+    """All places, in order, `batch_size` at a time."""
+
+    def __init__(self, count: int, batch_size: int) -> None:
+        self.count, self.batch_size = count, batch_size
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[Key]:
+        for first in range(0, self.count, self.batch_size):
+            yield 0, list(range(first, min(first + self.batch_size, self.count)))
+
+
+class Bucketed(Sampler[Key]):
+    """Shuffled batches of captions of like length, so that little is computed for padding.
+
+    The pairs are shuffled, cut into pools of `pool` batches, sorted by length within a pool and cut
+    into batches, which are shuffled: the order depends on seed and epoch alone.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], batch_size: int, *, seed: int, pool: int = 50
+    ) -> None:
+        self.lengths = torch.tensor(lengths)
+        self.batch_size, self.seed, self.pool = batch_size, seed, pool
+        self.epoch = 0
+        self.first = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; Lightning calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Key]:
+        for places in self.order()[self.first :]:
+            yield self.epoch, places
+
+    def order(self) -> list[list[int]]:
+        """The batches of this epoch."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        pools = shuffled.split(self.pool * self.batch_size)
+        batches = [
+            batch
+            for one in pools
+            for batch in one[self.lengths[one].argsort(stable=True)].split(self.batch_size)
+        ]
+        return [batches[k].tolist() for k in torch.randperm(len(batches), generator=generator)]
+
+
+class TrainingLoader(DataLoader[Batch]):
+    """A loader that says how many batches of an epoch it has served, and can go on from there."""
+
+    def __init__(self, pairs: TrainingPairs, sampler: Bucketed, *, workers: int) -> None:
+        # A generator of its own: otherwise every epoch would draw from the global one.
+        super().__init__(
+            pairs,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            generator=torch.Generator().manual_seed(sampler.seed),
+        )
+        self.order = sampler
+        self.served = 0
+        self.resumed: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        going_on = self.resumed.get("epoch") == self.order.epoch
+        self.served = self.resumed["served"] % len(self.order) if going_on else 0
+        self.resumed = {}
+        self.order.first = self.served
+        for batch in super().__iter__():
+            self.served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and how many of its batches were served."""
+        return {"epoch": self.order.epoch, "served": self.served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.resumed = dict(state)
+
+
+class CaptionDataModule(lightning.LightningDataModule):
+    """Training and dev batches of a data set.
+
+    Args:
+        reading: the records.
+        tokenizer: made from the training captions.
+        encoder: its transform is used, and itself where features are cached.
+        seed: decides the order of the batches and the augmentation.
+        batch_size: captions in a training batch.
+        workers: processes that read images; 0 reads in the main process.
+        cache: compute the features of a frozen encoder once and keep them on disk.
+        cache_folder: where; null is ~/.cache/captioner, or $CAPTIONER_CACHE.
+        augment: random crops and flips of training images; needs cache=false.
+        max_words: longer training captions are cut.
+
+    Raises:
+        ValueError: a value out of range, or options that exclude each other.
+    """
+
+    def __init__(
+        self,
+        reading: Reading,
+        tokenizer: Tokenizer,
+        encoder: Encoder,
+        *,
+        seed: int,
+        batch_size: int = 128,
+        workers: int = 0,
+        cache: bool = True,
+        cache_folder: str | None = None,
+        augment: bool = False,
+        max_words: int = 40,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("workers", workers, 0),
+            ("max_words", max_words, 1),
+        ):
+            if value < least:
+                raise ValueError(f"loader.{name}={value} is not accepted; choose {least} or more")
+        if augment and cache and not encoder.trainable:
+            raise ValueError(
+                "loader.augment=true changes the images, so their features cannot be cached: set "
+                "loader.cache=false, or loader.augment=false"
+            )
+        self.tokenizer, self.encoder, self.seed = tokenizer, encoder, seed
+        self.batch_size, self.workers = batch_size, workers
+        self.caches = cache and not encoder.trainable
+        self.cache_folder = cache_folder
+        self.dev = reading.split("dev")
+        self.dev_pictures = Pictures(encoder)
+        self.train_pictures = Pictures(encoder, Augmentation(seed=seed) if augment else None)
+        self.pairs = TrainingPairs(
+            reading.split("train"), tokenizer, self.train_pictures, max_words=max_words
+        )
+
+    @property
+    def batches(self) -> int:
+        """Training batches in an epoch."""
+        return -(-len(self.pairs.pairs) // self.batch_size)
+
+    def setup(self, stage: str) -> None:
+        """Cache the features, where they are to be cached."""
+        if self.caches and self.dev_pictures.cached is None:
+            records = [*(record for record, _ in self.pairs.pairs), *self.dev]
+            images = list(dict.fromkeys(record.image for record in records))
+            cached = cached_features(self.encoder, images, self.cache_folder)
+            self.train_pictures.cached = self.dev_pictures.cached = cached
+
+    def train_dataloader(self) -> TrainingLoader:
+        lengths = [len(words) for _, words in self.pairs.pairs]
+        order = Bucketed(lengths, self.batch_size, seed=self.seed)
+        return TrainingLoader(self.pairs, order, workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return image_loader(self.dev, self.tokenizer, self.dev_pictures, workers=self.workers)
+
+
+def image_loader(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    pictures: Pictures,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+) -> DataLoader[Batch]:
+    """Batches of whole images, in the order of the records."""
+    return DataLoader(
+        WholeImages(records, tokenizer, pictures),
+        batch_size=None,
+        sampler=InOrder(len(records), batch_size),
+        num_workers=workers,
+        generator=torch.Generator(),
+    )
+
+
+def cached_features(
+    encoder: Encoder, images: Sequence[str], folder: str | None, *, grid: bool = False
+) -> CachedFeatures:
+    """The features of images, computed where the cache lacks them."""
+    return cache_features(encoder, images, cache_home(folder), grid=grid)
+
+
+def cache_home(folder: str | None) -> Path:
+    """Where features are kept: the folder given, $CAPTIONER_CACHE, or ~/.cache/captioner."""
+    import os
+
+    chosen = folder or os.environ.get("CAPTIONER_CACHE")
+    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "captioner"

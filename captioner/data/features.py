@@ -1,0 +1,370 @@
+"""The feature cache: what a frozen encoder says of each image, computed once and kept on disk.
+
+Below the cache's folder each encoder has one of its own, named by its fingerprint, with
+
+    index          24 bytes a row: the image's identity and a check of it
+    pooled.f16     D float16 values a row
+    grid.f16       P x D float16 values a row, where grids were asked for
+
+All three only grow, and a row counts once its index entry is written, after the values: whatever a
+kill leaves behind is cut off by the next writer. Readers map the files, so memory does not grow
+with the number of images. An identity is the image's absolute path, size and modification time:
+asking for these takes microseconds, and a changed or moved file is encoded anew. (A hash of the
+content would survive moving, but reads every image at every start.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.data.transforms import Transform, open_image
+from captioner.models.encoders import Encoder, Features
+
+_LAYOUT = 1  # raised when what is stored changes, so that older caches are not read
+_KEY, _CHECK = 16, 8  # bytes of an index entry
+_ENTRY = _KEY + _CHECK
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Name an encoder by everything its features depend on.
+
+    Args:
+        encoder: any; its network, weights and transform count, its device does not.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    kind = [_LAYOUT, type(encoder).__name__, encoder.network, encoder.transform.as_dict()]
+    digest = hashlib.blake2b(json.dumps(kind, sort_keys=True).encode(), digest_size=8)
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(values.numpy().data)
+    return digest.hexdigest()
+
+
+class CachedFeatures:
+    """Features of images, read from the cache's files.
+
+    It can be sent to another process: it holds paths and row numbers, no features.
+
+    Args:
+        folder: of one encoder's cache.
+        rows: each image's row.
+        feature_size: D.
+        positions: P; 0 where only pooled features are kept.
+    """
+
+    def __init__(
+        self, folder: Path, rows: dict[str, int], *, feature_size: int, positions: int
+    ) -> None:
+        self.folder = folder
+        self.feature_size = feature_size
+        self.positions = positions
+        self._rows = rows
+        self._maps: dict[str, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the maps out: pickled, they would become copies of the whole files."""
+        return {**self.__dict__, "_maps": {}}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, image: str) -> bool:
+        return image in self._rows
+
+    def get(self, images: Sequence[str]) -> Features:
+        """Look images up.
+
+        Args:
+            images: B paths as they were given to cache_features, in any order and number.
+
+        Returns:
+            float32 features: pooled [B, D], and grid [B, P, D] or None.
+
+        Raises:
+            ValueError: an image is not among those that were cached.
+        """
+        try:
+            rows = np.array([self._rows[image] for image in images], dtype=np.int64)
+        except KeyError as error:
+            raise ValueError(f"{error.args[0]}: not among the images that were cached") from None
+        pooled = self._take("pooled", rows, (self.feature_size,))
+        if not self.positions:
+            return Features(pooled)
+        return Features(pooled, self._take("grid", rows, (self.positions, self.feature_size)))
+
+    def _take(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+        if not len(rows):
+            return torch.empty(0, *shape)
+        if name not in self._maps:
+            size = (1 + max(self._rows.values()), *shape)
+            self._maps[name] = np.memmap(self.folder / f"{name}.f16", "<f2", "r", shape=size)
+        return torch.from_numpy(self._maps[name][rows]).float()
+
+
+def cache_features(
+    encoder: Encoder,
+    images: Sequence[str],
+    folder: Path,
+    *,
+    grid: bool = False,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> CachedFeatures:
+    """Encode the images that are not in the cache yet, and open it.
+
+    It may be killed at any time and called again. Of several processes one encodes, while the
+    others wait and then find everything there.
+
+    Args:
+        encoder: used in eval mode and without gradients, on the device where it lies.
+        images: paths.
+        folder: of all caches; one below it is this encoder's.
+        grid: keep the grid as well: P times the space, 125 kB an image for efficientnet_lite0.
+        batch_size: images encoded at once; on a CPU 8 to 16 are fastest, for their maps stay in its
+            cache.
+        progress: show a bar with images per second.
+
+    Returns:
+        the features of all images.
+
+    Raises:
+        ValueError: images cannot be read: all are listed, after the others were cached; or the
+            features do not fit into float16; or the disk has too little room.
+    """
+    positions = _count_positions(encoder) if grid else 0
+    home = Path(folder).expanduser() / (fingerprint(encoder) + ("-grid" if grid else ""))
+    store = _Store(home, encoder.feature_size, positions)
+    keys, broken = _identities(images)
+    rows = store.rows()
+    if any(key not in rows for key in keys.values()):
+        with _alone(home):
+            rows = store.mend()
+            missing = {key: image for image, key in keys.items() if key not in rows}
+            store.require_room(len(missing))
+            broken += _encode(encoder, missing, store, batch_size, progress)
+            rows = store.rows()
+    if broken:
+        raise ValueError(_complaint(broken))
+    found = {image: rows[key] for image, key in keys.items()}
+    return CachedFeatures(home, found, feature_size=encoder.feature_size, positions=positions)
+
+
+class _Store:
+    """The files of one encoder's cache; only one process at a time may call mend and append."""
+
+    def __init__(self, folder: Path, feature_size: int, positions: int) -> None:
+        self.folder = folder
+        self.widths = {"index": _ENTRY, "pooled.f16": 2 * feature_size}  # bytes a row
+        if positions:
+            self.widths["grid.f16"] = 2 * positions * feature_size
+
+    def rows(self) -> dict[bytes, int]:
+        """Return the row of each identity; damaged entries and unfinished rows do not count."""
+        count = self._count()
+        if not count:
+            return {}
+        index = (self.folder / "index").read_bytes()[: count * _ENTRY]
+        entries = (index[at : at + _ENTRY] for at in range(0, len(index), _ENTRY))
+        return {e[:_KEY]: row for row, e in enumerate(entries) if e == _entry(row, e[:_KEY])}
+
+    def _count(self) -> int:
+        files = ((self.folder / name, width) for name, width in self.widths.items())
+        return min(file.stat().st_size // width if file.exists() else 0 for file, width in files)
+
+    def mend(self) -> dict[bytes, int]:
+        """Cut off what an interrupted writer left, and return the rows."""
+        count = self._count()
+        for name, width in self.widths.items():
+            with open(self.folder / name, "ab") as file:
+                file.truncate(count * width)
+        return self.rows()
+
+    def require_room(self, count: int) -> None:
+        """Refuse to begin what the disk cannot hold."""
+        needed = count * sum(self.widths.values())
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise ValueError(
+                f"{self.folder}: {count} images need {needed / 1e9:.1f} GB, but "
+                f"{free / 1e9:.1f} GB are free; make room, or put the cache elsewhere"
+            )
+
+    def append(self, keys: Sequence[bytes], features: Features) -> None:
+        """Write rows, and last their index entries."""
+        first = self._count()
+        values = {"pooled.f16": features.pooled, "grid.f16": features.grid}
+        for name in self.widths.keys() - {"index"}:
+            self._write(name, _halves(values[name]))
+        self._write("index", b"".join(_entry(first + i, key) for i, key in enumerate(keys)))
+
+    def _write(self, name: str, data: bytes) -> None:
+        with open(self.folder / name, "ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may keep the index and lose the values
+
+
+def _entry(row: int, key: bytes) -> bytes:
+    """Make an index entry; with its check it is valid for one key in one row only."""
+    return key + hashlib.blake2b(row.to_bytes(8, "little") + key, digest_size=_CHECK).digest()
+
+
+def _halves(values: Tensor | None) -> bytes:
+    assert values is not None
+    halves = values.half()
+    if not halves.isfinite().all():
+        raise ValueError(
+            f"features up to {values.abs().max().item():.3g} do not fit into the cache's float16; "
+            "set loader.cache=false, or take another encoder"
+        )
+    return halves.cpu().contiguous().numpy().astype("<f2", copy=False).tobytes()
+
+
+def _identities(images: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
+    """Return each image's identity, and a line for each file that is not there."""
+    keys, broken = {}, []
+    for image in dict.fromkeys(images):
+        try:
+            status = os.stat(image)
+        except OSError:
+            broken.append(f"{image}: no such file")
+            continue
+        identity = f"{os.path.abspath(image)}\0{status.st_size}\0{status.st_mtime_ns}"
+        digest = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=_KEY)
+        keys[image] = digest.digest()
+    return keys, broken
+
+
+def _count_positions(encoder: Encoder) -> int:
+    side = encoder.transform.size
+    with _evaluating(encoder) as device:
+        grid = encoder(torch.zeros(1, 3, side, side, device=device)).grid
+    if grid is None:
+        raise ValueError(f"encoder.network={encoder.network} gives no grid to cache")
+    return grid.shape[1]
+
+
+@contextmanager
+def _evaluating(encoder: Encoder) -> Iterator[torch.device]:
+    """Run an encoder in eval mode and without gradients; give its device."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.inference_mode():
+            yield next(encoder.parameters()).device
+    finally:
+        encoder.train(training)
+
+
+def _encode(
+    encoder: Encoder, missing: dict[bytes, str], store: _Store, batch_size: int, progress: bool
+) -> list[str]:
+    """Encode and append the missing images; return a line for each that cannot be read."""
+    broken: list[str] = []
+    with _bar(len(missing), progress) as advance, _evaluating(encoder) as device:
+        for batch in _batches(missing, encoder.transform, batch_size):
+            good = {key: read for key, read in batch.items() if isinstance(read, Tensor)}
+            broken += [str(read) for read in batch.values() if isinstance(read, Exception)]
+            if good:
+                pixels = torch.stack(list(good.values())).to(device)  # [B, 3, S, S]
+                store.append(list(good), encoder(pixels))
+            advance(len(batch))
+    return broken
+
+
+def _batches(
+    missing: dict[bytes, str], transform: Transform, size: int
+) -> Iterator[dict[bytes, Tensor | Exception]]:
+    """Read images in threads, two batches ahead of the encoder; what fails comes as its error."""
+
+    def read(image: str) -> Tensor | Exception:
+        try:
+            return transform(open_image(image))
+        except (ValueError, OSError) as error:
+            return error
+
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    items = iter(missing.items())
+    ahead: deque[tuple[bytes, Future[Tensor | Exception]]] = deque()
+    try:
+        while True:
+            wanted = 3 * size - len(ahead)
+            ahead.extend((key, pool.submit(read, image)) for key, image in islice(items, wanted))
+            if not ahead:
+                return
+            chosen = [ahead.popleft() for _ in range(min(size, len(ahead)))]
+            yield {key: future.result() for key, future in chosen}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def _bar(total: int, shown: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("encoding images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(file=sys.stderr), disable=not shown) as bar:
+        task = bar.add_task("", total=total, speed="")
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+            speed = bar.tasks[0].speed
+            bar.update(task, speed=f"{speed:.0f} images/s" if speed else "")
+
+        yield advance
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system frees it when the process ends, however that happens."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that fills {folder}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _complaint(broken: list[str], most: int = 20) -> str:
+    count = "1 image" if len(broken) == 1 else f"{len(broken)} images"
+    more = [f"... and {len(broken) - most} more"] if len(broken) > most else []
+    first = f"{count} cannot be read (all others are cached); mend or remove:"
+    return "\n  ".join([first, *broken[:most], *more])

@@ -1,0 +1,339 @@
+"""The feature cache beside live features, after kills, with damage, and with two writers."""
+
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from captioner.data import features as cache
+from captioner.data.features import CachedFeatures, cache_features, fingerprint
+from captioner.data.transforms import Transform, open_image
+from captioner.models.encoders import Encoder, Features
+
+SIDE, SIZE, POSITIONS = 12, 6, 4  # S, D, P
+
+
+class Small(Encoder):
+    """A convolution over 2 x 2 patches; counts the images it encodes."""
+
+    def build(
+        self, network: str, *, weights: bool, image_size: int | None
+    ) -> tuple[nn.Module, int, Transform]:
+        self.encoded: list[int] = []
+        transform = Transform(
+            size=SIDE, crop=0.75, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
+        )
+        patches = nn.Conv2d(3, SIZE, SIDE // 2, stride=SIDE // 2)
+        source = torch.Generator().manual_seed(len(network))
+        for parameter in patches.parameters():
+            nn.init.normal_(parameter, generator=source)
+        return patches, SIZE, transform
+
+    def extract(self, images: Tensor) -> Features:
+        self.encoded.append(len(images))
+        grid = self.backbone(images).flatten(2).transpose(1, 2)  # [B, P, D]
+        return Features(grid.mean(1), grid)
+
+
+def draw(folder: Path, count: int, first: int = 0) -> list[str]:
+    paths = [folder / f"{number}.png" for number in range(first, first + count)]
+    for number, path in enumerate(paths, start=first):
+        pixels = np.random.default_rng(number).integers(0, 256, (15, 19, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return [str(path) for path in paths]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    (tmp_path / "images").mkdir()
+    return draw(tmp_path / "images", 11)
+
+
+def fill(folder: Path, images: list[str], **options: Any) -> tuple[CachedFeatures, int]:
+    """Return the cache, and how many images had to be encoded for it."""
+    encoder = Small(network="small")
+    cached = cache_features(encoder, images, folder, progress=False, **options)
+    encoded = sum(encoder.encoded) - bool(options.get("grid"))  # one for the count of positions
+    return cached, encoded
+
+
+def check(cached: CachedFeatures, images: list[str]) -> None:
+    encoder = Small(network="small")
+    live = encoder(torch.stack([encoder.transform(open_image(image)) for image in images]))
+    found = cached.get(images)
+    assert found.pooled.dtype == torch.float32
+    torch.testing.assert_close(found.pooled, live.pooled, rtol=2**-10, atol=1e-6)
+    if cached.positions:
+        assert found.grid is not None
+        torch.testing.assert_close(found.grid, live.grid, rtol=2**-10, atol=1e-6)
+    else:
+        assert found.grid is None
+
+
+def folder_of(folder: Path) -> Path:
+    (found,) = (path.parent for path in folder.glob("*/index"))
+    return found
+
+
+@pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_cached_equal_live_whatever_the_batch(
+    grid: bool, batch_size: int, images: list[str], tmp_path: Path
+) -> None:
+    cached, encoded = fill(tmp_path, images, grid=grid, batch_size=batch_size)
+    assert encoded == len(cached) == 11
+    assert cached.feature_size == SIZE
+    check(cached, images)
+    check(cached, [images[i] for i in (7, 0, 7, 10, 2)])
+    assert images[3] in cached
+    assert "other.png" not in cached
+    assert cached.get([]).pooled.shape == (0, SIZE)
+    with pytest.raises(ValueError, match=r"other.png: not among the images"):
+        cached.get([images[0], "other.png"])
+
+
+def test_only_missing_images_are_encoded(images: list[str], tmp_path: Path) -> None:
+    assert fill(tmp_path, images[:4] * 2)[1] == 4
+    assert fill(tmp_path, images[2:9])[1] == 5
+    cached, encoded = fill(tmp_path, images[::-1])
+    assert encoded == 2
+    check(cached, images)
+    cached, encoded = fill(tmp_path, images)
+    assert encoded == 0
+    check(cached, images)
+    assert fill(tmp_path, [])[1] == 0
+
+
+def test_a_changed_image_is_encoded_anew(images: list[str], tmp_path: Path) -> None:
+    fill(tmp_path, images)
+    times = os.stat(images[5])
+    os.replace(images[6], images[5])
+    os.utime(images[5], ns=(times.st_atime_ns, times.st_mtime_ns + 1))
+    cached, encoded = fill(tmp_path, images[:6])
+    assert encoded == 1
+    check(cached, images[:6])
+
+
+def test_a_grid_is_not_taken_from_a_cache_without(images: list[str], tmp_path: Path) -> None:
+    fill(tmp_path, images)
+    cached, encoded = fill(tmp_path, images, grid=True)
+    assert encoded == 11
+    check(cached, images)
+
+
+@pytest.mark.parametrize("name", ["index", "pooled.f16", "grid.f16"])
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.47, 0.63, 0.999])
+def test_a_kill_at_any_byte_is_mended(
+    name: str, kept: float, images: list[str], tmp_path: Path
+) -> None:
+    fill(tmp_path, images, grid=True)
+    file = folder_of(tmp_path) / name
+    os.truncate(file, int(file.stat().st_size * kept))
+    cached, encoded = fill(tmp_path, images, grid=True)
+    assert encoded == 11 - int(11 * kept)
+    check(cached, images)
+    assert fill(tmp_path, images, grid=True)[1] == 0
+
+
+def test_an_interrupt_keeps_what_was_done(images: list[str], tmp_path: Path) -> None:
+    encoder = Small(network="small")
+    encoder.register_forward_pre_hook(interrupt_at(3))
+    with pytest.raises(KeyboardInterrupt):
+        cache_features(encoder, images, tmp_path, batch_size=3, progress=False)
+    cached, encoded = fill(tmp_path, images)
+    assert encoded == 11 - 6
+    check(cached, images)
+
+
+def interrupt_at(call: int) -> Callable[..., None]:
+    calls = []
+
+    def hook(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+
+    return hook
+
+
+def swap(data: bytes) -> bytes:
+    return data[24:48] + data[:24] + data[48:]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "noise": lambda data: os.urandom(len(data)),
+    "zeros": lambda data: bytes(len(data)),
+    "one bit": lambda data: data[:100] + bytes([data[100] ^ 4]) + data[101:],
+    "a lost entry": lambda data: data[:48] + data[72:],
+    "two swapped": swap,
+    "longer": lambda data: data + os.urandom(53),
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_a_damaged_index_never_gives_wrong_features(
+    damage: str, images: list[str], tmp_path: Path
+) -> None:
+    fill(tmp_path, images)
+    file = folder_of(tmp_path) / "index"
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    cached, _ = fill(tmp_path, images)
+    check(cached, images)
+    cached, encoded = fill(tmp_path, images)
+    assert encoded == 0
+    check(cached, images)
+
+
+def test_broken_images_are_listed_after_the_others_are_cached(
+    images: list[str], tmp_path: Path
+) -> None:
+    Path(images[1]).write_bytes(b"no image")
+    Path(images[8]).write_bytes(Path(images[8]).read_bytes()[:300])
+    with pytest.raises(ValueError, match="3 images cannot be read") as caught:
+        fill(tmp_path, [*images, "absent.png"], batch_size=4)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    assert all(sum(name in line for line in lines) == 1 for name in (images[1], images[8]))
+    assert sum("absent.png: no such file" in line for line in lines) == 1
+    sound = [image for image in images if image not in (images[1], images[8])]
+    cached, encoded = fill(tmp_path, sound)
+    assert encoded == 0
+    check(cached, sound)
+
+
+def test_fingerprint_names_network_weights_and_transform() -> None:
+    first = fingerprint(Small(network="small"))
+    assert fingerprint(Small(network="small").to(memory_format=torch.channels_last)) == first  # type: ignore
+    assert fingerprint(Small(network="other")) != first
+    changed = Small(network="small")
+    with torch.no_grad():
+        changed.get_parameter("backbone.bias")[3] += 1e-6
+    assert fingerprint(changed) != first
+    moved = Small(network="small")
+    moved.transform = Transform(**{**moved.transform.as_dict(), "crop": 0.8})
+    assert fingerprint(moved) != first
+
+
+def test_images_are_read_a_few_batches_ahead(
+    images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    ahead: list[int] = []
+
+    def reading(path: str) -> Image.Image:
+        read.append(path)
+        return open_image(path)
+
+    monkeypatch.setattr(cache, "open_image", reading)
+    encoder = Small(network="small")
+    encoder.register_forward_pre_hook(lambda *_: ahead.append(len(read)))
+    cache_features(encoder, images, tmp_path, batch_size=2, progress=False)
+    assert ahead[0] <= 3 * 2
+    assert all(count <= 3 * 2 + 2 * number for number, count in enumerate(ahead))
+
+
+def test_it_travels_without_its_features(images: list[str], tmp_path: Path) -> None:
+    cached, _ = fill(tmp_path, images, grid=True)
+    check(cached, images)
+    sent = pickle.dumps(cached)
+    assert len(sent) < 2000
+    check(pickle.loads(sent), images)
+
+
+def test_what_float16_cannot_hold_is_refused(images: list[str], tmp_path: Path) -> None:
+    encoder = Small(network="small")
+    with torch.no_grad():
+        encoder.get_parameter("backbone.bias").fill_(1e5)
+    with pytest.raises(ValueError, match="do not fit into the cache's float16"):
+        cache_features(encoder, images, tmp_path, progress=False)
+
+
+def test_a_full_disk_is_told_beforehand(
+    images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(11 * (24 + 12) - 1))
+    with pytest.raises(ValueError, match="11 images need"):
+        fill(tmp_path, images)
+    assert fill(tmp_path, images[:10])[1] == 10
+
+
+def test_a_trainable_encoder_is_cached_in_eval_mode(images: list[str], tmp_path: Path) -> None:
+    encoder = Small(network="small", pretrained=False, trainable=True)
+    encoder.backbone = nn.Sequential(encoder.backbone, nn.BatchNorm2d(SIZE))
+    encoder.train()
+    cached = cache_features(encoder, images, tmp_path, grid=True, progress=False)
+    assert encoder.training
+    assert encoder.backbone[1].num_batches_tracked == 0
+    encoder.eval()
+    live = encoder(torch.stack([encoder.transform(open_image(image)) for image in images]))
+    torch.testing.assert_close(cached.get(images).pooled, live.pooled, rtol=2**-10, atol=1e-6)
+
+
+def test_two_threads_encode_each_image_once(images: list[str], tmp_path: Path) -> None:
+    counts: list[int] = []
+    both = threading.Barrier(2)
+
+    def work() -> None:
+        both.wait()
+        cached, encoded = fill(tmp_path, images, batch_size=1)
+        check(cached, images)
+        counts.append(encoded)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(counts) == 11
+
+
+def test_two_processes_and_a_kill(images: list[str], tmp_path: Path) -> None:
+    """One process is killed while it writes; a second, which waits for it, finishes the work."""
+    script = textwrap.dedent(
+        """
+        import sys, time
+        import captioner
+        sys.path.insert(0, sys.argv[1])
+        from test_features import Small, cache_features
+        encoder = Small(network="small")
+        encoder.register_forward_pre_hook(lambda *_: time.sleep(float(sys.argv[3])))
+        cache_features(encoder, sys.argv[4:], sys.argv[2], batch_size=2, progress=False)
+        print(sum(encoder.encoded))
+        """
+    )
+
+    def start(pause: float) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path), str(pause)]
+            + images,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    slow = start(pause=30)
+    try:
+        while not list(tmp_path.glob("*/lock")) and slow.poll() is None:
+            time.sleep(0.05)
+        quick = start(pause=0)
+        assert quick.stderr is not None
+        assert any("waiting for another process" in line for line in quick.stderr)
+    finally:
+        slow.kill()
+        slow.communicate()
+    assert quick.communicate(timeout=60)[0].strip() == "11"
+    check(fill(tmp_path, images)[0], images)
