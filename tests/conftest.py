@@ -1,10 +1,76 @@
 """Shared by all tests. captioner comes first: it guards the import of torchvision."""
 
 import captioner  # noqa: F401, I001
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+
+TINY = (
+    "encoder=test_resnet",
+    "encoder.pretrained=false",
+    "encoder.image_size=32",
+    "decoder.embedding_size=16",
+    "decoder.hidden_size=24",
+    "loader.batch_size=20",
+    "training.lr=0.01",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "logger.tensorboard=false",
+)
+"""Overrides that make a training of a second or two, with an untrained encoder."""
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    before = os.environ.get("CAPTIONER_CACHE")
+    os.environ["CAPTIONER_CACHE"] = str(tmp_path_factory.mktemp("features"))
+    yield
+    if before is None:
+        del os.environ["CAPTIONER_CACHE"]
+    else:
+        os.environ["CAPTIONER_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a small embedded data set."""
+    from captioner.data.shapes import draw
+
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    return draw(root, seed=0, train=24, dev=8, test=6, size=48, progress=False).parent
+
+
+@pytest.fixture(scope="session")
+def tiny(scenes: Path) -> tuple[str, ...]:
+    """Overrides of a tiny training on those scenes."""
+    return (*TINY, f"data.root={scenes}")
+
+
+@pytest.fixture(scope="session")
+def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run folder, of a model that has learned a little; not to be changed."""
+    from captioner.config import compose
+    from captioner.training import train
+
+    learning = (
+        "encoder=efficientnet_lite0",
+        "encoder.network=efficientnet_lite0",
+        "encoder.pretrained=true",
+        "encoder.image_size=64",
+        "decoder.dropout=0.1",
+        "training.lr=0.02",
+        "loader.batch_size=10",
+        "trainer.max_epochs=15",
+        "callbacks.patience=0",
+    )
+    config = compose([*tiny, *learning])
+    return train(config, tmp_path_factory.mktemp("runs") / "tiny").folder

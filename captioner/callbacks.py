@@ -1,0 +1,209 @@
+"""What watches a training: checkpoints, exact resuming, sample captions, and honest warnings."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from captioner.checkpoint import BEST, FOLDER, LAST
+
+MONITOR = "dev_bleu4"
+"""The dev score that chooses the best checkpoint and stops early; higher is better."""
+
+
+def build_callbacks(
+    folder: Path,
+    *,
+    patience: int = 5,
+    save_every: int = 200,
+    samples: int = 8,
+    progress: bool = True,
+) -> list[Callback]:
+    """The callbacks of a training run.
+
+    Args:
+        folder: the run folder.
+        patience: looks at dev without a better score before the training stops; 0 never stops it.
+        save_every: optimiser steps between two writings of last.ckpt, besides every epoch's end.
+        samples: dev captions logged at every look at dev; 0 for none.
+        progress: a live progress bar, where the output is a terminal.
+    """
+    for name, value, least in (("patience", patience, 0), ("samples", samples, 0)):
+        if value < least:
+            raise ValueError(f"callbacks.{name}={value} is not accepted; choose {least} or more")
+    if save_every < 1:
+        raise ValueError(f"callbacks.save_every={save_every} is not accepted; choose 1 or more")
+    best = ModelCheckpoint(
+        dirpath=folder / FOLDER,
+        filename=Path(BEST).stem,
+        monitor=MONITOR,
+        mode="max",
+        save_weights_only=True,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    found: list[Callback] = [EpochLine(), ImageMatters(), RandomState()]
+    if samples:
+        found.append(SampleCaptions(folder / "samples.jsonl", samples))
+    if progress and sys.stderr.isatty():
+        found.append(RichProgressBar())
+    if patience:
+        found.append(
+            EarlyStopping(MONITOR, mode="max", patience=patience, check_on_train_epoch_end=False)
+        )
+    return [*found, LearningRateMonitor("step"), LastCheckpoint(folder, save_every), best]
+
+
+class LastCheckpoint(Callback):
+    """Writes last.ckpt, from which a run goes on exactly as if it had never stopped."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path = folder / FOLDER / LAST
+        self.every = every
+        self._saved_at = 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        step = trainer.global_step
+        if step and step % self.every == 0 and step != self._saved_at:
+            self._saved_at = step
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self.path)
+
+
+class RandomState(Callback):
+    """Keeps every random generator in the checkpoint, as tensors and plain lists."""
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
+        version, words, gauss_next = random.getstate()
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [kind, [int(key) for key in keys], position, has_gauss, gauss],
+            "python": [version, list(words), gauss_next],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = state
+
+    def on_train_start(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        if not self._restored:
+            return
+        torch.set_rng_state(self._restored["torch"].cpu())
+        if self._restored["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
+        kind, keys, *rest = self._restored["numpy"]
+        numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+        version, words, gauss_next = self._restored["python"]
+        random.setstate((version, tuple(words), gauss_next))
+        self._restored = {}
+
+
+class EpochLine(Callback):
+    """Prints one line for each look at the dev split."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def on_train_start(self, *unused: Any) -> None:
+        self._started = time.monotonic()
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        if trainer.sanity_checking:
+            return
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        print(
+            f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"
+            f"   train loss {scores.get('train_loss', float('nan')):.3f}"
+            f"   dev loss {scores['dev_loss']:.3f}"
+            f" (wrong image {scores['dev_loss_shuffled']:.3f})"
+            f"   BLEU-4 {scores[MONITOR]:5.1f}"
+            f"   distinct {scores['dev_distinct']:3.0f} %"
+            f"   {minutes}:{seconds:02d}",
+            flush=True,
+        )
+
+
+class ImageMatters(Callback):
+    """Warns when the captions do not depend on the picture.
+
+    Two signs are looked at after every epoch but the first: the dev loss with each caption beside
+    its neighbour's image, which must be higher than with its own, and the share of distinct
+    captions. A decoder that has become a plain language model fails both.
+
+    Args:
+        least_gain: by what share of the dev loss the wrong image must be worse.
+        least_distinct: per cent of dev captions that must differ.
+    """
+
+    def __init__(self, least_gain: float = 0.01, least_distinct: float = 2.0) -> None:
+        self.least_gain, self.least_distinct = least_gain, least_distinct
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        if trainer.sanity_checking or trainer.current_epoch == 0:
+            return
+        scores = trainer.callback_metrics
+        gain = float(scores["dev_loss_shuffled"] / scores["dev_loss"]) - 1
+        distinct = float(scores["dev_distinct"])
+        if gain < self.least_gain or distinct < self.least_distinct:
+            warnings.warn(
+                f"the captions hardly depend on the images: the wrong image raises the dev loss by "
+                f"{100 * gain:.1f} %, and {distinct:.0f} % of the captions differ. Look at the "
+                "encoder, its transform and training.lr",
+                stacklevel=2,
+            )
+
+
+class SampleCaptions(Callback):
+    """Appends a few dev captions to a file at each look at dev, and gives them to TensorBoard."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        rows = [
+            {
+                "epoch": trainer.current_epoch + 1,
+                "image": image,
+                "caption": caption,
+                "references": list(references),
+            }
+            for image, caption, references in module.dev_captions[: self.count]
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        text = "\n\n".join(f"{row['image']}: **{row['caption']}**" for row in rows)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("dev captions", text, trainer.global_step)

@@ -1,0 +1,204 @@
+"""The only reader and writer of checkpoints: one Lightning file that suffices by itself.
+
+Beside what Lightning keeps (weights, optimiser, progress), a checkpoint has a block ``captioner``:
+
+    format      1; a file with a higher number is refused
+    version     of the package that wrote it
+    config      the composed configuration, as plain data
+    tokenizer   its name and vocabulary, as plain data
+    transform   how images are made ready, as plain data
+    scores      those on the dev split by which it was chosen
+
+Reading is ``torch.load(weights_only=True)`` and nothing else: a checkpoint holds tensors and plain
+data, chooses components by their names in the tables, and cannot run code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from captioner import __version__
+from captioner.config import Config
+from captioner.data.transforms import Transform
+from captioner.models import CaptioningModel, build_model
+from captioner.tokenizers import Tokenizer, restore_tokenizer
+
+FORMAT = 1
+BEST, LAST = "best.ckpt", "last.ckpt"
+FOLDER = "checkpoints"
+PREFIX = "model."
+GROUPS = ("data", "loader", "encoder", "decoder", "decoding", "training")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds, read and held against what this version understands.
+
+    Attributes:
+        path: the file.
+        config: the composed configuration of the run.
+        tokenizer: with its vocabulary.
+        transform: how images are made ready.
+        scores: dev scores by which it was chosen; may be empty.
+        weights: of the CaptioningModel, by name.
+        lightning: the whole file as Lightning wrote it.
+    """
+
+    path: Path
+    config: Config
+    tokenizer: Tokenizer
+    transform: Transform
+    scores: dict[str, float]
+    weights: dict[str, Tensor]
+    lightning: dict[str, Any]
+
+    def model(self) -> CaptioningModel:
+        """Build the model and fill in the weights.
+
+        Raises:
+            ValueError: the weights do not fit the configuration that stands beside them.
+        """
+        model = build_model(
+            self.config["encoder"],
+            self.config["decoder"],
+            vocabulary_size=len(self.tokenizer.vocabulary),
+            initialise=False,
+        )
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as error:
+            detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+            raise ValueError(f"{self.path}: weights and configuration disagree: {detail}") from None
+        model.encoder.transform = self.transform
+        return model
+
+
+def block(
+    *, config: Config, tokenizer: Tokenizer, transform: Transform, scores: Mapping[str, float]
+) -> dict[str, Any]:
+    """The part of a checkpoint that makes it suffice by itself, as plain data."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "config": config,
+        "tokenizer": tokenizer.as_dict(),
+        "transform": transform.as_dict(),
+        "scores": dict(scores),
+    }
+
+
+def find(path: str | Path, *, name: str = BEST) -> Path:
+    """The checkpoint file of a run folder, or the file itself.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file, or a folder without checkpoints.
+    """
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
+    for candidate in (path / FOLDER / name, path / name, path / FOLDER / LAST, path / LAST):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"{path}: holds no checkpoint; give a run folder (with {FOLDER}/{name}) or a .ckpt file"
+    )
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a checkpoint, on the CPU.
+
+    Args:
+        path: a run folder or a checkpoint file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: not a checkpoint of this package, damaged, or of a newer format.
+    """
+    path = find(path)
+    content = _load(path)
+    found = content.get("captioner") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or "format" not in found or "state_dict" not in content:
+        raise ValueError(f"{path}: not a captioner checkpoint (it lacks the captioner block)")
+    if found["format"] != FORMAT:
+        raise ValueError(
+            f"{path}: checkpoint format {found['format']!r}, written by captioner "
+            f"{found.get('version')}; this is {__version__} and reads format {FORMAT}: upgrade it"
+        )
+    config = found.get("config")
+    if not isinstance(config, dict) or not all(isinstance(config.get(g), dict) for g in GROUPS):
+        raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")
+    try:
+        return Checkpoint(
+            path=path,
+            config=config,
+            tokenizer=restore_tokenizer(found["tokenizer"]),
+            transform=Transform.from_dict(found["transform"]),
+            scores={str(name): float(value) for name, value in found["scores"].items()},
+            weights={
+                name.removeprefix(PREFIX): tensor
+                for name, tensor in content["state_dict"].items()
+                if name.startswith(PREFIX)
+            },
+            lightning=content,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged captioner checkpoint ({error!r})") from None
+
+
+def _load(path: Path) -> Any:
+    try:
+        if not zipfile.is_zipfile(path):
+            raise EOFError
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path}: not a captioner checkpoint (it holds more than tensors and plain data, which "
+            "is never loaded)"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise ValueError(
+            f"{path}: not a checkpoint, or a truncated one; copy it again or train again"
+        ) from None
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole or not at all, and read without running code."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read(path).lightning
+
+
+def run_folder(path: Path) -> Path:
+    """The run folder that a checkpoint file belongs to."""
+    return path.parent.parent if path.parent.name == FOLDER else path.parent

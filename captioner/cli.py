@@ -1,0 +1,369 @@
+"""The command line: one table of verbs. Parsing only; each verb imports what it needs when called.
+
+Exit status: 0 done; 1 something could not be done, and standard error says what; 2 the command line
+itself is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from captioner import __version__
+
+EXAMPLES = """\
+examples:
+  captioner train experiment=demo                      train on the embedded data set
+  captioner evaluate runs/demo data.split=test         score a run
+  captioner caption photo.jpg --model runs/demo        caption a photograph
+  captioner data stats data=flickr8k data.root=~/flickr8k
+
+`captioner VERB --help` tells more of each. CAPTIONER_TRACEBACK=1 shows where an error arose.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments and arguments[0] in VERBS:
+            return VERBS[arguments[0]][0](arguments[1:])
+        _top_parser().parse_args(arguments or ["--help"])
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("CAPTIONER_TRACEBACK"):
+            raise
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(message: str, status: int = 1) -> int:
+    print("captioner: error: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {verb:<12}{text}" for verb, (_, text) in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog="captioner",
+        usage="captioner VERB ...",
+        description=f"Image captioning that can be read like a textbook.\n\nverbs:\n{lines}",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"captioner {__version__}")
+    parser.add_argument("verb", choices=list(VERBS), metavar="VERB", help=argparse.SUPPRESS)
+    return parser
+
+
+def _parser(verb: str, description: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"captioner {verb}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+# train ----------------------------------------------------------------------------------------
+
+
+def train(argv: Sequence[str]) -> int:
+    """A Hydra application: its flags and overrides, see ``captioner train --help``."""
+    import hydra
+
+    from captioner import config
+
+    flags = [one for one in argv if one.startswith("-")]
+    querying = any(flag in ("-sc", "--shell-completion", "-h", "--help") for flag in flags)
+    overrides = [one for one in argv if "=" in one and not one.startswith("-")]
+    ready = list(argv)
+    if not querying:
+        fixed = config.checked(overrides)
+        ready = [one for one in argv if one not in overrides] + fixed
+        ready += _resume_folder(fixed)
+    sys.argv = ["captioner train", *ready]
+    hydra.main(str(config.conf_folder()), "config", version_base="1.3")(_train_job)()
+    return 0
+
+
+def _resume_folder(overrides: Sequence[str]) -> list[str]:
+    """A resumed run goes on in its own folder."""
+    runs = [one.partition("=")[2] for one in overrides if one.startswith("resume=")]
+    if not runs or runs[-1] in ("null", ""):
+        return []
+    return [f"run_dir={runs[-1]}"]
+
+
+def _train_job(composed: Any) -> float:
+    """One training run; returns the monitored score to sweepers."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from captioner.config import plain
+
+    try:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        return _train(plain(composed), folder, list(HydraConfig.get().overrides.task))
+    except (ValueError, OSError) as error:
+        if os.environ.get("CAPTIONER_TRACEBACK"):
+            raise
+        raise SystemExit(_fail(str(error))) from None
+
+
+def _train(config: dict[str, Any], folder: Path, overrides: Sequence[str]) -> float:
+    from captioner import checkpoint
+    from captioner.config import override
+    from captioner.training import train
+
+    resume = None
+    if config["resume"] is not None:
+        resume = checkpoint.find(config["resume"], name=checkpoint.LAST)
+        kept = [o for o in overrides if o.partition("=")[0] not in ("resume", "run_dir")]
+        config = override(checkpoint.read(resume).config, kept)
+        folder = checkpoint.run_folder(resume)
+    run = train(config, folder, resume=resume)
+    _print_table(
+        "dev scores of the best checkpoint",
+        {name: f"{value:.2f}" for name, value in run.scores.items()},
+    )
+    print(f"run folder       {_short(run.folder)}\nbest checkpoint  {_short(run.best)}")
+    return run.score
+
+
+# evaluate -------------------------------------------------------------------------------------
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Decode a split freely and score it."""
+    parser = _parser(
+        "evaluate",
+        "Decode a split freely (never teacher-forced), score it against all references, and write\n"
+        "scores.json, captions.jsonl and sheet.png into the run folder, by split and decoding.",
+        "  captioner evaluate runs/demo\n"
+        "  captioner evaluate runs/demo data.split=test decoding=beam decoding.beam_size=3\n"
+        "  captioner evaluate copied.ckpt data.root=~/flickr8k decoding.length_penalty=0.7\n",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="data.split=dev|test|train, data.root=…, decoding=greedy|beam, decoding.…, loader.…",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="of what is printed"
+    )
+    options = parser.parse_args(argv)
+
+    from captioner.api import Captioner
+    from captioner.config import override
+    from captioner.evaluation import evaluate, result_folder
+
+    captioner = Captioner.load(options.run, device=options.device)
+    base = {key: captioner.config[key] for key in ("data", "decoding", "loader")}
+    base["data"] = {**base["data"], "split": "dev"}
+    chosen = override(base, options.overrides)
+    data, decoding = chosen["data"], chosen["decoding"]
+    split = data.pop("split", "dev")
+    result = evaluate(captioner, data=data, decoding=decoding, loader=chosen["loader"], split=split)
+    paths = result.write(result_folder(captioner, decoding, data, split))
+    if options.format == "json":
+        return _print_json({**result.scores.as_dict(), "files": [str(path) for path in paths]})
+    rate = len(result.captions) / max(result.seconds, 1e-9)
+    _print_table(
+        f"{split}: {len(result.captions)} images, {rate:.0f} captions/s",
+        {name: f"{value:.2f}" for name, value in result.scores.values.items()},
+    )
+    print(result.scores.signature)
+    for path in paths:
+        print(f"wrote {_short(path)}")
+    return 0
+
+
+# caption --------------------------------------------------------------------------------------
+
+
+def caption(argv: Sequence[str]) -> int:
+    """Caption image files."""
+    parser = _parser(
+        "caption",
+        "Caption image files. Files that are not readable images are named on standard error, the\n"
+        "others are captioned, and the exit status is 1.",
+        "  captioner caption photo.jpg --model runs/demo\n"
+        "  captioner caption photos/ '*.png' --model runs/demo --beam-size 5 --format csv\n"
+        "  find . -name '*.jpg' | captioner caption - --model runs/demo --format json\n",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="a file, a folder with all below it, a quoted glob, or - for a list on standard input",
+    )
+    parser.add_argument("--model", required=True, metavar="RUN", help="run folder or checkpoint")
+    parser.add_argument("--beam-size", type=int, metavar="K", help="1 is greedy")
+    parser.add_argument("--length-penalty", type=float, metavar="A", help="0 none, 1 average")
+    parser.add_argument("--max-length", type=int, metavar="T", help="most tokens of a caption")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images at a time")
+    parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
+    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    options = parser.parse_args(argv)
+
+    from captioner.captions import caption_files
+
+    decoding = {
+        name: value
+        for name in ("beam_size", "length_penalty", "max_length")
+        if (value := getattr(options, name)) is not None
+    }
+    return caption_files(
+        options.paths,
+        model=options.model,
+        device=options.device,
+        batch_size=options.batch_size,
+        format=options.format,
+        output=options.output,
+        decoding=decoding,
+    )
+
+
+# data -----------------------------------------------------------------------------------------
+
+
+def data(argv: Sequence[str]) -> int:
+    """Draw, describe and check data sets."""
+    parser = _parser(
+        "data",
+        "draw: draw the embedded data set.\n"
+        "stats: counts, lengths and vocabulary coverage of each split.\n"
+        "check: open every image; name broken and missing ones, empty captions, and images that\n"
+        "       stand in two splits. The exit status is 1 where something is wrong.",
+        "  captioner data draw\n"
+        "  captioner data stats data=flickr8k data.root=~/flickr8k\n"
+        "  captioner data check data=coco data.root=/data/coco --format json\n",
+    )
+    parser.add_argument("job", choices=("draw", "stats", "check"))
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="data=NAME, data.root=…, tokenizer=… (default: the embedded set); seed=… for draw",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    options = parser.parse_args(argv)
+
+    from captioner.config import compose, make
+    from captioner.data import prepare, read_records, shapes
+
+    config = compose(options.overrides)
+    if options.job == "draw":
+        if config["data"]["format"] != "shapes":
+            raise ValueError(f"only data=shapes is drawn, not {config['data']['format']!r}")
+        seed = config["seed"] if any(o.startswith("seed=") for o in options.overrides) else 0
+        print(f"wrote {_short(shapes.draw(Path(config['data']['root']).expanduser(), seed=seed))}")
+        return 0
+    reading = make(read_records, "data", config["data"])
+    if options.job == "stats":
+        numbers = prepare.statistics(reading, config["tokenizer"]["name"])
+        if options.format == "json":
+            return _print_json(numbers)
+        prepare.print_statistics(numbers)
+        return 0
+    report = prepare.check(reading)
+    if options.format == "json":
+        _print_json(report.as_dict())
+    else:
+        prepare.print_report(report)
+    return 0 if report.sound else 1
+
+
+# completion -----------------------------------------------------------------------------------
+
+
+def completion(argv: Sequence[str]) -> int:
+    """Print a shell function that completes verbs, overrides and files."""
+    parser = _parser(
+        "completion",
+        "Print tab completion for a shell: verbs, groups, options and values of train, files.",
+        '  eval "$(captioner completion bash)"\n'
+        '  eval "$(captioner completion zsh)"\n'
+        "  captioner completion fish | source\n",
+    )
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    options = parser.parse_args(argv)
+    verbs = " ".join(VERBS)
+    print(_COMPLETION[options.shell].replace("VERBS", verbs), end="")
+    return 0
+
+
+_BASH = """\
+_captioner() {
+    local word="${COMP_WORDS[COMP_CWORD]}"
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        COMPREPLY=($(compgen -W "VERBS" -- "$word"))
+    elif [ "${COMP_WORDS[1]}" = train ]; then
+        local line="${COMP_LINE/ train/}"
+        COMPREPLY=($(COMP_LINE="$line" COMP_POINT="${#line}" captioner train -sc query=bash))
+        [[ "${COMPREPLY[0]}" == *= || "${COMPREPLY[0]}" == *. ]] && compopt -o nospace
+    else
+        COMPREPLY=($(compgen -f -- "$word"))
+    fi
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -F _captioner captioner
+"""
+_COMPLETION = {
+    "bash": _BASH,
+    "zsh": "autoload -U +X bashcompinit && bashcompinit\n" + _BASH,
+    "fish": """\
+complete -c captioner -n __fish_use_subcommand -f -a "VERBS"
+complete -c captioner -n "__fish_seen_subcommand_from train" -f -a '(
+    set -lx COMP_LINE (string replace " train" "" -- (commandline -cp))
+    captioner train -sc query=fish)'
+""",
+}
+
+
+# What the verbs share -------------------------------------------------------------------------
+
+
+def _print_table(title: str, rows: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _print_json(value: Any) -> int:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _short(path: Path) -> str:
+    """A path as short as it can be told from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "train": (train, "train a model: captioner train experiment=demo"),
+    "evaluate": (evaluate, "decode a split freely and score it"),
+    "caption": (caption, "caption image files"),
+    "data": (data, "draw, describe and check data sets"),
+    "completion": (completion, "tab completion for bash, zsh and fish"),
+}

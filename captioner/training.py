@@ -1,0 +1,451 @@
+"""Training: the Lightning module, and ``train``, which makes a run folder from a configuration.
+
+    loss = -Σ_t log p(word_t | image, word_0 .. word_{t-1})      over real words and <end> only
+
+The best checkpoint is chosen by BLEU-4 of freely decoded dev captions, not by the loss: the loss
+is teacher-forced and goes on falling, or rising, after the captions have stopped changing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioner import checkpoint
+from captioner.callbacks import MONITOR, build_callbacks
+from captioner.config import Config, make, unknown
+from captioner.data import read_records
+from captioner.data.datamodule import IGNORED, Batch, CaptionDataModule
+from captioner.data.records import Record, write_whole
+from captioner.decoding import DecodingOptions
+from captioner.metrics import score
+from captioner.models import CaptioningModel, build_model
+from captioner.tokenizers import Tokenizer, build_tokenizer
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class NonFiniteLoss(ValueError):
+    """The loss or a weight is no longer a finite number."""
+
+
+class LitCaptioner(lightning.LightningModule):
+    """Trains a CaptioningModel with cross-entropy and AdamW.
+
+    Args:
+        model: encoder and decoder.
+        tokenizer: of the training captions.
+        config: the configuration of the run, kept in its checkpoints.
+        total_steps: optimiser steps of the whole training, for the schedule.
+        decoding: how dev captions are decoded.
+        lr: peak learning rate of the decoder.
+        encoder_lr: peak learning rate of a trainable encoder.
+        weight_decay: of matrices; biases, normalisation and embeddings have none.
+        warmup: share of the steps in which the rate rises linearly from 0, [0, 1].
+        schedule: after the warm-up "constant", or falling to 0 along a "linear" or "cosine" line.
+        label_smoothing: share of the target's probability spread over all words, [0, 1)
+            (Szegedy et al., 2016).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        model: CaptioningModel,
+        tokenizer: Tokenizer,
+        config: Config,
+        total_steps: int,
+        decoding: DecodingOptions,
+        *,
+        lr: float = 1e-3,
+        encoder_lr: float = 1e-5,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        schedule: str = "cosine",
+        label_smoothing: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for name, value, high in (
+            ("lr", lr, math.inf),
+            ("encoder_lr", encoder_lr, math.inf),
+            ("weight_decay", weight_decay, math.inf),
+            ("warmup", warmup, 1.0),
+            ("label_smoothing", label_smoothing, 0.999),
+        ):
+            if not 0 <= value <= high:
+                raise ValueError(
+                    f"training.{name}={value} is not accepted; choose a number from 0 to {high}"
+                )
+        if schedule not in SCHEDULES:
+            raise unknown("training.schedule", schedule, SCHEDULES)
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.total_steps, self.decoding = total_steps, decoding
+        self.lr, self.encoder_lr, self.weight_decay = lr, encoder_lr, weight_decay
+        self.warmup, self.schedule, self.label_smoothing = warmup, schedule, label_smoothing
+        self.dev_scores: dict[str, float] = {}
+        self._dev = _DevResults()
+
+    # Training ---------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        logits = self.model(batch.source, batch.inputs)
+        loss = cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss is {loss.item()} at step {self.global_step}; nothing was overwritten. "
+                "Lower training.lr, set trainer.gradient_clip_val, or look at the data with "
+                "`captioner data check`; resume=RUN goes on from the last checkpoint"
+            )
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def rate(self, step: int) -> float:
+        """The learning rate at a step, as a share of its peak, [0, 1]."""
+        rising = self.warmup * self.total_steps
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        done = (step - rising) / max(1.0, self.total_steps - rising)  # 0 .. 1
+        if self.schedule == "constant":
+            return 1.0
+        if self.schedule == "linear":
+            return max(0.0, 1.0 - done)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups = []
+        for part, lr in ((self.model.decoder, self.lr), (self.model.encoder, self.encoder_lr)):
+            learned = [(m, p) for m in part.modules() for p in m.parameters(recurse=False)]
+            learned = [(m, p) for m, p in learned if p.requires_grad]
+            matrices = [p for m, p in learned if p.ndim > 1 and not isinstance(m, nn.Embedding)]
+            others = [p for m, p in learned if p.ndim <= 1 or isinstance(m, nn.Embedding)]
+            for parameters, decay in ((matrices, self.weight_decay), (others, 0.0)):
+                if parameters:
+                    groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
+        return groups
+
+    # Dev --------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._dev = _DevResults()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        features = self.model.encode(batch.source)
+        images = len(batch.records)
+        # Each caption once with its own image and once with its neighbour's.
+        for name, rows in (("right", batch.rows), ("shuffled", (batch.rows + 1) % images)):
+            logits = self.model.decoder(features.rows(rows), batch.inputs)
+            total = cross_entropy(logits, batch.targets, label_smoothing=0.0, reduction="sum")
+            self._dev.loss[name] += total.item()
+        self._dev.words += int((batch.targets != IGNORED).sum())
+        found = self.model.generate(features, self.tokenizer.vocabulary, self.decoding)
+        self._dev.captions += [self.tokenizer.decode(best[0].tokens) for best in found]
+        self._dev.records += batch.records
+
+    def on_validation_epoch_end(self) -> None:
+        metric = "character" if self.tokenizer.name == "character" else "ptb"
+        references = [record.captions for record in self._dev.records]
+        scores = score(self._dev.captions, references, tokenize=metric)
+        self.dev_scores = {
+            MONITOR: scores.values["BLEU-4"],
+            "dev_bleu1": scores.values["BLEU-1"],
+            "dev_loss": self._dev.loss["right"] / self._dev.words,
+            "dev_loss_shuffled": self._dev.loss["shuffled"] / self._dev.words,
+            "dev_distinct": 100 * len(set(self._dev.captions)) / len(self._dev.captions),
+        }
+        self.log_dict(self.dev_scores)
+
+    @property
+    def dev_captions(self) -> list[tuple[str, str, Sequence[str]]]:
+        """Of the last look at the dev split: image_id, caption and references."""
+        return [
+            (record.image_id, caption, record.captions)
+            for caption, record in zip(self._dev.captions, self._dev.records)
+        ]
+
+    # Checkpoints ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, content: dict[str, Any]) -> None:
+        for name, tensor in content["state_dict"].items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise NonFiniteLoss(
+                    f"the weights {name} are not finite at step {self.global_step}; the last "
+                    "checkpoint is kept. Lower training.lr or set trainer.gradient_clip_val"
+                )
+        content["captioner"] = checkpoint.block(
+            config=self.config,
+            tokenizer=self.tokenizer,
+            transform=self.model.encoder.transform,
+            scores=self.dev_scores,
+        )
+
+    def on_load_checkpoint(self, content: dict[str, Any]) -> None:
+        self.dev_scores = dict(content["captioner"]["scores"])
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, map_location: Any = None, **unused: Any
+    ) -> LitCaptioner:
+        """The module of a checkpoint, in evaluation mode; needs no training data.
+
+        Args:
+            checkpoint_path: a checkpoint file or a run folder.
+            map_location: the device to put it on; None is the CPU.
+
+        Raises:
+            ValueError: the file is not a checkpoint of this package, damaged or newer.
+        """
+        if unused:
+            raise ValueError(
+                f"load_from_checkpoint does not take {', '.join(unused)}: the checkpoint suffices"
+            )
+        found = checkpoint.read(checkpoint_path)
+        module = cls(
+            found.model(),
+            found.tokenizer,
+            found.config,
+            1,
+            make(DecodingOptions, "decoding", found.config["decoding"]),
+            **found.config["training"],
+        )
+        module.dev_scores = found.scores
+        return module.to(map_location or "cpu").eval()
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, *, label_smoothing: float, reduction: str = "mean"
+) -> Tensor:
+    """Cross-entropy over real targets; positions past <end> contribute nothing.
+
+    Args:
+        logits: [R, T, V].
+        targets: [R, T], IGNORED past <end>.
+        label_smoothing: [0, 1).
+        reduction: "mean" over words, or "sum".
+    """
+    return functional.cross_entropy(
+        logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
+        targets.flatten(),
+        ignore_index=IGNORED,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+
+
+class _DevResults:
+    """What one look at the dev split gathers."""
+
+    def __init__(self) -> None:
+        self.loss = {"right": 0.0, "shuffled": 0.0}
+        self.words = 0
+        self.captions: list[str] = []
+        self.records: list[Record] = []
+
+
+# A run --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a training leaves behind.
+
+    Attributes:
+        folder: the run folder.
+        best: its best checkpoint.
+        scores: dev scores of the best checkpoint.
+    """
+
+    folder: Path
+    best: Path
+    scores: dict[str, float]
+
+    @property
+    def score(self) -> float:
+        """The monitored score."""
+        return self.scores[MONITOR]
+
+
+def train(config: Config, folder: Path, *, resume: Path | None = None) -> TrainedRun:
+    """Train a captioner and leave a run folder: checkpoints, configuration, logs, sample captions.
+
+    Args:
+        config: a composed configuration, as plain data.
+        folder: the run folder; must not hold a run yet, unless it is resumed.
+        resume: the checkpoint to go on from, exactly as if it had never stopped.
+
+    Raises:
+        ValueError: an option that does not fit, or a folder that already holds a run.
+        FileNotFoundError: the data are not where the configuration says.
+        NonFiniteLoss: the loss or a weight became infinite or NaN.
+    """
+    if resume is None and (folder / checkpoint.FOLDER).exists():
+        raise ValueError(
+            f"run_dir={folder} already holds a run: resume={folder} goes on with it, or choose "
+            "another run_dir"
+        )
+    quieten()
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    reading = make(read_records, "data", config["data"])
+    decoding = make(DecodingOptions, "decoding", config["decoding"])
+    if resume is None:
+        texts = [text for record in reading.split("train") for text in record.captions]
+        tokenizer = make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
+    else:
+        tokenizer = checkpoint.read(resume).tokenizer
+    model = build_model(
+        config["encoder"],
+        config["decoder"],
+        vocabulary_size=len(tokenizer.vocabulary),
+        initialise=resume is None,
+    )
+    objects = (reading, tokenizer, model.encoder)
+    data = make(CaptionDataModule, "loader", config["loader"], *objects, seed=config["seed"])
+    callbacks = make(build_callbacks, "callbacks", config["callbacks"], folder)
+    loggers = make(build_loggers, "logger", config["logger"], folder)
+    trainer = make(build_trainer, "trainer", config["trainer"], folder, callbacks, loggers)
+    module = make(
+        LitCaptioner,
+        "training",
+        config["training"],
+        *(model, tokenizer, config, optimizer_steps(data.batches, trainer), decoding),
+    )
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    best = checkpoint.find(folder)
+    return TrainedRun(folder, best, checkpoint.read(best).scores)
+
+
+def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:
+    """How many steps the optimiser takes in the whole training of `batches` batches an epoch."""
+    limit = trainer.limit_train_batches
+    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    steps = math.ceil(taken / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
+    return max(1, steps)
+
+
+def build_trainer(
+    folder: Path,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    *,
+    max_epochs: int = 15,
+    accelerator: str = "auto",
+    devices: int | str = 1,
+    precision: str = "32-true",
+    gradient_clip_val: float = 5.0,
+    accumulate_grad_batches: int = 1,
+    check_val_every_n_epoch: int = 1,
+    limit_train_batches: int | float = 1.0,
+    limit_val_batches: int | float = 1.0,
+    log_every_n_steps: int = 50,
+) -> lightning.Trainer:
+    """A Lightning Trainer; the options have Lightning's names and meaning.
+
+    Args:
+        folder: the run folder.
+        callbacks: of the run.
+        loggers: of the run.
+        max_epochs: passes over the training captions.
+        accelerator: "auto", "cpu", "gpu", "mps".
+        devices: how many, or "auto".
+        precision: "32-true", "bf16-mixed" or "16-mixed".
+        gradient_clip_val: largest norm of the gradient; 0 does not clip.
+        accumulate_grad_batches: batches whose gradients are added up for one step.
+        check_val_every_n_epoch: epochs between two looks at dev.
+        limit_train_batches: a number of batches (whole number) or a share of them.
+        limit_val_batches: likewise.
+        log_every_n_steps: steps between two rows of the logs.
+
+    Raises:
+        ValueError: a value that Lightning does not accept.
+    """
+    try:
+        return lightning.Trainer(
+            default_root_dir=folder,
+            callbacks=callbacks,
+            logger=loggers,
+            plugins=[checkpoint.WholeFiles()],
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,  # type: ignore[arg-type]
+            gradient_clip_val=gradient_clip_val,
+            accumulate_grad_batches=accumulate_grad_batches,
+            check_val_every_n_epoch=check_val_every_n_epoch,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            log_every_n_steps=log_every_n_steps,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # our sampler knows its place; theirs would reorder it
+            enable_model_summary=False,
+            enable_progress_bar=any(isinstance(one, ProgressBar) for one in callbacks),
+        )
+    except (MisconfigurationException, TypeError) as error:
+        raise ValueError(f"trainer: {error}") from None
+
+
+def build_loggers(
+    folder: Path, *, csv: bool = True, tensorboard: bool = True, wandb: bool = False
+) -> list[Logger]:
+    """Loggers that write below the run folder.
+
+    Args:
+        folder: the run folder.
+        csv: logs/csv/version_0/metrics.csv; a resumed run adds version_1, and so on.
+        tensorboard: logs/tensorboard, where tensorboard is installed.
+        wandb: Weights & Biases, offline unless the user has logged in.
+
+    Raises:
+        ValueError: wandb is asked for and not installed.
+    """
+    found: list[Logger] = []
+    if csv:
+        found.append(CSVLogger(folder / "logs", name="csv"))
+    if tensorboard:
+        if importlib.util.find_spec("tensorboard"):
+            found.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=""))
+        else:
+            print("no TensorBoard log: pip install 'captioner[logging]' adds it")
+    if wandb:
+        if not importlib.util.find_spec("wandb"):
+            raise ValueError("logger.wandb=true needs wandb: pip install 'captioner[logging]'")
+        found.append(WandbLogger(project="captioner", save_dir=folder / "logs", offline=True))
+    return found
+
+
+def quieten() -> None:
+    """Keep Lightning's advertisements and hints off the screen; its warnings stay."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        r".*does not have many workers.*",
+        r"Found \d+ module\(s\) in eval mode.*",  # a frozen encoder is meant to be
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*dirpath has changed.*",
+        r".*number of training batches .* is smaller than the logging interval.*",
+        r".*isinstance\(treespec, LeafSpec\).*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,156 @@
+"""Checkpoints: one file that suffices, and files that are not what they seem."""
+
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import captioner
+from captioner import checkpoint
+from captioner.training import LitCaptioner
+
+
+def changed(source: Path, target: Path, **block: object) -> Path:
+    """A copy of a checkpoint with some entries of its captioner block replaced."""
+    content = torch.load(source, weights_only=True)
+    content["captioner"].update(block)
+    torch.save(content, target)
+    return target
+
+
+def test_a_copy_in_another_folder_suffices(run, scenes, tmp_path, monkeypatch) -> None:
+    """Loaded elsewhere, without conf/, run folder or training data, it says the same."""
+    images = sorted((scenes / "images").glob("test_*.png"))
+    expected = [caption.text for caption in captioner.load(run).caption(images)]
+    copy = shutil.copy(checkpoint.find(run), tmp_path / "copied.ckpt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("captioner.config.conf_folder", lambda: Path("/nowhere"))
+    monkeypatch.setattr("captioner.training.read_records", None)
+    assert [one.text for one in captioner.load(copy).caption(images)] == expected
+    module = LitCaptioner.load_from_checkpoint(copy)
+    state = captioner.load(run).model.state_dict()
+    for name, tensor in module.model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+    assert not module.training
+
+
+def test_a_checkpoint_holds_plain_data_and_the_scores_it_was_chosen_by(run) -> None:
+    content = torch.load(checkpoint.find(run), weights_only=True)
+    block = content["captioner"]
+    assert block["format"] == checkpoint.FORMAT
+    assert block["version"] == captioner.__version__
+    assert type(block["config"]) is dict
+    assert block["config"]["decoder"]["hidden_size"] == 24
+    assert set(block["scores"]) >= {"dev_bleu4", "dev_loss"}
+    assert checkpoint.read(run).scores == block["scores"]
+
+
+def test_a_run_folder_means_its_best_checkpoint(run) -> None:
+    assert checkpoint.find(run) == run / "checkpoints" / "best.ckpt"
+    assert checkpoint.find(run, name=checkpoint.LAST).name == "last.ckpt"
+    assert checkpoint.run_folder(checkpoint.find(run)) == run
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 5000, -100])
+def test_a_truncated_file_gets_one_line(run, tmp_path, size: int) -> None:
+    content = checkpoint.find(run).read_bytes()
+    path = tmp_path / "cut.ckpt"
+    path.write_bytes(content[:size])
+    with pytest.raises(ValueError, match=r"cut\.ckpt: not a checkpoint, or a truncated one") as e:
+        checkpoint.read(path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_zip_of_something_else_gets_one_line(tmp_path) -> None:
+    path = tmp_path / "holiday.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photo.txt", "not a photo")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        checkpoint.read(path)
+
+
+def test_a_text_file_gets_one_line(tmp_path) -> None:
+    path = tmp_path / "notes.ckpt"
+    path.write_text("these are notes\n" * 40)
+    with pytest.raises(ValueError, match="not a c"):
+        checkpoint.read(path)
+
+
+def test_weights_of_another_framework_get_one_line(tmp_path) -> None:
+    path = tmp_path / "foreign.pt"
+    torch.save({"state_dict": {"layer.weight": torch.zeros(2, 3)}}, path)
+    with pytest.raises(ValueError, match="lacks the captioner block"):
+        checkpoint.read(path)
+
+
+def test_a_newer_format_gets_one_line(run, tmp_path) -> None:
+    path = changed(checkpoint.find(run), tmp_path / "new.ckpt", format=99, version="9.9")
+    with pytest.raises(ValueError, match=r"format 99, written by captioner 9\.9.*upgrade"):
+        checkpoint.read(path)
+
+
+class Evil:
+    """What a pickle can do where it is allowed to."""
+
+    def __reduce__(self):
+        return os.system, ("touch /tmp/captioner_was_here",)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch"])
+def test_nothing_in_a_checkpoint_runs(tmp_path, kind: str) -> None:
+    path, trace = tmp_path / "evil.ckpt", Path("/tmp/captioner_was_here")
+    content = {"state_dict": {}, "captioner": {"format": 1, "config": Evil()}}
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match="not a c"):
+        checkpoint.read(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "says"),
+    [
+        ("decoder", {"name": "os:system"}, "decoder.name='os:system' is not known"),
+        ("decoder", {"_target_": "os.system"}, "decoder._target_ is not an option"),
+        ("encoder", {"network": "hf-hub:someone/model"}, "is not known"),
+        ("decoder", {"hidden_size": 23}, "weights and configuration disagree"),
+    ],
+)
+def test_a_configuration_in_a_checkpoint_cannot_name_code(run, tmp_path, group, values, says):
+    config = torch.load(checkpoint.find(run), weights_only=True)["captioner"]["config"]
+    config[group] = {**config[group], **values}
+    path = changed(checkpoint.find(run), tmp_path / "odd.ckpt", config=config)
+    with pytest.raises(ValueError, match=says):
+        captioner.load(path)
+
+
+@pytest.mark.parametrize("entry", ["tokenizer", "transform", "scores", "config"])
+def test_a_damaged_block_gets_one_line(run, tmp_path, entry: str) -> None:
+    path = changed(checkpoint.find(run), tmp_path / "bad.ckpt", **{entry: "?"})
+    with pytest.raises(ValueError) as error:
+        captioner.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_nothing_there(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such run folder or checkpoint"):
+        captioner.load(tmp_path / "absent")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        captioner.load(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path) -> None:
+    path = tmp_path / "last.ckpt"
+    writer = checkpoint.WholeFiles()
+    writer.save_checkpoint({"a": torch.ones(3)}, path)
+    before = path.read_bytes()
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
+        writer.save_checkpoint({"a": lambda: None}, path)
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]

@@ -1,0 +1,227 @@
+"""The command line as a person meets it: what it prints, where it writes, what it refuses."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import captioner
+from captioner.cli import VERBS, main
+
+
+def fails(capsys: pytest.CaptureFixture, *argv: object, says: str, status: int = 1) -> None:
+    """The command ends with a status and one line on standard error."""
+    assert main([str(one) for one in argv]) == status
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert error.startswith("captioner: error: ")
+    assert says in error
+
+
+def command(*argv: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "captioner", *map(str, argv)], capture_output=True, text=True
+    )
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys, captioner.cli as c\n"
+        "try: c.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'hydra', 'numpy', 'PIL', 'nltk', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for verb in VERBS:
+        assert f"  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])
+def test_every_verb_explains_itself_with_examples(verb: str, capsys) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main([verb, "--help"])
+    assert leaving.value.code == 0
+    assert f"captioner {verb}" in capsys.readouterr().out.partition("examples:")[2]
+
+
+def test_train_explains_itself_with_examples() -> None:
+    done = command("train", "--help")
+    assert done.returncode == 0
+    assert "captioner train -m experiment=demo decoder.cell=rnn,gru,lstm" in done.stdout
+    assert "experiment: debug, demo, flickr8k_nic" in done.stdout
+
+
+def test_a_run_from_end_to_end(tiny, scenes, tmp_path) -> None:
+    run = tmp_path / "run"
+    done = command("train", *tiny, "trainer.max_epochs=1", f"run_dir={run}")
+    assert done.returncode == 0, done.stderr
+    assert "best checkpoint" in done.stdout
+    assert "BLEU-4" in done.stdout
+
+    done = command("evaluate", run, "data.split=test", "decoding=beam", "decoding.beam_size=2")
+    assert done.returncode == 0, done.stderr
+    folder = run / "evaluation" / "shapes-test" / "beam2"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert 0 <= scores["BLEU-4"] <= 100
+    assert "|decoding:beam2|" in scores["signature"]
+    assert "|split:test|" in scores["signature"]
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    assert len(rows) == 6
+    assert set(rows[0]) == {"image", "caption", "log_prob", "references"}
+    assert Image.open(folder / "sheet.png").width > 500
+
+    done = command("train", f"resume={run}", "trainer.max_epochs=2")
+    assert done.returncode == 0, done.stderr
+    assert "epoch   2/2" in done.stdout
+    done = command("train", *tiny, f"run_dir={run}")
+    assert done.returncode == 1
+    assert "already holds a run" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_multirun_trains_every_cell(tiny, tmp_path) -> None:
+    done = command(
+        "train",
+        "-m",
+        *tiny,
+        "trainer.max_epochs=1",
+        "decoder.cell=rnn,gru,lstm",
+        f"hydra.sweep.dir={tmp_path}",
+        "hydra.sweep.subdir=${hydra.job.num}",
+    )
+    assert done.returncode == 0, done.stderr
+    cells = [
+        captioner.load(tmp_path / str(number)).config["decoder"]["cell"] for number in range(3)
+    ]
+    assert cells == ["rnn", "gru", "lstm"]
+
+
+def test_cfg_job_prints_the_configuration() -> None:
+    done = command("train", "experiment=demo", "decoder.cell=gru", "--cfg", "job")
+    assert done.returncode == 0
+    assert "cell: gru" in done.stdout
+
+
+def test_completion_offers_overrides() -> None:
+    script = command("completion", "bash").stdout
+    assert "complete -F _captioner captioner" in script
+    query = (
+        f'captioner() {{ {sys.executable} -m captioner "$@"; }}\n{script}\n'
+        "COMP_WORDS=(captioner train experiment=de)\nCOMP_CWORD=2\n"
+        'COMP_LINE="captioner train experiment=de"\n_captioner 2>/dev/null\n'
+        'printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", query], capture_output=True, text=True)
+    assert set(done.stdout.split()) == {"experiment=debug", "experiment=demo"}
+
+
+# caption --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mixed(scenes, tmp_path) -> Path:
+    """A folder with two good pictures, one below another folder, and two that are not."""
+    pictures = sorted((scenes / "images").glob("test_*.png"))
+    (tmp_path / "photos" / "deep").mkdir(parents=True)
+    (tmp_path / "photos" / "a.png").write_bytes(pictures[0].read_bytes())
+    (tmp_path / "photos" / "deep" / "b.png").write_bytes(pictures[1].read_bytes())
+    (tmp_path / "photos" / "broken.jpg").write_text("I am no photograph")
+    (tmp_path / "photos" / "notes.txt").write_text("not looked at")
+    return tmp_path / "photos"
+
+
+def test_good_files_are_captioned_and_bad_ones_named(run, mixed, capsys) -> None:
+    assert main(["caption", str(mixed), "--model", str(run)]) == 1
+    out, err = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in out.splitlines()] == [
+        str(mixed / "a.png"),
+        str(mixed / "deep" / "b.png"),
+    ]
+    assert "broken.jpg" in err
+    assert err.count("\n") == 1
+
+
+def test_formats_agree(run, mixed, tmp_path, capsys) -> None:
+    paths = [str(mixed / "a.png"), str(mixed / "deep" / "*.png")]
+    outputs = {}
+    for form in ("text", "json", "csv"):
+        assert main(["caption", *paths, "--model", str(run), "--format", form]) == 0
+        outputs[form] = capsys.readouterr().out
+        file = tmp_path / f"out.{form}"
+        arguments = ["caption", *paths, "--model", str(run), "--format", form]
+        assert main([*arguments, "--output", str(file)]) == 0
+        assert file.read_text(encoding="utf-8") == outputs[form]
+    texts = [line.partition(": ")[2] for line in outputs["text"].splitlines()]
+    assert [one["caption"] for one in json.loads(outputs["json"])] == texts
+    rows = list(csv.DictReader(io.StringIO(outputs["csv"])))
+    assert [row["caption"] for row in rows] == texts
+    assert len(texts) == 2
+
+
+def test_a_list_on_standard_input(run, mixed, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{mixed / 'a.png'}\n\n"))
+    assert main(["caption", "-", "--model", str(run), "--beam-size", "3"]) == 0
+    assert capsys.readouterr().out.startswith(str(mixed / "a.png"))
+
+
+def test_wrong_inputs_get_one_line(run, mixed, tmp_path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    good = mixed / "a.png"
+    fails(capsys, "caption", tmp_path / "empty", "--model", run, says="holds no images")
+    fails(capsys, "caption", tmp_path / "gone.jpg", "--model", run, says="no such file or folder")
+    fails(capsys, "caption", good, "--model", tmp_path / "no", says="no such run folder")
+    fails(capsys, "caption", good, "--model", mixed / "notes.txt", says="not a c")
+    fails(capsys, "caption", good, "--model", run, "--beam-size", 0, says="beam_size=0")
+    fails(capsys, "caption", good, "--model", run, "--batch-size", 0, says="batch-size=0")
+    fails(capsys, "evaluate", run, "data=json", "data.root=/nowhere", says="data.root='/nowhere'")
+    fails(capsys, "evaluate", run, "data.split=tset", says="split='tset'")
+    fails(capsys, "evaluate", run, "decoding.beam=3", says="did you mean decoding.beam_size")
+    fails(capsys, "evaluate", run, "decoding=baem", says="did you mean beam")
+    fails(capsys, "train", "experiment=dmeo", says="did you mean demo")
+    fails(capsys, "train", "traning.lr=1", says="did you mean training")
+    fails(capsys, "data", "stats", "data=flickr8k", "data.root=/nowhere", says="data.root=")
+
+
+def test_an_unknown_verb_or_flag_is_a_usage_error(capsys) -> None:
+    for argv in (["capshun"], ["caption", "x.jpg"], ["evaluate"], ["data", "eat"]):
+        with pytest.raises(SystemExit) as leaving:
+            main(argv)
+        assert leaving.value.code == 2
+        assert "usage: captioner" in capsys.readouterr().err
+
+
+def test_output_is_not_touched_when_the_model_is_missing(run, mixed, tmp_path, capsys) -> None:
+    target = tmp_path / "captions.csv"
+    target.write_text("precious")
+    arguments = ["caption", mixed / "a.png", "--model", tmp_path / "gone", "--output", target]
+    fails(capsys, *arguments, says="no such run folder")
+    assert target.read_text() == "precious"
+
+
+# data -----------------------------------------------------------------------------------------
+
+
+def test_data_stats_and_check(scenes, capsys) -> None:
+    assert main(["data", "stats", f"data.root={scenes}", "--format", "json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["splits"]["train"]["images"] == 24
+    assert numbers["splits"]["train"]["captions"] == 120
+    assert main(["data", "check", f"data.root={scenes}"]) == 0
+    assert main(["data", "stats", f"data.root={scenes}"]) == 0
+
+
+def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys) -> None:
+    import shutil
+
+    root = shutil.copytree(scenes, tmp_path / "shapes")
+    victim = root / "images" / "test_00000.png"
+    victim.write_bytes(victim.read_bytes()[:200])
+    assert main(["data", "check", f"data.root={root}"]) == 1
+    assert "test_00000.png" in capsys.readouterr().out

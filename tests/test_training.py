@@ -1,0 +1,220 @@
+"""Training: exact resuming, honest stopping, and what a run folder holds."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from captioner import checkpoint, training
+from captioner.callbacks import ImageMatters
+from captioner.config import compose
+from captioner.data.datamodule import Bucketed
+from captioner.models import build_model
+from captioner.training import LitCaptioner, NonFiniteLoss, train
+
+
+def weights_and_optimiser(folder: Path) -> list[torch.Tensor]:
+    content = checkpoint.read(checkpoint.find(folder, name=checkpoint.LAST)).lightning
+    moments = content["optimizer_states"][0]["state"]
+    tensors = [t for one in moments.values() for t in one.values() if isinstance(t, torch.Tensor)]
+    return [*content["state_dict"].values(), *tensors]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the training crash in the middle of a step."""
+    original = LitCaptioner.training_step
+
+    def crash(self, batch, batch_index):
+        if self.global_step == step:
+            raise RuntimeError("power cut")
+        return original(self, batch, batch_index)
+
+    monkeypatch.setattr(LitCaptioner, "training_step", crash)
+
+
+# 24 images of five captions in batches of 20 are 6 steps an epoch.
+@pytest.mark.parametrize(
+    ("workers", "crash", "saved"), [(0, 4, 3), (0, 9, 9), (0, 8, 6), (2, 5, 3)]
+)
+def test_an_interrupted_run_resumes_to_the_bit(
+    tiny, tmp_path, monkeypatch, workers: int, crash: int, saved: int
+) -> None:
+    config = compose([*tiny, f"loader.workers={workers}", "callbacks.save_every=3"])
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(config, tmp_path / "cut")
+    last = checkpoint.find(tmp_path / "cut", name=checkpoint.LAST)
+    assert checkpoint.read(last).lightning["global_step"] == saved
+    train(config, tmp_path / "cut", resume=last)
+
+    expected = weights_and_optimiser(tmp_path / "whole")
+    resumed = weights_and_optimiser(tmp_path / "cut")
+    assert len(expected) == len(resumed) > 20
+    assert all(torch.equal(a, b) for a, b in zip(expected, resumed))
+    best, other = checkpoint.read(tmp_path / "whole"), checkpoint.read(tmp_path / "cut")
+    assert best.scores == other.scores
+    logs = (tmp_path / "cut" / "logs" / "csv").glob("*/metrics.csv")
+    assert len(list(logs)) == 2  # the log of the first part is kept
+
+
+def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, monkeypatch) -> None:
+    live = ("loader.cache=false", "loader.augment=true", "encoder.trainable=true")
+    config = compose([*tiny, *live, "callbacks.save_every=2", "loader.workers=2"])
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(config, tmp_path / "cut")
+    last = checkpoint.find(tmp_path / "cut", name=checkpoint.LAST)
+    train(config, tmp_path / "cut", resume=last)
+    pairs = zip(weights_and_optimiser(tmp_path / "whole"), weights_and_optimiser(tmp_path / "cut"))
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(tiny, tmp_path) -> None:
+    runs = [
+        train(compose([*tiny, f"seed={seed}", "trainer.max_epochs=1"]), tmp_path / name).folder
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    first, second, third = (weights_and_optimiser(folder) for folder in runs)
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert not all(torch.equal(a, b) for a, b in zip(first, third))
+
+
+def test_a_run_folder_holds_what_is_needed_to_understand_it(run) -> None:
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert "hidden_size: 24" in (run / "config.yaml").read_text()
+    header = (
+        (run / "logs" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    )
+    assert {"train_loss", "dev_loss", "dev_loss_shuffled", "dev_bleu4", "dev_distinct"} <= set(
+        header
+    )
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert {row["epoch"] for row in rows} == set(range(1, 16))
+    assert len(rows[0]["references"]) == 5
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tiny, run) -> None:
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(ValueError, match=f"run_dir={run} already holds a run: resume={run}"):
+        train(compose(tiny), run)
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_and_overwrites_nothing(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    config = compose([*tiny, "callbacks.save_every=2"])
+    original = training.cross_entropy
+    calls = []
+
+    def explode(logits, targets, **options):
+        calls.append(1)
+        loss = original(logits, targets, **options)
+        return loss * math.nan if len(calls) == 6 else loss
+
+    monkeypatch.setattr(training, "cross_entropy", explode)
+    with pytest.raises(NonFiniteLoss, match="the loss is nan at step 5"):
+        train(config, tmp_path / "run")
+    kept = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert kept.lightning["global_step"] == 4
+    assert all(torch.isfinite(t).all() for t in kept.weights.values() if t.is_floating_point())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, run, tmp_path) -> None:
+    module = LitCaptioner.load_from_checkpoint(run)
+    with torch.no_grad():
+        module.model.decoder.output.bias[3] = math.inf
+    content = {"state_dict": module.state_dict()}
+    with pytest.raises(NonFiniteLoss, match=r"model\.decoder\.output\.bias"):
+        module.on_save_checkpoint(content)
+
+
+def small_module(*overrides: str, total: int = 100) -> LitCaptioner:
+    config = compose(
+        ["encoder=test_resnet", "encoder.pretrained=false", "encoder.image_size=32", *overrides]
+    )
+    model = build_model(config["encoder"], config["decoder"], vocabulary_size=9)
+    return LitCaptioner(model, None, config, total, None, **config["training"])
+
+
+def test_the_learning_rate_rises_and_falls_as_described() -> None:
+    cosine = small_module("training.warmup=0.1", "training.schedule=cosine")
+    assert cosine.rate(0) == pytest.approx(1 / 11)
+    assert cosine.rate(9) == pytest.approx(10 / 11)
+    assert cosine.rate(10) == 1
+    assert cosine.rate(55) == pytest.approx(0.5)
+    assert cosine.rate(100) == pytest.approx(0, abs=1e-12)
+    linear = small_module("training.warmup=0.0", "training.schedule=linear")
+    assert [linear.rate(step) for step in (0, 25, 100)] == pytest.approx([1, 0.75, 0])
+    constant = small_module("training.warmup=0.0", "training.schedule=constant")
+    assert constant.rate(99) == 1
+
+
+def test_a_trainable_encoder_has_a_learning_rate_of_its_own() -> None:
+    frozen = small_module()._parameter_groups()
+    assert {group["lr"] for group in frozen} == {0.001}
+    both = small_module("encoder.trainable=true", "training.encoder_lr=0.0002")._parameter_groups()
+    assert {group["lr"] for group in both} == {0.001, 0.0002}
+    for group in both:
+        decayed = group["weight_decay"] > 0
+        assert all(p.ndim > 1 for p in group["params"]) or not decayed
+    everything = sum(len(group["params"]) for group in both)
+    module = small_module("encoder.trainable=true")
+    assert everything == len([p for p in module.model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("option", ["lr=-1", "warmup=1.5", "label_smoothing=1", "schedule=cosin"])
+def test_options_out_of_range_are_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"training.{option.partition('=')[0]}="):
+        small_module(f"training.{option}")
+
+
+def test_cross_entropy_ignores_what_is_past_the_end() -> None:
+    logits = torch.randn(2, 4, 7)
+    targets = torch.tensor([[3, 2, -100, -100], [5, 6, 4, 2]])
+    loss = training.cross_entropy(logits, targets, label_smoothing=0.0)
+    log_probs = torch.log_softmax(logits, -1)
+    real = [(0, 0, 3), (0, 1, 2), (1, 0, 5), (1, 1, 6), (1, 2, 4), (1, 3, 2)]
+    expected = -sum(log_probs[row, t, word] for row, t, word in real) / 6
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("loss", "shuffled", "distinct", "warns"),
+    [(2.0, 2.5, 40, False), (2.0, 2.001, 40, True), (2.0, 2.5, 1, True)],
+)
+def test_a_model_that_ignores_the_image_is_told(loss, shuffled, distinct, warns) -> None:
+    metrics = {"dev_loss": loss, "dev_loss_shuffled": shuffled, "dev_distinct": distinct}
+    trainer = SimpleNamespace(
+        sanity_checking=False,
+        current_epoch=3,
+        callback_metrics={name: torch.tensor(float(value)) for name, value in metrics.items()},
+    )
+    if warns:
+        with pytest.warns(UserWarning, match="hardly depend on the images"):
+            ImageMatters().on_validation_end(trainer, None)
+    else:
+        ImageMatters().on_validation_end(trainer, None)
+
+
+def test_batches_hold_captions_of_like_length_in_an_order_of_seed_and_epoch() -> None:
+    lengths = torch.randint(4, 30, (1003,)).tolist()
+    order = Bucketed(lengths, 16, seed=3, pool=10)
+    batches = order.order()
+    assert sorted(place for batch in batches for place in batch) == list(range(1003))
+    assert len(batches) == len(order)
+    spread = [max(lengths[p] for p in b) - min(lengths[p] for p in b) for b in batches]
+    assert sum(spread) / len(spread) < 5  # against about 23 at random
+    assert batches == Bucketed(lengths, 16, seed=3, pool=10).order()
+    order.set_epoch(1)
+    assert batches != order.order()
+    assert batches != Bucketed(lengths, 16, seed=4, pool=10).order()
