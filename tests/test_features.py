@@ -253,10 +253,14 @@ def test_it_travels_without_its_features(images: list[str], tmp_path: Path) -> N
     check(pickle.loads(sent), images)
 
 
-def test_what_float16_cannot_hold_is_refused(images: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("scale", [1e-7, 1e6, float("nan")])
+def test_what_float16_cannot_hold_is_refused(
+    scale: float, images: list[str], tmp_path: Path
+) -> None:
     encoder = Small(network="small")
     with torch.no_grad():
-        encoder.get_parameter("backbone.bias").fill_(1e5)
+        for parameter in encoder.parameters():
+            parameter.mul_(scale)
     with pytest.raises(ValueError, match="do not fit into the cache's float16"):
         cache_features(encoder, images, tmp_path, progress=False)
 

@@ -230,9 +230,11 @@ def _entry(row: int, key: bytes) -> bytes:
 def _halves(values: Tensor | None) -> bytes:
     assert values is not None
     halves = values.half()
-    if not halves.isfinite().all():
+    largest = values.abs().max().item()
+    # An untrained deep network may give 1e-8, which float16 rounds to nothing.
+    if not halves.isfinite().all() or 0 < largest < torch.finfo(torch.float16).smallest_normal:
         raise ValueError(
-            f"features up to {values.abs().max().item():.3g} do not fit into the cache's float16; "
+            f"features up to {largest:.3g} do not fit into the cache's float16; "
             "set loader.cache=false, or take another encoder"
         )
     return halves.cpu().contiguous().numpy().astype("<f2", copy=False).tobytes()
