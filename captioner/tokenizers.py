@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -181,39 +181,31 @@ class WordTokenizer(Tokenizer):
             a text in which `split` finds these words. Where running text would be cut otherwise,
             words stay apart, or are written as they may have stood (AT&T).
         """
-        words = list(words)
-        text = _run_together(words, _plain)
-        return text if ptb_words(text) == words else _run_together(words, _unmistakable)
+        pieces: list[str] = []
+        held: list[str] = []  # the words in the last piece
+        for word, following in zip(words, [*words[1:], ""]):
+            piece = _written(word, following)
+            if held and (word in _ENDINGS or held[-1] in _BEGINNINGS or (held[-1], word) in _PAIRS):
+                together = pieces[-1] + piece
+                if ptb_words(together) == [*held, word]:
+                    pieces[-1] = together
+                    held.append(word)
+                    continue
+            pieces.append(piece)
+            held = [word]
+        return " ".join(pieces)
 
 
-def _plain(word: str) -> str:
-    return _BRACKETS.get(word) or word.replace("-lrb-", "(").replace("-rrb-", ")")
-
-
-def _unmistakable(word: str) -> str:
-    """Write a word so that it is found again: lower case loses that AT&T was one word."""
-    plain = _plain(word)
+def _written(word: str, following: str) -> str:
+    """Write a word so that it is found again: lower case does not show that AT&T was one word."""
+    if word.isalpha():
+        return word
+    plain = _BRACKETS.get(word) or word.replace("-lrb-", "(").replace("-rrb-", ")")
     curly = plain.replace("``", "\u201c").replace("''", "\u201d").replace("'", "\u2019")
-    for written in (plain, plain.capitalize(), plain.upper(), f"{plain},", curly):
-        if ptb_words(written) == [word]:
-            return written
+    for text in (plain, plain.capitalize(), plain.upper(), f"{plain},", curly):
+        if ptb_words(f"{text} {following}")[:1] == [word]:
+            return text
     return plain
-
-
-def _run_together(words: Sequence[str], write: Callable[[str], str]) -> str:
-    pieces: list[str] = []
-    held: list[str] = []  # the words in the last piece
-    for word in words:
-        piece = write(word)
-        if held and (word in _ENDINGS or held[-1] in _BEGINNINGS or (held[-1], word) in _PAIRS):
-            together = pieces[-1] + piece
-            if ptb_words(together) == [*held, word]:
-                pieces[-1] = together
-                held.append(word)
-                continue
-        pieces.append(piece)
-        held = [word]
-    return " ".join(pieces)
 
 
 class CharacterTokenizer(Tokenizer):

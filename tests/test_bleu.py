@@ -1,133 +1,219 @@
-"""BLEU against pycocoevalcap, against hand-counted examples, and its signature."""
+"""BLEU against closed forms, against coco-caption, and what its signature says."""
 
-import contextlib
-import io
+from __future__ import annotations
+
 import math
 import random
+import subprocess
+import sys
+import warnings
+from importlib.metadata import version
 
 import pytest
 
-from captioner.metrics import score
-from captioner.metrics.bleu import corpus_bleu
+import captioner
+from captioner.metrics import Scores, score
+from captioner.metrics.bleu import bleu
 
-WORDS = [
-    "a",
-    "man",
-    "dog",
-    "red",
-    "ball",
-    "runs",
-    "jumps",
-    "over",
-    "the",
-    "green",
-    "grass",
-    "two",
-    "boys",
-    "play",
-    "in",
-    "water",
-]
+_NOUNS = "man woman dog cat boy girl ball bike tree street".split()
+_VERBS = "runs jumps sits plays looks stands".split()
+_PLACES = ["on the grass", "in a red car", "near the water", "with two friends", "by a tall house"]
 
 
-def sentence(chance: random.Random, low: int = 4, high: int = 12) -> str:
-    return " ".join(chance.choice(WORDS) for _ in range(chance.randint(low, high)))
+def sentence(draw: random.Random) -> str:
+    parts = ["a", draw.choice(_NOUNS), draw.choice(_VERBS), draw.choice(_PLACES)]
+    if draw.random() < 0.5:
+        parts += ["and", "the", draw.choice(_NOUNS), draw.choice(_VERBS)]
+    return " ".join(parts)
 
 
-def corpus(seed: int, images: int = 40) -> tuple[list[str], list[list[str]]]:
-    """Candidates that share runs of words with their references."""
-    chance = random.Random(seed)
-    references = [[sentence(chance, 6) for _ in range(chance.randint(1, 5))] for _ in range(images)]
-    candidates = [
-        " ".join([*chance.choice(texts).split()[: chance.randint(4, 9)], chance.choice(WORDS)])
-        for texts in references
-    ]
-    return candidates, references
+def corpus(size: int = 60, seed: int = 0) -> tuple[list[str], list[list[str]]]:
+    """Captions with 3 to 5 references, so alike that n-grams of all orders are found."""
+    draw = random.Random(seed)
+    references = [[sentence(draw) for _ in range(draw.randint(3, 5))] for _ in range(size)]
+    return [sentence(draw) for _ in range(size)], references
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_equals_coco_caption(seed: int) -> None:
-    peer = pytest.importorskip("pycocoevalcap.bleu.bleu")
-    candidates, references = corpus(seed)
-    with contextlib.redirect_stdout(io.StringIO()):
-        expected, _ = peer.Bleu(4).compute_score(
-            dict(enumerate(references)), {k: [text] for k, text in enumerate(candidates)}
-        )
-    values = score(candidates, references).values
-    assert list(values) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"]
-    assert [value / 100 for value in values.values()] == pytest.approx(expected, abs=1e-6)
-    assert values["BLEU-4"] > 20
+# Closed forms ---------------------------------------------------------------------------------
 
 
-def test_a_word_counts_no_more_often_than_in_a_reference() -> None:
-    """The example of the paper: seven times "the" against at most two is a precision of 2/7."""
-    references = [["the cat is on the mat", "there is a cat on the mat"]]
-    values = score(["the the the the the the the"], references).values
-    assert values["BLEU-1"] == pytest.approx(100 * 2 / 7)
-    assert values["BLEU-2"] == values["BLEU-4"] == 0.0
+def test_a_repeated_word_counts_as_often_as_one_reference_has_it() -> None:
+    """The example of the paper: seven times "the", of which a reference has two."""
+    references = [["The cat is on the mat.", "There is a cat on the mat."]]
+    scores = score(["the the the the the the the"], references).values
+    assert scores["BLEU-1"] == pytest.approx(100 * 2 / 7)
+    assert [scores[f"BLEU-{n}"] for n in (2, 3, 4)] == [0.0, 0.0, 0.0]
 
 
-def test_short_candidates_pay_a_brevity_penalty() -> None:
-    values = score(["a man runs in the"], [["a man runs in the green grass over water"]]).values
-    for value in values.values():
-        assert value == pytest.approx(100 * math.exp(1 - 9 / 5))
-
-
-def test_counts_are_summed_over_the_corpus() -> None:
-    """One image right and one wrong: 4 of 8 words, 3 of 6 pairs."""
-    values = corpus_bleu([["a", "b", "c", "d"], ["e"] * 4], [[["a", "b", "c", "d"]], [["f"] * 4]])
-    assert values["BLEU-1"] == pytest.approx(50)
-    assert values["BLEU-2"] == pytest.approx(50)
-    assert values["BLEU-4"] == pytest.approx(50)
-
-
-def test_perfect_and_disjoint() -> None:
-    candidates, _ = corpus(0)
-    assert score(candidates, [[text] for text in candidates]).values["BLEU-4"] == pytest.approx(100)
-    values = score(["a b c d"], [["e f g h"]]).values
-    assert set(values.values()) == {0.0}
-    assert score([""], [["a dog"]]).values["BLEU-1"] == 0.0
-
-
-def test_the_order_of_images_and_references_does_not_matter() -> None:
-    candidates, references = corpus(1)
-    turned = score(candidates[::-1], [texts[::-1] for texts in references[::-1]]).values
-    assert turned == pytest.approx(score(candidates, references).values)
-
-
-def test_punctuation_and_case_do_not_count() -> None:
-    assert score(["A dog, running!"], [["a dog running ."]]).values["BLEU-2"] == pytest.approx(100)
-
-
-def test_chinese_is_scored_by_character() -> None:
-    values = score(["一只狗在跑。"], [["一只狗在草地上跑"]], tokenize="character").values
-    assert values["BLEU-1"] == pytest.approx(100 * math.exp(1 - 8 / 5))
-
-
-def test_a_signature_says_what_a_score_depends_on() -> None:
-    candidates, references = ["a dog", "a man"], [["a dog", "dog"], ["a man"]]
-    context = {"decoding": "beam3", "split": "dev"}
-    signature = score(candidates, references, context=context).signature
-    for part in ("BLEU|nltk:3.", "|tok:ptb|", "|refs:1-2|", "|n:2|", "|decoding:beam3|split:dev|"):
-        assert part in signature
-    assert score(candidates, references).signature != signature
+def test_short_candidates_pay() -> None:
+    scores = score(["a b c d"], [["a b c d e f g"]]).values
+    for n in (1, 2, 3, 4):
+        assert scores[f"BLEU-{n}"] == pytest.approx(100 * math.exp(1 - 7 / 4))
 
 
 @pytest.mark.parametrize(
-    ("candidates", "references", "says"),
+    ("lengths", "closest"),
+    [((4, 9), 4), ((6, 8), 6), ((5, 7), 5), ((5, 10), 5), ((8, 11), 8), ((7, 9), 7)],
+)
+def test_the_reference_closest_in_length_counts(lengths: tuple[int, int], closest: int) -> None:
+    """Of two equally close ones the shorter: 5, not 7, for a candidate of 6."""
+    words = [f"w{index}" for index in range(12)]
+    references = [[words[:length] for length in lengths]]
+    expected = min(1, math.exp(1 - closest / 6)) * min(6, max(lengths)) / 6
+    assert bleu([words[:6]], references)["BLEU-1"] == pytest.approx(100 * expected)
+
+
+def test_counts_are_summed_over_the_corpus() -> None:
+    """Two of three and one of five words: 3/8, where the mean of the sentences would be 0.43."""
+    scores = score(["a b x", "c x x y z"], [["a b q"], ["c q r s t"]]).values
+    assert scores["BLEU-1"] == pytest.approx(100 * 3 / 8)
+    # One of two and none of four pairs.
+    assert scores["BLEU-2"] == pytest.approx(100 * math.sqrt(3 / 8 * 1 / 6))
+    assert scores["BLEU-3"] == 0.0
+
+
+def test_a_perfect_match_gives_100() -> None:
+    candidates, references = corpus()
+    same = [[*others, one] for one, others in zip(candidates, references)]
+    assert score(candidates, same).values == pytest.approx(
+        {"BLEU-1": 100, "BLEU-2": 100, "BLEU-3": 100, "BLEU-4": 100}
+    )
+
+
+@pytest.mark.parametrize("candidate", ["q r s t u", "", "...", "q"])
+def test_nothing_in_common_gives_exactly_0(candidate: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = score([candidate], [["a b c d e", "f g"]])
+    assert list(scores.values.values()) == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_orders_that_are_not_found_give_exactly_0_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = score(["a b c x"], [["a b c y"]]).values
+    assert scores["BLEU-3"] == pytest.approx(100 * (3 / 4 * 2 / 3 * 1 / 2) ** (1 / 3))
+    assert scores["BLEU-4"] == 0.0
+
+
+# Against others -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_coco_caption_gives_the_same(seed: int) -> None:
+    coco = pytest.importorskip("pycocoevalcap.bleu.bleu")
+    candidates, references = corpus(seed=seed)
+    expected, _ = coco.Bleu(4).compute_score(
+        dict(enumerate(references)),
+        {index: [candidate] for index, candidate in enumerate(candidates)},
+        verbose=0,
+    )
+    found = list(score(candidates, references).values.values())
+    assert min(found) > 1
+    assert found == pytest.approx([100 * value for value in expected], abs=1e-6)
+
+
+def test_one_call_of_nltk_gives_what_four_give() -> None:
+    from nltk.translate.bleu_score import corpus_bleu
+
+    candidates, references = corpus(seed=4)
+    words = [text.split() for text in candidates]
+    others = [[text.split() for text in texts] for texts in references]
+    expected = [100 * corpus_bleu(others, words, weights=[1 / n] * n) for n in (1, 2, 3, 4)]
+    assert list(bleu(words, others).values()) == pytest.approx(expected, rel=1e-12)
+
+
+# What does not matter, and what does ----------------------------------------------------------
+
+
+def test_order_of_images_and_references_does_not_matter() -> None:
+    candidates, references = corpus(seed=5)
+    before = score(candidates, references)
+    draw = random.Random(6)
+    order = draw.sample(range(len(candidates)), len(candidates))
+    mixed = [draw.sample(references[index], len(references[index])) for index in order]
+    after = score([candidates[index] for index in order], mixed)
+    assert after.values == pytest.approx(before.values)
+    assert after.signature == before.signature
+
+
+def test_case_and_punctuation_do_not_matter() -> None:
+    candidates, references = corpus(seed=7)
+    loud = [f"{text.upper()}!" for text in candidates]
+    assert score(loud, references).values == score(candidates, references).values
+
+
+def test_candidates_that_belong_to_other_images_score_less() -> None:
+    _, references = corpus(seed=8)
+    mine = [texts[0] for texts in references]
+    shifted = [*mine[1:], mine[0]]
+    assert score(shifted, references).values["BLEU-4"] < score(mine, references).values["BLEU-4"]
+
+
+def test_chinese_is_scored_by_characters() -> None:
+    candidates, references = ["一只黑狗在跑。"], [["一只白狗在跑", "狗"]]
+    by_characters = score(candidates, references, tokenize="character").values
+    assert by_characters["BLEU-1"] == pytest.approx(100 * 5 / 6)
+    assert by_characters["BLEU-2"] == pytest.approx(100 * math.sqrt(5 / 6 * 3 / 5))
+    assert score(candidates, references).values["BLEU-1"] == 0.0
+
+
+# Signature ------------------------------------------------------------------------------------
+
+
+def test_the_signature_says_how_scores_were_computed() -> None:
+    candidates, references = corpus(size=7)
+    references = [texts[:3] for texts in references]
+    scores = score(candidates, references, context={"data": "shapes", "decoding": "beam3"})
+    assert scores.signature == (
+        f"BLEU|nltk:{version('nltk')}|tok:ptb|case:lower|refs:3|n:7|data:shapes|decoding:beam3"
+        f"|captioner:{captioner.__version__}"
+    )
+    assert scores.as_dict() == {**scores.values, "signature": scores.signature}
+
+
+def test_the_signature_tells_numbers_of_references_and_tokenizers_apart() -> None:
+    scores = score(["一", "二"], [["一"], ["一", "二", "三"]], tokenize="character")
+    assert "|tok:character|" in scores.signature
+    assert "|refs:1-3|n:2|" in scores.signature
+
+
+def test_a_value_cannot_forge_an_entry() -> None:
+    scores = score(["a"], [["a"]], context={"data": "x|n:1000"})
+    assert scores.signature.split("|")[6] == "data:x_n:1000"
+
+
+def test_scores_cannot_be_changed() -> None:
+    scores = Scores({"BLEU-1": 1.0}, "BLEU")
+    with pytest.raises(AttributeError):
+        scores.signature = "BLEU|n:1000"  # type: ignore[misc]
+
+
+# Mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references", "options", "says"),
     [
-        ([], [], "no captions"),
-        (["a"], [["a"], ["b"]], "1 captions and references of 2 images"),
-        (["a", "b"], [["a"], []], "image 1 has no references"),
-        (["a"], ["a"], "image 0: give"),
-        ([None], [["a"]], "image 0: give"),
+        (["a", "b"], [["a"]], {}, "2 candidates and 1 lists of references"),
+        ([], [], {}, "there are no candidates"),
+        (["a", "b"], [["a"], []], {}, "candidate 1 has no reference"),
+        (["a"], ["a dog"], {}, r"references\[0\] is one text"),
+        ("a", [["a"]], {}, "candidates is one text"),
+        (["a"], "a", {}, "references is one text"),
+        ([None], [["a"]], {}, "image 0 has None as a caption"),
+        (["a", "b"], [["a"], ["b", 5]], {}, "image 1 has 5 as a caption"),
+        ([["a"]], [["a"]], {}, r"image 0 has \['a'\] as a caption"),
+        (["a"], [["a"]], {"tokenize": "ptbb"}, r"choose ptb, character \(did you mean ptb\?\)"),
     ],
 )
-def test_wrong_input_gets_one_line(candidates, references, says) -> None:
-    with pytest.raises(ValueError, match=says):
-        score(candidates, references)
+def test_mistakes_are_named_in_one_line(candidates, references, options, says) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        score(candidates, references, **options)
+    assert "\n" not in str(error.value)
 
 
-def test_an_unknown_tokenisation_is_answered_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="choose ptb, character"):
-        score(["a"], [["a"]], tokenize="pbt")
+def test_importing_loads_nothing_heavy() -> None:
+    code = "import sys, captioner.metrics; print({'torch', 'nltk', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -23,7 +23,6 @@ from rich.progress import track
 from rich.table import Table
 
 from captioner.config import pick
-from captioner.config import pick
 from captioner.data.ledger import ABSENT, ABSENT_IMAGE, BLANK, UNCAPTIONED
 from captioner.data.records import SPLITS, Reading, Record
 
