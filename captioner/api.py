@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from PIL import Image
@@ -108,8 +108,8 @@ class Captioner:
             ValueError: an image that cannot be read, or an option that does not exist.
         """
         if isinstance(images, (str, Path, Image.Image)) or _is_image(images):
-            return self.caption([images], batch_size=batch_size, **options)[0]
-        ready = (self.prepare(image) for image in images)  # type: ignore[union-attr]
+            return self.caption([cast(Picture, images)], batch_size=batch_size, **options)[0]
+        ready = (self.prepare(image) for image in cast(Sequence[Picture], images))
         captions: list[Caption] = []
         for batch in _batches(ready, batch_size):
             captions += self.caption_features(self.encode(torch.stack(batch)), **options)

@@ -29,7 +29,7 @@ from torch.nn import functional
 from captioner import checkpoint
 from captioner.callbacks import MONITOR, build_callbacks
 from captioner.config import Config, make, unknown
-from captioner.data import read_records
+from captioner.data import Reading, read_records
 from captioner.data.datamodule import IGNORED, Batch, CaptionDataModule
 from captioner.data.records import Record, write_whole
 from captioner.decoding import DecodingOptions
@@ -333,9 +333,27 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
         *(model, tokenizer, config, optimizer_steps(data.batches, trainer), decoding),
     )
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    _introduce(reading, module, folder)
+    try:
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # what Lightning makes of an interruption
+        print(f"interrupted; `captioner train resume={folder}` goes on from the last checkpoint")
+        raise KeyboardInterrupt from None
     best = checkpoint.find(folder)
     return TrainedRun(folder, best, checkpoint.read(best).scores)
+
+
+def _introduce(reading: Reading, module: LitCaptioner, folder: Path) -> None:
+    """Say what is trained on what."""
+    for oddity, count in reading.oddities.items():
+        print(f"data: {oddity}: {count}")
+    counts = [f"{len(reading.split(name))} {name}" for name in ("train", "dev")]
+    learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    print(
+        f"{' and '.join(counts)} images, {len(module.tokenizer.vocabulary)} words, "
+        f"{learned / 1e6:.1f} million parameters to learn, into {folder}",
+        flush=True,
+    )
 
 
 def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:

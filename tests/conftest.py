@@ -24,6 +24,10 @@ TINY = (
 """Overrides that make a training of a second or two, with an untrained encoder."""
 
 
+torch.set_num_threads(1)  # small sizes: a second thread only waits
+os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -67,7 +71,10 @@ def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path
         "encoder.pretrained=true",
         "encoder.image_size=64",
         "decoder.dropout=0.1",
-        "training.lr=0.02",
+        "decoder.embedding_size=48",
+        "decoder.hidden_size=64",
+        "training.lr=0.01",
+        "training.label_smoothing=0.0",
         "loader.batch_size=10",
         "trainer.max_epochs=15",
         "callbacks.patience=0",

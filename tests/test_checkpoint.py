@@ -44,7 +44,7 @@ def test_a_checkpoint_holds_plain_data_and_the_scores_it_was_chosen_by(run) -> N
     assert block["format"] == checkpoint.FORMAT
     assert block["version"] == captioner.__version__
     assert type(block["config"]) is dict
-    assert block["config"]["decoder"]["hidden_size"] == 24
+    assert block["config"]["decoder"]["hidden_size"] == 64
     assert set(block["scores"]) >= {"dev_bleu4", "dev_loss"}
     assert checkpoint.read(run).scores == block["scores"]
 

@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tiny, tmp_path) -
 def test_a_run_folder_holds_what_is_needed_to_understand_it(run) -> None:
     assert (run / "checkpoints" / "best.ckpt").is_file()
     assert (run / "checkpoints" / "last.ckpt").is_file()
-    assert "hidden_size: 24" in (run / "config.yaml").read_text()
+    assert "hidden_size: 64" in (run / "config.yaml").read_text()
     header = (
         (run / "logs" / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0].split(",")
     )

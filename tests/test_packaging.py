@@ -1,0 +1,108 @@
+"""A wheel, an installation elsewhere, and a plain clone: all find conf/ and work."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+YAML = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a clone, without what was built in it."""
+    target = tmp_path_factory.mktemp("source") / "captioner"
+    for name in ("captioner", "conf", "README.md", "LICENSE", "setup.cfg", "pyproject.toml"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(
+                ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        else:
+            shutil.copy(ROOT / name, target / name)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
+    done = subprocess.run([*build, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def python(code: str, path: Path, folder: Path) -> str:
+    """Run Python in another folder, with captioner from `path` alone."""
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_wheel_holds_every_yaml_and_module(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.removeprefix("captioner/") for name in names if name.endswith(".yaml")} == YAML
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "captioner").rglob("*.py")}
+    assert modules <= names
+    assert "captioner/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests", "datasets", "conf/"))]
+
+
+@pytest.mark.parametrize("kind", ["wheel", "clone"])
+def test_it_works_in_another_folder(
+    kind: str, wheel: Path, source: Path, tmp_path, run_copy
+) -> None:
+    """Unpacked wheel and uninstalled clone compose the configuration and caption a picture."""
+    place = source
+    if kind == "wheel":
+        place = tmp_path / "site"
+        zipfile.ZipFile(wheel).extractall(place)
+    checkpoint, picture = run_copy
+    code = (
+        "import captioner, captioner.config as c, captioner.cli as m\n"
+        "print(captioner.__file__); print(c.conf_folder())\n"
+        "assert c.compose(['experiment=demo', 'decoder.cell=gru'])['decoder']['cell'] == 'gru'\n"
+        f"m.main(['caption', {str(picture)!r}, '--model', {str(checkpoint)!r}])"
+    )
+    lines = python(code, place, tmp_path).splitlines()
+    assert lines[0] == str(place / "captioner" / "__init__.py")
+    conf = place / "captioner" / "conf" if kind == "wheel" else place / "conf"
+    assert lines[1] == str(conf)
+    assert lines[2].startswith(f"{picture}: ")
+
+
+def test_it_works_from_this_installation(tmp_path, run_copy) -> None:
+    """`captioner` as it is installed here (editable, in development), from another folder."""
+    checkpoint, picture = run_copy
+    command = shutil.which("captioner", path=str(Path(sys.executable).parent))
+    assert command is not None, "install the package first: pip install -e ."
+    done = subprocess.run(
+        [command, "caption", str(picture), "--model", str(checkpoint)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{picture}: ")
+
+
+@pytest.fixture
+def run_copy(run, scenes, tmp_path) -> tuple[Path, Path]:
+    """A checkpoint and a picture, copied away from the run and the data."""
+    (tmp_path / "away").mkdir()
+    checkpoint = shutil.copy(run_best(run), tmp_path / "away" / "model.ckpt")
+    picture = shutil.copy(scenes / "images" / "test_00000.png", tmp_path / "away" / "photo.png")
+    return Path(checkpoint), Path(picture)
+
+
+def run_best(folder: Path) -> Path:
+    from captioner.checkpoint import find
+
+    return find(folder)
