@@ -131,7 +131,8 @@ def _batches(captioner: Captioner, records: Sequence[Record], loader: Config) ->
     pictures = Pictures(encoder)
     if loader["cache"] and not encoder.trainable:
         images = [record.image for record in records]
-        pictures.cached = cached_features(encoder, images, loader["cache_folder"])
+        grid = captioner.model.decoder.uses_grid
+        pictures.cached = cached_features(encoder, images, loader["cache_folder"], grid=grid)
     return image_loader(records, captioner.tokenizer, pictures, workers=loader["workers"])
 
 

@@ -321,8 +321,9 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
         vocabulary_size=len(tokenizer.vocabulary),
         initialise=resume is None,
     )
+    given = {"seed": config["seed"], "grid": model.decoder.uses_grid}
     objects = (reading, tokenizer, model.encoder)
-    data = make(CaptionDataModule, "loader", config["loader"], *objects, seed=config["seed"])
+    data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
     callbacks = make(build_callbacks, "callbacks", config["callbacks"], folder)
     loggers = make(build_loggers, "logger", config["logger"], folder)
     trainer = make(build_trainer, "trainer", config["trainer"], folder, callbacks, loggers)
@@ -334,6 +335,10 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     )
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     _introduce(reading, module, folder)
+    model.to(trainer.strategy.root_device)
+    data.setup("fit")
+    if resume is None:
+        model.decoder.fit(data.training_features())
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of an interruption

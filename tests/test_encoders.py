@@ -327,3 +327,30 @@ def test_rows_index_both_fields() -> None:
     assert features.rows(slice(1, 3)).pooled.tolist() == [[2, 3], [4, 5]]
     assert Features(torch.ones(3, 2)).rows(slice(1)).grid is None
     assert features.to("meta").pooled.device.type == "meta"
+
+
+def test_an_earlier_stage_gives_finer_and_less_abstract_maps() -> None:
+    options = {"library": "bundled", "network": "efficientnet_lite0", "pretrained": False}
+    encoder = build_encoder(image_size=64, crop=1.0, stage=3, **options)
+    images = torch.randn(2, 3, 64, 64)
+    pooled, grid = encoder(images)
+    assert pooled.shape == (2, encoder.feature_size) == (2, 112)
+    assert grid.shape == (2, 16, 112)  # 64 pixels at a stride of 16
+    expected = encoder.backbone.forward_intermediates(images, intermediates_only=True)[3]
+    torch.testing.assert_close(grid, expected.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(pooled, expected.mean((2, 3)))
+    assert encoder.transform.crop == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"stage": 9}, "encoder.stage=9 is not there; efficientnet_lite0 has 0 to"),
+        ({"crop": 1.2}, "encoder.crop=1.2"),
+        ({"library": "torchvision", "network": "resnet18", "stage": 1}, "has no stages"),
+    ],
+)
+def test_wrong_stages_and_crops_get_one_line(options: dict, says: str) -> None:
+    given = {"library": "bundled", "network": "efficientnet_lite0", "pretrained": False, **options}
+    with pytest.raises(ValueError, match=says):
+        build_encoder(**given)

@@ -14,6 +14,7 @@ B, T, V, D, E, H = 2, 5, 11, 8, 7, 6
 
 
 def show_tell(cell: str = "lstm", **options: object) -> ShowTell:
+    options = {"dropout": 0.0, **options}
     return ShowTell(
         vocabulary_size=V, feature_size=D, cell=cell, embedding_size=E, hidden_size=H, **options
     ).double()
@@ -39,6 +40,7 @@ def test_forward_equals_start_and_repeated_step(cell: str, layers: int) -> None:
 def test_the_image_is_x_0_with_h_and_c_at_zero() -> None:
     """torch's LSTM, fed the projected image and then the words, gives the same logits."""
     decoder = show_tell().eval()
+    decoder.fit(features(20))
     cell = decoder.recurrence.cells[0]
     peer = nn.LSTM(E, H, batch_first=True).double()
     f, i, g, o = (cell.of_input.weight.split(H)[k] for k in range(4))
@@ -50,11 +52,49 @@ def test_the_image_is_x_0_with_h_and_c_at_zero() -> None:
         peer.bias_ih_l0.copy_(torch.cat([bi, bf, bg, bo]))
         peer.bias_hh_l0.zero_()
     images, inputs = features(), torch.randint(V, (B, T))
-    x_0 = images.pooled @ decoder.image.weight.T + decoder.image.bias
+    standard = (images.pooled - decoder.standardise.mean) * decoder.standardise.scale
+    x_0 = standard @ decoder.image.weight.T + decoder.image.bias
     sequence = torch.cat([x_0[:, None], decoder.words.weight[inputs]], dim=1)
     h, _ = peer(sequence)  # torch starts at zero
     expected = h[:, 1:] @ decoder.output.weight.T + decoder.output.bias
     torch.testing.assert_close(decoder(images, inputs), expected)
+
+
+@pytest.mark.parametrize("components", [None, 3, 50])
+def test_features_are_standardised_by_the_training_images(components: int | None) -> None:
+    mixed = torch.randn(400, D, dtype=torch.float64) @ torch.randn(D, D, dtype=torch.float64)
+    decoder = show_tell(components=components)
+    decoder.fit(Features(100 * mixed + 7))
+    standard = decoder.standardise(100 * mixed + 7)
+    assert standard.shape == (400, D if components is None else min(components, D))
+    torch.testing.assert_close(standard.mean(0), torch.zeros(standard.shape[1]).double())
+    covariance = standard.T @ standard / 400
+    if components is None:
+        torch.testing.assert_close(covariance.diag(), torch.ones(D).double(), rtol=1e-3, atol=0)
+    else:
+        identity = torch.eye(len(covariance)).double()
+        torch.testing.assert_close(covariance, identity, rtol=1e-3, atol=1e-3)
+        centred = mixed - mixed.mean(
+            0
+        )  # the kept part holds the most variance: an SVD says how much
+        kept = centred @ torch.linalg.svd(centred, full_matrices=False)[2][: len(covariance)].T
+        span = torch.linalg.lstsq(standard, kept).solution
+        torch.testing.assert_close(standard @ span, kept, rtol=1e-4, atol=1e-4)
+
+
+def test_regions_are_the_means_of_the_grid_side_by_side() -> None:
+    grid = torch.randn(B, 16, D, dtype=torch.float64)  # 4 x 4 positions
+    images = Features(grid.mean(1), grid)
+    decoder = show_tell(regions=2).eval()
+    squares = grid.unflatten(1, (4, 4))
+    corners = [squares[:, r : r + 2, c : c + 2].mean((1, 2)) for r in (0, 2) for c in (0, 2)]
+    expected = torch.stack(corners, dim=2).flatten(1)
+    torch.testing.assert_close(decoder.read(images), expected)
+    assert decoder.uses_grid
+    with pytest.raises(ValueError, match="does not fit a grid of 16 positions"):
+        show_tell(regions=5).read(images)
+    with pytest.raises(ValueError, match="regions=0"):
+        show_tell(regions=0)
 
 
 def test_a_state_is_reordered_by_rows() -> None:

@@ -229,6 +229,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         reading: the records.
         tokenizer: made from the training captions.
         encoder: its transform is used, and itself where features are cached.
+        grid: whether the decoder reads the grid.
         seed: decides the order of the batches and the augmentation.
         batch_size: captions in a training batch.
         workers: processes that read images; 0 reads in the main process.
@@ -247,6 +248,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         tokenizer: Tokenizer,
         encoder: Encoder,
         *,
+        grid: bool,
         seed: int,
         batch_size: int = 128,
         workers: int = 0,
@@ -270,7 +272,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             )
         self.tokenizer, self.encoder, self.seed = tokenizer, encoder, seed
         self.batch_size, self.workers = batch_size, workers
-        self.caches = cache and not encoder.trainable
+        self.caches, self.grid = cache and not encoder.trainable, grid
         self.cache_folder = cache_folder
         self.dev = reading.split("dev")
         self.dev_pictures = Pictures(encoder)
@@ -289,8 +291,22 @@ class CaptionDataModule(lightning.LightningDataModule):
         if self.caches and self.dev_pictures.cached is None:
             records = [*(record for record, _ in self.pairs.pairs), *self.dev]
             images = list(dict.fromkeys(record.image for record in records))
-            cached = cached_features(self.encoder, images, self.cache_folder)
+            cached = cached_features(self.encoder, images, self.cache_folder, grid=self.grid)
             self.train_pictures.cached = self.dev_pictures.cached = cached
+
+    def training_features(self, count: int = 5000) -> Features:
+        """Features of training images spread evenly over the split, `count` at most."""
+        records = list({record.image: record for record, _ in self.pairs.pairs}.values())
+        chosen = records[:: max(1, len(records) // count)][:count]
+        device = next(self.encoder.parameters()).device
+        parts = []
+        for first in range(0, len(chosen), 64):
+            source = self.dev_pictures(chosen[first : first + 64], [])
+            with torch.no_grad():
+                found = source if isinstance(source, Features) else self.encoder(source.to(device))
+            parts.append(found.to("cpu"))
+        grid = torch.cat([part.grid for part in parts]) if self.grid else None  # type: ignore[misc]
+        return Features(torch.cat([part.pooled for part in parts]), grid)
 
     def train_dataloader(self) -> TrainingLoader:
         lengths = [len(words) for _, words in self.pairs.pairs]

@@ -19,7 +19,8 @@ class CaptioningModel(nn.Module):
 
     Args:
         encoder: images [B, 3, S, S] -> Features.
-        decoder: has ``start(features)``, ``step(tokens, state)`` and ``forward(features, inputs)``.
+        decoder: has ``start(features)``, ``step(tokens, state)``, ``forward(features, inputs)``,
+            ``fit(features)`` for what is not learned by gradient, and ``uses_grid``.
     """
 
     def __init__(self, encoder: Encoder, decoder: Any) -> None:

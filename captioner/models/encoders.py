@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +62,9 @@ class Encoder(nn.Module):
         pretrained: start from ImageNet weights, and keep the statistics of normalisation layers.
         trainable: learn the network's parameters; otherwise it is frozen and stays in eval mode.
         image_size: S in pixels, at least 1; None takes the side the network was trained with.
+        crop: share of the shorter side that the centre crop keeps, (0, 1]; None: as trained.
+        stage: take the map of an earlier stage, 0 the finest, as grid, and its mean as pooled: less
+            abstract and with more positions. None is the last map. Networks of timm only.
         initialise: False loads no weights at all, for a checkpoint will fill them.
 
     Raises:
@@ -78,11 +82,15 @@ class Encoder(nn.Module):
         pretrained: bool = True,
         trainable: bool = False,
         image_size: int | None = None,
+        crop: float | None = None,
+        stage: int | None = None,
         initialise: bool = True,
     ) -> None:
         super().__init__()
         if image_size is not None and image_size < 1:
             raise ValueError(f"encoder.image_size={image_size} is not positive; give pixels")
+        if crop is not None and not 0 < crop <= 1:
+            raise ValueError(f"encoder.crop={crop} is not accepted; choose a share in (0, 1]")
         self.network = network
         self.pretrained = pretrained
         self.trainable = trainable
@@ -92,9 +100,25 @@ class Encoder(nn.Module):
         # In channels_last the same convolutions run 1.3 to 1.9 times as fast on a CPU.
         backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.backbone = backbone.requires_grad_(trainable)
+        self.stage = stage
+        if stage is not None:
+            self.feature_size = self._stage_size(stage)
         if image_size is not None:
             self._try_size(image_size)
+        if crop is not None:
+            self.transform = replace(self.transform, crop=crop)
         self.train()
+
+    def _stage_size(self, stage: int) -> int:
+        """D of a stage's map."""
+        known = getattr(self.backbone, "feature_info", None)
+        if not hasattr(self.backbone, "forward_intermediates") or known is None:
+            raise ValueError(f"encoder.stage={stage}: {self.network} has no stages; leave it empty")
+        if not 0 <= stage < len(known):
+            raise ValueError(
+                f"encoder.stage={stage} is not there; {self.network} has 0 to {len(known) - 1}"
+            )
+        return int(known[stage]["num_chs"])
 
     def _try_size(self, size: int) -> None:
         self.eval()
@@ -162,7 +186,7 @@ class BundledEncoder(Encoder):
 
     def extract(self, images: Tensor) -> Features:
         """Run the network."""
-        return _timm_features(self.backbone, images)
+        return _timm_features(self.backbone, images, self.stage)
 
 
 class TimmEncoder(Encoder):
@@ -192,7 +216,7 @@ class TimmEncoder(Encoder):
 
     def extract(self, images: Tensor) -> Features:
         """Run the network."""
-        return _timm_features(self.backbone, images)
+        return _timm_features(self.backbone, images, self.stage)
 
 
 class TorchvisionEncoder(Encoder):
@@ -248,13 +272,15 @@ def build_encoder(
     pretrained: bool = True,
     trainable: bool = False,
     image_size: int | None = None,
+    crop: float | None = None,
+    stage: int | None = None,
     initialise: bool = True,
 ) -> Encoder:
     """Build an encoder by the names of its library and network.
 
     Args:
         library: a key of ENCODERS.
-        network, pretrained, trainable, image_size, initialise: as of Encoder.
+        network, pretrained, trainable, image_size, crop, stage, initialise: as of Encoder.
 
     Returns:
         an Encoder, with feature_size and transform.
@@ -265,8 +291,15 @@ def build_encoder(
     """
     if library not in ENCODERS:
         raise _unknown("encoder.library", library, ENCODERS)
-    options = {"pretrained": pretrained, "trainable": trainable, "initialise": initialise}
-    return ENCODERS[library](network=network, image_size=image_size, **options)
+    return ENCODERS[library](
+        network=network,
+        pretrained=pretrained,
+        trainable=trainable,
+        image_size=image_size,
+        crop=crop,
+        stage=stage,
+        initialise=initialise,
+    )
 
 
 # The bundled weights
@@ -349,7 +382,12 @@ def _timm_transform(backbone: nn.Module, image_size: int | None) -> Transform:
     )
 
 
-def _timm_features(backbone: Any, images: Tensor) -> Features:
+def _timm_features(backbone: Any, images: Tensor, stage: int | None) -> Features:
+    if stage is not None:
+        only = {"intermediates_only": True, "stop_early": True, "output_fmt": "NCHW"}
+        (map_of_stage,) = backbone.forward_intermediates(images, indices=[stage], **only)
+        grid = map_of_stage.flatten(2).transpose(1, 2)  # [B, P, D]
+        return Features(grid.mean(1), grid)
     size = backbone.num_features
     maps = backbone.forward_features(images)
     grid = _positions(maps, size, getattr(backbone, "num_prefix_tokens", None))  # [B, P, D]

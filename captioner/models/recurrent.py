@@ -3,7 +3,7 @@
 ShowTell is the Neural Image Caption generator (Vinyals et al., "Show and Tell", CVPR 2015): the
 image is the first word the network reads.
 
-    X_0     = W_I feature + b_I                 h_{-1} = c_{-1} = 0
+    X_0     = W_I feature + b_I                 h_{-1} = c_{-1} = 0     (feature standardised)
     X_t     = W_e word_{t-1}                    word_0 = <start>
     h_t     = cell(X_t, h_{t-1})
     p_t     = softmax(W_p h_t + b_p)            until <end>
@@ -14,12 +14,60 @@ translates, with a zero vector it is a language model.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.unroll import Recurrence
+
+
+class Standardise(nn.Module):
+    """Features with mean 0 and variance 1, by dimension or by principal component.
+
+        x -> (x - μ) / σ            each of the D dimensions by itself
+        x -> (x - μ) V / sqrt(λ)    λ, V: the K largest eigenvalues of the covariance, whitening
+
+    Encoders differ widely in scale, and X_0 would be heard late beside the words where the features
+    are small. The statistics are those of training images (``fit``) and do not learn.
+
+    Args:
+        feature_size: D.
+        components: K, at most D; None takes the dimensions as they are.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, feature_size: int, components: int | None) -> None:
+        super().__init__()
+        self.width = feature_size if components is None else min(components, feature_size)
+        self.whitens = components is not None
+        self.register_buffer("mean", torch.zeros(feature_size))
+        scale = torch.eye(feature_size)[:, : self.width] if self.whitens else torch.ones(self.width)
+        self.register_buffer("scale", scale.contiguous())  # [D, K], or [D]
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        """Take the statistics from features [n, D] of training images."""
+        features = features.double()
+        centred = features - features.mean(0)
+        self.mean.copy_(features.mean(0))
+        if self.whitens:
+            values, vectors = torch.linalg.eigh(centred.T @ centred / len(features))  # rising
+            values, vectors = values[-self.width :], vectors[:, -self.width :]
+            self.scale.copy_(vectors / values.clamp_min(1e-4 * values[-1] + 1e-12).sqrt())
+        else:
+            variance = centred.square().mean(0)
+            self.scale.copy_((variance + 1e-4 * variance.mean() + 1e-12).rsqrt())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Standardise features: [B, D] -> [B, K], or [B, D]."""
+        centred = features - self.mean
+        return centred @ self.scale if self.whitens else centred * self.scale
 
 
 class ShowTell(nn.Module):
@@ -27,7 +75,10 @@ class ShowTell(nn.Module):
 
     Args:
         vocabulary_size: V.
-        feature_size: D, width of the encoder's pooled feature.
+        feature_size: D, width of the encoder's features.
+        regions: 1 reads the encoder's pooled feature; R the means of R x R regions of its grid,
+            side by side, so that X_0 knows where things are.
+        components: K, to read the feature by its principal components (``Standardise``).
         cell: a name in ``CELLS``.
         embedding_size: E, width of a word and of X_0.
         hidden_size: H.
@@ -35,13 +86,13 @@ class ShowTell(nn.Module):
         dropout: share dropped from words, X_0, h and between layers while training, [0, 1).
     """
 
-    uses_grid = False
-
     def __init__(
         self,
         *,
         vocabulary_size: int,
         feature_size: int,
+        regions: int = 1,
+        components: int | None = None,
         cell: str = "lstm",
         embedding_size: int = 512,
         hidden_size: int = 512,
@@ -49,7 +100,13 @@ class ShowTell(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.image = nn.Linear(feature_size, embedding_size)
+        for name, value in (("regions", regions), ("components", components)):
+            if value is not None and value < 1:
+                raise ValueError(f"decoder.{name}={value} is not accepted; choose 1 or more")
+        self.regions = regions
+        self.uses_grid = regions > 1
+        self.standardise = Standardise(feature_size * regions**2, components)
+        self.image = nn.Linear(self.standardise.width, embedding_size)
         self.words = nn.Embedding(vocabulary_size, embedding_size)
         self.recurrence = Recurrence(
             cell=cell,
@@ -63,9 +120,33 @@ class ShowTell(nn.Module):
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
 
+    def read_image(self, features: Features) -> Tensor:
+        """X_0 [B, E], the projected feature of each image."""
+        return self.image(self.standardise(self.read(features)))
+
+    def read(self, features: Features) -> Tensor:
+        """The feature as the encoder gives it: pooled [B, D], or R x R regions side by side."""
+        if not self.uses_grid:
+            return features.pooled
+        if features.grid is None:
+            raise ValueError("decoder.regions above 1 needs features with a grid")
+        positions = features.grid.shape[1]
+        side = math.isqrt(positions)
+        if side * side != positions or self.regions > side:
+            raise ValueError(
+                f"decoder.regions={self.regions} does not fit a grid of {positions} positions; "
+                "choose 1, or no more than its side, and a square image"
+            )
+        maps = features.grid.transpose(1, 2).unflatten(2, (side, side))  # [B, D, side, side]
+        return functional.adaptive_avg_pool2d(maps, self.regions).flatten(1)  # [B, D * R * R]
+
+    def fit(self, features: Features) -> None:
+        """Fit what is not learned by gradient to features of training images."""
+        self.standardise.fit(self.read(features))
+
     def start(self, features: Features) -> State:
         """The state after the network has read the image as X_0, h and c being zero before."""
-        x0 = self.dropout(self.image(features.pooled))  # [B, E]
+        x0 = self.dropout(self.read_image(features))  # [B, E]
         _, state = self.recurrence.step(x0, self.recurrence.zeros(len(x0)))
         return state
 
@@ -79,7 +160,7 @@ class ShowTell(nn.Module):
 
         Equal to ``start`` and T times ``step`` (teacher forcing).
         """
-        x0 = self.image(features.pooled).unsqueeze(1)  # [B, 1, E]
+        x0 = self.read_image(features).unsqueeze(1)  # [B, 1, E]
         inputs = self.dropout(torch.cat([x0, self.words(inputs)], dim=1))  # [B, 1 + T, E]
         h, _ = self.recurrence(inputs, self.recurrence.zeros(len(inputs)))
         return self.output(self.dropout(h[:, 1:]))  # [B, T, V]: X_0 is read, not answered
