@@ -97,7 +97,10 @@ def _resume_folder(overrides: Sequence[str]) -> list[str]:
     runs = [one.partition("=")[2] for one in overrides if one.startswith("resume=")]
     if not runs or runs[-1] in ("null", ""):
         return []
-    return [f"run_dir={runs[-1]}"]
+
+    from captioner import checkpoint
+
+    return [f"run_dir={checkpoint.run_folder(checkpoint.find(runs[-1], name=checkpoint.LAST))}"]
 
 
 def _train_job(composed: Any) -> float:
