@@ -340,11 +340,12 @@ def _print_table(title: str, rows: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in rows.items():
         table.add_row(name, value)
+    print(title)
     Console().print(table)
 
 

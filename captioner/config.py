@@ -212,6 +212,9 @@ def _parse(overrides: Sequence[str]) -> list[Any]:
 
     changes = []
     for line in overrides:
+        line = line.replace(
+            "=~/", f"={Path.home()}/"
+        )  # shells leave it, Hydra's grammar refuses it
         try:
             changes += OverridesParser.create().parse_overrides([line])
         except HydraException:

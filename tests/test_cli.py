@@ -67,10 +67,10 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path) -> None:
 
     done = command("evaluate", run, "data.split=test", "decoding=beam", "decoding.beam_size=2")
     assert done.returncode == 0, done.stderr
-    folder = run / "evaluation" / "shapes-test" / "beam2"
+    folder = run / "evaluation" / "shapes-test" / "beam2-lp0.7"
     scores = json.loads((folder / "scores.json").read_text())
     assert 0 <= scores["BLEU-4"] <= 100
-    assert "|decoding:beam2|" in scores["signature"]
+    assert "|decoding:beam2-lp0.7|" in scores["signature"]
     assert "|split:test|" in scores["signature"]
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert len(rows) == 6

@@ -127,6 +127,10 @@ def test_a_wrong_value_gets_one_line(overrides: list[str], says: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_tilde_is_the_home_folder() -> None:
+    assert config.compose(["data.root=~/x"])["data"]["root"] == str(Path.home() / "x")
+
+
 def test_overrides_of_a_checkpoint_leave_the_rest() -> None:
     trained = config.compose(["data=flickr8k", "data.root=/somewhere", "decoder.cell=gru"])
     changed = config.override(trained, ["data.root=/elsewhere", "decoding=beam"])
