@@ -223,14 +223,9 @@ class LitCaptioner(lightning.LightningModule):
                 f"load_from_checkpoint does not take {', '.join(unused)}: the checkpoint suffices"
             )
         found = checkpoint.read(checkpoint_path)
-        module = cls(
-            found.model(),
-            found.tokenizer,
-            found.config,
-            1,
-            make(DecodingOptions, "decoding", found.config["decoding"]),
-            **found.config["training"],
-        )
+        decoding = make(DecodingOptions, "decoding", found.config["decoding"])
+        objects = (found.model(), found.tokenizer, found.config, 1, decoding)
+        module = make(cls, "training", found.config["training"], *objects)
         module.dev_scores = found.scores
         return module.to(map_location or "cpu").eval()
 
