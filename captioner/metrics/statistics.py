@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -91,7 +92,8 @@ class Statistics:
     def save(self, path: Path) -> Path:
         """Write the arrays as one compressed file, whole or not at all."""
         file = io.BytesIO()
-        numpy.savez_compressed(file, images=numpy.array(self.images), **dict(self.rows))
+        arrays: dict[str, Any] = {"images": numpy.array(self.images), **self.rows}
+        numpy.savez_compressed(file, **arrays)
         return write_whole(path, file.getvalue())
 
     @classmethod
