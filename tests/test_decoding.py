@@ -5,7 +5,10 @@ import itertools
 import pytest
 import torch
 
-from captioner.decoding import DecodingOptions, Hypothesis, decode
+from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode
+from captioner.decoding.beam import beam_search
+from captioner.decoding.constraints import Constraints, Required
+from captioner.decoding.search import Reader
 
 PAD, START, END = 0, 1, 2
 
@@ -70,8 +73,6 @@ def test_a_full_beam_ranks_its_hypotheses_as_enumeration_does() -> None:
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_beam_of_one_is_greedy(penalty: float) -> None:
-    from captioner.decoding.beam import beam_search
-
     table = random_table(40, 6, 7)
     plain = decode(
         table_step(table),
@@ -80,15 +81,9 @@ def test_beam_of_one_is_greedy(penalty: float) -> None:
         end=END,
         options=DecodingOptions(max_length=6),
     )
-    beam = beam_search(
-        table_step(table),
-        start_state(40),
-        start=START,
-        end=END,
-        beam_size=1,
-        length_penalty=penalty,
-        max_length=6,
-    )
+    options = DecodingOptions(length_penalty=penalty, max_length=6)
+    read = Reader(table_step(table), START, Constraints(options, Phrases(), END))
+    beam = beam_search(read, start_state(40), end=END, options=options, required=Required())
     assert [one[0].tokens for one in plain] == [one[0].tokens for one in beam]
     assert any(one[0].finished for one in plain)
     assert any(not one[0].finished for one in plain)

@@ -6,59 +6,18 @@ row. It knows no model and no tokenizer, and always works on a batch of images.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
 
 from captioner.decoding.beam import beam_search
-from captioner.decoding.sampling import greedy
-from captioner.decoding.search import Hypothesis, State, Step
+from captioner.decoding.constraints import Constraints, Phrases, Required
+from captioner.decoding.ensemble import together
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.sampling import greedy, sample
+from captioner.decoding.search import Hypothesis, Reader, State, Step, count
 
-__all__ = ["DecodingOptions", "Hypothesis", "State", "Step", "decode"]
+__all__ = ["DecodingOptions", "Hypothesis", "Phrases", "State", "Step", "decode", "together"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class DecodingOptions:
-    """How captions are chosen.
-
-    Args:
-        beam_size: K, hypotheses kept for each image; 1 is greedy decoding.
-        length_penalty: α ≥ 0; a hypothesis of n tokens scores log p / n^α: 0 compares log
-            probabilities, 1 their average by token.
-        max_length: the most tokens of a caption, <end> included.
-
-    Raises:
-        ValueError: a value out of range.
-    """
-
-    beam_size: int = 1
-    length_penalty: float = 0.0
-    max_length: int = 30
-
-    def __post_init__(self) -> None:
-        for name, lowest, kind in (("beam_size", 1, int), ("max_length", 1, int)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, kind) or value < lowest:
-                raise ValueError(
-                    f"decoding.{name}={value!r} is not accepted; choose a whole number ≥ {lowest}"
-                )
-        penalty = self.length_penalty
-        if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not penalty >= 0:
-            raise ValueError(
-                f"decoding.length_penalty={penalty!r} is not accepted; choose a number from 0 "
-                "(0 none, 1 average by token)"
-            )
-
-    @property
-    def label(self) -> str:
-        """A short name for files and signatures: greedy, beam3, beam3-lp0.7."""
-        if self.beam_size == 1:
-            return "greedy"
-        penalty = f"-lp{self.length_penalty:g}" if self.length_penalty else ""
-        return f"beam{self.beam_size}{penalty}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
+_NONE = Phrases()
 
 
 def decode(
@@ -68,7 +27,9 @@ def decode(
     start: int,
     end: int,
     options: DecodingOptions,
+    phrases: Phrases = _NONE,
     banned: tuple[int, ...] = (),
+    keys: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Decode a batch of images.
 
@@ -78,22 +39,37 @@ def decode(
         start: the token read first.
         end: the token that finishes a caption.
         options: see DecodingOptions.
+        phrases: the words of the options, as tokens.
         banned: tokens never emitted; the probabilities of the others are not rescaled.
+        keys: of each image, a number ≥ 0 from which its draws are made; None takes its place in
+            the batch.
 
     Returns:
-        for each image its hypotheses, best first; at least one.
+        for each image its hypotheses, best first, or samples in the order of drawing; at least one,
+        and ``options.captions`` where the search found as many.
+
+    Raises:
+        ValueError: required words that need too many beams.
     """
-    if options.beam_size == 1:
-        return greedy(
-            step, state, start=start, end=end, max_length=options.max_length, banned=banned
-        )
-    return beam_search(
-        step,
-        state,
-        start=start,
-        end=end,
-        beam_size=options.beam_size,
-        length_penalty=options.length_penalty,
-        max_length=options.max_length,
-        banned=banned,
+    images = count(state)
+    if images == 0:
+        return []
+    constraints = Constraints(options, phrases, end, banned)
+    required = Required(phrases.required)
+    read = Reader(step, start, constraints)
+    if options.samples:
+        keys = range(images) if keys is None else keys
+        found = sample(read, state, end=end, options=options, keys=keys)
+    elif options.beam_size == 1 and not phrases.required:
+        found = greedy(read, state, end=end, max_length=options.max_length)
+    else:
+        found = beam_search(read, state, end=end, options=options, required=required)
+    return [[_told(one, constraints, required) for one in of_image] for of_image in found]
+
+
+def _told(one: Hypothesis, constraints: Constraints, required: Required) -> Hypothesis:
+    """The hypothesis with what it could not keep."""
+    return one._replace(
+        missing=required.absent(one.tokens),
+        broken=constraints.broken(one.tokens, finished=one.finished),
     )

@@ -1,152 +1,272 @@
-"""Beam search, batched over images and beams.
+"""Beam search, batched over images and beams; in groups, and with required words.
 
 Each step extends K live hypotheses of every image by every word and ranks the results by log
 probability. Of the best K, those that end in <end> are finished; the best K that do not end live
-on. An image is done when K hypotheses have finished (Graves, 2012; Sutskever et al., 2014), or
-earlier, when no live one can still beat the best finished one, which changes no result.
+on (Graves, 2012; Sutskever et al., 2014). An image is done when K hypotheses have finished, or
+earlier, when no live one can still beat a finished one, which changes no result.
+
+Groups (diverse beam search, Vijayakumar et al., AAAI 2018) are beams of K / G that choose one after
+the other at each step; a group ranks a word lower by λ for every hypothesis of an earlier group
+that has just taken it. Only the ranking of the step sees λ: log probabilities stay the model's.
+
+Required words (constrained beam search, Anderson et al., EMNLP 2017) give each state of their
+automaton a beam of its own, so that a hypothesis that has said "red ball" competes only with
+others that have. An image is done when no live hypothesis can beat one that has said them all.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+
 import torch
 from torch import Tensor
 
-from captioner.decoding.search import Hypothesis, State, Step, count, device, hypothesis, read, rows
+from captioner.decoding.constraints import Required
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.search import Hypothesis, Reader, State, count, device, rows
 
 
 def beam_search(
-    step: Step,
-    state: State,
-    *,
-    start: int,
-    end: int,
-    beam_size: int,
-    length_penalty: float,
-    max_length: int,
-    banned: tuple[int, ...] = (),
+    read: Reader, state: State, *, end: int, options: DecodingOptions, required: Required
 ) -> list[list[Hypothesis]]:
-    """Search for the K best captions of every image.
+    """Search for the best captions of every image.
 
     A beam of 1 is greedy decoding; a beam as wide as there are captions is an exhaustive search.
-    Where nothing ended within max_length, the unfinished hypotheses are returned.
-    Arguments and result as in ``decoding.decode``; between 1 and about 2K hypotheses an image.
+    Where too few end within max_length, unfinished hypotheses follow.
+
+    Returns:
+        for each image its hypotheses, best first: those that hold all required words before the
+        others; of groups, the best of each before the second of any.
     """
-    finished: list[list[Hypothesis]] = [[] for _ in range(count(state))]
-    beams = _Beams.first(state, start)
-    for length in range(1, max_length + 1):
-        log_probs, state = read(step, beams.tokens[:, :, -1].flatten(), state, banned)
-        parents, beams, ended = beams.extend(log_probs, beam_size, end)
-        for place, tokens, values in ended:
-            image = int(beams.images[place])
-            finished[image].append(
-                hypothesis(tokens, values, end=end, length_penalty=length_penalty)
-            )
-        keep = [
-            place
-            for place, (image, best) in enumerate(
-                zip(beams.images.tolist(), beams.scores[:, 0].tolist())
-            )
-            if not _done(finished[image], best, beam_size, max_length**length_penalty)
-        ]
-        if not keep or length == max_length:
+    images, groups, states = count(state), options.groups, len(required)
+    beams = [_Beams.first(images, states, device(state)) for _ in range(groups)]
+    active = torch.arange(images, device=device(state))  # the image at each of the A places
+    found = [[_Found(options, required) for _ in range(groups)] for _ in range(images)]
+    state = rows(state, active.repeat_interleave(groups * states))
+    moves: Tensor | None = None
+    for length in range(1, options.max_length + 1):
+        log_probs, state = _read(read, beams, state)  # [A, G, S, k, V]
+        if moves is None:
+            moves = required.moves(log_probs.shape[-1], end, log_probs.device)
+        parents, said = [], torch.zeros_like(log_probs[:, 0, 0, 0])  # [A, V]
+        for group in range(groups):
+            step = beams[group].extend(log_probs[:, group], moves, options, end, said)
+            beams[group] = step.beams
+            parents.append(step.parents)
+            for place, at, tokens, values in step.ended:
+                found[int(active[place])][group].add(tokens, values, at)
+        keep = _going(active, beams, found)
+        if not keep or length == options.max_length:
             break
-        index = torch.tensor(keep, device=device(state))
-        beams, state = beams.of_images(index), rows(state, parents[index].flatten())
-    for place, image in enumerate(beams.images.tolist()):
-        if not finished[image]:
-            finished[image] = beams.unfinished(place, end, length_penalty)
-    return [sorted(found, key=lambda one: -one.score) for found in finished]
+        index = torch.tensor(keep, device=active.device)
+        state = rows(state, _rows(parents, log_probs.shape)[index].flatten())
+        active, beams = active[index], [one.of_places(index) for one in beams]
+    for place, image in enumerate(active.tolist()):
+        for group in range(groups):
+            found[image][group].take_unfinished(beams[group], place)
+    return [_in_turn([one.ranked() for one in of_image]) for of_image in found]
 
 
-def _done(finished: list[Hypothesis], best_live: float, beam_size: int, divisor: float) -> bool:
-    """Whether an image needs no further step.
-
-    Log probabilities only fall, and a longer caption is divided by at most max_length^α, so
-    best_live / max_length^α bounds every score that the live hypotheses can still reach.
-    """
-    if len(finished) >= beam_size or best_live == -torch.inf:
-        return True
-    return bool(finished) and max(one.score for one in finished) >= best_live / divisor
+def _read(read: Reader, beams: list[_Beams], state: State) -> tuple[Tensor, State]:
+    history = torch.stack([one.tokens for one in beams], dim=1)  # [A, G, S, k, t]
+    alive = torch.stack([one.scores for one in beams], dim=1) > -torch.inf  # [A, G, S, k]
+    width = alive[0].numel()
+    log_probs, state = read(history.flatten(0, 3), state, alive=alive.flatten(), width=width)
+    return log_probs.view(*alive.shape, -1), state
 
 
-class _Beams:
-    """The live hypotheses of the images that still run: A images, k <= K hypotheses each.
+def _rows(parents: list[Tensor], shape: torch.Size) -> Tensor:
+    """The row of the state that each hypothesis continues: G times [A, S, k'] -> [A, G * S * k']"""
+    places, groups, states, width = shape[:4]
+    first = torch.arange(places * groups, device=parents[0].device).view(places, groups, 1, 1)
+    return (first * states * width + torch.stack(parents, dim=1)).flatten(1)
+
+
+def _going(active: Tensor, beams: list[_Beams], found: list[list[_Found]]) -> list[int]:
+    """The places of images that are not done; the groups of an image that are done stop."""
+    keep = []
+    best = [one.scores.flatten(1).amax(dim=1).tolist() for one in beams]
+    for place, image in enumerate(active.tolist()):
+        done = [one.done(best[group][place]) for group, one in enumerate(found[image])]
+        if not all(done):
+            keep.append(place)
+            for group, stops in enumerate(done):
+                if stops:
+                    beams[group].scores[place] = -torch.inf
+    return keep
+
+
+def _in_turn(groups: list[list[Hypothesis]]) -> list[Hypothesis]:
+    """The best of each group, by score, then the second of each, and so on."""
+    ranks = ([one for one in rank if one is not None] for rank in zip_longest(*groups))
+    order = (sorted(rank, key=lambda one: (len(one.missing), -one.score)) for rank in ranks)
+    return list(chain.from_iterable(order))
+
+
+@dataclass
+class _Step:
+    """What one step of one group gives.
 
     Attributes:
-        images: which image of the batch each belongs to, [A].
-        tokens: <start> and the words so far, [A, k, 1 + t].
-        log_probs: of each word so far, [A, k, t].
-        scores: their sums, falling, [A, k]; -inf where there are fewer than k hypotheses.
+        parents: which of the S * k rows of its image each new hypothesis continues, [A, S, k'].
+        beams: the new hypotheses.
+        ended: those that finished: place in A, state, tokens without <end>, log_probs.
     """
 
-    def __init__(self, images: Tensor, tokens: Tensor, log_probs: Tensor, scores: Tensor) -> None:
-        self.images, self.tokens, self.log_probs, self.scores = images, tokens, log_probs, scores
+    parents: Tensor
+    beams: _Beams
+    ended: list[tuple[int, int, list[int], list[float]]]
+
+
+@dataclass
+class _Beams:
+    """The live hypotheses of one group: A images, S states, k <= K / G hypotheses of each.
+
+    Attributes:
+        tokens: the words so far, [A, S, k, t].
+        log_probs: of each word so far, [A, S, k, t].
+        scores: their sums, [A, S, k]; -inf where there are fewer than k hypotheses.
+    """
+
+    tokens: Tensor
+    log_probs: Tensor
+    scores: Tensor
 
     @classmethod
-    def first(cls, state: State, start: int) -> _Beams:
-        """One empty hypothesis an image."""
-        images = torch.arange(count(state), device=device(state))
-        tokens = torch.full((len(images), 1, 1), start, device=images.device)
-        zeros = torch.zeros(len(images), 1, device=images.device)
-        return cls(images, tokens, zeros[:, :, None][:, :, :0], zeros)
+    def first(cls, images: int, states: int, device: torch.device) -> _Beams:
+        """One empty hypothesis an image, in the first state."""
+        scores = torch.full((images, states, 1), -torch.inf, device=device)
+        scores[:, 0] = 0.0
+        tokens = torch.empty(images, states, 1, 0, dtype=torch.long, device=device)
+        return cls(tokens, torch.empty_like(tokens, dtype=torch.float32), scores)
 
     def extend(
-        self, log_probs: Tensor, beam_size: int, end: int
-    ) -> tuple[Tensor, _Beams, list[tuple[int, list[int], list[float]]]]:
-        """Add a word to every hypothesis and keep the best.
+        self, log_probs: Tensor, moves: Tensor, options: DecodingOptions, end: int, said: Tensor
+    ) -> _Step:
+        """Add a word to every hypothesis and keep the best of every state.
 
         Args:
-            log_probs: of the next word, [A * k, V].
-
-        Returns:
-            the row of the state that each new hypothesis continues [A, k'], the new hypotheses, and
-            the finished ones as (place in A, tokens with <end>, log_probs).
+            log_probs: of the next word, [A, S, k, V].
+            moves: the state that each word leads to, [S, V].
+            said: how often earlier groups have taken each word at this step, [A, V]; this group's
+                words are added.
         """
-        active, width, vocabulary = *self.scores.shape, log_probs.shape[-1]
-        log_probs = log_probs.view(active, width, vocabulary)
-        totals = (self.scores[:, :, None] + log_probs).flatten(1)  # [A, k * V]
-        best, choice = totals.topk(min(2 * beam_size, totals.shape[1]), dim=1)  # [A, C], falling
-        parent, word = choice // vocabulary, choice % vocabulary  # [A, C]
-        ends = word == end
-        extended = self._continue(parent, word, log_probs.flatten(1).gather(1, choice), best)
-
-        ended = []
-        counts = ends & (best > -torch.inf)
-        for place, rank in counts[:, :beam_size].nonzero().tolist():
-            tokens = extended.tokens[place, rank, 1:].tolist()
-            ended.append((place, tokens, extended.log_probs[place, rank].tolist()))
-
+        width = options.beam_size // options.groups
+        size = log_probs.shape[-1]
+        totals = self.scores[..., None] + log_probs  # [A, S, k, V]
+        ranking = totals
+        if options.groups > 1:
+            ranking = totals - options.diversity * said[:, None, None]
+        best, choice = _best(ranking, moves, 2 * width)  # [A, S, C], falling
+        parents, words = choice // size, choice % size  # [A, S, C]
+        candidates = self._continue(parents, words, log_probs, totals)
+        dead, ends = best == -torch.inf, words == end
+        ended = [
+            (place, at, candidates.tokens[place, at, rank, :-1].tolist(),
+             candidates.log_probs[place, at, rank].tolist())
+            for place, at, rank in (ends & ~dead)[:, :, :width].nonzero().tolist()
+        ]  # fmt: skip
         live = best.masked_fill(ends, -torch.inf)
-        scores, kept = live.topk(min(beam_size, live.shape[1]), dim=1)  # [A, k'], falling
-        first_row = torch.arange(active, device=kept.device)[:, None] * width
-        rows_of_state = first_row + parent.gather(1, kept)
-        return rows_of_state, extended._ranked(kept, scores), ended
+        ranks, kept = live.topk(min(width, live.shape[-1]), dim=-1)  # [A, S, k'], falling
+        beams = candidates._of(kept)
+        beams.scores.masked_fill_(ranks == -torch.inf, -torch.inf)
+        if options.groups > 1:
+            _count(said, beams.tokens[..., -1], beams.scores > -torch.inf)
+            _count(said, words[..., :width], (ends & ~dead)[..., :width])
+        return _Step(parents.gather(-1, kept), beams, ended)
 
-    def _continue(self, parent: Tensor, word: Tensor, value: Tensor, total: Tensor) -> _Beams:
-        place = torch.arange(len(parent), device=parent.device)[:, None]
-        tokens = torch.cat([self.tokens[place, parent], word[:, :, None]], dim=2)
-        log_probs = torch.cat([self.log_probs[place, parent], value[:, :, None]], dim=2)
-        return _Beams(self.images, tokens, log_probs, total)
+    def _continue(
+        self, parents: Tensor, words: Tensor, log_probs: Tensor, totals: Tensor
+    ) -> _Beams:
+        """The hypotheses at flat places `parents` [A, S, C], each with one more word."""
+        place = torch.arange(len(parents), device=parents.device)[:, None, None]
+        tokens = torch.cat([self.tokens.flatten(1, 2)[place, parents], words[..., None]], dim=-1)
+        value = log_probs.flatten(1, 2)[place, parents, words]  # [A, S, C]
+        values = torch.cat([self.log_probs.flatten(1, 2)[place, parents], value[..., None]], dim=-1)
+        return _Beams(tokens, values, totals.flatten(1, 2)[place, parents, words])
 
-    def _ranked(self, kept: Tensor, scores: Tensor) -> _Beams:
-        place = torch.arange(len(kept), device=kept.device)[:, None]
-        return _Beams(self.images, self.tokens[place, kept], self.log_probs[place, kept], scores)
-
-    def of_images(self, index: Tensor) -> _Beams:
-        """Only the images at these places."""
+    def _of(self, kept: Tensor) -> _Beams:
+        each = kept[..., None].expand(*kept.shape, self.tokens.shape[-1])
         return _Beams(
-            self.images[index], self.tokens[index], self.log_probs[index], self.scores[index]
+            self.tokens.gather(2, each), self.log_probs.gather(2, each), self.scores.gather(2, kept)
         )
 
-    def unfinished(self, place: int, end: int, length_penalty: float) -> list[Hypothesis]:
-        """The hypotheses of one image as they stand."""
-        alive = (self.scores[place] > -torch.inf).nonzero().flatten().tolist()
-        return [
-            hypothesis(
-                self.tokens[place, beam, 1:].tolist(),
-                self.log_probs[place, beam].tolist(),
-                end=end,
-                length_penalty=length_penalty,
-            )
-            for beam in alive
-        ]
+    def of_places(self, index: Tensor) -> _Beams:
+        """Only the images at these places."""
+        return _Beams(self.tokens[index], self.log_probs[index], self.scores[index])
+
+
+def _best(ranking: Tensor, moves: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """The best candidates that lead to each state: values and flat places, [A, S, C]."""
+    states, width, size = ranking.shape[1:]
+    flat = ranking.flatten(1)  # [A, S * k * V]
+    wanted = min(wanted, flat.shape[1])
+    if states == 1:
+        best, choice = flat.topk(wanted, dim=1)
+        return best[:, None], choice[:, None]
+    leads = moves[:, None].expand(states, width, size).flatten()  # [S * k * V]
+    found = [
+        flat.masked_fill(leads != target, -torch.inf).topk(wanted, dim=1)
+        for target in range(states)
+    ]
+    return torch.stack([one[0] for one in found], 1), torch.stack([one[1] for one in found], 1)
+
+
+def _count(said: Tensor, words: Tensor, counts: Tensor) -> None:
+    said.scatter_add_(1, words.flatten(1), counts.flatten(1).to(said.dtype))
+
+
+@dataclass
+class _Found:
+    """The captions that one group has found of one image."""
+
+    options: DecodingOptions
+    required: Required
+    complete: list[Hypothesis] = field(default_factory=list)
+    partial: list[Hypothesis] = field(default_factory=list)  # without all required words
+    unfinished: list[Hypothesis] = field(default_factory=list)
+
+    @property
+    def wanted(self) -> int:
+        return -(-self.options.captions // self.options.groups)
+
+    def add(
+        self, tokens: list[int], log_probs: list[float], at: int, *, finished: bool = True
+    ) -> None:
+        """Take a caption that ended in a state of the automaton."""
+        missing = self.required.missing[at]
+        score = sum(log_probs) / self.options.length_divisor(len(log_probs))
+        one = Hypothesis(tuple(tokens), tuple(log_probs), score, finished, missing)
+        kept = self.partial if missing else self.complete
+        (kept if finished else self.unfinished).append(one)
+
+    def done(self, best_live: float) -> bool:
+        """Whether no further step is needed.
+
+        Log probabilities only fall, and the divisor is largest at max_length, so best_live divided
+        by that bounds every score that the live hypotheses can still reach.
+        """
+        if best_live == -torch.inf:
+            return True
+        full = len(self.complete) >= self.options.beam_size // self.options.groups
+        if full and self.options.early_stopping and len(self.required) == 1:
+            return True
+        if len(self.complete) < self.wanted:
+            return False
+        scores = sorted((one.score for one in self.complete), reverse=True)
+        bound = best_live / self.options.length_divisor(self.options.max_length)
+        return scores[self.wanted - 1] >= bound
+
+    def take_unfinished(self, beams: _Beams, place: int) -> None:
+        """Take the live hypotheses as they stand, where too few have ended."""
+        if len(self.complete) >= self.wanted:
+            return
+        for at, beam in (beams.scores[place] > -torch.inf).nonzero().tolist():
+            tokens = beams.tokens[place, at, beam].tolist()
+            self.add(tokens, beams.log_probs[place, at, beam].tolist(), at, finished=False)
+
+    def ranked(self) -> list[Hypothesis]:
+        """Best first: by how many required words are missing, finished ones first, by score."""
+        everything = [*self.complete, *self.partial, *self.unfinished]
+        return sorted(everything, key=lambda h: (len(h.missing), not h.finished, -h.score))

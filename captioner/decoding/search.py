@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captioner.decoding.constraints import Constraints
+
 State = dict[str, Tensor]
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 
@@ -18,33 +20,53 @@ class Hypothesis(NamedTuple):
     Attributes:
         tokens: its words, without <start> and <end>.
         log_probs: log p of each word, and of <end> where it was reached.
-        score: what it was ranked by: the sum of log_probs over (their number)^length_penalty.
+        score: what it was ranked by: the sum of log_probs over a power of their number.
         finished: whether <end> was reached within max_length.
+        missing: the required phrases that it does not hold, by their places in the list.
+        broken: the options that it could not keep, because no word was left to say.
     """
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]
     score: float
     finished: bool
+    missing: tuple[int, ...] = ()
+    broken: tuple[str, ...] = ()
 
 
-def hypothesis(
-    tokens: list[int], log_probs: list[float], *, end: int, length_penalty: float
-) -> Hypothesis:
-    """Make a Hypothesis of emitted tokens, with or without <end> at their end."""
-    finished = tokens[-1] == end
-    score = sum(log_probs) / len(tokens) ** length_penalty
-    words = tokens[:-1] if finished else tokens
-    return Hypothesis(tuple(words), tuple(log_probs), score, finished)
+class Reader:
+    """Reads one token a row: what a strategy sees of a model.
 
+    Args:
+        step: tokens [R] and a state of R rows -> logits [R, V] and the state after.
+        start: the token read first.
+        constraints: what may be said.
+    """
 
-def read(step: Step, tokens: Tensor, state: State, banned: tuple[int, ...]) -> tuple[Tensor, State]:
-    """Read one token a row: tokens [R] -> log_probs of the next [R, V] in float32, the state."""
-    logits, state = step(tokens, state)
-    log_probs = torch.log_softmax(logits.float(), dim=-1)  # [R, V]
-    if banned:
-        log_probs[:, list(banned)] = -torch.inf
-    return log_probs, state
+    def __init__(self, step: Step, start: int, constraints: Constraints) -> None:
+        self.step, self.start, self.constraints = step, start, constraints
+
+    def __call__(
+        self, history: Tensor, state: State, *, alive: Tensor | None = None, width: int = 1
+    ) -> tuple[Tensor, State]:
+        """Log probabilities of the next word.
+
+        Args:
+            history: the words so far, [R, t]; the last is read.
+            state: R rows.
+            alive: which rows count, [R]; None for all.
+            width: rows that belong to one image, side by side.
+
+        Returns:
+            log_probs [R, V] in float32, -inf where a word may not be said; the others are not
+            rescaled. And the state after.
+        """
+        tokens = (
+            history[:, -1] if history.shape[1] else history.new_full((len(history),), self.start)
+        )
+        logits, state = self.step(tokens, state)
+        log_probs = torch.log_softmax(logits.float(), dim=-1)  # [R, V]
+        return self.constraints.filter(log_probs, history, alive=alive, width=width), state
 
 
 def rows(state: State, index: Tensor) -> State:
