@@ -146,7 +146,8 @@ def evaluate(argv: Sequence[str]) -> int:
     parser = _parser(
         "evaluate",
         "Decode a split freely (never teacher-forced), score it against all references, and write\n"
-        "scores.json, captions.jsonl and sheet.png into the run folder, by split and decoding.",
+        "scores.json, captions.jsonl, statistics.npz and sheet.png into the run folder, by split\n"
+        "and decoding.",
         "  captioner evaluate runs/demo\n"
         "  captioner evaluate runs/demo data.split=test decoding=beam decoding.beam_size=3\n"
         "  captioner evaluate copied.ckpt data.root=~/flickr8k decoding.length_penalty=0.7\n",
@@ -184,6 +185,8 @@ def evaluate(argv: Sequence[str]) -> int:
         {name: f"{value:.2f}" for name, value in result.scores.values.items()},
     )
     print(result.scores.signature)
+    for metric, reason in result.scores.missing.items():
+        print(f"no {metric}: {reason}")
     for path in paths:
         print(f"wrote {_short(path)}")
     return 0

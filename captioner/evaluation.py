@@ -20,7 +20,8 @@ from captioner.data import read_records
 from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
 from captioner.data.records import Record, write_whole
 from captioner.inspection.sheets import contact_sheet
-from captioner.metrics import Scores, score
+from captioner.metrics import METRICS, Scores, score
+from captioner.metrics.statistics import FILE
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Evaluation:
     seconds: float
 
     def write(self, folder: Path, *, sheet: int = 12) -> list[Path]:
-        """Write scores.json, captions.jsonl and a contact sheet of the first images."""
+        """Write scores.json, captions.jsonl, statistics.npz and a contact sheet."""
         rows = [
             {
                 "image": record.image_id,
@@ -57,6 +58,7 @@ class Evaluation:
         return [
             write_whole(folder / "scores.json", scores),
             write_whole(folder / "captions.jsonl", lines),
+            self.scores.statistics.save(folder / FILE),
             write_whole(folder / "sheet.png", picture),
         ]
 
@@ -68,6 +70,7 @@ def evaluate(
     decoding: Config,
     loader: Config,
     split: str = "dev",
+    metrics: Sequence[str] = tuple(METRICS),
     progress: bool = True,
 ) -> Evaluation:
     """Caption every image of a split and score the captions.
@@ -78,6 +81,7 @@ def evaluate(
         decoding: the options of ``DecodingOptions``.
         loader: of it, cache, cache_folder and workers are used.
         split: "train", "dev" or "test".
+        metrics: keys of METRICS.
         progress: a progress bar, where the output is a terminal.
 
     Raises:
@@ -97,6 +101,8 @@ def evaluate(
         [caption.text for caption in captions],
         [record.captions for record in records],
         tokenize="character" if characters else "ptb",
+        metrics=metrics,
+        images=[record.image_id for record in records],
         context=signature_context(captioner, decoding, data, split, records),
     )
     return Evaluation(records, captions, scores, seconds)

@@ -12,6 +12,7 @@ from PIL import Image
 
 import captioner
 from captioner.cli import VERBS, main
+from captioner.metrics.statistics import Statistics
 
 
 def fails(capsys: pytest.CaptureFixture, *argv: object, says: str, status: int = 1) -> None:
@@ -69,10 +70,15 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     folder = run / "evaluation" / "shapes-test" / "beam2-lp0.7"
     scores = json.loads((folder / "scores.json").read_text())
-    assert 0 <= scores["BLEU-4"] <= 100
+    assert set(scores) == {"scores", "signatures", "signature", "missing"}
+    assert {"BLEU-4", "ROUGE-L", "CIDEr-D"} <= set(scores["scores"]) == set(scores["signatures"])
     assert "|decoding:beam2-lp0.7|" in scores["signature"]
-    assert "|split:test|" in scores["signature"]
+    assert "|split:test|" in scores["signatures"]["CIDEr-D"]
+    statistics = Statistics.load(folder / "statistics.npz")
+    for name, value in statistics.scores().items():
+        assert value == pytest.approx(scores["scores"][name])
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    assert [row["image"] for row in rows] == list(statistics.images)
     assert len(rows) == 6
     assert set(rows[0]) == {"image", "caption", "log_prob", "references"}
     assert Image.open(folder / "sheet.png").width > 500

@@ -8,18 +8,28 @@ agree in all but the model (the idea is sacreBLEU's: Post, WMT 2018).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from captioner import __version__
 from captioner.config import pick
-from captioner.metrics.bleu import bleu
-from captioner.metrics.tokenize import characters, ptb_words
+from captioner.metrics import bleu, cider, rouge
+from captioner.metrics.corpus import Corpus, Result, Unavailable
+from captioner.metrics.statistics import Statistics
+from captioner.metrics.tokenize import TOKENIZE
 
-__all__ = ["TOKENIZE", "Scores", "score"]
+__all__ = ["METRICS", "TOKENIZE", "Scores", "differences", "score"]
 
-TOKENIZE: dict[str, Callable[[str], list[str]]] = {"ptb": ptb_words, "character": characters}
+METRICS: Mapping[str, Callable[[Corpus], Result]] = MappingProxyType(
+    {
+        "bleu": bleu.measure,
+        "rouge-l": rouge.measure,
+        "cider-d": cider.measure,
+        "cider": cider.measure_plain,
+    }
+)
+"""Name of a metric -> a corpus to its result; raises Unavailable where it cannot be computed."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +37,29 @@ class Scores:
     """Scores and how they were computed.
 
     Attributes:
-        values: name to score, 0 to 100.
-        signature: metric and version, tokenizer, case, references per candidate, candidates,
-            what the caller added, version of this package; parted by "|".
+        values: name to score; BLEU, ROUGE-L and METEOR from 0 to 100, CIDEr on the same scale,
+            where coco-caption's 1.0 is 100.
+        signatures: name to signature: metric, its own parts, then the common ones; parted by "|".
+        signature: the common parts: tokenizer, case, references per candidate, candidates, what
+            the caller added, version of this package.
+        missing: metric to the reason why it was not computed.
+        statistics: one row an image, from which the corpus scores follow.
     """
 
     values: dict[str, float]
+    signatures: dict[str, str]
     signature: str
+    missing: dict[str, str] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=lambda: Statistics((), {}))
 
-    def as_dict(self) -> dict[str, float | str]:
-        """Return the scores and their signature as plain data."""
-        return {**self.values, "signature": self.signature}
+    def as_dict(self) -> dict[str, Any]:
+        """Return all but the statistics as plain data, the content of scores.json."""
+        return {
+            "scores": dict(self.values),
+            "signatures": dict(self.signatures),
+            "signature": self.signature,
+            "missing": dict(self.missing),
+        }
 
 
 def score(
@@ -45,6 +67,11 @@ def score(
     references: Sequence[Sequence[str]],
     *,
     tokenize: str = "ptb",
+    metrics: Sequence[str] = ("bleu",),
+    images: Sequence[str] | None = None,
+    several: Sequence[Sequence[str]] | None = None,
+    training: Sequence[str] | None = None,
+    pictures: Sequence[str] | None = None,
     context: Mapping[str, str] = MappingProxyType({}),
 ) -> Scores:
     """Score captions against references.
@@ -52,34 +79,107 @@ def score(
     Args:
         candidates: one caption an image, as text.
         references: for each candidate one or more captions by people, as text.
-        tokenize: "ptb" for English words, "character" for Chinese.
+        tokenize: a key of TOKENIZE: "ptb" or "ptb-jar" for English words, "character" for Chinese.
+        metrics: keys of METRICS; what cannot be computed here is named in `missing`.
+        images: their ids, for the statistics; None numbers them.
+        several: for each image several captions, best first, for what says how they differ.
+        training: the captions of the training images, for novelty.
+        pictures: paths of the images, for the scores that look at them.
         context: what else the score depends on (data set, split, decoding), for the signature.
 
     Returns:
-        BLEU-1 to BLEU-4 with their signature.
+        the scores with their signatures.
 
     Raises:
         ValueError: nothing to score, lists of different lengths, a candidate without references,
-            what should be text is not, or the tokenizer is not known.
+            what should be text is not, or a tokenizer or metric that is not known.
     """
     cut = pick(TOKENIZE, tokenize, "tokenize")
+    measures = {name: pick(METRICS, name, "metrics") for name in metrics}
     _check(candidates, references)
-    values = bleu(
-        [cut(text) for text in candidates], [[cut(text) for text in texts] for texts in references]
+    corpus = Corpus(
+        texts=candidates,
+        candidates=cut(candidates),
+        reference_texts=references,
+        references=_nested(cut, references),
+        tokenize=tokenize,
+        several=None if several is None else _nested(cut, several),
+        training=None if training is None else cut(training),
+        pictures=pictures,
     )
-    counts = [len(texts) for texts in references]
+    results: list[Result] = []
+    missing: dict[str, str] = {}
+    for name, measure in measures.items():
+        try:
+            results.append(measure(corpus))
+            missing.update(results[-1].missing)
+        except Unavailable as reason:
+            missing[name] = str(reason)
+    ids = range(len(candidates)) if images is None else images
+    rows = {family: rows for result in results for family, rows in result.rows.items()}
+    common = _common(corpus, context)
+    return Scores(
+        values={name: float(value) for one in results for name, value in one.values.items()},
+        signatures={
+            name: _joined({**result.parts, **common}, result.name)
+            for result in results
+            for name in result.values
+        },
+        signature=_joined(common),
+        missing=missing,
+        statistics=Statistics(tuple(str(image) for image in ids), rows),
+    )
+
+
+def differences(a: str, b: str) -> dict[str, tuple[str, str]]:
+    """In what two signatures differ; scores compare where it is nothing, or nothing that matters.
+
+    Args:
+        a: a signature of `Scores`.
+        b: another one.
+
+    Returns:
+        the parts' names, with the value in either, "" where a signature lacks the part; the name
+        of the metric itself is the part "metric".
+    """
+    one, other = _parts(a), _parts(b)
+    names = [*one, *(name for name in other if name not in one)]
+    pairs = {name: (one.get(name, ""), other.get(name, "")) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _parts(signature: str) -> dict[str, str]:
+    found = {}
+    for part in signature.split("|"):
+        name, colon, value = part.partition(":")
+        found.update({name: value} if colon else {"metric": name})
+    return found
+
+
+def _joined(parts: Mapping[str, Any], *names: str) -> str:
+    entries = (f"{name}:{value}".replace("|", "_") for name, value in parts.items())
+    return "|".join([*names, *entries])
+
+
+def _common(corpus: Corpus, context: Mapping[str, str]) -> dict[str, Any]:
+    counts = [len(texts) for texts in corpus.references]
     fewest, most = min(counts), max(counts)
-    parts = {
-        "nltk": version("nltk"),
-        "tok": tokenize,
+    return {
+        "tok": corpus.tokenize,
         "case": "lower",
         "refs": f"{fewest}" if fewest == most else f"{fewest}-{most}",
-        "n": len(candidates),
+        "n": len(counts),
         **context,
         "captioner": __version__,
     }
-    entries = (f"{name}:{value}".replace("|", "_") for name, value in parts.items())
-    return Scores(values, "|".join(["BLEU", *entries]))
+
+
+def _nested(
+    cut: Callable[[Sequence[str]], list[list[str]]], texts: Sequence[Sequence[str]]
+) -> list[list[list[str]]]:
+    """Cut lists of texts in one go, which is faster."""
+    words = iter(cut([text for group in texts for text in group]))
+    return [[next(words) for _ in group] for group in texts]
 
 
 def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:

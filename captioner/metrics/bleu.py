@@ -14,9 +14,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from importlib.metadata import version
 from typing import Any
 
-ORDERS = (1, 2, 3, 4)
+import numpy
+
+from captioner.metrics.corpus import Corpus, Result
+from captioner.metrics.ngrams import ORDERS, Integers, Matches, References, Words
+from captioner.metrics.statistics import Rows
+
+
+def measure(corpus: Corpus) -> Result:
+    """BLEU-1 to BLEU-4 of a corpus."""
+    rows = bleu_rows(corpus.numbered, corpus.candidates, matches=corpus.matches)
+    return Result(
+        values=bleu(corpus.candidates, corpus.references),
+        name="BLEU",
+        parts={"nltk": version("nltk")},
+        rows={"bleu": rows},
+    )
 
 
 def bleu(
@@ -49,3 +65,47 @@ def bleu(
     scores = corpus_bleu(references, candidates, weights=weights, smoothing_function=unsmoothed)
     found = [bool(precisions) and all(p > 0 for p in precisions[:n]) for n in ORDERS]
     return {f"BLEU-{n}": 100 * float(s) if f else 0.0 for n, s, f in zip(ORDERS, scores, found)}
+
+
+def bleu_rows(
+    references: References,
+    candidates: Sequence[Words],
+    images: Integers | None = None,
+    *,
+    matches: Sequence[Matches] | None = None,
+    coco: bool = False,
+) -> Rows:
+    """The counts of each candidate, from whose mean `from_bleu_rows` computes BLEU.
+
+    Args:
+        references: of I images.
+        candidates: C captions.
+        images: which image each describes [C]; None takes one an image, in order.
+        matches: of these candidates, where they have been found already.
+        coco: count no n-gram for a candidate of fewer than n words, as coco-caption does; nltk
+            counts one, which then cannot be found.
+
+    Returns:
+        n-grams found (orders 1 to 4), n-grams said, length, length of the closest reference,
+        [C, 10].
+    """
+    matches = matches or references.match(candidates, images)
+    owners, texts = references.texts_of(references.places(images, len(candidates)))
+    lengths = numpy.fromiter(map(len, candidates), dtype=numpy.int64, count=len(candidates))
+    rows = numpy.zeros((len(candidates), 10))
+    for n, (order, found) in enumerate(zip(references.orders, matches)):
+        there = found.places >= 0
+        clipped = numpy.minimum(found.counts[there], order.most[found.places[there]])
+        rows[:, n] = numpy.bincount(found.candidates[there], clipped, minlength=len(rows))
+        rows[:, 4 + n] = numpy.maximum(0 if coco else 1, lengths - n)
+    rows[:, 8] = lengths
+    rows[:, 9] = _closest(lengths, owners, references.texts.lengths[texts])
+    return rows
+
+
+def _closest(lengths: Integers, owners: Integers, others: Integers) -> Integers:
+    """Of each candidate's references the length closest to its own, the shorter of two [C]."""
+    largest = int(others.max(initial=0)) + 1
+    ranked = numpy.abs(others - lengths[owners]) * largest + others  # by distance, then by length
+    first = numpy.flatnonzero(numpy.diff(owners, prepend=-1))
+    return numpy.minimum.reduceat(ranked, first) % largest if len(first) else lengths

@@ -14,10 +14,11 @@ below stand in an order in which none hides a longer one.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 
-__all__ = ["characters", "ptb_words"]
+__all__ = ["TOKENIZE", "characters", "ptb_words"]
 
 # Letters with their combining marks, by blocks of Unicode's basic plane. Stanford's tokenizer
 # drops what stands beyond that plane, emoji among others.
@@ -210,3 +211,14 @@ def characters(text: str) -> list[str]:
         gives "t", "\u6064"). Punctuation of either script and spaces are gone.
     """
     return _CHARACTER.findall(text.lower())
+
+
+def _each(cut: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[list[str]]]:
+    return lambda texts: [cut(text) for text in texts]
+
+
+TOKENIZE: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
+    "ptb": _each(ptb_words),
+    "character": _each(characters),
+}
+"""Name of a way to cut captions -> texts to the words of each."""

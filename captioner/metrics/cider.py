@@ -1,0 +1,128 @@
+"""CIDEr-D and CIDEr: how much of what people agree on a candidate says, rare n-grams counting more.
+
+    g(x)_k = count of n-gram k in x * (log I - log max(1, df_k))        df_k: images that hold k
+
+    CIDEr_n   = mean_j  g(c) . g(r_j) / (|g(c)| |g(r_j)|)
+    CIDEr-D_n = mean_j  exp(-(l_c - l_r)^2 / (2 sigma^2)) min(g(c), g(r_j)) . g(r_j) / (|..| |..|)
+
+The score of an image is the mean over n = 1 to 4, that of a corpus the mean of its images'.
+sigma = 6; l is the number of bigrams, as in coco-caption (the words less one, for texts of one word
+or more). coco-caption multiplies by 10, and the field reports a hundred times that; so it is here:
+coco-caption's 1.0 is 100, and 1,000 is the largest possible. Words are not stemmed: the field's
+code does not, though the paper does.
+
+Vedantam, Zitnick and Parikh, "CIDEr: Consensus-based Image Description Evaluation", CVPR 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+
+from captioner.metrics.corpus import Corpus, Result
+from captioner.metrics.ngrams import ORDERS, Integers, Matches, Order, References, Words, expand
+from captioner.metrics.statistics import Rows
+
+SIGMA = 6.0
+SCALE = 1000.0
+
+
+def measure(corpus: Corpus) -> Result:
+    """CIDEr-D of a corpus, with the document frequencies of its own references."""
+    rows = Cider(corpus.numbered).rows(corpus.candidates, matches=corpus.matches)
+    return Result({"CIDEr-D": rows.mean()}, "CIDEr-D", {"df": "references"}, {"cider_d": rows})
+
+
+def measure_plain(corpus: Corpus) -> Result:
+    """CIDEr of a corpus, likewise."""
+    scorer = Cider(corpus.numbered, clipped=False)
+    rows = scorer.rows(corpus.candidates, matches=corpus.matches)
+    return Result({"CIDEr": rows.mean()}, "CIDEr", {"df": "references"}, {"cider": rows})
+
+
+class Cider:
+    """CIDEr-D or CIDEr against fixed references, whose weights are computed once.
+
+    Args:
+        references: with the document frequencies.
+        clipped: CIDEr-D; False is CIDEr, which neither clips counts nor minds lengths.
+    """
+
+    def __init__(self, references: References, *, clipped: bool = True) -> None:
+        self._references, self._clipped = references, clipped
+        self._idf = [
+            numpy.log(references.documents) - numpy.log(numpy.maximum(1, order.frequencies))
+            for order in references.orders
+        ]
+        self._weights = [
+            order.counts * idf[order.grams] for order, idf in zip(references.orders, self._idf)
+        ]
+        size = len(references.texts.lengths)
+        self._norms = [
+            _norms(order.texts, weights, size)
+            for order, weights in zip(references.orders, self._weights)
+        ]
+
+    def rows(
+        self,
+        candidates: Sequence[Words],
+        images: Integers | None = None,
+        *,
+        matches: Sequence[Matches] | None = None,
+    ) -> Rows:
+        """The score of each candidate, 0 to 1,000.
+
+        Args:
+            candidates: C captions.
+            images: which image each describes [C]; None takes one an image, in order.
+            matches: of these candidates, where they have been found already.
+
+        Returns:
+            one row a candidate [C, 1].
+        """
+        references = self._references
+        matches = matches or references.match(candidates, images)
+        owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
+        first = numpy.searchsorted(owners, numpy.arange(len(candidates)))  # [C]
+        # A pair is a candidate and one of its references, which follow one another in `texts`.
+        shift = (first - texts[first])[:, None]
+        total = numpy.zeros(len(owners))
+        for n in range(len(ORDERS)):
+            total += self._order(n, matches[n], shift, owners, texts)
+        if self._clipped:
+            lengths = numpy.fromiter(map(len, candidates), dtype=numpy.int64, count=len(candidates))
+            bigrams = numpy.maximum(0, lengths - 1)[owners]
+            gap = bigrams - numpy.maximum(0, references.texts.lengths - 1)[texts]
+            total *= numpy.exp(-(gap**2) / (2 * SIGMA**2))
+        sums = numpy.bincount(owners, total, minlength=len(candidates))
+        sizes = numpy.bincount(owners, minlength=len(candidates))
+        return (SCALE * sums / (sizes * len(ORDERS)))[:, None]
+
+    def _order(
+        self, n: int, found: Matches, shift: Integers, owners: Integers, texts: Integers
+    ) -> Rows:
+        """Cosines, clipped or not, of the n-grams of one order [pairs]."""
+        order: Order = self._references.orders[n]
+        unseen = numpy.log(self._references.documents)
+        idf = numpy.full(len(found.grams), unseen)
+        known = found.grams < len(order.keys)
+        idf[known] = self._idf[n][found.grams[known]]
+        weights = found.counts * idf  # [M]
+        norms = _norms(found.candidates, weights, len(shift))
+
+        shared = numpy.flatnonzero(found.places >= 0)
+        places = found.places[shared]
+        which, entries = expand(order.starts[places], order.starts[places + 1])
+        mine, theirs = weights[shared][which], self._weights[n][entries]
+        candidate = found.candidates[shared][which]
+        products = numpy.minimum(mine, theirs) * theirs if self._clipped else mine * theirs
+        pair = order.texts[entries] + shift[candidate, 0]
+        dots = numpy.bincount(pair, products, minlength=len(owners))
+        lengths = norms[owners] * self._norms[n][texts]
+        return dots / numpy.where(lengths > 0, lengths, 1.0)
+
+
+def _norms(texts: Integers, weights: Rows, size: int) -> Rows:
+    """The length of each text's vector [size]."""
+    return numpy.sqrt(numpy.bincount(texts, weights**2, minlength=size))

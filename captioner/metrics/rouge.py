@@ -1,0 +1,78 @@
+"""ROUGE-L: the longest common subsequence of words of a candidate and its references.
+
+    P = max_j lcs(c, r_j) / |c|      R = max_j lcs(c, r_j) / |r_j|
+    ROUGE-L = (1 + beta^2) P R / (R + beta^2 P)            beta = 1.2
+
+The best precision and the best recall may come from different references: so defines it
+coco-caption, on whose scale the field reports. The score of a corpus is the mean of its images'.
+
+Lin, "ROUGE: a Package for Automatic Evaluation of Summaries", ACL workshop 2004.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+
+from captioner.metrics.corpus import Corpus, Result
+from captioner.metrics.ngrams import Integers, References, Texts, Words
+from captioner.metrics.statistics import Rows
+
+BETA = 1.2
+
+_PAIRS_AT_ONCE = 4096
+
+
+def measure(corpus: Corpus) -> Result:
+    """ROUGE-L of a corpus."""
+    rows = rouge_rows(corpus.numbered, corpus.candidates)
+    parts = {"beta": f"{BETA}"}
+    return Result({"ROUGE-L": rows.mean()}, "ROUGE-L", parts, {"rouge_l": rows})
+
+
+def rouge_rows(
+    references: References, candidates: Sequence[Words], images: Integers | None = None
+) -> Rows:
+    """ROUGE-L of each candidate, 0 to 100.
+
+    An empty text counts as one empty word, as in coco-caption: it matches another empty text.
+
+    Args:
+        references: of I images.
+        candidates: C captions.
+        images: which image each describes [C]; None takes one an image, in order.
+
+    Returns:
+        one row a candidate [C, 1].
+    """
+    owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
+    said, meant = references.number(candidates), references.texts
+    common = _common(said, owners, meant, texts)  # [pairs]
+    precisions = common / numpy.maximum(1, said.lengths)[owners]
+    recalls = common / numpy.maximum(1, meant.lengths)[texts]
+    first = numpy.flatnonzero(numpy.diff(owners, prepend=-1))
+    precision = numpy.maximum.reduceat(precisions, first)  # [C]
+    recall = numpy.maximum.reduceat(recalls, first)
+    bottom = numpy.where(precision > 0, recall + BETA**2 * precision, 1.0)
+    return (100 * (1 + BETA**2) * precision * recall / bottom)[:, None]
+
+
+def _common(said: Texts, owners: Integers, meant: Texts, texts: Integers) -> Integers:
+    """The length of the longest common subsequence of each pair [pairs].
+
+    One step a word of the candidates: the row of the textbook's table that stands for the words so
+    far, [pairs, words of the reference + 1], gives the next.
+    """
+    common = numpy.zeros(len(owners), dtype=numpy.int64)
+    by_length = numpy.argsort(meant.lengths[texts], kind="stable")
+    for start in range(0, len(owners), _PAIRS_AT_ONCE):
+        chosen = by_length[start : start + _PAIRS_AT_ONCE]
+        left = said.padded(owners[chosen], empty=-1, padding=-2)
+        right = meant.padded(texts[chosen], empty=-1, padding=-3)
+        row = numpy.zeros((len(chosen), right.shape[1] + 1), dtype=numpy.int32)
+        for word in left.T:
+            longer = numpy.maximum(row[:, 1:], row[:, :-1] + (right == word[:, None]))
+            numpy.maximum.accumulate(longer, axis=1, out=row[:, 1:])
+        common[chosen] = row[:, -1]
+    return common
