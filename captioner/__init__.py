@@ -57,11 +57,12 @@ if not any(isinstance(finder, _TorchvisionGuard) for finder in sys.meta_path):
     sys.meta_path.insert(0, _TorchvisionGuard())
 
 
-def load(path: str | Path, *, device: str = "auto") -> Captioner:
+def load(path: str | Path | Sequence[str | Path], *, device: str = "auto") -> Captioner:
     """Load a trained captioner.
 
     Args:
-        path: a run folder, or a checkpoint file.
+        path: a run folder, or a checkpoint file; or several, which then decode together (their
+            vocabularies must be the same).
         device: "auto" (CUDA or MPS where there is one), "cpu", "cuda", "cuda:1", "mps".
 
     Returns:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
@@ -12,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from captioner import checkpoint
-from captioner.config import Config, make, unknown_key
+from captioner.config import Config, make
+from captioner.data.features import fingerprint
 from captioner.data.transforms import open_image
 from captioner.decoding import DecodingOptions, Hypothesis
-from captioner.models import CaptioningModel, Features
+from captioner.models import CaptioningModel, Features, generate
 from captioner.tokenizers import Tokenizer
 
 Picture = str | Path | Image.Image | Tensor
@@ -30,13 +32,21 @@ class Caption:
         text: the caption.
         words: its tokens.
         log_probs: log p of each word, then of <end> where it was reached.
-        score: what it was ranked by: the sum of log_probs over (their number)^length_penalty.
+        score: what it was ranked by: the sum of log_probs over a power of their number.
+        finished: whether <end> was reached within max_length.
+        missing: of required_words those that it does not hold.
+        broken: the options that it could not keep, because no word was left to say.
+        alternatives: the other captions, where ``captions`` asks for several.
     """
 
     text: str
     words: tuple[str, ...]
     log_probs: tuple[float, ...]
     score: float
+    finished: bool = True
+    missing: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
+    alternatives: tuple[Caption, ...] = ()
 
     @property
     def log_prob(self) -> float:
@@ -45,38 +55,76 @@ class Caption:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {**asdict(self), "words": list(self.words), "log_probs": list(self.log_probs)}
+        values = asdict(replace(self, alternatives=()))
+        values = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
+        return {**values, "alternatives": [one.as_dict() for one in self.alternatives]}
+
+    @property
+    def note(self) -> str:
+        """What could not be done as asked, in words; empty where all could."""
+        parts = [f"without {', '.join(map(repr, self.missing))}"] if self.missing else []
+        parts += [f"could not keep {', '.join(self.broken)}"] if self.broken else []
+        return "; ".join(parts)
 
 
 class Captioner:
-    """A trained model with all it needs to caption images.
+    """A trained model, or an ensemble of several, with all it needs to caption images.
 
     Args:
-        model: encoder and decoder.
-        tokenizer: the model's.
+        models: encoder and decoder of each.
+        tokenizer: of all of them.
         options: how captions are decoded unless told otherwise.
-        config: the configuration it was trained with.
-        path: the checkpoint it came from.
+        config: the configuration that the first was trained with.
+        paths: the checkpoints they came from.
+
+    Attributes:
+        encoders: those of the models, each once; models that share one share its features.
     """
 
     def __init__(
         self,
-        model: CaptioningModel,
+        models: Sequence[CaptioningModel],
         tokenizer: Tokenizer,
         options: DecodingOptions,
         config: Config,
-        path: Path,
+        paths: Sequence[Path],
     ) -> None:
-        self.model, self.tokenizer, self.options = model.eval(), tokenizer, options
-        self.config, self.path = config, path
+        self.models, self.tokenizer, self.options = [m.eval() for m in models], tokenizer, options
+        self.config, self.paths = config, list(paths)
+        names = [fingerprint(m.encoder) if len(models) > 1 else "" for m in models]
+        distinct = list(dict.fromkeys(names))
+        self.encoders = [self.models[names.index(name)].encoder for name in distinct]
+        self._encoder_of = [distinct.index(name) for name in names]
 
     @classmethod
-    def load(cls, path: str | Path, *, device: str = "auto") -> Captioner:
-        """Load a run folder or a checkpoint; see ``captioner.load``."""
-        found = checkpoint.read(path)
-        options = make(DecodingOptions, "decoding", found.config["decoding"])
-        model = found.model().to(choose_device(device))
-        return cls(model, found.tokenizer, options, found.config, found.path)
+    def load(cls, path: str | Path | Sequence[str | Path], *, device: str = "auto") -> Captioner:
+        """Load a run folder or a checkpoint, or several; see ``captioner.load``."""
+        paths = [path] if isinstance(path, (str, Path)) else list(path)
+        if not paths:
+            raise ValueError("no checkpoint to load; give a run folder or a checkpoint file")
+        found = [checkpoint.read(one) for one in paths]
+        first = found[0]
+        for other in found[1:]:
+            if other.tokenizer.as_dict() != first.tokenizer.as_dict():
+                raise ValueError(
+                    f"{other.path} has another vocabulary than {first.path}; models that decode "
+                    "together must be trained with the same tokenizer and training captions"
+                )
+        options = make(DecodingOptions, "decoding", first.config["decoding"])
+        models = [one.model().to(choose_device(device)) for one in found]
+        return cls(models, first.tokenizer, options, first.config, [one.path for one in found])
+
+    @property
+    def model(self) -> CaptioningModel:
+        """The model, or the first of several."""
+        return self.models[0]
+
+    @property
+    def uses_grid(self) -> list[bool]:
+        """For each of ``encoders``, whether a decoder reads its grid."""
+        wanted = zip(self._encoder_of, self.models)
+        grids = {encoder for encoder, model in wanted if model.decoder.uses_grid}
+        return [encoder in grids for encoder in range(len(self.encoders))]
 
     @property
     def device(self) -> torch.device:
@@ -98,10 +146,12 @@ class Captioner:
             images: a path, PIL image or tensor [3, height, width] (uint8, or float in [0, 1]), or a
                 sequence of them.
             batch_size: images that are captioned at a time.
-            options: any of DecodingOptions: beam_size, length_penalty, max_length.
+            options: any of DecodingOptions: beam_size=5, temperature=1.0, top_p=0.9, captions=3,
+                required_words=["dog"], prefix="two children", and so on.
 
         Returns:
-            a Caption, or a list of them in the order of the images.
+            a Caption, or a list of them in the order of the images. Draws depend on the seed and on
+            the file's name (on the place in the list, where an image is no file).
 
         Raises:
             FileNotFoundError: a path leads nowhere.
@@ -109,40 +159,68 @@ class Captioner:
         """
         if isinstance(images, (str, Path, Image.Image)) or _is_image(images):
             return self.caption([cast(Picture, images)], batch_size=batch_size, **options)[0]
-        ready = (self.prepare(image) for image in cast(Sequence[Picture], images))
+        several = list(cast(Sequence[Picture], images))
+        keys = [image_key(image, place) for place, image in enumerate(several)]
         captions: list[Caption] = []
-        for batch in _batches(ready, batch_size):
-            captions += self.caption_features(self.encode(torch.stack(batch)), **options)
+        for first in range(0, len(several), batch_size):
+            part = slice(first, first + batch_size)
+            features = self.encode([self.prepare(image) for image in several[part]])
+            captions += self.caption_features(features, keys=keys[part], **options)
         return captions
 
-    def prepare(self, image: Picture) -> Tensor:
-        """One image as the encoder wants it, [3, S, S]."""
+    def prepare(self, image: Picture) -> list[Tensor]:
+        """One image as each of the encoders wants it, [3, S, S]."""
         if isinstance(image, Tensor):
             image = _to_pil(image)
-        return self.model.encoder.transform(open_image(image))
+        opened = open_image(image)
+        return [encoder.transform(opened) for encoder in self.encoders]
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Features:
-        """Features of prepared images [B, 3, S, S]."""
-        return self.model.encode(images.to(self.device))
+    def encode(self, images: Sequence[Sequence[Tensor]]) -> list[Features]:
+        """Features of B prepared images, from each of the encoders."""
+        batches = [torch.stack(batch).to(self.device) for batch in zip(*images)]
+        return [encoder(batch) for encoder, batch in zip(self.encoders, batches)]
 
-    def caption_features(self, features: Features, **options: Any) -> list[Caption]:
-        """The best caption for each row of features."""
-        found = self.model.generate(
-            features.to(self.device), self.tokenizer.vocabulary, self.decoding(**options)
-        )
-        return [self._caption(hypotheses[0]) for hypotheses in found]
+    def caption_features(
+        self, features: Sequence[Features], *, keys: Sequence[int] | None = None, **options: Any
+    ) -> list[Caption]:
+        """Caption B images by their features.
+
+        Args:
+            features: from each of the encoders, B rows.
+            keys: of each image, for its draws; see ``image_key``.
+            options: any of DecodingOptions.
+        """
+        decoding = self.decoding(**options)
+        sources = [features[encoder].to(self.device) for encoder in self._encoder_of]
+        found = generate(self.models, sources, self.tokenizer, decoding, keys=keys)
+        return [self._caption(hypotheses[: decoding.captions], decoding) for hypotheses in found]
 
     def decoding(self, **options: Any) -> DecodingOptions:
         """The model's decoding options with some of them changed."""
-        for name in options:
-            if name not in DecodingOptions.__dataclass_fields__:
-                raise unknown_key("", name, DecodingOptions.__dataclass_fields__)
-        return replace(self.options, **options)
+        return self.options.changed(**options)
 
-    def _caption(self, best: Hypothesis) -> Caption:
+    def _caption(self, found: Sequence[Hypothesis], decoding: DecodingOptions) -> Caption:
+        best, *others = found
         words = tuple(self.tokenizer.vocabulary.word(token) for token in best.tokens)
-        return Caption(self.tokenizer.join(words), words, best.log_probs, best.score)
+        return Caption(
+            text=self.tokenizer.join(words),
+            words=words,
+            log_probs=best.log_probs,
+            score=best.score,
+            finished=best.finished,
+            missing=tuple(decoding.required_words[place] for place in best.missing),
+            broken=best.broken,
+            alternatives=tuple(self._caption([one], decoding) for one in others),
+        )
+
+
+def image_key(image: Picture, place: int) -> int:
+    """The number from which an image's draws are made: of its file's name, or its place."""
+    if not isinstance(image, (str, Path)):
+        return place
+    digest = hashlib.blake2b(Path(image).name.encode("utf-8", "surrogateescape"), digest_size=7)
+    return int.from_bytes(digest.digest(), "big")
 
 
 def choose_device(name: str) -> torch.device:
@@ -174,14 +252,3 @@ def _to_pil(image: Tensor) -> Image.Image:
             raise ValueError("an image tensor of floats must lie in [0, 1]; do not normalise it")
         image = (image * 255).round()
     return Image.fromarray(image.to(torch.uint8).permute(1, 2, 0).cpu().numpy())
-
-
-def _batches(tensors: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    batch: list[Tensor] = []
-    for tensor in tensors:
-        batch.append(tensor)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from captioner.api import Caption, Captioner
+from captioner.api import Caption, Captioner, image_key
 from captioner.data.files import IMAGE_SUFFIXES
 from captioner.data.records import write_whole
 
@@ -21,7 +21,7 @@ from captioner.data.records import write_whole
 def caption_files(
     paths: Sequence[str],
     *,
-    model: str,
+    model: Sequence[str],
     device: str = "auto",
     batch_size: int = 32,
     format: str = "text",
@@ -32,7 +32,7 @@ def caption_files(
 
     Args:
         paths: files, folders (with all below them), globs, or "-" for a list on standard input.
-        model: a run folder or a checkpoint.
+        model: a run folder or a checkpoint; several decode together.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: images at a time.
         format: "text" (path: caption), "json" (a list of objects) or "csv" (with a header).
@@ -54,8 +54,9 @@ def caption_files(
     failed: list[str] = []
     found = _captioned(captioner, _shown(files), batch_size, decoding, failed)
     if format == "text" and output is None:
-        for path, caption in found:
-            print(f"{path}: {caption.text}", flush=True)
+        for row in found:
+            sys.stdout.write(_as_text([row]))
+            sys.stdout.flush()
     else:
         text = _FORMATS[format](list(found))
         if output is None:
@@ -108,12 +109,16 @@ def _captioned(
 ) -> Iterator[tuple[str, Caption]]:
     """Captions in the order of the files; what cannot be read is named and added to `failed`."""
     names: list[str] = []
-    images: list[torch.Tensor] = []
+    images: list[list[torch.Tensor]] = []
 
     def flush() -> Iterator[tuple[str, Caption]]:
         if images:
-            features = captioner.encode(torch.stack(images))
-            yield from zip(list(names), captioner.caption_features(features, **decoding))
+            features, keys = captioner.encode(images), [image_key(name, 0) for name in names]
+            captions = captioner.caption_features(features, keys=keys, **decoding)
+            for name, caption in zip(list(names), captions):
+                if caption.note:
+                    print(f"captioner: note: {name}: {caption.note}", file=sys.stderr)
+                yield name, caption
             names.clear()
             images.clear()
 
@@ -141,30 +146,36 @@ def _shown(files: Sequence[str]) -> Iterable[str]:
 
 
 def _as_text(rows: list[tuple[str, Caption]]) -> str:
-    return "".join(f"{path}: {caption.text}\n" for path, caption in rows)
+    return "".join(f"{path}: {one.text}\n" for path, one in _each(rows))
 
 
 def _as_json(rows: list[tuple[str, Caption]]) -> str:
-    objects = [
-        {
-            "image": path,
-            "caption": caption.text,
-            "log_prob": caption.log_prob,
-            "score": caption.score,
-            "words": list(caption.words),
-            "log_probs": list(caption.log_probs),
-        }
-        for path, caption in rows
-    ]
+    objects = [{"image": path, **_object(caption)} for path, caption in rows]
     return json.dumps(objects, indent=2, ensure_ascii=False) + "\n"
+
+
+def _object(caption: Caption) -> dict[str, Any]:
+    """A caption as plain data; what could not be done and others only where there are any."""
+    found = {"caption": caption.text, "log_prob": caption.log_prob, **caption.as_dict()}
+    del found["text"]
+    found["alternatives"] = [_object(one) for one in caption.alternatives]
+    optional = ("missing", "broken", "alternatives")
+    return {name: value for name, value in found.items() if value or name not in optional}
 
 
 def _as_csv(rows: list[tuple[str, Caption]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["image", "caption", "log_prob"])
-    writer.writerows([path, caption.text, f"{caption.log_prob:.6f}"] for path, caption in rows)
+    writer.writerows([path, one.text, f"{one.log_prob:.6f}"] for path, one in _each(rows))
     return file.getvalue()
+
+
+def _each(rows: list[tuple[str, Caption]]) -> Iterator[tuple[str, Caption]]:
+    """Every caption of every image, the best first."""
+    for path, caption in rows:
+        for one in (caption, *caption.alternatives):
+            yield path, one
 
 
 _FORMATS = {"text": _as_text, "json": _as_json, "csv": _as_csv}

@@ -123,7 +123,7 @@ def conf_folder() -> Path:
 
 def groups() -> list[str]:
     """The names of the groups: the folders of ``conf/``."""
-    return sorted(path.parent.name for path in conf_folder().glob("*/*.yaml"))
+    return sorted({path.parent.name for path in conf_folder().glob("*/*.yaml")})
 
 
 def options(group: str) -> list[str]:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from captioner.api import Caption, Captioner
-from captioner.checkpoint import run_folder
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from captioner.api import Caption, Captioner, image_key
+from captioner.checkpoint import BEST, run_folder
 from captioner.config import Config, make
 from captioner.data import read_records
 from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
@@ -22,6 +27,7 @@ from captioner.data.records import Record, write_whole
 from captioner.inspection.sheets import contact_sheet
 from captioner.metrics import METRICS, Scores, score
 from captioner.metrics.statistics import FILE
+from captioner.models import Encoder, Features
 
 
 @dataclass(frozen=True)
@@ -42,15 +48,7 @@ class Evaluation:
 
     def write(self, folder: Path, *, sheet: int = 12) -> list[Path]:
         """Write scores.json, captions.jsonl, statistics.npz and a contact sheet."""
-        rows = [
-            {
-                "image": record.image_id,
-                "caption": caption.text,
-                "log_prob": round(caption.log_prob, 6),
-                "references": list(record.captions),
-            }
-            for record, caption in zip(self.records, self.captions)
-        ]
+        rows = [_row(record, caption) for record, caption in zip(self.records, self.captions)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         scores = json.dumps(self.scores.as_dict(), indent=2, ensure_ascii=False) + "\n"
         shown = list(zip(self.records, self.captions))[:: max(1, len(rows) // sheet)][:sheet]
@@ -92,9 +90,13 @@ def evaluate(
     batches = _batches(captioner, records, loader)
     started = time.monotonic()
     captions: list[Caption] = []
-    for batch in _shown(batches, progress):
-        features = captioner.model.encode(batch.source.to(captioner.device))
-        captions += captioner.caption_features(features, **decoding)
+    for of_encoders in _shown(batches, progress):
+        features = [
+            _encoded(encoder, batch.source.to(captioner.device))
+            for encoder, batch in zip(captioner.encoders, of_encoders)
+        ]
+        keys = [image_key(record.image_id, 0) for record in of_encoders[0].records]
+        captions += captioner.caption_features(features, keys=keys, **decoding)
     seconds = time.monotonic() - started
     characters = captioner.tokenizer.name == "character"
     scores = score(
@@ -106,6 +108,27 @@ def evaluate(
         context=signature_context(captioner, decoding, data, split, records),
     )
     return Evaluation(records, captions, scores, seconds)
+
+
+@torch.no_grad()
+def _encoded(encoder: Encoder, source: Tensor | Features) -> Features:
+    return source if isinstance(source, Features) else encoder(source)
+
+
+def _row(record: Record, caption: Caption) -> dict[str, Any]:
+    """A line of captions.jsonl."""
+    row: dict[str, Any] = {
+        "image": record.image_id,
+        "caption": caption.text,
+        "log_prob": round(caption.log_prob, 6),
+        "references": list(record.captions),
+    }
+    if caption.alternatives:
+        row["captions"] = [
+            {"caption": one.text, "log_prob": round(one.log_prob, 6)}
+            for one in (caption, *caption.alternatives)
+        ]
+    return row
 
 
 def signature_context(
@@ -122,27 +145,50 @@ def signature_context(
 
 
 def result_folder(captioner: Captioner, decoding: Config, data: Config, split: str) -> Path:
-    """Where an evaluation is written: in the run folder, by data and split, then by decoding."""
+    """Where an evaluation is written: in the run folder, by data and split, then by decoding.
+
+    Other checkpoints than the best one, and ensembles (in the folder of the first), say so.
+    """
     name = Path(data["root"]).expanduser().resolve().name
-    return (
-        run_folder(captioner.path)
-        / "evaluation"
-        / f"{name}-{split}"
-        / captioner.decoding(**decoding).label
-    )
+    label = captioner.decoding(**decoding).label
+    if len(captioner.paths) > 1:
+        paths = "\n".join(str(path.resolve()) for path in captioner.paths)
+        digest = hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+        label = f"ensemble{len(captioner.paths)}-{digest}-{label}"
+    elif captioner.paths[0].name != BEST:
+        label = f"{captioner.paths[0].stem}-{label}"
+    return run_folder(captioner.paths[0]) / "evaluation" / f"{name}-{split}" / label[:200]
 
 
-def _batches(captioner: Captioner, records: Sequence[Record], loader: Config) -> Iterable[Batch]:
-    encoder = captioner.model.encoder
-    pictures = Pictures(encoder)
-    if loader["cache"] and not encoder.trainable:
-        images = [record.image for record in records]
-        grid = captioner.model.decoder.uses_grid
-        pictures.cached = cached_features(encoder, images, loader["cache_folder"], grid=grid)
-    return image_loader(records, captioner.tokenizer, pictures, workers=loader["workers"])
+def _batches(
+    captioner: Captioner, records: Sequence[Record], loader: Config
+) -> Iterable[tuple[Batch, ...]]:
+    """The images of a split, in batches; of each batch one for every encoder."""
+    loaders = []
+    for encoder, grid in zip(captioner.encoders, captioner.uses_grid):
+        pictures = Pictures(encoder)
+        if loader["cache"] and not encoder.trainable:
+            images = [record.image for record in records]
+            pictures.cached = cached_features(encoder, images, loader["cache_folder"], grid=grid)
+        workers = loader["workers"]
+        loaders.append(image_loader(records, captioner.tokenizer, pictures, workers=workers))
+    return _Together(loaders)
 
 
-def _shown(batches: Iterable[Batch], progress: bool) -> Iterable[Batch]:
+class _Together:
+    """Loaders side by side, with a length for the progress bar."""
+
+    def __init__(self, loaders: Sequence[DataLoader[Batch]]) -> None:
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        return len(self.loaders[0].sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+        return zip(*self.loaders)
+
+
+def _shown(batches: Iterable[tuple[Batch, ...]], progress: bool) -> Iterable[tuple[Batch, ...]]:
     from rich.console import Console
     from rich.progress import track
 

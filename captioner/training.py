@@ -34,7 +34,7 @@ from captioner.data.datamodule import IGNORED, Batch, CaptionDataModule
 from captioner.data.records import Record, write_whole
 from captioner.decoding import DecodingOptions
 from captioner.metrics import score
-from captioner.models import CaptioningModel, build_model
+from captioner.models import CaptioningModel, build_model, generate
 from captioner.tokenizers import Tokenizer, build_tokenizer
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -161,7 +161,7 @@ class LitCaptioner(lightning.LightningModule):
             total = cross_entropy(logits, batch.targets, label_smoothing=0.0, reduction="sum")
             self._dev.loss[name] += total.item()
         self._dev.words += int((batch.targets != IGNORED).sum())
-        found = self.model.generate(features, self.tokenizer.vocabulary, self.decoding)
+        found = generate([self.model], [features], self.tokenizer, self.decoding)
         self._dev.captions += [self.tokenizer.decode(best[0].tokens) for best in found]
         self._dev.records += batch.records
 

@@ -46,7 +46,7 @@ def test_log_probs_are_those_of_the_decoder(model, photos) -> None:
     words = model.tokenizer.vocabulary
     tokens = [words.id(word) for word in found.words]
     inputs = torch.tensor([[words.start, *tokens]])
-    features = model.encode(model.prepare(photos[0])[None])
+    (features,) = model.encode([model.prepare(photos[0])])
     log_probs = torch.log_softmax(model.model.decoder(features, inputs), dim=-1)[0]
     targets = [*tokens, words.end][: len(found.log_probs)]
     expected = [float(log_probs[t, token].detach()) for t, token in enumerate(targets)]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from captioner.config import make, pick
-from captioner.models.captioning import CaptioningModel
+from captioner.models.captioning import CaptioningModel, generate
 from captioner.models.cells import CELLS
 from captioner.models.encoders import ENCODERS, Encoder, Features, build_encoder
 from captioner.models.recurrent import ShowTell
@@ -29,6 +29,7 @@ __all__ = [
     "Features",
     "build_encoder",
     "build_model",
+    "generate",
 ]
 
 DECODERS: dict[str, type[Any]] = {"show_tell": ShowTell}

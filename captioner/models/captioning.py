@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from captioner.decoding import DecodingOptions, Hypothesis, decode
+from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
 from captioner.models.encoders import Encoder, Features
-from captioner.tokenizers import Vocabulary
+from captioner.tokenizers import Tokenizer
 
 
 class CaptioningModel(nn.Module):
@@ -36,19 +38,78 @@ class CaptioningModel(nn.Module):
         """Features of images [B, 3, S, S]; Features pass unchanged."""
         return source if isinstance(source, Features) else self.encoder(source)
 
-    @torch.inference_mode()
-    def generate(
-        self, source: Tensor | Features, vocabulary: Vocabulary, options: DecodingOptions
-    ) -> list[list[Hypothesis]]:
-        """Decode freely: for each image its hypotheses, best first.
 
-        <pad>, <start> and <unk> are never emitted. The model must be in evaluation mode.
-        """
-        return decode(
-            self.decoder.step,
-            self.decoder.start(self.encode(source)),
-            start=vocabulary.start,
-            end=vocabulary.end,
-            options=options,
-            banned=(vocabulary.pad, vocabulary.start, vocabulary.unknown),
+@torch.inference_mode()
+def generate(
+    models: Sequence[CaptioningModel],
+    sources: Sequence[Tensor | Features],
+    tokenizer: Tokenizer,
+    options: DecodingOptions,
+    *,
+    keys: Sequence[int] | None = None,
+) -> list[list[Hypothesis]]:
+    """Decode freely: for each image its hypotheses, best first.
+
+    <pad>, <start> and <unk> are never emitted. The models must be in evaluation mode.
+
+    Args:
+        models: one, or several over the same vocabulary that decode together.
+        sources: for each model the images [B, 3, S, S] or their Features.
+        tokenizer: of all models.
+        options: how captions are chosen.
+        keys: of each image, for its draws (``decode``).
+
+    Raises:
+        ValueError: a required word or prefix that the models cannot say.
+    """
+    words = tokenizer.vocabulary
+    starts = [model.decoder.start(model.encode(one)) for model, one in zip(models, sources)]
+    steps = [model.decoder.step for model in models]
+    step, state = together(steps, starts, average=options.ensemble)
+    return decode(
+        step,
+        state,
+        start=words.start,
+        end=words.end,
+        options=options,
+        phrases=phrases(options, tokenizer),
+        banned=(words.pad, words.start, words.unknown),
+        keys=keys,
+    )
+
+
+def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:
+    """The words of the options as tokens; banned ones that the vocabulary lacks are passed over.
+
+    Raises:
+        ValueError: a required word or prefix that the vocabulary lacks, or that is banned.
+    """
+    vocabulary = tokenizer.vocabulary
+    banned = [tuple(tokenizer.encode(text)) for text in options.banned_words]
+    banned = [phrase for phrase in banned if phrase and vocabulary.unknown not in phrase]
+    required = [_said("required_words", text, tokenizer) for text in options.required_words]
+    for text, phrase in zip(options.required_words, required):
+        if any(phrase[at : at + len(b)] == b for b in banned for at in range(len(phrase))):
+            raise ValueError(f"decoding.required_words={text!r} is banned by banned_words as well")
+    prefix = _said("prefix", options.prefix, tokenizer) if options.prefix.strip() else ()
+    if len(prefix) >= options.max_length:
+        raise ValueError(
+            f"decoding.prefix={options.prefix!r} has {len(prefix)} words; raise max_length above "
+            "that"
         )
+    return Phrases(tuple(banned), tuple(required), prefix)
+
+
+def _said(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    words = tokenizer.split(text)
+    if not words:
+        raise ValueError(f"decoding.{option}={text!r} holds no word")
+    for word in words:
+        if tokenizer.vocabulary.id(word) == tokenizer.vocabulary.unknown:
+            near = difflib.get_close_matches(word, tokenizer.vocabulary.words[4:], n=1, cutoff=0.6)
+            raise ValueError(
+                f"decoding.{option}={text!r}: the model cannot say {word!r}, which is not among "
+                f"its {len(tokenizer.vocabulary) - 4} words"
+                + (f" (did you mean {near[0]}?)" if near else "")
+            )
+    return tuple(tokenizer.encode(text))
