@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import (
     RichProgressBar,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
 
 from captioner.checkpoint import BEST, FOLDER, LAST
 
@@ -34,6 +35,8 @@ def build_callbacks(
     patience: int = 5,
     save_every: int = 200,
     samples: int = 8,
+    ema: float = 0.0,
+    keep: int = 0,
     progress: bool = True,
 ) -> list[Callback]:
     """The callbacks of a training run.
@@ -43,9 +46,14 @@ def build_callbacks(
         patience: looks at dev without a better score before the training stops; 0 never stops it.
         save_every: optimiser steps between two writings of last.ckpt, besides every epoch's end.
         samples: dev captions logged at every look at dev; 0 for none.
+        ema: decay of the running average of the weights that dev is looked at with and the best
+            checkpoint holds, [0, 1); 0 takes the weights as they are.
+        keep: of how many epochs, the best ones, a checkpoint is kept besides best.ckpt, for
+            ``captioner average``.
         progress: a live progress bar, where the output is a terminal.
     """
-    for name, value, least in (("patience", patience, 0), ("samples", samples, 0)):
+    wholes = (("patience", patience, 0), ("samples", samples, 0), ("keep", keep, 0))
+    for name, value, least in wholes:
         if value < least:
             raise ValueError(f"callbacks.{name}={value} is not accepted; choose {least} or more")
     if save_every < 1:
@@ -59,7 +67,8 @@ def build_callbacks(
         save_on_train_epoch_end=False,
         enable_version_counter=False,
     )
-    found: list[Callback] = [EpochLine(), ImageMatters(), RandomState()]
+    found: list[Callback] = [WeightAverage(ema)] if ema else []
+    found += [EpochLine(), ImageMatters(), RandomState()]
     if samples:
         found.append(SampleCaptions(folder / "samples.jsonl", samples))
     if progress and sys.stderr.isatty():
@@ -68,7 +77,99 @@ def build_callbacks(
         found.append(
             EarlyStopping(MONITOR, mode="max", patience=patience, check_on_train_epoch_end=False)
         )
+    if keep:
+        found.append(
+            _KeptEpochs(
+                dirpath=folder / FOLDER,
+                filename="epoch-{epoch:02d}",
+                auto_insert_metric_name=False,
+                monitor=MONITOR,
+                mode="max",
+                save_top_k=keep,
+                save_weights_only=True,
+                save_on_train_epoch_end=False,
+            )
+        )
     return [*found, LearningRateMonitor("step"), LastCheckpoint(folder, save_every), best]
+
+
+class WeightAverage(Callback):
+    """Keeps an exponential moving average of the weights, which dev sees in their place.
+
+        a_n = d a_{n-1} + (1 - d) w_n        d = min(decay, (1 + n) / (10 + n)) at step n
+
+    The average of many late steps lies nearer to the middle of a valley than the last step does
+    (Polyak & Juditsky, 1992; Tarvainen & Valpola, 2017). From the start of a look at dev until the
+    epoch's end the model holds the average, so best.ckpt has it; last.ckpt has the weights
+    themselves, and the average beside them.
+
+    Args:
+        decay: (0, 1); about 1 / (1 - decay) steps are averaged.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"callbacks.ema={decay} is not accepted; choose a number in [0, 1)")
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+        self._steps = 0
+        self._aside: dict[str, Tensor] = {}  # the weights, while the model holds the average
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average, self._steps = dict(state["average"]), state["steps"]
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        weights = _learned(module)
+        start = self.average or weights
+        self.average = {
+            name: start[name].detach().to(w.device).clone() for name, w in weights.items()
+        }
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, *unused: Any
+    ) -> None:
+        if trainer.global_step == self._steps:
+            return  # gradients were only added up
+        self._steps = trainer.global_step
+        decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
+        for name, weight in _learned(module).items():
+            self.average[name].lerp_(weight, 1 - decay)
+
+    def on_validation_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        if self.average and not self._aside:
+            self._aside = {name: weight.clone() for name, weight in _learned(module).items()}
+            _fill(module, self.average)
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        if self._aside:
+            _fill(module, self._aside)
+            self._aside = {}
+
+
+def _learned(module: lightning.LightningModule) -> dict[str, Tensor]:
+    return {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _fill(module: lightning.LightningModule, values: dict[str, Tensor]) -> None:
+    for name, weight in _learned(module).items():
+        weight.copy_(values[name])
+
+
+class _KeptEpochs(ModelCheckpoint):
+    """The checkpoints of the best epochs, counted from 1 as on the screen."""
+
+    def format_checkpoint_name(self, metrics: dict[str, Any], *rest: Any, **named: Any) -> str:
+        counted = {**metrics, "epoch": metrics["epoch"] + 1}
+        return super().format_checkpoint_name(counted, *rest, **named)
 
 
 class LastCheckpoint(Callback):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from captioner import checkpoint, training
-from captioner.callbacks import ImageMatters
+from captioner.callbacks import ImageMatters, WeightAverage
 from captioner.config import compose
 from captioner.data.datamodule import Bucketed
 from captioner.models import build_model
@@ -64,7 +64,9 @@ def test_an_interrupted_run_resumes_to_the_bit(
 
 def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, monkeypatch) -> None:
     live = ("loader.cache=false", "loader.augment=true", "encoder.trainable=true")
-    config = compose([*tiny, *live, "callbacks.save_every=2", "loader.workers=2"])
+    config = compose(
+        [*tiny, *live, "callbacks.save_every=2", "loader.workers=2", "callbacks.ema=0.9"]
+    )
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_at(patch, 3)
@@ -74,6 +76,44 @@ def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, monkeypatc
     train(config, tmp_path / "cut", resume=last)
     pairs = zip(weights_and_optimiser(tmp_path / "whole"), weights_and_optimiser(tmp_path / "cut"))
     assert all(torch.equal(a, b) for a, b in pairs)
+    whole, cut = (checkpoint.read(tmp_path / name).weights for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)  # the average of the weights
+
+
+def test_the_average_of_the_weights_is_the_weighted_sum_of_all_steps() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    watch, trainer = WeightAverage(0.5), SimpleNamespace(global_step=0)
+    values = [3.0, -1.0, 4.0, 1.5, 9.0]
+    module.weight.data.fill_(values[0])
+    watch.on_train_start(trainer, module)
+    for step, value in enumerate(values[1:], start=1):
+        module.weight.data.fill_(value)
+        trainer.global_step = step
+        watch.on_train_batch_end(trainer, module)
+        watch.on_train_batch_end(trainer, module)  # a batch whose gradients are only added up
+    decays = [min(0.5, (1 + n) / (10 + n)) for n in range(1, 5)]
+    shares = [math.prod(decays)]
+    shares += [(1 - decays[n]) * math.prod(decays[n + 1 :]) for n in range(4)]
+    expected = sum(share * value for share, value in zip(shares, values))
+    watch.on_validation_start(trainer, module)
+    assert module.weight.item() == pytest.approx(expected, abs=1e-6)
+    watch.on_train_epoch_end(trainer, module)
+    assert module.weight.item() == 9.0
+
+
+def test_the_best_checkpoint_holds_the_average_that_was_scored(tiny, tmp_path) -> None:
+    config = compose([*tiny, "callbacks.ema=0.9", "callbacks.keep=1", "trainer.max_epochs=1"])
+    run = train(config, tmp_path / "run")
+    best, last = (
+        checkpoint.read(checkpoint.find(run.folder, name=n)) for n in ("best.ckpt", "last.ckpt")
+    )
+    name = "decoder.output.weight"
+    average = last.lightning["callbacks"]["WeightAverage"]["average"]
+    assert torch.equal(best.weights[name], average[f"model.{name}"])
+    assert not torch.equal(best.weights[name], last.weights[name])
+    kept = checkpoint.read(run.folder / "checkpoints" / "epoch-01.ckpt")
+    assert torch.equal(kept.weights[name], best.weights[name])
+    assert kept.scores == best.scores
 
 
 def test_the_same_seed_gives_the_same_run_and_another_does_not(tiny, tmp_path) -> None:
