@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +173,57 @@ def _load(path: Path) -> Any:
         raise ValueError(
             f"{path}: not a checkpoint, or a truncated one; copy it again or train again"
         ) from None
+
+
+def kept(path: str | Path) -> list[Path]:
+    """The checkpoints of the best epochs that a run folder has kept, or the file itself.
+
+    Raises:
+        FileNotFoundError: nothing is there, or the run kept none.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [find(path)]
+    found = sorted((path / FOLDER).glob("epoch-*.ckpt"))
+    if not found:
+        raise FileNotFoundError(
+            f"{path}: kept no epochs to average; train with callbacks.keep=5, or name checkpoints"
+        )
+    return found
+
+
+def average(paths: Sequence[Path], output: Path) -> None:
+    """Write a checkpoint whose weights are the mean of those of others.
+
+    Args:
+        paths: two or more checkpoints of the same model and vocabulary, best of one run.
+        output: a file that does not exist yet.
+
+    Raises:
+        ValueError: fewer than two, checkpoints of different models, or the output exists.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"{len(paths)} checkpoint to average; give two or more")
+    if output.exists():
+        raise ValueError(f"{output} already exists; delete it, or choose another --output")
+    found = [read(path) for path in paths]
+    first = found[0]
+    for other in found[1:]:
+        for what in ("encoder", "decoder"):
+            if other.config[what] != first.config[what]:
+                raise ValueError(f"{other.path} has another {what} than {first.path}")
+        if other.tokenizer.as_dict() != first.tokenizer.as_dict():
+            raise ValueError(f"{other.path} has another vocabulary than {first.path}")
+    weights = {}
+    for name, tensor in first.weights.items():
+        tensors = [one.weights[name] for one in found]
+        mean = torch.stack([one.double() for one in tensors]).mean(0).to(tensor.dtype)
+        weights[PREFIX + name] = mean if tensor.is_floating_point() else tensor
+    content = block(
+        config=first.config, tokenizer=first.tokenizer, transform=first.transform, scores={}
+    )
+    content["average_of"] = [path.name for path in paths]
+    WholeFiles().save_checkpoint({"state_dict": weights, "captioner": content}, output)
 
 
 class WholeFiles(TorchCheckpointIO):

@@ -150,29 +150,39 @@ def evaluate(argv: Sequence[str]) -> int:
         "and decoding.",
         "  captioner evaluate runs/demo\n"
         "  captioner evaluate runs/demo data.split=test decoding=beam decoding.beam_size=3\n"
-        "  captioner evaluate copied.ckpt data.root=~/flickr8k decoding.length_penalty=0.7\n",
+        "  captioner evaluate copied.ckpt data.root=~/flickr8k decoding.length_penalty=0.7\n"
+        "  captioner evaluate runs/a runs/b decoding=beam decoding.ensemble=log_probability\n"
+        "  captioner evaluate runs/demo decoding=top_p decoding.captions=5 decoding.seed=1\n",
     )
-    parser.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folder or checkpoint; several decode together"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="data.split=dev|test|train, data.root=…, decoding=greedy|beam, decoding.…, loader.…",
+        help="data.split=dev|test|train, data.root=…, loader.…, decoding=NAME (greedy, beam, "
+        "diverse_beam, sample, top_k, top_p), decoding.… (any option of captioner caption)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="of what is printed"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
 
     from captioner.api import Captioner
     from captioner.config import override
     from captioner.evaluation import evaluate, result_folder
 
-    captioner = Captioner.load(options.run, device=options.device)
-    base = {key: captioner.config[key] for key in ("data", "decoding", "loader")}
+    runs = [one for one in options.runs if "=" not in one or Path(one).exists()]
+    overrides = [one for one in (*options.runs, *options.overrides) if one not in runs]
+    if not runs:
+        parser.error("name a run folder or a checkpoint before the overrides")
+    captioner = Captioner.load(runs, device=options.device)
+    base = {key: captioner.config[key] for key in ("data", "loader")}
     base["data"] = {**base["data"], "split": "dev"}
-    chosen = override(base, options.overrides)
+    base["decoding"] = captioner.options.as_dict()
+    chosen = override(base, overrides)
     data, decoding = chosen["data"], chosen["decoding"]
     split = data.pop("split", "dev")
     result = evaluate(captioner, data=data, decoding=decoding, loader=chosen["loader"], split=split)
@@ -203,7 +213,12 @@ def caption(argv: Sequence[str]) -> int:
         "others are captioned, and the exit status is 1.",
         "  captioner caption photo.jpg --model runs/demo\n"
         "  captioner caption photos/ '*.png' --model runs/demo --beam-size 5 --format csv\n"
-        "  find . -name '*.jpg' | captioner caption - --model runs/demo --format json\n",
+        "  find . -name '*.jpg' | captioner caption - --model runs/demo --format json\n"
+        "  captioner caption photo.jpg --model runs/demo --beam-size 5 --captions 5\n"
+        "  captioner caption photo.jpg --model runs/demo --temperature 1 --top-p 0.9 --seed 3\n"
+        "  captioner caption photo.jpg --model runs/demo --required-words 'dog,red ball'\n"
+        "  captioner caption photo.jpg --model runs/demo --prefix 'a dog'\n"
+        "  captioner caption photo.jpg --model runs/a --model runs/b\n",
     )
     parser.add_argument(
         "paths",
@@ -211,23 +226,24 @@ def caption(argv: Sequence[str]) -> int:
         metavar="PATH",
         help="a file, a folder with all below it, a quoted glob, or - for a list on standard input",
     )
-    parser.add_argument("--model", required=True, metavar="RUN", help="run folder or checkpoint")
-    parser.add_argument("--beam-size", type=int, metavar="K", help="1 is greedy")
-    parser.add_argument("--length-penalty", type=float, metavar="A", help="0 none, 1 average")
-    parser.add_argument("--max-length", type=int, metavar="T", help="most tokens of a caption")
+    parser.add_argument(
+        "--model",
+        required=True,
+        action="append",
+        metavar="RUN",
+        help="run folder or checkpoint; given several times, the models decode together",
+    )
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images at a time")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
     parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    _add_decoding(parser)
     options = parser.parse_args(argv)
 
     from captioner.captions import caption_files
 
-    decoding = {
-        name: value
-        for name in ("beam_size", "length_penalty", "max_length")
-        if (value := getattr(options, name)) is not None
-    }
+    given = ((name, getattr(options, name)) for name in DECODING)
+    decoding = {name: value for name, value in given if value is not None}
     return caption_files(
         options.paths,
         model=options.model,
@@ -237,6 +253,73 @@ def caption(argv: Sequence[str]) -> int:
         output=options.output,
         decoding=decoding,
     )
+
+
+def _listed(text: str) -> list[str]:
+    return [one.strip() for one in text.split(",") if one.strip()]
+
+
+DECODING: dict[str, tuple[Any, str, str]] = {
+    "beam_size": (int, "K", "hypotheses kept; 1 is greedy"),
+    "length_penalty": (float, "A", "rank by log p / n^A: 0 none, 1 average by word"),
+    "length_rule": (str, "RULE", "power, or gnmt: log p / ((5 + n) / 6)^A"),
+    "early_stopping": (bool, "", "stop once K captions have ended"),
+    "captions": (int, "N", "captions of each image: the n best, or n samples"),
+    "temperature": (float, "T", "above 0 draws words instead of searching"),
+    "top_k": (int, "N", "draw from the N most probable words"),
+    "top_p": (float, "P", "draw from the fewest words that hold this share of the probability"),
+    "seed": (int, "S", "of the draws"),
+    "groups": (int, "G", "diverse beam search in G groups of K / G"),
+    "diversity": (float, "D", "what a word costs for each earlier group that says it"),
+    "min_length": (int, "N", "fewest words"),
+    "max_length": (int, "N", "most words, the end included"),
+    "no_repeat_ngram": (int, "N", "no N words twice in the same order"),
+    "no_repeat_word": (bool, "", "no word directly follows itself"),
+    "banned_words": (_listed, "LIST", "words and phrases never said, parted by commas"),
+    "required_words": (_listed, "LIST", "words and phrases that must be said"),
+    "prefix": (str, "TEXT", "how each caption begins"),
+    "ensemble": (str, "RULE", "with several models, average probability or log_probability"),
+}
+"""The options of decoding.DecodingOptions as flags: type, placeholder, help."""
+
+
+def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("decoding (unset: as the model was trained)")
+    for name, (kind, placeholder, text) in DECODING.items():
+        flag = f"--{name.replace('_', '-')}"
+        if name == "no_repeat_word":
+            group.add_argument(flag, action="store_const", const=True, help=text)
+        elif kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        else:
+            group.add_argument(flag, type=kind, metavar=placeholder, help=text)
+
+
+# average --------------------------------------------------------------------------------------
+
+
+def average(argv: Sequence[str]) -> int:
+    """Average the weights of checkpoints of one run."""
+    parser = _parser(
+        "average",
+        "Average the weights of several checkpoints of one run into a new checkpoint, which every\n"
+        "other verb takes. A run folder stands for the epochs that it kept (callbacks.keep=5).",
+        "  captioner average runs/demo\n"
+        "  captioner average runs/demo/checkpoints/epoch-0[45].ckpt --output mean.ckpt\n",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or checkpoints")
+    parser.add_argument(
+        "--output", metavar="FILE", help="a new file (default average.ckpt beside the first)"
+    )
+    options = parser.parse_args(argv)
+
+    from captioner import checkpoint
+
+    paths = [path for run in options.runs for path in checkpoint.kept(run)]
+    output = Path(options.output) if options.output else paths[0].parent / "average.ckpt"
+    checkpoint.average(paths, output)
+    print(f"averaged {', '.join(path.name for path in paths)}\nwrote {_short(output)}")
+    return 0
 
 
 # data -----------------------------------------------------------------------------------------
@@ -371,6 +454,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a model: captioner train experiment=demo"),
     "evaluate": (evaluate, "decode a split freely and score it"),
     "caption": (caption, "caption image files"),
+    "average": (average, "average the weights of checkpoints of one run"),
     "data": (data, "draw, describe and check data sets"),
     "completion": (completion, "tab completion for bash, zsh and fish"),
 }

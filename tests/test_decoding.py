@@ -1,53 +1,13 @@
 """Decoding against exhaustive enumeration on small tables of probabilities."""
 
-import itertools
-
 import pytest
 import torch
+from tables import END, START, everything, random_table, start_state, table_step
 
-from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode
+from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
 from captioner.decoding.beam import beam_search
 from captioner.decoding.constraints import Constraints, Required
 from captioner.decoding.search import Reader
-
-PAD, START, END = 0, 1, 2
-
-
-def table_step(table: torch.Tensor):
-    """A model that is a table: logits of the next token by (image, step, last token).
-
-    table: [B, T, V, V]. The state carries the image and the step.
-    """
-
-    def step(tokens: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
-        logits = table[state["image"], state["step"], tokens]
-        return logits, {"image": state["image"], "step": state["step"] + 1}
-
-    return step
-
-
-def start_state(images: int) -> dict:
-    return {"image": torch.arange(images), "step": torch.zeros(images, dtype=torch.long)}
-
-
-def everything(table: torch.Tensor, image: int, options: DecodingOptions, banned=()) -> list:
-    """Every caption that ends within max_length, with its score, best first."""
-    log_probs = torch.log_softmax(table[image], dim=-1)
-    vocabulary = table.shape[-1]
-    words = [w for w in range(vocabulary) if w != END and w not in banned]
-    found = []
-    for length in range(options.max_length):
-        for body in itertools.product(words, repeat=length):
-            caption = (*body, END)
-            path = zip((START, *body), caption)
-            values = [log_probs[t, last, next_] for t, (last, next_) in enumerate(path)]
-            total = float(sum(values))
-            found.append((total / len(caption) ** options.length_penalty, body))
-    return sorted(found, reverse=True)
-
-
-def random_table(images: int, steps: int, vocabulary: int, *, sharp: float = 2.0) -> torch.Tensor:
-    return sharp * torch.randn(images, steps, vocabulary, vocabulary, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
@@ -198,7 +158,240 @@ def test_options_out_of_range_are_refused(name: str, value: object) -> None:
         DecodingOptions(**{name: value})
 
 
+def test_gnmt_length_penalty_against_enumeration() -> None:
+    table = random_table(3, 4, 5)
+    options = DecodingOptions(
+        beam_size=5**4, length_penalty=0.9, length_rule="gnmt", max_length=4, early_stopping=False
+    )
+    found = decode(table_step(table), start_state(3), start=START, end=END, options=options)
+    for image in range(3):
+        score, tokens = everything(table, image, options)[0]
+        assert found[image][0].tokens == tokens
+        assert found[image][0].score == pytest.approx(score, abs=1e-5)
+    plain = DecodingOptions(beam_size=5**4, length_penalty=0.9, max_length=4)
+    other = [everything(table, image, plain)[0][0] for image in range(3)]
+    assert other != pytest.approx([one[0].score for one in found], abs=1e-3)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_the_n_best_of_a_full_beam_are_those_of_enumeration(penalty: float) -> None:
+    table = random_table(3, 4, 5)
+    options = DecodingOptions(
+        beam_size=4**4, captions=20, length_penalty=penalty, max_length=4, early_stopping=False
+    )
+    found = decode(table_step(table), start_state(3), start=START, end=END, options=options)
+    for image in range(3):
+        expected = everything(table, image, options)[:20]
+        assert [one.tokens for one in found[image][:20]] == [tokens for _, tokens in expected]
+        scores = [one.score for one in found[image][:20]]
+        assert scores == pytest.approx([score for score, _ in expected], abs=1e-5)
+
+
+def test_no_beam_beats_the_full_one_and_a_wider_one_may_be_worse() -> None:
+    """Only the full beam's optimum is a theorem; that wider is better is not, and here it fails."""
+    table = random_table(60, 5, 6, sharp=1.5)
+    best = {
+        width: [
+            one[0].score if one[0].finished else -torch.inf
+            for one in decode(
+                table_step(table),
+                start_state(60),
+                start=START,
+                end=END,
+                options=DecodingOptions(beam_size=width, max_length=5),
+            )
+        ]
+        for width in (1, 2, 3, 5**4)
+    }
+    for width in (1, 2, 3):
+        assert all(some <= full + 1e-5 for some, full in zip(best[width], best[5**4]))
+    assert any(wide > narrow + 1e-4 for wide, narrow in zip(best[2], best[1]))
+    assert any(wide < narrow - 1e-4 for wide, narrow in zip(best[3], best[2]))
+
+
+def test_a_patient_search_finds_no_less() -> None:
+    table = random_table(60, 6, 7, sharp=1.5)
+    hasty, patient = (
+        decode(
+            table_step(table),
+            start_state(60),
+            start=START,
+            end=END,
+            options=DecodingOptions(
+                beam_size=2, length_penalty=1.0, max_length=6, early_stopping=early
+            ),
+        )
+        for early in (True, False)
+    )
+    assert all(a[0].score <= b[0].score + 1e-6 for a, b in zip(hasty, patient))
+    assert any(a[0].score < b[0].score - 1e-4 for a, b in zip(hasty, patient))
+
+
+def plain_diverse_search(
+    log_probs: torch.Tensor, *, width: int, groups: int, diversity: float, steps: int
+) -> list[tuple[float, tuple[int, ...]]]:
+    """Diverse beam search of one image with lists, as the paper tells it: the best of each group.
+
+    A group stops at `width` ended captions, or when its best one cannot be beaten any more.
+    """
+    beams = [[((), 0.0)] for _ in range(groups)]
+    ended: list[list] = [[] for _ in range(groups)]
+    for t in range(steps):
+        said: dict[int, int] = {}
+        for group in range(groups):
+            if not beams[group]:
+                continue
+            every = [
+                (total + float(log_probs[t, (START, *body)[-1], word]), body, word)
+                for body, total in beams[group]
+                for word in range(log_probs.shape[-1])
+            ]
+            every.sort(key=lambda one: -(one[0] - diversity * said.get(one[2], 0)))
+            over = [one for one in every[:width] if one[2] == END]
+            live = [one for one in every if one[2] != END][:width]
+            for _, _, word in (*live, *over):
+                said[word] = said.get(word, 0) + 1
+            ended[group] += [(total, body) for total, body, _ in over]
+            beams[group] = [((*body, word), total) for total, body, word in live]
+            best_live = max(total for total, _, _ in live)
+            beaten = bool(ended[group]) and max(ended[group])[0] >= best_live
+            if len(ended[group]) >= width or beaten:
+                beams[group] = []
+    finished = [max(found) for found in ended if found]
+    left = [max((total, body) for body, total in b) for b, e in zip(beams, ended) if b and not e]
+    return sorted([*finished, *left], reverse=True)
+
+
+@pytest.mark.parametrize(("groups", "width"), [(3, 1), (2, 2), (3, 2), (4, 1)])
+def test_diverse_beams_against_a_plain_reading_of_the_paper(groups: int, width: int) -> None:
+    table = random_table(25, 6, 7, sharp=1.0)
+    options = DecodingOptions(
+        beam_size=groups * width, groups=groups, diversity=0.7, max_length=6, captions=groups
+    )
+    found = decode(table_step(table), start_state(25), start=START, end=END, options=options)
+    for image in range(25):
+        log_probs = torch.log_softmax(table[image], dim=-1)
+        expected = plain_diverse_search(
+            log_probs, width=width, groups=groups, diversity=0.7, steps=6
+        )
+        best = found[image][:groups]
+        assert [one.tokens for one in best] == [tokens for _, tokens in expected]
+        assert [one.score for one in best] == pytest.approx([s for s, _ in expected], abs=1e-5)
+
+
+def test_groups_differ_more_the_more_it_costs_to_agree() -> None:
+    table = random_table(40, 6, 12, sharp=2.0)
+
+    def distinct(diversity: float) -> int:
+        options = DecodingOptions(
+            beam_size=4, groups=4, diversity=diversity, max_length=6, captions=4
+        )
+        found = decode(table_step(table), start_state(40), start=START, end=END, options=options)
+        return sum(len({one.tokens[:1] for one in hypotheses[:4]}) for hypotheses in found)
+
+    assert distinct(0.0) == 40  # groups that see no cost are one and the same
+    assert distinct(0.5) < distinct(5.0) <= 160
+
+
+def test_one_group_is_a_plain_beam() -> None:
+    table = random_table(20, 6, 7)
+    plain, grouped = (
+        decode(table_step(table), start_state(20), start=START, end=END, options=options)
+        for options in (
+            DecodingOptions(beam_size=2, max_length=6),
+            DecodingOptions(beam_size=6, groups=3, diversity=0.0, max_length=6),
+        )
+    )
+    assert [one[0] for one in plain] == [one[0] for one in grouped]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam_size": 4, "groups": 2, "captions": 4},
+        {"beam_size": 3, "captions": 3, "early_stopping": False, "length_penalty": 1.0},
+        {"beam_size": 2, "no_repeat_ngram": 2, "min_length": 3},
+        {"beam_size": 2, "length_rule": "gnmt", "length_penalty": 0.6, "no_repeat_word": True},
+    ],
+)
+def test_a_batch_changes_no_caption(options: dict) -> None:
+    table = random_table(9, 6, 8)
+    chosen = DecodingOptions(max_length=6, **options)
+
+    def run(which: list[int]) -> list[list[Hypothesis]]:
+        state = {"image": torch.tensor(which), "step": torch.zeros(len(which), dtype=torch.long)}
+        return decode(
+            table_step(table),
+            state,
+            start=START,
+            end=END,
+            options=chosen,
+            phrases=Phrases(required=((5,),)),
+        )
+
+    together = run(list(range(9)))
+    assert [run([image])[0] for image in range(9)] == together
+    assert run([]) == []
+
+
+@pytest.mark.parametrize("average", ["probability", "log_probability"])
+def test_an_ensemble_averages_what_its_models_expect(average: str) -> None:
+    """Searching with two models is searching the table of their average."""
+    tables = [random_table(4, 4, 6), random_table(4, 4, 6)]
+    log_probs = torch.stack([torch.log_softmax(table, dim=-1) for table in tables])
+    mean = log_probs.exp().mean(0).log() if average == "probability" else log_probs.mean(0)
+    options = DecodingOptions(beam_size=3, max_length=4, ensemble=average)
+    states = [start_state(4), {"row": torch.arange(4), "at": torch.zeros(4, dtype=torch.long)}]
+
+    def other(tokens: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
+        named = {"image": state["row"], "step": state["at"]}
+        logits, after = table_step(tables[1])(tokens, named)
+        return logits, {"row": after["image"], "at": after["step"]}
+
+    step, state = together([table_step(tables[0]), other], states, average=average)
+    found = decode(step, state, start=START, end=END, options=options)
+    expected = decode(table_step(mean), start_state(4), start=START, end=END, options=options)
+    for one, peer in zip(found, expected):
+        assert [h.tokens for h in one] == [h.tokens for h in peer]
+        assert [h.score for h in one] == pytest.approx([h.score for h in peer], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"temperature": 1.0, "beam_size": 3}, "draws words one by one"),
+        ({"temperature": 1.0, "required_words": ["a"]}, "no required_words"),
+        ({"top_p": 0.9}, "set temperature=1 too"),
+        ({"top_k": 5}, "set temperature=1 too"),
+        ({"captions": 3}, "need beam_size=3 or more"),
+        ({"beam_size": 4, "groups": 3}, "does not divide beam_size=4"),
+        ({"min_length": 30}, "do not fit into max_length=30"),
+        ({"length_rule": "gmnt"}, "did you mean gnmt"),
+        ({"banned_words": "dog"}, "a list of words or phrases"),
+        ({"required_words": [""]}, "a list of words or phrases"),
+        ({"prefix": 3}, "prefix=3 is not accepted; choose a text"),
+        ({"no_repeat_word": "yes"}, "choose true or false"),
+    ],
+)
+def test_options_that_do_not_fit_together_are_refused(options: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        DecodingOptions(**options)
+
+
+def test_asking_for_samples_turns_a_beam_off_and_back() -> None:
+    beam = DecodingOptions(beam_size=3)
+    drawn = beam.changed(temperature=1.0, top_p=0.9)
+    assert (drawn.beam_size, drawn.samples) == (1, True)
+    assert drawn.changed(beam_size=3) == beam
+    with pytest.raises(ValueError, match="did you mean temperature"):
+        beam.changed(temprature=1.0)
+
+
 def test_labels() -> None:
     assert DecodingOptions().label == "greedy"
     assert DecodingOptions(beam_size=3).label == "beam3"
     assert DecodingOptions(beam_size=5, length_penalty=0.7).label == "beam5-lp0.7"
+    sampled = DecodingOptions(temperature=0.8, top_p=0.9, captions=5, no_repeat_ngram=3)
+    assert sampled.label == "sample-t0.8-p0.9-seed0-n5-ngram3"
+    asked = DecodingOptions(beam_size=2, required_words=["red ball", "dog"], prefix="a / b")
+    assert asked.label == "beam2-with.dog+red_ball-prefix.a_b"

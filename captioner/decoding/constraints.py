@@ -2,7 +2,7 @@
 
 A filter strikes words out before a strategy chooses, so it goes with all of them. Probabilities of
 the words that are left are those of the model, not rescaled. Where filters would strike out every
-word that an image could go on with, they are lifted for that step, and the caption says so.
+word that an image could go on with, the caption ends there, and says what it could not keep.
 
 Required words need more than filters: ``Required`` is the automaton whose states tell which of the
 phrases a caption holds so far. A beam for every state (Anderson et al., "Guided Open Vocabulary
@@ -81,8 +81,15 @@ class Constraints:
             if alive is not None:
                 stuck = stuck | ~alive
             lifted = stuck.view(-1, width).all(dim=1).repeat_interleave(width)  # [R]
-            log_probs.masked_fill_(forbidden & ~lifted[:, None], -torch.inf)
+            forbidden = torch.where(lifted[:, None], self._all_but_end(log_probs), forbidden)
+            log_probs.masked_fill_(forbidden, -torch.inf)
         return log_probs
+
+    def _all_but_end(self, log_probs: Tensor) -> Tensor:
+        """Where filters are lifted the caption ends; where it cannot, it may go on in any way."""
+        forbidden = (log_probs[:, self.end] > -torch.inf)[:, None].expand_as(log_probs).clone()
+        forbidden[:, self.end] = False
+        return forbidden
 
     def broken(self, tokens: Sequence[int], *, finished: bool) -> tuple[str, ...]:
         """The options that a caption does not keep, by their names."""

@@ -1,0 +1,115 @@
+"""Drawing words: against closed forms and against the probabilities of whole captions."""
+
+import math
+from collections import Counter
+
+import numpy
+import pytest
+import torch
+from tables import END, START, everything, random_table, start_state, table_step
+
+from captioner.decoding import DecodingOptions, decode
+from captioner.decoding.sampling import draw
+
+
+def decoded(table: torch.Tensor, options: DecodingOptions, keys=None, images=None) -> list:
+    images = list(range(len(table))) if images is None else images
+    state = {"image": torch.tensor(images), "step": torch.zeros(len(images), dtype=torch.long)}
+    return decode(table_step(table), state, start=START, end=END, options=options, keys=keys)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (1.0, 0, 0.8), (0.7, 5, 0.6), (1.0, 1, 1.0)],
+)
+def test_words_are_drawn_as_often_as_they_should_be(temperature, top_k, top_p) -> None:
+    log_probs = torch.log_softmax(2 * torch.randn(7, dtype=torch.float64), dim=0)
+    p = numpy.exp(log_probs.numpy() / temperature)
+    p /= p.sum()
+    order = numpy.argsort(-p)
+    if top_k:
+        p[order[top_k:]] = 0
+    p /= p.sum()
+    kept, share = set(), 0.0
+    for word in order:  # the fewest words that hold the share
+        if share >= top_p:
+            break
+        kept.add(word)
+        share += p[word]
+    p = numpy.array([value if word in kept else 0.0 for word, value in enumerate(p)])
+    p /= p.sum()
+    even = (torch.arange(20_000) + 0.5) / 20_000  # every chance equally often
+    words = draw(log_probs.expand(20_000, 7), even, temperature, top_k=top_k, top_p=top_p)
+    found = numpy.bincount(words.numpy(), minlength=7) / 20_000
+    numpy.testing.assert_allclose(found, p, atol=2e-4)
+
+
+def test_what_may_not_be_said_is_never_drawn() -> None:
+    log_probs = torch.tensor([[-torch.inf, 0.0, -torch.inf], [-0.1, -torch.inf, -torch.inf]])
+    for chance in (0.0, 0.5, 1.0 - 1e-16):
+        words = draw(log_probs, torch.full((2,), chance, dtype=torch.float64), 1.0)
+        assert words.tolist() == [1, 0]
+
+
+def test_captions_are_sampled_by_their_probability() -> None:
+    """Of 4,000 samples each caption is as frequent as enumeration says, within 4.5 deviations."""
+    table = random_table(1, 3, 5, sharp=1.0)
+    samples = 4000
+    options = DecodingOptions(temperature=1.0, captions=samples, max_length=3)
+    (found,) = decoded(table, options)
+    seen = Counter(one.tokens for one in found if one.finished)
+    for score, body in everything(table, 0, options):
+        p = math.exp(score)
+        deviation = math.sqrt(p * (1 - p) * samples)
+        assert abs(seen[body] - p * samples) < 4.5 * deviation + 1
+
+
+def test_an_image_draws_alike_alone_in_company_and_in_any_place() -> None:
+    table = random_table(6, 8, 9)
+    options = DecodingOptions(temperature=1.3, captions=3, max_length=8, seed=5)
+    keys = [11, 7, 0, 2**55, 3, 4]
+    together = decoded(table, options, keys=keys)
+    for image in range(6):
+        assert decoded(table, options, keys=[keys[image]], images=[image]) == [together[image]]
+    backwards = decoded(table, options, keys=keys[::-1], images=list(range(6))[::-1])
+    assert backwards == together[::-1]
+    # Asking for fewer samples gives the first of them.
+    fewer = decoded(table, DecodingOptions(temperature=1.3, max_length=8, seed=5), keys=keys)
+    assert [one[0] for one in fewer] == [one[0] for one in together]
+
+
+def test_seed_and_key_change_the_draws() -> None:
+    table = random_table(1, 8, 9, sharp=0.1).expand(5, 8, 9, 9)
+    options = DecodingOptions(temperature=1.0, max_length=8)
+    by_key = decoded(table, options)
+    assert len({one[0].tokens for one in by_key}) == 5
+    other = decoded(table, DecodingOptions(temperature=1.0, max_length=8, seed=1))
+    assert by_key != other
+    assert by_key == decoded(table, options)
+
+
+def test_a_low_temperature_is_greedy() -> None:
+    table = random_table(20, 6, 7)
+    cold = decoded(table, DecodingOptions(temperature=1e-4, max_length=6))
+    greedy = decode(
+        table_step(table),
+        start_state(20),
+        start=START,
+        end=END,
+        options=DecodingOptions(max_length=6),
+    )
+    assert [one[0].tokens for one in cold] == [one[0].tokens for one in greedy]
+
+
+def test_log_probs_are_the_models_whatever_the_temperature() -> None:
+    table = random_table(4, 5, 6)
+    found = decoded(table, DecodingOptions(temperature=2.0, top_k=4, max_length=5))
+    for image, (one,) in enumerate(found):
+        tokens = [*one.tokens, END] if one.finished else list(one.tokens)
+        last = [START, *tokens[:-1]]
+        expected = [
+            float(torch.log_softmax(table[image, t, last[t]], -1)[tokens[t]])
+            for t in range(len(tokens))
+        ]
+        assert one.log_probs == pytest.approx(expected, abs=1e-5)
+        assert one.score == pytest.approx(sum(expected), abs=1e-5)
