@@ -189,13 +189,13 @@ def test_the_n_best_of_a_full_beam_are_those_of_enumeration(penalty: float) -> N
 
 def test_no_beam_beats_the_full_one_and_a_wider_one_may_be_worse() -> None:
     """Only the full beam's optimum is a theorem; that wider is better is not, and here it fails."""
-    table = random_table(60, 5, 6, sharp=1.5)
+    table = random_table(300, 5, 6, sharp=1.5)
     best = {
         width: [
             one[0].score if one[0].finished else -torch.inf
             for one in decode(
                 table_step(table),
-                start_state(60),
+                start_state(300),
                 start=START,
                 end=END,
                 options=DecodingOptions(beam_size=width, max_length=5),
@@ -206,7 +206,8 @@ def test_no_beam_beats_the_full_one_and_a_wider_one_may_be_worse() -> None:
     for width in (1, 2, 3):
         assert all(some <= full + 1e-5 for some, full in zip(best[width], best[5**4]))
     assert any(wide > narrow + 1e-4 for wide, narrow in zip(best[2], best[1]))
-    assert any(wide < narrow - 1e-4 for wide, narrow in zip(best[3], best[2]))
+    pairs = [*zip(best[2], best[1]), *zip(best[3], best[2])]
+    assert any(wide < narrow - 1e-4 for wide, narrow in pairs if wide > -torch.inf)
 
 
 def test_a_patient_search_finds_no_less() -> None:
