@@ -106,3 +106,101 @@ def test_cached_and_live_features_give_the_same_captions(run, scenes) -> None:
         texts.append([one.text for one in result.captions])
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 1
+
+
+def test_several_captions_of_an_image(model, photos) -> None:
+    found = model.caption(photos[0], beam_size=4, captions=4)
+    scores = [found.score, *(one.score for one in found.alternatives)]
+    assert len(scores) == 4
+    assert scores == sorted(scores, reverse=True)
+    assert found.text == model.caption(photos[0], beam_size=4).text
+    assert len({found.text, *(one.text for one in found.alternatives)}) == 4
+    assert found.as_dict()["alternatives"][0]["text"] == found.alternatives[0].text
+
+
+def test_draws_depend_on_the_file_not_on_the_batch(model, photos) -> None:
+    options = {"temperature": 1.0, "top_p": 0.95, "captions": 2}
+
+    def texts(images, seed: int = 3, **more) -> list[list[str]]:
+        found = model.caption(images, seed=seed, **options, **more)
+        return [[one.text, *(other.text for other in one.alternatives)] for one in found]
+
+    together = texts(photos, batch_size=4)
+    assert together == [texts([path])[0] for path in photos]
+    assert together[::-1] == texts(photos[::-1], batch_size=5)
+    assert together != texts(photos, seed=4)
+
+
+def test_words_are_required_banned_and_begun_with(model, photos) -> None:
+    plain = model.caption(photos[0])
+    banned = model.caption(photos[0], banned_words=[plain.words[1], "a word it never heard"])
+    assert plain.words[1] not in banned.words
+    asked = model.caption(photos[0], required_words=["three green", "fish"], beam_size=3)
+    assert "three green" in asked.text
+    assert "fish" in asked.words
+    assert not asked.note
+    begun = model.caption(photos[0], prefix="The picture")
+    assert begun.text.startswith("the picture ")
+    short = model.caption(photos[0], required_words=["three green fish"], max_length=2)
+    assert short.missing == ("three green fish",)
+    assert short.note == "without 'three green fish'"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"required_words": ["gren"]}, "cannot say 'gren'.*did you mean green"),
+        ({"prefix": "an elephant"}, "prefix='an elephant': the model cannot say"),
+        ({"required_words": ["..."]}, "holds no word"),
+        ({"required_words": ["green"], "banned_words": ["green"]}, "is banned by banned_words"),
+        ({"prefix": "a green fish", "max_length": 3}, "has 3 words; raise max_length"),
+    ],
+)
+def test_words_that_cannot_be_said_are_refused(model, photos, options, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        model.caption(photos[0], **options)
+
+
+def test_an_ensemble_averages_its_models(run, photos, tmp_path) -> None:
+    """Two models: the probability of each word is the mean of theirs."""
+    from captioner import checkpoint
+
+    content = checkpoint.read(run).lightning
+    torch.manual_seed(1)
+    name = "model.decoder.output.weight"
+    noise = 0.3 * torch.randn_like(content["state_dict"][name])
+    content["state_dict"][name] = content["state_dict"][name] + noise
+    torch.save(content, tmp_path / "other.ckpt")
+    both = captioner.load([run, tmp_path / "other.ckpt"])
+    assert len(both.encoders) == 1  # they share one, so the image is encoded once
+    found = both.caption(photos[0], beam_size=2)
+    words = both.tokenizer.vocabulary
+    tokens = [words.id(word) for word in found.words]
+    inputs = torch.tensor([[words.start, *tokens]])
+    probs = []
+    for path in (run, tmp_path / "other.ckpt"):
+        one = captioner.load(path)
+        (features,) = one.encode([one.prepare(photos[0])])
+        with torch.no_grad():
+            probs.append(torch.softmax(one.model.decoder(features, inputs), dim=-1)[0])
+    mean = ((probs[0] + probs[1]) / 2).log()
+    expected = [float(mean[t, token]) for t, token in enumerate([*tokens, words.end])]
+    assert found.log_probs == pytest.approx(expected[: len(found.log_probs)], abs=1e-4)
+
+
+def test_an_ensemble_of_one_model_twice_changes_nothing(run, model, photos) -> None:
+    twice = captioner.load([run, run])
+    for average in ("probability", "log_probability"):
+        found = twice.caption(photos, beam_size=3, ensemble=average)
+        assert [c.text for c in found] == [c.text for c in model.caption(photos, beam_size=3)]
+
+
+def test_models_of_different_vocabularies_do_not_decode_together(run, tmp_path) -> None:
+    from captioner import checkpoint
+
+    content = checkpoint.read(run).lightning
+    words = content["captioner"]["tokenizer"]["words"]
+    content["captioner"]["tokenizer"]["words"] = [*words[:-2], words[-1], words[-2]]
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="another vocabulary"):
+        captioner.load([run, tmp_path / "other.ckpt"])

@@ -154,3 +154,34 @@ def test_a_failed_save_leaves_the_old_file(tmp_path) -> None:
         writer.save_checkpoint({"a": lambda: None}, path)
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_average_of_checkpoints_is_the_mean_of_their_weights(run, tmp_path) -> None:
+    content = checkpoint.read(run).lightning
+    paths = []
+    for number in range(3):
+        scaled = {
+            name: tensor + number if tensor.is_floating_point() else tensor
+            for name, tensor in content["state_dict"].items()
+        }
+        paths.append(tmp_path / f"epoch-{number}.ckpt")
+        torch.save({**content, "state_dict": scaled}, paths[-1])
+    checkpoint.average(paths, tmp_path / "mean.ckpt")
+    mean = checkpoint.read(tmp_path / "mean.ckpt")
+    for name, tensor in checkpoint.read(paths[1]).weights.items():
+        torch.testing.assert_close(mean.weights[name], tensor)
+    mean.model()  # it fits its own configuration
+    with pytest.raises(ValueError, match="already exists"):
+        checkpoint.average(paths, tmp_path / "mean.ckpt")
+    with pytest.raises(ValueError, match="give two or more"):
+        checkpoint.average(paths[:1], tmp_path / "other.ckpt")
+    content["captioner"]["config"]["decoder"]["dropout"] = 0.77
+    torch.save(content, paths[0])
+    with pytest.raises(ValueError, match="another decoder"):
+        checkpoint.average(paths, tmp_path / "other.ckpt")
+    assert not (tmp_path / "other.ckpt").exists()
+
+
+def test_a_run_that_kept_no_epochs_is_told(run) -> None:
+    with pytest.raises(FileNotFoundError, match="callbacks.keep=5"):
+        checkpoint.kept(run)

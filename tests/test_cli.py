@@ -231,3 +231,70 @@ def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys) -> None:
     victim.write_bytes(victim.read_bytes()[:200])
     assert main(["data", "check", f"data.root={root}"]) == 1
     assert "test_00000.png" in capsys.readouterr().out
+
+
+def test_every_decoding_option_is_a_flag_of_the_same_name_and_kind() -> None:
+    import typing
+
+    from captioner.cli import DECODING
+    from captioner.decoding import DecodingOptions
+
+    kinds = typing.get_type_hints(DecodingOptions)
+    assert list(DECODING) == list(DecodingOptions.__dataclass_fields__)
+    for name, (kind, _, _) in DECODING.items():
+        if kind in (int, float, bool, str):
+            assert kinds[name] is kind
+        else:
+            assert kind("a b, c") == ["a b", "c"]
+
+
+def test_caption_gives_several_captions_and_says_what_it_could_not(run, scenes, capsys) -> None:
+    photo = str(sorted((scenes / "images").glob("test_*.png"))[0])
+    wanted = ["caption", photo, "--model", str(run), "--beam-size", "3", "--captions", "3"]
+    assert main(wanted) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{photo}: ") for line in lines)
+    assert main([*wanted, "--format", "json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    texts = [found["caption"], *(one["caption"] for one in found["alternatives"])]
+    assert [f"{photo}: {text}" for text in texts] == lines
+    assert main([*wanted, "--format", "csv"]) == 0
+    assert len(list(csv.reader(io.StringIO(capsys.readouterr().out)))) == 4
+    short = ["--required-words", "three green fish", "--max-length", "2"]
+    assert main(["caption", photo, "--model", str(run), *short]) == 0
+    assert capsys.readouterr().err == f"captioner: note: {photo}: without 'three green fish'\n"
+    fails(
+        capsys,
+        *("caption", photo, "--model", run, "--prefix", "an elefant"),
+        says="prefix='an elefant': the model cannot say 'elefant'",
+    )
+
+
+def test_evaluate_takes_several_models_and_several_captions(run, scenes, capsys) -> None:
+    overrides = ["data.split=test", "decoding=sample", "decoding.captions=2"]
+    assert main(["evaluate", str(run), str(run), *overrides, "--format", "json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    folder = Path(files[0]).parent
+    assert folder.name.startswith("ensemble2-")
+    assert folder.name.endswith("-sample-t1-seed0-n2")
+    rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    assert all(len(row["captions"]) == 2 for row in rows)
+    assert all(row["captions"][0]["caption"] == row["caption"] for row in rows)
+
+
+def test_average_makes_a_checkpoint_that_other_verbs_take(run, scenes, tmp_path, capsys) -> None:
+    import shutil
+
+    best = run / "checkpoints" / "best.ckpt"
+    copies = [shutil.copy(best, tmp_path / name) for name in ("a.ckpt", "b.ckpt")]
+    assert main(["average", *map(str, copies)]) == 0
+    assert "averaged a.ckpt, b.ckpt" in capsys.readouterr().out
+    photo = str(sorted((scenes / "images").glob("test_*.png"))[0])
+    said = []
+    for model in (best, tmp_path / "average.ckpt"):
+        assert main(["caption", photo, "--model", str(model)]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    fails(capsys, "average", run, says="kept no epochs to average")
+    fails(capsys, "average", *copies, says="average.ckpt already exists")
