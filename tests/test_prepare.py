@@ -36,6 +36,8 @@ def test_statistics_are_those_counted_by_hand():
     assert train["captions_per_image"] == {"min": 1, "mean": 2.0, "max": 3}
     assert train["words_per_caption"] == {"min": 1, "mean": 3.0, "median": 2.5, "p95": 6, "max": 6}
     assert numbers["splits"]["test"]["words_per_caption"]["p95"] == 2
+    twice = statistics(Reading((record("a.jpg", "train", "a", "a", "b"),)))
+    assert twice["splits"]["train"]["repeated_captions"] == 1
     # a stands 5 times in training, dog twice, each other word once
     assert numbers["vocabulary"] == {"1": 7, "2": 2, "5": 1}
     assert numbers["coverage"] == {

@@ -38,7 +38,8 @@ def statistics(reading: Reading, tokenizer_name: str = "word") -> dict[str, Any]
         tokenizer_name: how captions are cut into words, a key of TOKENIZERS.
 
     Returns:
-        plain data: `splits` (images, captions, captions per image, words per caption, vocabulary),
+        plain data: `splits` (images, captions, captions per image, those that repeat
+            another of the same image, words per caption, vocabulary),
         `vocabulary` (training words seen at least 1, 2, 5 times) and `coverage` (share of the
         running words of dev and test that are in that vocabulary, in [0, 1]), `oddities`.
 
@@ -72,6 +73,7 @@ def _numbers(
         "images": len(records),
         "captions": len(lengths),
         "captions_per_image": _spread(per_image, ("min", "mean", "max")),
+        "repeated_captions": len(lengths) - sum(len(set(one.captions)) for one in records),
         "words_per_caption": _spread(lengths, ("min", "mean", "median", "p95", "max")),
         "vocabulary": len(words),
     }
@@ -134,8 +136,8 @@ def print_statistics(numbers: Mapping[str, Any], console: Console | None = None)
 
 def _rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     splits = numbers["splits"]
-    for key in ("images", "captions"):
-        yield key, [f"{split[key]:,}" for split in splits.values()]
+    for key in ("images", "captions", "repeated_captions"):
+        yield key.replace("_", " "), [f"{split[key]:,}" for split in splits.values()]
     for key in ("captions_per_image", "words_per_caption"):
         names = next(iter(splits.values()))[key] if splits else {}
         label = f"{key.replace('_', ' ')} ({', '.join(names)})"
