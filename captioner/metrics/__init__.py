@@ -14,7 +14,7 @@ from typing import Any
 
 from captioner import __version__
 from captioner.config import pick
-from captioner.metrics import bleu, cider, rouge
+from captioner.metrics import bleu, cider, clip, diversity, meteor, rouge, spice
 from captioner.metrics.corpus import Corpus, Result, Unavailable
 from captioner.metrics.statistics import Statistics
 from captioner.metrics.tokenize import TOKENIZE
@@ -27,6 +27,10 @@ METRICS: Mapping[str, Callable[[Corpus], Result]] = MappingProxyType(
         "rouge-l": rouge.measure,
         "cider-d": cider.measure,
         "cider": cider.measure_plain,
+        "meteor": meteor.measure,
+        "spice": spice.measure,
+        "diversity": diversity.measure,
+        "clip": clip.measure,
     }
 )
 """Name of a metric -> a corpus to its result; raises Unavailable where it cannot be computed."""
@@ -97,14 +101,17 @@ def score(
     cut = pick(TOKENIZE, tokenize, "tokenize")
     measures = {name: pick(METRICS, name, "metrics") for name in metrics}
     _check(candidates, references)
+    groups = [candidates, training or (), *references, *(several or ())]
+    words = _cut(cut, groups)  # all at once, since starting Java takes longer than its work
+    split = 2 + len(references)
     corpus = Corpus(
         texts=candidates,
-        candidates=cut(candidates),
+        candidates=words[0],
         reference_texts=references,
-        references=_nested(cut, references),
+        references=words[2:split],
         tokenize=tokenize,
-        several=None if several is None else _nested(cut, several),
-        training=None if training is None else cut(training),
+        several=None if several is None else words[split:],
+        training=None if training is None else words[1],
         pictures=pictures,
     )
     results: list[Result] = []
@@ -174,12 +181,12 @@ def _common(corpus: Corpus, context: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _nested(
-    cut: Callable[[Sequence[str]], list[list[str]]], texts: Sequence[Sequence[str]]
+def _cut(
+    cut: Callable[[Sequence[str]], list[list[str]]], groups: Sequence[Sequence[str]]
 ) -> list[list[list[str]]]:
-    """Cut lists of texts in one go, which is faster."""
-    words = iter(cut([text for group in texts for text in group]))
-    return [[next(words) for _ in group] for group in texts]
+    """The words of groups of texts, cut in one go."""
+    words = iter(cut([text for group in groups for text in group]))
+    return [[next(words) for _ in group] for group in groups]
 
 
 def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:

@@ -10,8 +10,8 @@ from captioner.metrics.ngrams import Matches, References, Words
 from captioner.metrics.statistics import Rows
 
 
-class Unavailable(Exception):
-    """A metric cannot be computed here; the text says why, and how it could be."""
+class Unavailable(ValueError):
+    """Something cannot be computed here; the text says why, and how it could be."""
 
 
 @dataclass(frozen=True)

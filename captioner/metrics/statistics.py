@@ -25,6 +25,10 @@ Rows = NDArray[numpy.float64]
 
 FILE = "statistics.npz"
 
+METEOR_COLUMNS = 23
+_METEOR_KINDS = (1.0, 0.6, 0.8, 0.6)  # exact, stem, synonym, paraphrase
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
+
 
 def from_bleu_rows(means: Rows) -> dict[str, Rows]:
     """BLEU-1 to BLEU-4 (0 to 100) of mean counts [..., 10].
@@ -43,6 +47,27 @@ def from_bleu_rows(means: Rows) -> dict[str, Rows]:
     return {f"BLEU-{order}": scores[..., order - 1] for order in range(1, 5)}
 
 
+def from_meteor_rows(means: Rows) -> dict[str, Rows]:
+    """METEOR (0 to 100) of mean counts [..., 23]; see `captioner.metrics.meteor`.
+
+    The columns: words of candidate and reference, function words of each; for each kind of match
+    content words of the candidate and the reference, then function words of each; chunks, matched
+    words of the candidate and of the reference. The program sets chunks to 0 where all of a corpus
+    is one caption that equals its reference; means do not tell that case, and it is not followed.
+    """
+    lengths, functions, matched = means[..., :2], means[..., 2:4], means[..., 4:20]
+    kinds = matched.reshape(*means.shape[:-1], 4, 4)  # [..., kind, content 2 | function 2]
+    weighted = _DELTA * kinds[..., :2] + (1 - _DELTA) * kinds[..., 2:]  # [..., kind, 2]
+    found = (numpy.array(_METEOR_KINDS)[:, None] * weighted).sum(axis=-2)  # [..., 2]
+    said = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = numpy.moveaxis(found / said, -1, 0)
+        mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+        chunks = means[..., 20] / means[..., 21:23].mean(axis=-1)
+        scores = mean * (1 - _GAMMA * chunks**_BETA)
+    return {"METEOR": numpy.where(numpy.isfinite(scores), 100 * scores, 0.0)}
+
+
 def _mean(name: str) -> Callable[[Rows], dict[str, Rows]]:
     return lambda means: {name: means[..., 0]}
 
@@ -53,6 +78,10 @@ FAMILIES: Mapping[str, Callable[[Rows], dict[str, Rows]]] = MappingProxyType(
         "rouge_l": _mean("ROUGE-L"),
         "cider_d": _mean("CIDEr-D"),
         "cider": _mean("CIDEr"),
+        "meteor": from_meteor_rows,
+        "spice": _mean("SPICE"),
+        "clip": _mean("CLIPScore"),
+        "ref_clip": _mean("RefCLIPScore"),
         "length": _mean("length"),
     }
 )

@@ -14,11 +14,12 @@ below stand in an order in which none hides a longer one.
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
 
-__all__ = ["TOKENIZE", "characters", "ptb_words"]
+__all__ = ["TOKENIZE", "characters", "ptb_jar_words", "ptb_words"]
 
 # Letters with their combining marks, by blocks of Unicode's basic plane. Stanford's tokenizer
 # drops what stands beyond that plane, emoji among others.
@@ -213,6 +214,43 @@ def characters(text: str) -> list[str]:
     return _CHARACTER.findall(text.lower())
 
 
+_JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
+_JAR_REMOVES = frozenset("'' ' `` ` . ? ! , : - -- ... ;".split())
+
+
+def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
+    """Cut English captions with Stanford's own program, as coco-caption runs it.
+
+    Args:
+        texts: captions, as written.
+
+    Returns:
+        the words of each.
+
+    Raises:
+        ValueError: Java or pycocoevalcap are not there, or the program fails.
+    """
+    from captioner.metrics.java import Unavailable, coco_file, java_command
+
+    try:
+        java, jar = java_command(), coco_file(_JAR)
+    except Unavailable as reason:
+        raise ValueError(f"tokenize='ptb-jar' {reason}. 'ptb' gives the same words") from None
+    options = ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    done = subprocess.run(
+        [*java, "-cp", str(jar), *options],
+        input="".join(f"{' '.join(text.splitlines())}\n" for text in texts),
+        capture_output=True,
+        encoding="utf-8",
+    )
+    lines = done.stdout.split("\n")[:-1]
+    if done.returncode != 0 or len(lines) != len(texts):
+        raise ValueError(
+            f"tokenize='ptb-jar': java could not run {_JAR}; tokenize='ptb' needs none"
+        )
+    return [[word for word in line.split() if word not in _JAR_REMOVES] for line in lines]
+
+
 def _each(cut: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[list[str]]]:
     return lambda texts: [cut(text) for text in texts]
 
@@ -220,5 +258,6 @@ def _each(cut: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[lis
 TOKENIZE: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
     "ptb": _each(ptb_words),
     "character": _each(characters),
+    "ptb-jar": ptb_jar_words,
 }
 """Name of a way to cut captions -> texts to the words of each."""

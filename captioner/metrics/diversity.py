@@ -1,0 +1,78 @@
+"""How varied captions are: how many differ, how many words they use, how many are new.
+
+    length       words of a caption, the mean
+    vocabulary   different words in all captions together
+    distinct     share of different captions among them
+    novelty      share of captions that no training image has
+
+and, where several captions an image were asked for,
+
+    distinct-n   different n-grams of an image's captions over their words, the mean (n = 1, 2)
+    mBLEU-4      BLEU-4 of each caption against the others of its image: lower is more varied
+
+Shares and BLEU from 0 to 100. Captions are compared by their words, so case and punctuation make no
+difference.
+
+Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", NAACL 2016;
+Shetty et al., "Speaking the Same Language", ICCV 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy
+
+from captioner.metrics.bleu import bleu_rows
+from captioner.metrics.corpus import Corpus, Result
+from captioner.metrics.ngrams import References, Words
+from captioner.metrics.statistics import from_bleu_rows
+
+_UNKNOWN_TRAINING = "the training captions are not known; score takes them as training="
+
+
+def measure(corpus: Corpus) -> Result:
+    """What the captions of a corpus show of their variety."""
+    captions = [tuple(words) for words in corpus.candidates]
+    lengths = numpy.array([[len(words)] for words in captions], dtype=numpy.float64)
+    values = {
+        "length": float(lengths.mean()),
+        "vocabulary": float(len({word for words in captions for word in words})),
+        "distinct": 100 * len(set(captions)) / len(captions),
+    }
+    parts, missing = {}, {}
+    if corpus.training is None:
+        missing["novelty"] = _UNKNOWN_TRAINING
+    else:
+        known = {tuple(words) for words in corpus.training}
+        values["novelty"] = 100 * sum(words not in known for words in captions) / len(captions)
+        parts["training"] = str(len(corpus.training))
+    sets = [texts for texts in corpus.several or () if len(texts) > 1]
+    if sets:
+        values.update(of_sets(sets))
+        parts["captions"] = str(max(len(texts) for texts in sets))
+    return Result(values, "diversity", parts, {"length": lengths}, missing)
+
+
+def of_sets(sets: Sequence[Sequence[Words]]) -> dict[str, float]:
+    """How much the captions of one image differ from each other.
+
+    Args:
+        sets: for each image the words of two captions or more.
+
+    Returns:
+        distinct-1, distinct-2 and mBLEU-4, 0 to 100.
+    """
+    values = {}
+    for n in (1, 2):
+        shares = [_distinct(texts, n) for texts in sets]
+        values[f"distinct-{n}"] = 100 * sum(shares) / len(shares)
+    alone = [words for texts in sets for words in texts]
+    others = [[*texts[:i], *texts[i + 1 :]] for texts in sets for i in range(len(texts))]
+    rows = bleu_rows(References(others), alone)
+    return {**values, "mBLEU-4": float(from_bleu_rows(rows.mean(axis=0))["BLEU-4"])}
+
+
+def _distinct(texts: Sequence[Words], n: int) -> float:
+    grams = {tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)}
+    return len(grams) / max(1, sum(map(len, texts)))

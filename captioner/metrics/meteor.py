@@ -1,0 +1,113 @@
+"""METEOR 1.5, by the field's own program: words of a candidate matched with those of a reference.
+
+Words match exactly, by stem, by synonym or as a paraphrase. With the matches weighted by kind
+(1, 0.6, 0.8, 0.6) and by whether they are content or function words (delta, 1 - delta), P is the
+weighted share of the candidate's words that are matched and R that of the reference's:
+
+    F = P R / (alpha P + (1 - alpha) R)        METEOR = F (1 - gamma (chunks / matches)^beta)
+
+alpha = 0.85, beta = 0.2, gamma = 0.6, delta = 0.75, the program's for English. Of each image the
+reference with the highest score counts. The score of a corpus is computed from the sums of the
+counts, as BLEU is, and not the mean of the images' scores.
+
+Denkowski and Lavie, "Meteor Universal: Language Specific Translation Evaluation for Any Target
+Language", WMT 2014. The jar, its data and this way to call it are pycocoevalcap's.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Thread
+from typing import IO
+
+import numpy
+
+from captioner.metrics.corpus import Corpus, Result, Unavailable
+from captioner.metrics.java import coco_file, java_command
+from captioner.metrics.ngrams import Words
+from captioner.metrics.statistics import METEOR_COLUMNS, Rows
+
+JAR = "meteor/meteor-1.5.jar"
+
+
+def measure(corpus: Corpus) -> Result:
+    """METEOR of a corpus, as the program reports it.
+
+    Raises:
+        Unavailable: the captions are not words, or Java or the jar are not there.
+    """
+    if corpus.tokenize == "character":
+        raise Unavailable("METEOR's stems, synonyms and paraphrases are English; captions are not")
+    value, rows = meteor(corpus.candidates, corpus.references)
+    return Result({"METEOR": value}, "METEOR", {"version": "1.5"}, {"meteor": rows})
+
+
+def meteor(
+    candidates: Sequence[Words], references: Sequence[Sequence[Words]]
+) -> tuple[float, Rows]:
+    """Score candidates against their references.
+
+    Args:
+        candidates: the words of each of C candidates.
+        references: for each candidate, the words of one or more references.
+
+    Returns:
+        the corpus score, 0 to 100, and the program's counts for each image [C, 23].
+
+    Raises:
+        Unavailable: Java or the jar are not there, or fail.
+    """
+    lines = [
+        " ||| ".join(["SCORE", *(" ".join(text) for text in texts), " ".join(candidate)])
+        for candidate, texts in zip(candidates, references)
+    ]
+    with _program() as (said, heard):
+        counts = _ask(said, heard, lines, len(lines))
+        # The images' scores come first, then that of all together.
+        scores = _ask(said, heard, [" ||| ".join(["EVAL", *counts])], len(lines) + 1)
+    rows = numpy.array([line.split() for line in counts], dtype=numpy.float64)
+    if rows.shape != (len(lines), METEOR_COLUMNS):
+        raise Unavailable(f"{JAR} answered with {rows.shape[-1]} counts, not {METEOR_COLUMNS}")
+    return 100 * float(scores[-1]), rows
+
+
+@contextmanager
+def _program() -> Iterator[tuple[IO[str], IO[str]]]:
+    """Run the program; what it hears and what it says."""
+    jar = coco_file(JAR)
+    command = [*java_command(), "-Xmx2G", "-jar", str(jar), *"- - -stdio -l en -norm".split()]
+    with subprocess.Popen(
+        command,
+        cwd=jar.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+    ) as program:
+        try:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            yield program.stdin, program.stdout
+        finally:
+            program.kill()
+
+
+def _ask(said: IO[str], heard: IO[str], lines: Sequence[str], answers: int) -> list[str]:
+    """Send lines and read the answers, at the same time: either side may fill its pipe."""
+
+    def send() -> None:
+        try:
+            said.writelines(f"{line}\n" for line in lines)
+            said.flush()
+        except OSError:
+            pass  # the program has ended, which its answers show
+
+    sender = Thread(target=send)
+    sender.start()
+    found = [heard.readline().strip() for _ in range(answers)]
+    sender.join()
+    if not all(found):
+        raise Unavailable(f"java could not run {JAR}; see what `java -jar {JAR}` says")
+    return found

@@ -1,0 +1,69 @@
+"""SPICE: the F-score of the objects, attributes and relations that two captions speak of.
+
+Both texts are parsed into graphs of scenes; the score of a corpus is the mean of its images'. The
+program is pycocoevalcap's, its parser Stanford CoreNLP 3.6.0, which that package downloads at first
+use. Nothing is downloaded here: without the parser's jars SPICE is reported as missing.
+
+Anderson, Fernando, Johnson and Gould, "SPICE: Semantic Propositional Image Caption Evaluation",
+ECCV 2016.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy
+
+from captioner.metrics.corpus import Corpus, Result, Unavailable
+from captioner.metrics.java import coco_file, java_command
+from captioner.metrics.statistics import Rows
+
+JAR = "spice/spice-1.0.jar"
+PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+
+
+def measure(corpus: Corpus) -> Result:
+    """SPICE of a corpus.
+
+    Raises:
+        Unavailable: the captions are not English, or Java, the jar or its parser are not there.
+    """
+    if corpus.tokenize == "character":
+        raise Unavailable("SPICE parses English; the captions are not")
+    rows = _run(corpus)
+    return Result({"SPICE": rows.mean()}, "SPICE", {"version": "1.0"}, {"spice": rows})
+
+
+def _run(corpus: Corpus) -> Rows:
+    """SPICE of each image, 0 to 100 [n, 1]."""
+    java, jar = java_command(), coco_file(JAR)
+    library = jar.parent / "lib"
+    if not all((library / name).is_file() for name in PARSER):
+        raise Unavailable(
+            f"needs {' and '.join(PARSER)}, from "
+            "https://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip, "
+            f"in {library}"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        asked, answered = Path(folder) / "captions.json", Path(folder) / "scores.json"
+        captions = [
+            {"image_id": i, "test": " ".join(words), "refs": [" ".join(text) for text in texts]}
+            for i, (words, texts) in enumerate(zip(corpus.candidates, corpus.references))
+        ]
+        asked.write_text(json.dumps(captions), encoding="utf-8")
+        options = ["-cache", folder, "-out", str(answered), "-silent"]
+        done = subprocess.run(
+            [*java, "-Xmx8G", "-jar", str(jar), str(asked), *options],
+            cwd=jar.parent,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0 or not answered.is_file():
+            says = (done.stderr.strip().splitlines() or ["nothing"])[0]
+            raise Unavailable(f"java could not run {JAR}: it says {says}")
+        found = json.loads(answered.read_text(encoding="utf-8"))
+    scores = {one["image_id"]: one["scores"]["All"]["f"] for one in found}
+    return 100 * numpy.array([[scores[i]] for i in range(len(captions))], dtype=numpy.float64)
