@@ -151,6 +151,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "  captioner evaluate runs/demo\n"
         "  captioner evaluate runs/demo data.split=test decoding=beam decoding.beam_size=3\n"
         "  captioner evaluate copied.ckpt data.root=~/flickr8k decoding.length_penalty=0.7\n"
+        "  captioner evaluate runs/demo --metrics bleu,cider-d\n"
         "  captioner evaluate runs/a runs/b decoding=beam decoding.ensemble=log_probability\n"
         "  captioner evaluate runs/demo decoding=top_p decoding.captions=5 decoding.seed=1\n",
     )
@@ -164,6 +165,7 @@ def evaluate(argv: Sequence[str]) -> int:
         help="data.split=dev|test|train, data.root=…, loader.…, decoding=NAME (greedy, beam, "
         "diverse_beam, sample, top_k, top_p), decoding.… (any option of captioner caption)",
     )
+    _add_metrics(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="of what is printed"
@@ -174,6 +176,7 @@ def evaluate(argv: Sequence[str]) -> int:
     from captioner.config import override
     from captioner.evaluation import evaluate, result_folder
 
+    metrics = _metrics(options.metrics)
     runs = [one for one in options.runs if "=" not in one or Path(one).exists()]
     overrides = [one for one in (*options.runs, *options.overrides) if one not in runs]
     if not runs:
@@ -185,7 +188,8 @@ def evaluate(argv: Sequence[str]) -> int:
     chosen = override(base, overrides)
     data, decoding = chosen["data"], chosen["decoding"]
     split = data.pop("split", "dev")
-    result = evaluate(captioner, data=data, decoding=decoding, loader=chosen["loader"], split=split)
+    groups = {"data": data, "decoding": decoding, "loader": chosen["loader"]}
+    result = evaluate(captioner, **groups, split=split, metrics=metrics)
     paths = result.write(result_folder(captioner, decoding, data, split))
     if options.format == "json":
         return _print_json({**result.scores.as_dict(), "files": [str(path) for path in paths]})
@@ -200,6 +204,60 @@ def evaluate(argv: Sequence[str]) -> int:
     for path in paths:
         print(f"wrote {_short(path)}")
     return 0
+
+
+# score ----------------------------------------------------------------------------------------
+
+
+def score(argv: Sequence[str]) -> int:
+    """Score captions that are already there."""
+    parser = _parser(
+        "score",
+        "Score captions of any system. FILE holds one caption an image; its references stand\n"
+        "beside it or in REFERENCES. Both may be JSON lines (captions.jsonl of evaluate), JSON\n"
+        "(COCO's results and annotations, or a list of objects), or CSV with columns named image,\n"
+        "caption, and reference or reference_1, reference_2, ...; in REFERENCES an image may come\n"
+        "again and again, with a caption by a person each time.",
+        "  captioner score runs/demo/evaluation/shapes-dev/greedy/captions.jsonl\n"
+        "  captioner score results.json captions_val2014.json --subset --metrics bleu,cider-d\n"
+        "  captioner score mine.csv references.csv --format markdown --output scores.md\n"
+        "  captioner score mine.jsonl --training train.csv --statistics scores/mine\n",
+    )
+    parser.add_argument("file", metavar="FILE", help="captions: .jsonl, .json, .csv or .tsv")
+    parser.add_argument(
+        "references", metavar="REFERENCES", nargs="?", help="captions by people, in such a file"
+    )
+    parser.add_argument(
+        "--tokenize",
+        default="ptb",
+        metavar="NAME",
+        help="ptb (English, default), ptb-jar (the same, by java), character (Chinese)",
+    )
+    _add_metrics(parser)
+    parser.add_argument(
+        "--subset", action="store_true", help="leave out images that FILE does not caption"
+    )
+    parser.add_argument("--training", metavar="FILE", help="captions of training, for novelty")
+    parser.add_argument("--format", choices=("text", "json", "markdown"), default="text")
+    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+    parser.add_argument(
+        "--statistics", metavar="FOLDER", help="write scores.json and statistics.npz there"
+    )
+    options = parser.parse_args(argv)
+
+    from captioner.scoring import score_files
+
+    return score_files(
+        options.file,
+        options.references,
+        tokenize=options.tokenize,
+        metrics=_metrics(options.metrics),
+        subset=options.subset,
+        training=options.training,
+        format=options.format,
+        output=options.output,
+        statistics=options.statistics,
+    )
 
 
 # caption --------------------------------------------------------------------------------------
@@ -422,6 +480,25 @@ complete -c captioner -n "__fish_seen_subcommand_from train" -f -a '(
 # What the verbs share -------------------------------------------------------------------------
 
 
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--metrics",
+        metavar="A,B",
+        help="of bleu, rouge-l, cider-d, cider, meteor, spice, diversity, clip (default all)",
+    )
+
+
+def _metrics(names: str | None) -> list[str]:
+    """The metrics that a comma-separated list names; an unknown one is told before the work."""
+    from captioner.config import pick
+    from captioner.metrics import METRICS
+
+    chosen = list(METRICS) if names is None else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        pick(METRICS, name, "--metrics")
+    return chosen
+
+
 def _print_table(title: str, rows: dict[str, str]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -453,6 +530,7 @@ def _short(path: Path) -> str:
 VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a model: captioner train experiment=demo"),
     "evaluate": (evaluate, "decode a split freely and score it"),
+    "score": (score, "score captions that are already there"),
     "caption": (caption, "caption image files"),
     "average": (average, "average the weights of checkpoints of one run"),
     "data": (data, "draw, describe and check data sets"),

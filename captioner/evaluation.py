@@ -25,7 +25,7 @@ from captioner.data import read_records
 from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
 from captioner.data.records import Record, write_whole
 from captioner.inspection.sheets import contact_sheet
-from captioner.metrics import METRICS, Scores, score
+from captioner.metrics import METRICS, Scores, image_hash, score
 from captioner.metrics.statistics import FILE
 from captioner.models import Encoder, Features
 
@@ -86,7 +86,8 @@ def evaluate(
         ValueError: an option or split that does not exist, or a split without captions.
         FileNotFoundError: the data are not where the configuration says.
     """
-    records = make(read_records, "data", data).split(split)
+    reading = make(read_records, "data", data)
+    records = reading.split(split)
     batches = _batches(captioner, records, loader)
     started = time.monotonic()
     captions: list[Caption] = []
@@ -105,6 +106,9 @@ def evaluate(
         tokenize="character" if characters else "ptb",
         metrics=metrics,
         images=[record.image_id for record in records],
+        several=[[one.text for one in (best, *best.alternatives)] for best in captions],
+        training=[t for r in reading.records if r.split == "train" for t in r.captions] or None,
+        pictures=[record.image for record in records],
         context=signature_context(captioner, decoding, data, split, records),
     )
     return Evaluation(records, captions, scores, seconds)
@@ -135,12 +139,11 @@ def signature_context(
     captioner: Captioner, decoding: Config, data: Config, split: str, records: Sequence[Record]
 ) -> dict[str, str]:
     """What a score depends on besides the texts: decoding, data, split and the list of images."""
-    images = "\n".join(sorted(record.image_id for record in records))
     return {
         "decoding": captioner.decoding(**decoding).label,
         "data": Path(data["root"]).expanduser().resolve().name,
         "split": split,
-        "images": hashlib.sha256(images.encode()).hexdigest()[:8],
+        "images": image_hash([record.image_id for record in records]),
     }
 
 

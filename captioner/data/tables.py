@@ -82,7 +82,7 @@ class _Columns:
 
 
 def _enter_rows(ledger: Ledger, path: Path) -> None:
-    rows = _rows(ledger.read(path), path)
+    rows = table_rows(ledger.read(path), path)
     _, mark, header = next(rows, (0, ",", [""]))
     columns = _Columns.named(header, mark, path)
     for line, _, row in rows:
@@ -102,8 +102,16 @@ def _enter_rows(ledger: Ledger, path: Path) -> None:
         ledger.enter(row[columns.image], texts, split=split)
 
 
-def _rows(text: str, path: Path) -> Iterator[tuple[int, str, list[str]]]:
-    """Yield line number, column mark and cells of each row that is not empty."""
+def table_rows(text: str, path: Path) -> Iterator[tuple[int, str, list[str]]]:
+    r"""Yield line number, column mark and cells of each row that is not empty.
+
+    Args:
+        text: the content of a table, with \n as line ends.
+        path: where it comes from, for errors.
+
+    Raises:
+        ValueError: a quote is never closed.
+    """
     header = text.lstrip().partition("\n")[0]
     mark = next((mark for mark in "\t|;" if mark in header), ",")
     if mark in "\t|":

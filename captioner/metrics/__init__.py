@@ -7,7 +7,8 @@ agree in all but the model (the idea is sacreBLEU's: Post, WMT 2018).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ from captioner.metrics.corpus import Corpus, Result, Unavailable
 from captioner.metrics.statistics import Statistics
 from captioner.metrics.tokenize import TOKENIZE
 
-__all__ = ["METRICS", "TOKENIZE", "Scores", "differences", "score"]
+__all__ = ["METRICS", "TOKENIZE", "Scores", "differences", "image_hash", "score"]
 
 METRICS: Mapping[str, Callable[[Corpus], Result]] = MappingProxyType(
     {
@@ -136,6 +137,11 @@ def score(
         missing=missing,
         statistics=Statistics(tuple(str(image) for image in ids), rows),
     )
+
+
+def image_hash(images: Iterable[str]) -> str:
+    """What a signature calls a list of image ids, whatever their order: 8 hexadecimal digits."""
+    return hashlib.sha256("\n".join(sorted(images)).encode("utf-8", "replace")).hexdigest()[:8]
 
 
 def differences(a: str, b: str) -> dict[str, tuple[str, str]]:

@@ -55,7 +55,7 @@ def measure(corpus: Corpus) -> Result:
     if corpus.tokenize == "character":
         raise Unavailable("CLIP reads English; the captions are not")
     if corpus.pictures is None:
-        raise Unavailable("needs the pictures; captioner evaluate has them")
+        raise Unavailable("needs the pictures: pictures=, or captioner evaluate, which has them")
     rows, with_references = clip_rows(load(), corpus)
     return Result(
         {"CLIPScore": rows.mean(), "RefCLIPScore": with_references.mean()},

@@ -28,7 +28,9 @@ from captioner.metrics.corpus import Corpus, Result
 from captioner.metrics.ngrams import References, Words
 from captioner.metrics.statistics import from_bleu_rows
 
-_UNKNOWN_TRAINING = "the training captions are not known; score takes them as training="
+_UNKNOWN_TRAINING = (
+    "needs the captions of training: training=, or --training FILE of captioner score"
+)
 
 
 def measure(corpus: Corpus) -> Result:

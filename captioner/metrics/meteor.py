@@ -85,6 +85,7 @@ def _program() -> Iterator[tuple[IO[str], IO[str]]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
+        errors="replace",
     ) as program:
         try:
             assert program.stdin is not None

@@ -242,6 +242,7 @@ def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
         input="".join(f"{' '.join(text.splitlines())}\n" for text in texts),
         capture_output=True,
         encoding="utf-8",
+        errors="replace",
     )
     lines = done.stdout.split("\n")[:-1]
     if done.returncode != 0 or len(lines) != len(texts):
