@@ -237,7 +237,7 @@ def _row(content: Any, place: str) -> Row:
     if not ids or isinstance(ids[0], (dict, list, float, bool, type(None))) or ids[0] == "":
         raise ValueError(f"{place}: no image id; give it as {_IMAGE[0]!r} or {_IMAGE[1]!r}")
     caption, references = content.get("caption"), _list(content, "references", place)
-    several = [
+    several: list[Any] = [
         one.get("caption") if isinstance(one, Mapping) else one
         for one in _list(content, "captions", place)
     ]

@@ -210,7 +210,12 @@ def test_scores_cannot_be_changed() -> None:
         ([None], [["a"]], {}, "image 0 has None as a caption"),
         (["a", "b"], [["a"], ["b", 5]], {}, "image 1 has 5 as a caption"),
         ([["a"]], [["a"]], {}, r"image 0 has \['a'\] as a caption"),
-        (["a"], [["a"]], {"tokenize": "ptbb"}, r"choose ptb, character \(did you mean ptb\?\)"),
+        (
+            ["a"],
+            [["a"]],
+            {"tokenize": "ptbb"},
+            r"choose ptb, character, ptb-jar \(did you mean ptb\?\)",
+        ),
     ],
 )
 def test_mistakes_are_named_in_one_line(candidates, references, options, says) -> None:

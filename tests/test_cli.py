@@ -66,7 +66,9 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path) -> None:
     assert "best checkpoint" in done.stdout
     assert "BLEU-4" in done.stdout
 
-    done = command("evaluate", run, "data.split=test", "decoding=beam", "decoding.beam_size=2")
+    chosen = ["--metrics", "bleu,rouge-l,cider-d,diversity"]
+    beam = ["decoding=beam", "decoding.beam_size=2"]
+    done = command("evaluate", run, "data.split=test", *beam, *chosen)
     assert done.returncode == 0, done.stderr
     folder = run / "evaluation" / "shapes-test" / "beam2-lp0.7"
     scores = json.loads((folder / "scores.json").read_text())

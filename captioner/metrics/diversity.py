@@ -28,9 +28,7 @@ from captioner.metrics.corpus import Corpus, Result
 from captioner.metrics.ngrams import References, Words
 from captioner.metrics.statistics import from_bleu_rows
 
-_UNKNOWN_TRAINING = (
-    "needs the captions of training: training=, or --training FILE of captioner score"
-)
+_UNKNOWN_TRAINING = "needs the captions of training: training=, or captioner score --training"
 
 
 def measure(corpus: Corpus) -> Result:

@@ -70,6 +70,9 @@ def meteor(
     rows = numpy.array([line.split() for line in counts], dtype=numpy.float64)
     if rows.shape != (len(lines), METEOR_COLUMNS):
         raise Unavailable(f"{JAR} answered with {rows.shape[-1]} counts, not {METEOR_COLUMNS}")
+    # The program counts no chunk for a candidate that is its reference, word for word.
+    same = (rows[:, :2] == rows[:, 21:23]).all(axis=1) & (rows[:, 20] == 1)
+    rows[same, 20] = 0
     return 100 * float(scores[-1]), rows
 
 

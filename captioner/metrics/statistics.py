@@ -51,9 +51,8 @@ def from_meteor_rows(means: Rows) -> dict[str, Rows]:
     """METEOR (0 to 100) of mean counts [..., 23]; see `captioner.metrics.meteor`.
 
     The columns: words of candidate and reference, function words of each; for each kind of match
-    content words of the candidate and the reference, then function words of each; chunks, matched
-    words of the candidate and of the reference. The program sets chunks to 0 where all of a corpus
-    is one caption that equals its reference; means do not tell that case, and it is not followed.
+    content words of the candidate and the reference, then function words of each; chunks (0 where
+    all words match in one), matched words of the candidate and of the reference.
     """
     lengths, functions, matched = means[..., :2], means[..., 2:4], means[..., 4:20]
     kinds = matched.reshape(*means.shape[:-1], 4, 4)  # [..., kind, content 2 | function 2]

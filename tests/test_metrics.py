@@ -1,0 +1,451 @@
+"""Scores against coco-caption's own code, closed forms, and each other."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from captioner.data.shapes import describe, sample_scene
+from captioner.metrics import METRICS, clip, differences, score, spice
+from captioner.metrics.bleu import bleu, bleu_rows
+from captioner.metrics.cider import Cider
+from captioner.metrics.corpus import Corpus, Unavailable
+from captioner.metrics.diversity import of_sets
+from captioner.metrics.meteor import meteor
+from captioner.metrics.ngrams import References
+from captioner.metrics.rouge import rouge_rows
+from captioner.metrics.statistics import Statistics, from_bleu_rows, from_meteor_rows
+from captioner.metrics.tokenize import ptb_jar_words, ptb_words
+
+pytest.importorskip("pycocoevalcap")
+
+Captions = tuple[list[list[str]], list[list[list[str]]]]
+"""The words of candidates, and of the references of each."""
+
+WORDS = "a dog sits 犬 é the the 's".split()
+
+
+def drawn(images: int, seed: int) -> Captions:
+    """Captions of the grammar that draws the embedded data set; a candidate names other scenes."""
+    chance = random.Random(seed)
+    references, candidates = [], []
+    for _ in range(images):
+        texts = describe(sample_scene(chance, "train"), chance)
+        references.append([text.split() for text in texts[: chance.randint(1, len(texts))]])
+        other = describe(sample_scene(chance, "dev"), chance)[0].split()
+        candidates.append(chance.choice([texts[-1].split(), other, other[: chance.randint(0, 6)]]))
+    return candidates, references
+
+
+def flickr() -> Captions:
+    """One caption by a person against the others."""
+    folder = os.environ.get("CAPTIONER_FLICKR8K")
+    if not folder:
+        pytest.skip("CAPTIONER_FLICKR8K does not name the folder of Flickr8k")
+    found: dict[str, list[list[str]]] = {}
+    text = (Path(folder).expanduser() / "Flickr8k.token.txt").read_text(encoding="utf-8")
+    for line in text.splitlines()[:10000]:
+        name, _, caption = line.partition("\t")
+        found.setdefault(name.partition("#")[0], []).append(ptb_words(caption))
+    return [texts[0] for texts in found.values()], [texts[1:] for texts in found.values()]
+
+
+def for_coco(captions: Captions) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
+    candidates, references = captions
+    return (
+        {i: [" ".join(words) for words in texts] for i, texts in enumerate(references)},
+        {i: [" ".join(words)] for i, words in enumerate(candidates)},
+    )
+
+
+def agree_with_coco(captions: Captions) -> None:
+    """BLEU's counts, ROUGE-L and CIDEr-D of each image and of all."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+    from pycocoevalcap.cider.cider import Cider as CocoCider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    candidates, references = captions
+    people, said = for_coco(captions)
+    numbered = References(references)
+
+    counter = BleuScorer(n=4)
+    for image in people:
+        counter += (said[image][0], people[image])
+    total, each = counter.compute_score(option="closest", verbose=0)
+    rows = bleu_rows(numbered, candidates, coco=True)
+    expected = [[*one["correct"], *one["guess"], one["testlen"]] for one in counter.ctest]
+    assert rows[:, :9].tolist() == expected
+    assert rows[:, 9].sum() == counter._reflen
+    ours = [*from_bleu_rows(rows).values(), *from_bleu_rows(rows.mean(axis=0)).values()]
+    for n, (mine, theirs) in enumerate(zip(ours, [*each, *total]), start=0):
+        # coco-caption puts a little more than 0 where no n-gram is found, or none said.
+        counted = rows if n < 4 else rows.sum(axis=0)
+        certain = (counted[..., : n % 4 + 1] > 0).all(axis=-1)
+        assert mine[certain] == pytest.approx(100 * numpy.array(theirs)[certain], abs=1e-5)
+        assert (numpy.asarray(mine)[~certain] == 0).all()
+    totals = from_bleu_rows(bleu_rows(numbered, candidates).mean(axis=0))
+    assert totals == pytest.approx(bleu(candidates, references), abs=1e-9)
+
+    total, each = Rouge().compute_score(people, said)
+    found = rouge_rows(numbered, candidates)[:, 0]
+    assert found / 100 == pytest.approx(each, abs=1e-9)
+    assert found.mean() / 100 == pytest.approx(total, abs=1e-9)
+
+    total, each = CocoCider().compute_score(people, said)
+    found = Cider(numbered).rows(candidates)[:, 0]
+    assert found / 100 == pytest.approx(each, abs=1e-9)
+    assert found.mean() / 100 == pytest.approx(total, abs=1e-9)
+
+
+# Against coco-caption -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_drawn_captions_score_as_in_coco_caption(seed: int) -> None:
+    agree_with_coco(drawn(70, seed))
+
+
+def test_captions_by_people_score_as_in_coco_caption() -> None:
+    agree_with_coco(flickr())
+
+
+texts = st.lists(st.sampled_from(WORDS), max_size=7)
+images = st.tuples(texts, st.lists(texts, min_size=1, max_size=3))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(images, min_size=1, max_size=4).filter(
+        lambda all: any(words for _, references in all for words in references)
+    )
+)
+def test_corners_score_as_in_coco_caption(corpus: list[tuple[list[str], list[list[str]]]]) -> None:
+    """Empty texts, one image, one reference, repeated references and words of other scripts."""
+    agree_with_coco(([one for one, _ in corpus], [references for _, references in corpus]))
+
+
+def test_words_that_no_reference_has_count_in_length_and_norm() -> None:
+    candidates = [["zebra", "zebra", "dog"], ["okapi", "a", "cat"]]
+    agree_with_coco((candidates, [[["a", "dog"]], [["a", "cat", "sits"], ["cats"]]]))
+
+
+# Against other forms --------------------------------------------------------------------------
+
+
+def test_cider_without_clipping_is_the_mean_cosine() -> None:
+    candidates, references = drawn(30, seed=3)
+    weights = []
+    for n in (1, 2, 3, 4):
+        grams = [[_grams(words, n) for words in texts] for texts in references]
+        held = Counter(gram for image in grams for gram in set().union(*image))
+        weights.append((n, {gram: math.log(30 / count) for gram, count in held.items()}))
+    expected = []
+    for candidate, texts in zip(candidates, references):
+        pairs = [_cosine(candidate, words, n, idf) for n, idf in weights for words in texts]
+        expected.append(1000 * sum(pairs) / len(pairs))
+    found = Cider(References(references), clipped=False).rows(candidates)[:, 0]
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert max(expected) > 100
+
+
+def _grams(words: list[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def _cosine(one: list[str], other: list[str], n: int, idf: dict[tuple[str, ...], float]) -> float:
+    a, b = (
+        {gram: count * idf.get(gram, math.log(30)) for gram, count in _grams(words, n).items()}
+        for words in (one, other)
+    )
+    length = math.hypot(*a.values()) * math.hypot(*b.values())
+    return sum(a[gram] * b.get(gram, 0) for gram in a) / length if length else 0.0
+
+
+def test_a_caption_that_is_every_reference_reaches_the_top() -> None:
+    _, references = drawn(20, seed=4)
+    chosen = [(texts[0], [texts[0]] * 3) for texts in references if len(texts[0]) > 3]
+    candidates, same = [one for one, _ in chosen], [texts for _, texts in chosen]
+    numbered = References(same)
+    assert rouge_rows(numbered, candidates) == pytest.approx(100)
+    assert Cider(numbered).rows(candidates) == pytest.approx(1000)
+    assert Cider(numbered, clipped=False).rows(candidates) == pytest.approx(1000)
+
+
+def test_rouge_takes_the_best_precision_and_the_best_recall() -> None:
+    """Of two references one has all words of the candidate, the other few words besides them."""
+    references = [["the dog is on the wet grass".split(), "a dog".split()]]
+    precision, recall = 3 / 4, 1 / 2
+    expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
+    found = rouge_rows(References(references), ["the dog sits on".split()])
+    assert found[0, 0] == pytest.approx(100 * expected)
+
+
+# Numbered references --------------------------------------------------------------------------
+
+
+def test_references_serve_any_number_of_candidates() -> None:
+    """As in training by rewards: samples of some of the images, several of one."""
+    candidates, references = drawn(40, seed=5)
+    numbered = References(references)
+    scorer = Cider(numbered)
+    whole = scorer.rows(candidates)
+    places = numpy.array([7, 3, 3, 39, 0])
+    said = [candidates[i] for i in places]
+    assert scorer.rows(said, places) == pytest.approx(whole[places])
+    assert rouge_rows(numbered, said, places) == pytest.approx(
+        rouge_rows(numbered, candidates)[places]
+    )
+    assert (bleu_rows(numbered, said, places) == bleu_rows(numbered, candidates)[places]).all()
+    other = scorer.rows([candidates[7]], numpy.array([3]))
+    assert other[0, 0] == pytest.approx(scorer.rows([candidates[7]] * 40)[3, 0])
+
+
+def test_document_frequencies_may_come_from_other_images() -> None:
+    candidates, references = drawn(40, seed=6)
+    few = References(references[10:13], documents=references)
+    assert Cider(few).rows(candidates[10:13]) == pytest.approx(
+        Cider(References(references)).rows(candidates)[10:13]
+    )
+    assert (
+        bleu_rows(few, candidates[10:13]) == bleu_rows(References(references), candidates)[10:13]
+    ).all()
+
+
+@pytest.mark.parametrize("places", [[0, 40], [-1, 0], [0], [[0, 1]]])
+def test_images_that_are_not_there_are_named(places: list[int]) -> None:
+    _, references = drawn(40, seed=7)
+    with pytest.raises(ValueError, match="2 numbers from 0 to 39"):
+        Cider(References(references)).rows([["a"], ["b"]], numpy.array(places))
+    with pytest.raises(ValueError, match="2 candidates for 40 images"):
+        References(references).match([["a"], ["b"]])
+
+
+# METEOR, SPICE, CLIPScore ---------------------------------------------------------------------
+
+
+def test_meteor_follows_from_its_counts() -> None:
+    """The program's own score of all images, from the mean of the counts."""
+    candidates, references = drawn(25, seed=8)
+    candidates[4], candidates[5], candidates[6] = [], ["zebras", "sleeping"], references[6][0]
+    references[5] = [["a", "zebra", "sleeps"], ["naïve"]]
+    found, rows = meteor(candidates, references)
+    assert from_meteor_rows(rows.mean(axis=0))["METEOR"] == pytest.approx(found, abs=1e-9)
+    assert 5 < found < 100
+    each = from_meteor_rows(rows)["METEOR"]
+    assert each[4] == 0
+    assert each[6] == pytest.approx(100)
+
+
+def test_meteor_is_that_of_coco_caption() -> None:
+    """Programs that take seconds to start, so this waits for real captions."""
+    candidates, references = (part[:200] for part in flickr())
+    candidates[7] = references[7][2]
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    total, each = Meteor().compute_score(*for_coco((candidates, references)))
+    found, rows = meteor(candidates, references)
+    assert found == pytest.approx(100 * total, abs=1e-9)
+    expected = [100 * value for value in each]
+    assert from_meteor_rows(rows)["METEOR"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_without_java_all_else_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    scores = score(["a dog"], [["a dog"]], metrics=["meteor", "bleu"])
+    assert scores.values["BLEU-2"] == pytest.approx(100)
+    assert scores.missing.keys() == {"meteor"}
+    assert "needs java" in scores.missing["meteor"]
+    with pytest.raises(ValueError, match="'ptb-jar' needs java.*'ptb' gives the same"):
+        score(["a dog"], [["a dog"]], tokenize="ptb-jar")
+
+
+def test_java_that_fails_is_told_from_java_that_is_not_there(tmp_path, monkeypatch) -> None:
+    java = tmp_path / "java"
+    java.write_text("#!/bin/sh\nexit 3\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert "could not run" in score(["a"], [["a"]], metrics=["meteor"]).missing["meteor"]
+    with pytest.raises(ValueError, match="java could not run"):
+        ptb_jar_words(["a dog"])
+
+
+def test_what_is_made_for_english_words_skips_characters() -> None:
+    scores = score(["狗"], [["狗在跑"]], tokenize="character", metrics=list(METRICS))
+    assert {"meteor", "spice", "clip"} <= scores.missing.keys()
+    assert "English" in scores.missing["spice"]
+    assert scores.values["ROUGE-L"] > 0
+
+
+def test_spice_is_not_downloaded_but_named() -> None:
+    scores = score(["a dog"], [["a dog"]], metrics=["spice"])
+    assert scores.values == {}
+    assert "stanford-corenlp-3.6.0-models.jar" in scores.missing["spice"]
+
+
+def test_spice_reads_what_the_program_writes(tmp_path, monkeypatch) -> None:
+    """The program is acted: it gives each image the share of its reference that is said."""
+    jar = tmp_path / "spice-1.0.jar"
+    (tmp_path / "lib").mkdir()
+    for path in (jar, *(tmp_path / "lib" / name for name in spice.PARSER)):
+        path.touch()
+    actor = tmp_path / "java"
+    actor.write_text(
+        "#!/usr/bin/env python3\nimport json, sys\n"
+        "asked = json.load(open(sys.argv[sys.argv.index('-jar') + 2]))\n"
+        "f = lambda one: len(one['test']) / len(one['refs'][0])\n"
+        "found = [{'image_id': o['image_id'], 'scores': {'All': {'f': f(o)}}} for o in asked]\n"
+        "json.dump(found[::-1], open(sys.argv[sys.argv.index('-out') + 1], 'w'))\n"
+    )
+    actor.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(spice, "coco_file", lambda name: jar)
+    scores = score(["a dog", "cat"], [["a dog runs"], ["cats"]], metrics=["spice"])
+    assert scores.statistics.rows["spice"][:, 0] == pytest.approx([50, 75])
+    assert scores.values == {"SPICE": pytest.approx(62.5)}
+
+
+def _see(paths: list[str]) -> numpy.ndarray:
+    return numpy.array([[3.0, 4.0] if "dog" in path else [0.0, 2.0] for path in paths])
+
+
+def _read(texts: list[str]) -> numpy.ndarray:
+    assert all(text.startswith("A photo depicts ") for text in texts)
+    return numpy.array([[5.0, 0.0] if "dog" in text else [-1.0, 1.0] for text in texts])
+
+
+def test_clip_score_is_what_the_paper_says(monkeypatch) -> None:
+    monkeypatch.setattr(clip, "load", lambda: clip.Clip(_see, _read))
+    scores = score(
+        ["A dog.", "a cat"],
+        [["the dog", "a cat"], ["a dog"]],
+        metrics=["clip"],
+        pictures=["dog.jpg", "cat.jpg"],
+    )
+    first, second = 2.5 * 0.6, 2.5 * math.sqrt(0.5)
+    rows = scores.statistics.rows
+    assert rows["clip"][:, 0] == pytest.approx([100 * first, 100 * second])
+    # The first caption is a reference's, the second is nearer to none: its cosine is negative.
+    assert rows["ref_clip"][:, 0] == pytest.approx([100 * 2 * first / (first + 1), 0])
+    assert scores.values["CLIPScore"] == pytest.approx(50 * (first + second))
+
+
+def test_clip_says_what_it_lacks(tmp_path, monkeypatch) -> None:
+    given = {"metrics": ["clip"], "pictures": ["a.jpg"]}
+    monkeypatch.setattr(clip.importlib.util, "find_spec", lambda name: None)
+    assert "pip install" in score(["a"], [["a"]], **given).missing["clip"]
+    monkeypatch.setattr(clip.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setenv(clip.WEIGHTS, str(tmp_path / "none"))
+    assert "set CAPTIONER_CLIP" in score(["a"], [["a"]], **given).missing["clip"]
+    assert "pictures" in score(["a"], [["a"]], metrics=["clip"]).missing["clip"]
+
+
+# Variety --------------------------------------------------------------------------------------
+
+
+def test_variety_of_captions() -> None:
+    scores = score(
+        ["A dog runs.", "a dog runs", "two cats"],
+        [["a"], ["b"], ["c"]],
+        metrics=["diversity"],
+        training=["Two cats!", "a dog"],
+    )
+    assert scores.values == pytest.approx(
+        {"length": 8 / 3, "vocabulary": 5, "distinct": 200 / 3, "novelty": 200 / 3}
+    )
+    assert "|tok:ptb|" in scores.signatures["novelty"]
+    assert scores.signatures["novelty"].startswith("diversity|training:2|")
+
+
+def test_novelty_needs_the_training_captions() -> None:
+    scores = score(["a dog"], [["a dog"]], metrics=["diversity"])
+    assert "novelty" not in scores.values
+    assert "training" in scores.missing["novelty"]
+
+
+def test_variety_of_several_captions_of_an_image() -> None:
+    same, apart = [["a", "b", "c", "d"]] * 3, [["a", "b"], ["c", "d"], ["e"]]
+    assert of_sets([same]) == pytest.approx(
+        {"distinct-1": 100 * 4 / 12, "distinct-2": 100 * 3 / 12, "mBLEU-4": 100}
+    )
+    assert of_sets([apart]) == pytest.approx(
+        {"distinct-1": 100, "distinct-2": 100 * 2 / 5, "mBLEU-4": 0}
+    )
+    several = [["a b c d"] * 3, ["a"]]  # of the second image there is only one
+    scores = score(["a b c d", "a"], [["x"], ["y"]], metrics=["diversity"], several=several)
+    assert scores.values["mBLEU-4"] == pytest.approx(100)
+    assert "captions:3" in scores.signatures["mBLEU-4"]
+
+
+def test_self_bleu_is_bleu_against_the_others() -> None:
+    _, references = drawn(15, seed=9)
+    sets = [texts for texts in references if len(texts) > 1]
+    alone = [words for texts in sets for words in texts]
+    others = [texts[:i] + texts[i + 1 :] for texts in sets for i in range(len(texts))]
+    assert of_sets(sets)["mBLEU-4"] == pytest.approx(bleu(alone, others)["BLEU-4"])
+
+
+# Scores, statistics and signatures ------------------------------------------------------------
+
+
+def test_statistics_give_the_scores_again_after_a_file(tmp_path) -> None:
+    candidates, references = drawn(20, seed=10)
+    texts = [[" ".join(words) for words in one] for one in references]
+    names = ["bleu", "rouge-l", "cider-d", "cider", "diversity"]
+    said = [" ".join(words) for words in candidates]
+    ids = [f"图 {i}.png" for i in range(20)]
+    scores = score(said, texts, metrics=names, images=ids)
+    again = Statistics.load(scores.statistics.save(tmp_path / "statistics.npz"))
+    assert again.images == tuple(ids)
+    found = again.scores()
+    assert found.keys() == scores.values.keys() - {"vocabulary", "distinct"}
+    for name, value in found.items():
+        assert value == pytest.approx(scores.values[name])
+    content = json.loads(json.dumps(scores.as_dict()))
+    assert content["scores"] == scores.values
+    assert content["signatures"].keys() == scores.values.keys()
+
+
+def test_two_signatures_are_told_apart_by_their_parts() -> None:
+    context = {"decoding": "beam3", "data": "shapes"}
+    one = score(["a"], [["a"]], context=context, metrics=["bleu", "cider-d"])
+    other = score(["a", "b"], [["a"], ["a"]], context={"decoding": "greedy", "data": "shapes"})
+    assert differences(one.signature, one.signature) == {}
+    assert differences(one.signature, other.signature) == {
+        "n": ("1", "2"),
+        "decoding": ("beam3", "greedy"),
+    }
+    bleu_1, cider_d = one.signatures["BLEU-1"], one.signatures["CIDEr-D"]
+    assert differences(bleu_1, cider_d).keys() == {"metric", "nltk", "df"}
+    assert differences(bleu_1, cider_d)["metric"] == ("BLEU", "CIDEr-D")
+    assert differences(bleu_1, cider_d)["df"] == ("", "references")
+
+
+def test_a_metric_that_is_not_known_is_named() -> None:
+    with pytest.raises(ValueError, match=r"metrics='ciderd'.*did you mean cider"):
+        score(["a"], [["a"]], metrics=["ciderd"])
+
+
+def test_unavailable_is_an_error_of_the_user() -> None:
+    with pytest.raises(ValueError, match="pictures"):
+        clip.measure(Corpus(["a"], [["a"]], [["a"]], [[["a"]]]))
+    assert issubclass(Unavailable, ValueError)
+
+
+# Words ----------------------------------------------------------------------------------------
+
+
+def test_the_jar_cuts_as_the_port_does() -> None:
+    texts = ["A dog's tail.", "", "x\u2028y\nz", "Café “noir” (2)", "two cats, one dog!", ""]
+    assert ptb_jar_words(texts) == [ptb_words(text) for text in texts]
+    scores = score(["A dog!"], [["a dog ."]], tokenize="ptb-jar")
+    assert scores.values["BLEU-2"] == pytest.approx(100)
+    assert scores.signature.startswith("tok:ptb-jar|")

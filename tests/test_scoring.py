@@ -1,0 +1,245 @@
+"""Files of captions: every layout gives the same scores, every fault one clear line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner.cli import main
+from captioner.metrics import score
+from captioner.metrics.statistics import Statistics
+
+SAID = {"1": "a dog runs fast", "2": 'a "red" cat, asleep', "3": "two cows in a field"}
+PEOPLE = {
+    "1": ["a dog is running", "the dog runs fast"],
+    "2": ["a red cat sleeps, curled up", "an orange cat asleep on a sofa"],
+    "3": ["cows in a green field", "two brown cows stand in a field"],
+}
+METRICS = "bleu,rouge-l,cider-d"
+EXPECTED = score(
+    list(SAID.values()), list(PEOPLE.values()), metrics=METRICS.split(","), images=list(SAID)
+)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(rows)
+    return path
+
+
+def captions_jsonl(folder: Path) -> Path:
+    rows = [
+        {"image": image, "caption": SAID[image], "log_prob": -1.5, "references": PEOPLE[image]}
+        for image in SAID
+    ]
+    return write_jsonl(folder / "captions.jsonl", rows)
+
+
+def results(folder: Path, images: str = "123") -> Path:
+    """As COCO's server takes them: image ids are numbers."""
+    rows = [{"image_id": int(image), "caption": SAID[image]} for image in images]
+    return write_json(folder / "results.json", rows)
+
+
+def annotations(folder: Path, images: str = "321") -> Path:
+    rows = [
+        {"id": 10 * int(image) + index, "image_id": int(image), "caption": text}
+        for image in images
+        for index, text in enumerate(PEOPLE[image])
+    ]
+    return write_json(folder / "annotations.json", {"images": [], "annotations": rows})
+
+
+def one_table(folder: Path) -> list[Path]:
+    head = ["image", "caption", "reference_1", "reference_2", "reference_3", "note"]
+    rows = [[image, SAID[image], *PEOPLE[image], "", "x"] for image in SAID]
+    return [write_csv(folder / "all.csv", [head, *rows])]
+
+
+def two_tables(folder: Path) -> list[Path]:
+    said = [["Image", "Caption"], *([image, SAID[image]] for image in SAID)]
+    people = [["image", "caption"], *([i, text] for i in PEOPLE for text in PEOPLE[i])]
+    return [write_csv(folder / "said.tsv", said), write_csv(folder / "people.csv", people)]
+
+
+def lines_and_references(folder: Path) -> list[Path]:
+    rows = [{"image": image, "references": PEOPLE[image]} for image in "231"]
+    said = [{"image": image, "caption": SAID[image]} for image in SAID]
+    return [write_jsonl(folder / "a.jsonl", said), write_jsonl(folder / "b.jsonl", rows)]
+
+
+def objects(folder: Path) -> list[Path]:
+    rows = [{"image": i, "caption": SAID[i], "references": PEOPLE[i]} for i in SAID]
+    return [write_json(folder / "objects.json", rows)]
+
+
+LAYOUTS = {
+    "captions.jsonl": lambda folder: [captions_jsonl(folder)],
+    "coco": lambda folder: [results(folder), annotations(folder)],
+    "one table": one_table,
+    "two tables": two_tables,
+    "lines and references": lines_and_references,
+    "objects": objects,
+}
+
+
+def scored(capsys: pytest.CaptureFixture, *argv: object) -> dict[str, Any]:
+    assert main(["score", *map(str, argv), "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same(layout: str, tmp_path, capsys) -> None:
+    found = scored(capsys, *LAYOUTS[layout](tmp_path), "--metrics", METRICS)
+    assert found["scores"] == pytest.approx(EXPECTED.values)
+    assert "|refs:2|n:3|" in found["signature"]
+
+
+def test_a_subset_is_scored_where_it_is_asked_for(tmp_path, capsys) -> None:
+    files = results(tmp_path, "13"), annotations(tmp_path)
+    found = scored(capsys, *files, "--subset", "--metrics", "cider-d")
+    expected = score([SAID["1"], SAID["3"]], [PEOPLE["1"], PEOPLE["3"]], metrics=["cider-d"]).values
+    assert found["scores"] == pytest.approx(expected)
+    assert "|n:2|data:annotations|" in found["signature"]
+
+
+def test_statistics_are_left_for_comparisons(tmp_path, capsys) -> None:
+    folder = tmp_path / "left"
+    found = scored(capsys, captions_jsonl(tmp_path), "--metrics", METRICS, "--statistics", folder)
+    assert json.loads((folder / "scores.json").read_text(encoding="utf-8")) == found
+    statistics = Statistics.load(folder / "statistics.npz")
+    assert statistics.images == ("1", "2", "3")
+    for name, value in statistics.scores().items():
+        assert value == pytest.approx(found["scores"][name])
+
+
+def test_captions_of_an_evaluation_keep_what_it_knew(tmp_path, capsys) -> None:
+    file = captions_jsonl(tmp_path)
+    before = scored(capsys, file, "--metrics", "bleu")["signature"]
+    assert "|data:captions|images:" in before
+    images = before.partition("images:")[2][:8]
+    known = f"tok:ptb|n:3|decoding:beam3-lp0.7|data:flickr8k|split:dev|images:{images}"
+    write_json(tmp_path / "scores.json", {"signature": known})
+    after = scored(capsys, file, "--metrics", "bleu")["signature"]
+    assert f"|decoding:beam3-lp0.7|data:flickr8k|split:dev|images:{images}|" in after
+    write_json(tmp_path / "scores.json", {"signature": known.replace(images, "0" * 8)})
+    assert scored(capsys, file, "--metrics", "bleu")["signature"] == before
+
+
+def test_several_captions_and_training_captions(tmp_path, capsys) -> None:
+    row = {"image": "1", "caption": "a b", "references": ["a b c"]}
+    row["captions"] = [{"caption": "a b", "log_prob": -1}, {"caption": "c d", "log_prob": -2}]
+    file = write_jsonl(tmp_path / "several.jsonl", [row])
+    training = write_csv(tmp_path / "training.csv", [["image", "caption"], ["x", "A b!"]])
+    found = scored(capsys, file, "--metrics", "diversity", "--training", training)["scores"]
+    assert found["novelty"] == 0
+    assert found["distinct-1"] == 100
+    assert found["mBLEU-4"] == 0
+
+
+def test_what_is_printed_and_written(tmp_path, capsys) -> None:
+    file = str(captions_jsonl(tmp_path))
+    assert main(["score", file, "--metrics", "bleu,spice"]) == 0
+    out = capsys.readouterr().out
+    assert f"BLEU-1 {EXPECTED.values['BLEU-1']:9.2f}" in out
+    assert "\nBLEU|nltk:" in out
+    assert "\nno spice: needs " in out
+    output = tmp_path / "scores.md"
+    command = ["score", file, "--metrics", METRICS, "--format", "markdown"]
+    assert main([*command, "--output", str(output)]) == 0
+    assert capsys.readouterr().out == ""
+    text = output.read_text(encoding="utf-8")
+    assert f"| CIDEr-D | {EXPECTED.values['CIDEr-D']:.2f} |" in text
+    assert "- `CIDEr-D|df:references|tok:ptb|" in text
+
+
+def test_one_image_is_scored_with_a_warning(tmp_path, capsys) -> None:
+    row = {"image": "1", "caption": "a dog", "references": ["a dog"]}
+    file = str(write_jsonl(tmp_path / "one.jsonl", [row]))
+    assert main(["score", file, "--metrics", "bleu,cider-d", "--format", "json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["scores"]["CIDEr-D"] == 0
+    assert json.loads(out)["scores"]["BLEU-2"] == pytest.approx(100)
+    assert "warning: one image" in err
+    assert err.count("\n") == 1
+
+
+def test_chinese_is_scored_by_character(tmp_path, capsys) -> None:
+    row = {"image": "1", "caption": "一只黑狗。", "references": ["一只白狗"]}
+    file = write_jsonl(tmp_path / "zh.jsonl", [row])
+    found = scored(capsys, file, "--tokenize", "character", "--metrics", "bleu,meteor")
+    assert found["scores"]["BLEU-1"] == pytest.approx(75)
+    assert "English" in found["missing"]["meteor"]
+
+
+# Mistakes -------------------------------------------------------------------------------------
+
+BAD = {
+    "empty.jsonl": ("", "empty file"),
+    "blank.csv": (" \n\n", "empty file"),
+    "header.csv": ("image,caption\n", "holds no captions"),
+    "list.json": ("[]", "holds no captions"),
+    "broken.jsonl": ('{"image": "1", "caption": "a"}\n{"image": \n', "line 2: not JSON"),
+    "broken.json": ("[1,", "not JSON"),
+    "number.json": ("5", "neither a list of objects nor COCO's"),
+    "other.json": ('{"images": []}', "neither a list of objects nor COCO's"),
+    "numbers.json": ("[1, 2]", "object 1: not an object"),
+    "id.jsonl": ('{"caption": "a", "references": ["a"]}', "line 1: no image id"),
+    "null.jsonl": ('{"image": null, "caption": "a"}', "line 1: no image id"),
+    "caption.jsonl": ('{"image": "1", "references": ["a"]}', "line 1: no caption"),
+    "text.jsonl": ('{"image": "1", "caption": 5, "references": ["a"]}', "5 is not a caption"),
+    "alone.jsonl": ('{"image": "1", "caption": "a"}', "image '1' has no references"),
+    "one.jsonl": ('{"image": "1", "caption": "a", "references": "a"}', "give a list"),
+    "twice.csv": ("image,caption\n1,a\n1,b\n", "line 3: image '1' has a caption already"),
+    "comma.csv": ("image,caption\n1,a dog, asleep\n", "line 2: 3 cells under 2 column names"),
+    "quote.csv": ('image,caption\n1,"a' + "\n" * 40, "is a quote never closed?"),
+    "columns.csv": ("photo,caption\n1,a\n", "no image id"),
+    "notes.doc": ("1 a dog", "not a known kind of file; give .jsonl, .json, .csv, .tsv"),
+}
+
+
+def fails(capsys: pytest.CaptureFixture, *argv: object, says: str) -> None:
+    assert main(["score", *map(str, argv)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert says in err
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_told_in_one_line(name: str, tmp_path, capsys) -> None:
+    content, says = BAD[name]
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    fails(capsys, tmp_path / name, says=says)
+    fails(capsys, tmp_path / name, says=name)
+
+
+def test_files_that_do_not_match_are_told_apart(tmp_path, capsys) -> None:
+    (tmp_path / "latin.csv").write_bytes("image,caption\n1,caf\u00e9\n".encode("latin-1"))
+    fails(capsys, tmp_path / "latin.csv", says="not UTF-8 (byte 19")
+    fails(capsys, tmp_path / "gone.csv", says="gone.csv is not there")
+    some = results(tmp_path, "13"), annotations(tmp_path)
+    fails(capsys, *some, says="no caption for 1 of 3 images (first '2')")
+    fails(capsys, *some, says="--subset")
+    other = results(tmp_path), annotations(tmp_path, "12")
+    fails(capsys, *other, says="no reference for 1 of 3 images (first '3')")
+    fails(capsys, *other, says="captions of other images?")
+    file = captions_jsonl(tmp_path)
+    fails(capsys, file, "--metrics", "blue", says="did you mean bleu?")
+    fails(capsys, file, "--tokenize", "pbt", says="did you mean ptb?")
