@@ -102,6 +102,7 @@ def test_cached_and_live_features_give_the_same_captions(run, scenes) -> None:
             decoding=decoding,
             loader={**config["loader"], "cache": cache},
             split="train",
+            metrics=["bleu"],
         )
         texts.append([one.text for one in result.captions])
     assert texts[0] == texts[1]

@@ -68,7 +68,8 @@ class Order:
     Attributes:
         keys: of the G n-grams, sorted; an n-gram's number is its place here [G].
         frequencies: images whose references hold the n-gram [G].
-        pairs: image * G + n-gram for each n-gram of an image's references, sorted [P].
+        bits: how many an n-gram's number takes.
+        pairs: image << bits | n-gram, for each n-gram of an image's references, sorted [P].
         starts: where each pair's entries begin, and the end of the last [P + 1].
         most: how often the pair's n-gram stands in the one reference that has it most [P].
         texts: of each entry, the reference that holds the n-gram [E].
@@ -77,6 +78,7 @@ class Order:
 
     keys: Integers
     frequencies: Integers
+    bits: int
     pairs: Integers
     starts: Integers
     most: Integers
@@ -86,7 +88,7 @@ class Order:
     @property
     def grams(self) -> Integers:
         """The n-gram of each entry [E]."""
-        return numpy.repeat(self.pairs % len(self.keys), numpy.diff(self.starts))
+        return numpy.repeat(self.pairs & _mask(self.bits), numpy.diff(self.starts))
 
 
 @dataclass(frozen=True)
@@ -184,10 +186,11 @@ class References:
             starts, keys = stream.keys(n)
             grams = keys if n == 1 else _look_up(order.keys, keys)
             stream.number(starts, grams)
-            total = max(len(order.keys), int(grams.max(initial=0)) + 1)
-            entries, counts = numpy.unique(stream.text[starts] * total + grams, return_counts=True)
-            owners, grams = entries // total, entries % total
-            spots = _search(order.pairs, places[owners] * len(order.keys) + grams)
+            bits = int(grams.max(initial=0)).bit_length()
+            runs = (stream.text[starts] << bits) | grams
+            entries, counts = _counted(runs)
+            owners, grams = entries >> bits, entries & _mask(bits)
+            spots = _search(order.pairs, (places[owners] << order.bits) | grams)
             spots[grams >= len(order.keys)] = -1
             found.append(Matches(owners, grams, counts, spots))
         return tuple(found)
@@ -213,24 +216,25 @@ class References:
         return tuple(orders)
 
     def _count(self, keys: Integers, text: Integers, grams: Integers, counts: Integers) -> Order:
-        width, total = int(counts.max(initial=1)), max(1, len(keys))
+        bits, width = len(keys).bit_length(), int(counts.max(initial=0)).bit_length()
         image = self._text_images[text]
-        within = text - (self._ends - counts)[image]  # which reference of its image
-        runs, times = numpy.unique(
-            (image * total + grams) * width + within, return_counts=True
-        )  # sorted by image, n-gram, reference
-        of_entry = runs // width
+        first = self._ends - counts  # the first reference of each image
+        # Sorted by image, then by n-gram, then by reference.
+        runs = (((image << bits) | grams) << width) | (text - first[image])
+        runs, times = _counted(runs)
+        of_entry = runs >> width
         new = numpy.flatnonzero(numpy.diff(of_entry, prepend=-1))
         pairs = of_entry[new]
         most = numpy.maximum.reduceat(times, new) if len(new) else times
-        counted = pairs[pairs // total < self.documents]
+        counted = pairs[: numpy.searchsorted(pairs, self.documents << bits)]
         return Order(
             keys=keys,
-            frequencies=numpy.bincount(counted % total, minlength=len(keys)),
+            frequencies=numpy.bincount(counted & _mask(bits), minlength=len(keys)),
+            bits=bits,
             pairs=pairs,
             starts=numpy.append(new, len(runs)),
             most=most,
-            texts=runs % width + (self._ends - counts)[of_entry // total],
+            texts=(runs & _mask(width)) + first[of_entry >> bits],
             counts=times,
         )
 
@@ -262,6 +266,17 @@ class _Stream:
     def number(self, starts: Integers, grams: Integers) -> None:
         """Set the numbers of the n-grams that start there."""
         self._grams[starts] = grams
+
+
+def _counted(values: Integers) -> tuple[Integers, Integers]:
+    """The different values, sorted, and how often each occurs; sorts them in place."""
+    values.sort()  # numpy.unique copies and masks, and takes several times as long
+    starts = numpy.flatnonzero(numpy.diff(values, prepend=-1))
+    return values[starts], numpy.diff(starts, append=len(values))
+
+
+def _mask(bits: int) -> int:
+    return (1 << bits) - 1
 
 
 def _look_up(keys: Integers, wanted: Integers) -> Integers:

@@ -1,0 +1,178 @@
+"""How long scoring takes beside pycocoevalcap, on the same words in the same process.
+
+Each round measures every task once, one after the other, so that a busy machine slows them alike;
+what is reported is the median of the rounds' ratios, with the smallest and the largest.
+
+    OMP_NUM_THREADS=1 python experiments/benchmarks/scoring.py --flickr8k ~/flickr8k
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider as CocoCider
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from captioner.data.records import write_whole
+from captioner.data.shapes import describe, sample_scene
+from captioner.metrics.bleu import bleu_rows
+from captioner.metrics.cider import Cider
+from captioner.metrics.ngrams import References
+from captioner.metrics.statistics import from_bleu_rows
+from captioner.metrics.tokenize import ptb_words
+
+IMAGES, REFERENCES, TEXTS = 40_000, 5, 200_000
+# What was aimed at: the share of pycocoevalcap's time that a task may take.
+GOALS = {
+    "CIDEr-D, cold": 0.1,
+    "CIDEr-D, references kept": 0.03,
+    "BLEU counts, cold": 0.4,
+    "BLEU counts, references kept": 0.06,
+    "words of 200,000 captions": 0.35,
+}
+
+
+def captions(folder: str | None) -> list[str]:
+    """The captions to draw from: Flickr8k's, else those of the embedded grammar."""
+    if folder:
+        text = (Path(folder).expanduser() / "Flickr8k.token.txt").read_text(encoding="utf-8")
+        return [line.partition("\t")[2] for line in text.splitlines() if "\t" in line]
+    chance = random.Random(0)
+    scenes = [sample_scene(chance, "train") for _ in range(7000)]
+    return [text for scene in scenes for text in describe(scene, chance)]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    found = work()
+    return time.perf_counter() - started, found
+
+
+def score_once(said: list[list[str]], people: list[list[list[str]]]) -> dict[str, float]:
+    """Seconds of every task, in one round; the values are held together."""
+    texts = {i: [" ".join(words) for words in one] for i, one in enumerate(people)}
+    alone = {i: [" ".join(words)] for i, words in enumerate(said)}
+    seconds = {}
+    seconds["coco CIDEr-D"], (_, theirs) = timed(lambda: CocoCider().compute_score(texts, alone))
+    seconds["CIDEr-D, cold"], ours = timed(lambda: Cider(References(people)).rows(said))
+    assert numpy.abs(ours[:, 0] / 100 - theirs).max() < 1e-9
+
+    scorer = Cider(References(people))
+    seconds["CIDEr-D, references kept"], ours = timed(lambda: scorer.rows(said))
+    assert numpy.abs(ours[:, 0] / 100 - theirs).max() < 1e-9
+
+    seconds["coco BLEU"], (theirs, _) = timed(
+        lambda: Bleu(4).compute_score(texts, alone, verbose=0)
+    )
+    seconds["BLEU counts, cold"], ours = timed(
+        lambda: bleu_rows(References(people), said, coco=True)
+    )
+    values = list(from_bleu_rows(ours.mean(axis=0)).values())
+    assert numpy.abs(numpy.array(values) / 100 - theirs).max() < 1e-9
+
+    references = References(people)
+    seconds["BLEU counts, references kept"], ours = timed(
+        lambda: bleu_rows(references, said, coco=True)
+    )
+    assert list(from_bleu_rows(ours.mean(axis=0)).values()) == values
+    return seconds
+
+
+def cut_once(texts: list[str]) -> dict[str, float]:
+    """Seconds of both tokenizers; the words are held together."""
+    asked = {i: [{"caption": text}] for i, text in enumerate(texts)}
+    seconds = {}
+    with contextlib.redirect_stderr(io.StringIO()):
+        seconds["coco words"], theirs = timed(lambda: PTBTokenizer().tokenize(asked))
+    seconds["words of 200,000 captions"], ours = timed(lambda: [ptb_words(t) for t in texts])
+    assert all(theirs[i][0].split() == words for i, words in enumerate(ours))
+    return seconds
+
+
+AGAINST = {
+    "CIDEr-D, cold": "coco CIDEr-D",
+    "CIDEr-D, references kept": "coco CIDEr-D",
+    "BLEU counts, cold": "coco BLEU",
+    "BLEU counts, references kept": "coco BLEU",
+    "words of 200,000 captions": "coco words",
+}
+
+
+def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Median seconds and ratios, with the spread of the ratios."""
+    found = {}
+    for task, other in AGAINST.items():
+        ratios = [one[task] / one[other] for one in rounds]
+        found[task] = {
+            "seconds": statistics.median(one[task] for one in rounds),
+            "pycocoevalcap_seconds": statistics.median(one[other] for one in rounds),
+            "ratio": statistics.median(ratios),
+            "smallest": min(ratios),
+            "largest": max(ratios),
+            "goal": GOALS[task],
+        }
+    return found
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        "| task | captioner (s) | pycocoevalcap (s) | ratio | smallest to largest | goal |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for task, one in found.items():
+        lines.append(
+            f"| {task} | {one['seconds']:.2f} | {one['pycocoevalcap_seconds']:.2f} "
+            f"| {one['ratio']:.3f} | {one['smallest']:.3f} to {one['largest']:.3f} "
+            f"| {one['goal']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--flickr8k", default=os.environ.get("CAPTIONER_FLICKR8K"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--output", default=str(Path(__file__).with_name("scoring.json")))
+    options = parser.parse_args()
+    pool = captions(options.flickr8k)
+    chance = random.Random(0)
+    words = [ptb_words(text) for text in pool]
+    people = [[chance.choice(words) for _ in range(REFERENCES)] for _ in range(IMAGES)]
+    said = [chance.choice(one if chance.random() < 0.3 else words) for one in people]
+    texts = [chance.choice(pool) for _ in range(TEXTS)]
+    rounds = []
+    for number in range(1, options.rounds + 1):
+        rounds.append({**score_once(said, people), **cut_once(texts)})
+        print(f"round {number} of {options.rounds}", file=sys.stderr)
+    found = summary(rounds)
+    about = {
+        "captions": "Flickr8k" if options.flickr8k else "embedded grammar",
+        "images": IMAGES,
+        "references": REFERENCES,
+        "rounds": options.rounds,
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "threads": os.environ.get("OMP_NUM_THREADS", "not limited"),
+        **{name: version(name) for name in ("captioner", "numpy", "pycocoevalcap")},
+    }
+    write_whole(options.output, json.dumps({"about": about, "tasks": found}, indent=2) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()
