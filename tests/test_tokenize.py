@@ -6,15 +6,17 @@ pycocoevalcap are installed, `test_the_expected_words_are_those_of_coco_caption`
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.metrics.tokenize import characters, ptb_words
+from captioner.metrics.tokenize import _ptb_tokens, characters, ptb_words
 
 EXPECTED = [
     # clitics
@@ -175,6 +177,25 @@ def test_random_captions_are_cut_as_coco_caption_cuts_them() -> None:
     captions = sorted(text for text in texts if text)
     wrong = sum(ptb_words(t) != words for t, words in zip(captions, coco_words(captions)))
     assert wrong <= 0.01 * len(captions)
+
+
+def test_every_caption_of_flickr8k_is_cut_as_coco_caption_cuts_it() -> None:
+    """All captions of the official release, where CAPTIONER_FLICKR8K names its folder."""
+    folder = os.environ.get("CAPTIONER_FLICKR8K")
+    if not folder:
+        pytest.skip("CAPTIONER_FLICKR8K does not name the folder of Flickr8k")
+    text = (Path(folder).expanduser() / "Flickr8k.token.txt").read_text(encoding="utf-8")
+    captions = [line.partition("\t")[2] for line in text.splitlines() if "\t" in line]
+    assert len(captions) > 30000
+    wrong = [t for t, words in zip(captions, coco_words(captions)) if ptb_words(t) != words]
+    assert wrong == []
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(["a", "Dog", "cannot", "gonna", "I", " ", ",", ".", "s"])))
+def test_the_short_way_for_plain_captions_is_the_long_one(parts: list[str]) -> None:
+    for text in (" ".join(parts), "".join(parts), " ".join([*parts, "."])):
+        assert ptb_words(text) == _ptb_tokens(text)
 
 
 @settings(deadline=None)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Thread
 from typing import IO
 
@@ -90,12 +90,14 @@ def _program() -> Iterator[tuple[IO[str], IO[str]]]:
         encoding="utf-8",
         errors="replace",
     ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
         try:
-            assert program.stdin is not None
-            assert program.stdout is not None
             yield program.stdin, program.stdout
         finally:
             program.kill()
+            with suppress(OSError):  # what a program that ended early leaves unread
+                program.stdin.close()
 
 
 def _ask(said: IO[str], heard: IO[str], lines: Sequence[str], answers: int) -> list[str]:
