@@ -42,7 +42,7 @@ def test_lossless_formats_keep_their_pixels(suffix: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("mode", ["L", "1", "CMYK", "YCbCr"])
 def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
-    path = tmp_path / ("image.png" if mode in "L1" else "image.tiff")
+    path = tmp_path / {"CMYK": "image.tiff", "YCbCr": "image.jpg"}.get(mode, "image.png")
     Image.new("RGB", (4, 3), (255, 255, 255)).convert(mode).save(path)
     image = open_image(path)
     assert image.mode == "RGB"
