@@ -1,0 +1,309 @@
+"""Significance: how far a score, or the difference of two, is known from this many images.
+
+A corpus score is a function s(m) of the mean row m of the images (``statistics``). Drawing images
+anew is therefore weighing their rows anew: with weights [R, n], one matrix product scores R
+resamples at once.
+
+    bootstrap       w_r ~ multinomial(n, 1/n)          s_r = s(w_r rows / n)
+    interval        the percentiles of s_r; of a difference, with the same w_r for both systems
+    p (bootstrap)   2 min(#{d_r <= 0} + 1, #{d_r >= 0} + 1) / (R + 1)
+    p (randomised)  (#{|d_r| >= |d|} + 1) / (R + 1), d_r the difference after the two systems have
+                    swapped each image's rows with probability 1/2
+
+No p is 0: what was observed counts as one of the R + 1. Both tests are paired by image.
+
+Intervals are percentiles, not BCa: those of scores and differences then stay consistent with the
+bootstrap's p and need no acceleration, which BLEU's kink at the brevity penalty makes unstable.
+From a hundred images on they cover what they claim (``tests/test_significance.py``).
+
+Training seeds are a second source of chance, and too few to resample: of S seeds the bootstrap sees
+(S - 1)/S of the variance, and 3 seeds have no 2.5 % percentile. They enter by their variance, with
+Student's t, as in a model of crossed random effects:
+
+    V = V_images + sum_g s_g^2 / S_g        nu = V^2 / sum_g ((s_g^2 / S_g)^2 / (S_g - 1))
+    interval = d -+ t(nu) sqrt(V)
+
+s_g is the standard deviation of a group's scores over its S_g seeds, V_images the bootstrap's
+variance of the difference of the groups' mean scores, nu Satterthwaite's degrees of freedom (images
+are so many that theirs do not count). What seeds and images do together stands in both terms: V is
+a little too large rather than too small.
+
+Efron & Tibshirani, "An Introduction to the Bootstrap", 1993. Koehn, "Statistical Significance Tests
+for Machine Translation Evaluation", EMNLP 2004. Noreen, "Computer-Intensive Methods for Testing
+Hypotheses", 1989. Riezler & Maxwell, "On Some Pitfalls in Automatic Evaluation and Significance
+Testing for MT", 2005. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
+Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", 1946. Owen, "The
+Pigeonhole Bootstrap", 2007, on why images and seeds must both vary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy
+
+from captioner.metrics.statistics import FAMILIES, Rows, Statistics
+
+LEVEL = 0.95
+"""What an interval is meant to cover; a difference is shown where p < 1 - LEVEL."""
+
+FEWEST = 100
+"""Resamples below which a percentile means nothing."""
+
+_CHUNK = 2**20  # numbers of a block of weights: 8 MB
+_NODES, _WEIGHTS = numpy.polynomial.legendre.leggauss(64)
+_TIE = 1e-9  # differences of scores (0 to 100) closer than this are equal but for rounding
+
+Progress = Callable[[int], None]
+"""Told how many resamples have been done since it was last called."""
+
+
+def _silent(_: int) -> None: ...
+
+
+# Resampling -----------------------------------------------------------------------------------
+
+
+def bootstrap(
+    groups: Sequence[Sequence[Statistics]],
+    *,
+    resamples: int = 10_000,
+    seed: int = 1,
+    progress: Progress = _silent,
+) -> dict[str, Rows]:
+    """Score resamples of the images, the same ones for every system.
+
+    Args:
+        groups: the systems to compare, each one or more seeds of it; all of the same images, in
+            the same order.
+        resamples: R, `FEWEST` or more.
+        seed: of the draws; the same seed gives the same resamples.
+        progress: told of every block.
+
+    Returns:
+        metric -> the groups' scores [G, R], the mean over each group's seeds; metrics that every
+        system has.
+
+    Raises:
+        ValueError: systems of different images, or too few resamples.
+    """
+    images = _common_images([one for group in groups for one in group])
+    blocks: list[dict[str, Rows]] = []
+    for weights in _weights(len(images), _enough(resamples), seed):  # [C, n]
+        blocks.append(_stacked([_mean_score(group, weights) for group in groups]))
+        progress(len(weights))
+    return {name: numpy.concatenate([b[name] for b in blocks], axis=1) for name in blocks[0]}
+
+
+def randomisation(
+    first: Statistics,
+    others: Sequence[Statistics],
+    *,
+    resamples: int = 10_000,
+    seed: int = 1,
+    progress: Progress = _silent,
+) -> dict[str, Rows]:
+    """Test others against the first by approximate randomisation.
+
+    Under the null hypothesis an image's rows could as well have come from the other system.
+
+    Args:
+        first: the baseline.
+        others: of the same images, in the same order.
+        resamples: R, `FEWEST` or more.
+        seed: of the swaps; the same seed gives the same swaps.
+        progress: told of every block.
+
+    Returns:
+        metric -> two-sided p [G], from 1 / (R + 1) to 1; metrics that every system has.
+
+    Raises:
+        ValueError: systems of different images, or too few resamples.
+    """
+    images = _common_images([first, *others])
+    none = numpy.zeros((1, len(images)))
+    observed = _swapped(first, others, none)  # metric -> [G, 1]
+    beyond = {name: numpy.zeros(len(others)) for name in observed}
+    for swaps in _swaps(len(images), _enough(resamples), seed):  # [C, n]
+        for name, found in _swapped(first, others, swaps).items():
+            beyond[name] += (abs(found) >= abs(observed[name]) - _TIE).sum(axis=1)
+        progress(len(swaps))
+    return {name: (count + 1) / (resamples + 1) for name, count in beyond.items()}
+
+
+def average(seeds: Sequence[Statistics]) -> Statistics:
+    """The mean row of each image over several seeds of one configuration."""
+    families = [f for f in seeds[0].rows if all(f in one.rows for one in seeds)]
+    rows = {f: numpy.mean([one.rows[f] for one in seeds], axis=0) for f in families}
+    return Statistics(seeds[0].images, rows)
+
+
+def _mean_score(seeds: Sequence[Statistics], weights: Rows) -> dict[str, Rows]:
+    scores = _stacked([one.scores(weights) for one in seeds])  # metric -> [S, C]
+    return {name: found.mean(axis=0) for name, found in scores.items()}
+
+
+def _stacked(scores: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
+    names = [name for name in scores[0] if all(name in one for one in scores)]
+    return {name: numpy.stack([one[name] for one in scores]) for name in names}
+
+
+def _swapped(first: Statistics, others: Sequence[Statistics], swaps: Rows) -> dict[str, Rows]:
+    """Differences, others minus first [G, C], after swapping images by swaps [C, n] of 0 and 1."""
+    found: list[dict[str, Rows]] = []
+    kept = 1.0 - swaps
+    for other in others:
+        differences: dict[str, Rows] = {}
+        for family in (f for f in first.rows if f in other.rows):
+            a, b = first.rows[family], other.rows[family]  # [n, k]
+            # Two products of sums that cannot be negative: a count of 0 stays exactly 0.
+            before = FAMILIES[family]((kept @ a + swaps @ b) / len(a))
+            after = FAMILIES[family]((kept @ b + swaps @ a) / len(a))
+            differences.update({name: after[name] - before[name] for name in after})
+        found.append(differences)
+    return _stacked(found)
+
+
+def _weights(images: int, resamples: int, seed: int) -> Iterator[Rows]:
+    """How often each image is drawn, in blocks [C, n]."""
+    random = numpy.random.default_rng(seed)
+    for block in _blocks(images, resamples):
+        drawn = random.integers(images, size=(block, images))
+        drawn += images * numpy.arange(block)[:, None]
+        counts = numpy.bincount(drawn.ravel(), minlength=block * images)
+        yield counts.reshape(block, images).astype(numpy.float64)
+
+
+def _swaps(images: int, resamples: int, seed: int) -> Iterator[Rows]:
+    """Whether each image is swapped, in blocks [C, n] of 0 and 1."""
+    random = numpy.random.default_rng(seed)
+    for block in _blocks(images, resamples):
+        yield random.integers(2, size=(block, images), dtype=numpy.int8).astype(numpy.float64)
+
+
+def _blocks(images: int, resamples: int) -> Iterator[int]:
+    most = max(1, _CHUNK // images)
+    for start in range(0, resamples, most):
+        yield min(most, resamples - start)
+
+
+def _common_images(systems: Sequence[Statistics]) -> tuple[str, ...]:
+    images = systems[0].images
+    if any(one.images != images for one in systems):
+        raise ValueError("the systems are not of the same images in the same order; align them")
+    return images
+
+
+def _enough(resamples: int) -> int:
+    if resamples < FEWEST:
+        raise ValueError(f"resamples={resamples} is too few; choose {FEWEST} or more")
+    return resamples
+
+
+# From resamples to statements -----------------------------------------------------------------
+
+
+def interval(resampled: Rows, *, level: float = LEVEL) -> tuple[float, float]:
+    """The percentile interval of resampled scores [R]."""
+    low, high = numpy.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_p(differences: Rows) -> float:
+    """The two-sided p of resampled differences [R]: below 1 - level where `interval` misses 0."""
+    below = int((differences <= _TIE).sum())
+    above = int((differences >= -_TIE).sum())
+    return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Correct the p of several tests so that the chance of one false finding stays below alpha.
+
+    The i-th smallest of m is multiplied by m - i + 1, and is never below a smaller one's.
+
+    Args:
+        values: p of each test.
+
+    Returns:
+        corrected p in the same order, at most 1.
+    """
+    order = sorted(range(len(values)), key=values.__getitem__)
+    corrected, highest = [0.0] * len(values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """A difference of groups of seeds, with images and seeds both varying.
+
+    Attributes:
+        difference: of the mean scores.
+        error: its standard error, sqrt(V).
+        freedom: nu, the degrees of freedom.
+    """
+
+    difference: float
+    error: float
+    freedom: float
+
+    @classmethod
+    def of(cls, resampled: Rows, *seeds: Sequence[float]) -> OverSeeds:
+        """From resampled differences [R] and each group's scores, the first group's first.
+
+        Args:
+            resampled: of the last group's mean score minus the first's.
+            seeds: of each of the two groups, the scores of its seeds; two or more.
+        """
+        parts = [float(numpy.var(scores, ddof=1)) / len(scores) for scores in seeds]
+        variance = float(numpy.var(resampled)) + sum(parts)
+        spent = sum(part**2 / (len(scores) - 1) for part, scores in zip(parts, seeds))
+        freedom = variance**2 / spent if spent > 0 else math.inf
+        difference = float(numpy.mean(seeds[1]) - numpy.mean(seeds[0]))
+        return cls(difference, math.sqrt(variance), freedom)
+
+    def interval(self, *, level: float = LEVEL) -> tuple[float, float]:
+        """Where the difference of the configurations lies."""
+        half = self.half_width(level=level)
+        return self.difference - half, self.difference + half
+
+    def half_width(self, *, level: float = LEVEL) -> float:
+        """Half the interval's width."""
+        return student_quantile((1 + level) / 2, self.freedom) * self.error
+
+    def p(self) -> float:
+        """The two-sided p of no difference."""
+        if self.error == 0.0:
+            return 1.0 if abs(self.difference) < _TIE else 0.0
+        return 1.0 - student_within(abs(self.difference) / self.error, self.freedom)
+
+
+def student_within(t: float, freedom: float) -> float:
+    """P(|T| < t) of Student's t with any number of degrees of freedom >= 1.
+
+    With t = sqrt(nu) tan(x) its density becomes proportional to cos(x)^(nu - 1), which Gauss and
+    Legendre's rule integrates to full precision.
+    """
+    if math.isinf(freedom):
+        return math.erf(t / math.sqrt(2))
+    end = math.atan(min(t, 1e9) / math.sqrt(freedom))
+    end = min(end, 12 / math.sqrt(freedom))  # beyond it the density is below exp(-72)
+    area = end / 2 * float(_WEIGHTS @ numpy.cos(end / 2 * (_NODES + 1)) ** (freedom - 1))
+    log_scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
+    return min(1.0, 2 * math.exp(log_scale) / math.sqrt(math.pi) * area)
+
+
+def student_quantile(probability: float, freedom: float) -> float:
+    """The t below which T lies with a probability in [0.5, 1); math.inf degrees are the normal."""
+    low, high = 0.0, 1.0
+    while student_within(high, freedom) < 2 * probability - 1:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        below = student_within(middle, freedom) < 2 * probability - 1
+        low, high = (middle, high) if below else (low, middle)
+    return high
