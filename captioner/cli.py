@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ EXAMPLES = """\
 examples:
   captioner train experiment=demo                      train on the embedded data set
   captioner evaluate runs/demo data.split=test         score a run
+  captioner compare runs/lstm runs/gru                 is one better, and how sure is that
   captioner caption photo.jpg --model runs/demo        caption a photograph
   captioner data stats data=flickr8k data.root=~/flickr8k
 
@@ -258,6 +260,88 @@ def score(argv: Sequence[str]) -> int:
         output=options.output,
         statistics=options.statistics,
     )
+
+
+# compare --------------------------------------------------------------------------------------
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Compare evaluated runs, with intervals and tests."""
+    parser = _parser(
+        "compare",
+        "Compare evaluated runs with the first of them: scores with intervals, differences with\n"
+        "intervals and paired tests, and a verdict. Runs that differ only in their seed become\n"
+        "one system. Runs scored on other images, references or words are refused.",
+        "  captioner compare runs/lstm runs/gru\n"
+        "  captioner compare runs/lstm runs/gru --split test --decoding beam3-lp0.7\n"
+        "  captioner compare runs/a1,runs/a2,runs/a3 runs/b1,runs/b2,runs/b3 --metrics CIDEr-D\n"
+        "  captioner compare runs/a/evaluation/flickr8k-dev/greedy runs/a/evaluation/flickr8k-dev/"
+        "beam3\n"
+        "  captioner compare runs/* --format markdown --output table.md --figure table.svg\n",
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run folder (its newest evaluation), an evaluation folder or a scores.json; the "
+        "first is the baseline; commas join seeds of one configuration",
+    )
+    add("--split", metavar="S", help="of run folders, take evaluations of this split")
+    add("--decoding", metavar="D", help="of run folders, take this decoding, such as beam3-lp0.7")
+    add("--metrics", metavar="A,B", help="compare only these; fewer tests are corrected less")
+    add("--no-group", action="store_true", help="keep runs that differ only in their seed apart")
+    add("--anyway", action="store_true", help="compare what should not be compared, and say so")
+    add("--resamples", type=int, default=10_000, metavar="R", help="of each kind (default 10000)")
+    add("--seed", type=int, default=1, metavar="N", help="of the resamples (default 1)")
+    add("--format", choices=("text", "markdown", "json"), default="text")
+    add("--output", metavar="FILE", help="write there instead of standard output")
+    add("--figure", metavar="FILE", help="draw the intervals into a .svg or .png")
+    options = parser.parse_args(argv)
+
+    from captioner.comparison import compare
+    from captioner.inspection import comparisons, intervals
+    from captioner.systems import read_systems
+
+    draw = intervals.drawing(options.figure) if options.figure else None
+    systems = read_systems(
+        options.runs, split=options.split, decoding=options.decoding, group=not options.no_group
+    )
+    metrics = options.metrics.split(",") if options.metrics else None
+    with _progress("comparing", 2 * options.resamples) as progress:
+        result = compare(
+            systems,
+            metrics=metrics,
+            resamples=options.resamples,
+            seed=options.seed,
+            anyway=options.anyway,
+            progress=progress,
+        )
+    if draw:
+        draw(result, Path(options.figure))
+    text = comparisons.FORMATS[options.format](result)
+    if options.output:
+        from captioner.data.records import write_whole
+
+        write_whole(options.output, text)
+    else:
+        print(text, end="")
+    for path in (options.output, options.figure):
+        if path:
+            print(f"wrote {_short(Path(path))}", file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal; yields what to tell of progress."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
 # caption --------------------------------------------------------------------------------------
@@ -531,6 +615,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "train": (train, "train a model: captioner train experiment=demo"),
     "evaluate": (evaluate, "decode a split freely and score it"),
     "score": (score, "score captions that are already there"),
+    "compare": (compare, "compare evaluated runs, with intervals and tests"),
     "caption": (caption, "caption image files"),
     "average": (average, "average the weights of checkpoints of one run"),
     "data": (data, "draw, describe and check data sets"),

@@ -46,8 +46,9 @@ import numpy
 
 from captioner.metrics.statistics import FAMILIES, Rows, Statistics
 
-LEVEL = 0.95
-"""What an interval is meant to cover; a difference is shown where p < 1 - LEVEL."""
+ALPHA = 0.05
+LEVEL = 1 - ALPHA
+"""What an interval is meant to cover; a difference is shown where p < ALPHA."""
 
 FEWEST = 100
 """Resamples below which a percentile means nothing."""

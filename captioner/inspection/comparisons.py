@@ -1,0 +1,156 @@
+"""A comparison as text for a terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from captioner.comparison import Comparison, Row
+from captioner.metrics.significance import ALPHA
+
+WIDTH = 100
+
+Table = list[list[str]]
+"""Lines of cells, the first line being the header; cells of numbers are set to the right."""
+
+_LEFT = ("metric", "system", "verdict")
+
+
+def as_text(comparison: Comparison) -> str:
+    """The comparison for a terminal."""
+    parts = [*_lines("WARNING: ", comparison.warnings), _title(comparison), ""]
+    for name, table in _tables(comparison).items():
+        parts += [*([f"{name}:"] if name else []), *_aligned(table), ""]
+    return "\n".join(parts + _lines("- ", _reading(comparison))) + "\n"
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """The comparison for a README or a pull request."""
+    parts = [f"> **Warning:** {one}\n" for one in comparison.warnings]
+    parts += [_title(comparison), ""]
+    for name, table in _tables(comparison).items():
+        head, *body = [[cell.replace("|", "\\|") for cell in line] for line in table]
+        rules = ["---" if cell in _LEFT else "---:" for cell in head]
+        lines = [f"| {' | '.join(line)} |" for line in (head, rules, *body)]
+        parts += [*([f"{name}:", ""] if name else []), *lines, ""]
+    return "\n".join(parts + [f"- {one}" for one in _reading(comparison)]) + "\n"
+
+
+def as_json(comparison: Comparison) -> str:
+    """All numbers of the comparison."""
+    return json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+FORMATS: Mapping[str, Callable[[Comparison], str]] = MappingProxyType(
+    {"text": as_text, "markdown": as_markdown, "json": as_json}
+)
+
+
+# What is said ---------------------------------------------------------------------------------
+
+
+def _title(comparison: Comparison) -> str:
+    against = f"; differences to {comparison.baseline}" if comparison.tests else ""
+    return f"{comparison.title}{against}"
+
+
+def _tables(comparison: Comparison) -> dict[str, Table]:
+    tables = {"": _table(comparison.rows, _score_cells)}
+    if any(len(row.seeds) > 1 for row in comparison.rows):
+        tables["Over training seeds"] = _table(comparison.rows, _seed_cells)
+    return tables
+
+
+def _score_cells(row: Row) -> dict[str, str]:
+    cells = {"score": f"{row.score:.2f}", "95 % interval": _interval(row.interval)}
+    if row.difference is not None:
+        d = row.difference
+        cells |= {
+            "difference": f"{d.value:+.2f}",
+            "its 95 % interval": _interval(d.interval, sign="+"),
+            "p": _p(d.corrected["randomised"]),
+            "p bootstrap": _p(d.corrected["bootstrap"]),
+            "p seeds": "" if d.p_seeds is None else _p(d.corrected["deciding"]),
+            "shown from": f"{d.shown_from:.2f}",
+            "verdict": d.verdict,
+        }
+    return cells
+
+
+def _seed_cells(row: Row) -> dict[str, str]:
+    cells = {"seeds": str(len(row.seeds)), "mean": f"{row.score:.2f}"}
+    if row.deviation is not None:
+        spread = f"{min(row.seeds):.2f} to {max(row.seeds):.2f}"
+        cells |= {"sd": f"{row.deviation:.2f}", "range": spread}
+    if row.difference is not None and row.difference.interval_seeds is not None:
+        interval = _interval(row.difference.interval_seeds, sign="+")
+        cells |= {"difference": f"{row.difference.value:+.2f}", "over images and seeds": interval}
+    return cells
+
+
+def _table(rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) -> Table:
+    """A line a row, the metric's name only in its first; columns that no row fills are left out."""
+    found = [{"metric": row.metric, "system": row.system, **cells(row)} for row in rows]
+    longest = max(found, key=len)
+    head = [name for name in longest if any(line.get(name) for line in found)]
+    lines, above = [head], ""
+    for line in found:
+        metric, line["metric"] = line["metric"], line["metric"] if line["metric"] != above else ""
+        lines.append([line.get(name, "") for name in head])
+        above = metric
+    return lines
+
+
+def _reading(comparison: Comparison) -> list[str]:
+    """How to read the table, then what it was made of."""
+    said = [f"95 % intervals over images by {comparison.resamples} bootstrap resamples"]
+    if comparison.tests:
+        said += [
+            f"p, of approximate randomisation over images, decides the verdict (below {ALPHA}); "
+            "where both systems have seeds, p seeds does, over images and seeds; every p is "
+            f"corrected by Holm over the {comparison.tests} differences of the table",
+            "shown from: a difference at least this large would have been called one; a smaller "
+            "one may be there all the same",
+        ]
+    return [*said, *comparison.notes, f"signature {comparison.signature}"]
+
+
+# How it is set --------------------------------------------------------------------------------
+
+
+def _interval(value: tuple[float, float] | None, sign: str = "") -> str:
+    return "" if value is None else f"[{value[0]:{sign}.2f}, {value[1]:{sign}.2f}]"
+
+
+def _p(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _aligned(table: Table) -> list[str]:
+    head = table[0]
+    widths = [max(map(len, column)) for column in zip(*table)]
+    lines = []
+    for line in table:
+        cells = [
+            cell.ljust(width) if name in _LEFT else cell.rjust(width)
+            for cell, width, name in zip(line, widths, head)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _lines(mark: str, texts: Sequence[str]) -> list[str]:
+    indent = " " * len(mark)
+    return [
+        textwrap.fill(
+            text,
+            WIDTH,
+            initial_indent=mark,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for text in texts
+    ]

@@ -1,0 +1,293 @@
+"""Results on disk: what ``captioner evaluate`` left, found, read, and put together by seeds."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from captioner.metrics import differences
+from captioner.metrics.statistics import FILE, Statistics
+
+SCORES = "scores.json"
+MAY_DIFFER = ("decoding", "captioner")
+"""Parts of a signature that two systems may differ in; it is said where they do."""
+
+_SEED_KEYS = ("seed", "run_dir", "resume")  # what two seeds of one configuration differ in
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation.
+
+    Attributes:
+        folder: where it lies.
+        scores: metric to score.
+        signatures: metric to signature.
+        signature: the common parts.
+        missing: metric to the reason why it was not computed.
+        statistics: rows of the images.
+        config: the run's config.yaml; None where there is none.
+    """
+
+    folder: Path
+    scores: dict[str, float]
+    signatures: dict[str, str]
+    signature: str
+    missing: dict[str, str]
+    statistics: Statistics
+    config: dict[str, Any] | None
+
+    @property
+    def run(self) -> Path:
+        """The run folder, or the evaluation's own where it lies in none."""
+        return _run_folder(self.folder) or self.folder
+
+    @property
+    def decoding(self) -> str:
+        """How the captions were decoded."""
+        return signature_part(self.signature, "decoding")
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the training, where it is known."""
+        return None if self.config is None else self.config.get("seed")
+
+
+@dataclass(frozen=True)
+class System:
+    """What a row of a comparison stands for: one result, or several seeds of one configuration."""
+
+    name: str
+    results: tuple[Result, ...]
+
+    @property
+    def several(self) -> bool:
+        """Whether it is more than one seed."""
+        return len(self.results) > 1
+
+
+# Reading --------------------------------------------------------------------------------------
+
+
+def find_result(path: Path, *, split: str | None = None, decoding: str | None = None) -> Path:
+    """The evaluation folder that is meant by a path.
+
+    Args:
+        path: a run folder, whose newest evaluation is meant; an evaluation folder; a scores.json.
+        split: consider only a run's evaluations of this split.
+        decoding: consider only a run's evaluations with this decoding label, such as beam3-lp0.7.
+
+    Raises:
+        FileNotFoundError: no such path, or no such evaluation in the run.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such run folder, evaluation folder or {SCORES}")
+    if path.is_file():
+        return path.parent
+    if (path / SCORES).is_file():
+        return path
+    found = [file.parent for file in path.glob(f"evaluation/*/*/{SCORES}")]
+    chosen = [
+        folder
+        for folder in found
+        if (split is None or folder.parent.name.endswith(f"-{split}"))
+        and (decoding is None or folder.name == decoding)
+    ]
+    if chosen:
+        return max(chosen, key=lambda folder: (folder / SCORES).stat().st_mtime_ns)
+    command = f"captioner evaluate {path}" + (f" data.split={split}" if split else "")
+    there = ", ".join(sorted(f"{one.parent.name}/{one.name}" for one in found))
+    raise FileNotFoundError(
+        f"{path}: holds {f'only {there}' if found else 'no evaluation'}; make one with: {command}"
+    )
+
+
+def read_result(path: Path, *, split: str | None = None, decoding: str | None = None) -> Result:
+    """Read an evaluation; nothing in it can run code.
+
+    Raises:
+        FileNotFoundError: see `find_result`, or the evaluation has no statistics.
+        ValueError: a file is damaged, or of an older version.
+    """
+    folder = find_result(path, split=split, decoding=decoding)
+    again = "run captioner evaluate again"
+    content = _read_scores(folder / SCORES, again)
+    if not (folder / FILE).is_file():
+        raise FileNotFoundError(f"{folder}: holds no {FILE}, which intervals need; {again}")
+    try:
+        statistics = Statistics.load(folder / FILE)
+        found = statistics.scores()
+    except (IndexError, TypeError, zlib.error):
+        raise ValueError(f"{folder / FILE}: damaged; {again}") from None
+    if len(set(statistics.images)) < len(statistics.images):
+        raise ValueError(f"{folder / FILE}: has an image twice; {again}")
+    for name, value in found.items():
+        if name in content["scores"] and not abs(content["scores"][name] - value) < 0.01:
+            raise ValueError(
+                f"{folder}: {FILE} gives {name} {float(value):.2f}, {SCORES} "
+                f"{content['scores'][name]:.2f}; {again}"
+            )
+    return Result(folder, **content, statistics=statistics, config=_read_config(folder))
+
+
+def _read_scores(file: Path, again: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        scores = {str(name): float(value) for name, value in content["scores"].items()}
+        signatures = {str(name): str(text) for name, text in content["signatures"].items()}
+        missing = {str(name): str(text) for name, text in content.get("missing", {}).items()}
+        signature = str(content["signature"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{file}: damaged, or of an older version; {again}") from None
+    return {
+        "scores": scores,
+        "signatures": signatures,
+        "signature": signature,
+        "missing": missing,
+    }
+
+
+def _run_folder(folder: Path) -> Path | None:
+    """The run whose `evaluation/DATA-SPLIT/DECODING` a folder is."""
+    parents = folder.resolve().parents
+    return parents[2] if len(parents) > 2 and parents[1].name == "evaluation" else None
+
+
+def _read_config(folder: Path) -> dict[str, Any] | None:
+    import yaml
+
+    run = _run_folder(folder)
+    file = run / "config.yaml" if run else None
+    if file is None or not file.is_file():
+        return None
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise ValueError(f"{file}: is no YAML; restore it, or copy the evaluation out") from None
+    return content if isinstance(content, dict) else None
+
+
+# Systems --------------------------------------------------------------------------------------
+
+
+def read_systems(
+    arguments: Sequence[str],
+    *,
+    split: str | None = None,
+    decoding: str | None = None,
+    group: bool = True,
+) -> list[System]:
+    """Read what is to be compared, the first being the baseline.
+
+    Args:
+        arguments: paths for `find_result`; paths joined by commas are seeds of one system.
+        split: see `find_result`.
+        decoding: see `find_result`.
+        group: put results together whose configurations differ only in the seed, unless commas
+            already say what belongs together.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_result`; a result given twice; one configuration
+            with the same seed twice.
+    """
+    named = [[one] if Path(one).exists() else one.split(",") for one in arguments]
+    members = [
+        [read_result(Path(path), split=split, decoding=decoding) for path in paths if path]
+        for paths in named
+    ]
+    members = [results for results in members if results]
+    _refuse_twice([result for results in members for result in results])
+    if group and all(len(results) == 1 for results in members):
+        members = _by_configuration([results[0] for results in members])
+    return [System(name, tuple(one)) for name, one in zip(_names(members), members)]
+
+
+def signature_part(signature: str, name: str) -> str:
+    """The value of a part of a signature; empty where it has none."""
+    return next((p[len(name) + 1 :] for p in signature.split("|") if p.startswith(f"{name}:")), "")
+
+
+def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, str]]:
+    """In what the signatures of two results differ, over the metrics that both have."""
+    found = differences(first.signature, other.signature)
+    for metric in first.signatures.keys() & other.signatures.keys():
+        found.update(differences(first.signatures[metric], other.signatures[metric]))
+    return found
+
+
+def configuration_differences(results: Sequence[Result]) -> list[str]:
+    """The settings, besides the seed, in which the runs of results differ."""
+    flat = [_flat(one.config) for one in results if one.config is not None]
+    keys = sorted({key for one in flat for key in one})
+    values = {key: {json.dumps(one.get(key), default=str) for one in flat} for key in keys}
+    return [key for key in keys if len(values[key]) > 1]
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in _SEED_KEYS:
+            continue
+        if isinstance(value, dict):
+            found.update(_flat(value, f"{prefix}{key}."))
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def _by_configuration(results: Sequence[Result]) -> list[list[Result]]:
+    """Seeds of one configuration, decoded alike, together; the order is that of the first ones."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        known = result.config is not None and result.seed is not None
+        configuration = json.dumps(_flat(result.config or {}), sort_keys=True, default=str)
+        key = f"{configuration} {result.decoding}" if known else str(result.folder.resolve())
+        groups.setdefault(key, []).append(result)
+    for members in groups.values():
+        seeds = [one.seed for one in members]
+        if len(set(seeds)) < len(seeds):
+            runs = ", ".join(str(one.run) for one in members)
+            raise ValueError(
+                f"{runs}: one configuration with a seed twice (seeds "
+                f"{', '.join(map(str, seeds))}); leave one out, or give --no-group"
+            )
+    return list(groups.values())
+
+
+def _refuse_twice(results: Sequence[Result]) -> None:
+    seen: set[Path] = set()
+    for result in results:
+        folder = result.folder.resolve()
+        if folder in seen:
+            raise ValueError(f"{result.folder}: given twice; give each evaluation once")
+        seen.add(folder)
+
+
+def _names(members: Sequence[Sequence[Result]]) -> list[str]:
+    """The shortest names that tell the systems apart."""
+    names: list[str] = []
+    for depth in range(4):
+        names = [_name(results, depth) for results in members]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _name(results: Sequence[Result], depth: int) -> str:
+    run, folder = results[0].run, results[0].folder
+    if len(results) > 1:
+        same = takewhile(
+            lambda letters: len(set(letters)) == 1, zip(*(r.run.name for r in results))
+        )
+        common = "".join(column[0] for column in same).rstrip("-_=., ")
+        stem = common.removesuffix("seed").rstrip("-_=., ") or run.name
+    else:
+        stem = run.name
+    parts = [stem, results[0].decoding, folder.parent.name]
+    name = " ".join(parts[: depth + 1]) if depth < 3 else str(folder)
+    return f"{name} ({len(results)} seeds)" if len(results) > 1 else name
