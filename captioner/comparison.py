@@ -32,6 +32,7 @@ from captioner.metrics.significance import (
 from captioner.metrics.statistics import Rows, Statistics
 from captioner.systems import (
     MAY_DIFFER,
+    MAY_DIFFER_INSIDE,
     Result,
     System,
     configuration_differences,
@@ -290,31 +291,37 @@ def _checked(systems: Sequence[System], anyway: bool) -> list[str]:
     """What must be said of systems that differ; raises where they must not be compared."""
     warnings: list[str] = []
     first = systems[0].results[0]
-    parts: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, list[str]]] = {}  # part -> value -> systems
     for system in systems:
         for result in system.results:
             found = signature_differences(first, result)
-            _refuse(first, result, {p: v for p, v in found.items() if p not in MAY_DIFFER}, anyway)
+            _refuse(first, result, found, MAY_DIFFER, anyway)
             inside = signature_differences(system.results[0], result)
-            _refuse(system.results[0], result, inside, anyway)
+            _refuse(system.results[0], result, inside, MAY_DIFFER_INSIDE, anyway)
             for part, (one, other) in found.items():
-                parts.setdefault(part, {systems[0].name: one})[system.name] = other
+                values = parts.setdefault(part, {one or "none": [systems[0].name]})
+                values.setdefault(other or "none", []).append(system.name)
         if unlike := configuration_differences(system.results):
             warnings.append(f"{system.name} puts together runs that differ in {', '.join(unlike)}")
     for part, values in parts.items():
-        said = ", ".join(f"{name}: {value or 'none'}" for name, value in values.items())
+        said = "; ".join(
+            f"{value}: {', '.join(dict.fromkeys(names))}" for value, names in values.items()
+        )
         warnings.append(f"{part} differs ({said}): a difference may come from it, not the model")
     return warnings
 
 
 def _refuse(
-    first: Result, other: Result, parts: Mapping[str, tuple[str, str]], anyway: bool
+    first: Result,
+    other: Result,
+    found: Mapping[str, tuple[str, str]],
+    allowed: Sequence[str],
+    anyway: bool,
 ) -> None:
+    parts = {part: values for part, values in found.items() if part not in allowed}
     if parts and not anyway:
-        said = ", ".join(
-            f"{part} {a or 'none'} and {b or 'none'}" for part, (a, b) in parts.items()
-        )
-        hint = "--split, " if "split" in parts else "--decoding, " if "decoding" in parts else ""
+        said = ", ".join(f"{p} {a or 'none'} and {b or 'none'}" for p, (a, b) in parts.items())
+        hint = next((f"--{name}, " for name in ("split", "decoding") if name in parts), "")
         raise ValueError(
             f"{first.folder} and {other.folder} cannot be compared: {said}; choose others with "
             f"{hint or 'captioner evaluate, '}or compare them --anyway"
@@ -363,8 +370,8 @@ def _notes(systems: Sequence[System], names: Sequence[str], tested: Sequence[str
             notes.append(f"{system.name} puts together {runs}{alike}")
     if not all(system.several for system in systems):
         notes.append(
-            "where a system is one training run, its intervals and verdicts are of that model, not "
-            "of its configuration; train it with several seeds to say more"
+            "where a system is one training run, all is said of that model, not of its "
+            "configuration; train it with several seeds to say more"
         )
     for name in names:
         if name not in tested:

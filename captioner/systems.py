@@ -16,6 +16,11 @@ from captioner.metrics.statistics import FILE, Statistics
 SCORES = "scores.json"
 MAY_DIFFER = ("decoding", "captioner")
 """Parts of a signature that two systems may differ in; it is said where they do."""
+MAY_DIFFER_INSIDE = ("captioner",)
+"""Parts that seeds of one system may differ in."""
+
+_DAMAGES = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, zlib.error)
+"""What else a damaged archive of arrays raises on its way through zipfile and numpy."""
 
 _SEED_KEYS = ("seed", "run_dir", "resume")  # what two seeds of one configuration differ in
 
@@ -122,7 +127,7 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
     try:
         statistics = Statistics.load(folder / FILE)
         found = statistics.scores()
-    except (IndexError, TypeError, zlib.error):
+    except _DAMAGES:
         raise ValueError(f"{folder / FILE}: damaged; {again}") from None
     if len(set(statistics.images)) < len(statistics.images):
         raise ValueError(f"{folder / FILE}: has an image twice; {again}")
@@ -196,11 +201,13 @@ def read_systems(
             with the same seed twice.
     """
     named = [[one] if Path(one).exists() else one.split(",") for one in arguments]
+    for one, paths in zip(arguments, named):
+        if not all(paths):
+            raise ValueError(f"{one!r} has a comma with no path beside it; write A,B")
     members = [
-        [read_result(Path(path), split=split, decoding=decoding) for path in paths if path]
+        [read_result(Path(path), split=split, decoding=decoding) for path in paths]
         for paths in named
     ]
-    members = [results for results in members if results]
     _refuse_twice([result for results in members for result in results])
     if group and all(len(results) == 1 for results in members):
         members = _by_configuration([results[0] for results in members])

@@ -111,8 +111,8 @@ def _reading(comparison: Comparison) -> list[str]:
             f"p, of approximate randomisation over images, decides the verdict (below {ALPHA}); "
             "where both systems have seeds, p seeds does, over images and seeds; every p is "
             f"corrected by Holm over the {comparison.tests} differences of the table",
-            "shown from: a difference at least this large would have been called one; a smaller "
-            "one may be there all the same",
+            "shown from: a difference of about this size would surely have been called one; a "
+            "smaller one may be there all the same",
         ]
     return [*said, *comparison.notes, f"signature {comparison.signature}"]
 

@@ -1,0 +1,360 @@
+"""`captioner compare`: what it finds, groups, refuses, and says."""
+
+import json
+import os
+import time
+import xml.etree.ElementTree as xml
+from pathlib import Path
+
+import numpy
+import pytest
+from evaluations import evaluation, system
+from PIL import Image
+
+from captioner.cli import main
+from captioner.comparison import HIGHER, LOWER, UNDECIDED, Comparison, compare
+from captioner.metrics.significance import OverSeeds, bootstrap
+from captioner.metrics.statistics import Statistics
+from captioner.systems import read_result, read_systems
+
+QUICK = ("--resamples", "1000")
+
+
+def fails(capsys: pytest.CaptureFixture, *argv: object, says: str) -> None:
+    """The command ends with status 1 and one line on standard error."""
+    assert main(["compare", *map(str, argv), *QUICK]) == 1
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1, error
+    assert says in error
+
+
+def as_json(capsys: pytest.CaptureFixture, *argv: object) -> dict:
+    assert main(["compare", *map(str, argv), *QUICK, "--format", "json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def compared(*paths: Path, **options) -> Comparison:
+    systems = read_systems([str(path) for path in paths])
+    return compare(systems, **{"resamples": 1000, **options})
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, Path]:
+    """Runs of one training each: like the first, much better, much worse."""
+    skills = {"first": 0.0, "like": 0.0, "better": 0.5, "worse": -0.5}
+    return {
+        name: evaluation(tmp_path / name, system(index, skill=skill))
+        for index, (name, skill) in enumerate(skills.items())
+    }
+
+
+@pytest.fixture
+def seeds(tmp_path: Path) -> dict[str, list[Path]]:
+    """Two configurations of three seeds each, whose config.yaml differ in the cell."""
+    found: dict[str, list[Path]] = {}
+    for cell, skill in (("rnn", 0.0), ("lstm", 0.5)):
+        for seed in (1, 2, 3):
+            run = tmp_path / f"{cell}-seed{seed}"
+            config = {"seed": seed, "run_dir": str(run), "decoder": {"cell": cell, "layers": 1}}
+            scored = system(10 * seed + len(cell), skill=skill + 0.02 * seed)
+            found.setdefault(cell, []).append(evaluation(run, scored, config=config))
+    return found
+
+
+# What it says ---------------------------------------------------------------------------------
+
+
+def test_verdicts_follow_what_is_true(runs) -> None:
+    table = compared(*runs.values())
+    found = {(row.metric, row.system): row.difference for row in table.rows}
+    for metric in ("BLEU-1", "BLEU-4", "CIDEr-D"):
+        assert found[metric, "first"] is None
+        assert found[metric, "like"].verdict == UNDECIDED
+        assert found[metric, "better"].verdict == HIGHER
+        assert found[metric, "worse"].verdict == LOWER
+    assert table.tests == 3 * 5
+
+
+def test_rows_hold_the_scores_and_differences_of_the_files(runs) -> None:
+    table = compared(*runs.values())
+    scores = {name: read_result(run).scores for name, run in runs.items()}
+    for row in table.rows:
+        assert row.score == pytest.approx(scores[row.system][row.metric])
+        if row.difference:
+            expected = scores[row.system][row.metric] - scores["first"][row.metric]
+            assert row.difference.value == pytest.approx(expected)
+            low, high = row.difference.interval
+            assert low < expected < high
+
+
+def test_what_is_called_a_difference_fits_what_could_have_been_shown(tmp_path) -> None:
+    for index in range(12):
+        evaluation(tmp_path / f"run{index}", system(index, skill=0.05 * index))
+    verdicts = set()
+    for row in compared(*sorted(tmp_path.iterdir()), resamples=4000).rows:
+        if row.difference:
+            verdicts.add(row.difference.verdict)
+            if abs(row.difference.value) > 1.15 * row.difference.shown_from:
+                assert row.difference.verdict != UNDECIDED
+            if abs(row.difference.value) < 0.5 * row.difference.shown_from:
+                assert row.difference.verdict == UNDECIDED
+    assert verdicts == {HIGHER, UNDECIDED}
+
+
+def test_p_are_corrected_over_the_whole_table(runs) -> None:
+    few = compared(runs["first"], runs["like"], metrics=["BLEU-4"])
+    [difference] = [row.difference for row in few.rows if row.difference]
+    assert difference.corrected["randomised"] == difference.p_randomised
+    many = compared(*runs.values())
+    differences = [row.difference for row in many.rows if row.difference]
+    smallest = min(d.p_randomised for d in differences)
+    assert min(d.corrected["randomised"] for d in differences) == pytest.approx(15 * smallest)
+
+
+def test_metrics_without_rows_have_no_interval_and_a_reason(runs, capsys) -> None:
+    table = compared(runs["first"], runs["like"])
+    rows = [row for row in table.rows if row.metric == "distinct-2"]
+    assert [(row.score, row.interval, row.difference) for row in rows] == [(3.5, None, None)] * 2
+    assert main(["compare", str(runs["first"]), *QUICK]) == 0
+    assert "distinct-2 has no interval: it is of all captions together" in capsys.readouterr().out
+
+
+def test_one_run_alone_has_intervals(runs, capsys) -> None:
+    assert main(["compare", str(runs["first"]), *QUICK]) == 0
+    text = capsys.readouterr().out
+    assert "95 % interval" in text
+    assert "verdict" not in text
+    assert all(row["interval"] for row in as_json(capsys, runs["first"])["rows"][:-1])
+
+
+def test_text_and_markdown_say_the_same(runs, tmp_path, capsys) -> None:
+    paths = [str(runs["first"]), str(runs["better"])]
+    assert main(["compare", *paths, *QUICK]) == 0
+    text = capsys.readouterr().out
+    file = tmp_path / "table.md"
+    arguments = ["--format", "markdown", "--output", str(file)]
+    assert main(["compare", *paths, *QUICK, *arguments]) == 0
+    out, error = capsys.readouterr()
+    assert (out, error) == ("", f"wrote {file}\n")
+    table = [line for line in file.read_text().splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    lines = [line.split() for line in text.splitlines()]
+    for line in cells[2:]:
+        assert " ".join(line).split() in lines
+
+
+def test_the_same_seed_gives_the_same_table(runs, capsys) -> None:
+    first = as_json(capsys, *runs.values())
+    assert as_json(capsys, *runs.values()) == first
+    assert as_json(capsys, *runs.values(), "--seed", 2) != first
+
+
+# Seeds ----------------------------------------------------------------------------------------
+
+
+def test_seeds_of_a_configuration_become_one_system(seeds, capsys) -> None:
+    paths = [*seeds["rnn"], *seeds["lstm"]]
+    found = as_json(capsys, *paths)
+    assert list(found["systems"]) == ["rnn (3 seeds)", "lstm (3 seeds)"]
+    joined = (",".join(map(str, seeds[cell])) for cell in ("rnn", "lstm"))
+    assert as_json(capsys, *joined) == found
+    assert len(as_json(capsys, *paths, "--no-group")["systems"]) == 6
+    assert main(["compare", *map(str, paths), *QUICK]) == 0
+    text = capsys.readouterr().out
+    assert "rnn-seed1 (seed 1), rnn-seed2 (seed 2)" in text
+    assert "Over training seeds" in text
+
+
+def test_a_group_has_the_mean_and_spread_of_its_seeds(seeds) -> None:
+    table = compared(*seeds["rnn"], *seeds["lstm"])
+    results = {cell: [read_result(run) for run in runs] for cell, runs in seeds.items()}
+    for metric in ("BLEU-4", "CIDEr-D"):
+        first, other = [row for row in table.rows if row.metric == metric]
+        scores = {c: [r.scores[metric] for r in found] for c, found in results.items()}
+        assert first.seeds == pytest.approx(scores["rnn"])
+        assert other.score == pytest.approx(numpy.mean(scores["lstm"]))
+        assert other.deviation == pytest.approx(numpy.std(scores["lstm"], ddof=1))
+        groups = [[r.statistics for r in found] for found in results.values()]
+        resampled = bootstrap(groups, resamples=1000)[metric]
+        expected = OverSeeds.of(resampled[1] - resampled[0], scores["rnn"], scores["lstm"])
+        assert other.difference.p_seeds == pytest.approx(max(expected.p(), 1 / 1001))
+        assert other.difference.interval_seeds == pytest.approx(expected.interval())
+
+
+def test_seeds_that_scatter_take_a_verdict_back(tmp_path) -> None:
+    for name, skills in (("a", (0.0, 0.0, 0.0)), ("b", (-0.3, 0.3, 0.9))):
+        for seed, skill in enumerate(skills):
+            config = {"seed": seed, "decoder": {"cell": name}}
+            evaluation(tmp_path / f"{name}{seed}", system(seed, skill=skill), config=config)
+    table = compared(*sorted(tmp_path.iterdir()))
+    [row] = [row for row in table.rows if row.difference and row.metric == "CIDEr-D"]
+    assert row.difference.corrected["randomised"] < 0.05
+    assert row.difference.interval[0] > 0
+    assert row.difference.verdict == UNDECIDED
+    assert row.difference.interval_seeds[0] < 0
+
+
+def test_a_configuration_with_one_seed_twice_is_refused(tmp_path, capsys) -> None:
+    for name in ("a", "b"):
+        evaluation(tmp_path / name, system(1), config={"seed": 1, "run_dir": name})
+    fails(capsys, tmp_path / "a", tmp_path / "b", says="with a seed twice (seeds 1, 1)")
+
+
+def test_joined_runs_that_are_not_alike_are_named(seeds, capsys) -> None:
+    mixed = f"{seeds['rnn'][0]},{seeds['lstm'][1]}"
+    found = as_json(capsys, mixed)
+    assert "differ in decoder.cell" in found["warnings"][0]
+
+
+# What is chosen -------------------------------------------------------------------------------
+
+
+def test_the_newest_evaluation_is_meant_or_the_one_chosen(tmp_path, capsys) -> None:
+    run = evaluation(tmp_path / "run", system(1), split="test", decoding="beam3")
+    evaluation(run, system(2), split="dev")
+    evaluation(run, system(3), split="test")
+    folder = run / "evaluation"
+    os.utime(folder / "toys-dev" / "greedy" / "scores.json", (time.time() + 60,) * 2)
+    assert read_result(run).folder == folder / "toys-dev" / "greedy"
+    assert read_result(run, decoding="beam3").folder == folder / "toys-test" / "beam3"
+    beam, greedy = (folder / "toys-test" / decoding for decoding in ("beam3", "greedy"))
+    assert read_result(beam).folder == read_result(beam / "scores.json").folder == beam
+    found = as_json(capsys, greedy, beam)
+    assert list(found["systems"]) == ["run greedy", "run beam3"]
+    assert found["warnings"][0].startswith(
+        "decoding differs (greedy: run greedy; beam3: run beam3)"
+    )
+    fails(capsys, run, "--split", "train", says="data.split=train")
+    fails(capsys, run, "--decoding", "beam9", says="only toys-dev/greedy, toys-test/beam3")
+
+
+@pytest.mark.parametrize(
+    "part", [{"split": "test"}, {"tok": "character"}, {"refs": "4"}, {"images": "0"}, {"data": "x"}]
+)
+def test_what_cannot_be_compared_is_refused_or_said(part, tmp_path, capsys) -> None:
+    first = evaluation(tmp_path / "a", system(1))
+    other = evaluation(tmp_path / "b", system(2), **part)
+    [name] = part
+    fails(capsys, first, other, says=f"cannot be compared: {name} ")
+    for form in ("text", "markdown", "json"):
+        assert main(["compare", f"{first}", f"{other}", "--anyway", *QUICK, "--format", form]) == 0
+        text = capsys.readouterr().out
+        assert f"{name} differs (" in text
+        assert "warning" in text.lower()
+
+
+def test_other_images_are_refused_and_what_is_shared_compared(tmp_path, capsys) -> None:
+    whole = system(1)
+    names = (*whole.images[:150], *(f"other-{index}" for index in range(50)))
+    first = evaluation(tmp_path / "a", whole)
+    other = evaluation(tmp_path / "b", Statistics(names, system(2).rows))
+    fails(capsys, first, other, says="not of the same images")
+    found = as_json(capsys, first, other, "--anyway")
+    assert found["images"] == 150
+    assert "scored on the 150 images that all have, of up to 200" in found["warnings"]
+    shared = {name: rows[:150] for name, rows in whole.rows.items()}
+    expected = Statistics(whole.images[:150], shared).scores()["BLEU-4"]
+    [score] = [r["score"] for r in found["rows"] if (r["metric"], r["system"]) == ("BLEU-4", "a")]
+    assert score == pytest.approx(expected)
+    alone = evaluation(tmp_path / "c", Statistics(tuple(map(str, range(200))), whole.rows))
+    fails(capsys, first, alone, "--anyway", says="0 images are common to all")
+
+
+def test_the_order_of_images_does_not_matter(tmp_path) -> None:
+    first, other = system(1), system(2, skill=0.1)
+    order = numpy.random.default_rng(0).permutation(200)
+    shuffled = Statistics(
+        tuple(other.images[index] for index in order),
+        {name: rows[order] for name, rows in other.rows.items()},
+    )
+    plain = evaluation(tmp_path / "1" / "b", other)
+    mixed = evaluation(tmp_path / "2" / "b", shuffled)
+    base = evaluation(tmp_path / "a", first)
+    for one, two in zip(compared(base, plain).rows, compared(base, mixed).rows):
+        assert one == two
+
+
+# What is wrong --------------------------------------------------------------------------------
+
+
+def test_wrong_inputs_get_one_line(runs, tmp_path, capsys) -> None:
+    first, other = runs["first"], runs["like"]
+    (tmp_path / "bare").mkdir()
+    fails(capsys, tmp_path / "gone", says="no such run folder")
+    fails(capsys, tmp_path / "bare", says=f"make one with: captioner evaluate {tmp_path / 'bare'}")
+    fails(capsys, first, other, first, says="given twice")
+    fails(capsys, first, other, "--metrics", "BLEU-9", says="did you mean BLEU-")
+    fails(capsys, first, "--figure", "table.gif", says="name it .svg or .png")
+    fails(capsys, f"{first},", says="a comma with no path beside it")
+    assert main(["compare", str(first), str(other), "--resamples", "150"]) == 1
+    assert "resamples=150 cannot show anything in 5 tests" in capsys.readouterr().err
+
+
+def test_damaged_files_get_one_line(tmp_path, capsys) -> None:
+    runs = [evaluation(tmp_path / str(index), system(index)) for index in range(5)]
+    folders = [run / "evaluation" / "toys-dev" / "greedy" for run in runs]
+    whole = (folders[0] / "statistics.npz").read_bytes()
+    middle = len(whole) // 2
+    for damaged in (b"", whole[:100], whole[:middle], b"PK" + whole[:50]):
+        (folders[0] / "statistics.npz").write_bytes(damaged)
+        fails(capsys, runs[0], says="captioner evaluate again")
+    for place in range(0, len(whole), max(1, len(whole) // 150)):
+        flipped = whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :]
+        (folders[0] / "statistics.npz").write_bytes(flipped)
+        status = main(["compare", str(runs[0]), "--resamples", "100"])
+        out, error = capsys.readouterr()
+        assert (status == 0 and out) or error.count("\n") == 1
+    (folders[1] / "statistics.npz").unlink()
+    fails(capsys, runs[1], says="holds no statistics.npz")
+    (folders[2] / "scores.json").write_text('{"BLEU-4": 19.2, "signature": "BLEU|tok:ptb"}')
+    fails(capsys, runs[2], says="damaged, or of an older version")
+    system(77).save(folders[3] / "statistics.npz")
+    fails(capsys, runs[3], says="statistics.npz gives BLEU-1")
+    (runs[4] / "config.yaml").write_text("a: [")
+    fails(capsys, runs[4], says="is no YAML")
+
+
+def test_an_object_in_the_statistics_is_not_unpickled(tmp_path, capsys) -> None:
+    run = evaluation(tmp_path / "run", system(1))
+    file = run / "evaluation" / "toys-dev" / "greedy" / "statistics.npz"
+    numpy.savez(file, images=numpy.array([{}], dtype=object), cider_d=numpy.ones((1, 1)))
+    fails(capsys, run, says="captioner evaluate again")
+
+
+# The figure -----------------------------------------------------------------------------------
+
+
+def test_the_figure_shows_every_interval_where_it_lies(runs, tmp_path, capsys) -> None:
+    file = tmp_path / "table.svg"
+    paths = [str(run) for run in runs.values()]
+    assert main(["compare", *paths, "--metrics", "CIDEr-D", "--figure", str(file), *QUICK]) == 0
+    capsys.readouterr()
+    drawing = xml.parse(file).getroot()
+    width = float(drawing.get("width"))
+    kind = "{http://www.w3.org/2000/svg}"
+    texts = {one.text: float(one.get("x")) for one in drawing.iter(f"{kind}text")}
+    ticks = {float(text): x for text, x in texts.items() if text.isdigit()}
+    slope, offset = numpy.polyfit(list(ticks), list(ticks.values()), 1)
+    table = compared(*runs.values(), metrics=["CIDEr-D"])
+    whiskers = [
+        (float(one.get("x1")), float(one.get("x2")))
+        for one in drawing.iter(f"{kind}line")
+        if one.get("stroke-width") == "2" and one.get("y1") == one.get("y2")
+    ]
+    expected = [tuple(slope * end + offset for end in row.interval) for row in table.rows]
+    assert numpy.array(whiskers) == pytest.approx(numpy.array(expected), abs=0.2)
+    assert {"CIDEr-D", *runs} <= set(texts)
+    assert all(0 < x < width for x in texts.values())
+
+
+def test_the_png_is_the_svg_at_twice_the_size(runs, tmp_path, capsys) -> None:
+    paths = [str(run) for run in runs.values()]
+    for kind in ("svg", "png"):
+        assert main(["compare", *paths, "--figure", str(tmp_path / f"x.{kind}"), *QUICK]) == 0
+    svg = xml.parse(tmp_path / "x.svg").getroot()
+    picture = Image.open(tmp_path / "x.png")
+    assert picture.size == (2 * int(svg.get("width")), 2 * int(svg.get("height")))
+    colours = {colour for _, colour in picture.getcolors(picture.width * picture.height)}
+    assert {(0, 114, 178), (213, 94, 0), (138, 138, 147)} <= colours
