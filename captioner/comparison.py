@@ -57,7 +57,8 @@ class Difference:
         interval_seeds: 95 % interval over images and seeds; None unless both sides have seeds.
         p_seeds: of the test over images and seeds; None likewise.
         corrected: each p by name ("randomised", "bootstrap", "deciding"), corrected by Holm.
-        shown_from: the difference from which on this table would have shown one.
+        shown_from: the difference from which on this table would have shown one; None where no
+            resample differs from another, as where all scores are 0.
         verdict: HIGHER, LOWER or UNDECIDED.
     """
 
@@ -68,7 +69,7 @@ class Difference:
     interval_seeds: Interval | None
     p_seeds: float | None
     corrected: Mapping[str, float]
-    shown_from: float
+    shown_from: float | None
     verdict: str
 
 
@@ -258,7 +259,7 @@ def _difference(first: Row, other: Row, resampled: Rows, p: float, tests: int) -
         interval_seeds=over_seeds.interval() if over_seeds else None,
         p_seeds=max(over_seeds.p(), 1 / (len(resampled) + 1)) if over_seeds else None,
         corrected={},
-        shown_from=shown_from,
+        shown_from=shown_from or None,
         verdict=UNDECIDED,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -288,11 +289,10 @@ def _names(members: Sequence[Sequence[Result]]) -> list[str]:
 def _name(results: Sequence[Result], depth: int) -> str:
     run, folder = results[0].run, results[0].folder
     if len(results) > 1:
-        same = takewhile(
-            lambda letters: len(set(letters)) == 1, zip(*(r.run.name for r in results))
-        )
-        common = "".join(column[0] for column in same).rstrip("-_=., ")
-        stem = common.removesuffix("seed").rstrip("-_=., ") or run.name
+        columns = zip(*(one.run.name for one in results))
+        same = takewhile(lambda letters: len(set(letters)) == 1, columns)
+        common = "".join(letters[0] for letters in same)
+        stem = re.sub(r"[-_.,= ]+(s|seed)?[-_.,= ]*$", "", common) or run.name
     else:
         stem = run.name
     parts = [stem, results[0].decoding, folder.parent.name]

@@ -151,6 +151,16 @@ def test_the_same_seed_gives_the_same_table(runs, capsys) -> None:
     assert as_json(capsys, *runs.values(), "--seed", 2) != first
 
 
+def test_where_nothing_varies_nothing_is_claimed(tmp_path) -> None:
+    names = tuple(map(str, range(30)))
+    for name in ("a", "b"):
+        rows = numpy.hstack([numpy.zeros((30, 4)), numpy.full((30, 6), 5.0)])
+        evaluation(tmp_path / name, Statistics(names, {"bleu": rows}))
+    [*_, row] = [row for row in compared(tmp_path / "a", tmp_path / "b").rows if row.difference]
+    assert (row.difference.value, row.difference.shown_from) == (0.0, None)
+    assert row.difference.verdict == UNDECIDED
+
+
 # Seeds ----------------------------------------------------------------------------------------
 
 

@@ -73,7 +73,7 @@ def _score_cells(row: Row) -> dict[str, str]:
             "p": _p(d.corrected["randomised"]),
             "p bootstrap": _p(d.corrected["bootstrap"]),
             "p seeds": "" if d.p_seeds is None else _p(d.corrected["deciding"]),
-            "shown from": f"{d.shown_from:.2f}",
+            "shown from": "" if d.shown_from is None else f"{d.shown_from:.2f}",
             "verdict": d.verdict,
         }
     return cells
