@@ -267,37 +267,7 @@ def score(argv: Sequence[str]) -> int:
 
 def compare(argv: Sequence[str]) -> int:
     """Compare evaluated runs, with intervals and tests."""
-    parser = _parser(
-        "compare",
-        "Compare evaluated runs with the first of them: scores with intervals, differences with\n"
-        "intervals and paired tests, and a verdict. Runs that differ only in their seed become\n"
-        "one system. Runs scored on other images, references or words are refused.",
-        "  captioner compare runs/lstm runs/gru\n"
-        "  captioner compare runs/lstm runs/gru --split test --decoding beam3-lp0.7\n"
-        "  captioner compare runs/a1,runs/a2,runs/a3 runs/b1,runs/b2,runs/b3 --metrics CIDEr-D\n"
-        "  captioner compare runs/a/evaluation/flickr8k-dev/greedy runs/a/evaluation/flickr8k-dev/"
-        "beam3\n"
-        "  captioner compare runs/* --format markdown --output table.md --figure table.svg\n",
-    )
-    add = parser.add_argument
-    add(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help="a run folder (its newest evaluation), an evaluation folder or a scores.json; the "
-        "first is the baseline; commas join seeds of one configuration",
-    )
-    add("--split", metavar="S", help="of run folders, take evaluations of this split")
-    add("--decoding", metavar="D", help="of run folders, take this decoding, such as beam3-lp0.7")
-    add("--metrics", metavar="A,B", help="compare only these; fewer tests are corrected less")
-    add("--no-group", action="store_true", help="keep runs that differ only in their seed apart")
-    add("--anyway", action="store_true", help="compare what should not be compared, and say so")
-    add("--resamples", type=int, default=10_000, metavar="R", help="of each kind (default 10000)")
-    add("--seed", type=int, default=1, metavar="N", help="of the resamples (default 1)")
-    add("--format", choices=("text", "markdown", "json"), default="text")
-    add("--output", metavar="FILE", help="write there instead of standard output")
-    add("--figure", metavar="FILE", help="draw the intervals into a .svg or .png")
-    options = parser.parse_args(argv)
+    options = _compare_parser().parse_args(argv)
 
     from captioner.comparison import compare
     from captioner.inspection import comparisons, intervals
@@ -330,6 +300,40 @@ def compare(argv: Sequence[str]) -> int:
         if path:
             print(f"wrote {_short(Path(path))}", file=sys.stderr)
     return 0
+
+
+def _compare_parser() -> argparse.ArgumentParser:
+    parser = _parser(
+        "compare",
+        "Compare evaluated runs with the first of them: scores with intervals, differences with\n"
+        "intervals and paired tests, and a verdict. Runs that differ only in their seed become\n"
+        "one system. Runs scored on other images, references or words are refused.",
+        "  captioner compare runs/lstm runs/gru\n"
+        "  captioner compare runs/lstm runs/gru --split test --decoding beam3-lp0.7\n"
+        "  captioner compare runs/a1,runs/a2,runs/a3 runs/b1,runs/b2,runs/b3 --metrics CIDEr-D\n"
+        "  captioner compare runs/a/evaluation/flickr8k-dev/greedy runs/a/evaluation/flickr8k-dev/"
+        "beam3\n"
+        "  captioner compare runs/* --format markdown --output table.md --figure table.svg\n",
+    )
+    add = parser.add_argument
+    add(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run folder (its newest evaluation), an evaluation folder or a scores.json; the "
+        "first is the baseline; commas join seeds of one configuration",
+    )
+    add("--split", metavar="S", help="of run folders, take evaluations of this split")
+    add("--decoding", metavar="D", help="of run folders, take this decoding, such as beam3-lp0.7")
+    add("--metrics", metavar="A,B", help="compare only these; fewer tests are corrected less")
+    add("--no-group", action="store_true", help="keep runs that differ only in their seed apart")
+    add("--anyway", action="store_true", help="compare what should not be compared, and say so")
+    add("--resamples", type=int, default=10_000, metavar="R", help="of each kind (default 10000)")
+    add("--seed", type=int, default=1, metavar="N", help="of the resamples (default 1)")
+    add("--format", choices=("text", "markdown", "json"), default="text")
+    add("--output", metavar="FILE", help="write there instead of standard output")
+    add("--figure", metavar="FILE", help="draw the intervals into a .svg or .png")
+    return parser
 
 
 @contextmanager

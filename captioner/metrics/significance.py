@@ -169,7 +169,7 @@ def _swapped(first: Statistics, others: Sequence[Statistics], swaps: Rows) -> di
 
 def _weights(images: int, resamples: int, seed: int) -> Iterator[Rows]:
     """How often each image is drawn, in blocks [C, n]."""
-    random = numpy.random.default_rng(seed)
+    random = _generator(seed)
     for block in _blocks(images, resamples):
         drawn = random.integers(images, size=(block, images))
         drawn += images * numpy.arange(block)[:, None]
@@ -179,9 +179,15 @@ def _weights(images: int, resamples: int, seed: int) -> Iterator[Rows]:
 
 def _swaps(images: int, resamples: int, seed: int) -> Iterator[Rows]:
     """Whether each image is swapped, in blocks [C, n] of 0 and 1."""
-    random = numpy.random.default_rng(seed)
+    random = _generator(seed)
     for block in _blocks(images, resamples):
         yield random.integers(2, size=(block, images), dtype=numpy.int8).astype(numpy.float64)
+
+
+def _generator(seed: int) -> numpy.random.Generator:
+    if seed < 0:
+        raise ValueError(f"seed={seed} is negative; choose 0 or more")
+    return numpy.random.default_rng(seed)
 
 
 def _blocks(images: int, resamples: int) -> Iterator[int]:
