@@ -59,6 +59,11 @@ class Result:
         return signature_part(self.signature, "decoding")
 
     @property
+    def label(self) -> str:
+        """What tells a run's evaluations apart: decoding, and what is not the best checkpoint."""
+        return self.folder.name if _run_folder(self.folder) else self.decoding
+
+    @property
     def seed(self) -> int | None:
         """The seed of the training, where it is known."""
         return None if self.config is None else self.config.get("seed")
@@ -84,7 +89,8 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
     """The evaluation folder that is meant by a path.
 
     Args:
-        path: a run folder, whose newest evaluation is meant; an evaluation folder; a scores.json.
+        path: a run folder, whose newest evaluation is meant, ensembles aside; an evaluation
+            folder; a scores.json.
         split: consider only a run's evaluations of this split.
         decoding: consider only a run's evaluations with this decoding label, such as beam3-lp0.7.
 
@@ -102,7 +108,7 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
         folder
         for folder in found
         if (split is None or folder.parent.name.endswith(f"-{split}"))
-        and (decoding is None or folder.name == decoding)
+        and (folder.name == decoding if decoding else not folder.name.startswith("ensemble"))
     ]
     if chosen:
         return max(chosen, key=lambda folder: (folder / SCORES).stat().st_mtime_ns)
@@ -254,7 +260,7 @@ def _by_configuration(results: Sequence[Result]) -> list[list[Result]]:
     for result in results:
         known = result.config is not None and result.seed is not None
         configuration = json.dumps(_flat(result.config or {}), sort_keys=True, default=str)
-        key = f"{configuration} {result.decoding}" if known else str(result.folder.resolve())
+        key = f"{configuration} {result.label}" if known else str(result.folder.resolve())
         groups.setdefault(key, []).append(result)
     for members in groups.values():
         seeds = [one.seed for one in members]
@@ -295,6 +301,8 @@ def _name(results: Sequence[Result], depth: int) -> str:
         stem = re.sub(r"[-_.,= ]+(s|seed)?[-_.,= ]*$", "", common) or run.name
     else:
         stem = run.name
-    parts = [stem, results[0].decoding, folder.parent.name]
+    parts = [stem, results[0].label, folder.parent.name]
+    if results[0].label != results[0].decoding:  # an ensemble, or not the best checkpoint
+        depth = max(depth, 1)
     name = " ".join(parts[: depth + 1]) if depth < 3 else str(folder)
     return f"{name} ({len(results)} seeds)" if len(results) > 1 else name

@@ -29,11 +29,12 @@ def evaluation(
     split: str = "dev",
     decoding: str = "greedy",
     config: dict | None = None,
+    label: str | None = None,
     diversity: float = 3.5,
     **parts: str,
 ) -> Path:
     """Write an evaluation into a run folder, with config.yaml where given; returns the run."""
-    folder = run / "evaluation" / f"toys-{split}" / decoding
+    folder = run / "evaluation" / f"toys-{split}" / (label or decoding)
     common = {"tok": "ptb", "case": "lower", "refs": "5", "n": str(len(statistics.images))}
     common |= {"decoding": decoding, "data": "toys", "split": split, "images": "51c9cff8"}
     common |= {"captioner": "0.1.0", **parts}

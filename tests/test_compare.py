@@ -240,6 +240,16 @@ def test_the_newest_evaluation_is_meant_or_the_one_chosen(tmp_path, capsys) -> N
     fails(capsys, run, "--decoding", "beam9", says="only toys-dev/greedy, toys-test/beam3")
 
 
+def test_an_ensemble_is_no_run(seeds, capsys) -> None:
+    first, second, _ = seeds["rnn"]
+    evaluation(first, system(5), label="ensemble3-abc123-greedy")
+    assert read_result(first).folder.name == "greedy"
+    ensemble = first / "evaluation" / "toys-dev" / "ensemble3-abc123-greedy"
+    found = as_json(capsys, first, second, ensemble)
+    assert list(found["systems"]) == ["rnn (2 seeds)", "rnn-seed1 ensemble3-abc123-greedy"]
+    assert found["warnings"] == []
+
+
 @pytest.mark.parametrize(
     "part", [{"split": "test"}, {"tok": "character"}, {"refs": "4"}, {"images": "0"}, {"data": "x"}]
 )
