@@ -292,22 +292,21 @@ def _checked(systems: Sequence[System], anyway: bool) -> list[str]:
     """What must be said of systems that differ; raises where they must not be compared."""
     warnings: list[str] = []
     first = systems[0].results[0]
-    parts: dict[str, dict[str, list[str]]] = {}  # part -> value -> systems
+    found: list[tuple[str, dict[str, tuple[str, str]]]] = []
     for system in systems:
         for result in system.results:
-            found = signature_differences(first, result)
-            _refuse(first, result, found, MAY_DIFFER, anyway)
+            found.append((system.name, signature_differences(first, result)))
+            _refuse(first, result, found[-1][1], MAY_DIFFER, anyway)
             inside = signature_differences(system.results[0], result)
             _refuse(system.results[0], result, inside, MAY_DIFFER_INSIDE, anyway)
-            for part, (one, other) in found.items():
-                values = parts.setdefault(part, {one or "none": [systems[0].name]})
-                values.setdefault(other or "none", []).append(system.name)
         if unlike := configuration_differences(system.results):
             warnings.append(f"{system.name} puts together runs that differ in {', '.join(unlike)}")
-    for part, values in parts.items():
-        said = "; ".join(
-            f"{value}: {', '.join(dict.fromkeys(names))}" for value, names in values.items()
-        )
+    usual = {part: pair[0] for _, parts in found for part, pair in parts.items()}
+    for part, value in usual.items():
+        names: dict[str, dict[str, None]] = {}  # value -> systems, in order
+        for name, parts in found:
+            names.setdefault(parts.get(part, ("", value))[1] or "none", {})[name] = None
+        said = "; ".join(f"{value}: {', '.join(systems)}" for value, systems in names.items())
         warnings.append(f"{part} differs ({said}): a difference may come from it, not the model")
     return warnings
 

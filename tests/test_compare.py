@@ -236,6 +236,8 @@ def test_the_newest_evaluation_is_meant_or_the_one_chosen(tmp_path, capsys) -> N
     assert found["warnings"][0].startswith(
         "decoding differs (greedy: run greedy; beam3: run beam3)"
     )
+    found = as_json(capsys, greedy, beam, evaluation(tmp_path / "b", system(4), split="test"))
+    assert "(greedy: run greedy, b greedy; beam3: run beam3)" in found["warnings"][0]
     fails(capsys, run, "--split", "train", says="data.split=train")
     fails(capsys, run, "--decoding", "beam9", says="only toys-dev/greedy, toys-test/beam3")
 
