@@ -59,7 +59,7 @@ def test_holdout_depends_on_the_name_alone_and_grows_with_the_share(names, sourc
 @given(st.floats(0, 0.49), st.text(max_size=8))
 def test_holdout_is_near_its_share(holdout, prefix):
     counts = Counter(held_out(f"{prefix}{count}.jpg", holdout) for count in range(2000))
-    for split in ("dev", "test"):  # six standard deviations of a binomial, and a few where p is tiny
+    for split in ("dev", "test"):  # six deviations of a binomial, and a few where p is tiny
         spread = (2000 * holdout * (1 - holdout)) ** 0.5
         assert abs(counts[split] - 2000 * holdout) <= 6 * spread + 4
 
