@@ -3,7 +3,7 @@
 Each bucket is a function of one `Case`. Its first paragraph defines it, a second one, "Misses" or
 "Likely errors", says where it goes wrong; the report prints both. It returns
 
-    None    the case cannot be judged: the caption makes no such claim, or the references say nothing
+    None    it cannot be judged: the caption makes no such claim, or the references say nothing
     ""      it can, and nothing is wrong
     text    it is wrong, and the text says in which way
 
@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from captioner.inspection import lexicon
-from captioner.inspection.lexicon import Mention, concepts, loose_colours, mentions
+from captioner.inspection.lexicon import Mention, concepts, loose_colours, mentions, totals
 
-LANGUAGES = ("english", "chinese", "other")
 _UNENDED = frozenset(
     "a an the of in on at by with and or to from for into onto over under near behind beside while "
     "as is are his her their its wearing holding two three".split()
@@ -36,7 +35,7 @@ class Case:
     Attributes:
         words: of the caption, as they are scored.
         references: the words of each reference; one or more.
-        language: "english", "chinese" or "other".
+        language: "english" or "chinese".
         same: how many images of the set have this very caption.
         images: how many images the set has.
         limit: the most words that the decoding allows; None where it is not known.
@@ -78,16 +77,16 @@ def wrong_object(case: Case) -> str | None:
     one) name another thing of the same kind instead: a cat where they say dog, a street where they
     say beach.
 
-    Likely errors: both things are in the picture and the references name one of them; a word of
-    the list is meant in another sense; synonyms that the list lacks. Things that are not in the
-    list are not judged.
+    Likely errors: both things are in the picture and the references name one of them; borders that
+    people draw differently (girl and woman); a word of the list that is meant in another sense;
+    synonyms that the list lacks. Things that are not in the list are not judged.
     """
     return _object(case, contradicted=True)
 
 
 def unsupported_object(case: Case) -> str | None:
-    """The caption names a thing that no reference names, by this or a kindred word, and nothing else
-    of its kind stands in two references (that would be a wrong object).
+    """The caption names a thing that no reference names, by this or a kindred word, and references
+    name nothing else of its kind instead (that would be a wrong object).
 
     Likely errors: the thing is there, and nobody thought it worth saying; most so for clothes and
     for the ground. Things that are not in the list are not judged.
@@ -125,11 +124,11 @@ def wrong_count(case: Case) -> str | None:
     if case.language == "chinese":
         said = lexicon.chinese_numbers("".join(case.words))
         return _chinese(case, said, lexicon.chinese_numbers)
-    if case.language != "english":
+    if _leaves_open(case):
         return None
     judged, notes = False, []
-    for concept, total in _totals(case.said).items():
-        found = [_totals(seen).get(concept) for seen in case.seen]
+    for concept, total in totals(case.said).items():
+        found = [totals(seen).get(concept) for seen in case.seen]
         if sum(one is not None for one in found) < case.enough:
             continue
         judged = True
@@ -144,18 +143,10 @@ def wrong_count(case: Case) -> str | None:
     return "; ".join(notes) if judged else None
 
 
-def _totals(found: Sequence[Mention]) -> dict[str, tuple[int, int]]:
-    """Each thing whose number is stated, with its number; "the" thing named again adds nothing."""
-    totals: dict[str, tuple[int, int]] = {}
-    for mention in found:
-        if len(mention.concepts) == 1 and mention.number:
-            concept = next(iter(mention.concepts))
-            if concept not in totals:
-                totals[concept] = mention.number
-            elif not mention.definite:
-                low, high = totals[concept]
-                totals[concept] = (low + mention.number[0], high + mention.number[1])
-    return totals
+def _leaves_open(case: Case) -> bool:
+    """Whether the caption counts somebody without a noun: a man jumps while another watches."""
+    named = {word for mention in case.said for word in mention.text.split()}
+    return bool({"another", "other", "others", "each"} & set(case.words) - named)
 
 
 def _kindred(mention: Mention, concept: str) -> bool:
@@ -172,8 +163,6 @@ def wrong_colour(case: Case) -> str | None:
     """
     if case.language == "chinese":
         return _chinese(case, lexicon.chinese_colours("".join(case.words)), lexicon.chinese_colours)
-    if case.language != "english":
-        return None
     judged, notes = False, []
     for said in case.said:
         seen = [
@@ -249,7 +238,7 @@ def too_short(case: Case) -> str | None:
 
 
 def too_long(case: Case) -> str | None:
-    """The caption has more words than every reference, and more than 1.5 times their mean length."""
+    """The caption has more words than every reference, and over 1.5 times their mean length."""
     lengths = [len(reference) for reference in case.references]
     limit = max(max(lengths), 1.5 * sum(lengths) / len(lengths))
     return _length(case, lengths) if len(case.words) > limit else ""
@@ -354,7 +343,7 @@ def find_errors(
     Args:
         captions: the words of each caption.
         references: for each, the words of one or more references.
-        language: "english", "chinese", or "other", for which only the buckets of form are judged.
+        language: "english" or "chinese".
         limit: the most words that the decoding allowed; None where it is not known.
         vocabulary: the words that the model can say; None where they are not known.
 

@@ -80,10 +80,10 @@ trampoline < ride: trampoline
 swing < ride: swing swinging
 slide < ride: slide sliding
 beach < place: beach sand sandy shore seashore coast shoreline
-snow < place: snow snowy ski skiing snowboard snowboarding slope sled
+snow < place: snow snowy field ski skiing snowboard snowboarding slope sled
 grass < place: grass grassy lawn field meadow pasture
 street < place: street road sidewalk intersection crosswalk pavement highway
-forest < place: forest woods jungle
+forest: forest woods jungle
 desert < place: desert dune
 pool < water: pool
 ocean < water: ocean sea wave surf surfing
@@ -134,7 +134,10 @@ _PLURALS = {
     **{"gentleman": "gentlemen", "businesswoman": "businesswomen", "goose": "geese"},
 }
 _ONLY_PLURAL = frozenset("people cattle pants jeans shorts trunks clothes woods".split())
-_UNCHANGED = frozenset("sheep fish".split())
+_UNCHANGED = frozenset(
+    "sheep fish splash surf swim tackle snowy sandy grassy underwater bmx motocross rugby hockey "
+    "soccer tennis badminton baseball softball".split()
+)
 _PHRASES = {
     **{("hot", "dog"): "hotdog", ("teddy", "bear"): "teddy", ("dirt", "bike"): "dirtbike"},
     **{("tank", "top"): "shirt", ("bathing", "suit"): "swimsuit", ("wet", "suit"): "wetsuit"},
@@ -166,7 +169,7 @@ NUMBERS = {
     **dict.fromkeys("two 2 both".split(), (2, 2)),
     **{"three": (3, 3), "four": (4, 4), "five": (5, 5), "six": (6, 6), "seven": (7, 7)},
     **{"eight": (8, 8), "nine": (9, 9), "ten": (10, 10), "3": (3, 3), "4": (4, 4), "5": (5, 5)},
-    **dict.fromkeys("several many some few multiple numerous".split(), (2, _INFINITY)),
+    **dict.fromkeys("several many few multiple numerous".split(), (2, _INFINITY)),
 }
 """Word -> the least and the largest number it may mean."""
 
@@ -175,6 +178,7 @@ _COLLECTIVES = {
     **dict.fromkeys("couple pair".split(), (2, 2)),
     "trio": (3, 3),
 }
+_COUNTED_KINDS = frozenset({"person", "animal", "vehicle", "shape"})
 _COUNTLESS = frozenset("crowd audience family team couple someone somebody people's".split())
 _LINKS = frozenset(
     "in on of at by with and or to from for into onto over under near behind beside while as is "
@@ -211,7 +215,7 @@ class Concepts:
 
     def _add(self, word: str, concept: str) -> None:
         forms = {word}
-        if word not in _ONLY_PLURAL | _UNCHANGED:
+        if word not in _ONLY_PLURAL | _UNCHANGED and not word.endswith("ing"):
             plural = _PLURALS.get(word) or _regular_plural(word)
             self.plurals.add(plural)
             forms.add(plural)
@@ -317,12 +321,18 @@ def _mention(words: list[str], place: int) -> Mention:
             break
         elif before == "and" and words[first - 1] in COLOURS and words[first + 1] in COLOURS:
             continue
-        elif before in _LINKS or before.endswith("ing") or _is_other(words, first, place):
+        elif _ends_phrase(before) or _is_other(words, first, place):
             first += 1
             break
     definite = words[first] == "the"
     text = " ".join(words[first : place + 1])
     return Mention(tree.of[word], _counted(word, number), tuple(colours), definite, text)
+
+
+def _ends_phrase(word: str) -> bool:
+    """Whether a word before a noun is no part of its phrase: a link, or by its ending a verb."""
+    verb = word.endswith("ing") or (word.endswith("s") and not word.endswith(("ss", "us")))
+    return word in _LINKS or verb
 
 
 def _is_other(words: list[str], place: int, noun: int) -> bool:
@@ -331,11 +341,33 @@ def _is_other(words: list[str], place: int, noun: int) -> bool:
 
 
 def _counted(word: str, number: tuple[int, int] | None) -> tuple[int, int] | None:
-    if word in _COUNTLESS:
+    if (
+        word in _COUNTLESS
+        or word.endswith("ing")
+        or not concepts().kinds(concepts().of[word]) <= _COUNTED_KINDS
+    ):
         return None
     if word in concepts().plurals:
         return number if number and number[1] > 1 else (2, _INFINITY)
     return number or (1, 1)
+
+
+def totals(found: Sequence[Mention]) -> dict[str, tuple[int, int]]:
+    """Each thing whose number is stated, with its number: what is named apart is added up.
+
+    A man, a boy and another man are two men and one boy; a boy and a child are two children. "The"
+    thing, where one like it was named before, is taken to be that one.
+    """
+    numbered = [m for m in found if len(m.concepts) == 1 and m.number]
+    result: dict[str, tuple[int, int]] = {}
+    for concept in {next(iter(mention.concepts)) for mention in numbered}:
+        low = high = 0
+        for mention in numbered:
+            below = concept in concepts().lineage(next(iter(mention.concepts)))
+            if below and mention.number and not (low and mention.definite):
+                low, high = low + mention.number[0], high + mention.number[1]
+        result[concept] = (low, high)
+    return result
 
 
 def loose_colours(words: Sequence[str]) -> set[str]:

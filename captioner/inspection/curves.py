@@ -1,0 +1,129 @@
+"""Training curves: the run's CSV log as line charts in SVG.
+
+The charts are text with no script and no style of their own: lines and letters take their colours
+from classes of the page around them, and lines differ by their dashes too.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+Points = list[tuple[float, float]]
+
+WIDTH, HEIGHT = 480, 260
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
+COLUMNS = ("train_loss", "dev_loss", "dev_loss_shuffled", "dev_bleu4", "dev_bleu1", "dev_distinct")
+
+
+def read_log(run: Path) -> dict[str, Points]:
+    """Read the CSV log of a run.
+
+    Args:
+        run: the run folder; a resumed run has one file for each time that it went on.
+
+    Returns:
+        column -> its (step, value) in order; columns without a finite value are left out, and a
+        step that was logged twice keeps its later value.
+    """
+    found: dict[str, dict[float, float]] = {name: {} for name in COLUMNS}
+    files = sorted(
+        run.glob("logs/csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime
+    )
+    for file in files:
+        with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+            for row in csv.DictReader(lines):
+                step = _number(row.get("step"))
+                for name, points in found.items():
+                    value = _number(row.get(name))
+                    if step is not None and value is not None:
+                        points[step] = value
+    return {name: sorted(points.items()) for name, points in found.items() if points}
+
+
+def _number(text: object) -> float | None:
+    try:
+        value = float(str(text))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def line_chart(series: Mapping[str, Points], *, title: str, unit: str) -> str:
+    """Draw lines over training steps.
+
+    Args:
+        series: name -> (step, value); one or more, each with a point or more.
+        title: what a screen reader says of the chart.
+        unit: of the values, written beside the axis.
+
+    Returns:
+        an <svg> element. The lines have the classes c0, c1 and so on.
+    """
+    every = [point for points in series.values() for point in points]
+    x_ticks = ticks(0.0, max(step for step, _ in every))
+    y_ticks = ticks(min(value for _, value in every), max(value for _, value in every))
+
+    def x(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (step - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+
+    def y(value: float) -> float:
+        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+
+    parts = [f"<title>{escape(title)}</title>"]
+    for tick in y_ticks:
+        parts.append(_line("grid", LEFT, y(tick), WIDTH - RIGHT, y(tick)))
+        parts.append(_label(LEFT - 6, y(tick) + 4, f"{tick:g}", "end"))
+    for tick in x_ticks:
+        anchor = "end" if tick == x_ticks[-1] else "middle"
+        parts.append(_label(x(tick), HEIGHT - BOTTOM + 18, f"{tick:,.0f}", anchor))
+    parts.append(
+        _label((WIDTH + LEFT) / 2, HEIGHT - 4, f"optimiser steps ({unit} upwards)", "middle")
+    )
+    for index, points in enumerate(series.values()):
+        places = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
+        parts.append(f'<polyline class="c{index}" points="{places}"/>')
+        if len(points) <= 40:
+            dots = (f'cx="{x(step):.1f}" cy="{y(value):.1f}"' for step, value in points)
+            parts += [f'<circle class="c{index}" r="2.5" {dot}/>' for dot in dots]
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" class="chart" '
+        f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )
+
+
+def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
+    """Round numbers that span a range: steps of 1, 2 or 5 times a power of ten.
+
+    Args:
+        low: the least value to be spanned.
+        high: the largest.
+        most: ticks at most, 3 or more; two more where the range ends between ticks.
+    """
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / (most - 1)))
+    step = next(power * one for one in (1, 2, 5, 10) if span / (power * one) <= most - 1)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(step * n, 10) for n in range(first, max(last, first + 1) + 1)]
+
+
+def _line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _label(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def legend(names: Sequence[str]) -> str:
+    """The names of a chart's lines, each with a piece of its line."""
+    entries = (
+        f'<li><svg viewBox="0 0 28 8" class="key" aria-hidden="true">'
+        f'<polyline class="c{index}" points="0,4 28,4"/></svg>{escape(name)}</li>'
+        for index, name in enumerate(names)
+    )
+    return f'<ul class="legend">{"".join(entries)}</ul>'

@@ -1,0 +1,79 @@
+"""Captions against the training captions: how frequent their words are, and whether they are new.
+
+A caption's nearest training caption is the one that shares most pairs of neighbouring words:
+
+    similarity(a, b) = 2 |A ∩ B| / (|A| + |B|)          (Dice, 1945)
+
+over the sets A and B of their word pairs, the borders of the caption being words too; 1 where the
+captions are equal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy
+
+_BORDER = ""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A training caption and how near it is.
+
+    Attributes:
+        words: of the training caption.
+        similarity: 0 to 1.
+    """
+
+    words: tuple[str, ...]
+    similarity: float
+
+
+class TrainingCaptions:
+    """The captions that a model has learned from.
+
+    Args:
+        captions: the words of each; one or more.
+
+    Attributes:
+        captions: the captions, each once, in their order.
+        counts: how often each word occurs in all of them.
+    """
+
+    def __init__(self, captions: Iterable[Sequence[str]]) -> None:
+        every = [tuple(words) for words in captions]
+        self.counts = Counter(word for words in every for word in words)
+        self.captions = list(dict.fromkeys(every))
+        places: dict[tuple[str, str], list[int]] = defaultdict(list)
+        sizes = []
+        for index, words in enumerate(self.captions):
+            pairs = _pairs(words)
+            sizes.append(len(pairs))
+            for pair in pairs:
+                places[pair].append(index)
+        self._places = {pair: numpy.array(found) for pair, found in places.items()}
+        self._sizes = numpy.array(sizes)
+        self._known = set(self.captions)
+
+    def holds(self, words: Sequence[str]) -> bool:
+        """Whether a caption stands among them word for word."""
+        return tuple(words) in self._known
+
+    def nearest(self, words: Sequence[str]) -> Nearest:
+        """The training caption that shares most word pairs with a caption; the first of equals."""
+        pairs = _pairs(words)
+        found = [self._places[pair] for pair in pairs if pair in self._places]
+        if not found:
+            return Nearest((), 0.0)
+        shared = numpy.bincount(numpy.concatenate(found), minlength=len(self.captions))
+        similarity = 2 * shared / (self._sizes + len(pairs))
+        best = int(similarity.argmax())
+        return Nearest(self.captions[best], float(similarity[best]))
+
+
+def _pairs(words: Sequence[str]) -> set[tuple[str, str]]:
+    return set(pairwise([_BORDER, *words, _BORDER]))
