@@ -1,0 +1,105 @@
+"""What the sections of a report share: the words of captions and references, and what follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from captioner.config import pick
+from captioner.inspection.errors import Errors, find_errors
+from captioner.inspection.novelty import TrainingCaptions
+from captioner.inspection.results import Result, Surroundings
+from captioner.metrics import TOKENIZE
+
+RANKINGS = {"cider_d": "CIDEr-D", "rouge_l": "ROUGE-L"}
+"""Rows of the statistics by which captions are ranked, the first that is there, and their names."""
+
+
+@dataclass(frozen=True)
+class View:
+    """An evaluation with what the sections of its report share.
+
+    Attributes:
+        result: captions and scores.
+        around: configuration, pictures and training captions, as far as they are there.
+        images: how many captions each part shows.
+    """
+
+    result: Result
+    around: Surroundings
+    images: int
+
+    @property
+    def chinese(self) -> bool:
+        """Whether words are characters."""
+        return self.result.parts.get("tok") == "character"
+
+    def cut(self, text: str) -> list[str]:
+        """The words of a caption, as they were scored."""
+        return pick(TOKENIZE, "character" if self.chinese else "ptb", "tok")(text)
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """The words of each caption."""
+        return [self.cut(one.caption) for one in self.result.said]
+
+    @cached_property
+    def references(self) -> list[list[list[str]]]:
+        """The words of each image's references."""
+        return [[self.cut(text) for text in one.references] for one in self.result.said]
+
+    @cached_property
+    def training(self) -> TrainingCaptions | None:
+        """The training captions, where they are there."""
+        texts = self.around.training
+        return TrainingCaptions(map(self.cut, texts)) if texts else None
+
+    @property
+    def space(self) -> str:
+        """What stands between words."""
+        return "" if self.chinese else " "
+
+    @property
+    def ranking(self) -> str | None:
+        """The name of the metric that ranks captions; None where no image has a score."""
+        return next(iter(self.image_scores), None)
+
+    @cached_property
+    def image_scores(self) -> dict[str, list[float]]:
+        """Metric -> its score of each image, 0 to 100, for CIDEr-D 0 to 1000."""
+        if self.result.statistics is None:
+            return {}
+        rows = self.result.statistics.rows
+        kept = {name: rows[family][:, 0] for family, name in RANKINGS.items() if family in rows}
+        return {name: found.tolist() for name, found in kept.items()}
+
+    @cached_property
+    def order(self) -> list[int]:
+        """The images from the best to the worst caption; empty where no image has a score."""
+        if self.ranking is None:
+            return []
+        scores = self.image_scores[self.ranking]
+        return sorted(range(len(scores)), key=lambda index: -scores[index])
+
+    @cached_property
+    def errors(self) -> dict[str, Errors]:
+        """The buckets of errors."""
+        return find_errors(
+            self.captions,
+            self.references,
+            language="chinese" if self.chinese else "english",
+            limit=self._limit(),
+            vocabulary=self._vocabulary(),
+        )
+
+    def _limit(self) -> int | None:
+        """The most words of a caption by the run's configuration, unless a caption has more."""
+        limit = (self.around.config.get("decoding") or {}).get("max_length")
+        longest = max(map(len, self.captions))
+        return limit if isinstance(limit, int) and limit >= longest else None
+
+    def _vocabulary(self) -> frozenset[str] | None:
+        least = (self.around.config.get("tokenizer") or {}).get("min_count")
+        if self.training is None or not isinstance(least, int):
+            return None
+        return frozenset(word for word, n in self.training.counts.items() if n >= least)
