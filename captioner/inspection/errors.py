@@ -140,7 +140,7 @@ def wrong_count(case: Case) -> str | None:
             own = " and ".join(f"“{m.text}”" for m in case.said if m.concepts == {concept})
             texts = (m.text for seen in case.seen for m in seen if m.concepts == {concept})
             notes.append(f"says {own}, references say {_listed(texts)}")
-    return "; ".join(notes) if judged else None
+    return "; ".join(dict.fromkeys(notes)) if judged else None
 
 
 def _leaves_open(case: Case) -> bool:
@@ -177,7 +177,7 @@ def wrong_colour(case: Case) -> str | None:
         if not said.hues & hues:
             others = _listed(m.text for found in seen for m in found)
             notes.append(f"says “{said.text}”, references say {others}")
-    return "; ".join(notes) if judged else None
+    return "; ".join(dict.fromkeys(notes)) if judged else None
 
 
 def _chinese(case: Case, said: set, read: Callable[[str], set]) -> str | None:
@@ -201,20 +201,21 @@ def _listed(texts: object, most: int = 4) -> str:
 
 
 def repetition(case: Case) -> str | None:
-    """The caption says a word twice in a row, or the same three words twice (in Chinese three times
-    in a row, or the same four characters twice).
+    """The caption says a word twice in a row, or the same three words twice, the last of which could
+    end a sentence: a red shirt and a red shirt. In Chinese a character three times in a row, or the
+    same four characters twice.
 
-    Likely errors: none in what is counted, but a repetition can be right ("a dog and a dog toy" is
-    not counted, "a red ball and a red ball" is).
+    Likely errors: a repetition can be right: to the left of a house to the left of a house.
     """
     words, chinese = list(case.words), case.language == "chinese"
     times, size = (3, 4) if chinese else (2, 3)
     for place in range(len(words) - times + 1):
         if len(set(words[place : place + times])) == 1:
             return f"“{_text(words[place : place + times], case)}”"
-    grams = Counter(tuple(words[place : place + size]) for place in range(len(words) - size + 1))
-    gram, count = max(grams.items(), key=lambda item: item[1], default=((), 0))
-    return f"“{_text(gram, case)}” {count} times" if count > 1 else ""
+    runs = [tuple(words[place : place + size]) for place in range(len(words) - size + 1)]
+    counts = Counter(run for run in runs if chinese or run[-1] not in _UNENDED)
+    run, count = max(counts.items(), key=lambda item: item[1], default=((), 0))
+    return f"“{_text(run, case)}” {count} times" if count > 1 else ""
 
 
 def truncated(case: Case) -> str | None:

@@ -283,12 +283,15 @@ def mentions(words: Sequence[str]) -> list[Mention]:
         words: as `captioner.metrics.tokenize.ptb_words` cuts them.
     """
     words = _joined(words)
-    tree = concepts()
-    return [
-        _mention(words, place)
-        for place, word in enumerate(words)
-        if word in tree.of and not (word in _COLLECTIVES and words[place + 1 : place + 2] == ["of"])
-    ]
+    return [_mention(words, place) for place in range(len(words)) if _names(words, place)]
+
+
+def _names(words: list[str], place: int) -> bool:
+    """Whether a word names a thing of its own: not the snowy of "snowy field"."""
+    of, word, after = concepts().of, words[place], words[place + 1 : place + 2]
+    if word not in of or (word in _COLLECTIVES and after == ["of"]):
+        return False
+    return not after or after[0] not in of or not concepts().agree(of[word], of[after[0]])
 
 
 def _joined(words: Sequence[str]) -> list[str]:

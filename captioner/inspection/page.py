@@ -50,7 +50,7 @@ def document(title: str, header: str, sections: Mapping[str, tuple[str, str]], f
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="referrer" content="no-referrer">\n'
         f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<header>{header}</header>\n<nav aria-label="Sections"><div>{links}'
+        f'<header>{header}</header>\n<nav aria-label="Sections"><div><p class="links">{links}</p>'
         '<input id="find" type="search" placeholder="filter captions" hidden '
         'aria-label="Show only captions with these words"><span id="found" role="status"></span>'
         f"</div></nav>\n<main>\n{body}</main>\n<footer>{footer}</footer>\n"
