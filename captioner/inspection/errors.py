@@ -201,9 +201,9 @@ def _listed(texts: object, most: int = 4) -> str:
 
 
 def repetition(case: Case) -> str | None:
-    """The caption says a word twice in a row, or the same three words twice, the last of which could
-    end a sentence: a red shirt and a red shirt. In Chinese a character three times in a row, or the
-    same four characters twice.
+    """The caption says a word twice in a row, or the same three words twice, the last of which can
+    end a sentence: a red shirt and a red shirt. In Chinese it says a character three times in a
+    row, or the same four characters twice.
 
     Likely errors: a repetition can be right: to the left of a house to the left of a house.
     """

@@ -187,6 +187,8 @@ def look_around(result: Result, *, data_root: str | None = None) -> Surroundings
         reason = " ".join(str(error).split())
         return Surroundings(config, absent=dict.fromkeys(("pictures", "training"), reason))
     absent = {}
+    odd = ", ".join(f"{what}: {count:,}" for what, count in reading.oddities.items())
+    odd = f" ({odd})" if odd else ""
     pictures = {record.image_id: record.image for record in reading.records}
     wanted = {one.image for one in result.said}
     pictures = {image: path for image, path in pictures.items() if image in wanted}
@@ -197,7 +199,7 @@ def look_around(result: Result, *, data_root: str | None = None) -> Surroundings
         pictures = {}
     training = [t for one in reading.records if one.split == "train" for t in one.captions]
     if not training:
-        absent["training"] = "the data set has no training captions"
+        absent["training"] = f"the data set has no training captions{odd}"
     return Surroundings(config, pictures, training, absent)
 
 

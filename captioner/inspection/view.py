@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from captioner.config import pick
+from captioner.decoding import DecodingOptions
 from captioner.inspection.errors import Errors, find_errors
 from captioner.inspection.novelty import TrainingCaptions
 from captioner.inspection.results import Result, Surroundings
-from captioner.metrics import TOKENIZE
+from captioner.metrics.tokenize import characters, ptb_words
 
 RANKINGS = {"cider_d": "CIDEr-D", "rouge_l": "ROUGE-L"}
 """Rows of the statistics by which captions are ranked, the first that is there, and their names."""
@@ -36,7 +37,7 @@ class View:
 
     def cut(self, text: str) -> list[str]:
         """The words of a caption, as they were scored."""
-        return pick(TOKENIZE, "character" if self.chinese else "ptb", "tok")(text)
+        return characters(text) if self.chinese else ptb_words(text)
 
     @cached_property
     def captions(self) -> list[list[str]]:
@@ -93,10 +94,12 @@ class View:
         )
 
     def _limit(self) -> int | None:
-        """The most words of a caption by the run's configuration, unless a caption has more."""
-        limit = (self.around.config.get("decoding") or {}).get("max_length")
-        longest = max(map(len, self.captions))
-        return limit if isinstance(limit, int) and limit >= longest else None
+        """The most words of a caption: the decoding label names it where it is not the default."""
+        label = self.result.parts.get("decoding")
+        if label is None:
+            return None
+        named = re.search(r"(?:^|-)max(\d+)(?:-|$)", label)
+        return int(named[1]) if named else DecodingOptions.max_length
 
     def _vocabulary(self) -> frozenset[str] | None:
         least = (self.around.config.get("tokenizer") or {}).get("min_count")

@@ -1,0 +1,94 @@
+"""Nearest training captions, training curves and breakdowns, each against a plain computation."""
+
+import random
+import xml.etree.ElementTree as tree
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from captioner.inspection.breakdown import by_frequency, by_length
+from captioner.inspection.curves import line_chart, read_log, ticks
+from captioner.inspection.novelty import TrainingCaptions
+
+
+def dice(a: list[str], b: list[str]) -> float:
+    """The definition, written out."""
+    pairs = [set(zip(["^", *words], [*words, "$"])) for words in (a, b)]
+    return 2 * len(pairs[0] & pairs[1]) / (len(pairs[0]) + len(pairs[1]))
+
+
+def test_the_nearest_caption_is_that_of_a_full_search() -> None:
+    chance = random.Random(3)
+    captions = [[chance.choice("abcde") for _ in range(chance.randint(1, 7))] for _ in range(60)]
+    training = TrainingCaptions(captions)
+    for _ in range(40):
+        words = [chance.choice("abcdef") for _ in range(chance.randint(1, 7))]
+        found = training.nearest(words)
+        assert found.similarity == pytest.approx(max(dice(words, one) for one in captions))
+        if found.words:
+            assert dice(words, list(found.words)) == pytest.approx(found.similarity)
+        assert (found.similarity == 1) >= training.holds(words)
+
+
+def test_words_are_counted_in_every_caption_and_nothing_shared_is_far() -> None:
+    training = TrainingCaptions([["a", "dog"], ["a", "dog"], ["a", "cat"]])
+    assert training.counts == {"a": 3, "dog": 2, "cat": 1}
+    assert len(training.captions) == 2
+    assert training.holds(["a", "cat"])
+    assert training.nearest(["birds"]).similarity == 0
+
+
+def test_lengths_are_parted_into_ranges_that_hold_every_image() -> None:
+    lengths = [1, 2, 2, 3, 3, 3, 9, 9.4, 12]
+    scores = {"CIDEr-D": [float(n) for n in range(9)]}
+    bins = by_length(lengths, scores, most=3)
+    assert [(one.low, one.high, one.count) for one in bins] == [(1, 2, 3), (3, 8, 3), (9, 12, 3)]
+    assert [one.values["CIDEr-D"] for one in bins] == [1, 4, 7]
+    assert [one.count for one in by_length([5.0] * 4, {})] == [4]
+
+
+def test_recall_is_of_the_words_that_references_agree_on() -> None:
+    references = [[["a", "dog", "runs"], ["a", "dog"], ["the", "dog"], ["one", "pet"]]]
+    bins = by_frequency([["a", "cat"]], references, {"a": 100, "dog": 6})
+    assert [(one.label, one.count, one.values["recall"]) for one in bins] == [
+        ("5 to 19", 1, 0.0),
+        ("100 to 999", 1, 1.0),
+    ]
+
+
+# Curves ---------------------------------------------------------------------------------------
+
+
+def test_a_log_of_several_parts_is_read_in_order(tmp_path: Path) -> None:
+    for version, text in enumerate(
+        (
+            "dev_loss,step,train_loss\n,0,3.5\n2.5,9,\n",
+            "dev_loss,step,train_loss\n2.0,19,nan\nx,,\n",
+        )
+    ):
+        folder = tmp_path / "logs" / "csv" / f"version_{version}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.csv").write_text(text)
+    assert read_log(tmp_path) == {"train_loss": [(0, 3.5)], "dev_loss": [(9, 2.5), (19, 2.0)]}
+    assert read_log(tmp_path / "nowhere") == {}
+
+
+def test_a_chart_is_sound_and_lies_in_its_frame() -> None:
+    chart = line_chart({"a": [(0, 1.5), (90, 8.25)], "<b>": [(40, 3)]}, title="<i>", unit="&")
+    root = tree.fromstring(chart)
+    lines = root.findall("polyline")
+    assert [line.get("class") for line in lines] == ["c0", "c1"]
+    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in lines[0].get("points", "").split())
+    assert 0 < x0 < x1 < 480
+    assert 260 > y0 > y1 > 0
+    assert root.get("aria-label") == "<i>"
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (0.2, 0.9), (3, 3), (0, 0), (-2, 7.3), (60.1, 62)])
+def test_ticks_are_even_and_span_the_range(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert found[0] <= low <= high <= found[-1]
+    steps = {round(b - a, 9) for a, b in pairwise(found)}
+    assert len(steps) == 1
+    assert 2 <= len(found) <= 8

@@ -1,0 +1,246 @@
+"""The report: one page that shows data as text, needs nothing else, and says what is missing."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioner.api import Captioner
+from captioner.cli import main
+from captioner.evaluation import evaluate
+from captioner.inspection.page import marked
+from captioner.inspection.report import report
+
+NASTY = "<script>alert(1)</script> & \"a\" 'dog'"
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements with attributes, and the text between them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attributes}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run with an evaluation of its dev split; not to be changed."""
+    copy = shutil.copytree(run, tmp_path_factory.mktemp("report") / "tiny")
+    captioner = Captioner.load(copy, device="cpu")
+    groups = {name: captioner.config[name] for name in ("data", "decoding", "loader")}
+    result = evaluate(captioner, **groups, split="dev", progress=False)
+    result.write(copy / "evaluation" / "shapes-dev" / "greedy")
+    return copy
+
+
+@pytest.fixture
+def folder(evaluated: Path, tmp_path: Path) -> Path:
+    """A run of one's own to damage."""
+    return shutil.copytree(evaluated, tmp_path / "tiny")
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """Change the first line of the captions."""
+    path = folder / "evaluation" / "shapes-dev" / "greedy" / "captions.jsonl"
+    first, rest = path.read_text().split("\n", 1)
+    path.write_text(json.dumps({**json.loads(first), **changes}) + "\n" + rest)
+
+
+def test_the_page_shows_what_was_said(evaluated: Path, tmp_path: Path) -> None:
+    path = report(evaluated, images=3, output=tmp_path / "page.html")
+    page = Page(path)
+    lines = (evaluated / "evaluation" / "shapes-dev" / "greedy" / "captions.jsonl").read_text()
+    for row in map(json.loads, lines.splitlines()):
+        assert row["caption"] in page.text
+        assert row["image"] in page.text
+    for words in ("BLEU-4", "CIDEr-D", "dev loss with the wrong image", "Wrong colour", "greedy"):
+        assert words in page.text
+    assert len(page.all("polyline")) >= 4
+    sources = {image["src"] for image in page.all("img")}
+    assert sources
+    for source in sources:
+        data = base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))
+        assert max(Image.open(io.BytesIO(data)).size) <= 320
+
+
+def test_the_page_needs_nothing_but_itself(evaluated: Path, tmp_path: Path) -> None:
+    page = Page(report(evaluated, output=tmp_path / "page.html"))
+    for tag, attributes in page.elements:
+        for name, value in attributes.items():
+            assert name not in ("srcset", "action", "style") and not name.startswith("on")
+            if name in ("src", "href", "data", "poster"):
+                assert value.startswith(("data:image/jpeg;base64,", "#")), (tag, name, value[:60])
+    assert not page.all("link") and not page.all("iframe")
+    assert not re.search(r"@import|url\(|https?://", page.source)
+    assert page.all("meta")[2]["content"] == "width=device-width, initial-scale=1"
+
+
+def test_the_policy_allows_the_own_style_and_script_only(evaluated: Path, tmp_path: Path) -> None:
+    page = Page(report(evaluated, output=tmp_path / "page.html"))
+    policy = page.all("meta")[1]["content"]
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", page.source, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+
+
+def test_the_page_can_be_read_aloud_and_by_keyboard(evaluated: Path, tmp_path: Path) -> None:
+    page = Page(report(evaluated, output=tmp_path / "page.html"))
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
+    assert len(page.all("h1")) == 1
+    assert len(page.all("details")) == len(page.all("summary")) > 10
+    names = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {link["href"][1:] for link in page.all("a")} <= names
+    assert page.all("input")[0]["aria-label"]
+
+
+def test_captions_are_data_and_never_markup(folder: Path) -> None:
+    rewrite(folder, caption=NASTY, references=[NASTY, "a dog</title></li><img src=x onerror=1>"])
+    page = Page(report(folder, images=100))
+    assert len(page.all("script")) == 1
+    assert NASTY in page.text
+    assert all("onerror" not in attributes for _, attributes in page.elements)
+    assert all(image["src"].startswith("data:image/jpeg") for image in page.all("img"))
+
+
+def test_names_are_data_too(folder: Path) -> None:
+    path = folder / "evaluation" / "shapes-dev" / "greedy" / "scores.json"
+    content = json.loads(path.read_text())
+    content["missing"] = {"<b>SPICE": "<i>no java"}
+    content["signature"] += "|data:<u>"
+    path.write_text(json.dumps(content))
+    (folder / "config.yaml").write_text("data: {root: <s>}\nother: <s>\n")
+    page = Page(report(folder))
+    assert not {"b", "i", "u", "s"} & {tag for tag, _ in page.elements}
+    assert "<b>SPICE" in page.text and "<s>" in page.text
+
+
+def test_shared_runs_are_marked_by_length() -> None:
+    found = marked(["two", "<dogs>", "run"], [["two", "<dogs>"], ["run"]])
+    assert found == '<mark class="m2">two &lt;dogs&gt;</mark> <mark class="m1">run</mark>'
+    assert marked(["狗", "跑"], [["猫"]], space="") == "狗跑"
+
+
+# What is missing ------------------------------------------------------------------------------
+
+
+def test_without_data_the_page_says_so(folder: Path, tmp_path: Path) -> None:
+    page = Page(report(folder, data_root=str(tmp_path / "gone")))
+    assert not page.all("img")
+    assert "No pictures" in page.text and "No training" in page.text
+    assert "Nothing to compare with" in page.text
+    assert not (tmp_path / "gone").exists()  # the embedded set is not drawn for a report
+
+
+def test_without_the_pictures_of_a_split_the_training_captions_still_serve(
+    folder: Path, scenes: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(scenes, tmp_path / "shapes")
+    for path in (root / "images").glob("dev_*.png"):
+        path.unlink()
+    page = Page(report(folder, data_root=str(root)))
+    assert not page.all("img")
+    assert "none of the images (caption of an absent image" in page.text
+    assert "nearest training caption" in page.text
+
+
+def test_without_run_log_or_statistics_the_rest_is_shown(folder: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(folder / "evaluation" / "shapes-dev" / "greedy", alone)
+    (alone / "statistics.npz").unlink()
+    page = Page(report(alone))
+    assert "no CSV log" in page.text
+    assert "no best or worst" in page.text
+    assert "No config" in page.text
+    assert "Wrong count" in page.text
+
+
+def test_a_broken_picture_is_left_out(folder: Path, scenes: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(scenes, tmp_path / "shapes")
+    for path in (root / "images").glob("dev_0000[0-6].png"):
+        path.write_bytes(b"no image")
+    sources = {image["src"] for image in Page(report(folder, data_root=str(root))).all("img")}
+    assert len(sources) == 1
+
+
+def test_a_chinese_page_judges_what_it_can(folder: Path) -> None:
+    path = folder / "evaluation" / "shapes-dev" / "greedy"
+    scores = path / "scores.json"
+    scores.write_text(scores.read_text().replace("tok:ptb", "tok:character"))
+    rewrite(folder, caption="穿红衣服的男人", references=["穿蓝衣服的男人", "蓝色上衣的男人"])
+    page = Page(report(folder, images=100))
+    assert "says 红, references 蓝" in page.text
+
+
+# The verb -------------------------------------------------------------------------------------
+
+
+def test_the_verb_chooses_the_evaluation_and_the_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    other = folder / "evaluation" / "shapes-test" / "beam2"
+    shutil.copytree(folder / "evaluation" / "shapes-dev" / "greedy", other)
+    assert main(["report", str(folder), "--split", "test"]) == 0
+    assert (other / "report.html").is_file()
+    target = tmp_path / "page.html"
+    argv = ["--decoding", "greedy", "--images", "1", "--output", str(target)]
+    assert main(["report", str(folder), *argv]) == 0
+    assert f"wrote {target}" in capsys.readouterr().out
+    assert target.is_file()
+
+
+def test_wrong_inputs_get_one_line(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    place = folder / "evaluation" / "shapes-dev" / "greedy"
+
+    def fails(*argv: object, says: str) -> None:
+        assert main(["report", *map(str, argv)]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert error.startswith("captioner: error: ") and says in error
+
+    fails(tmp_path / "gone", says="no such folder")
+    fails(tmp_path, says="run captioner evaluate")
+    fails(folder, "--split", "test", says="choose among shapes-dev/greedy")
+    fails(folder, "--decoding", "beam9", says="decoding='beam9'")
+    fails(folder, "--images", 0, says="images=0")
+    content = (place / "statistics.npz").read_bytes()
+    (place / "statistics.npz").write_bytes(content[:90])
+    fails(folder, says="damaged")
+    (place / "statistics.npz").write_bytes(content)
+    rewrite(folder, image="another.png")
+    fails(folder, says="differ in images")
+    rewrite(folder, references="a dog")
+    (place / "scores.json").write_text('{"BLEU-4": 3}')
+    fails(folder, says="scores.json")
+    (place / "scores.json").unlink()
+    fails(folder, says="scores.json")
+    rewrite(folder, caption=None)
+    fails(folder, says="captions.jsonl, line 1")
+    (place / "captions.jsonl").write_text("")
+    fails(folder, says="holds no captions")
+    assert not (place / "report.html").exists()
