@@ -193,9 +193,7 @@ def look_around(result: Result, *, data_root: str | None = None) -> Surroundings
     wanted = {one.image for one in result.said}
     pictures = {image: path for image, path in pictures.items() if image in wanted}
     if not any(Path(path).is_file() for path in pictures.values()):
-        absent["pictures"] = (
-            "the data set that the run's configuration names has none of the images"
-        )
+        absent["pictures"] = f"the data set has none of the images{odd}"
         pictures = {}
     training = [t for one in reading.records if one.split == "train" for t in one.captions]
     if not training:
