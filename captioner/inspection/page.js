@@ -10,6 +10,7 @@ box.addEventListener("input", () => {
   for (const { element, text } of entries) {
     element.hidden = !words.every((word) => text.includes(word));
   }
-  const shown = entries.filter(({ element }) => !element.hidden).length;
-  count.textContent = words.length ? `${shown} of ${entries.length}` : "";
+  const rows = entries.map(({ element }) => element).filter(({ tagName }) => tagName === "TR");
+  const shown = rows.filter(({ hidden }) => !hidden).length;
+  count.textContent = words.length ? `${shown} of ${rows.length}` : "";
 });

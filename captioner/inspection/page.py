@@ -89,7 +89,10 @@ def table(
         numbers: the columns that are set to the right.
     """
     kinds = [' class="number"' if index in numbers else "" for index in range(len(head))]
-    top = "".join(f'<th scope="col"{k}>{escape(text)}</th>' for k, text in zip(kinds, head))
+    top = "".join(
+        f'<th scope="col"{kind}>{escape(text)}</th>' if text else "<td></td>"
+        for kind, text in zip(kinds, head)
+    )
     body = "".join(
         f'<tr><th scope="row">{first}</th>'
         + "".join(f"<td{k}>{cell}</td>" for k, cell in zip(kinds[1:], rest))

@@ -31,7 +31,7 @@ from captioner.inspection.page import (
     picture,
     table,
 )
-from captioner.inspection.results import find_evaluation, look_around, read_result
+from captioner.inspection.results import CAPTIONS, find_evaluation, look_around, read_result
 from captioner.inspection.view import View
 
 FILE = "report.html"
@@ -101,14 +101,14 @@ def page(view: View) -> str:
 
 def _header(view: View, title: str) -> str:
     result = view.result
-    newest = max(path.stat().st_mtime for path in result.folder.iterdir() if path.is_file())
+    written = datetime.fromtimestamp((result.folder / CAPTIONS).stat().st_mtime).astimezone()
     entries = {
         "Run": str(result.run or "not known: the evaluation does not lie in a run folder"),
         "Data": f"{result.parts.get('data', '?')}, split {result.parts.get('split', '?')}, "
         f"{len(result.said):,} images",
         "Decoding": result.parts.get("decoding", "?"),
         "Words": "characters (Chinese)" if view.chinese else "as PTBTokenizer cuts them",
-        "Evaluated": f"{datetime.fromtimestamp(newest).astimezone().isoformat(' ', 'minutes')}, "
+        "Evaluated": f"{written.isoformat(' ', 'minutes')}, "
         f"by captioner {result.parts.get('captioner', '?')}",
     }
     shown = "".join(
@@ -131,47 +131,52 @@ def _scores(view: View) -> str:
     ) + folded("Signatures: what the scores depend on", f'<dl class="facts">{signatures}</dl>')
 
 
+LINES = {
+    "train_loss": "training loss",
+    "dev_loss": "dev loss",
+    "dev_loss_shuffled": "dev loss with the wrong image",
+    "dev_bleu4": "dev BLEU-4",
+}
+"""Columns of the training log that are shown, and what they are called."""
+
+
 def _training(view: View) -> str:
     log = curves.read_log(view.result.run) if view.result.run else {}
+    log = {LINES[name]: points for name, points in log.items() if name in LINES}
     if not log:
         return paragraph("The run has no CSV log (logs/csv/), so there are no curves.", kind="note")
-    charts = ""
-    names = {
-        "train_loss": "training loss",
-        "dev_loss": "dev loss",
-        "dev_loss_shuffled": "dev loss with the wrong image",
-        "dev_bleu4": "dev BLEU-4",
-    }
-    losses = {names[name]: log[name] for name in list(names)[:3] if name in log}
-    bleu = {names[name]: log[name] for name in ("dev_bleu4",) if name in log}
-    for series, title, unit in (
-        (losses, "Loss over training", "loss a word"),
-        (bleu, "BLEU-4 of freely decoded dev captions over training", "BLEU-4"),
-    ):
-        if series:
-            drawn = curves.line_chart(series, title=title, unit=unit)
-            charts += f"<figure>{drawn}{curves.legend(list(series))}</figure>"
-    looks = sorted({step for name in ("dev_loss", "dev_bleu4") for step, _ in log.get(name, [])})
-    columns = {name: dict(log[name]) for name in names if name in log and name != "train_loss"}
-    rows = [
-        [f"{step:,.0f}", *(f"{one[step]:.3f}" if step in one else "" for one in columns.values())]
-        for step in looks
-    ]
-    numbers = table(
-        ["step", *(names[name] for name in columns)],
-        rows,
-        title="Every look at dev.",
-        numbers=range(len(columns) + 1),
+    bleu = LINES["dev_bleu4"]
+    charts = _chart(
+        {n: p for n, p in log.items() if n != bleu}, "Loss over training", "loss a word"
     )
+    charts += _chart({n: p for n, p in log.items() if n == bleu}, f"{bleu} over training", "BLEU-4")
     return (
         paragraph(
             "The dev losses are teacher-forced and without label smoothing, which the training "
-            "loss includes. The wrong image is the neighbour's: the wider the gap, the more the "
-            "captions depend on the picture."
+            "loss includes; BLEU-4 is of freely decoded captions. The wrong image is the "
+            "neighbour's: the wider the gap, the more the captions depend on the picture."
         )
         + f'<div class="charts">{charts}</div>'
-        + folded("The numbers", numbers)
+        + folded("The numbers", _looks({n: p for n, p in log.items() if n.startswith("dev")}))
     )
+
+
+def _chart(series: dict[str, curves.Points], title: str, unit: str) -> str:
+    if not series:
+        return ""
+    drawn = curves.line_chart(series, title=title, unit=unit)
+    return f"<figure>{drawn}{curves.legend(list(series))}</figure>"
+
+
+def _looks(series: dict[str, curves.Points]) -> str:
+    """The values of every look at dev."""
+    columns = [dict(points) for points in series.values()]
+    rows = [
+        [f"{step:,.0f}", *(f"{one[step]:.3f}" if step in one else "" for one in columns)]
+        for step in sorted({step for one in columns for step in one})
+    ]
+    head = ["step", *series]
+    return table(head, rows, title="Every look at dev.", numbers=range(len(head)))
 
 
 # Captions ---------------------------------------------------------------------------------------
@@ -227,25 +232,7 @@ def _captions(view: View) -> str:
 
 def _errors(view: View) -> str:
     total = len(view.captions)
-    rows, examples = [], ""
-    for name, bucket in BUCKETS.items():
-        errors = view.errors[name]
-        count, judged = len(errors.notes), errors.judged
-        share = count / judged if judged else 0.0
-        label = "word lists" if bucket.heuristic else "exact"
-        rows.append(
-            [
-                f'<a href="#{name}">{escape(bucket.title)}</a>',
-                f"{count:,}",
-                f"{judged:,}",
-                f"{100 * share:.1f} %" if judged else "not judged",
-                bar(share),
-                f'<span class="tag">{label}</span>',
-            ]
-        )
-        examples += _bucket(view, name)
-    none = sum(all(i not in e.notes for e in view.errors.values()) for i in range(total))
-    head = ["error", "captions", "could be judged", "share of these", "", "found by"]
+    none = sum(not _titles(view, index) for index in range(total))
     return (
         paragraph(
             "Captions are compared with the references by their words; the picture is not looked "
@@ -254,13 +241,26 @@ def _errors(view: View) -> str:
             "it counts and where it is likely to fail. A caption may stand in several."
         )
         + table(
-            head,
-            rows,
+            ["error", "captions", "could be judged", "share of these", "", "found by"],
+            [_error_row(view, name) for name in BUCKETS],
             title=f"Errors in {total:,} captions; {none:,} have none of them.",
             numbers=[1, 2, 3],
         )
-        + examples
+        + "".join(_bucket(view, name) for name in BUCKETS)
     )
+
+
+def _error_row(view: View, name: str) -> list[str]:
+    bucket, errors = BUCKETS[name], view.errors[name]
+    share = len(errors.notes) / errors.judged if errors.judged else 0.0
+    return [
+        f'<a href="#{name}">{escape(bucket.title)}</a>',
+        f"{len(errors.notes):,}",
+        f"{errors.judged:,}",
+        f"{100 * share:.1f} %" if errors.judged else "not judged",
+        bar(share),
+        f'<span class="tag">{"word lists" if bucket.heuristic else "exact"}</span>',
+    ]
 
 
 def _bucket(view: View, name: str) -> str:
