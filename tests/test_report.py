@@ -17,6 +17,8 @@ from captioner.cli import main
 from captioner.evaluation import evaluate
 from captioner.inspection.page import marked
 from captioner.inspection.report import report
+from captioner.metrics.significance import bootstrap, interval
+from captioner.metrics.statistics import FILE, Statistics
 
 NASTY = "<script>alert(1)</script> & \"a\" 'dog'"
 
@@ -62,7 +64,7 @@ def rewrite(folder: Path, **changes: object) -> None:
     """Change the first line of the captions."""
     path = folder / "evaluation" / "shapes-dev" / "greedy" / "captions.jsonl"
     first, rest = path.read_text().split("\n", 1)
-    path.write_text(json.dumps({**json.loads(first), **changes}) + "\n" + rest)
+    path.write_text(json.dumps({**json.loads(first), **changes}, ensure_ascii=False) + "\n" + rest)
 
 
 def test_the_page_shows_what_was_said(evaluated: Path, tmp_path: Path) -> None:
@@ -80,6 +82,19 @@ def test_the_page_shows_what_was_said(evaluated: Path, tmp_path: Path) -> None:
     for source in sources:
         data = base64.b64decode(source.removeprefix("data:image/jpeg;base64,"))
         assert max(Image.open(io.BytesIO(data)).size) <= 320
+
+
+def test_scores_have_their_bootstrap_intervals(evaluated: Path, tmp_path: Path) -> None:
+    path = report(evaluated, output=tmp_path / "page.html")
+    folder = evaluated / "evaluation" / "shapes-dev" / "greedy"
+    low, high = interval(bootstrap([[Statistics.load(folder / FILE)]])["CIDEr-D"][0])
+    score = json.loads((folder / "scores.json").read_text())["scores"]["CIDEr-D"]
+    assert low < score < high
+    cells = [
+        f"<td{kind}>{text}</td>"
+        for kind, text in ((' class="number"', f"{score:.2f}"), ("", f"{low:.2f} to {high:.2f}"))
+    ]
+    assert "".join(cells) in path.read_text(encoding="utf-8")
 
 
 def test_the_page_needs_nothing_but_itself(evaluated: Path, tmp_path: Path) -> None:
@@ -118,7 +133,11 @@ def test_the_page_can_be_read_aloud_and_by_keyboard(evaluated: Path, tmp_path: P
 
 
 def test_captions_are_data_and_never_markup(folder: Path) -> None:
-    rewrite(folder, caption=NASTY, references=[NASTY, "a dog</title></li><img src=x onerror=1>"])
+    rewrite(
+        folder,
+        caption=NASTY,
+        references=[NASTY, "a\u2028line", "a dog</title></li><img src=x onerror=1>"],
+    )
     page = Page(report(folder, images=100))
     assert len(page.all("script")) == 1
     assert NASTY in page.text
@@ -167,14 +186,17 @@ def test_without_the_pictures_of_a_split_the_training_captions_still_serve(
     assert "nearest training caption" in page.text
 
 
-def test_without_run_log_or_statistics_the_rest_is_shown(folder: Path, tmp_path: Path) -> None:
+def test_without_run_log_or_scores_of_images_the_rest_is_shown(
+    folder: Path, tmp_path: Path
+) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(folder / "evaluation" / "shapes-dev" / "greedy", alone)
-    (alone / "statistics.npz").unlink()
+    statistics = Statistics.load(alone / FILE)
+    Statistics(statistics.images, {"bleu": statistics.rows["bleu"]}).save(alone / FILE)
     page = Page(report(alone))
     assert "no CSV log" in page.text
     assert "no best or worst" in page.text
-    assert "No config" in page.text
+    assert "No configuration" in page.text
     assert "Wrong count" in page.text
 
 
@@ -223,24 +245,23 @@ def test_wrong_inputs_get_one_line(
         assert error.count("\n") == 1
         assert error.startswith("captioner: error: ") and says in error
 
-    fails(tmp_path / "gone", says="no such folder")
-    fails(tmp_path, says="run captioner evaluate")
-    fails(folder, "--split", "test", says="choose among shapes-dev/greedy")
-    fails(folder, "--decoding", "beam9", says="decoding='beam9'")
+    fails(tmp_path / "gone", says="no such run folder")
+    fails(tmp_path, says="captioner evaluate")
+    fails(folder, "--split", "test", says="holds only shapes-dev/greedy")
+    fails(folder, "--decoding", "beam9", says="holds only shapes-dev/greedy")
     fails(folder, "--images", 0, says="images=0")
     content = (place / "statistics.npz").read_bytes()
     (place / "statistics.npz").write_bytes(content[:90])
     fails(folder, says="damaged")
     (place / "statistics.npz").write_bytes(content)
     rewrite(folder, image="another.png")
-    fails(folder, says="differ in images")
-    rewrite(folder, references="a dog")
-    (place / "scores.json").write_text('{"BLEU-4": 3}')
-    fails(folder, says="scores.json")
-    (place / "scores.json").unlink()
-    fails(folder, says="scores.json")
+    fails(folder, says="not of the images")
     rewrite(folder, caption=None)
     fails(folder, says="captions.jsonl, line 1")
-    (place / "captions.jsonl").write_text("")
-    fails(folder, says="holds no captions")
+    (place / "captions.jsonl").write_bytes(b"\xff\xfe")
+    fails(folder, says="UTF-8")
+    (place / "captions.jsonl").unlink()
+    fails(folder, says="captions.jsonl: is not there")
+    (place / "scores.json").write_text('{"BLEU-4": 3}')
+    fails(folder, says="scores.json")
     assert not (place / "report.html").exists()

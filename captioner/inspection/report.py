@@ -31,8 +31,10 @@ from captioner.inspection.page import (
     picture,
     table,
 )
-from captioner.inspection.results import CAPTIONS, find_evaluation, look_around, read_result
-from captioner.inspection.view import View
+from captioner.inspection.results import CAPTIONS, look_around, read_captions
+from captioner.inspection.view import RANKINGS, View
+from captioner.metrics.significance import bootstrap, interval
+from captioner.systems import read_result
 
 FILE = "report.html"
 MOST_LISTED = 3000
@@ -67,10 +69,10 @@ def report(
     """
     if not 1 <= images <= 100:
         raise ValueError(f"images={images} is not accepted; choose 1 to 100")
-    folder = find_evaluation(path, split=split, decoding=decoding)
-    result = read_result(folder)
-    view = View(result, look_around(result, data_root=data_root), images)
-    return write_whole(output or folder / FILE, page(view))
+    result = read_result(Path(path), split=split, decoding=decoding)
+    said = read_captions(result)
+    view = View(result, said, look_around(result, said, data_root=data_root), images)
+    return write_whole(output or result.folder / FILE, page(view))
 
 
 # The page ---------------------------------------------------------------------------------------
@@ -78,9 +80,8 @@ def report(
 
 def page(view: View) -> str:
     """The report of an evaluation as HTML."""
-    parts, run = view.result.parts, view.result.run
-    name = run.name if run else view.result.folder.resolve().name
-    title = f"{name}: {parts.get('data', '')} {parts.get('split', '')}, {parts.get('decoding', '')}"
+    name = view.result.run.resolve().name
+    title = f"{name}: {view.part('data')} {view.part('split')}, {view.result.label}"
     sections = {
         "scores": ("Scores", _scores(view)),
         "training": ("Training", _training(view)),
@@ -103,13 +104,11 @@ def _header(view: View, title: str) -> str:
     result = view.result
     written = datetime.fromtimestamp((result.folder / CAPTIONS).stat().st_mtime).astimezone()
     entries = {
-        "Run": str(result.run or "not known: the evaluation does not lie in a run folder"),
-        "Data": f"{result.parts.get('data', '?')}, split {result.parts.get('split', '?')}, "
-        f"{len(result.said):,} images",
-        "Decoding": result.parts.get("decoding", "?"),
+        "Run": str(result.run),
+        "Data": f"{view.part('data')}, split {view.part('split')}, {len(view.said):,} images",
+        "Decoding": result.decoding,
         "Words": "characters (Chinese)" if view.chinese else "as PTBTokenizer cuts them",
-        "Evaluated": f"{written.isoformat(' ', 'minutes')}, "
-        f"by captioner {result.parts.get('captioner', '?')}",
+        "Evaluated": f"{written.isoformat(' ', 'minutes')}, by captioner {view.part('captioner')}",
     }
     shown = "".join(
         f'<p class="note">No {escape(what)}: {escape(why)}.</p>'
@@ -120,15 +119,28 @@ def _header(view: View, title: str) -> str:
 
 def _scores(view: View) -> str:
     result = view.result
-    rows = [[escape(name), f"{value:.2f}"] for name, value in result.scores.items()]
-    rows += [[escape(name), escape(f"not computed: {why}")] for name, why in result.missing.items()]
+    resampled = bootstrap([[result.statistics]])  # metric -> [1, R]
+    spans = {name: "{:.2f} to {:.2f}".format(*interval(r[0])) for name, r in resampled.items()}
+    rows = [
+        [escape(name), f"{score:.2f}", spans.get(name, "")] for name, score in result.scores.items()
+    ]
+    rows += [
+        [escape(name), "", escape(f"not computed: {why}")] for name, why in result.missing.items()
+    ]
     signatures = "".join(
         f"<dt>{escape(name)}</dt><dd><code>{escape(text)}</code></dd>"
         for name, text in result.signatures.items()
     )
-    return table(
-        ["metric", "score"], rows, title="Scores of the whole split.", numbers=[1]
-    ) + folded("Signatures: what the scores depend on", f'<dl class="facts">{signatures}</dl>')
+    return (
+        paragraph(
+            "The interval is a bootstrap over the images: how far the score would move with other "
+            "images of the same kind, not with another training."
+        )
+        + table(
+            ["metric", "score", "95 % interval"], rows, title="Scores of the split.", numbers=[1]
+        )
+        + folded("Signatures: what the scores depend on", f'<dl class="facts">{signatures}</dl>')
+    )
 
 
 LINES = {
@@ -141,7 +153,7 @@ LINES = {
 
 
 def _training(view: View) -> str:
-    log = curves.read_log(view.result.run) if view.result.run else {}
+    log = curves.read_log(view.result.run)
     log = {LINES[name]: points for name, points in log.items() if name in LINES}
     if not log:
         return paragraph("The run has no CSV log (logs/csv/), so there are no curves.", kind="note")
@@ -184,7 +196,7 @@ def _looks(series: dict[str, curves.Points]) -> str:
 
 def _card(view: View, index: int, note: str = "") -> str:
     """One image with its caption, references, scores and nearest training caption."""
-    said = view.result.said[index]
+    said = view.said[index]
     words, references = view.captions[index], view.references[index]
     shown = marked(words, references, space=view.space) or "(no words)"
     others = "".join(
@@ -224,7 +236,7 @@ def _captions(view: View) -> str:
         parts += [(f"Best by {view.ranking}", best), (f"Worst by {view.ranking}", worst)]
     else:
         explained += paragraph(
-            "There is no best or worst: the evaluation has no scores of images (statistics.npz).",
+            f"There is no best or worst: none of {', '.join(RANKINGS.values())} was computed.",
             kind="note",
         )
     return explained + "".join(f"<h3>{escape(t)}</h3>{_cards(view, some)}" for t, some in parts)
@@ -307,7 +319,7 @@ def _breakdown(view: View) -> str:
 
 def _frequencies(view: View) -> str:
     if view.training is None:
-        reason = view.around.absent.get("training", "")
+        reason = view.around.absent.get("training captions", "")
         return paragraph(f"Words by training frequency are not shown: {reason}.", kind="note")
     bins = breakdown.by_frequency(view.captions, view.references, view.training.counts)
     rows = [
@@ -330,7 +342,7 @@ def _frequencies(view: View) -> str:
 
 def _novelty(view: View) -> str:
     if view.training is None:
-        reason = view.around.absent.get("training", "")
+        reason = view.around.absent.get("training captions", "")
         return paragraph(f"Nothing to compare with: {reason}.", kind="note")
     total = len(view.captions)
     known = sum(view.training.holds(words) for words in view.captions)
@@ -359,8 +371,8 @@ def _all(view: View) -> str:
     listed = (view.order or list(range(len(view.captions))))[:MOST_LISTED]
     scores = view.image_scores.get(view.ranking or "", [])
     body = "".join(
-        f'<tr class="entry"><th scope="row"><code>{escape(view.result.said[i].image)}</code></th>'
-        f'<td class="wide">{escape(view.result.said[i].caption)}</td>'
+        f'<tr class="entry"><th scope="row"><code>{escape(view.said[i].image)}</code></th>'
+        f'<td class="wide">{escape(view.said[i].caption)}</td>'
         + (f'<td class="number">{scores[i]:.1f}</td>' if scores else "")
         + f"<td>{escape(', '.join(_titles(view, i)))}</td></tr>"
         for i in listed
@@ -383,7 +395,7 @@ def _titles(view: View, index: int) -> list[str]:
 
 def _configuration(view: View) -> str:
     if not view.around.config:
-        return paragraph(view.around.absent.get("config", ""), kind="note")
+        return paragraph(view.around.absent.get("configuration", ""), kind="note")
     groups = ""
     for group, values in view.around.config.items():
         entries = values if isinstance(values, dict) else {group: values}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from captioner.decoding import DecodingOptions
 from captioner.inspection.errors import Errors, find_errors
 from captioner.inspection.novelty import TrainingCaptions
-from captioner.inspection.results import Result, Surroundings
+from captioner.inspection.results import Said, Surroundings
 from captioner.metrics.tokenize import characters, ptb_words
+from captioner.systems import Result, signature_part
 
 RANKINGS = {"cider_d": "CIDEr-D", "rouge_l": "ROUGE-L"}
 """Rows of the statistics by which captions are ranked, the first that is there, and their names."""
@@ -21,19 +23,25 @@ class View:
     """An evaluation with what the sections of its report share.
 
     Attributes:
-        result: captions and scores.
+        result: the scores.
+        said: the captions, one an image.
         around: configuration, pictures and training captions, as far as they are there.
         images: how many captions each part shows.
     """
 
     result: Result
+    said: Sequence[Said]
     around: Surroundings
     images: int
+
+    def part(self, name: str) -> str:
+        """A part of the common signature, such as "split"; empty where it has no such part."""
+        return signature_part(self.result.signature, name)
 
     @property
     def chinese(self) -> bool:
         """Whether words are characters."""
-        return self.result.parts.get("tok") == "character"
+        return self.part("tok") == "character"
 
     def cut(self, text: str) -> list[str]:
         """The words of a caption, as they were scored."""
@@ -42,12 +50,12 @@ class View:
     @cached_property
     def captions(self) -> list[list[str]]:
         """The words of each caption."""
-        return [self.cut(one.caption) for one in self.result.said]
+        return [self.cut(one.caption) for one in self.said]
 
     @cached_property
     def references(self) -> list[list[list[str]]]:
         """The words of each image's references."""
-        return [[self.cut(text) for text in one.references] for one in self.result.said]
+        return [[self.cut(text) for text in one.references] for one in self.said]
 
     @cached_property
     def training(self) -> TrainingCaptions | None:
@@ -68,8 +76,6 @@ class View:
     @cached_property
     def image_scores(self) -> dict[str, list[float]]:
         """Metric -> its score of each image, 0 to 100, for CIDEr-D 0 to 1000."""
-        if self.result.statistics is None:
-            return {}
         rows = self.result.statistics.rows
         kept = {name: rows[family][:, 0] for family, name in RANKINGS.items() if family in rows}
         return {name: found.tolist() for name, found in kept.items()}
@@ -93,12 +99,9 @@ class View:
             vocabulary=self._vocabulary(),
         )
 
-    def _limit(self) -> int | None:
+    def _limit(self) -> int:
         """The most words of a caption: the decoding label names it where it is not the default."""
-        label = self.result.parts.get("decoding")
-        if label is None:
-            return None
-        named = re.search(r"(?:^|-)max(\d+)(?:-|$)", label)
+        named = re.search(r"(?:^|-)max(\d+)(?:-|$)", self.result.decoding)
         return int(named[1]) if named else DecodingOptions.max_length
 
     def _vocabulary(self) -> frozenset[str] | None:
