@@ -16,12 +16,16 @@ from captioner import checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
 from captioner.data.transforms import open_image
-from captioner.decoding import DecodingOptions, Hypothesis
+from captioner.decoding import DecodingOptions, Hypothesis, Step
 from captioner.models import CaptioningModel, Features, generate
 from captioner.tokenizers import Tokenizer
 
 Picture = str | Path | Image.Image | Tensor
 """A path, a PIL image, or a tensor [3, height, width]: uint8, or float in [0, 1]."""
+
+WORTH_TABLES = 16
+"""Images at a time from which on a decoder's ``stepper`` is made: it costs as much as decoding
+some dozen images, once."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class Captioner:
         distinct = list(dict.fromkeys(names))
         self.encoders = [self.models[names.index(name)].encoder for name in distinct]
         self._encoder_of = [distinct.index(name) for name in names]
+        self._steps: list[Step] | None = None
 
     @classmethod
     def load(cls, path: str | Path | Sequence[str | Path], *, device: str = "auto") -> Captioner:
@@ -193,7 +198,12 @@ class Captioner:
         """
         decoding = self.decoding(**options)
         sources = [features[encoder].to(self.device) for encoder in self._encoder_of]
-        found = generate(self.models, sources, self.tokenizer, decoding, keys=keys)
+        if self._steps is None and len(sources[0].pooled) >= WORTH_TABLES:
+            with torch.inference_mode():
+                self._steps = [model.decoder.stepper() for model in self.models]
+        found = generate(
+            self.models, sources, self.tokenizer, decoding, keys=keys, steps=self._steps
+        )
         return [self._caption(hypotheses[: decoding.captions], decoding) for hypotheses in found]
 
     def decoding(self, **options: Any) -> DecodingOptions:

@@ -151,6 +151,7 @@ class LitCaptioner(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._dev = _DevResults()
+        self._steps = [self.model.decoder.stepper()]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         features = self.model.encode(batch.source)
@@ -161,7 +162,7 @@ class LitCaptioner(lightning.LightningModule):
             total = cross_entropy(logits, batch.targets, label_smoothing=0.0, reduction="sum")
             self._dev.loss[name] += total.item()
         self._dev.words += int((batch.targets != IGNORED).sum())
-        found = generate([self.model], [features], self.tokenizer, self.decoding)
+        found = generate([self.model], [features], self.tokenizer, self.decoding, steps=self._steps)
         self._dev.captions += [self.tokenizer.decode(best[0].tokens) for best in found]
         self._dev.records += batch.records
 

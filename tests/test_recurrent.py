@@ -163,3 +163,16 @@ def test_only_the_image_tells_captions_apart() -> None:
     assert (logits[0] - logits[1]).abs().max() > 1e-4
     same = decoder(Features(torch.ones(2, D, dtype=torch.float64)), inputs)
     torch.testing.assert_close(same[0], same[1])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_stepper_is_the_step(cell: str, layers: int) -> None:
+    decoder = show_tell(cell, layers=layers).eval()
+    state = other = decoder.start(features())
+    step = decoder.stepper()
+    for tokens in torch.randint(V, (T, B)):
+        expected, state = decoder.step(tokens, state)
+        found, other = step(tokens, other)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(other, state)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
+from captioner.decoding import DecodingOptions, Hypothesis, Phrases, Step, decode, together
 from captioner.models.encoders import Encoder, Features
 from captioner.tokenizers import Tokenizer
 
@@ -22,7 +22,8 @@ class CaptioningModel(nn.Module):
     Args:
         encoder: images [B, 3, S, S] -> Features.
         decoder: has ``start(features)``, ``step(tokens, state)``, ``forward(features, inputs)``,
-            ``fit(features)`` for what is not learned by gradient, and ``uses_grid``.
+            ``stepper()``, a ``step`` for many calls without gradient, ``fit(features)`` for what is
+            not learned by gradient, and ``uses_grid``.
     """
 
     def __init__(self, encoder: Encoder, decoder: Any) -> None:
@@ -47,6 +48,7 @@ def generate(
     options: DecodingOptions,
     *,
     keys: Sequence[int] | None = None,
+    steps: Sequence[Step] | None = None,
 ) -> list[list[Hypothesis]]:
     """Decode freely: for each image its hypotheses, best first.
 
@@ -58,13 +60,14 @@ def generate(
         tokenizer: of all models.
         options: how captions are chosen.
         keys: of each image, for its draws (``decode``).
+        steps: of each model, where its ``stepper`` has been made; None takes its ``step``.
 
     Raises:
         ValueError: a required word or prefix that the models cannot say.
     """
     words = tokenizer.vocabulary
     starts = [model.decoder.start(model.encode(one)) for model, one in zip(models, sources)]
-    steps = [model.decoder.step for model in models]
+    steps = [model.decoder.step for model in models] if steps is None else steps
     step, state = together(steps, starts, average=options.ensemble)
     return decode(
         step,

@@ -15,6 +15,7 @@ translates, with a zero vector it is a language model.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +155,19 @@ class ShowTell(nn.Module):
         """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
         h, state = self.recurrence.step(self.dropout(self.words(tokens)), state)
         return self.output(self.dropout(h)), state
+
+    def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """``step`` for one decoding, in evaluation mode: W_x of every word is computed once.
+
+        A word's projected input is then a row of a table [V, gates * H].
+        """
+        table = self.recurrence.project(self.words.weight)  # [V, gates * H]
+
+        def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+            h, state = self.recurrence.advance(table[tokens], state)
+            return self.output(h), state
+
+        return step
 
     def forward(self, features: Features, inputs: Tensor) -> Tensor:
         """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.

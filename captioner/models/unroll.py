@@ -44,14 +44,22 @@ class Recurrence(nn.Module):
         """The state before the first step: each tensor [rows, L, H], all zero."""
         return _stack([cell.zeros(rows) for cell in self._layers()])
 
+    def project(self, inputs: Tensor) -> Tensor:
+        """What the first layer makes of any inputs: [..., input_size] -> [..., gates * H]."""
+        return self._layers()[0].project(inputs)
+
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One step: x [B, input_size] -> h of the top layer [B, H], and the state after."""
-        states = []
+        return self.advance(self.project(x), state)
+
+    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step from an input that is projected already, [B, gates * H]; as ``step``."""
+        states: list[State] = []
         for layer, cell in enumerate(self._layers()):
-            x = x if layer == 0 else self.dropout(x)
-            states.append(cell(x, _of_layer(state, layer)))
-            x = states[-1]["h"]  # [B, H]
-        return x, _stack(states)
+            before = _of_layer(state, layer)
+            projected = projected if layer == 0 else cell.project(self.dropout(states[-1]["h"]))
+            states.append(cell.step(cell.gates(projected, before["h"]), before))
+        return states[-1]["h"], _stack(states)
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """A sequence: inputs [B, T, input_size] -> h of the top layer [B, T, H], the last state."""
