@@ -229,6 +229,11 @@ def test_images_that_are_not_there_are_named(places: list[int]) -> None:
         References(references).match([["a"], ["b"]])
 
 
+def test_an_image_without_references_is_refused() -> None:
+    with pytest.raises(ValueError, match="an image has no reference"):
+        References([[["a"]], []])
+
+
 # METEOR, SPICE, CLIPScore ---------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 import numpy
 
 from captioner.metrics.corpus import Corpus, Result
-from captioner.metrics.ngrams import ORDERS, Integers, Matches, Order, References, Words, expand
+from captioner.metrics.ngrams import ORDERS, Integers, Matches, References, Words, expand
 from captioner.metrics.statistics import Rows
 
 SIGMA = 6.0
@@ -86,7 +86,7 @@ class Cider:
         owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
         first = numpy.searchsorted(owners, numpy.arange(len(candidates)))  # [C]
         # A pair is a candidate and one of its references, which follow one another in `texts`.
-        shift = (first - texts[first])[:, None]
+        shift = first - texts[first]  # [C]
         total = numpy.zeros(len(owners))
         for n in range(len(ORDERS)):
             total += self._order(n, matches[n], shift, owners, texts)
@@ -103,7 +103,7 @@ class Cider:
         self, n: int, found: Matches, shift: Integers, owners: Integers, texts: Integers
     ) -> Rows:
         """Cosines, clipped or not, of the n-grams of one order [pairs]."""
-        order: Order = self._references.orders[n]
+        order = self._references.orders[n]
         unseen = numpy.log(self._references.documents)
         idf = numpy.full(len(found.grams), unseen)
         known = found.grams < len(order.keys)
@@ -117,7 +117,7 @@ class Cider:
         mine, theirs = weights[shared][which], self._weights[n][entries]
         candidate = found.candidates[shared][which]
         products = numpy.minimum(mine, theirs) * theirs if self._clipped else mine * theirs
-        pair = order.texts[entries] + shift[candidate, 0]
+        pair = order.texts[entries] + shift[candidate]
         dots = numpy.bincount(pair, products, minlength=len(owners))
         lengths = norms[owners] * self._norms[n][texts]
         return dots / numpy.where(lengths > 0, lengths, 1.0)

@@ -13,6 +13,7 @@ Hessel et al., "CLIPScore: a Reference-free Evaluation Metric for Image Captioni
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -112,11 +113,13 @@ def load() -> Clip:
     import torch
     from PIL import Image
 
+    logging.disable(logging.WARNING)  # of random weights, which are replaced
     model, _, transform = open_clip.create_model_and_transforms(ARCHITECTURE, pretrained=None)
+    logging.disable(logging.NOTSET)
     try:
         model.load_state_dict(_state(path))
-    except Exception as error:  # whatever a file that is not a state dict makes of torch
-        raise Unavailable(f"{path} does not hold {ARCHITECTURE}: {_line(error)}") from None
+    except Exception:  # whatever a file that is not a state dict makes of torch
+        raise Unavailable(f"{path} is not a state dict of {ARCHITECTURE}") from None
     tokenizer = open_clip.get_tokenizer(ARCHITECTURE)
     model.eval()
 
@@ -141,7 +144,3 @@ def _state(path: Path) -> Any:
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

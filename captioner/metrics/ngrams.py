@@ -127,6 +127,8 @@ class References:
         images = [*(documents or ()), *references]
         self._first = len(images) - len(references)  # where the images to be scored begin
         self.documents = self._first if documents is not None else len(images)
+        if not all(images):
+            raise ValueError("an image has no reference; give one or more, or leave it out")
         texts = [text for image in images for text in image]
         words = dict.fromkeys(chain.from_iterable(texts))
         self._vocabulary = {word: number for number, word in enumerate(words)}
