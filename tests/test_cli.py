@@ -192,6 +192,7 @@ def test_wrong_inputs_get_one_line(run, mixed, tmp_path, capsys) -> None:
     fails(capsys, "evaluate", run, "data.split=tset", says="split='tset'")
     fails(capsys, "evaluate", run, "decoding.beam=3", says="did you mean decoding.beam_size")
     fails(capsys, "evaluate", run, "decoding=baem", says="did you mean beam")
+    fails(capsys, "evaluate", run, "--metrics", "blue", says="did you mean bleu")
     fails(capsys, "train", "experiment=dmeo", says="did you mean demo")
     fails(capsys, "train", "traning.lr=1", says="did you mean training")
     fails(capsys, "data", "stats", "data=flickr8k", "data.root=/nowhere", says="data.root=")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from captioner.metrics.statistics import Statistics, from_bleu_rows, from_meteor
 from captioner.metrics.tokenize import ptb_jar_words, ptb_words
 
 pytest.importorskip("pycocoevalcap")
+needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="there is no java")
 
 Captions = tuple[list[list[str]], list[list[list[str]]]]
 """The words of candidates, and of the references of each."""
@@ -237,6 +239,7 @@ def test_an_image_without_references_is_refused() -> None:
 # METEOR, SPICE, CLIPScore ---------------------------------------------------------------------
 
 
+@needs_java
 def test_meteor_follows_from_its_counts() -> None:
     """The program's own score of all images, from the mean of the counts."""
     candidates, references = drawn(25, seed=8)
@@ -250,6 +253,7 @@ def test_meteor_follows_from_its_counts() -> None:
     assert each[6] == pytest.approx(100)
 
 
+@needs_java
 def test_meteor_is_that_of_coco_caption() -> None:
     """Programs that take seconds to start, so this waits for real captions."""
     candidates, references = (part[:200] for part in flickr())
@@ -290,6 +294,7 @@ def test_what_is_made_for_english_words_skips_characters() -> None:
     assert scores.values["ROUGE-L"] > 0
 
 
+@needs_java
 def test_spice_is_not_downloaded_but_named() -> None:
     scores = score(["a dog"], [["a dog"]], metrics=["spice"])
     assert scores.values == {}
@@ -448,6 +453,7 @@ def test_unavailable_is_an_error_of_the_user() -> None:
 # Words ----------------------------------------------------------------------------------------
 
 
+@needs_java
 def test_the_jar_cuts_as_the_port_does() -> None:
     texts = ["A dog's tail.", "", "x\u2028y\nz", "Café “noir” (2)", "two cats, one dog!", ""]
     assert ptb_jar_words(texts) == [ptb_words(text) for text in texts]

@@ -116,6 +116,14 @@ class References:
         references: for each image the words of one or more references.
         documents: likewise, of the images in which document frequencies are counted; None counts
             them in the references themselves.
+
+    Attributes:
+        texts: all references as word numbers, those of `documents` first.
+        orders: their n-grams, orders 1 to 4.
+        documents: images in which document frequencies are counted.
+
+    Raises:
+        ValueError: an image without references.
     """
 
     def __init__(
