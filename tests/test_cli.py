@@ -239,8 +239,8 @@ def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys) -> None:
 def test_every_decoding_option_is_a_flag_of_the_same_name_and_kind() -> None:
     import typing
 
-    from captioner.cli import DECODING
     from captioner.decoding import DecodingOptions
+    from captioner.verbs.caption import DECODING
 
     kinds = typing.get_type_hints(DecodingOptions)
     assert list(DECODING) == list(DecodingOptions.__dataclass_fields__)

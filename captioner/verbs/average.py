@@ -1,0 +1,32 @@
+"""Average the weights of checkpoints of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from captioner.verbs.terminal import parser_of, short
+
+
+def run(argv: Sequence[str]) -> int:
+    """Average the weights of checkpoints of one run."""
+    parser = parser_of(
+        "average",
+        "Average the weights of several checkpoints of one run into a new checkpoint, which every\n"
+        "other verb takes. A run folder stands for the epochs that it kept (callbacks.keep=5).",
+        "  captioner average runs/demo\n"
+        "  captioner average runs/demo/checkpoints/epoch-0[45].ckpt --output mean.ckpt\n",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or checkpoints")
+    parser.add_argument(
+        "--output", metavar="FILE", help="a new file (default average.ckpt beside the first)"
+    )
+    options = parser.parse_args(argv)
+
+    from captioner import checkpoint
+
+    paths = [path for run in options.runs for path in checkpoint.kept(run)]
+    output = Path(options.output) if options.output else paths[0].parent / "average.ckpt"
+    checkpoint.average(paths, output)
+    print(f"averaged {', '.join(path.name for path in paths)}\nwrote {short(output)}")
+    return 0

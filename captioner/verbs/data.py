@@ -1,0 +1,55 @@
+"""Draw, describe and check data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from captioner.verbs.terminal import parser_of, print_json, short
+
+
+def run(argv: Sequence[str]) -> int:
+    """Draw, describe and check data sets."""
+    parser = parser_of(
+        "data",
+        "draw: draw the embedded data set.\n"
+        "stats: counts, lengths and vocabulary coverage of each split.\n"
+        "check: open every image; name broken and missing ones, empty captions, and images that\n"
+        "       stand in two splits. The exit status is 1 where something is wrong.",
+        "  captioner data draw\n"
+        "  captioner data stats data=flickr8k data.root=~/flickr8k\n"
+        "  captioner data check data=coco data.root=/data/coco --format json\n",
+    )
+    parser.add_argument("job", choices=("draw", "stats", "check"))
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="data=NAME, data.root=…, tokenizer=… (default: the embedded set); seed=… for draw",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    options = parser.parse_args(argv)
+
+    from captioner.config import compose, make
+    from captioner.data import prepare, read_records, shapes
+
+    config = compose(options.overrides)
+    if options.job == "draw":
+        if config["data"]["format"] != "shapes":
+            raise ValueError(f"only data=shapes is drawn, not {config['data']['format']!r}")
+        seed = config["seed"] if any(o.startswith("seed=") for o in options.overrides) else 0
+        print(f"wrote {short(shapes.draw(Path(config['data']['root']).expanduser(), seed=seed))}")
+        return 0
+    reading = make(read_records, "data", config["data"])
+    if options.job == "stats":
+        numbers = prepare.statistics(reading, config["tokenizer"]["name"])
+        if options.format == "json":
+            return print_json(numbers)
+        prepare.print_statistics(numbers)
+        return 0
+    report = prepare.check(reading)
+    if options.format == "json":
+        print_json(report.as_dict())
+    else:
+        prepare.print_report(report)
+    return 0 if report.sound else 1

@@ -1,0 +1,51 @@
+"""Write one HTML page about an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from captioner.verbs.terminal import parser_of, short
+
+
+def run(argv: Sequence[str]) -> int:
+    """Write a page about an evaluation."""
+    parser = parser_of(
+        "report",
+        "Write one HTML page about an evaluation: scores, training curves, captions with their\n"
+        "pictures, errors by kind, scores by length, words by frequency, and what stands in the\n"
+        "training captions. The page needs no network. See docs/report.md.",
+        "  captioner report runs/demo\n"
+        "  captioner report runs/demo --split test --decoding beam3-lp0.7 --images 12\n"
+        "  captioner report runs/nic/evaluation/flickr8k-dev/greedy --data-root ~/flickr8k \\\n"
+        "      --output nic.html\n",
+    )
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="a run folder, of which the newest evaluation is taken, or an evaluation folder",
+    )
+    parser.add_argument("--split", choices=("train", "dev", "test"), help="of the evaluation")
+    parser.add_argument("--decoding", metavar="LABEL", help="of the evaluation, as its folder")
+    parser.add_argument(
+        "--images", type=int, default=8, metavar="N", help="captions shown in each part (default 8)"
+    )
+    parser.add_argument(
+        "--data-root", metavar="FOLDER", help="where the data set lies, if it has moved"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="default: report.html in the evaluation folder"
+    )
+    options = parser.parse_args(argv)
+
+    from captioner.inspection.report import report as write_report
+
+    path = write_report(
+        options.run,
+        split=options.split,
+        decoding=options.decoding,
+        images=options.images,
+        data_root=options.data_root,
+        output=options.output,
+    )
+    print(f"wrote {short(path)}")
+    return 0

@@ -1,0 +1,88 @@
+"""What the verbs share: parsers, tables, progress, errors of one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def fail(message: str, status: int = 1) -> int:
+    """Print an error in one line and return the exit status."""
+    print("captioner: error: " + " ".join(message.split()), file=sys.stderr)
+    return status
+
+
+def parser_of(verb: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """The parser of a verb, with its examples below the options."""
+    return argparse.ArgumentParser(
+        prog=f"captioner {verb}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal; yields what to tell of progress."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """Add --metrics; see ``metrics_of``."""
+    parser.add_argument(
+        "--metrics",
+        metavar="A,B",
+        help="of bleu, rouge-l, cider-d, cider, meteor, spice, diversity, clip (default all)",
+    )
+
+
+def metrics_of(names: str | None) -> list[str]:
+    """The metrics that a comma-separated list names; an unknown one is told before the work."""
+    from captioner.config import pick
+    from captioner.metrics import METRICS
+
+    chosen = list(METRICS) if names is None else [name.strip() for name in names.split(",")]
+    for name in chosen:
+        pick(METRICS, name, "--metrics")
+    return chosen
+
+
+def print_table(title: str, rows: dict[str, str]) -> None:
+    """Print names and values under a title."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    print(title)
+    Console().print(table)
+
+
+def print_json(value: Any) -> int:
+    """Print plain data as JSON; returns exit status 0."""
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+    return 0
+
+
+def short(path: Path) -> str:
+    """A path as short as it can be told from here."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,76 @@
+"""Train a model: a Hydra application."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from captioner.verbs.terminal import fail, print_table, short
+
+
+def run(argv: Sequence[str]) -> int:
+    """A Hydra application: its flags and overrides, see ``captioner train --help``."""
+    import hydra
+
+    from captioner import config
+
+    flags = [one for one in argv if one.startswith("-")]
+    querying = any(flag in ("-sc", "--shell-completion", "-h", "--help") for flag in flags)
+    overrides = [one for one in argv if "=" in one and not one.startswith("-")]
+    ready = list(argv)
+    if not querying:
+        fixed = config.checked(overrides)
+        ready = [one for one in argv if one not in overrides] + fixed
+        ready += _resume_folder(fixed)
+    sys.argv = ["captioner train", *ready]
+    hydra.main(str(config.conf_folder()), "config", version_base="1.3")(_train_job)()
+    return 0
+
+
+def _resume_folder(overrides: Sequence[str]) -> list[str]:
+    """A resumed run goes on in its own folder."""
+    runs = [one.partition("=")[2] for one in overrides if one.startswith("resume=")]
+    if not runs or runs[-1] in ("null", ""):
+        return []
+
+    from captioner import checkpoint
+
+    return [f"run_dir={checkpoint.run_folder(checkpoint.find(runs[-1], name=checkpoint.LAST))}"]
+
+
+def _train_job(composed: Any) -> float:
+    """One training run; returns the monitored score to sweepers."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from captioner.config import plain
+
+    try:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        return _train(plain(composed), folder, list(HydraConfig.get().overrides.task))
+    except (ValueError, OSError) as error:
+        if os.environ.get("CAPTIONER_TRACEBACK"):
+            raise
+        raise SystemExit(fail(str(error))) from None
+
+
+def _train(config: dict[str, Any], folder: Path, overrides: Sequence[str]) -> float:
+    from captioner import checkpoint
+    from captioner.config import override
+    from captioner.training import train
+
+    resume = None
+    if config["resume"] is not None:
+        resume = checkpoint.find(config["resume"], name=checkpoint.LAST)
+        kept = [o for o in overrides if o.partition("=")[0] not in ("resume", "run_dir")]
+        config = override(checkpoint.read(resume).config, kept)
+        folder = checkpoint.run_folder(resume)
+    run = train(config, folder, resume=resume)
+    print_table(
+        "dev scores of the best checkpoint",
+        {name: f"{value:.2f}" for name, value in run.scores.items()},
+    )
+    print(f"run folder       {short(run.folder)}\nbest checkpoint  {short(run.best)}")
+    return run.score
