@@ -276,7 +276,21 @@ def test_caption_gives_several_captions_and_says_what_it_could_not(run, scenes, 
 
 def test_evaluate_takes_several_models_and_several_captions(run, scenes, capsys) -> None:
     overrides = ["data.split=test", "decoding=sample", "decoding.captions=2"]
-    assert main(["evaluate", str(run), str(run), *overrides, "--format", "json"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                str(run),
+                *overrides,
+                "--metrics",
+                "bleu,diversity",
+                "--format",
+                "json",
+            ]
+        )
+        == 0
+    )
     files = json.loads(capsys.readouterr().out)["files"]
     folder = Path(files[0]).parent
     assert folder.name.startswith("ensemble2-")

@@ -1,0 +1,221 @@
+"""How long decoding takes beside the usual ways, on a trained model in the same process.
+
+Each round decodes the same dev images in every way, one way after the other, so that a busy machine
+slows them alike; what is reported is the median of the rounds' ratios, with the smallest and the
+largest. In fp32 every way must find the same captions.
+
+    python experiments/benchmarks/decoding.py RUN --threads 1 --json decoding.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import captioner
+from captioner.api import Captioner
+from captioner.config import make
+from captioner.data import read_records
+from captioner.data.datamodule import cached_features
+from captioner.data.records import write_whole
+from captioner.models import Features, generate
+
+BEAM, BATCH, MOST = 5, 32, 30
+Captions = list[tuple[int, ...]]
+# What was aimed at: how many times the peer's captions per second.
+GOALS = {
+    "beam 5, 32 images a batch": 10,
+    "beam 5, 32 images a batch, bf16": 15,
+    "beam 5, one image": 2,
+    "beam 5, 32 images a batch, beside full tables": 6,
+    "greedy, 256 images a batch": 25,
+}
+
+
+def image_by_image(decoder: Any, features: Features, end: int, start: int) -> Captions:
+    """The usual loop: one image at a time, its beams as rows, every distribution in full."""
+    found = []
+    for image in range(len(features.pooled)):
+        state = decoder.start(features.rows(torch.tensor([image])))
+        tokens, totals = torch.tensor([start]), torch.zeros(1)
+        said: list[list[int]] = [[]]
+        ended: list[tuple[float, list[int]]] = []
+        for _ in range(MOST):
+            logits, state = decoder.step(tokens, state)
+            scores = totals[:, None] + torch.log_softmax(logits, dim=-1)  # [k, V]
+            best, place = scores.flatten().topk(2 * BEAM)
+            parents, words = (place // scores.shape[1]).tolist(), (place % scores.shape[1]).tolist()
+            live = []
+            for rank, (value, parent, word) in enumerate(zip(best.tolist(), parents, words)):
+                if word != end:
+                    live.append((value, parent, word))
+                elif rank < BEAM:
+                    ended.append((value, said[parent]))
+            live = live[:BEAM]
+            if len(ended) >= BEAM:
+                break
+            kept = torch.tensor([parent for _, parent, _ in live])
+            state = {name: tensor[kept] for name, tensor in state.items()}
+            said = [[*said[parent], word] for _, parent, word in live]
+            tokens = torch.tensor([word for _, _, word in live])
+            totals = torch.tensor([value for value, _, _ in live])
+        found.append(tuple(max(ended)[1] if ended else said[0]))
+    return found
+
+
+def full_tables(decoder: Any, features: Features, end: int, start: int) -> Captions:
+    """Batched, as the best known code base of the field does it: all candidates are sorted, the
+    distributions of all steps are kept and reordered with the beams, and no image stops early."""
+    images = len(features.pooled)
+    state = {n: t.repeat_interleave(BEAM, 0) for n, t in decoder.start(features).items()}
+    tokens = torch.full((images * BEAM,), start)
+    totals = torch.zeros(images, BEAM)
+    said = torch.zeros(images, BEAM, 0, dtype=torch.long)
+    kept: Tensor | None = None
+    done: list[list[tuple[float, list[int]]]] = [[] for _ in range(images)]
+    for t in range(MOST):
+        logits, state = decoder.step(tokens, state)
+        log_probs = torch.log_softmax(logits, dim=-1).view(images, BEAM, -1)
+        scores = totals[:, :, None] + log_probs
+        scores = scores[:, :1] if t == 0 else scores
+        best, place = scores.flatten(1).sort(1, descending=True)
+        best, place = best[:, :BEAM], place[:, :BEAM]
+        parents, words = place // log_probs.shape[-1], place % log_probs.shape[-1]
+        said = said.gather(1, parents[:, :, None].expand(-1, -1, t))
+        said = torch.cat([said, words[:, :, None]], dim=2)
+        own = log_probs.gather(1, parents[:, :, None].expand_as(log_probs))[:, :, None]
+        if kept is None:
+            kept = own
+        else:
+            kept = kept.gather(1, parents[:, :, None, None].expand_as(kept))
+            kept = torch.cat([kept, own], dim=2)  # [B, K, t + 1, V]
+        rows = (torch.arange(images)[:, None] * BEAM + parents).flatten()
+        state = {name: tensor[rows] for name, tensor in state.items()}
+        totals = best.clone()
+        for image in range(images):
+            for beam in range(BEAM):
+                if int(words[image, beam]) == end or t == MOST - 1:
+                    done[image].append((float(best[image, beam]), said[image, beam].tolist()))
+                    totals[image, beam] = -1000.0
+        tokens = words.flatten()
+    return [tuple(word for word in max(one)[1] if word != end) for one in done]
+
+
+def measure(model: Captioner, features: Features) -> dict[str, tuple[float, Captions]]:
+    """Seconds and captions of every way, in one round."""
+    decoder, words = model.model.decoder, model.tokenizer.vocabulary
+    beam = model.decoding(beam_size=BEAM, length_penalty=0.0, max_length=MOST)
+    greedy = model.decoding(beam_size=1, max_length=MOST)
+    steps = [decoder.stepper()]
+
+    def ours(options: Any, size: int, **more: Any) -> Captions:
+        found: Captions = []
+        for first in range(0, len(features.pooled), size):
+            part = features.rows(torch.arange(first, min(first + size, len(features.pooled))))
+            decoded = generate([model.model], [part], model.tokenizer, options, **more)
+            found += [one[0].tokens for one in decoded]
+        return found
+
+    def in_bf16() -> Captions:
+        with torch.autocast("cpu", torch.bfloat16):
+            return ours(beam, BATCH, steps=[decoder.stepper()])
+
+    ways: dict[str, Callable[[], Captions]] = {
+        "loop": lambda: image_by_image(decoder, features, words.end, words.start),
+        "full tables": lambda: [
+            caption
+            for first in range(0, len(features.pooled), BATCH)
+            for caption in full_tables(
+                decoder,
+                features.rows(torch.arange(first, min(first + BATCH, len(features.pooled)))),
+                words.end,
+                words.start,
+            )
+        ],
+        "beam 5, 32 images a batch": lambda: ours(beam, BATCH, steps=steps),
+        "beam 5, 32 images a batch, bf16": in_bf16,
+        "beam 5, one image": lambda: ours(beam, 1, steps=steps),
+        "greedy loop": lambda: ours(greedy, 1),
+        "greedy, 256 images a batch": lambda: ours(greedy, 256, steps=steps),
+    }
+    result = {}
+    for name, way in ways.items():
+        started = time.perf_counter()
+        captions = way()
+        result[name] = (time.perf_counter() - started, captions)
+    return result
+
+
+PEERS = {
+    "beam 5, 32 images a batch": "loop",
+    "beam 5, 32 images a batch, bf16": "loop",
+    "beam 5, one image": "loop",
+    "beam 5, 32 images a batch, beside full tables": "full tables",
+    "greedy, 256 images a batch": "greedy loop",
+}
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", help="a run folder, of a model whose data are there")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = captioner.load(options.run, device="cpu")
+    records = make(read_records, "data", model.config["data"]).split("dev")[: options.images]
+    images = [record.image for record in records]
+    features = cached_features(model.model.encoder, images, None).get(images)
+    rounds = [measure(model, features) for _ in range(options.rounds + 1)][1:]  # the first warms up
+    rows = []
+    for name, peer in PEERS.items():
+        own = name.removesuffix(", beside full tables")
+        ratios = [one[peer][0] / one[own][0] for one in rounds]
+        same = sum(a == b for a, b in zip(rounds[0][peer][1], rounds[0][own][1]))
+        rows.append(
+            {
+                "way": name,
+                "captions_per_second": len(images) / statistics.median(r[own][0] for r in rounds),
+                "peer_per_second": len(images) / statistics.median(r[peer][0] for r in rounds),
+                "ratio": statistics.median(ratios),
+                "smallest": min(ratios),
+                "largest": max(ratios),
+                "goal": GOALS[name],
+                "same_captions": same / len(images),
+            }
+        )
+    found = {
+        "about": {
+            "threads": options.threads,
+            "images": len(images),
+            "vocabulary": len(model.tokenizer.vocabulary),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "rows": rows,
+    }
+    print("| way | captions/s | peer | ratio | smallest to largest | goal | same captions |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for row in rows:
+        print(
+            f"| {row['way']} | {row['captions_per_second']:.0f} | {row['peer_per_second']:.0f} | "
+            f"{row['ratio']:.1f} | {row['smallest']:.1f} to {row['largest']:.1f} | {row['goal']} | "
+            f"{100 * row['same_captions']:.1f} % |"
+        )
+    if options.json:
+        write_whole(options.json, json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
