@@ -59,7 +59,7 @@ def sample(
 def draw(
     log_probs: Tensor, chance: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
-    """Draw a word a row by inverting the distribution function, words sorted by probability.
+    """Draw a word a row by inverting the distribution function.
 
     Args:
         log_probs: [R, V], -inf where a word may not be drawn.
@@ -71,18 +71,18 @@ def draw(
     Returns:
         tokens, [R].
     """
-    probs, order = torch.softmax(log_probs.double() / temperature, dim=1).sort(
-        dim=1, descending=True, stable=True
-    )  # [R, V]
-    if top_k:
-        probs[:, top_k:] = 0.0
+    scaled, words = log_probs / temperature, None
+    if top_k or top_p < 1:  # the most probable words, falling
+        scaled, words = scaled.topk(min(top_k or scaled.shape[1], scaled.shape[1]), dim=1)
+    probs = torch.softmax(scaled, dim=1)  # [R, k], or [R, V]
     if top_p < 1:
-        share = probs.cumsum(dim=1) / probs.sum(dim=1, keepdim=True)
+        share = probs.cumsum(dim=1)
         probs[:, 1:] = probs[:, 1:].masked_fill(share[:, :-1] >= top_p, 0.0)
-    total = probs.cumsum(dim=1)  # [R, V], rising
-    rank = (total <= chance[:, None] * total[:, -1:]).sum(dim=1)  # [R]
-    rank = rank.minimum((probs > 0).sum(dim=1) - 1)
-    return order.gather(1, rank[:, None]).squeeze(1)
+    total = probs.cumsum(dim=1, dtype=torch.float64)  # rising
+    place = torch.searchsorted(total, chance[:, None] * total[:, -1:], right=True)  # [R, 1]
+    last = probs.shape[1] - 1 - (probs > 0).flip(1).int().argmax(dim=1, keepdim=True)
+    place = place.minimum(last)  # rounding must not reach a word without probability
+    return (place if words is None else words.gather(1, place)).squeeze(1)
 
 
 def _word_by_word(
