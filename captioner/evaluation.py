@@ -150,17 +150,18 @@ def signature_context(
 def result_folder(captioner: Captioner, decoding: Config, data: Config, split: str) -> Path:
     """Where an evaluation is written: in the run folder, by data and split, then by decoding.
 
-    Other checkpoints than the best one, and ensembles (in the folder of the first), say so.
+    Other checkpoints than the best one, and ensembles (in the folder of the first), are named
+    behind an @.
     """
     name = Path(data["root"]).expanduser().resolve().name
-    label = captioner.decoding(**decoding).label
+    label = captioner.decoding(**decoding).label[:180]
     if len(captioner.paths) > 1:
         paths = "\n".join(str(path.resolve()) for path in captioner.paths)
         digest = hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()[:6]
-        label = f"ensemble{len(captioner.paths)}-{digest}-{label}"
+        label = f"{label}@ensemble{len(captioner.paths)}-{digest}"
     elif captioner.paths[0].name != BEST:
-        label = f"{captioner.paths[0].stem}-{label}"
-    return run_folder(captioner.paths[0]) / "evaluation" / f"{name}-{split}" / label[:200]
+        label = f"{label}@{captioner.paths[0].stem}"
+    return run_folder(captioner.paths[0]) / "evaluation" / f"{name}-{split}" / label
 
 
 def _batches(

@@ -89,8 +89,8 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
     """The evaluation folder that is meant by a path.
 
     Args:
-        path: a run folder, whose newest evaluation is meant, ensembles aside; an evaluation
-            folder; a scores.json.
+        path: a run folder, whose newest evaluation is meant, those of ensembles and of other
+            checkpoints than the best one (named with @) aside; an evaluation folder; a scores.json.
         split: consider only a run's evaluations of this split.
         decoding: consider only a run's evaluations with this decoding label, such as beam3-lp0.7.
 
@@ -108,7 +108,7 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
         folder
         for folder in found
         if (split is None or folder.parent.name.endswith(f"-{split}"))
-        and (folder.name == decoding if decoding else not folder.name.startswith("ensemble"))
+        and (folder.name == decoding if decoding else "@" not in folder.name)
     ]
     if chosen:
         return max(chosen, key=lambda folder: (folder / SCORES).stat().st_mtime_ns)

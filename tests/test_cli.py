@@ -293,8 +293,7 @@ def test_evaluate_takes_several_models_and_several_captions(run, scenes, capsys)
     )
     files = json.loads(capsys.readouterr().out)["files"]
     folder = Path(files[0]).parent
-    assert folder.name.startswith("ensemble2-")
-    assert folder.name.endswith("-sample-t1-seed0-n2")
+    assert folder.name.startswith("sample-t1-seed0-n2@ensemble2-")
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     assert all(len(row["captions"]) == 2 for row in rows)
     assert all(row["captions"][0]["caption"] == row["caption"] for row in rows)

@@ -244,11 +244,11 @@ def test_the_newest_evaluation_is_meant_or_the_one_chosen(tmp_path, capsys) -> N
 
 def test_an_ensemble_is_no_run(seeds, capsys) -> None:
     first, second, _ = seeds["rnn"]
-    evaluation(first, system(5), label="ensemble3-abc123-greedy")
+    evaluation(first, system(5), label="greedy@ensemble3-abc123")
     assert read_result(first).folder.name == "greedy"
-    ensemble = first / "evaluation" / "toys-dev" / "ensemble3-abc123-greedy"
+    ensemble = first / "evaluation" / "toys-dev" / "greedy@ensemble3-abc123"
     found = as_json(capsys, first, second, ensemble)
-    assert list(found["systems"]) == ["rnn (2 seeds)", "rnn-seed1 ensemble3-abc123-greedy"]
+    assert list(found["systems"]) == ["rnn (2 seeds)", "rnn-seed1 greedy@ensemble3-abc123"]
     assert found["warnings"] == []
 
 

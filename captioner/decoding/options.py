@@ -157,6 +157,8 @@ class DecodingOptions:
                 parts += [f"groups{self.groups}", f"div{self.diversity:g}"]
         if self.captions > 1:
             parts += [f"n{self.captions}"]
+        if self.ensemble != type(self).ensemble:
+            parts += ["logmean"]
         return "-".join(parts + self._constraint_labels())
 
     def _constraint_labels(self) -> list[str]:
