@@ -373,12 +373,13 @@ def _notes(systems: Sequence[System], names: Sequence[str], tested: Sequence[str
             "where a system is one training run, all is said of that model, not of its "
             "configuration; train it with several seeds to say more"
         )
-    for name in names:
-        if name not in tested:
-            notes.append(
-                f"{name} has no interval: it is of all captions together, or a system lacks it"
-            )
-    for system in systems:
-        for result in system.results:
-            notes += [f"{result.run.name} has no {m}: {why}" for m, why in result.missing.items()]
+    untested = [name for name in names if name not in tested]
+    if untested:
+        has = "has no interval: it is" if len(untested) == 1 else "have no intervals: they are"
+        notes.append(f"{', '.join(untested)} {has} of all captions together, or a system lacks it")
+    results = [result for system in systems for result in system.results]
+    everywhere = set.intersection(*(set(result.missing) for result in results))
+    for result in results:
+        reasons = ((m, why) for m, why in result.missing.items() if m not in everywhere)
+        notes += [f"{result.run.name} has no {m}: {why}" for m, why in reasons]
     return list(dict.fromkeys(notes))
