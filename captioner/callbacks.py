@@ -21,9 +21,10 @@ from pytorch_lightning.callbacks import (
     RichProgressBar,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from captioner.checkpoint import BEST, FOLDER, LAST
+from captioner.checkpoint import BEST, FOLDER, LAST, read, write
 
 MONITOR = "dev_bleu4"
 """The dev score that chooses the best checkpoint and stops early; higher is better."""
@@ -308,3 +309,17 @@ class SampleCaptions(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("dev captions", text, trainer.global_step)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole or not at all, and read without running code."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        write(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read(path).lightning

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from captioner import __version__
@@ -223,31 +222,22 @@ def average(paths: Sequence[Path], output: Path) -> None:
         config=first.config, tokenizer=first.tokenizer, transform=first.transform, scores={}
     )
     content["average_of"] = [path.name for path in paths]
-    WholeFiles().save_checkpoint({"state_dict": weights, "captioner": content}, output)
+    write({"state_dict": weights, "captioner": content}, output)
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all, and read without running code."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        return read(path).lightning
+def write(content: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint file whole or not at all."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def run_folder(path: Path) -> Path:

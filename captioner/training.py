@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captioner import checkpoint
-from captioner.callbacks import MONITOR, build_callbacks
+from captioner.callbacks import MONITOR, WholeFiles, build_callbacks
 from captioner.config import Config, make, unknown
 from captioner.data import Reading, read_records
 from captioner.data.datamodule import IGNORED, Batch, CaptionDataModule
@@ -406,7 +406,7 @@ def build_trainer(
             default_root_dir=folder,
             callbacks=callbacks,
             logger=loggers,
-            plugins=[checkpoint.WholeFiles()],
+            plugins=[WholeFiles()],
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,

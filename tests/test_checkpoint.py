@@ -11,6 +11,7 @@ import torch
 
 import captioner
 from captioner import checkpoint
+from captioner.callbacks import WholeFiles
 from captioner.training import LitCaptioner
 
 
@@ -147,7 +148,7 @@ def test_nothing_there(tmp_path) -> None:
 
 def test_a_failed_save_leaves_the_old_file(tmp_path) -> None:
     path = tmp_path / "last.ckpt"
-    writer = checkpoint.WholeFiles()
+    writer = WholeFiles()
     writer.save_checkpoint({"a": torch.ones(3)}, path)
     before = path.read_bytes()
     with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):

@@ -145,6 +145,12 @@ def mixed(scenes, tmp_path) -> Path:
     return tmp_path / "photos"
 
 
+def test_captioning_loads_nothing_that_only_training_needs() -> None:
+    code = "import sys, captioner.captions; print({'pytorch_lightning', 'hydra'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()"
+
+
 def test_good_files_are_captioned_and_bad_ones_named(run, mixed, capsys) -> None:
     assert main(["caption", str(mixed), "--model", str(run)]) == 1
     out, err = capsys.readouterr()
