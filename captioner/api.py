@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
@@ -15,6 +16,7 @@ from torch import Tensor
 from captioner import checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
+from captioner.data.threads import batched, in_order, threads
 from captioner.data.transforms import open_image
 from captioner.decoding import DecodingOptions, Hypothesis, Step
 from captioner.models import CaptioningModel, Features, generate
@@ -26,6 +28,12 @@ Picture = str | Path | Image.Image | Tensor
 WORTH_TABLES = 16
 """Images at a time from which on a decoder's ``stepper`` is made: it costs as much as decoding
 some dozen images, once."""
+
+_Row = tuple[int, list[Tensor] | ValueError | OSError]
+"""The key of an image, and the image as each of the encoders wants it or why it is not there."""
+
+READERS = min(4, os.cpu_count() or 1)
+"""Threads that read image files while the model works."""
 
 
 @dataclass(frozen=True)
@@ -164,21 +172,63 @@ class Captioner:
         """
         if isinstance(images, (str, Path, Image.Image)) or _is_image(images):
             return self.caption([cast(Picture, images)], batch_size=batch_size, **options)[0]
-        several = list(cast(Sequence[Picture], images))
-        keys = [image_key(image, place) for place, image in enumerate(several)]
-        captions: list[Caption] = []
-        for first in range(0, len(several), batch_size):
-            part = slice(first, first + batch_size)
-            features = self.encode([self.prepare(image) for image in several[part]])
-            captions += self.caption_features(features, keys=keys[part], **options)
+        captions = []
+        several = cast(Sequence[Picture], images)
+        for found in self.caption_each(several, batch_size=batch_size, **options):
+            if isinstance(found, Exception):
+                raise found
+            captions.append(found)
         return captions
 
+    def caption_each(
+        self, images: Iterable[Picture], *, batch_size: int = 32, **options: Any
+    ) -> Iterator[Caption | ValueError | OSError]:
+        """Caption images one after the other, whatever their number.
+
+        Of three batches one is read from its files, one encoded and one captioned at a time, by
+        threads of their own: reading and the large operations of a model leave Python's lock.
+
+        Args:
+            images, batch_size, options: as for ``caption``.
+
+        Yields:
+            the caption of each image in their order, or why it cannot be read.
+
+        Raises:
+            ValueError: an option that does not exist, or a batch_size below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is not accepted; choose 1 or more")
+        self.decoding(**options)  # told before the work starts
+        with threads(READERS) as readers, threads(1) as encoders:
+            read = in_order(readers, self._read, enumerate(images), ahead=2 * batch_size)
+            batches = in_order(encoders, self._encode_read, batched(read, batch_size), ahead=1)
+            for rows, features in batches:
+                keys = [key for key, one in rows if not isinstance(one, Exception)]
+                found = iter(self.caption_features(features, keys=keys, **options) if keys else ())
+                for _, one in rows:
+                    yield one if isinstance(one, (ValueError, OSError)) else next(found)
+
+    def _read(self, numbered: tuple[int, Picture]) -> _Row:
+        """The key and the prepared image, or why it cannot be read."""
+        place, image = numbered
+        try:
+            return image_key(image, place), self.prepare(image)
+        except (ValueError, OSError) as error:
+            return place, error
+
+    def _encode_read(self, rows: list[_Row]) -> tuple[list[_Row], list[Features]]:
+        """The rows and the features of those that could be read."""
+        images = [one for _, one in rows if not isinstance(one, Exception)]
+        return rows, self.encode(images) if images else []
+
     def prepare(self, image: Picture) -> list[Tensor]:
-        """One image as each of the encoders wants it, [3, S, S]."""
+        """One image as each of the encoders wants it, uint8 [3, S, S]."""
         if isinstance(image, Tensor):
             image = _to_pil(image)
-        opened = open_image(image)
-        return [encoder.transform(opened) for encoder in self.encoders]
+        shorter = max(encoder.transform.shorter for encoder in self.encoders)
+        opened = open_image(image, shorter=shorter)
+        return [encoder.transform.pixels(opened) for encoder in self.encoders]
 
     @torch.no_grad()
     def encode(self, images: Sequence[Sequence[Tensor]]) -> list[Features]:

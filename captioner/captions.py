@@ -11,9 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from captioner.api import Caption, Captioner, image_key
+from captioner.api import Caption, Captioner
 from captioner.data.files import IMAGE_SUFFIXES
 from captioner.data.records import write_whole
 
@@ -52,7 +50,7 @@ def caption_files(
     captioner = Captioner.load(model, device=device)
     captioner.decoding(**decoding)  # a wrong option is told before the work starts
     failed: list[str] = []
-    found = _captioned(captioner, _shown(files), batch_size, decoding, failed)
+    found = _captioned(captioner, files, batch_size, decoding, failed)
     if format == "text" and output is None:
         for row in found:
             sys.stdout.write(_as_text([row]))
@@ -102,37 +100,21 @@ def _of(path: str) -> Iterable[str]:
 
 def _captioned(
     captioner: Captioner,
-    files: Iterable[str],
+    files: Sequence[str],
     batch_size: int,
     decoding: dict[str, Any],
     failed: list[str],
 ) -> Iterator[tuple[str, Caption]]:
     """Captions in the order of the files; what cannot be read is named and added to `failed`."""
-    names: list[str] = []
-    images: list[list[torch.Tensor]] = []
-
-    def flush() -> Iterator[tuple[str, Caption]]:
-        if images:
-            features, keys = captioner.encode(images), [image_key(name, 0) for name in names]
-            captions = captioner.caption_features(features, keys=keys, **decoding)
-            for name, caption in zip(list(names), captions):
-                if caption.note:
-                    print(f"captioner: note: {name}: {caption.note}", file=sys.stderr)
-                yield name, caption
-            names.clear()
-            images.clear()
-
-    for file in files:
-        try:
-            images.append(captioner.prepare(file))
-        except (ValueError, OSError) as error:
-            print(f"captioner: error: {error}", file=sys.stderr)
-            failed.append(file)
+    found = captioner.caption_each(files, batch_size=batch_size, **decoding)
+    for name, caption in zip(_shown(files), found):
+        if not isinstance(caption, Caption):
+            print(f"captioner: error: {caption}", file=sys.stderr)
+            failed.append(name)
             continue
-        names.append(file)
-        if len(images) == batch_size:
-            yield from flush()
-    yield from flush()
+        if caption.note:
+            print(f"captioner: note: {name}: {caption.note}", file=sys.stderr)
+        yield name, caption
 
 
 def _shown(files: Sequence[str]) -> Iterable[str]:

@@ -109,6 +109,66 @@ def test_cached_and_live_features_give_the_same_captions(run, scenes) -> None:
     assert len(set(texts[0])) > 1
 
 
+def test_in_bfloat16_too_cached_and_live_features_give_the_same_captions(run, tmp_path) -> None:
+    from captioner import checkpoint
+    from captioner.evaluation import evaluate
+
+    content = checkpoint.read(run).lightning
+    content["captioner"]["config"]["encoder"]["precision"] = "bf16"
+    torch.save(content, tmp_path / "half.ckpt")
+    half, config = captioner.load(tmp_path / "half.ckpt"), content["captioner"]["config"]
+    assert half.model.encoder.computes_in == torch.bfloat16
+    texts = []
+    for cache in (True, False):
+        loader = {**config["loader"], "cache": cache, "cache_folder": str(tmp_path)}
+        common = {"decoding": {"beam_size": 3}, "split": "train", "metrics": ["bleu"]}
+        result = evaluate(half, data=config["data"], loader=loader, **common)
+        texts.append([one.text for one in result.captions])
+    assert texts[0] == texts[1]
+
+
+def test_a_checkpoint_without_a_precision_computes_in_float32(run, photos, tmp_path) -> None:
+    from captioner import checkpoint
+
+    content = checkpoint.read(run).lightning
+    del content["captioner"]["config"]["encoder"]["precision"]
+    torch.save(content, tmp_path / "old.ckpt")
+    old = captioner.load(tmp_path / "old.ckpt")
+    assert old.model.encoder.computes_in == torch.float32
+    assert old.caption(photos[0]).text
+
+
+def test_each_image_gets_its_caption_or_its_error_in_order(model, photos, tmp_path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    wanted = [photos[0], tmp_path / "gone.png", photos[1], tmp_path / "broken.png", *photos[2:]]
+    expected = model.caption(photos)
+    for batch_size in (1, 2, 5, 99):
+        found = list(model.caption_each(wanted, batch_size=batch_size))
+        assert isinstance(found[1], FileNotFoundError)
+        assert isinstance(found[3], ValueError)
+        good = [one for one in found if not isinstance(one, Exception)]
+        assert [one.text for one in good] == [one.text for one in expected]
+    with pytest.raises(ValueError, match=r"broken.png"):
+        model.caption(wanted[2:])
+    with pytest.raises(ValueError, match="batch_size=0"):
+        model.caption(photos, batch_size=0)
+
+
+def test_images_are_taken_only_a_few_batches_ahead(model, photos) -> None:
+    taken: list[int] = []
+
+    def endless():
+        while True:
+            taken.append(1)
+            yield photos[len(taken) % len(photos)]
+
+    each = model.caption_each(endless(), batch_size=3)
+    for number in range(1, 13):
+        assert not isinstance(next(each), Exception)
+        assert len(taken) <= number + 5 * 3
+    each.close()
+
+
 def test_several_captions_of_an_image(model, photos) -> None:
     found = model.caption(photos[0], beam_size=4, captions=4)
     scores = [found.score, *(one.score for one in found.alternatives)]

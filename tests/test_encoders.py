@@ -61,8 +61,9 @@ def test_bundled_transform_and_shapes() -> None:
     assert features.grid is not None
     assert features.grid.shape == (2, 12, 1280)
     maps = load_bundled("efficientnet_lite0").forward_features(images).detach()
-    torch.testing.assert_close(features.grid[:, 6], maps[:, :, 1, 2])  # row by row
-    torch.testing.assert_close(features.pooled, maps.mean((2, 3)))
+    close = {"rtol": 1e-3, "atol": 1e-4}  # the encoder's norms are folded into its convolutions
+    torch.testing.assert_close(features.grid[:, 6], maps[:, :, 1, 2], **close)  # row by row
+    torch.testing.assert_close(features.pooled, maps.mean((2, 3)), **close)
 
 
 def test_a_missing_weight_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,8 +339,9 @@ def test_an_earlier_stage_gives_finer_and_less_abstract_maps() -> None:
     assert pooled.shape == (2, encoder.feature_size) == (2, 112)
     assert grid.shape == (2, 16, 112)  # 64 pixels at a stride of 16
     expected = encoder.backbone.forward_intermediates(images, intermediates_only=True)[3]
-    torch.testing.assert_close(grid, expected.flatten(2).transpose(1, 2))
-    torch.testing.assert_close(pooled, expected.mean((2, 3)))
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(grid, expected.flatten(2).transpose(1, 2), **close)
+    torch.testing.assert_close(pooled, expected.mean((2, 3)), **close)
     assert encoder.transform.crop == 1.0
 
 

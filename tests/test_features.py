@@ -42,9 +42,9 @@ class Small(Encoder):
             nn.init.normal_(parameter, generator=source)
         return patches, SIZE, transform
 
-    def extract(self, images: Tensor) -> Features:
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
         self.encoded.append(len(images))
-        grid = self.backbone(images).flatten(2).transpose(1, 2)  # [B, P, D]
+        grid = network(images).flatten(2).transpose(1, 2)  # [B, P, D]
         return Features(grid.mean(1), grid)
 
 
@@ -233,9 +233,9 @@ def test_images_are_read_a_few_batches_ahead(
     read: list[str] = []
     ahead: list[int] = []
 
-    def reading(path: str) -> Image.Image:
+    def reading(path: str, **options: Any) -> Image.Image:
         read.append(path)
-        return open_image(path)
+        return open_image(path, **options)
 
     monkeypatch.setattr(cache, "open_image", reading)
     encoder = Small(network="small")

@@ -232,6 +232,76 @@ def test_transform_names_the_bad_value(field: str, value: object) -> None:
         Transform(**{**good, field: value})
 
 
+# Bytes until the model
+
+
+@pytest.mark.parametrize("size", [(90, 70), (61, 203), (40, 40)])
+def test_bytes_normalised_later_are_the_same_to_the_bit(size: tuple[int, int]) -> None:
+    transform = Transform(
+        size=31, crop=0.8, interpolation="bicubic", mean=(0.48, 0.45, 0.4), std=(0.2, 0.3, 0.1)
+    )
+    images = [Image.fromarray(noise(*size)), coordinates(*size)]
+    pixels = torch.stack([transform.pixels(image) for image in images])
+    assert pixels.dtype == torch.uint8
+    expected = torch.stack([transform(image) for image in images])
+    assert torch.equal(transform.normalise_batch(pixels), expected)
+
+
+# Reduced decoding of large JPEGs
+
+
+def photograph(path: Path, width: int, height: int, **options: Any) -> Path:
+    """A smooth picture with edges, as photographs are, whose corners differ."""
+    rows, columns = np.mgrid[:height, :width] / np.array([height, width])[:, None, None]
+    red = 127 + 120 * np.sin(9 * columns + 14 * rows * columns)
+    green = np.where((columns - 0.3) ** 2 + (rows - 0.6) ** 2 < 0.04, 230, 60 + 150 * rows)
+    pixels = np.stack([red, green, 255 * columns], -1).clip(0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(path, quality=92, **options)
+    return path
+
+
+SQUARE = Transform(size=56, crop=0.875, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((600, 191), (600, 191)),  # half of it would be below 1.5 x 64
+        ((600, 192), (300, 96)),
+        ((513, 1101), (128, 275)),
+        ((3000, 2000), (375, 250)),
+    ],
+)
+def test_large_jpegs_are_decoded_at_reduced_size(
+    size: tuple[int, int], expected: tuple[int, int], tmp_path: Path
+) -> None:
+    path = photograph(tmp_path / "a.jpg", *size)
+    reduced, whole = open_image(path, shorter=SQUARE.shorter), open_image(path)
+    assert (SQUARE.shorter, whole.size) == (64, size)
+    assert reduced.size == expected
+    apart = (SQUARE.pixels(reduced).int() - SQUARE.pixels(whole).int()).abs().float()
+    assert apart.max() <= (0 if expected == size else 48)  # at an edge, where sides are rounded
+    assert apart.mean() < 1
+
+
+def test_reduced_decoding_keeps_the_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = photograph(tmp_path / "turned.jpg", 904, 600, exif=exif)
+    reduced, whole = open_image(path, shorter=64), open_image(path)
+    assert (reduced.size, whole.size) == ((150, 226), (600, 904))
+    apart = (SQUARE.pixels(reduced).int() - SQUARE.pixels(whole).int()).abs().float()
+    assert apart.mean() < 1
+
+
+def test_only_jpeg_files_are_reduced(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(noise(400, 300)).save(path)
+    assert open_image(path, shorter=20).size == (400, 300)
+    with Image.open(photograph(tmp_path / "a.jpg", 400, 300)) as lazy:
+        assert open_image(lazy, shorter=20).size == (400, 300)
+
+
 # Augmentation
 
 PLAIN = Transform(

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """B images and R captions of them.
 
     Attributes:
-        source: images [B, 3, S, S], or the Features that were cached for them.
+        source: images [B, 3, S, S], as an encoder takes them, or the Features cached for them.
         rows: the image that each caption belongs to, [R].
         inputs: <start> and the words, [R, T].
         targets: the words and <end>, IGNORED past it, [R, T].
@@ -86,9 +86,11 @@ class Pictures:
         """Images [B, 3, S, S] or Features; `keys` are (epoch, place), for the augmentation."""
         if self.cached is not None:
             return self.cached.get([record.image for record in records])
-        images = (open_image(record.image) for record in records)
         if self.augmentation is None:
-            return torch.stack([self.transform(image) for image in images])
+            shorter = self.transform.shorter
+            images = (open_image(record.image, shorter=shorter) for record in records)
+            return torch.stack([self.transform.pixels(image) for image in images])
+        images = (open_image(record.image) for record in records)
         augment = self.augmentation
         return torch.stack(
             [augment(image, self.transform, *key) for image, key in zip(images, keys)]

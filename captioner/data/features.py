@@ -35,7 +35,8 @@ from torch import Tensor
 from captioner.data.transforms import Transform, open_image
 from captioner.models.encoders import Encoder, Features
 
-_LAYOUT = 1  # raised when what is stored changes, so that older caches are not read
+_LAYOUT = 2  # raised when what is stored changes, so that older caches are not read; 2: since
+# large JPEGs are decoded at reduced size
 _KEY, _CHECK = 16, 8  # bytes of an index entry
 _ENTRY = _KEY + _CHECK
 
@@ -44,12 +45,15 @@ def fingerprint(encoder: Encoder) -> str:
     """Name an encoder by everything its features depend on.
 
     Args:
-        encoder: any; its network, weights and transform count, its device does not.
+        encoder: any; its network, weights and transform count, and whether it computes in bfloat16
+            here; its device does not.
 
     Returns:
         16 hexadecimal digits.
     """
     kind = [_LAYOUT, type(encoder).__name__, encoder.network, encoder.transform.as_dict()]
+    if encoder.computes_in != torch.float32:
+        kind.append(str(encoder.computes_in))
     digest = hashlib.blake2b(json.dumps(kind, sort_keys=True).encode(), digest_size=8)
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
@@ -299,7 +303,7 @@ def _batches(
 
     def read(image: str) -> Tensor | Exception:
         try:
-            return transform(open_image(image))
+            return transform.pixels(open_image(image, shorter=transform.shorter))
         except (ValueError, OSError) as error:
             return error
 

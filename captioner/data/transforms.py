@@ -4,7 +4,8 @@ A photo is read once into plain 8-bit RGB, whatever its file looked like. Evalua
 
     shorter side -> size / crop -> centre crop of size x size -> (x / 255 - mean) / std
 
-as ImageNet networks expect it. Training may take the random resized crop of Szegedy et al. (2015,
+as ImageNet networks expect it. Up to the crop pixels stay bytes: the last step is taken by the
+encoder, on its device. Training may take the random resized crop of Szegedy et al. (2015,
 "Going deeper with convolutions", section 6) and a mirror image instead, with randomness that is a
 function of (seed, epoch, index) alone, so that a resumed run sees the same pixels.
 """
@@ -31,7 +32,11 @@ INTERPOLATIONS = {
 }
 
 
-def open_image(source: str | Path | Image.Image) -> Image.Image:
+# A JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the pixels that are needed.
+REDUCING_GAP = 1.5
+
+
+def open_image(source: str | Path | Image.Image, *, shorter: int | None = None) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
     EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid on white,
@@ -39,6 +44,8 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
 
     Args:
         source: a JPEG, PNG, WEBP, GIF, BMP or TIFF file, or a Pillow image of any mode.
+        shorter: pixels that the shorter side will be resized to. From a JPEG file much larger than
+            that fewer are decoded, REDUCING_GAP times as many or more. None: all.
 
     Returns:
         a Pillow image of mode RGB, fully loaded.
@@ -58,7 +65,7 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
         raise ValueError(f"{path}: the file is empty (0 bytes); fetch or export it again")
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return _decode(image, path)
+            return _decode(image, path, shorter)
     except UnidentifiedImageError:
         kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         raise ValueError(f"{path}: not a {kinds} image; convert it to one of these") from None
@@ -68,13 +75,15 @@ def open_image(source: str | Path | Image.Image) -> Image.Image:
         raise ValueError(f"{path}: cannot be read ({error})") from None
 
 
-def _decode(image: Image.Image, name: str | Path) -> Image.Image:
+def _decode(image: Image.Image, name: str | Path, shorter: int | None = None) -> Image.Image:
     limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice this
     if limit is not None and image.width * image.height > limit:
         raise ValueError(_too_large(name))
     if image.mode == "F":
         raise ValueError(f"{name}: floating point pixels have no agreed range; save it with 8 bits")
     try:
+        if shorter is not None:
+            image = _reduced(image, math.ceil(REDUCING_GAP * shorter))
         image.load()  # a truncated file passes verify() and fails only here
         return _to_rgb(_upright(image))
     except Exception as error:  # decoders raise half a dozen types on damaged files
@@ -82,6 +91,17 @@ def _decode(image: Image.Image, name: str | Path) -> Image.Image:
         raise ValueError(
             f"{name}: damaged or not supported ({reason}); fetch or export it again"
         ) from None
+
+
+def _reduced(image: Image.Image, least: int) -> Image.Image:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8, its shorter side no less than `least`."""
+    width, height = image.size
+    image.draft(None, (least, least))  # does nothing to other formats
+    scale = round(width / image.width)
+    if scale == 1:
+        return image
+    # Half pixels at the right and below are rounded up; the picture shall keep its proportions.
+    return image.crop((0, 0, round(width / scale), round(height / scale)))
 
 
 def _too_large(name: str | Path) -> str:
@@ -105,7 +125,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _without_ends(image: Image.Image, longest: int = 16) -> Image.Image:
@@ -161,15 +181,35 @@ class Transform:
         Returns:
             float32 [3, S, S].
         """
+        return self.normalise(self._cropped(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Transform one image but for the normalisation, which `normalise_batch` does.
+
+        Args:
+            image: as for a call.
+
+        Returns:
+            uint8 [3, S, S], a quarter of the memory; its colours lie side by side, as networks in
+            channels_last read them.
+        """
+        return torch.from_numpy(np.array(self._cropped(image))).permute(2, 0, 1)
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
         image = _without_ends(image if image.mode == "RGB" else open_image(image))
         image = image.resize(self._resized(*image.size), INTERPOLATIONS[self.interpolation])
         left = round((image.width - self.size) / 2)
         top = round((image.height - self.size) / 2)
-        return self.normalise(image.crop((left, top, left + self.size, top + self.size)))
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    @property
+    def shorter(self) -> int:
+        """What the shorter side is resized to, in pixels."""
+        # Rounded down, as torchvision and timm do; the tolerance is for a crop like 224 / 232.
+        return math.floor(self.size / self.crop + 1e-6)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        # Rounded down, as torchvision and timm do; the tolerance is for a crop like 224 / 232.
-        shorter = math.floor(self.size / self.crop + 1e-6)
+        shorter = self.shorter
         if width <= height:
             return shorter, int(shorter * height / width)
         return int(shorter * width / height), shorter
@@ -182,6 +222,24 @@ class Transform:
         pixels -= np.array(self.mean, np.float32)[:, None, None]
         pixels /= np.array(self.std, np.float32)[:, None, None]
         return torch.from_numpy(pixels)
+
+    def normalise_batch(self, pixels: Tensor) -> Tensor:
+        """Normalise what `pixels` made, on its device.
+
+        Args:
+            pixels: uint8 [B, 3, H, W].
+
+        Returns:
+            float32 [B, 3, H, W] in channels_last, to the bit what `normalise` gives.
+        """
+        width = pixels.shape[3]
+        # Rows of W x 3 values: a loop over three colours at a time would take three times as long.
+        rows = pixels.permute(0, 2, 3, 1).flatten(2).float()  # [B, H, W * 3]
+        mean, std = (
+            torch.tensor(v, device=rows.device).repeat(width) for v in (self.mean, self.std)
+        )
+        rows.div_(torch.tensor(255.0, device=rows.device)).sub_(mean).div_(std)
+        return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as plain data that JSON can hold."""

@@ -28,9 +28,11 @@ from torch import Tensor, nn
 
 from captioner.data.transforms import Transform
 from captioner.models.lite import load_bundled
+from captioner.models.quick import computes_in_bf16, quick_copy
 
 # Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
 _RUNNING_NORMS = nn.modules.batchnorm._NormBase
+PRECISIONS = ("auto", "fp32", "bf16")
 
 
 class Features(NamedTuple):
@@ -64,6 +66,8 @@ class Encoder(nn.Module):
         crop: share of the shorter side that the centre crop keeps, (0, 1]; None: as trained.
         stage: take the map of an earlier stage, 0 the finest, as grid, and its mean as pooled: less
             abstract and with more positions. None is the last map. Networks of timm only.
+        precision: of a frozen encoder on a CPU: fp32, bf16, or auto, which is bf16 where the
+            processor computes in it. Trainable encoders and other devices keep to fp32.
         initialise: False loads no weights at all, for a checkpoint will fill them.
 
     Raises:
@@ -83,9 +87,14 @@ class Encoder(nn.Module):
         image_size: int | None = None,
         crop: float | None = None,
         stage: int | None = None,
+        precision: str = "fp32",
         initialise: bool = True,
     ) -> None:
         super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"encoder.precision={precision!r} is not known; choose {', '.join(PRECISIONS)}"
+            )
         if image_size is not None and image_size < 1:
             raise ValueError(f"encoder.image_size={image_size} is not positive; give pixels")
         if crop is not None and not 0 < crop <= 1:
@@ -93,6 +102,8 @@ class Encoder(nn.Module):
         self.network = network
         self.pretrained = pretrained
         self.trainable = trainable
+        self.precision = precision
+        self._quick: tuple[Any, nn.Module, torch.dtype] | None = None
         backbone, self.feature_size, self.transform = self.build(
             network, weights=pretrained and initialise, image_size=image_size
         )
@@ -136,22 +147,63 @@ class Encoder(nn.Module):
         """Return the network without its classifier, D, and its transform."""
         raise NotImplementedError
 
-    def extract(self, images: Tensor) -> Features:
-        """Run self.backbone on images [B, 3, S, S]."""
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
+        """Run a network, self.backbone or a copy of it, on images [B, 3, S, S]."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Features:
         """Encode images.
 
         Args:
-            images: [B, 3, S, S], as `transform` makes them.
+            images: [B, 3, S, S], float32 as `transform` makes them, or uint8 as its `pixels`.
 
         Returns:
             pooled [B, D] and grid [B, P, D]; without gradients where the encoder is frozen.
         """
         images = images.contiguous(memory_format=torch.channels_last)
+        if images.dtype == torch.uint8:
+            images = self.transform.normalise_batch(images)
         with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            return self.extract(images)
+            network, dtype = self._running()
+            if dtype == torch.float32:
+                return self.extract(network, images)
+            with torch.autocast(images.device.type, enabled=False):  # it has its precision
+                pooled, grid = self.extract(network, images.to(dtype))
+            return Features(pooled.float(), None if grid is None else grid.float())
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """The type that features are computed in: bfloat16 changes them by a few percent."""
+        return self._running()[1]
+
+    def _running(self) -> tuple[nn.Module, torch.dtype]:
+        """What computes the features: the backbone or, of a frozen one on a CPU, a quick copy.
+
+        The copy is made where it is first needed, and made anew where a weight has changed.
+        """
+        weights = [*self.backbone.parameters(), *self.backbone.buffers()]
+        if self.trainable or any(one.device.type != "cpu" for one in weights):
+            return self.backbone, torch.float32
+        state = [(id(one), 0 if one.is_inference() else one._version) for one in weights]
+        if self._quick is None or self._quick[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._quick = (state, *self._hastened())
+        return self._quick[1], self._quick[2]
+
+    def _hastened(self) -> tuple[nn.Module, torch.dtype]:
+        side = self.transform.size
+        image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 0.5
+        image = image.contiguous(memory_format=torch.channels_last)
+
+        def run(network: nn.Module) -> Tensor:
+            return self.extract(network, image.to(next(network.parameters()).dtype)).pooled
+
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and computes_in_bf16())
+        return quick_copy(self.backbone, run, bf16=bf16)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the copy out: wherever the encoder is sent, it is made again."""
+        return {**self.__dict__, "_quick": None}
 
     def train(self, mode: bool = True) -> Encoder:
         """Switch training mode on or off, but keep in eval mode what must not drift.
@@ -183,9 +235,9 @@ class BundledEncoder(Encoder):
         backbone.reset_classifier(0)
         return backbone, backbone.num_features, transform
 
-    def extract(self, images: Tensor) -> Features:
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
         """Run the network."""
-        return _timm_features(self.backbone, images, self.stage)
+        return _timm_features(network, images, self.stage)
 
 
 class TimmEncoder(Encoder):
@@ -213,9 +265,9 @@ class TimmEncoder(Encoder):
             backbone = timm.create_model(network, pretrained=False, **options)
         return backbone, backbone.num_features, _timm_transform(backbone, image_size)
 
-    def extract(self, images: Tensor) -> Features:
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
         """Run the network."""
-        return _timm_features(self.backbone, images, self.stage)
+        return _timm_features(network, images, self.stage)
 
 
 class TorchvisionEncoder(Encoder):
@@ -249,9 +301,9 @@ class TorchvisionEncoder(Encoder):
         backbone, feature_size = _before_classifier(whole, side)
         return backbone, feature_size, transform
 
-    def extract(self, images: Tensor) -> Features:
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
         """Run the network."""
-        found = self.backbone(images)
+        found = network(images)
         grid = _positions(found["grid"], self.feature_size)  # [B, P, D]
         pooled = found.get("pooled")
         return Features(grid.mean(1) if pooled is None else pooled, grid)
@@ -273,13 +325,15 @@ def build_encoder(
     image_size: int | None = None,
     crop: float | None = None,
     stage: int | None = None,
+    precision: str = "fp32",
     initialise: bool = True,
 ) -> Encoder:
     """Build an encoder by the names of its library and network.
 
     Args:
         library: a key of ENCODERS.
-        network, pretrained, trainable, image_size, crop, stage, initialise: as of Encoder.
+        network, pretrained, trainable, image_size, crop, stage, precision, initialise: as of
+            Encoder.
 
     Returns:
         an Encoder, with feature_size and transform.
@@ -297,6 +351,7 @@ def build_encoder(
         image_size=image_size,
         crop=crop,
         stage=stage,
+        precision=precision,
         initialise=initialise,
     )
 

@@ -1,0 +1,53 @@
+"""Work that threads do ahead: results in order, a bounded number of them waiting."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@contextmanager
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are let go at once where the work breaks off: what waits is not begun."""
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Given], Made], items: Iterable[Given], *, ahead: int
+) -> Iterator[Made]:
+    """What `work` makes of each item.
+
+    Args:
+        pool: threads that work.
+        work: called with one item; what it raises is raised here.
+        items: any number; they are taken as they are needed.
+        ahead: results that may wait or be under way while another is used.
+
+    Yields:
+        the results, in the order of the items.
+    """
+    begun: deque[Future[Made]] = deque()
+    for item in items:
+        begun.append(pool.submit(work, item))
+        if len(begun) > ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()
+
+
+def batched(items: Iterable[Given], size: int) -> Iterator[list[Given]]:
+    """Lists of `size` items, at least 1; the last one holds what is left."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,183 @@
+"""The quick copy of a frozen encoder beside the network it was made of."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captioner.data.features import fingerprint
+from captioner.models import encoders, quick
+from captioner.models.encoders import Encoder, build_encoder
+from captioner.models.quick import FusedConv, quick_copy
+
+NETWORKS = [
+    ("bundled", "efficientnet_lite0", 49),  # timm's norms, which hold their activation
+    ("timm", "test_resnet", 15),  # x += shortcut between a norm and an activation
+    ("torchvision", "mobilenet_v3_small", 34),  # activations beside the norms
+]
+
+
+def stirred(library: str, network: str, **options: Any) -> Encoder:
+    """An encoder whose norms do something, the same at every call."""
+    torch.manual_seed(2)
+    encoder = build_encoder(library=library, network=network, pretrained=False, **options)
+    source = torch.Generator().manual_seed(3)
+    for norm in encoder.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for values in (norm.running_mean, norm.bias.data):
+                values.normal_(0, 0.2, generator=source)
+            for values in (norm.running_var, norm.weight.data):
+                values.uniform_(0.5, 1.5, generator=source)
+    return encoder
+
+
+def plain(encoder: Encoder, images: Tensor) -> encoders.Features:
+    with torch.no_grad():
+        return encoder.extract(encoder.backbone, images)
+
+
+def distance(found: Tensor | None, expected: Tensor | None) -> float:
+    assert found is not None
+    assert expected is not None
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize(("library", "network", "convolutions"), NETWORKS)
+def test_features_are_those_of_the_network(library: str, network: str, convolutions: int) -> None:
+    encoder = stirred(library, network)
+    images = torch.randn(2, 3, 96, 128)
+    found, expected = encoder(images), plain(encoder, images)
+    assert distance(found.pooled, expected.pooled) < 1e-5
+    assert distance(found.grid, expected.grid) < 1e-5
+    running = encoder._running()[0]
+    assert sum(isinstance(one, FusedConv) for one in running.modules()) == convolutions
+    assert not any(isinstance(one, FusedConv) for one in encoder.modules())
+
+    halved = stirred(library, network, precision="bf16")(images)
+    assert halved.pooled.dtype == torch.float32
+    assert 1e-4 < distance(halved.pooled, expected.pooled) < 0.15
+    assert distance(halved.grid, expected.grid) < 0.15
+
+
+@pytest.mark.parametrize("act", [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()])
+@pytest.mark.parametrize("affine", [True, False])
+def test_folding_is_exact(act: nn.Module, affine: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, and oneDNN's operation beside torch's in float32."""
+    conv = nn.Conv2d(6, 4, (3, 5), stride=2, padding=(1, 2), groups=2).double()
+    norm = nn.BatchNorm2d(4, affine=affine).double().eval()
+    norm.running_mean.normal_()  # type: ignore[union-attr]
+    norm.running_var.uniform_(0.1, 2)  # type: ignore[union-attr]
+    images = 5 * torch.randn(3, 6, 11, 13, dtype=torch.float64)
+    fused = FusedConv(conv, norm, act)
+    expected = act(norm(conv(images)))
+    quickly = copy.deepcopy(fused).float()(images.float())
+    torch.testing.assert_close(quickly.double(), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    torch.testing.assert_close(fused(images), expected, rtol=1e-10, atol=1e-10)
+
+
+class Forked(nn.Module):
+    """A convolution that a norm reads, and the sum after it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()
+        nn.init.constant_(self.norm.bias, 0.7)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.conv(images)
+        return maps + self.act(self.norm(maps))
+
+
+def test_a_copy_that_says_something_else_is_given_up() -> None:
+    network = Forked().eval()
+    image = torch.randn(1, 3, 9, 9)
+    with torch.no_grad():
+        assert quick_copy(network, lambda one: one(image), bf16=False) == (network, torch.float32)
+
+
+def test_what_bfloat16_breaks_stays_in_float32() -> None:
+    class Strict(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            if input.dtype != torch.float32:
+                raise RuntimeError("not implemented for 'BFloat16'")
+            return super().forward(input)
+
+    network = Strict(3, 4, 3)
+    image = torch.randn(1, 3, 9, 9)
+
+    def run(one: nn.Module) -> Tensor:
+        return one(image.to(next(one.parameters()).dtype))
+
+    with torch.no_grad():
+        assert quick_copy(network, run, bf16=True)[1] == torch.float32
+        assert quick_copy(nn.Conv2d(3, 4, 3), run, bf16=True)[1] == torch.bfloat16
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_auto_is_bfloat16_where_the_processor_has_it(
+    able: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoders, "computes_in_bf16", lambda: able)
+    encoder = stirred("timm", "test_resnet", precision="auto")
+    assert encoder.computes_in == (torch.bfloat16 if able else torch.float32)
+    assert stirred("timm", "test_resnet").computes_in == torch.float32
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: able, raising=False)
+    assert quick.computes_in_bf16() is able
+
+
+def test_caches_of_different_precision_are_not_mixed() -> None:
+    names = [fingerprint(stirred("timm", "test_resnet", precision=one)) for one in ("fp32", "bf16")]
+    assert names[0] != names[1]
+    assert fingerprint(stirred("timm", "test_resnet")) == names[0]
+
+
+def test_a_trainable_encoder_is_left_alone() -> None:
+    encoder = stirred("timm", "test_resnet", trainable=True, precision="bf16").eval()
+    images = torch.randn(2, 3, 64, 64)
+    found = encoder(images).pooled
+    assert encoder.computes_in == torch.float32
+    assert torch.equal(found, plain(encoder, images).pooled)
+    found.sum().backward()
+    assert all(one.grad is not None for one in encoder.backbone.parameters())
+
+
+def test_changed_weights_change_the_features() -> None:
+    encoder = stirred("timm", "test_resnet")
+    images = torch.randn(2, 3, 64, 64)
+    first = encoder(images).pooled
+    state = copy.deepcopy(encoder.state_dict())
+    with torch.no_grad():
+        next(encoder.parameters()).mul_(1.5)
+    assert distance(encoder(images).pooled, first) > 1e-3
+    assert distance(encoder(images).pooled, plain(encoder, images).pooled) < 1e-5
+    encoder.load_state_dict(state)
+    assert torch.equal(encoder(images).pooled, first)
+
+
+def test_the_copy_stays_here() -> None:
+    encoder = stirred("timm", "test_resnet")
+    names, random = list(encoder.state_dict()), torch.get_rng_state()
+    with torch.inference_mode():
+        encoder(torch.zeros(1, 3, 64, 64))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert list(encoder.state_dict()) == names
+    assert encoder._quick is not None
+    assert copy.deepcopy(encoder)._quick is None
+    assert pickle.loads(pickle.dumps(encoder))._quick is None
+
+
+def test_bytes_and_floats_give_the_same_features() -> None:
+    encoder = stirred("timm", "test_resnet")
+    pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
+    floats = encoder.transform.normalise_batch(pixels)
+    assert torch.equal(encoder(pixels).pooled, encoder(floats).pooled)
+
+
+def test_an_unknown_precision_gets_one_line() -> None:
+    with pytest.raises(ValueError, match="encoder.precision='half' .*auto, fp32, bf16"):
+        stirred("timm", "test_resnet", precision="half")
