@@ -171,6 +171,16 @@ def test_the_copy_stays_here() -> None:
     assert pickle.loads(pickle.dumps(encoder))._quick is None
 
 
+def test_many_images_are_encoded_a_few_at_a_time() -> None:
+    encoder = stirred("timm", "test_resnet")
+    images = torch.randn(2 * encoders.AT_ONCE + 3, 3, 32, 32)
+    found, expected = encoder(images), plain(encoder, images)
+    assert found.grid.shape == expected.grid.shape
+    assert distance(found.pooled, expected.pooled) < 1e-5
+    assert distance(found.grid, expected.grid) < 1e-5
+    assert encoder(images[:0]).pooled.shape == (0, encoder.feature_size)
+
+
 def test_bytes_and_floats_give_the_same_features() -> None:
     encoder = stirred("timm", "test_resnet")
     pixels = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)

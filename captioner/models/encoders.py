@@ -33,6 +33,7 @@ from captioner.models.quick import computes_in_bf16, quick_copy
 # Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
 _RUNNING_NORMS = nn.modules.batchnorm._NormBase
 PRECISIONS = ("auto", "fp32", "bf16")
+AT_ONCE = 16  # images: on a CPU their maps then stay in its cache
 
 
 class Features(NamedTuple):
@@ -160,16 +161,24 @@ class Encoder(nn.Module):
         Returns:
             pooled [B, D] and grid [B, P, D]; without gradients where the encoder is frozen.
         """
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            network, dtype = self._running()
+            most = max(1, len(images)) if network is self.backbone else AT_ONCE
+            parts = [self._encode(network, dtype, part) for part in images.split(most)]
+        if len(parts) == 1:
+            return parts[0]
+        grid = None if parts[0].grid is None else torch.cat([part.grid for part in parts])  # type: ignore[misc]
+        return Features(torch.cat([part.pooled for part in parts]), grid)
+
+    def _encode(self, network: nn.Module, dtype: torch.dtype, images: Tensor) -> Features:
         images = images.contiguous(memory_format=torch.channels_last)
         if images.dtype == torch.uint8:
             images = self.transform.normalise_batch(images)
-        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
-            network, dtype = self._running()
-            if dtype == torch.float32:
-                return self.extract(network, images)
-            with torch.autocast(images.device.type, enabled=False):  # it has its precision
-                pooled, grid = self.extract(network, images.to(dtype))
-            return Features(pooled.float(), None if grid is None else grid.float())
+        if dtype == torch.float32:
+            return self.extract(network, images)
+        with torch.autocast(images.device.type, enabled=False):  # it has its own precision
+            pooled, grid = self.extract(network, images.to(dtype))
+        return Features(pooled.float(), None if grid is None else grid.float())
 
     @property
     def computes_in(self) -> torch.dtype:

@@ -1,0 +1,289 @@
+"""How long the way from pictures to captions takes beside the usual one, in the same process.
+
+Each round measures every task once, the usual way and captioner's one after the other, so that a
+busy machine slows them alike; what is reported is the median of the rounds' ratios, with the
+smallest and the largest. Larger pictures are made from those of the folder by bicubic enlargement.
+
+    OMP_NUM_THREADS=1 python experiments/benchmarks/pictures.py RUN FOLDER --json pictures.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import captioner
+from captioner.api import Captioner
+from captioner.captions import find_images
+from captioner.data.features import cache_features
+from captioner.data.records import write_whole
+from captioner.data.transforms import open_image
+from captioner.models import Encoder
+
+SIZES = {"1024 x 768": (1024, 768), "1600 x 1200": (1600, 1200), "4000 x 3000": (4000, 3000)}
+GOALS = {
+    "input, as it lies": 2,
+    **{f"input, {size}": 2 for size in SIZES},
+    "encoder, one image": 1.6,
+    "encoder, 8 images": 1.6,
+    "encoder, 256 images": 4,
+    "encoder, 256 images, beside channels-last": None,
+    "encoder in fp32, 256 images": None,
+    "features to the cache": None,
+    "folder, beam 5": 8,
+    "folder, beside the encoder alone": 0.85,
+}
+Task = tuple[Callable[[], Any], Callable[[], Any]]
+
+
+def usual_transform(encoder: Encoder) -> Callable[[str], torch.Tensor]:
+    """PIL and torchvision, as their documentation puts them together."""
+    from torchvision import transforms
+
+    own = encoder.transform
+    steps = transforms.Compose(
+        [
+            transforms.Resize(own.shorter, transforms.InterpolationMode(own.interpolation)),
+            transforms.CenterCrop(own.size),
+            transforms.ToTensor(),
+            transforms.Normalize(own.mean, own.std),
+        ]
+    )
+    return lambda file: steps(Image.open(file).convert("RGB"))
+
+
+def own_pixels(encoder: Encoder, file: str) -> torch.Tensor:
+    own = encoder.transform
+    return own.pixels(open_image(file, shorter=own.shorter))
+
+
+def enlarged(files: Sequence[str], folder: Path, size: tuple[int, int]) -> list[str]:
+    """JPEG files of quality 92 of pictures at another size."""
+    made = []
+    for number, file in enumerate(files):
+        path = folder / f"{size[0]}-{number}.jpg"
+        open_image(file).resize(size, Image.Resampling.BICUBIC).save(path, quality=92)
+        made.append(str(path))
+    return made
+
+
+def apart(encoder: Encoder, files: Sequence[str]) -> dict[str, float]:
+    """The largest and the mean difference that reduced decoding makes, in levels of 255."""
+    largest, means = 0.0, []
+    for file in files:
+        whole = encoder.transform.pixels(open_image(file)).float()
+        difference = (own_pixels(encoder, file).float() - whole).abs()
+        largest = max(largest, float(difference.max()))
+        means.append(float(difference.mean()))
+    return {"largest_pixel": largest, "mean_pixel": statistics.mean(means)}
+
+
+def input_tasks(encoder: Encoder, files: dict[str, list[str]]) -> dict[str, Task]:
+    usual = usual_transform(encoder)
+
+    def task(some: list[str]) -> Task:
+        return (
+            lambda: [usual(file) for file in some],
+            lambda: [own_pixels(encoder, file) for file in some],
+        )
+
+    return {f"input, {name}": task(some) for name, some in files.items()}
+
+
+def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dict[str, Task]:
+    """Eager fp32 in torch's own layout against the encoder, 16 images at a time."""
+    pixels = torch.stack([own_pixels(encoder, file) for file in files])  # [256, 3, S, S]
+    floats = encoder.transform.normalise_batch(pixels).contiguous()
+    wide = floats.contiguous(memory_format=torch.channels_last)
+    slow = {
+        layout: encoder.build(encoder.network, weights=encoder.pretrained, image_size=None)[0]
+        .eval()
+        .to(memory_format=layout)
+        for layout in (torch.contiguous_format, torch.channels_last)
+    }
+
+    def eager(images: torch.Tensor, layout: Any = torch.contiguous_format) -> Callable[[], Any]:
+        return lambda: [encoder.extract(slow[layout], some) for some in images.split(16)]
+
+    def ours(images: torch.Tensor, one: Encoder = quick) -> Callable[[], Any]:
+        return lambda: [one(some) for some in images.split(16)]
+
+    return {
+        "encoder, one image": (eager(floats[:1]), ours(pixels[:1])),
+        "encoder, 8 images": (eager(floats[:8]), ours(pixels[:8])),
+        "encoder, 256 images": (eager(floats), ours(pixels)),
+        "encoder, 256 images, beside channels-last": (
+            eager(wide, torch.channels_last),
+            ours(pixels),
+        ),
+        "encoder in fp32, 256 images": (eager(floats), ours(pixels, encoder)),
+    }
+
+
+def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> dict[str, Task]:
+    usual = usual_transform(encoder)
+    network = encoder.build(encoder.network, weights=encoder.pretrained, image_size=None)[0].eval()
+    pixels = torch.stack([own_pixels(encoder, file) for file in files])
+
+    def naive() -> None:
+        model._steps = None
+        for file in files:
+            features = encoder.extract(network, usual(file)[None])
+            model.caption_features([features], beam_size=5)
+
+    def folder() -> None:
+        assert not any(isinstance(one, Exception) for one in model.caption_each(files, beam_size=5))
+
+    def features() -> None:
+        with tempfile.TemporaryDirectory() as cache:
+            cache_features(model.encoders[0], files, Path(cache), progress=False)
+
+    return {
+        "features to the cache": (
+            lambda: [encoder.extract(network, usual(file)[None]) for file in files],
+            features,
+        ),
+        "folder, beam 5": (naive, folder),
+        "folder, beside the encoder alone": (
+            lambda: [model.encoders[0](some) for some in pixels.split(16)],
+            folder,
+        ),
+    }
+
+
+COLD = """
+import time; times = [time.perf_counter()]
+def lap(name): times.append(time.perf_counter()); print(name, times[-1] - times[-2])
+import captioner.captions, timm; lap("imports")
+from captioner import load; model = load({run!r}, device="cpu"); lap("weights")
+images = [model.prepare({file!r})]; lap("reading the picture")
+model.encoders[0].precision = "auto"; model.encoders[0].computes_in; lap("quick copy")
+features = model.encode(images); lap("encode")
+model.caption_features(features, beam_size=5); lap("decode")
+"""
+
+
+def cold_start(run: str, file: str) -> dict[str, float]:
+    """Seconds of each step to the first caption in a process of its own, and of --help."""
+    code = COLD.format(run=run, file=file)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds = {}
+    for line in done.stdout.splitlines():
+        name, _, value = line.rpartition(" ")
+        seconds[name] = float(value)
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "captioner", "--help"], capture_output=True, check=True)
+    return {**seconds, "captioner --help": time.perf_counter() - started}
+
+
+@torch.inference_mode()
+def measure(tasks: dict[str, Task]) -> dict[str, tuple[float, float]]:
+    """Seconds of the usual way and of captioner's, for every task."""
+    found = {}
+    for name, ways in tasks.items():
+        seconds = []
+        for way in ways:
+            started = time.perf_counter()
+            way()
+            seconds.append(time.perf_counter() - started)
+        found[name] = (seconds[0], seconds[1])
+    return found
+
+
+def summary(rounds: list[dict[str, tuple[float, float]]]) -> list[dict[str, Any]]:
+    rows = []
+    for name in rounds[0]:
+        ratios = [one[name][0] / one[name][1] for one in rounds]
+        rows.append(
+            {
+                "task": name,
+                "usual_seconds": statistics.median(one[name][0] for one in rounds),
+                "seconds": statistics.median(one[name][1] for one in rounds),
+                "ratio": statistics.median(ratios),
+                "smallest": min(ratios),
+                "largest": max(ratios),
+                "goal": GOALS[name],
+            }
+        )
+    return rows
+
+
+def show(found: dict[str, Any]) -> None:
+    print("| task | usual (s) | captioner (s) | ratio | smallest to largest | goal |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for row in found["rows"]:
+        print(
+            f"| {row['task']} | {row['usual_seconds']:.3f} | {row['seconds']:.3f} "
+            f"| {row['ratio']:.2f} | {row['smallest']:.2f} to {row['largest']:.2f} "
+            f"| {row['goal'] or ''} |"
+        )
+    for size, values in found["pixels"].items():
+        print(f"{size}: largest {values['largest_pixel']:.0f}, mean {values['mean_pixel']:.2f}")
+    for step, seconds in found["cold"].items():
+        print(f"{step}: {seconds:.2f} s")
+    print(f"peak memory: {found['about']['peak_gib']:.2f} GiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("run", help="a run folder whose encoder is frozen")
+    parser.add_argument("folder", help="pictures")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    every = list(find_images([options.folder]))
+    files = every[:: max(1, len(every) // options.images)][: options.images]
+    model, plain = (captioner.load(options.run, device="cpu") for _ in range(2))
+    quick, encoder = model.encoders[0], plain.encoders[0]
+    quick.precision, encoder.precision = "auto", "fp32"
+    with tempfile.TemporaryDirectory() as made:
+        pictures = {"as it lies": files[:64]}
+        for name, size in SIZES.items():
+            pictures[name] = enlarged(files[: 4 if size[0] > 3000 else 16], Path(made), size)
+        tasks = {
+            **input_tasks(encoder, pictures),
+            **encoder_tasks(encoder, quick, files),
+            **folder_tasks(model, encoder, files),
+        }
+        rounds = [measure(tasks) for _ in range(options.rounds + 1)][1:]  # the first warms up
+        pixels = {name: apart(encoder, some) for name, some in pictures.items()}
+    cold = [cold_start(options.run, files[0]) for _ in range(options.rounds)]
+    found = {
+        "about": {
+            "threads": options.threads,
+            "images": len(files),
+            "precision": str(quick.computes_in),
+            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "python": platform.python_version(),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+            **{name: version(name) for name in ("torch", "torchvision", "timm", "pillow")},
+        },
+        "rows": summary(rounds),
+        "pixels": pixels,
+        "cold": {step: statistics.median(one[step] for one in cold) for step in cold[0]},
+    }
+    show(found)
+    if options.json:
+        write_whole(options.json, json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
