@@ -17,7 +17,7 @@ from captioner import checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
 from captioner.data.threads import batched, in_order, threads
-from captioner.data.transforms import open_image
+from captioner.data.transforms import open_image, stack_pixels
 from captioner.decoding import DecodingOptions, Hypothesis, Step
 from captioner.models import CaptioningModel, Features, generate
 from captioner.tokenizers import Tokenizer
@@ -233,7 +233,7 @@ class Captioner:
     @torch.no_grad()
     def encode(self, images: Sequence[Sequence[Tensor]]) -> list[Features]:
         """Features of B prepared images, from each of the encoders."""
-        batches = [torch.stack(batch).to(self.device) for batch in zip(*images)]
+        batches = [stack_pixels(batch).to(self.device) for batch in zip(*images)]
         return [encoder(batch) for encoder, batch in zip(self.encoders, batches)]
 
     def caption_features(

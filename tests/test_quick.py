@@ -79,6 +79,20 @@ def test_folding_is_exact(act: nn.Module, affine: bool, monkeypatch: pytest.Monk
     torch.testing.assert_close(fused(images), expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [(9, 12), (10, 7)])
+def test_padding_is_that_of_timm(kernel: int, stride: int, size: tuple[int, int]) -> None:
+    from timm.layers.conv2d_same import Conv2dSame
+
+    conv = Conv2dSame(3, 4, kernel, stride=stride)
+    norm = nn.BatchNorm2d(4).eval()
+    images = torch.randn(2, 3, *size)
+    expected = norm(conv(images))
+    fused = FusedConv(conv, norm, nn.Identity())
+    torch.testing.assert_close(fused(images), expected, rtol=1e-4, atol=1e-5)
+
+
 class Forked(nn.Module):
     """A convolution that a norm reads, and the sum after it as well."""
 

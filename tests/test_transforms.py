@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.data.transforms import Augmentation, Transform, open_image
+from captioner.data.transforms import Augmentation, Transform, open_image, stack_pixels
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -241,8 +241,9 @@ def test_bytes_normalised_later_are_the_same_to_the_bit(size: tuple[int, int]) -
         size=31, crop=0.8, interpolation="bicubic", mean=(0.48, 0.45, 0.4), std=(0.2, 0.3, 0.1)
     )
     images = [Image.fromarray(noise(*size)), coordinates(*size)]
-    pixels = torch.stack([transform.pixels(image) for image in images])
+    pixels = stack_pixels([transform.pixels(image) for image in images])
     assert pixels.dtype == torch.uint8
+    assert pixels.is_contiguous(memory_format=torch.channels_last)
     expected = torch.stack([transform(image) for image in images])
     assert torch.equal(transform.normalise_batch(pixels), expected)
 

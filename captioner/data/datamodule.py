@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from captioner.data.features import CachedFeatures, cache_features
 from captioner.data.records import Reading, Record
-from captioner.data.transforms import Augmentation, open_image
+from captioner.data.transforms import Augmentation, open_image, stack_pixels
 from captioner.models.encoders import Encoder, Features
 from captioner.tokenizers import Tokenizer
 
@@ -89,7 +89,7 @@ class Pictures:
         if self.augmentation is None:
             shorter = self.transform.shorter
             images = (open_image(record.image, shorter=shorter) for record in records)
-            return torch.stack([self.transform.pixels(image) for image in images])
+            return stack_pixels([self.transform.pixels(image) for image in images])
         images = (open_image(record.image) for record in records)
         augment = self.augmentation
         return torch.stack(

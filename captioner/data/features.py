@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.data.transforms import Transform, open_image
+from captioner.data.transforms import Transform, open_image, stack_pixels
 from captioner.models.encoders import Encoder, Features
 
 _LAYOUT = 2  # raised when what is stored changes, so that older caches are not read; 2: since
@@ -290,7 +290,7 @@ def _encode(
             good = {key: read for key, read in batch.items() if isinstance(read, Tensor)}
             broken += [str(read) for read in batch.values() if isinstance(read, Exception)]
             if good:
-                pixels = torch.stack(list(good.values())).to(device)  # [B, 3, S, S]
+                pixels = stack_pixels(list(good.values())).to(device)  # [B, 3, S, S]
                 store.append(list(good), encoder(pixels))
             advance(len(batch))
     return broken

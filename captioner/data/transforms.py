@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -259,6 +259,11 @@ class Transform:
             )
         mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         return cls(**{**values, "mean": mean, "std": std})
+
+
+def stack_pixels(images: Sequence[Tensor]) -> Tensor:
+    """Lay what `Transform.pixels` made of B images side by side: [B, 3, S, S] in channels_last."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -98,18 +98,25 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D', rows, columns] -> [B, D, rows', columns']."""
-        if self.same:
-            from timm.layers.padding import pad_same
-
-            x = pad_same(x, list(self.weight.shape[-2:]), self.stride, self.dilation)
-        where = (self.padding, self.stride, self.dilation, self.groups)
-        # The operation behind torch.compile's convolutions; the builds without oneDNN lack it.
+        weight, padding = self._around(x) if self.same else (self.weight, self.padding)
+        # The operation behind torch.compile's convolutions; builds without oneDNN lack it.
         pointwise = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
         if pointwise is None or not torch.backends.mkldnn.is_available():
-            padding, stride, dilation, groups = where
-            x = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
-            return self.act(x)
-        return pointwise(x, self.weight, self.bias, *where, self.name, self.numbers, "")
+            where = (self.stride, padding, self.dilation, self.groups)
+            return self.act(F.conv2d(x, weight, self.bias, *where))
+        where = (padding, self.stride, self.dilation, self.groups)
+        return pointwise(x, weight, self.bias, *where, self.name, self.numbers, "")
+
+    def _around(self, x: Tensor) -> tuple[Tensor, list[int]]:
+        """The kernel and the padding of a Conv2dSame, whose output has ceil(size / stride) values.
+
+        An odd number of zeros goes half around the map, and one more below and at the right. To
+        pad a large map costs as much as its convolution; so it is padded alike on all sides by the
+        convolution itself, with a kernel that has a row or column of zeros above or at the left.
+        """
+        sizes = zip(x.shape[-2:], self.weight.shape[-2:], self.stride)
+        down, across = (max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sizes)
+        return F.pad(self.weight, (across % 2, 0, down % 2, 0)), [-(-down // 2), -(-across // 2)]
 
 
 def _frozen(values: Tensor) -> nn.Parameter:
@@ -168,7 +175,7 @@ def _is_conv(module: nn.Module) -> bool:
         return False
     if type(module) is nn.Conv2d:
         return not isinstance(module.padding, str)
-    return type(module).__name__ == "Conv2dSame"
+    return type(module).__name__ == "Conv2dSame" and module.dilation == (1, 1)
 
 
 def _own_act(norm: nn.Module) -> nn.Module | None:
