@@ -24,17 +24,18 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.nn import functional
 
 from captioner import checkpoint
 from captioner.callbacks import MONITOR, WholeFiles, build_callbacks
 from captioner.config import Config, make, unknown
 from captioner.data import Reading, read_records
-from captioner.data.datamodule import IGNORED, Batch, CaptionDataModule
+from captioner.data.datamodule import Batch, CaptionDataModule
 from captioner.data.records import Record, write_whole
 from captioner.decoding import DecodingOptions
+from captioner.losses import IGNORED, cross_entropy
 from captioner.metrics import score
 from captioner.models import CaptioningModel, build_model, generate
+from captioner.models.packing import Packing
 from captioner.tokenizers import Tokenizer, build_tokenizer
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -104,8 +105,10 @@ class LitCaptioner(lightning.LightningModule):
     # Training ---------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        logits = self.model(batch.source, batch.inputs)
-        loss = cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        packing = Packing.of((batch.targets != IGNORED).sum(1))
+        logits = self.model(batch.source, batch.inputs, packing)  # [N, V], of real words only
+        targets = packing.pack(batch.targets)  # [N]
+        loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing, in_place=True)
         if not torch.isfinite(loss):
             raise NonFiniteLoss(
                 f"the loss is {loss.item()} at step {self.global_step}; nothing was overwritten. "
@@ -116,12 +119,23 @@ class LitCaptioner(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr)
+        scaled = self.config.get("trainer", {}).get("precision") == "16-mixed"
+        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr, fused=not scaled)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """By norm; Lightning's own refuses fused optimisers even where no loss is scaled."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def rate(self, step: int) -> float:
         """The learning rate at a step, as a share of its peak, [0, 1]."""
@@ -229,26 +243,6 @@ class LitCaptioner(lightning.LightningModule):
         module = make(cls, "training", found.config["training"], *objects)
         module.dev_scores = found.scores
         return module.to(map_location or "cpu").eval()
-
-
-def cross_entropy(
-    logits: Tensor, targets: Tensor, *, label_smoothing: float, reduction: str = "mean"
-) -> Tensor:
-    """Cross-entropy over real targets; positions past <end> contribute nothing.
-
-    Args:
-        logits: [R, T, V].
-        targets: [R, T], IGNORED past <end>.
-        label_smoothing: [0, 1).
-        reduction: "mean" over words, or "sum".
-    """
-    return functional.cross_entropy(
-        logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
-        targets.flatten(),
-        ignore_index=IGNORED,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-    )
 
 
 class _DevResults:

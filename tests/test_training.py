@@ -258,3 +258,23 @@ def test_batches_hold_captions_of_like_length_in_an_order_of_seed_and_epoch() ->
     order.set_epoch(1)
     assert batches != order.order()
     assert batches != Bucketed(lengths, 16, seed=4, pool=10).order()
+
+
+def test_bfloat16_trains_with_the_gradient_clipped(tiny, tmp_path) -> None:
+    """And the fused optimiser, which Lightning's own clipping refuses."""
+    half = ("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.01")
+    run = train(compose([*tiny, *half, "trainer.max_epochs=1"]), tmp_path / "run")
+    last = checkpoint.read(checkpoint.find(run.folder, name=checkpoint.LAST))
+    assert all(t.dtype != torch.bfloat16 for t in last.weights.values())
+    squares = [
+        moments["exp_avg_sq"].sum()
+        for moments in last.lightning["optimizer_states"][0]["state"].values()
+    ]
+    steps = last.lightning["global_step"]
+    assert 0 < sum(squares) < steps * 0.001 * 0.01**2 * 1.01  # (1 - β2) |g|² a step
+
+
+def test_only_a_scaled_loss_goes_without_the_fused_optimiser() -> None:
+    for precision, fused in (("32-true", True), ("bf16-mixed", True), ("16-mixed", False)):
+        module = small_module(f"trainer.precision={precision}")
+        assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused

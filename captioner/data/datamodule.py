@@ -19,11 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from captioner.data.features import CachedFeatures, cache_features
 from captioner.data.records import Reading, Record
 from captioner.data.transforms import Augmentation, open_image, stack_pixels
+from captioner.losses import IGNORED
 from captioner.models.encoders import Encoder, Features
 from captioner.tokenizers import Tokenizer
-
-IGNORED = -100
-"""The target past a caption's <end>: it takes no part in the loss."""
 
 Key = tuple[int, list[int]]
 """What a sampler asks of a dataset: the epoch, and the places of one batch."""

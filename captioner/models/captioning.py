@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captioner.decoding import DecodingOptions, Hypothesis, Phrases, Step, decode, together
 from captioner.models.encoders import Encoder, Features
+from captioner.models.packing import Packing
 from captioner.tokenizers import Tokenizer
 
 
@@ -23,7 +24,9 @@ class CaptioningModel(nn.Module):
         encoder: images [B, 3, S, S] -> Features.
         decoder: has ``start(features)``, ``step(tokens, state)``, ``forward(features, inputs)``,
             ``stepper()``, a ``step`` for many calls without gradient, ``fit(features)`` for what is
-            not learned by gradient, and ``uses_grid``.
+            not learned by gradient, and ``uses_grid``. With a ``Packing`` as its third argument,
+            ``forward`` answers real words only: ``packing.pack`` of the logits it would give
+            without, [N, V].
     """
 
     def __init__(self, encoder: Encoder, decoder: Any) -> None:
@@ -31,9 +34,14 @@ class CaptioningModel(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward(self, source: Tensor | Features, inputs: Tensor) -> Tensor:
-        """Images [B, 3, S, S] or their Features, and inputs [B, T] -> logits [B, T, V]."""
-        return self.decoder(self.encode(source), inputs)
+    def forward(
+        self, source: Tensor | Features, inputs: Tensor, packing: Packing | None = None
+    ) -> Tensor:
+        """Images [B, 3, S, S] or their Features, and inputs [B, T] -> logits [B, T, V].
+
+        With a packing, logits [N, V] of the real words only.
+        """
+        return self.decoder(self.encode(source), inputs, packing)
 
     def encode(self, source: Tensor | Features) -> Features:
         """Features of images [B, 3, S, S]; Features pass unchanged."""

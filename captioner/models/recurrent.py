@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from captioner.models.cells import State
 from captioner.models.encoders import Features
+from captioner.models.packing import Packing
 from captioner.models.unroll import Recurrence
 
 
@@ -169,12 +170,20 @@ class ShowTell(nn.Module):
 
         return step
 
-    def forward(self, features: Features, inputs: Tensor) -> Tensor:
+    def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
         """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.
 
-        Equal to ``start`` and T times ``step`` (teacher forcing).
+        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
+        are read and answered: logits [N, V], in its order.
         """
-        x0 = self.read_image(features).unsqueeze(1)  # [B, 1, E]
-        inputs = self.dropout(torch.cat([x0, self.words(inputs)], dim=1))  # [B, 1 + T, E]
-        h, _ = self.recurrence(inputs, self.recurrence.zeros(len(inputs)))
-        return self.output(self.dropout(h[:, 1:]))  # [B, T, V]: X_0 is read, not answered
+        x0 = self.read_image(features)  # [B, E]
+        nothing = self.recurrence.zeros(len(x0))
+        if packing is None:
+            sequence = torch.cat([x0.unsqueeze(1), self.words(inputs)], dim=1)  # [B, 1 + T, E]
+            h, _ = self.recurrence(self.dropout(sequence), nothing)
+            return self.output(self.dropout(h[:, 1:]))  # [B, T, V]: X_0 is read, not answered
+        words = self.words(packing.pack(inputs))  # [N, E]
+        sequence = torch.cat([x0[packing.order], words])  # [B + N, E]: every X_0, then every word
+        sizes = (len(x0), *packing.sizes)
+        h, _ = self.recurrence(self.dropout(sequence), nothing, sizes=sizes)
+        return self.output(self.dropout(h[len(x0) :]))  # [N, V]

@@ -2,16 +2,22 @@
 
 ``Recurrence.step`` is one step of all layers, as a decoder takes it when each word depends on the
 last. ``Recurrence.forward`` is a whole sentence, as in training: it gives what repeated steps give,
-but computes W_x x_t for all T steps in one product before the loop starts. Whatever is done for
-speed is done here; the cells stay as the textbook has them.
+but computes W_x x_t for all T steps in one product before the loop starts. ``readable`` is that
+loop; where its gradients need not be differentiated again and nothing looks inside, ``fused.py``
+computes the same faster. The cells stay as the textbook has them.
 """
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
+from captioner.models import fused
 from captioner.models.cells import CELLS, Cell, State
+
+log = logging.getLogger(__name__)
 
 
 class Recurrence(nn.Module):
@@ -27,6 +33,9 @@ class Recurrence(nn.Module):
     Raises:
         ValueError: no layers.
     """
+
+    fused = True
+    """Whether ``fused.py`` may be used; False takes the readable loop always."""
 
     def __init__(
         self, *, cell: str, input_size: int, hidden_size: int, layers: int = 1, dropout: float = 0.0
@@ -61,26 +70,55 @@ class Recurrence(nn.Module):
             states.append(cell.step(cell.gates(projected, before["h"]), before))
         return states[-1]["h"], _stack(states)
 
-    def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-        """A sequence: inputs [B, T, input_size] -> h of the top layer [B, T, H], the last state."""
+    def forward(
+        self, inputs: Tensor, state: State, *, sizes: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, State]:
+        """A sequence: inputs [B, T, input_size] -> h of the top layer [B, T, H], the last state.
+
+        Args:
+            inputs: padded, or with `sizes` only the N real ones, [N, input_size], laid out time
+                after time (``packing.py``); h comes in the same layout.
+            state: before the first step; with `sizes` its rows are sorted, longest first.
+            sizes: how many rows go on at each step; falling, the first is B.
+        """
+        if sizes is None:
+            rows, steps = inputs.shape[:2]
+            inputs = inputs.transpose(0, 1).flatten(0, 1)  # [T * B, input_size]
+            h, last = self(inputs, state, sizes=(rows,) * steps)
+            return h.unflatten(0, (steps, rows)).transpose(0, 1), last  # [B, T, H]
         states = []
         for layer, cell in enumerate(self._layers()):
             inputs = inputs if layer == 0 else self.dropout(inputs)
-            inputs, last = _one_layer(cell, inputs, _of_layer(state, layer))  # [B, T, H]
+            inputs, last = self._one_layer(cell, inputs, _of_layer(state, layer), sizes)  # [N, H]
             states.append(last)
         return inputs, _stack(states)
+
+    def _one_layer(
+        self, cell: Cell, inputs: Tensor, state: State, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, State]:
+        obstacle = fused.obstacle(cell, inputs) if self.fused else "Recurrence.fused is off"
+        if obstacle is None:
+            return fused.run(cell, inputs, state, sizes, readable=readable)
+        log.debug("the readable loop runs: %s", obstacle)
+        return readable(cell, inputs, state, sizes)
 
     def _layers(self) -> list[Cell]:
         return list(self.cells)  # type: ignore[arg-type]
 
 
-def _one_layer(cell: Cell, inputs: Tensor, state: State) -> tuple[Tensor, State]:
-    projected = cell.project(inputs)  # [B, T, gates * H], one product for all T
-    outputs = []
-    for step_input in projected.unbind(dim=1):
+def readable(
+    cell: Cell, inputs: Tensor, state: State, sizes: tuple[int, ...]
+) -> tuple[Tensor, State]:
+    """The loop as it is meant: packed inputs [N, input_size] -> h [N, H], each row's last state."""
+    outputs, ended = [], []
+    for step_input in cell.project(inputs).split(sizes):  # [rows that go on, gates * H]
+        rows = len(step_input)
+        ended.append({name: tensor[rows:] for name, tensor in state.items()})
+        state = {name: tensor[:rows] for name, tensor in state.items()}
         state = cell.step(cell.gates(step_input, state["h"]), state)
         outputs.append(state["h"])
-    return torch.stack(outputs, dim=1), state
+    last = [state, *reversed(ended)]
+    return torch.cat(outputs), {name: torch.cat([one[name] for one in last]) for name in state}
 
 
 def _of_layer(state: State, layer: int) -> State:

@@ -1,0 +1,58 @@
+"""Captions of different lengths in one batch, without their padding.
+
+The rows are sorted, longest first, and laid out time after time: all first words, then all second
+words of the captions that have one, and so on. A loop over time then meets at each step the first
+rows of the step before; the batch shrinks as captions end, and nothing is computed for padding.
+
+    a b c          order   2 0 1
+    d              sizes   3 2 2 1
+    e f g h        packed  e a d | f b | g c | h
+
+This is the layout of ``torch.nn.utils.rnn.PackedSequence``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Packing(NamedTuple):
+    """Where the N real words of B captions stand, and in which order a loop meets them.
+
+    Attributes:
+        order: the rows, longest first, [B].
+        sizes: how many captions have a first, a second, ... word; falling; their sum is N.
+        rows: the row of each word in the padded batch, [N].
+        steps: its place in that row, [N].
+    """
+
+    order: Tensor
+    sizes: tuple[int, ...]
+    rows: Tensor
+    steps: Tensor
+
+    @classmethod
+    def of(cls, lengths: Tensor) -> Packing:
+        """The packing of captions with these lengths, [B], each at least 1.
+
+        Raises:
+            ValueError: a caption without words.
+        """
+        if lengths.numel() == 0 or int(lengths.min()) < 1:
+            raise ValueError(f"lengths={lengths.tolist()} are not accepted; choose 1 or more each")
+        lengths, order = lengths.sort(descending=True, stable=True)
+        real = torch.arange(int(lengths[0]), device=lengths.device)[:, None] < lengths  # [T, B]
+        steps, places = real.nonzero(as_tuple=True)  # [N], time after time
+        return cls(order, tuple(real.sum(1).tolist()), order[places], steps)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """The real words of a padded batch: [B, T, ...] -> [N, ...]."""
+        return padded.flatten(0, 1).index_select(0, self.rows * padded.shape[1] + self.steps)
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """Back to rows as they came, zeros past their ends: [N, ...] -> [B, T, ...]."""
+        padded = packed.new_zeros(len(self.order), len(self.sizes), *packed.shape[1:])
+        return padded.index_put((self.rows, self.steps), packed)
