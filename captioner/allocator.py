@@ -1,0 +1,37 @@
+"""Memory that stays: glibc asked not to hand large tensors back to the kernel at every step.
+
+By default glibc maps each large block anew and unmaps it when it is freed, so that every training
+step pays for the same pages again. With both thresholds raised, freed memory is kept for the next
+step. The process may stay as large as it once was; nothing else changes, no result does.
+
+CAPTIONER_KEEP_MEMORY=0 leaves the allocator as it is; so does any setting of its own
+(MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, MALLOC_TOP_PAD_, GLIBC_TUNABLES). See mallopt(3).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+SWITCH = "CAPTIONER_KEEP_MEMORY"
+OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+LARGEST = 2**31 - 1  # mallopt takes an int
+# Older glibc accepts no more than half a heap.
+THRESHOLDS = (2**30, 2**25)
+
+
+def keep_memory() -> bool:
+    """Keep freed memory in this process and those it forks; whether that was done.
+
+    Nothing is done outside Linux with glibc, where the user has set the allocator, or where
+    CAPTIONER_KEEP_MEMORY is 0.
+    """
+    if os.environ.get(SWITCH) == "0" or any(name in os.environ for name in OWN):
+        return False
+    if sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    mapped = any(mallopt(M_MMAP_THRESHOLD, size) for size in THRESHOLDS)
+    return bool(mallopt(M_TRIM_THRESHOLD, LARGEST)) and mapped

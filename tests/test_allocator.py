@@ -1,0 +1,46 @@
+"""Memory that stays: what the kernel is asked for, counted in page faults."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+LINUX = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
+PROGRAM = """
+import resource, numpy
+from captioner.allocator import keep_memory
+print(keep_memory())
+numpy.ones(8_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    numpy.ones(8_000_000)  # 64 MB, 15,600 pages
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def run(**environment: str) -> tuple[bool, int]:
+    given = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
+    lines = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=given, capture_output=True, text=True, check=True
+    ).stdout.split()
+    return lines[0] == "True", int(lines[1])
+
+
+@pytest.mark.skipif(not LINUX, reason="only glibc is asked")
+def test_freed_memory_is_kept_unless_switched_off() -> None:
+    kept, faults = run()
+    assert kept
+    assert faults < 100
+    for setting in ({"CAPTIONER_KEEP_MEMORY": "0"}, {"MALLOC_TOP_PAD_": "65536"}):
+        kept, faults = run(**setting)
+        assert not kept
+        assert faults > 10_000
+
+
+def test_elsewhere_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    from captioner import allocator
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(allocator.ctypes, "CDLL", None)  # would fail if it were asked
+    assert allocator.keep_memory() is False
