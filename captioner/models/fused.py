@@ -58,12 +58,15 @@ def run(
 def obstacle(cell: Cell, inputs: Tensor) -> str | None:
     """Why these loops cannot stand in for the readable one here; None where they can."""
     linears = (cell.of_input, cell.of_hidden)
+    dtype = _dtype(inputs)
+    autocast = torch.is_autocast_enabled(inputs.device.type)
+    accepted = {dtype, torch.float32} if autocast else {dtype}
     dtypes = {inputs.dtype, *(parameter.dtype for parameter in cell.parameters())}
     if type(cell) not in LOOPS:
         return f"{type(cell).__name__} has no loop of its own"
     if inputs.device.type != "cpu":
         return f"the loops are for CPUs, the inputs are on {inputs.device}"
-    if len(dtypes) > 1 or _dtype(inputs) not in (torch.float32, torch.float64, torch.bfloat16):
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16) or dtypes - accepted:
         return f"dtypes are {', '.join(sorted(map(str, dtypes)))}"
     if any(type(linear) is not nn.Linear or _hooked(linear) for linear in linears):
         return "of_input or of_hidden is changed or has hooks"
@@ -77,7 +80,7 @@ def obstacle(cell: Cell, inputs: Tensor) -> str | None:
 def _dtype(inputs: Tensor) -> torch.dtype:
     """In which the products are computed: that of the inputs, or autocast's."""
     device = inputs.device.type
-    if inputs.dtype == torch.float32 and torch.is_autocast_enabled(device):
+    if inputs.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return inputs.dtype
 
@@ -138,7 +141,7 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The gradients from the readable loop, with a graph of their own."""
     state = dict(zip(how.cell.state_names, tensors[5:]))
-    half = how.dtype != tensors[0].dtype
+    half = how.dtype != tensors[1].dtype  # as the weights are kept
     with torch.autocast(tensors[0].device.type, how.dtype if half else None, enabled=half):
         outputs, last = how.readable(how.cell, tensors[0], state, how.sizes)
     found = iter(
