@@ -67,14 +67,14 @@ class _InPlace(torch.autograd.Function):
         rows = max(1, AT_ONCE // vocabulary)
         losses = []
         for part, target in zip(logits.split(rows), targets.unsqueeze(1).split(rows)):
-            log_p = torch.log_softmax(part, dim=1, dtype=exact)
+            log_p = torch.log_softmax(part.to(exact), dim=1)
             chosen = log_p.gather(1, target).sum()
             losses.append((smoothing - 1) * chosen)
             if smoothing:
                 losses.append(-smoothing / vocabulary * log_p.sum())
             gradient = log_p.exp_().sub_(smoothing / vocabulary) if smoothing else log_p.exp_()
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, smoothing - 1))
-            torch.div(gradient, words, out=part)
+            part.copy_(gradient.mul_(1 / words))
         ctx.save_for_backward(logits)
         return torch.stack(losses).sum() / words
 

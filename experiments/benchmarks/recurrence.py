@@ -1,0 +1,152 @@
+"""How long the recurrence takes beside torch.nn's, and beside the cell as tutorials write it.
+
+Forward and backward with all gradients, E = H = 512, in one process and in turns. Every task starts
+from the same padded inputs [B, T, E] and gives their gradient and those of all parameters.
+
+    OMP_NUM_THREADS=1 python experiments/benchmarks/recurrence.py --flickr8k ~/flickr8k
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from paired import Row, compared, finish, lengths, measure, parser, start
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from captioner.models.packing import Packing
+from captioner.models.unroll import Recurrence
+
+E = H = 512
+T = 16
+BATCHES = (32, 128, 256)
+PEERS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+TUTORIAL = {32: 0.65, 128: 0.8, 256: 0.8}  # what was aimed at
+
+
+class TutorialLSTM(nn.Module):
+    """Four linear layers on [h, x] and a Python loop, as blackboards and tutorials have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.i, self.g, self.o = (nn.Linear(H + E, H) for _ in range(4))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        h = c = inputs.new_zeros(len(inputs), H)
+        outputs = []
+        for x in inputs.unbind(1):
+            hx = torch.cat([h, x], dim=1)
+            f, i, o = (torch.sigmoid(gate(hx)) for gate in (self.f, self.i, self.o))
+            c = f * c + i * torch.tanh(self.g(hx))
+            h = o * torch.tanh(c)
+            outputs.append(h)
+        return torch.stack(outputs, dim=1)
+
+
+def ours(cell: str, *, fused: bool = True) -> Recurrence:
+    found = Recurrence(cell=cell, input_size=E, hidden_size=H)
+    found.fused = fused
+    return found
+
+
+def task(
+    module: nn.Module, inputs: Tensor, run: Callable[[Tensor], Tensor], *, half: bool = False
+) -> Callable[[], Any]:
+    """Forward, and backward to the inputs and all parameters."""
+
+    def work() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            outputs = run(inputs)
+        torch.autograd.grad(outputs, (inputs, *module.parameters()), torch.ones_like(outputs))
+
+    return work
+
+
+def full(cell: str, batch: int, *, fused: bool = True) -> Callable[[], Any]:
+    module = ours(cell, fused=fused)
+    inputs = torch.randn(batch, T, E, requires_grad=True)
+    return task(module, inputs, lambda x: module(x, module.zeros(batch))[0])
+
+
+def packed(cell: str, words: Tensor, *, half: bool = False) -> Callable[[], Any]:
+    module = ours(cell)
+    inputs = torch.randn(len(words), int(words.max()), E, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        packing = Packing.of(words)
+        return module(packing.pack(x), module.zeros(len(words)), sizes=packing.sizes)[0]
+
+    return task(module, inputs, run, half=half)
+
+
+def peer_full(cell: str, batch: int, steps: int = T) -> Callable[[], Any]:
+    module = PEERS[cell](E, H, batch_first=True)
+    return task(module, torch.randn(batch, steps, E, requires_grad=True), lambda x: module(x)[0])
+
+
+def peer_packed(cell: str, words: Tensor, *, half: bool = False) -> Callable[[], Any]:
+    module = PEERS[cell](E, H, batch_first=True)
+    inputs = torch.randn(len(words), int(words.max()), E, requires_grad=True)
+
+    def run(x: Tensor) -> Tensor:
+        rows = pack_padded_sequence(x, words, batch_first=True, enforce_sorted=False)
+        return module(rows)[0].data
+
+    return task(module, inputs, run, half=half)
+
+
+def of_lstm(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Row]]:
+    tutorial = TutorialLSTM()
+    tasks = {
+        "full": full("lstm", batch),
+        "real": packed("lstm", words),
+        "real, bf16": packed("lstm", words, half=True),
+        "readable": full("lstm", batch, fused=False),
+        "nn": peer_full("lstm", batch),
+        "nn padded": peer_full("lstm", batch, int(words.max())),
+        "nn packed": peer_packed("lstm", words),
+        "nn packed, bf16": peer_packed("lstm", words, half=True),
+        "tutorial": task(tutorial, torch.randn(batch, T, E, requires_grad=True), tutorial),
+    }
+    share = float(words.sum()) / (batch * int(words.max()))
+    rows = [
+        Row(f"B={batch}: nn.LSTM, fp32, full length", "full", "nn", 1.05),
+        Row(f"B={batch}: nn.LSTM padded, fp32 ({share:.0%} real)", "real", "nn padded", 0.65),
+        Row(f"B={batch}: nn.LSTM packed, fp32", "real", "nn packed"),
+        Row(f"B={batch}: nn.LSTM packed, bf16", "real, bf16", "nn packed, bf16", 0.45),
+        Row(f"B={batch}: tutorial cell, fp32, full length", "full", "tutorial", TUTORIAL[batch]),
+        Row(f"B={batch}: our readable loop, fp32, full length", "full", "readable"),
+    ]
+    return tasks, rows
+
+
+def of_others(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Row]]:
+    tasks, rows = {}, []
+    for cell in ("rnn", "gru"):
+        tasks |= {f"{cell} full": full(cell, batch), f"{cell} real": packed(cell, words)}
+        tasks |= {
+            f"nn {cell}": peer_full(cell, batch),
+            f"nn {cell} packed": peer_packed(cell, words),
+        }
+        name = f"nn.{cell.upper()}"
+        rows.append(Row(f"B={batch}: {name}, fp32, full length", f"{cell} full", f"nn {cell}"))
+        rows.append(Row(f"B={batch}: {name} packed, fp32", f"{cell} real", f"nn {cell} packed"))
+    return tasks, rows
+
+
+def main() -> None:
+    options = parser(__doc__ or "", "recurrence.json").parse_args()
+    about, found = start(options), []
+    for batch in BATCHES:
+        words = lengths(options.flickr8k, batch, more=2)  # X_0 and <start>
+        tasks, rows = of_lstm(batch, words)
+        found += compared(measure(tasks, options.rounds), rows)
+    tasks, rows = of_others(128, lengths(options.flickr8k, 128, more=2))
+    found += compared(measure(tasks, options.rounds), rows)
+    finish(about, found, options.json)
+
+
+if __name__ == "__main__":
+    main()

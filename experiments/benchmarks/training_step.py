@@ -1,0 +1,143 @@
+"""How long a step of training takes beside the step that tutorials write.
+
+The tutorial's: nn.Embedding, the image feature in front, nn.LSTM on a PackedSequence, nn.Linear on
+its data, CrossEntropyLoss, Adam; in float32. Ours: ShowTell, its loss and fused AdamW, as
+``LitCaptioner`` calls them. Both read the same batch, B = 128 captions, and give the same loss.
+
+    OMP_NUM_THREADS=1 python experiments/benchmarks/training_step.py --flickr8k ~/flickr8k
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from paired import Row, compared, finish, lengths, measure, parser, start
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from captioner.losses import IGNORED, cross_entropy
+from captioner.models import Features
+from captioner.models.packing import Packing
+from captioner.models.recurrent import ShowTell
+
+B, D, E, H = 128, 512, 512, 512
+GOALS = {3000: (0.75, 0.30), 10_000: (0.75, 0.38)}  # float32, bfloat16
+
+
+class Tutorial(nn.Module):
+    """The usual decoder: everything from torch.nn, packed by length."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.image = nn.Linear(D, E)
+        self.words = nn.Embedding(vocabulary, E)
+        self.lstm = nn.LSTM(E, H, batch_first=True)
+        self.output = nn.Linear(H, vocabulary)
+
+    def forward(self, features: Tensor, inputs: Tensor, words: Tensor) -> Tensor:
+        sequence = torch.cat([self.image(features).unsqueeze(1), self.words(inputs)], dim=1)
+        packed = pack_padded_sequence(sequence, words + 1, batch_first=True, enforce_sorted=False)
+        return self.output(self.lstm(packed)[0].data)
+
+
+def tutorial_step(
+    decoder: Tutorial, features: Tensor, inputs: Tensor, targets: Tensor, words: Tensor
+) -> Callable[[], float]:
+    """One step; the answer to X_0 is computed as well, as tutorials do, but not counted."""
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3)
+    criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
+    none = torch.full((len(targets), 1), IGNORED)
+    answers = torch.cat([none, targets], dim=1)
+
+    def work() -> float:
+        logits = decoder(features, inputs, words)
+        packed = pack_padded_sequence(answers, words + 1, batch_first=True, enforce_sorted=False)
+        loss = criterion(logits, packed.data)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return work
+
+
+def our_step(
+    decoder: ShowTell, features: Tensor, inputs: Tensor, targets: Tensor, *, half: bool
+) -> Callable[[], float]:
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
+
+    def work() -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            packing = Packing.of((targets != IGNORED).sum(1))
+            logits = decoder(Features(features), inputs, packing)
+            loss = cross_entropy(logits, packing.pack(targets), label_smoothing=0.0, in_place=True)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return work
+
+
+def twin(decoder: Tutorial, vocabulary: int) -> ShowTell:
+    """Our decoder with the weights of the tutorial's; torch stacks i, f, C~, o."""
+    found = ShowTell(
+        vocabulary_size=vocabulary, feature_size=D, embedding_size=E, hidden_size=H, dropout=0.0
+    )
+    cell, lstm = found.recurrence.cells[0], decoder.lstm
+    bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
+    pairs = (
+        (cell.of_input.weight, lstm.weight_ih_l0),
+        (cell.of_hidden.weight, lstm.weight_hh_l0),
+        (cell.of_input.bias, bias),
+    )
+    with torch.no_grad():
+        for mine, theirs in pairs:
+            i, f, candidate, o = theirs.chunk(4)
+            mine.copy_(torch.cat([f, i, candidate, o]))
+        for name in ("image", "words", "output"):
+            getattr(found, name).load_state_dict(getattr(decoder, name).state_dict())
+    return found
+
+
+def batch(words: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [B, D], inputs and targets [B, T]; frequent words as often as Zipf has it."""
+    shares = 1.0 / torch.arange(4, vocabulary).float()
+    drawn = 4 + torch.multinomial(shares, len(words) * int(words.max()), replacement=True)
+    targets = drawn.view(len(words), -1)
+    inputs = torch.cat([torch.ones(len(words), 1, dtype=torch.long), targets[:, :-1]], dim=1)
+    real = torch.arange(targets.shape[1]) < words[:, None]
+    return (
+        torch.randn(len(words), D),
+        inputs.where(real, 0),
+        targets.where(real, IGNORED),
+    )
+
+
+def main() -> None:
+    options = parser(__doc__ or "", "training_step.json").parse_args()
+    about: dict[str, Any] = start(options)
+    words, found = lengths(options.flickr8k, B, more=1), []  # <start>
+    for vocabulary, (goal, half_goal) in GOALS.items():
+        features, inputs, targets = batch(words, vocabulary)
+        tutorial = Tutorial(vocabulary)
+        peers = [twin(tutorial, vocabulary) for _ in range(2)]
+        tasks = {
+            "tutorial": tutorial_step(tutorial, features, inputs, targets, words),
+            "ours": our_step(peers[0], features, inputs, targets, half=False),
+            "ours, bf16": our_step(peers[1], features, inputs, targets, half=True),
+        }
+        first, same, near = (work() for work in tasks.values())
+        assert abs(first - same) < 1e-4 and abs(first - near) < 1e-2, (first, same, near)
+        rows = [
+            Row(f"V={vocabulary}, fp32", "ours", "tutorial", goal),
+            Row(f"V={vocabulary}, bf16 against fp32", "ours, bf16", "tutorial", half_goal),
+        ]
+        found += compared(measure(tasks, options.rounds), rows)
+    finish(about, found, options.json)
+
+
+if __name__ == "__main__":
+    main()
