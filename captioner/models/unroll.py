@@ -84,7 +84,7 @@ class Recurrence(nn.Module):
         if sizes is None:
             rows, steps = inputs.shape[:2]
             inputs = inputs.transpose(0, 1).flatten(0, 1)  # [T * B, input_size]
-            h, last = self(inputs, state, sizes=(rows,) * steps)
+            h, last = self.forward(inputs, state, sizes=(rows,) * steps)
             return h.unflatten(0, (steps, rows)).transpose(0, 1), last  # [B, T, H]
         states = []
         for layer, cell in enumerate(self._layers()):
