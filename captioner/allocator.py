@@ -1,10 +1,10 @@
-"""Memory that stays: glibc asked not to hand large tensors back to the kernel at every step.
+"""Memory that stays: what oneDNN keeps is bounded; glibc may be asked to keep what is freed.
 
 By default glibc maps each large block anew and unmaps it when it is freed, so that every training
 step pays for the same pages again. With both thresholds raised, freed memory is kept for the next
 step. The process stays as large as it once was, and, as batches differ in size, grows on for a
-while: a training on Flickr8k passed 9 GB within an epoch. So it is done only where
-CAPTIONER_KEEP_MEMORY=1 asks for it; no result changes.
+while: a training on Flickr8k passed 9 GB within an epoch, oneDNN unbounded. So it is done only
+where CAPTIONER_KEEP_MEMORY=1 asks for it; no result changes.
 
 Any setting of the allocator's own comes first (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_,
 MALLOC_TOP_PAD_, GLIBC_TUNABLES). See mallopt(3).
@@ -22,6 +22,17 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = 2**31 - 1  # mallopt takes an int
 # Older glibc accepts no more than half a heap.
 THRESHOLDS = (2**30, 2**25)
+
+
+# oneDNN, which multiplies bfloat16, keeps a program and its workspace for every shape it has met.
+# Batches of real words only have hundreds of shapes: 1,024 of them, the default, take gigabytes.
+CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
+
+
+def bound_caches() -> None:
+    """Bound what oneDNN keeps, unless the user has; to be called before the first product."""
+    for name, shapes in CACHES.items():
+        os.environ.setdefault(name, shapes)
 
 
 def keep_memory() -> bool:

@@ -44,3 +44,11 @@ def test_elsewhere_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(allocator.ctypes, "CDLL", None)  # would fail if it were asked
     assert allocator.keep_memory() is False
+
+
+def test_what_onednn_keeps_is_bounded_unless_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    from captioner import allocator
+
+    monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
+    allocator.bound_caches()
+    assert os.environ == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "7"}
