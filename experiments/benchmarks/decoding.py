@@ -29,6 +29,7 @@ from captioner.data.records import write_whole
 from captioner.models import Features, generate
 
 BEAM, BATCH, MOST = 5, 32, 30
+NEVER = [0, 1, 3]  # <pad>, <start>, <unk>
 Captions = list[tuple[int, ...]]
 # What was aimed at: how many times the peer's captions per second.
 GOALS = {
@@ -50,7 +51,9 @@ def image_by_image(decoder: Any, features: Features, end: int, start: int) -> Ca
         ended: list[tuple[float, list[int]]] = []
         for _ in range(MOST):
             logits, state = decoder.step(tokens, state)
-            scores = totals[:, None] + torch.log_softmax(logits, dim=-1)  # [k, V]
+            log_probs = torch.log_softmax(logits, dim=-1)
+            log_probs[:, NEVER] = -torch.inf
+            scores = totals[:, None] + log_probs  # [k, V]
             best, place = scores.flatten().topk(2 * BEAM)
             parents, words = (place // scores.shape[1]).tolist(), (place % scores.shape[1]).tolist()
             live = []
@@ -83,7 +86,9 @@ def full_tables(decoder: Any, features: Features, end: int, start: int) -> Capti
     done: list[list[tuple[float, list[int]]]] = [[] for _ in range(images)]
     for t in range(MOST):
         logits, state = decoder.step(tokens, state)
-        log_probs = torch.log_softmax(logits, dim=-1).view(images, BEAM, -1)
+        log_probs = torch.log_softmax(logits, dim=-1)
+        log_probs[:, NEVER] = -torch.inf
+        log_probs = log_probs.view(images, BEAM, -1)
         scores = totals[:, :, None] + log_probs
         scores = scores[:, :1] if t == 0 else scores
         best, place = scores.flatten(1).sort(1, descending=True)
