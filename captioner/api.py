@@ -19,7 +19,7 @@ from captioner.data.features import fingerprint
 from captioner.data.threads import batched, in_order, threads
 from captioner.data.transforms import open_image, stack_pixels
 from captioner.decoding import DecodingOptions, Hypothesis, Step
-from captioner.models import CaptioningModel, Features, generate
+from captioner.models import CaptioningModel, Features, generate, steppers
 from captioner.tokenizers import Tokenizer
 
 Picture = str | Path | Image.Image | Tensor
@@ -107,7 +107,7 @@ class Captioner:
         distinct = list(dict.fromkeys(names))
         self.encoders = [self.models[names.index(name)].encoder for name in distinct]
         self._encoder_of = [distinct.index(name) for name in names]
-        self._steps: list[Step] | None = None
+        self._steps: dict[str, list[Step]] = {}  # by precision
 
     @classmethod
     def load(cls, path: str | Path | Sequence[str | Path], *, device: str = "auto") -> Captioner:
@@ -248,12 +248,10 @@ class Captioner:
         """
         decoding = self.decoding(**options)
         sources = [features[encoder].to(self.device) for encoder in self._encoder_of]
-        if self._steps is None and len(sources[0].pooled) >= WORTH_TABLES:
-            with torch.inference_mode():
-                self._steps = [model.decoder.stepper() for model in self.models]
-        found = generate(
-            self.models, sources, self.tokenizer, decoding, keys=keys, steps=self._steps
-        )
+        if decoding.precision not in self._steps and len(sources[0].pooled) >= WORTH_TABLES:
+            self._steps[decoding.precision] = steppers(self.models, decoding)
+        steps = self._steps.get(decoding.precision)
+        found = generate(self.models, sources, self.tokenizer, decoding, keys=keys, steps=steps)
         return [self._caption(hypotheses[: decoding.captions], decoding) for hypotheses in found]
 
     def decoding(self, **options: Any) -> DecodingOptions:

@@ -34,7 +34,7 @@ from captioner.data.records import Record, write_whole
 from captioner.decoding import DecodingOptions
 from captioner.losses import IGNORED, cross_entropy
 from captioner.metrics import score
-from captioner.models import CaptioningModel, build_model, generate
+from captioner.models import CaptioningModel, build_model, generate, steppers
 from captioner.models.packing import Packing
 from captioner.tokenizers import Tokenizer, build_tokenizer
 
@@ -165,7 +165,7 @@ class LitCaptioner(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._dev = _DevResults()
-        self._steps = [self.model.decoder.stepper()]
+        self._steps = steppers([self.model], self.decoding)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         features = self.model.encode(batch.source)

@@ -5,7 +5,7 @@ import torch
 from tables import END, START, everything, random_table, start_state, table_step
 
 from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
-from captioner.decoding.beam import beam_search
+from captioner.decoding.beam import _top, beam_search
 from captioner.decoding.constraints import Constraints, Required
 from captioner.decoding.search import Reader
 
@@ -391,8 +391,23 @@ def test_asking_for_samples_turns_a_beam_off_and_back() -> None:
 def test_labels() -> None:
     assert DecodingOptions().label == "greedy"
     assert DecodingOptions(beam_size=3).label == "beam3"
+    assert DecodingOptions(beam_size=3, precision="bf16").label == "beam3-bf16"
     assert DecodingOptions(beam_size=5, length_penalty=0.7).label == "beam5-lp0.7"
     sampled = DecodingOptions(temperature=0.8, top_p=0.9, captions=5, no_repeat_ngram=3)
     assert sampled.label == "sample-t0.8-p0.9-seed0-n5-ngram3"
     asked = DecodingOptions(beam_size=2, required_words=["red ball", "dog"], prefix="a / b")
     assert asked.label == "beam2-with.dog+red_ball-prefix.a_b"
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 501])
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("wanted", [1, 3, 10])
+def test_the_best_of_the_piles_are_the_best_of_all(size: int, rows: int, wanted: int) -> None:
+    values, offset = torch.randn(4, rows, size), torch.randn(4, rows)
+    values[torch.rand_like(values) < 0.2] = -torch.inf
+    best, places = _top(values, offset, wanted)
+    totals = (values + offset[..., None]).flatten(1)
+    expected, _ = totals.topk(min(wanted, rows * size), dim=1)
+    assert torch.equal(best, expected)
+    finite = best > -torch.inf
+    assert torch.equal(totals.gather(1, places)[finite], best[finite])

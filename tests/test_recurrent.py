@@ -5,12 +5,16 @@ import torch
 from torch import nn
 
 from captioner.data.datamodule import IGNORED, pad
-from captioner.models import CELLS, Features
+from captioner.decoding import DecodingOptions
+from captioner.models import CELLS, CaptioningModel, Features, generate, steppers
 from captioner.models.recurrent import ShowTell
 from captioner.tokenizers import build_tokenizer
 from captioner.training import cross_entropy
 
 B, T, V, D, E, H = 2, 5, 11, 8, 7, 6
+
+
+TOKENIZER = build_tokenizer(["a b c d e f g"], name="word", min_count=1)  # V with the special ones
 
 
 def show_tell(cell: str = "lstm", **options: object) -> ShowTell:
@@ -176,3 +180,20 @@ def test_the_stepper_is_the_step(cell: str, layers: int) -> None:
         found, other = step(tokens, other)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(other, state)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_decoding_in_bf16_rounds_and_in_fp32_does_not(cell: str) -> None:
+    model = CaptioningModel(nn.Identity(), show_tell(cell).float().eval())
+    sources = Features(features().pooled.float())
+    log_probs = {}
+    for precision in ("fp32", "bf16"):
+        options = DecodingOptions(beam_size=3, max_length=6, precision=precision)
+        for outside in (False, True):  # as in a look at dev in a training in bf16
+            with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+                steps = steppers([model], options)
+                found = generate([model], [sources], TOKENIZER, options, steps=steps)
+            log_probs[precision, outside] = [one[0].log_probs[0] for one in found]
+    assert log_probs["fp32", False] == log_probs["fp32", True]
+    assert log_probs["bf16", False] == log_probs["bf16", True] != log_probs["fp32", False]
+    assert log_probs["bf16", False] == pytest.approx(log_probs["fp32", False], abs=0.05)

@@ -16,6 +16,7 @@ others that have. An image is done when no live hypothesis can beat one that has
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 
@@ -152,65 +153,92 @@ class _Beams:
             said: how often earlier groups have taken each word at this step, [A, V]; this group's
                 words are added.
         """
-        width = options.beam_size // options.groups
-        size = log_probs.shape[-1]
-        totals = self.scores[..., None] + log_probs  # [A, S, k, V]
-        ranking = totals
+        width, size = options.beam_size // options.groups, log_probs.shape[-1]
+        ranking = log_probs
         if options.groups > 1:
-            ranking = totals - options.diversity * said[:, None, None]
-        best, choice = _best(ranking, moves, 2 * width)  # [A, S, C], falling
-        parents, words = choice // size, choice % size  # [A, S, C]
-        candidates = self._continue(parents, words, log_probs, totals)
-        dead, ends = best == -torch.inf, words == end
-        ended = [
-            (place, at, candidates.tokens[place, at, rank, :-1].tolist(),
-             candidates.log_probs[place, at, rank].tolist())
-            for place, at, rank in (ends & ~dead)[:, :, :width].nonzero().tolist()
-        ]  # fmt: skip
+            ranking = log_probs - options.diversity * said[:, None, None]
+        best, choice = _best(ranking, self.scores, moves, 2 * width)  # [A, S, C], falling
+        words = choice % size
+        ends = words == end
+        finished = (ends & (best > -torch.inf))[..., :width]
         live = best.masked_fill(ends, -torch.inf)
         ranks, kept = live.topk(min(width, live.shape[-1]), dim=-1)  # [A, S, k'], falling
-        beams = candidates._of(kept)
+        place = torch.arange(len(best), device=best.device)
+        parents, beams = self._continue(place[:, None, None], choice.gather(-1, kept), log_probs)
         beams.scores.masked_fill_(ranks == -torch.inf, -torch.inf)
+        ended = self._ended(finished, choice, log_probs)
         if options.groups > 1:
             _count(said, beams.tokens[..., -1], beams.scores > -torch.inf)
-            _count(said, words[..., :width], (ends & ~dead)[..., :width])
-        return _Step(parents.gather(-1, kept), beams, ended)
+            _count(said, words[..., :width], finished)
+        return _Step(parents, beams, ended)
 
-    def _continue(
-        self, parents: Tensor, words: Tensor, log_probs: Tensor, totals: Tensor
-    ) -> _Beams:
-        """The hypotheses at flat places `parents` [A, S, C], each with one more word."""
-        place = torch.arange(len(parents), device=parents.device)[:, None, None]
+    def _continue(self, place: Tensor, choice: Tensor, log_probs: Tensor) -> tuple[Tensor, _Beams]:
+        """Some hypotheses with one more word, and the rows they continue.
+
+        Args:
+            place: the image of each, broadcast with
+            choice: its flat place in [S * k * V], any shape.
+            log_probs: of the next word, [A, S, k, V].
+        """
+        size = log_probs.shape[-1]
+        parents, words = choice // size, choice % size
+        value = log_probs.flatten(1)[place, choice]
         tokens = torch.cat([self.tokens.flatten(1, 2)[place, parents], words[..., None]], dim=-1)
-        value = log_probs.flatten(1, 2)[place, parents, words]  # [A, S, C]
         values = torch.cat([self.log_probs.flatten(1, 2)[place, parents], value[..., None]], dim=-1)
-        return _Beams(tokens, values, totals.flatten(1, 2)[place, parents, words])
+        return parents, _Beams(tokens, values, self.scores.flatten(1)[place, parents] + value)
 
-    def _of(self, kept: Tensor) -> _Beams:
-        each = kept[..., None].expand(*kept.shape, self.tokens.shape[-1])
-        return _Beams(
-            self.tokens.gather(2, each), self.log_probs.gather(2, each), self.scores.gather(2, kept)
-        )
+    def _ended(
+        self, finished: Tensor, choice: Tensor, log_probs: Tensor
+    ) -> list[tuple[int, int, list[int], list[float]]]:
+        place, at, rank = finished.nonzero(as_tuple=True)
+        if not len(place):
+            return []
+        _, beams = self._continue(place, choice[place, at, rank], log_probs)
+        tokens, log_probs = beams.tokens[:, :-1], beams.log_probs
+        return list(zip(place.tolist(), at.tolist(), tokens.tolist(), log_probs.tolist()))
 
     def of_places(self, index: Tensor) -> _Beams:
         """Only the images at these places."""
         return _Beams(self.tokens[index], self.log_probs[index], self.scores[index])
 
 
-def _best(ranking: Tensor, moves: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """The best candidates that lead to each state: values and flat places, [A, S, C]."""
-    states, width, size = ranking.shape[1:]
-    flat = ranking.flatten(1)  # [A, S * k * V]
-    wanted = min(wanted, flat.shape[1])
+def _best(log_probs: Tensor, scores: Tensor, moves: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """The best candidates that lead to each state: their scores and flat places, [A, S, C]."""
+    states, width, size = log_probs.shape[1:]
+    rows, offset = log_probs.flatten(1, 2), scores.flatten(1)  # [A, S * k, V], [A, S * k]
     if states == 1:
-        best, choice = flat.topk(wanted, dim=1)
-        return best[:, None], choice[:, None]
-    leads = moves[:, None].expand(states, width, size).flatten()  # [S * k * V]
-    found = [
-        flat.masked_fill(leads != target, -torch.inf).topk(wanted, dim=1)
-        for target in range(states)
-    ]
+        found = [_top(rows, offset, wanted)]
+    else:
+        leads = moves[:, None].expand(states, width, size).flatten(0, 1)  # [S * k, V]
+        found = [
+            _top(rows.masked_fill(leads != target, -torch.inf), offset, wanted)
+            for target in range(states)
+        ]
     return torch.stack([one[0] for one in found], 1), torch.stack([one[1] for one in found], 1)
+
+
+def _top(values: Tensor, offset: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """The largest of values [A, R, V] + offset [A, R] and their flat places, [A, C], falling.
+
+    In two rounds: the V words are dealt into piles; no more than `wanted` piles, those with the
+    largest tops, can hold the `wanted` largest words. A word is looked at once, by a maximum.
+    """
+    rows, size = values.shape[1:]
+    wanted = min(wanted, rows * size)
+    piles = min(size, math.ceil(math.sqrt(size * wanted / rows)))
+    each = size // piles
+    tops = values[..., : each * piles].unflatten(-1, (each, piles)).amax(-2)  # [A, R, piles]
+    left = size - each * piles
+    if left:
+        tops[..., :left] = torch.maximum(tops[..., :left], values[..., each * piles :])
+    _, pile = (tops + offset[..., None]).flatten(1).topk(min(wanted, rows * piles), dim=1)
+    row, first = pile // piles, pile % piles  # [A, C]
+    words = first[..., None] + torch.arange(0, size, piles, device=pile.device)  # [A, C, each + 1]
+    places = row[..., None] * size + words.clamp(max=size - 1)
+    found = values.flatten(1).gather(1, places.flatten(1)).view_as(places)
+    found = (found + offset.gather(1, row)[..., None]).masked_fill_(words >= size, -torch.inf)
+    best, at = found.flatten(1).topk(wanted, dim=1)
+    return best, places.flatten(1).gather(1, at)
 
 
 def _count(said: Tensor, words: Tensor, counts: Tensor) -> None:

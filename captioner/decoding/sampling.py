@@ -25,7 +25,7 @@ def greedy(read: Reader, state: State, *, end: int, max_length: int) -> list[lis
         one hypothesis an image.
     """
     numbers = numpy.zeros((count(state), max_length))
-    found = _word_by_word(read, state, lambda log_probs, _: log_probs.argmax(1), numbers, end)
+    found = _word_by_word(read, state, lambda log_probs, _: log_probs.max(1).indices, numbers, end)
     return [[one] for one in found]
 
 

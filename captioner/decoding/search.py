@@ -65,7 +65,7 @@ class Reader:
             history[:, -1] if history.shape[1] else history.new_full((len(history),), self.start)
         )
         logits, state = self.step(tokens, state)
-        log_probs = torch.log_softmax(logits.float(), dim=-1)  # [R, V]
+        log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)  # [R, V]
         return self.constraints.filter(log_probs, history, alive=alive, width=width), state
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from captioner.config import make, pick
-from captioner.models.captioning import CaptioningModel, generate
+from captioner.models.captioning import CaptioningModel, generate, steppers
 from captioner.models.cells import CELLS
 from captioner.models.encoders import ENCODERS, Encoder, Features, build_encoder
 from captioner.models.recurrent import ShowTell
@@ -30,6 +30,7 @@ __all__ = [
     "build_encoder",
     "build_model",
     "generate",
+    "steppers",
 ]
 
 DECODERS: dict[str, type[Any]] = {"show_tell": ShowTell}

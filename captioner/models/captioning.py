@@ -68,25 +68,39 @@ def generate(
         tokenizer: of all models.
         options: how captions are chosen.
         keys: of each image, for its draws (``decode``).
-        steps: of each model, where its ``stepper`` has been made; None takes its ``step``.
+        steps: of each model, where they have been made by ``steppers``; None takes its ``step``.
 
     Raises:
         ValueError: a required word or prefix that the models cannot say.
     """
     words = tokenizer.vocabulary
-    starts = [model.decoder.start(model.encode(one)) for model, one in zip(models, sources)]
-    steps = [model.decoder.step for model in models] if steps is None else steps
-    step, state = together(steps, starts, average=options.ensemble)
-    return decode(
-        step,
-        state,
-        start=words.start,
-        end=words.end,
-        options=options,
-        phrases=phrases(options, tokenizer),
-        banned=(words.pad, words.start, words.unknown),
-        keys=keys,
-    )
+    with _precision(models, options):
+        starts = [model.decoder.start(model.encode(one)) for model, one in zip(models, sources)]
+        steps = [model.decoder.step for model in models] if steps is None else steps
+        step, state = together(steps, starts, average=options.ensemble)
+        return decode(
+            step,
+            state,
+            start=words.start,
+            end=words.end,
+            options=options,
+            phrases=phrases(options, tokenizer),
+            banned=(words.pad, words.start, words.unknown),
+            keys=keys,
+        )
+
+
+@torch.inference_mode()
+def steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -> list[Step]:
+    """The steps of models for many calls of ``generate`` with options of the same precision."""
+    with _precision(models, options):
+        return [model.decoder.stepper() for model in models]
+
+
+def _precision(models: Sequence[CaptioningModel], options: DecodingOptions) -> torch.autocast:
+    """fp32 is fp32 also in a training in bf16, so that dev scores are those of an evaluation."""
+    device = next(models[0].decoder.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16")
 
 
 def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:

@@ -55,6 +55,15 @@ def run(
     return outputs, dict(zip(cell.state_names, last))
 
 
+@torch.no_grad()
+def step(cell: Cell, projected: Tensor, state: State) -> State:
+    """One step without gradient; the projected input [B, gates * H] is overwritten."""
+    loop, hidden = LOOPS[type(cell)], cell.of_hidden
+    before = [state[name] for name in cell.state_names]
+    _, last, _ = loop.forward(projected, hidden.weight, hidden.bias, before, (len(projected),))
+    return dict(zip(cell.state_names, last))
+
+
 def obstacle(cell: Cell, inputs: Tensor) -> str | None:
     """Why these loops cannot stand in for the readable one here; None where they can."""
     linears = (cell.of_input, cell.of_hidden)
@@ -164,6 +173,8 @@ def _before(start: Tensor, outputs: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 def _ended(steps: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
     """The last step of each row, [B, H]."""
+    if len(sizes) == 1:
+        return steps[0]
     after = [*sizes[1:], 0]
     return torch.cat([step[rows:] for step, rows in zip(steps, after)][::-1])
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.packing import Packing
-from captioner.models.unroll import Recurrence
+from captioner.models.unroll import Recurrence, laid_out
 
 
 class Standardise(nn.Module):
@@ -157,16 +157,18 @@ class ShowTell(nn.Module):
         h, state = self.recurrence.step(self.dropout(self.words(tokens)), state)
         return self.output(self.dropout(h)), state
 
+    @torch.no_grad()
     def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
         """``step`` for one decoding, in evaluation mode: W_x of every word is computed once.
 
         A word's projected input is then a row of a table [V, gates * H].
         """
         table = self.recurrence.project(self.words.weight)  # [V, gates * H]
+        advance, output = self.recurrence.stepper(), laid_out(self.output)
 
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            h, state = self.recurrence.advance(table[tokens], state)
-            return self.output(h), state
+            h, state = advance(table[tokens], state)
+            return output(h), state
 
         return step
 

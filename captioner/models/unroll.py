@@ -9,7 +9,11 @@ computes the same faster. The cells stay as the textbook has them.
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +22,11 @@ from captioner.models import fused
 from captioner.models.cells import CELLS, Cell, State
 
 log = logging.getLogger(__name__)
+
+OneStep = Callable[[Cell, Tensor, State], State]
+"""What one cell does: its projected input [B, gates * H] and the state before -> state after."""
+
+SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 
 class Recurrence(nn.Module):
@@ -61,14 +70,31 @@ class Recurrence(nn.Module):
         """One step: x [B, input_size] -> h of the top layer [B, H], and the state after."""
         return self.advance(self.project(x), state)
 
-    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step from an input that is projected already, [B, gates * H]; as ``step``."""
+    def advance(
+        self, projected: Tensor, state: State, *, one: OneStep | None = None
+    ) -> tuple[Tensor, State]:
+        """One step from an input that is projected already, [B, gates * H]; as ``step``.
+
+        Args:
+            one: what one cell does; None is what ``cells.py`` says.
+        """
         states: list[State] = []
         for layer, cell in enumerate(self._layers()):
             before = _of_layer(state, layer)
             projected = projected if layer == 0 else cell.project(self.dropout(states[-1]["h"]))
-            states.append(cell.step(cell.gates(projected, before["h"]), before))
+            states.append((one or _as_written)(cell, projected, before))
         return states[-1]["h"], _stack(states)
+
+    def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+        """``advance`` for one decoding, in evaluation mode; the projected input is overwritten."""
+        copied = laid_out(self)
+        weight = copied._layers()[0].of_hidden.weight
+        for cell in copied._layers():
+            obstacle = fused.obstacle(cell, weight) if self.fused else "Recurrence.fused is off"
+            if obstacle is not None:
+                log.debug("the readable step runs: %s", obstacle)
+                return copied.advance
+        return partial(copied.advance, one=fused.step)
 
     def forward(
         self, inputs: Tensor, state: State, *, sizes: tuple[int, ...] | None = None
@@ -106,6 +132,10 @@ class Recurrence(nn.Module):
         return list(self.cells)  # type: ignore[arg-type]
 
 
+def _as_written(cell: Cell, projected: Tensor, state: State) -> State:
+    return cell.step(cell.gates(projected, state["h"]), state)
+
+
 def readable(
     cell: Cell, inputs: Tensor, state: State, sizes: tuple[int, ...]
 ) -> tuple[Tensor, State]:
@@ -115,10 +145,29 @@ def readable(
         rows = len(step_input)
         ended.append({name: tensor[rows:] for name, tensor in state.items()})
         state = {name: tensor[:rows] for name, tensor in state.items()}
-        state = cell.step(cell.gates(step_input, state["h"]), state)
+        state = _as_written(cell, step_input, state)
         outputs.append(state["h"])
     last = [state, *reversed(ended)]
     return torch.cat(outputs), {name: torch.cat([one[name] for one in last]) for name in state}
+
+
+@torch.no_grad()
+def laid_out(module: SomeModule) -> SomeModule:
+    """A copy that reads few rows quickly, for decoding: it gives the same, and does not learn.
+
+    The matrices lie as a product with few rows goes through them, a row for each input, which takes
+    up to half of the time. Under autocast they are in its dtype and need not be converted again.
+    """
+    copied = copy.deepcopy(module).requires_grad_(False)
+    for linear in copied.modules():
+        if type(linear) is not nn.Linear:
+            continue
+        device = linear.weight.device.type
+        if torch.is_autocast_enabled(device):
+            linear.to(torch.get_autocast_dtype(device))
+        else:
+            linear.weight.data = linear.weight.data.t().contiguous().t()
+    return copied
 
 
 def _of_layer(state: State, layer: int) -> State:
@@ -126,4 +175,6 @@ def _of_layer(state: State, layer: int) -> State:
 
 
 def _stack(states: list[State]) -> State:
+    if len(states) == 1:
+        return {name: tensor.unsqueeze(1) for name, tensor in states[0].items()}
     return {name: torch.stack([state[name] for state in states], dim=1) for name in states[0]}

@@ -26,7 +26,7 @@ from captioner.config import make
 from captioner.data import read_records
 from captioner.data.datamodule import cached_features
 from captioner.data.records import write_whole
-from captioner.models import Features, generate
+from captioner.models import Features, generate, steppers
 
 BEAM, BATCH, MOST = 5, 32, 30
 NEVER = [0, 1, 3]  # <pad>, <start>, <unk>
@@ -119,19 +119,17 @@ def measure(model: Captioner, features: Features) -> dict[str, tuple[float, Capt
     decoder, words = model.model.decoder, model.tokenizer.vocabulary
     beam = model.decoding(beam_size=BEAM, length_penalty=0.0, max_length=MOST)
     greedy = model.decoding(beam_size=1, max_length=MOST)
-    steps = [decoder.stepper()]
+    in_bf16 = beam.changed(beam_size=BEAM, precision="bf16")
+    steps = {one.precision: steppers([model.model], one) for one in (beam, in_bf16)}
 
-    def ours(options: Any, size: int, **more: Any) -> Captions:
+    def ours(options: Any, size: int) -> Captions:
         found: Captions = []
         for first in range(0, len(features.pooled), size):
             part = features.rows(torch.arange(first, min(first + size, len(features.pooled))))
-            decoded = generate([model.model], [part], model.tokenizer, options, **more)
+            given = None if options is greedy and size == 1 else steps[options.precision]
+            decoded = generate([model.model], [part], model.tokenizer, options, steps=given)
             found += [one[0].tokens for one in decoded]
         return found
-
-    def in_bf16() -> Captions:
-        with torch.autocast("cpu", torch.bfloat16):
-            return ours(beam, BATCH, steps=[decoder.stepper()])
 
     ways: dict[str, Callable[[], Captions]] = {
         "loop": lambda: image_by_image(decoder, features, words.end, words.start),
@@ -145,11 +143,11 @@ def measure(model: Captioner, features: Features) -> dict[str, tuple[float, Capt
                 words.start,
             )
         ],
-        "beam 5, 32 images a batch": lambda: ours(beam, BATCH, steps=steps),
-        "beam 5, 32 images a batch, bf16": in_bf16,
-        "beam 5, one image": lambda: ours(beam, 1, steps=steps),
+        "beam 5, 32 images a batch": lambda: ours(beam, BATCH),
+        "beam 5, 32 images a batch, bf16": lambda: ours(in_bf16, BATCH),
+        "beam 5, one image": lambda: ours(beam, 1),
         "greedy loop": lambda: ours(greedy, 1),
-        "greedy, 256 images a batch": lambda: ours(greedy, 256, steps=steps),
+        "greedy, 256 images a batch": lambda: ours(greedy, 256),
     }
     result = {}
     for name, way in ways.items():
