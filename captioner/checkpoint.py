@@ -73,6 +73,14 @@ class Checkpoint:
             vocabulary_size=len(self.tokenizer.vocabulary),
             initialise=False,
         )
+        return self.fill(model)
+
+    def fill(self, model: CaptioningModel) -> CaptioningModel:
+        """Give a model the weights and the transform.
+
+        Raises:
+            ValueError: the weights do not fit it.
+        """
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:

@@ -300,17 +300,20 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     reading = make(read_records, "data", config["data"])
     decoding = make(DecodingOptions, "decoding", config["decoding"])
-    if resume is None:
+    going_on = None if resume is None else checkpoint.read(resume)
+    if going_on is None:
         texts = [text for record in reading.split("train") for text in record.captions]
         tokenizer = make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
     else:
-        tokenizer = checkpoint.read(resume).tokenizer
+        tokenizer = going_on.tokenizer
     model = build_model(
         config["encoder"],
         config["decoder"],
         vocabulary_size=len(tokenizer.vocabulary),
-        initialise=resume is None,
+        initialise=going_on is None,
     )
+    if going_on is not None:  # before any feature is computed or looked up in the cache
+        going_on.fill(model)
     given = {"seed": config["seed"], "grid": model.decoder.uses_grid}
     objects = (reading, tokenizer, model.encoder)
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
@@ -327,7 +330,7 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     _introduce(reading, module, folder)
     model.to(trainer.strategy.root_device)
     data.setup("fit")
-    if resume is None:
+    if going_on is None:
         model.decoder.fit(data.training_features())
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)

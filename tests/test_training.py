@@ -62,6 +62,19 @@ def test_an_interrupted_run_resumes_to_the_bit(
     assert len(list(logs)) == 2  # the log of the first part is kept
 
 
+def test_a_resumed_run_reads_the_features_of_its_own_encoder(tiny, tmp_path, monkeypatch) -> None:
+    """Not those of a network without its pretrained weights, which the checkpoint is to fill."""
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    bundled = ("encoder=efficientnet_lite0", "encoder.network=efficientnet_lite0")
+    config = compose([*tiny, *bundled, "encoder.pretrained=true", "trainer.max_epochs=1"])
+    train(config, tmp_path / "run")
+    caches = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert len(caches) == 1
+    longer = {**config, "trainer": {**config["trainer"], "max_epochs": 2}}
+    train(longer, tmp_path / "run", resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == caches
+
+
 def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, monkeypatch) -> None:
     live = ("loader.cache=false", "loader.augment=true", "encoder.trainable=true")
     config = compose(
