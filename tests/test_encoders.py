@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captioner.models import encoders, lite
+from captioner.models import downloads, lite
 from captioner.models.encoders import Encoder, Features, build_encoder
 from captioner.models.lite import load_bundled
 
@@ -268,7 +268,7 @@ def test_without_a_network_the_error_is_quick_and_clear(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(encoders, "_unreachable", lambda url: "no route to host")
+    monkeypatch.setattr(downloads, "unreachable", lambda url: "no route to host")
     if half_a_download:
         (tmp_path / "models--timm--test_resnet.r160_in1k").mkdir()
     begin = time.perf_counter()
@@ -283,7 +283,7 @@ def test_without_a_network_the_error_is_quick_and_clear(
 
 def test_an_address_that_does_not_answer_is_told_within_seconds() -> None:
     begin = time.perf_counter()
-    assert encoders._unreachable("http://127.0.0.1:9/weights") is not None
+    assert downloads.unreachable("http://127.0.0.1:9/weights") is not None
     assert time.perf_counter() - begin < 6
 
 
@@ -295,10 +295,10 @@ def test_cached_weights_need_no_network(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(encoders, "_unreachable", lambda url: pytest.fail("asked the network"))
+    monkeypatch.setattr(downloads, "unreachable", lambda url: pytest.fail("asked the network"))
 
     theirs = models.squeezenet1_1(weights=None).state_dict()
-    file = encoders._torch_cache(models.SqueezeNet1_1_Weights.DEFAULT.url)
+    file = downloads.torch_cache(models.SqueezeNet1_1_Weights.DEFAULT.url)
     file.parent.mkdir(parents=True)
     torch.save(theirs, file)
     ours = build_encoder(library="torchvision", network="squeezenet1_1").backbone.state_dict()

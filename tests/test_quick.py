@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from captioner.data.features import fingerprint
-from captioner.models import encoders, quick
-from captioner.models.encoders import Encoder, build_encoder
+from captioner.models import encoding, quick
+from captioner.models.encoders import Encoder, Features, build_encoder
 from captioner.models.quick import FusedConv, quick_copy
 
 NETWORKS = [
@@ -34,7 +34,7 @@ def stirred(library: str, network: str, **options: Any) -> Encoder:
     return encoder
 
 
-def plain(encoder: Encoder, images: Tensor) -> encoders.Features:
+def plain(encoder: Encoder, images: Tensor) -> Features:
     with torch.no_grad():
         return encoder.extract(encoder.backbone, images)
 
@@ -135,7 +135,7 @@ def test_what_bfloat16_breaks_stays_in_float32() -> None:
 def test_auto_is_bfloat16_where_the_processor_has_it(
     able: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoders, "computes_in_bf16", lambda: able)
+    monkeypatch.setattr(encoding, "computes_in_bf16", lambda: able)
     encoder = stirred("timm", "test_resnet", precision="auto")
     assert encoder.computes_in == (torch.bfloat16 if able else torch.float32)
     assert stirred("timm", "test_resnet").computes_in == torch.float32
@@ -187,7 +187,7 @@ def test_the_copy_stays_here() -> None:
 
 def test_many_images_are_encoded_a_few_at_a_time() -> None:
     encoder = stirred("timm", "test_resnet")
-    images = torch.randn(2 * encoders.AT_ONCE + 3, 3, 32, 32)
+    images = torch.randn(2 * encoding.AT_ONCE + 3, 3, 32, 32)
     found, expected = encoder(images), plain(encoder, images)
     assert found.grid.shape == expected.grid.shape
     assert distance(found.pooled, expected.pooled) < 1e-5

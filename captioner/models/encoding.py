@@ -1,0 +1,217 @@
+"""What an encoder is: images [B, 3, S, S] -> Features(pooled [B, D], grid [B, P, D]).
+
+An encoder is a classification network that stops before its classifier. The grid is its last
+spatial map, flattened row by row to P positions (for a transformer: its patch tokens, without
+class or register tokens). `pooled` is what the network itself pools from the grid and hands to its
+classifier where that still has D values, as in ResNet, EfficientNet-Lite, ConvNeXt and ViT; else,
+as for VGG and MobileNetV3, whose heads widen it first, it is the mean of the grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captioner.data.transforms import Transform
+from captioner.models.quick import computes_in_bf16, quick_copy
+
+# Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
+_RUNNING_NORMS = nn.modules.batchnorm._NormBase
+PRECISIONS = ("auto", "fp32", "bf16")
+AT_ONCE = 16  # images: on a CPU their maps then stay in its cache
+
+
+class Features(NamedTuple):
+    """What an encoder knows of B images.
+
+    Args:
+        pooled: one vector an image, [B, D].
+        grid: one vector a position, [B, P, D], or None where only pooled features are kept.
+    """
+
+    pooled: Tensor
+    grid: Tensor | None = None
+
+    def rows(self, index: Tensor | slice) -> Features:
+        """Return the images chosen by a LongTensor or a slice, from both fields."""
+        return Features(self.pooled[index], None if self.grid is None else self.grid[index])
+
+    def to(self, device: torch.device | str) -> Features:
+        """Return the features on another device."""
+        return Features(self.pooled.to(device), None if self.grid is None else self.grid.to(device))
+
+
+class Encoder(nn.Module):
+    """The interface of all encoders; a subclass writes `build` and `extract`.
+
+    Args:
+        network: its name in its library, such as efficientnet_lite0 or resnet50.
+        pretrained: start from ImageNet weights, and keep the statistics of normalisation layers.
+        trainable: learn the network's parameters; otherwise it is frozen and stays in eval mode.
+        image_size: S in pixels, at least 1; None takes the side the network was trained with.
+        crop: share of the shorter side that the centre crop keeps, (0, 1]; None: as trained.
+        stage: take the map of an earlier stage, 0 the finest, as grid, and its mean as pooled: less
+            abstract and with more positions. None is the last map. Networks of timm only.
+        precision: of a frozen encoder on a CPU: fp32, bf16, or auto, which is bf16 where the
+            processor computes in it. Trainable encoders and other devices keep to fp32.
+        initialise: False loads no weights at all, for a checkpoint will fill them.
+
+    Raises:
+        ValueError: the network is not known, or its weights cannot be had, or S does not fit it.
+    """
+
+    backbone: nn.Module
+    feature_size: int  # D
+    transform: Transform
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        pretrained: bool = True,
+        trainable: bool = False,
+        image_size: int | None = None,
+        crop: float | None = None,
+        stage: int | None = None,
+        precision: str = "fp32",
+        initialise: bool = True,
+    ) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"encoder.precision={precision!r} is not known; choose {', '.join(PRECISIONS)}"
+            )
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"encoder.image_size={image_size} is not positive; give pixels")
+        if crop is not None and not 0 < crop <= 1:
+            raise ValueError(f"encoder.crop={crop} is not accepted; choose a share in (0, 1]")
+        self.network = network
+        self.pretrained = pretrained
+        self.trainable = trainable
+        self.precision = precision
+        self._quick: tuple[Any, nn.Module, torch.dtype] | None = None
+        backbone, self.feature_size, self.transform = self.build(
+            network, weights=pretrained and initialise, image_size=image_size
+        )
+        # In channels_last the same convolutions run 1.3 to 1.9 times as fast on a CPU.
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = backbone.requires_grad_(trainable)
+        self.stage = stage
+        if stage is not None:
+            self.feature_size = self._stage_size(stage)
+        if image_size is not None:
+            self._try_size(image_size)
+        if crop is not None:
+            self.transform = replace(self.transform, crop=crop)
+        self.train()
+
+    def _stage_size(self, stage: int) -> int:
+        """D of a stage's map."""
+        known = getattr(self.backbone, "feature_info", None)
+        if not hasattr(self.backbone, "forward_intermediates") or known is None:
+            raise ValueError(f"encoder.stage={stage}: {self.network} has no stages; leave it empty")
+        if not 0 <= stage < len(known):
+            raise ValueError(
+                f"encoder.stage={stage} is not there; {self.network} has 0 to {len(known) - 1}"
+            )
+        return int(known[stage]["num_chs"])
+
+    def _try_size(self, size: int) -> None:
+        self.eval()
+        try:
+            with torch.no_grad():
+                self(torch.zeros(1, 3, size, size))
+        except Exception:  # patches, windows, position embeddings: each network says it its way
+            raise ValueError(
+                f"encoder.image_size={size} does not fit {self.network}; leave it empty, or try "
+                "a multiple of 32, or timm's network of that name, which takes more sizes"
+            ) from None
+
+    def build(
+        self, network: str, *, weights: bool, image_size: int | None
+    ) -> tuple[nn.Module, int, Transform]:
+        """Return the network without its classifier, D, and its transform."""
+        raise NotImplementedError
+
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
+        """Run a network, self.backbone or a copy of it, on images [B, 3, S, S]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Features:
+        """Encode images.
+
+        Args:
+            images: [B, 3, S, S], float32 as `transform` makes them, or uint8 as its `pixels`.
+
+        Returns:
+            pooled [B, D] and grid [B, P, D]; without gradients where the encoder is frozen.
+        """
+        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+            network, dtype = self._running()
+            most = max(1, len(images)) if network is self.backbone else AT_ONCE
+            parts = [self._encode(network, dtype, part) for part in images.split(most)]
+        if len(parts) == 1:
+            return parts[0]
+        grid = None if parts[0].grid is None else torch.cat([part.grid for part in parts])  # type: ignore[misc]
+        return Features(torch.cat([part.pooled for part in parts]), grid)
+
+    def _encode(self, network: nn.Module, dtype: torch.dtype, images: Tensor) -> Features:
+        images = images.contiguous(memory_format=torch.channels_last)
+        if images.dtype == torch.uint8:
+            images = self.transform.normalise_batch(images)
+        if dtype == torch.float32:
+            return self.extract(network, images)
+        with torch.autocast(images.device.type, enabled=False):  # it has its own precision
+            pooled, grid = self.extract(network, images.to(dtype))
+        return Features(pooled.float(), None if grid is None else grid.float())
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """The type that features are computed in: bfloat16 changes them by a few percent."""
+        return self._running()[1]
+
+    def _running(self) -> tuple[nn.Module, torch.dtype]:
+        """What computes the features: the backbone or, of a frozen one on a CPU, a quick copy.
+
+        The copy is made where it is first needed, and made anew where a weight has changed.
+        """
+        weights = [*self.backbone.parameters(), *self.backbone.buffers()]
+        if self.trainable or any(one.device.type != "cpu" for one in weights):
+            return self.backbone, torch.float32
+        state = [(id(one), 0 if one.is_inference() else one._version) for one in weights]
+        if self._quick is None or self._quick[0] != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._quick = (state, *self._hastened())
+        return self._quick[1], self._quick[2]
+
+    def _hastened(self) -> tuple[nn.Module, torch.dtype]:
+        side = self.transform.size
+        image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 0.5
+        image = image.contiguous(memory_format=torch.channels_last)
+
+        def run(network: nn.Module) -> Tensor:
+            return self.extract(network, image.to(next(network.parameters()).dtype)).pooled
+
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and computes_in_bf16())
+        return quick_copy(self.backbone, run, bf16=bf16)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the copy out: wherever the encoder is sent, it is made again."""
+        return {**self.__dict__, "_quick": None}
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Switch training mode on or off, but keep in eval mode what must not drift.
+
+        A frozen encoder always stays in eval mode. In a pretrained trainable one the normalisation
+        layers do: caption batches are too small to estimate statistics from, while their scale and
+        shift still learn.
+        """
+        super().train(mode and self.trainable)
+        if self.pretrained:
+            for module in self.backbone.modules():
+                if isinstance(module, _RUNNING_NORMS):
+                    module.eval()
+        return self
