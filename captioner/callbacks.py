@@ -123,11 +123,16 @@ class WeightAverage(Callback):
         self.average, self._steps = dict(state["average"]), state["steps"]
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
-        weights = _learned(module)
-        start = self.average or weights
-        self.average = {
-            name: start[name].detach().to(w.device).clone() for name, w in weights.items()
-        }
+        start = {**_learned(module), **self.average}
+        devices = {name: weight.device for name, weight in module.named_parameters()}
+        self.average = {name: one.to(devices[name]).clone() for name, one in start.items()}
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, *unused: Any
+    ) -> None:
+        for name, weight in _learned(module).items():
+            if name not in self.average:  # unfrozen since
+                self.average[name] = weight.clone()
 
     @torch.no_grad()
     def on_train_batch_end(

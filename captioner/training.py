@@ -14,6 +14,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from captioner.metrics import score
 from captioner.models import CaptioningModel, build_model, generate, steppers
 from captioner.models.packing import Packing
 from captioner.tokenizers import Tokenizer, build_tokenizer
+from captioner.unfreezing import Unfreezing
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -61,6 +63,9 @@ class LitCaptioner(lightning.LightningModule):
         schedule: after the warm-up "constant", or falling to 0 along a "linear" or "cosine" line.
         label_smoothing: share of the target's probability spread over all words, [0, 1)
             (Szegedy et al., 2016).
+        unfreeze_at: epochs after which a frozen encoder begins to learn, or a share of all epochs;
+            from then on images are read live. None: never.
+        unfreeze_stages: how many of its last stages; None is all of them.
 
     Raises:
         ValueError: a value out of range.
@@ -80,6 +85,8 @@ class LitCaptioner(lightning.LightningModule):
         warmup: float = 0.05,
         schedule: str = "cosine",
         label_smoothing: float = 0.1,
+        unfreeze_at: int | float | None = None,
+        unfreeze_stages: int | None = None,
     ) -> None:
         super().__init__()
         for name, value, high in (
@@ -99,6 +106,15 @@ class LitCaptioner(lightning.LightningModule):
         self.total_steps, self.decoding = total_steps, decoding
         self.lr, self.encoder_lr, self.weight_decay = lr, encoder_lr, weight_decay
         self.warmup, self.schedule, self.label_smoothing = warmup, schedule, label_smoothing
+        self.unfreezing: Unfreezing | None = None
+        if unfreeze_at is not None:
+            self.unfreezing = Unfreezing(
+                model.encoder,
+                at=unfreeze_at,
+                stages=unfreeze_stages,
+                epochs=config["trainer"]["max_epochs"],
+                steps=total_steps,
+            )
         self.dev_scores: dict[str, float] = {}
         self._dev = _DevResults()
 
@@ -120,8 +136,11 @@ class LitCaptioner(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         scaled = self.config.get("trainer", {}).get("precision") == "16-mixed"
-        optimizer = torch.optim.AdamW(self._parameter_groups(), lr=self.lr, fused=not scaled)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.rate)
+        groups = self._parameter_groups()
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=not scaled)
+        firsts = (self._first_step(group["params"][0]) for group in groups)
+        rates: list[Any] = [partial(self.rate, first=first or 0) for first in firsts]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -137,23 +156,35 @@ class LitCaptioner(lightning.LightningModule):
         if gradient_clip_val:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
-    def rate(self, step: int) -> float:
-        """The learning rate at a step, as a share of its peak, [0, 1]."""
-        rising = self.warmup * self.total_steps
+    def configure_callbacks(self) -> list[Callback]:
+        return [] if self.unfreezing is None else [self.unfreezing]
+
+    def rate(self, step: int, *, first: int = 0) -> float:
+        """The learning rate at a step, as a share of its peak, [0, 1]; 0 before step `first`."""
+        step, total = step - first, self.total_steps - first
+        rising = self.warmup * total
+        if step < 0:
+            return 0.0
         if step < rising:
             return (step + 1) / (rising + 1)
-        done = (step - rising) / max(1.0, self.total_steps - rising)  # 0 .. 1
+        done = (step - rising) / max(1.0, total - rising)  # 0 .. 1
         if self.schedule == "constant":
             return 1.0
         if self.schedule == "linear":
             return max(0.0, 1.0 - done)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
+    def _first_step(self, parameter: nn.Parameter) -> int | None:
+        """The step that a parameter begins to learn in; None for one that never learns."""
+        if self.unfreezing is not None and parameter in self.unfreezing.parameters:
+            return self.unfreezing.first_step
+        return 0 if parameter.requires_grad else None
+
     def _parameter_groups(self) -> list[dict[str, Any]]:
         groups = []
         for part, lr in ((self.model.decoder, self.lr), (self.model.encoder, self.encoder_lr)):
             learned = [(m, p) for m in part.modules() for p in m.parameters(recurse=False)]
-            learned = [(m, p) for m, p in learned if p.requires_grad]
+            learned = [(m, p) for m, p in learned if self._first_step(p) is not None]
             matrices = [p for m, p in learned if p.ndim > 1 and not isinstance(m, nn.Embedding)]
             others = [p for m, p in learned if p.ndim <= 1 or isinstance(m, nn.Embedding)]
             for parameters, decay in ((matrices, self.weight_decay), (others, 0.0)):
@@ -314,7 +345,8 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     )
     if going_on is not None:  # before any feature is computed or looked up in the cache
         going_on.fill(model)
-    given = {"seed": config["seed"], "grid": model.decoder.uses_grid}
+    unfreezes = config["training"].get("unfreeze_at") is not None
+    given = {"seed": config["seed"], "grid": model.decoder.uses_grid, "unfreezes": unfreezes}
     objects = (reading, tokenizer, model.encoder)
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
     callbacks = make(build_callbacks, "callbacks", config["callbacks"], folder)
@@ -329,6 +361,9 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     _introduce(reading, module, folder)
     model.to(trainer.strategy.root_device)
+    epoch = 0 if going_on is None else going_on.lightning.get("epoch", 0)
+    if module.unfreezing is not None and epoch >= module.unfreezing.epoch:
+        data.read_live()
     data.setup("fit")
     if going_on is None:
         model.decoder.fit(data.training_features())

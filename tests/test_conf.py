@@ -15,7 +15,13 @@ from captioner.tokenizers import TOKENIZERS, build_tokenizer
 from captioner.training import LitCaptioner, build_loggers, build_trainer
 
 CONF = config.conf_folder()
-GIVEN = {"grid", "initialise", "vocabulary_size", "feature_size"}  # not for a user to choose
+GIVEN = {
+    "grid",
+    "unfreezes",
+    "initialise",
+    "vocabulary_size",
+    "feature_size",
+}  # not for a user to choose
 COMPONENTS = {
     "data": read_records,
     "tokenizer": build_tokenizer,

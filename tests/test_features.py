@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captioner.data import features as cache
+from captioner.data import views
 from captioner.data.features import CachedFeatures, cache_features, fingerprint
 from captioner.data.transforms import Transform, open_image
 from captioner.models.encoders import Encoder, Features
@@ -237,7 +238,7 @@ def test_images_are_read_a_few_batches_ahead(
         read.append(path)
         return open_image(path, **options)
 
-    monkeypatch.setattr(cache, "open_image", reading)
+    monkeypatch.setattr(views, "open_image", reading)
     encoder = Small(network="small")
     encoder.register_forward_pre_hook(lambda *_: ahead.append(len(read)))
     cache_features(encoder, images, tmp_path, batch_size=2, progress=False)

@@ -7,7 +7,8 @@ exactly the batch that would have come next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from captioner.data.features import CachedFeatures, cache_features
 from captioner.data.records import Reading, Record
 from captioner.data.transforms import Augmentation, open_image, stack_pixels
+from captioner.data.views import View, drawn_view, names_a_side, other_views
 from captioner.losses import IGNORED
 from captioner.models.encoders import Encoder, Features
 from captioner.tokenizers import Tokenizer
@@ -72,27 +74,42 @@ class Pictures:
     Args:
         encoder: gives the evaluation transform.
         augmentation: applied to files read for training.
+        views: of each image as many are cached, and one of them is drawn.
+        seed: of the draws.
     """
 
     cached: CachedFeatures | None = None
 
-    def __init__(self, encoder: Encoder, augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        augmentation: Augmentation | None = None,
+        *,
+        views: int = 1,
+        seed: int = 0,
+    ) -> None:
         self.transform = encoder.transform
         self.augmentation = augmentation
+        self.views, self.seed = views, seed
 
     def __call__(self, records: Sequence[Record], keys: Sequence[tuple[int, int]]) -> Any:
-        """Images [B, 3, S, S] or Features; `keys` are (epoch, place), for the augmentation."""
+        """Images [B, 3, S, S] or Features; `keys` are (epoch, place), for what is random."""
         if self.cached is not None:
-            return self.cached.get([record.image for record in records])
+            paths = [record.image for record in records]
+            if self.views == 1:
+                return self.cached.get(paths)
+            drawn = [drawn_view(self.seed, *key, self.views) for key in keys]
+            return self.cached.get(paths, drawn)
         if self.augmentation is None:
             shorter = self.transform.shorter
             images = (open_image(record.image, shorter=shorter) for record in records)
             return stack_pixels([self.transform.pixels(image) for image in images])
-        images = (open_image(record.image) for record in records)
-        augment = self.augmentation
-        return torch.stack(
-            [augment(image, self.transform, *key) for image, key in zip(images, keys)]
-        )
+        return torch.stack([self._augmented(*one) for one in zip(records, keys)])
+
+    def _augmented(self, record: Record, key: tuple[int, int]) -> Tensor:
+        assert self.augmentation is not None
+        mirrors = not names_a_side(record.captions)
+        return self.augmentation(open_image(record.image), self.transform, *key, mirrors=mirrors)
 
 
 class TrainingPairs(Dataset[Batch]):
@@ -230,12 +247,15 @@ class CaptionDataModule(lightning.LightningDataModule):
         tokenizer: made from the training captions.
         encoder: its transform is used, and itself where features are cached.
         grid: whether the decoder reads the grid.
-        seed: decides the order of the batches and the augmentation.
+        seed: decides the order of the batches, the views and the augmentation.
+        unfreezes: the encoder is frozen at first, until `read_live` is called.
         batch_size: captions in a training batch.
         workers: processes that read images; 0 reads in the main process.
         cache: compute the features of a frozen encoder once and keep them on disk.
         cache_folder: where; null is ~/.cache/captioner, or $CAPTIONER_CACHE.
-        augment: random crops and flips of training images; needs cache=false.
+        views: pictures of a training image whose features are cached (``captioner.data.views``);
+            each caption is shown with one of them, drawn anew in every epoch.
+        augment: random crops and flips of training images that are read live.
         max_words: longer training captions are cut.
 
     Raises:
@@ -250,10 +270,12 @@ class CaptionDataModule(lightning.LightningDataModule):
         *,
         grid: bool,
         seed: int,
+        unfreezes: bool = False,
         batch_size: int = 128,
         workers: int = 0,
         cache: bool = True,
         cache_folder: str | None = None,
+        views: int = 1,
         augment: bool = False,
         max_words: int = 40,
     ) -> None:
@@ -261,22 +283,30 @@ class CaptionDataModule(lightning.LightningDataModule):
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("workers", workers, 0),
+            ("views", views, 1),
             ("max_words", max_words, 1),
         ):
             if value < least:
                 raise ValueError(f"loader.{name}={value} is not accepted; choose {least} or more")
-        if augment and cache and not encoder.trainable:
+        caches = cache and not encoder.trainable
+        if augment and caches and not unfreezes:
             raise ValueError(
                 "loader.augment=true changes the images, so their features cannot be cached: set "
-                "loader.cache=false, or loader.augment=false"
+                "loader.cache=false, or loader.augment=false and loader.views=5"
+            )
+        if views > 1 and not caches:
+            raise ValueError(
+                f"loader.views={views} needs the cached features of a frozen encoder: cache=true "
+                "and encoder.trainable=false; else set loader.views=1 and loader.augment=true"
             )
         self.tokenizer, self.encoder, self.seed = tokenizer, encoder, seed
         self.batch_size, self.workers = batch_size, workers
-        self.caches, self.grid = cache and not encoder.trainable, grid
+        self.caches, self.grid = caches, grid
         self.cache_folder = cache_folder
         self.dev = reading.split("dev")
         self.dev_pictures = Pictures(encoder)
-        self.train_pictures = Pictures(encoder, Augmentation(seed=seed) if augment else None)
+        augmentation = Augmentation(seed=seed) if augment else None
+        self.train_pictures = Pictures(encoder, augmentation, views=views, seed=seed)
         self.pairs = TrainingPairs(
             reading.split("train"), tokenizer, self.train_pictures, max_words=max_words
         )
@@ -289,10 +319,21 @@ class CaptionDataModule(lightning.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Cache the features, where they are to be cached."""
         if self.caches and self.dev_pictures.cached is None:
-            records = [*(record for record, _ in self.pairs.pairs), *self.dev]
-            images = list(dict.fromkeys(record.image for record in records))
-            cached = cached_features(self.encoder, images, self.cache_folder, grid=self.grid)
+            train = dict.fromkeys(record for record, _ in self.pairs.pairs)
+            images = list(dict.fromkeys(record.image for record in [*train, *self.dev]))
+            count = self.train_pictures.views
+            others = other_views(train, count) if count > 1 else []
+            started = time.monotonic()
+            cached = cached_features(
+                self.encoder, images, self.cache_folder, others=others, grid=self.grid
+            )
             self.train_pictures.cached = self.dev_pictures.cached = cached
+            _tell(cached, len(images), count, time.monotonic() - started)
+
+    def read_live(self) -> None:
+        """From now on read images from their files: the encoder has begun to learn."""
+        self.caches = False
+        self.train_pictures.cached = self.dev_pictures.cached = None
 
     def training_features(self, count: int = 5000) -> Features:
         """Features of training images spread evenly over the split, `count` at most."""
@@ -335,11 +376,25 @@ def image_loader(
     )
 
 
+def _tell(cached: CachedFeatures, images: int, views: int, seconds: float) -> None:
+    kept = f"{images:,} images" + (f", {views} views of those for training" if views > 1 else "")
+    print(
+        f"features: {kept}, {cached.size / 1e6:,.1f} MB in {cached.folder}; "
+        f"{cached.encoded:,} encoded, in {seconds:.1f} s",
+        flush=True,
+    )
+
+
 def cached_features(
-    encoder: Encoder, images: Sequence[str], folder: str | None, *, grid: bool = False
+    encoder: Encoder,
+    images: Sequence[str],
+    folder: str | None,
+    *,
+    others: Iterable[View] = (),
+    grid: bool = False,
 ) -> CachedFeatures:
     """The features of images, computed where the cache lacks them."""
-    return cache_features(encoder, images, cache_home(folder), grid=grid)
+    return cache_features(encoder, images, cache_home(folder), others=others, grid=grid)
 
 
 def cache_home(folder: str | None) -> Path:

@@ -8,9 +8,10 @@ Below the cache's folder each encoder has one of its own, named by its fingerpri
 
 All three only grow, and a row counts once its index entry is written, after the values: whatever a
 kill leaves behind is cut off by the next writer. Readers map the files, so memory does not grow
-with the number of images. An identity is the image's absolute path, size and modification time:
-asking for these takes microseconds, and a changed or moved file is encoded anew. (A hash of the
-content would survive moving, but reads every image at every start.)
+with the number of images. An identity is the image's absolute path, size and modification time,
+and which view of it was encoded (``captioner.data.views``): asking for these takes microseconds,
+and a changed or moved file is encoded anew. (A hash of the content would survive moving, but reads
+every image at every start.)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -32,7 +33,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.data.transforms import Transform, open_image, stack_pixels
+from captioner.data.transforms import Transform, stack_pixels
+from captioner.data.views import View
 from captioner.models.encoders import Encoder, Features
 
 _LAYOUT = 2  # raised when what is stored changes, so that older caches are not read; 2: since
@@ -69,18 +71,27 @@ class CachedFeatures:
 
     Args:
         folder: of one encoder's cache.
-        rows: each image's row.
+        rows: of each image the rows of its views, view 0 first.
         feature_size: D.
         positions: P; 0 where only pooled features are kept.
+        encoded: how many rows were missing.
     """
 
     def __init__(
-        self, folder: Path, rows: dict[str, int], *, feature_size: int, positions: int
+        self,
+        folder: Path,
+        rows: Mapping[str, Sequence[int]],
+        *,
+        feature_size: int,
+        positions: int,
+        encoded: int = 0,
     ) -> None:
         self.folder = folder
         self.feature_size = feature_size
         self.positions = positions
+        self.encoded = encoded
         self._rows = rows
+        self._used = 1 + max((max(one) for one in rows.values()), default=-1)
         self._maps: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,11 +104,18 @@ class CachedFeatures:
     def __contains__(self, image: str) -> bool:
         return image in self._rows
 
-    def get(self, images: Sequence[str]) -> Features:
+    @property
+    def size(self) -> int:
+        """Bytes that the features take on disk."""
+        rows = sum(len(one) for one in self._rows.values())
+        return rows * (_ENTRY + 2 * self.feature_size * (1 + self.positions))
+
+    def get(self, images: Sequence[str], views: Sequence[int] | None = None) -> Features:
         """Look images up.
 
         Args:
             images: B paths as they were given to cache_features, in any order and number.
+            views: the number of the view of each; None takes view 0.
 
         Returns:
             float32 features: pooled [B, D], and grid [B, P, D] or None.
@@ -105,8 +123,10 @@ class CachedFeatures:
         Raises:
             ValueError: an image is not among those that were cached.
         """
+        numbers = [0] * len(images) if views is None else views
         try:
-            rows = np.array([self._rows[image] for image in images], dtype=np.int64)
+            found = [self._rows[image][number] for image, number in zip(images, numbers)]
+            rows = np.array(found, dtype=np.int64)
         except KeyError as error:
             raise ValueError(f"{error.args[0]}: not among the images that were cached") from None
         pooled = self._take("pooled", rows, (self.feature_size,))
@@ -118,7 +138,7 @@ class CachedFeatures:
         if not len(rows):
             return torch.empty(0, *shape)
         if name not in self._maps:
-            size = (1 + max(self._rows.values()), *shape)
+            size = (self._used, *shape)
             self._maps[name] = np.memmap(self.folder / f"{name}.f16", "<f2", "r", shape=size)
         return torch.from_numpy(self._maps[name][rows]).float()
 
@@ -128,6 +148,7 @@ def cache_features(
     images: Sequence[str],
     folder: Path,
     *,
+    others: Iterable[View] = (),
     grid: bool = False,
     batch_size: int = 16,
     progress: bool = True,
@@ -141,6 +162,7 @@ def cache_features(
         encoder: used in eval mode and without gradients, on the device where it lies.
         images: paths.
         folder: of all caches; one below it is this encoder's.
+        others: views besides view 0 of some of the images, of each image the next number first.
         grid: keep the grid as well: P times the space, 125 kB an image for efficientnet_lite0.
         batch_size: images encoded at once; on a CPU 8 to 16 are fastest, for their maps stay in its
             cache.
@@ -156,19 +178,23 @@ def cache_features(
     positions = _count_positions(encoder) if grid else 0
     home = Path(folder).expanduser() / (fingerprint(encoder) + ("-grid" if grid else ""))
     store = _Store(home, encoder.feature_size, positions)
-    keys, broken = _identities(images)
-    rows = store.rows()
+    keys, broken = _identities([*(View(image) for image in images), *others])
+    rows, encoded = store.rows(), 0
     if any(key not in rows for key in keys.values()):
         with _alone(home):
             rows = store.mend()
-            missing = {key: image for image, key in keys.items() if key not in rows}
-            store.require_room(len(missing))
+            missing = {key: view for view, key in keys.items() if key not in rows}
+            encoded = len(missing)
+            store.require_room(encoded)
             broken += _encode(encoder, missing, store, batch_size, progress)
             rows = store.rows()
     if broken:
-        raise ValueError(_complaint(broken))
-    found = {image: rows[key] for image, key in keys.items()}
-    return CachedFeatures(home, found, feature_size=encoder.feature_size, positions=positions)
+        raise ValueError(_complaint(list(dict.fromkeys(broken))))
+    found: dict[str, list[int]] = {}
+    for view, key in keys.items():
+        found.setdefault(view.image, []).append(rows[key])
+    sizes = {"feature_size": encoder.feature_size, "positions": positions}
+    return CachedFeatures(home, found, encoded=encoded, **sizes)
 
 
 class _Store:
@@ -244,18 +270,19 @@ def _halves(values: Tensor | None) -> bytes:
     return halves.cpu().contiguous().numpy().astype("<f2", copy=False).tobytes()
 
 
-def _identities(images: Iterable[str]) -> tuple[dict[str, bytes], list[str]]:
-    """Return each image's identity, and a line for each file that is not there."""
+def _identities(views: Iterable[View]) -> tuple[dict[View, bytes], list[str]]:
+    """Return each view's identity, and a line for each file that is not there."""
     keys, broken = {}, []
-    for image in dict.fromkeys(images):
+    for view in dict.fromkeys(views):
         try:
-            status = os.stat(image)
+            status = os.stat(view.image)
         except OSError:
-            broken.append(f"{image}: no such file")
+            broken.append(f"{view.image}: no such file")
             continue
-        identity = f"{os.path.abspath(image)}\0{status.st_size}\0{status.st_mtime_ns}"
+        identity = f"{os.path.abspath(view.image)}\0{status.st_size}\0{status.st_mtime_ns}"
+        identity += f"\0{view.kind}" if view.kind else ""
         digest = hashlib.blake2b(identity.encode("utf-8", "surrogateescape"), digest_size=_KEY)
-        keys[image] = digest.digest()
+        keys[view] = digest.digest()
     return keys, broken
 
 
@@ -281,9 +308,9 @@ def _evaluating(encoder: Encoder) -> Iterator[torch.device]:
 
 
 def _encode(
-    encoder: Encoder, missing: dict[bytes, str], store: _Store, batch_size: int, progress: bool
+    encoder: Encoder, missing: dict[bytes, View], store: _Store, batch_size: int, progress: bool
 ) -> list[str]:
-    """Encode and append the missing images; return a line for each that cannot be read."""
+    """Encode and append the missing views; return a line for each that cannot be read."""
     broken: list[str] = []
     with _bar(len(missing), progress) as advance, _evaluating(encoder) as device:
         for batch in _batches(missing, encoder.transform, batch_size):
@@ -297,13 +324,13 @@ def _encode(
 
 
 def _batches(
-    missing: dict[bytes, str], transform: Transform, size: int
+    missing: dict[bytes, View], transform: Transform, size: int
 ) -> Iterator[dict[bytes, Tensor | Exception]]:
     """Read images in threads, two batches ahead of the encoder; what fails comes as its error."""
 
-    def read(image: str) -> Tensor | Exception:
+    def read(view: View) -> Tensor | Exception:
         try:
-            return transform.pixels(open_image(image, shorter=transform.shorter))
+            return view.pixels(transform)
         except (ValueError, OSError) as error:
             return error
 
@@ -313,7 +340,7 @@ def _batches(
     try:
         while True:
             wanted = 3 * size - len(ahead)
-            ahead.extend((key, pool.submit(read, image)) for key, image in islice(items, wanted))
+            ahead.extend((key, pool.submit(read, view)) for key, view in islice(items, wanted))
             if not ahead:
                 return
             chosen = [ahead.popleft() for _ in range(min(size, len(ahead)))]

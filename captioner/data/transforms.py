@@ -181,7 +181,7 @@ class Transform:
         Returns:
             float32 [3, S, S].
         """
-        return self.normalise(self._cropped(image))
+        return self.normalise(self.crop_of(image))
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Transform one image but for the normalisation, which `normalise_batch` does.
@@ -193,9 +193,10 @@ class Transform:
             uint8 [3, S, S], a quarter of the memory; its colours lie side by side, as networks in
             channels_last read them.
         """
-        return torch.from_numpy(np.array(self._cropped(image))).permute(2, 0, 1)
+        return to_pixels(self.crop_of(image))
 
-    def _cropped(self, image: Image.Image) -> Image.Image:
+    def crop_of(self, image: Image.Image) -> Image.Image:
+        """The resized centre crop, S x S pixels."""
         image = _without_ends(image if image.mode == "RGB" else open_image(image))
         image = image.resize(self._resized(*image.size), INTERPOLATIONS[self.interpolation])
         left = round((image.width - self.size) / 2)
@@ -261,6 +262,11 @@ class Transform:
         return cls(**{**values, "mean": mean, "std": std})
 
 
+def to_pixels(picture: Image.Image) -> Tensor:
+    """An RGB picture as uint8 [3, H, W], its colours side by side."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
 def stack_pixels(images: Sequence[Tensor]) -> Tensor:
     """Lay what `Transform.pixels` made of B images side by side: [B, 3, S, S] in channels_last."""
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
@@ -277,7 +283,7 @@ class Augmentation:
         scale: least and greatest share of the image's area, in (0, 1]. Captions name what stands
             at the border too, so crops are larger than the 0.08 usual for classification.
         ratio: least and greatest width / height of the crop, above 0.
-        flip: probability of a mirror image, in [0, 1]; use 0 where captions say left and right.
+        flip: probability of a mirror image, in [0, 1].
 
     Raises:
         ValueError: a value is out of its range.
@@ -296,7 +302,15 @@ class Augmentation:
         if not 0 <= self.flip <= 1:
             raise ValueError(f"augmentation flip={self.flip} is not a probability in [0, 1]")
 
-    def __call__(self, image: Image.Image, transform: Transform, epoch: int, index: int) -> Tensor:
+    def __call__(
+        self,
+        image: Image.Image,
+        transform: Transform,
+        epoch: int,
+        index: int,
+        *,
+        mirrors: bool = True,
+    ) -> Tensor:
         """Transform one image.
 
         Args:
@@ -304,20 +318,27 @@ class Augmentation:
             transform: gives side, interpolation, mean and std.
             epoch: counted from 0.
             index: of the item in its data set.
+            mirrors: False never takes the mirror image, as where captions say left or right.
 
         Returns:
             float32 [3, S, S], the same for the same image, seed, epoch and index.
         """
-        image = image if image.mode == "RGB" else open_image(image)
         # Seeding with a text hashes it, so neighbouring triples are unrelated; Python promises
         # that random() keeps its sequence.
         source = random.Random(f"{self.seed}/{epoch}/{index}")
-        box = self._box(source, *image.size)
-        interpolation = INTERPOLATIONS[transform.interpolation]
-        cropped = image.resize((transform.size, transform.size), interpolation, box=box)
-        if source.random() < self.flip:
+        cropped = self.crop_of(image, transform, source)
+        if source.random() < self.flip and mirrors:
             cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return transform.normalise(cropped)
+
+    def crop_of(
+        self, image: Image.Image, transform: Transform, source: random.Random
+    ) -> Image.Image:
+        """A part of an image, drawn from `source`, in S x S pixels."""
+        image = image if image.mode == "RGB" else open_image(image)
+        box = self._box(source, *image.size)
+        interpolation = INTERPOLATIONS[transform.interpolation]
+        return image.resize((transform.size, transform.size), interpolation, box=box)
 
     def _box(self, source: random.Random, width: int, height: int) -> tuple[int, int, int, int]:
         """Draw a crop (left, top, right, bottom); after ten misfits take the largest that fits."""

@@ -29,14 +29,15 @@ def build_encoder(
     crop: float | None = None,
     stage: int | None = None,
     precision: str = "fp32",
+    gradient_checkpointing: bool = False,
     initialise: bool = True,
 ) -> Encoder:
     """Build an encoder by the names of its library and network.
 
     Args:
         library: a key of ENCODERS.
-        network, pretrained, trainable, image_size, crop, stage, precision, initialise: as of
-            Encoder.
+        network, pretrained, trainable, image_size, crop, stage, precision,
+            gradient_checkpointing, initialise: as of Encoder.
 
     Returns:
         an Encoder, with feature_size and transform.
@@ -55,5 +56,6 @@ def build_encoder(
         crop=crop,
         stage=stage,
         precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
         initialise=initialise,
     )

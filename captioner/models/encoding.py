@@ -9,14 +9,18 @@ as for VGG and MobileNetV3, whose heads widen it first, it is the mean of the gr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from captioner.data.transforms import Transform
 from captioner.models.quick import computes_in_bf16, quick_copy
+from captioner.models.stages import stages
 
 # Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
 _RUNNING_NORMS = nn.modules.batchnorm._NormBase
@@ -57,6 +61,9 @@ class Encoder(nn.Module):
             abstract and with more positions. None is the last map. Networks of timm only.
         precision: of a frozen encoder on a CPU: fp32, bf16, or auto, which is bf16 where the
             processor computes in it. Trainable encoders and other devices keep to fp32.
+        gradient_checkpointing: while the network learns, keep only the images and compute the maps
+            of AT_ONCE images again when their gradients are due (Chen et al., 2016): less memory,
+            one forward pass more.
         initialise: False loads no weights at all, for a checkpoint will fill them.
 
     Raises:
@@ -77,6 +84,7 @@ class Encoder(nn.Module):
         crop: float | None = None,
         stage: int | None = None,
         precision: str = "fp32",
+        gradient_checkpointing: bool = False,
         initialise: bool = True,
     ) -> None:
         super().__init__()
@@ -91,7 +99,9 @@ class Encoder(nn.Module):
         self.network = network
         self.pretrained = pretrained
         self.trainable = trainable
+        self.unfrozen = False
         self.precision = precision
+        self.gradient_checkpointing = gradient_checkpointing
         self._quick: tuple[Any, nn.Module, torch.dtype] | None = None
         backbone, self.feature_size, self.transform = self.build(
             network, weights=pretrained and initialise, image_size=image_size
@@ -106,6 +116,11 @@ class Encoder(nn.Module):
             self._try_size(image_size)
         if crop is not None:
             self.transform = replace(self.transform, crop=crop)
+        if gradient_checkpointing and trainable and not pretrained and self._running_norms():
+            raise ValueError(
+                "encoder.gradient_checkpointing=true runs a few images at a time, and twice, which "
+                "the statistics of a network trained from scratch do not bear; set it to false"
+            )
         self.train()
 
     def _stage_size(self, stage: int) -> int:
@@ -149,10 +164,17 @@ class Encoder(nn.Module):
         Returns:
             pooled [B, D] and grid [B, P, D]; without gradients where the encoder is frozen.
         """
-        with torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+        learns = (self.trainable or self.unfrozen) and torch.is_grad_enabled()
+        if learns:
+            self._quick = None  # fused optimisers change weights and do not count it as a change
+        with torch.set_grad_enabled(learns):
             network, dtype = self._running()
-            most = max(1, len(images)) if network is self.backbone else AT_ONCE
-            parts = [self._encode(network, dtype, part) for part in images.split(most)]
+            again = learns and self.gradient_checkpointing
+            most = AT_ONCE if again or network is not self.backbone else max(1, len(images))
+            encode = (
+                partial(checkpoint, self._encode, use_reentrant=False) if again else self._encode
+            )
+            parts = [encode(network, dtype, part) for part in images.split(most)]
         if len(parts) == 1:
             return parts[0]
         grid = None if parts[0].grid is None else torch.cat([part.grid for part in parts])  # type: ignore[misc]
@@ -176,10 +198,13 @@ class Encoder(nn.Module):
     def _running(self) -> tuple[nn.Module, torch.dtype]:
         """What computes the features: the backbone or, of a frozen one on a CPU, a quick copy.
 
-        The copy is made where it is first needed, and made anew where a weight has changed.
+        The copy is made where it is first needed, and made anew where a weight has changed. An
+        unfrozen encoder runs it as well where no gradients are wanted: dev then sees what a loaded
+        checkpoint will say.
         """
         weights = [*self.backbone.parameters(), *self.backbone.buffers()]
-        if self.trainable or any(one.device.type != "cpu" for one in weights):
+        learns = self.trainable or (self.unfrozen and torch.is_grad_enabled())
+        if learns or any(one.device.type != "cpu" for one in weights):
             return self.backbone, torch.float32
         state = [(id(one), 0 if one.is_inference() else one._version) for one in weights]
         if self._quick is None or self._quick[0] != state:
@@ -211,7 +236,54 @@ class Encoder(nn.Module):
         """
         super().train(mode and self.trainable)
         if self.pretrained:
-            for module in self.backbone.modules():
-                if isinstance(module, _RUNNING_NORMS):
-                    module.eval()
+            for module in self._running_norms():
+                module.eval()
         return self
+
+    def _running_norms(self) -> list[nn.Module]:
+        return [one for one in self.backbone.modules() if isinstance(one, _RUNNING_NORMS)]
+
+    # Fine-tuning ------------------------------------------------------------------------------
+
+    def last_stages(self, count: int | None = None) -> list[nn.Parameter]:
+        """The parameters of the last stages that the features depend on (``stages``).
+
+        Args:
+            count: how many stages, at least 1; None takes all.
+
+        Raises:
+            ValueError: the network has fewer.
+        """
+        read = self._parameters_read()
+        groups = [[p for p in stage if p in read] for stage in stages(self.backbone)]
+        groups = [stage for stage in groups if stage]
+        if count is not None and not 1 <= count <= len(groups):
+            raise ValueError(
+                f"training.unfreeze_stages={count} is not accepted; {self.network} has "
+                f"{len(groups)}: choose 1 to {len(groups)}, or null for all"
+            )
+        return [p for stage in groups[-(count or len(groups)) :] for p in stage]
+
+    def _parameters_read(self) -> set[nn.Parameter]:
+        """Those that features depend on: an earlier `stage` leaves the later ones aside."""
+        parameters = list(self.backbone.parameters())
+        learned = [one.requires_grad for one in parameters]
+        side = self.transform.size
+        image = torch.zeros(1, 3, side, side, device=parameters[0].device)
+        with torch.inference_mode(False), torch.enable_grad():
+            self.backbone.requires_grad_(True)
+            pooled = self.extract(self.backbone, image).pooled.sum()
+            gradients = torch.autograd.grad(pooled, parameters, allow_unused=True)
+        for parameter, learns in zip(parameters, learned):
+            parameter.requires_grad_(learns)
+        return {one for one, found in zip(parameters, gradients) if found is not None}
+
+    def unfreeze(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Let parameters of a frozen encoder learn.
+
+        The network stays in eval mode: normalisation keeps its running statistics, while its scale
+        and shift learn where they are among the parameters, and nothing is dropped.
+        """
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        self.unfrozen = True
