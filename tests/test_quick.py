@@ -60,7 +60,7 @@ def test_features_are_those_of_the_network(library: str, network: str, convoluti
     halved = stirred(library, network, precision="bf16")(images)
     assert halved.pooled.dtype == torch.float32
     assert 1e-4 < distance(halved.pooled, expected.pooled) < 0.15
-    assert distance(halved.grid, expected.grid) < 0.15
+    assert distance(halved.grid, expected.grid) < 0.25  # of random layers; 0.05 of trained ones
 
 
 @pytest.mark.parametrize("act", [nn.Identity(), nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.Hardswish()])
