@@ -1,9 +1,11 @@
-"""The loss of training, and of a look at dev.
+"""The losses of training, and of a look at dev.
 
-    loss = -Σ_n Σ_v q_nv log p_nv / N      p = softmax(logits)
-    q_nv = 1 - ε at the target, and ε / V everywhere
+    cross-entropy       -Σ_n Σ_v q_nv log p_nv / N      p = softmax(logits)
+                        q_nv = 1 - ε at the target, and ε / V everywhere
+    policy gradient     -Σ_n A_n log p_n / S            p_n of the word that was sampled
 
-over the N real words and <end>s; ε is the label smoothing (Szegedy et al., 2016).
+over the N real words and <end>s, of S captions; ε is the label smoothing (Szegedy et al., 2016),
+A_n the advantage of the caption that word n belongs to (Williams, 1992).
 """
 
 from __future__ import annotations
@@ -55,6 +57,20 @@ def cross_entropy(
         label_smoothing=label_smoothing,
         reduction=reduction,
     )
+
+
+def policy_gradient(logits: Tensor, words: Tensor, advantages: Tensor, *, captions: int) -> Tensor:
+    """A loss whose gradient is that of the expected reward, with its sign turned (REINFORCE).
+
+    Args:
+        logits: of N words, [N, V]; -inf where a word could not be sampled.
+        words: those that were sampled, [N].
+        advantages: reward less baseline of each word's caption, [N].
+        captions: S, how many captions the words belong to.
+    """
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    surprise = functional.cross_entropy(exact, words, reduction="none")  # -log p, [N]
+    return (advantages.to(exact.dtype) * surprise).sum() / captions
 
 
 class _InPlace(torch.autograd.Function):
