@@ -80,6 +80,7 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
         ValueError: an option that does not fit, or a folder that already holds a run.
         FileNotFoundError: the data are not where the configuration says.
         NonFiniteLoss: the loss or a weight became infinite or NaN.
+        Degenerate: what a self-critical training says became senseless.
     """
     if resume is None and (folder / checkpoint.FOLDER).exists():
         raise ValueError(
@@ -90,16 +91,7 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     reading = make(read_records, "data", config["data"])
     decoding = make(DecodingOptions, "decoding", config["decoding"])
-    start = _start(config, resume)
-    tokenizer = _tokenizer(config, reading) if start is None else start.tokenizer
-    model = build_model(
-        config["encoder"],
-        config["decoder"],
-        vocabulary_size=len(tokenizer.vocabulary),
-        initialise=start is None,
-    )
-    if start and not resume:
-        _warm_up(model, start, config)
+    model, tokenizer, new = _model(config, reading, resume)
     kind = chosen(config["training"])
     given = {"seed": config["seed"], "grid": model.decoder.uses_grid, "by_image": kind.by_image}
     objects = (reading, tokenizer, model.encoder)
@@ -109,14 +101,15 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     trainer = make(build_trainer, "trainer", config["trainer"], folder, callbacks, loggers)
     steps = optimizer_steps(data.batches, trainer)
     module = build_module(config["training"], model, tokenizer, config, steps, decoding)
+    if new:
+        _fill_words(module, data)
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     _introduce(reading, module, folder)
     model.to(trainer.strategy.root_device)
     data.setup("fit")
     module.objective.prepare(data.training_records)
-    if start is None:
+    if new:
         model.decoder.fit(data.training_features())
-        _fill_words(module, data)
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of an interruption
@@ -158,6 +151,25 @@ def inherit(config: Config, overrides: Sequence[str]) -> Config:
         inherited: Config = saved.get(group) or config[group]
         result[group] = {**inherited, **changed}
     return result
+
+
+def _model(
+    config: Config, reading: Reading, resume: Path | None
+) -> tuple[CaptioningModel, Tokenizer, bool]:
+    """The model to be trained, its tokenizer, and whether it starts from nothing."""
+    start = _start(config, resume)
+    tokenizer = _tokenizer(config, reading) if start is None else start.tokenizer
+    model = build_model(
+        config["encoder"],
+        config["decoder"],
+        vocabulary_size=len(tokenizer.vocabulary),
+        initialise=start is None,
+    )
+    if start is not None and resume is None:
+        _warm_up(model, start, config)
+    elif start is not None:  # now, not when Lightning does: features are cached before
+        start.fill(model)
+    return model, tokenizer, start is None
 
 
 def _start(config: Config, resume: Path | None) -> Checkpoint | None:

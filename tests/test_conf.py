@@ -18,12 +18,6 @@ from captioner.training import LitCaptioner, build_loggers, build_trainer
 CONF = config.conf_folder()
 # Not for a user to choose.
 GIVEN = {"by_image", "grid", "initialise", "vocabulary_size", "feature_size"}
-    "by_image",
-    "grid",
-    "initialise",
-    "vocabulary_size",
-    "feature_size",
-}  # not for a user to choose
 COMPONENTS = {
     "data": read_records,
     "tokenizer": build_tokenizer,

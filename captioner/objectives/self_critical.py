@@ -193,9 +193,11 @@ class SelfCritical(Objective):
         packing = Packing.of(drawn)
         rows = torch.arange(len(features.pooled), device=device).repeat_interleave(self.samples)
         logits = decoder(features.rows(rows), inputs, packing)  # [N, V]
-        logits[:, list(self._banned)] = -torch.inf
+        with torch.no_grad():  # their gradient is 0 without being told
+            logits[:, list(self._banned)] = -torch.inf
         of_words = torch.from_numpy(advantages).float().to(device)[packing.rows]  # [N]
-        return policy_gradient(logits, packing.pack(targets), of_words, captions=len(samples))
+        words, captions = packing.pack(targets), len(samples)
+        return policy_gradient(logits, words, of_words, captions=captions, in_place=True)
 
     @property
     def _banned(self) -> tuple[int, ...]:
