@@ -11,7 +11,7 @@ import torch
 from captioner import checkpoint, losses
 from captioner.callbacks import ImageMatters, WeightAverage
 from captioner.config import compose
-from captioner.data.datamodule import Bucketed
+from captioner.data.datamodule import Bucketed, CaptionDataModule
 from captioner.models import build_model
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
 from captioner.objectives import cross_entropy
@@ -80,6 +80,29 @@ def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, monkeypatc
     assert all(torch.equal(a, b) for a, b in pairs)
     whole, cut = (checkpoint.read(tmp_path / name).weights for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)  # the average of the weights
+
+
+def test_a_resumed_run_reads_the_features_that_it_was_trained_with(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    """Those of the pretrained encoder, though a resumed model starts without any weights."""
+    seen, original = [], CaptionDataModule.setup
+
+    def watch(self, stage):
+        original(self, stage)
+        seen.append(self.training_features(4).pooled)
+
+    monkeypatch.setattr(CaptionDataModule, "setup", watch)
+    pretrained = ("encoder=efficientnet_lite0", "encoder.pretrained=true", "encoder.image_size=64")
+    config = compose([*tiny, *pretrained, "encoder.network=efficientnet_lite0"])
+    config["trainer"]["max_epochs"] = 1
+    train(config, tmp_path / "run")
+    first = seen[0]
+    seen.clear()
+    config["trainer"]["max_epochs"] = 2
+    last = checkpoint.find(tmp_path / "run", name=checkpoint.LAST)
+    train(config, tmp_path / "run", resume=last)
+    assert seen and all(torch.equal(one, first) for one in seen)
 
 
 def test_the_average_of_the_weights_is_the_weighted_sum_of_all_steps() -> None:
