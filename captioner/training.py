@@ -31,7 +31,7 @@ from captioner.data.records import write_whole
 from captioner.decoding import DecodingOptions
 from captioner.models import CaptioningModel, build_model
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
-from captioner.objectives import Degenerate, chosen
+from captioner.objectives import Degenerate, SelfCritical, chosen
 from captioner.tokenizers import Tokenizer, build_tokenizer
 
 __all__ = [
@@ -103,6 +103,8 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     module = build_module(config["training"], model, tokenizer, config, steps, decoding)
     if new:
         _fill_words(module, data)
+        if kind is SelfCritical:
+            print("rewards teach random weights little: resume_weights=RUN starts from a run's")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     _introduce(reading, module, folder)
     model.to(trainer.strategy.root_device)

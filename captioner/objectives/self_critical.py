@@ -147,8 +147,8 @@ class SelfCritical(Objective):
             if value < limit if low else value > limit:
                 raise Degenerate(
                     f"the captions degenerate: {value:.0f} % {what} (training.{bound}={limit:g}), "
-                    f"such as {captions[0]!r}; best.ckpt is that of an earlier epoch. Lower "
-                    "training.lr, or set training.cross_entropy_weight"
+                    f"such as {captions[0]!r}; best.ckpt holds an earlier epoch, if there was a "
+                    "better one. Lower training.lr, or set training.cross_entropy_weight"
                 )
 
     @torch.no_grad()
