@@ -25,14 +25,21 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from captioner.checkpoint import BEST, FOLDER, LAST, read, write
+from captioner.config import Config, unknown
 
-MONITOR = "dev_bleu4"
-"""The dev score that chooses the best checkpoint and stops early; higher is better."""
+MONITORS = ("dev_bleu4", "dev_cider")
+"""The dev scores that may choose the best checkpoint and stop early; higher is better."""
+
+
+def monitored(config: Config) -> str:
+    """The dev score that chooses in a run; BLEU-4 in those from before there was a choice."""
+    return config["callbacks"].get("monitor", MONITORS[0]) if "callbacks" in config else MONITORS[0]
 
 
 def build_callbacks(
     folder: Path,
     *,
+    monitor: str = "dev_bleu4",
     patience: int = 5,
     save_every: int = 200,
     samples: int = 8,
@@ -44,6 +51,7 @@ def build_callbacks(
 
     Args:
         folder: the run folder.
+        monitor: one of MONITORS: the dev score that chooses the best checkpoint and stops early.
         patience: looks at dev without a better score before the training stops; 0 never stops it.
         save_every: optimiser steps between two writings of last.ckpt, besides every epoch's end.
         samples: dev captions logged at every look at dev; 0 for none.
@@ -53,6 +61,8 @@ def build_callbacks(
             ``captioner average``.
         progress: a live progress bar, where the output is a terminal.
     """
+    if monitor not in MONITORS:
+        raise unknown("callbacks.monitor", monitor, MONITORS)
     wholes = (("patience", patience, 0), ("samples", samples, 0), ("keep", keep, 0))
     for name, value, least in wholes:
         if value < least:
@@ -62,7 +72,7 @@ def build_callbacks(
     best = ModelCheckpoint(
         dirpath=folder / FOLDER,
         filename=Path(BEST).stem,
-        monitor=MONITOR,
+        monitor=monitor,
         mode="max",
         save_weights_only=True,
         save_on_train_epoch_end=False,
@@ -76,7 +86,7 @@ def build_callbacks(
         found.append(RichProgressBar())
     if patience:
         found.append(
-            EarlyStopping(MONITOR, mode="max", patience=patience, check_on_train_epoch_end=False)
+            EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False)
         )
     if keep:
         found.append(
@@ -84,7 +94,7 @@ def build_callbacks(
                 dirpath=folder / FOLDER,
                 filename="epoch-{epoch:02d}",
                 auto_insert_metric_name=False,
-                monitor=MONITOR,
+                monitor=monitor,
                 mode="max",
                 save_top_k=keep,
                 save_weights_only=True,
@@ -244,13 +254,17 @@ class EpochLine(Callback):
         if trainer.sanity_checking:
             return
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        learned = f"train loss {scores.get('train_loss', float('nan')):.3f}"
+        if "train_reward" in scores:
+            learned = f"reward {scores['train_reward']:.3f}"
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         print(
             f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"
-            f"   train loss {scores.get('train_loss', float('nan')):.3f}"
+            f"   {learned}"
             f"   dev loss {scores['dev_loss']:.3f}"
             f" (wrong image {scores['dev_loss_shuffled']:.3f})"
-            f"   BLEU-4 {scores[MONITOR]:5.1f}"
+            f"   BLEU-4 {scores['dev_bleu4']:5.1f}"
+            f"   CIDEr-D {scores['dev_cider']:5.1f}"
             f"   distinct {scores['dev_distinct']:3.0f} %"
             f"   {minutes}:{seconds:02d}",
             flush=True,

@@ -73,21 +73,24 @@ class Checkpoint:
             vocabulary_size=len(self.tokenizer.vocabulary),
             initialise=False,
         )
-        return self.fill(model)
+        try:
+            self.fill(model)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: weights and configuration disagree: {error}") from None
+        model.encoder.transform = self.transform
+        return model
 
-    def fill(self, model: CaptioningModel) -> CaptioningModel:
-        """Give a model the weights and the transform.
+    def fill(self, model: CaptioningModel) -> None:
+        """Fill in the weights.
 
         Raises:
-            ValueError: the weights do not fit it.
+            ValueError: the model has other weights; says which.
         """
         try:
             model.load_state_dict(self.weights)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-            raise ValueError(f"{self.path}: weights and configuration disagree: {detail}") from None
-        model.encoder.transform = self.transform
-        return model
+            raise ValueError(detail) from None
 
 
 def block(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +39,12 @@ def unknown_key(group: str, key: str, names: Iterable[str]) -> ValueError:
     prefix, whose = (f"{group}.", f"{group} has") if group else ("", "there are")
     hint = _near(key, names, prefix)
     return ValueError(f"{prefix}{key} is not an option; {whose} {', '.join(names)}{hint}")
+
+
+def check_range(option: str, value: float, high: float = math.inf) -> None:
+    """Raise unless an option's value lies from 0 to `high`, both included."""
+    if not 0 <= value <= high:
+        raise ValueError(f"{option}={value} is not accepted; choose a number from 0 to {high:g}")
 
 
 def pick(table: Mapping[str, _Made], name: str, what: str) -> _Made:

@@ -1,9 +1,11 @@
-"""The loss of training, and of a look at dev.
+"""The losses of training, and of a look at dev.
 
-    loss = -Σ_n Σ_v q_nv log p_nv / N      p = softmax(logits)
-    q_nv = 1 - ε at the target, and ε / V everywhere
+    cross-entropy       -Σ_n Σ_v q_nv log p_nv / N      p = softmax(logits)
+                        q_nv = 1 - ε at the target, and ε / V everywhere
+    policy gradient     -Σ_n A_n log p_n / S            p_n of the word that was sampled
 
-over the N real words and <end>s; ε is the label smoothing (Szegedy et al., 2016).
+over the N real words and <end>s, of S captions; ε is the label smoothing (Szegedy et al., 2016),
+A_n the advantage of the caption that word n belongs to (Williams, 1992).
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ def cross_entropy(
     """
     logits, targets = logits.flatten(0, -2), targets.flatten()
     if in_place and reduction == "mean" and logits.device.type == "cpu" and len(targets):
-        return _InPlace.apply(logits, targets, label_smoothing)
+        return _InPlace.apply(logits, targets, label_smoothing, None, len(targets))
     if in_place:
         log.debug("the loss keeps the logits: %s, %d words", logits.device, len(targets))
     return functional.cross_entropy(
@@ -57,30 +59,65 @@ def cross_entropy(
     )
 
 
+def policy_gradient(
+    logits: Tensor,
+    words: Tensor,
+    advantages: Tensor,
+    *,
+    captions: int,
+    in_place: bool = False,
+) -> Tensor:
+    """A loss whose gradient is that of the expected reward, its sign turned (REINFORCE).
+
+    Args:
+        logits: of N words, [N, V]; -inf where a word could not be sampled.
+        words: those that were sampled, [N].
+        advantages: reward less baseline of each word's caption, [N].
+        captions: S, how many captions the words belong to.
+        in_place: the gradient may take the place of the logits, which nobody reads again.
+    """
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    advantages = advantages.to(exact)
+    if in_place and logits.device.type == "cpu":
+        return _InPlace.apply(logits, words, 0.0, advantages, captions)
+    surprise = functional.cross_entropy(logits.to(exact), words, reduction="none")  # -log p, [N]
+    return (advantages * surprise).sum() / captions
+
+
 class _InPlace(torch.autograd.Function):
-    """Loss and gradient in one visit to the logits: ∂loss/∂logits = (p - q) / N replaces them."""
+    """Loss and gradient in one visit to the logits: ∂loss/∂logits = w (p - q) / n replaces them."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        words, vocabulary = logits.shape
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        weights: Tensor | None,
+        divisor: int,
+    ) -> Tensor:
+        vocabulary = logits.shape[1]
         exact = torch.promote_types(logits.dtype, torch.float32)
         rows = max(1, AT_ONCE // vocabulary)
         losses = []
-        for part, target in zip(logits.split(rows), targets.unsqueeze(1).split(rows)):
+        for first in range(0, len(logits), rows):
+            part = logits[first : first + rows]
+            target = targets[first : first + rows].unsqueeze(1)
+            w = 1.0 if weights is None else weights[first : first + rows].unsqueeze(1)
             log_p = torch.log_softmax(part.to(exact), dim=1)
-            chosen = log_p.gather(1, target).sum()
-            losses.append((smoothing - 1) * chosen)
+            losses.append(((smoothing - 1) * w * log_p.gather(1, target)).sum())
             if smoothing:
-                losses.append(-smoothing / vocabulary * log_p.sum())
+                losses.append(-smoothing / vocabulary * (w * log_p.sum(1, keepdim=True)).sum())
             gradient = log_p.exp_().sub_(smoothing / vocabulary) if smoothing else log_p.exp_()
             gradient.scatter_add_(1, target, gradient.new_full(target.shape, smoothing - 1))
-            part.copy_(gradient.mul_(1 / words))
+            part.copy_(gradient.mul_(w / divisor))
         ctx.save_for_backward(logits)
-        return torch.stack(losses).sum() / words
+        return torch.stack(losses).sum() / divisor
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         # Most often the loss is what is differentiated: then it is done already.
-        return (gradient if of_loss == 1 else gradient * of_loss.to(gradient.dtype)), None, None
+        gradient = gradient if of_loss == 1 else gradient * of_loss.to(gradient.dtype)
+        return gradient, None, None, None, None

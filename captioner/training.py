@@ -1,9 +1,8 @@
-"""Training: the Lightning module, and ``train``, which makes a run folder from a configuration.
+"""Training: ``train`` makes a run folder from a configuration.
 
-    loss = -Σ_t log p(word_t | image, word_0 .. word_{t-1})      over real words and <end> only
-
-The best checkpoint is chosen by BLEU-4 of freely decoded dev captions, not by the loss: the loss
-is teacher-forced and goes on falling, or rising, after the captions have stopped changing.
+What is learned from is an objective (``captioner.objectives``), how is the module's
+(``captioner.module``); here the parts of a run are put together: data, model, the weights it starts
+from, callbacks, loggers and Lightning's Trainer.
 """
 
 from __future__ import annotations
@@ -14,279 +13,37 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as lightning
-import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
 
-from captioner import checkpoint
-from captioner.callbacks import MONITOR, WholeFiles, build_callbacks
-from captioner.config import Config, make, unknown
+from captioner import checkpoint, vectors
+from captioner.callbacks import WholeFiles, build_callbacks, monitored
+from captioner.checkpoint import Checkpoint
+from captioner.config import Config, make
 from captioner.data import Reading, read_records
-from captioner.data.datamodule import Batch, CaptionDataModule
-from captioner.data.records import Record, write_whole
+from captioner.data.datamodule import CaptionDataModule
+from captioner.data.records import write_whole
 from captioner.decoding import DecodingOptions
-from captioner.losses import IGNORED, cross_entropy
-from captioner.metrics import score
-from captioner.models import CaptioningModel, build_model, generate, steppers
-from captioner.models.packing import Packing
+from captioner.models import CaptioningModel, build_model
+from captioner.module import LitCaptioner, NonFiniteLoss, build_module
+from captioner.objectives import Degenerate, SelfCritical, chosen
 from captioner.tokenizers import Tokenizer, build_tokenizer
-from captioner.unfreezing import Unfreezing
 
-SCHEDULES = ("constant", "linear", "cosine")
-
-
-class NonFiniteLoss(ValueError):
-    """The loss or a weight is no longer a finite number."""
-
-
-class LitCaptioner(lightning.LightningModule):
-    """Trains a CaptioningModel with cross-entropy and AdamW.
-
-    Args:
-        model: encoder and decoder.
-        tokenizer: of the training captions.
-        config: the configuration of the run, kept in its checkpoints.
-        total_steps: optimiser steps of the whole training, for the schedule.
-        decoding: how dev captions are decoded.
-        lr: peak learning rate of the decoder.
-        encoder_lr: peak learning rate of a trainable encoder.
-        weight_decay: of matrices; biases, normalisation and embeddings have none.
-        warmup: share of the steps in which the rate rises linearly from 0, [0, 1].
-        schedule: after the warm-up "constant", or falling to 0 along a "linear" or "cosine" line.
-        label_smoothing: share of the target's probability spread over all words, [0, 1)
-            (Szegedy et al., 2016).
-        unfreeze_at: epochs after which a frozen encoder begins to learn, or a share of all epochs;
-            from then on images are read live. None: never.
-        unfreeze_stages: how many of its last stages; None is all of them.
-
-    Raises:
-        ValueError: a value out of range.
-    """
-
-    def __init__(
-        self,
-        model: CaptioningModel,
-        tokenizer: Tokenizer,
-        config: Config,
-        total_steps: int,
-        decoding: DecodingOptions,
-        *,
-        lr: float = 1e-3,
-        encoder_lr: float = 1e-5,
-        weight_decay: float = 0.01,
-        warmup: float = 0.05,
-        schedule: str = "cosine",
-        label_smoothing: float = 0.1,
-        unfreeze_at: int | float | None = None,
-        unfreeze_stages: int | None = None,
-    ) -> None:
-        super().__init__()
-        for name, value, high in (
-            ("lr", lr, math.inf),
-            ("encoder_lr", encoder_lr, math.inf),
-            ("weight_decay", weight_decay, math.inf),
-            ("warmup", warmup, 1.0),
-            ("label_smoothing", label_smoothing, 0.999),
-        ):
-            if not 0 <= value <= high:
-                raise ValueError(
-                    f"training.{name}={value} is not accepted; choose a number from 0 to {high}"
-                )
-        if schedule not in SCHEDULES:
-            raise unknown("training.schedule", schedule, SCHEDULES)
-        self.model, self.tokenizer, self.config = model, tokenizer, config
-        self.total_steps, self.decoding = total_steps, decoding
-        self.lr, self.encoder_lr, self.weight_decay = lr, encoder_lr, weight_decay
-        self.warmup, self.schedule, self.label_smoothing = warmup, schedule, label_smoothing
-        self.unfreezing: Unfreezing | None = None
-        if unfreeze_at is not None:
-            self.unfreezing = Unfreezing(
-                model.encoder,
-                at=unfreeze_at,
-                stages=unfreeze_stages,
-                epochs=config["trainer"]["max_epochs"],
-                steps=total_steps,
-            )
-        self.dev_scores: dict[str, float] = {}
-        self._dev = _DevResults()
-
-    # Training ---------------------------------------------------------------------------------
-
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        packing = Packing.of((batch.targets != IGNORED).sum(1))
-        logits = self.model(batch.source, batch.inputs, packing)  # [N, V], of real words only
-        targets = packing.pack(batch.targets)  # [N]
-        loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing, in_place=True)
-        if not torch.isfinite(loss):
-            raise NonFiniteLoss(
-                f"the loss is {loss.item()} at step {self.global_step}; nothing was overwritten. "
-                "Lower training.lr, set trainer.gradient_clip_val, or look at the data with "
-                "`captioner data check`; resume=RUN goes on from the last checkpoint"
-            )
-        self.log("train_loss", loss, prog_bar=True)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        scaled = self.config.get("trainer", {}).get("precision") == "16-mixed"
-        groups = self._parameter_groups()
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, fused=not scaled)
-        firsts = (self._first_step(group["params"][0]) for group in groups)
-        rates: list[Any] = [partial(self.rate, first=first or 0) for first in firsts]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rates)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """By norm; Lightning's own refuses fused optimisers even where no loss is scaled."""
-        if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-
-    def configure_callbacks(self) -> list[Callback]:
-        return [] if self.unfreezing is None else [self.unfreezing]
-
-    def rate(self, step: int, *, first: int = 0) -> float:
-        """The learning rate at a step, as a share of its peak, [0, 1]; 0 before step `first`."""
-        step, total = step - first, self.total_steps - first
-        rising = self.warmup * total
-        if step < 0:
-            return 0.0
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        done = (step - rising) / max(1.0, total - rising)  # 0 .. 1
-        if self.schedule == "constant":
-            return 1.0
-        if self.schedule == "linear":
-            return max(0.0, 1.0 - done)
-        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-
-    def _first_step(self, parameter: nn.Parameter) -> int | None:
-        """The step that a parameter begins to learn in; None for one that never learns."""
-        if self.unfreezing is not None and parameter in self.unfreezing.parameters:
-            return self.unfreezing.first_step
-        return 0 if parameter.requires_grad else None
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        groups = []
-        for part, lr in ((self.model.decoder, self.lr), (self.model.encoder, self.encoder_lr)):
-            learned = [(m, p) for m in part.modules() for p in m.parameters(recurse=False)]
-            learned = [(m, p) for m, p in learned if self._first_step(p) is not None]
-            matrices = [p for m, p in learned if p.ndim > 1 and not isinstance(m, nn.Embedding)]
-            others = [p for m, p in learned if p.ndim <= 1 or isinstance(m, nn.Embedding)]
-            for parameters, decay in ((matrices, self.weight_decay), (others, 0.0)):
-                if parameters:
-                    groups.append({"params": parameters, "lr": lr, "weight_decay": decay})
-        return groups
-
-    # Dev --------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        self._dev = _DevResults()
-        self._steps = steppers([self.model], self.decoding)
-
-    def validation_step(self, batch: Batch, batch_index: int) -> None:
-        features = self.model.encode(batch.source)
-        images = len(batch.records)
-        # Each caption once with its own image and once with its neighbour's.
-        for name, rows in (("right", batch.rows), ("shuffled", (batch.rows + 1) % images)):
-            logits = self.model.decoder(features.rows(rows), batch.inputs)
-            total = cross_entropy(logits, batch.targets, label_smoothing=0.0, reduction="sum")
-            self._dev.loss[name] += total.item()
-        self._dev.words += int((batch.targets != IGNORED).sum())
-        found = generate([self.model], [features], self.tokenizer, self.decoding, steps=self._steps)
-        self._dev.captions += [self.tokenizer.decode(best[0].tokens) for best in found]
-        self._dev.records += batch.records
-
-    def on_validation_epoch_end(self) -> None:
-        metric = "character" if self.tokenizer.name == "character" else "ptb"
-        references = [record.captions for record in self._dev.records]
-        scores = score(self._dev.captions, references, tokenize=metric)
-        self.dev_scores = {
-            MONITOR: scores.values["BLEU-4"],
-            "dev_bleu1": scores.values["BLEU-1"],
-            "dev_loss": self._dev.loss["right"] / self._dev.words,
-            "dev_loss_shuffled": self._dev.loss["shuffled"] / self._dev.words,
-            "dev_distinct": 100 * len(set(self._dev.captions)) / len(self._dev.captions),
-        }
-        self.log_dict(self.dev_scores)
-
-    @property
-    def dev_captions(self) -> list[tuple[str, str, Sequence[str]]]:
-        """Of the last look at the dev split: image_id, caption and references."""
-        return [
-            (record.image_id, caption, record.captions)
-            for caption, record in zip(self._dev.captions, self._dev.records)
-        ]
-
-    # Checkpoints ------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, content: dict[str, Any]) -> None:
-        for name, tensor in content["state_dict"].items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise NonFiniteLoss(
-                    f"the weights {name} are not finite at step {self.global_step}; the last "
-                    "checkpoint is kept. Lower training.lr or set trainer.gradient_clip_val"
-                )
-        content["captioner"] = checkpoint.block(
-            config=self.config,
-            tokenizer=self.tokenizer,
-            transform=self.model.encoder.transform,
-            scores=self.dev_scores,
-        )
-
-    def on_load_checkpoint(self, content: dict[str, Any]) -> None:
-        self.dev_scores = dict(content["captioner"]["scores"])
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = None, **unused: Any
-    ) -> LitCaptioner:
-        """The module of a checkpoint, in evaluation mode; needs no training data.
-
-        Args:
-            checkpoint_path: a checkpoint file or a run folder.
-            map_location: the device to put it on; None is the CPU.
-
-        Raises:
-            ValueError: the file is not a checkpoint of this package, damaged or newer.
-        """
-        if unused:
-            raise ValueError(
-                f"load_from_checkpoint does not take {', '.join(unused)}: the checkpoint suffices"
-            )
-        found = checkpoint.read(checkpoint_path)
-        decoding = make(DecodingOptions, "decoding", found.config["decoding"])
-        objects = (found.model(), found.tokenizer, found.config, 1, decoding)
-        module = make(cls, "training", found.config["training"], *objects)
-        module.dev_scores = found.scores
-        return module.to(map_location or "cpu").eval()
-
-
-class _DevResults:
-    """What one look at the dev split gathers."""
-
-    def __init__(self) -> None:
-        self.loss = {"right": 0.0, "shuffled": 0.0}
-        self.words = 0
-        self.captions: list[str] = []
-        self.records: list[Record] = []
-
-
-# A run --------------------------------------------------------------------------------------------
+__all__ = [
+    "Degenerate",
+    "LitCaptioner",
+    "NonFiniteLoss",
+    "TrainedRun",
+    "build_loggers",
+    "build_trainer",
+    "inherit",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -297,16 +54,18 @@ class TrainedRun:
         folder: the run folder.
         best: its best checkpoint.
         scores: dev scores of the best checkpoint.
+        monitor: the name of the score that chose it.
     """
 
     folder: Path
     best: Path
     scores: dict[str, float]
+    monitor: str
 
     @property
     def score(self) -> float:
         """The monitored score."""
-        return self.scores[MONITOR]
+        return self.scores[self.monitor]
 
 
 def train(config: Config, folder: Path, *, resume: Path | None = None) -> TrainedRun:
@@ -321,6 +80,7 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
         ValueError: an option that does not fit, or a folder that already holds a run.
         FileNotFoundError: the data are not where the configuration says.
         NonFiniteLoss: the loss or a weight became infinite or NaN.
+        Degenerate: what a self-critical training says became senseless.
     """
     if resume is None and (folder / checkpoint.FOLDER).exists():
         raise ValueError(
@@ -331,41 +91,33 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     reading = make(read_records, "data", config["data"])
     decoding = make(DecodingOptions, "decoding", config["decoding"])
-    going_on = None if resume is None else checkpoint.read(resume)
-    if going_on is None:
-        texts = [text for record in reading.split("train") for text in record.captions]
-        tokenizer = make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
-    else:
-        tokenizer = going_on.tokenizer
-    model = build_model(
-        config["encoder"],
-        config["decoder"],
-        vocabulary_size=len(tokenizer.vocabulary),
-        initialise=going_on is None,
-    )
-    if going_on is not None:  # before any feature is computed or looked up in the cache
-        going_on.fill(model)
-    unfreezes = config["training"].get("unfreeze_at") is not None
-    given = {"seed": config["seed"], "grid": model.decoder.uses_grid, "unfreezes": unfreezes}
+    model, tokenizer, new = _model(config, reading, resume)
+    kind = chosen(config["training"])
+    given = {
+        "seed": config["seed"],
+        "grid": model.decoder.uses_grid,
+        "unfreezes": config["training"].get("unfreeze_at") is not None,
+        "by_image": kind.by_image,
+    }
     objects = (reading, tokenizer, model.encoder)
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
     callbacks = make(build_callbacks, "callbacks", config["callbacks"], folder)
     loggers = make(build_loggers, "logger", config["logger"], folder)
     trainer = make(build_trainer, "trainer", config["trainer"], folder, callbacks, loggers)
-    module = make(
-        LitCaptioner,
-        "training",
-        config["training"],
-        *(model, tokenizer, config, optimizer_steps(data.batches, trainer), decoding),
-    )
+    steps = optimizer_steps(data.batches, trainer)
+    module = build_module(config["training"], model, tokenizer, config, steps, decoding)
+    if new:
+        _fill_words(module, data)
+        if kind is SelfCritical:
+            print("rewards teach random weights little: resume_weights=RUN starts from a run's")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     _introduce(reading, module, folder)
     model.to(trainer.strategy.root_device)
-    epoch = 0 if going_on is None else going_on.lightning.get("epoch", 0)
-    if module.unfreezing is not None and epoch >= module.unfreezing.epoch:
+    if module.unfreezing is not None and _epochs_before(resume) >= module.unfreezing.epoch:
         data.read_live()
     data.setup("fit")
-    if going_on is None:
+    module.objective.prepare(data.training_records)
+    if new:
         model.decoder.fit(data.training_features())
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -373,7 +125,122 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
         print(f"interrupted; `captioner train resume={folder}` goes on from the last checkpoint")
         raise KeyboardInterrupt from None
     best = checkpoint.find(folder)
-    return TrainedRun(folder, best, checkpoint.read(best).scores)
+    return TrainedRun(folder, best, checkpoint.read(best).scores, monitored(config))
+
+
+# Where a run starts ---------------------------------------------------------------------------
+
+_INHERITED = ("tokenizer", "encoder", "decoder", "data")
+
+
+def inherit(config: Config, overrides: Sequence[str]) -> Config:
+    """A composed configuration with what ``resume_weights`` brings along.
+
+    The groups tokenizer, encoder, decoder and data become those of the checkpoint, except for what
+    the overrides name; an experiment names its data, too. Everything else stays as it was composed.
+
+    Args:
+        config: composed with the overrides.
+        overrides: as given to ``compose``.
+
+    Raises:
+        FileNotFoundError: ``resume_weights`` is not there.
+        ValueError: it is not a checkpoint of this package.
+    """
+    if config.get("resume_weights") is None:
+        return config
+    saved = checkpoint.read(config["resume_weights"]).config
+    keys = [one.partition("=")[0].lstrip("+~") for one in overrides]
+    result = dict(config)
+    for group in _INHERITED:
+        if group in keys or (group == "data" and "experiment" in keys):
+            continue
+        named = [key.split(".")[1] for key in keys if key.startswith(f"{group}.")]
+        changed = {name: config[group][name] for name in named if name in config[group]}
+        inherited: Config = saved.get(group) or config[group]
+        result[group] = {**inherited, **changed}
+    return result
+
+
+def _model(
+    config: Config, reading: Reading, resume: Path | None
+) -> tuple[CaptioningModel, Tokenizer, bool]:
+    """The model to be trained, its tokenizer, and whether it starts from nothing."""
+    start = _start(config, resume)
+    tokenizer = _tokenizer(config, reading) if start is None else start.tokenizer
+    model = build_model(
+        config["encoder"],
+        config["decoder"],
+        vocabulary_size=len(tokenizer.vocabulary),
+        initialise=start is None,
+    )
+    if start is not None and resume is None:
+        _warm_up(model, start, config)
+    elif start is not None:  # now, not when Lightning does: features are cached before
+        start.fill(model)
+        model.encoder.transform = start.transform
+    return model, tokenizer, start is None
+
+
+def _start(config: Config, resume: Path | None) -> Checkpoint | None:
+    """The checkpoint that the weights and the vocabulary come from."""
+    if resume is None:
+        weights = config.get("resume_weights")
+        return None if weights is None else checkpoint.read(weights)
+    found = checkpoint.read(resume)
+    before, now = (chosen(one["training"]) for one in (found.config, config))
+    if before is not now:
+        raise ValueError(
+            f"resume={resume} goes on with the objective it was trained with; start another with "
+            f"resume_weights={resume} and a run_dir of its own"
+        )
+    return found
+
+
+def _epochs_before(resume: Path | None) -> int:
+    """How many epochs a training that goes on has behind it."""
+    return 0 if resume is None else checkpoint.read(resume).lightning.get("epoch", 0)
+
+
+def _warm_up(model: CaptioningModel, start: Checkpoint, config: Config) -> None:
+    """Take the weights of a checkpoint, where they fit what is to be trained."""
+    said = f"resume_weights={config['resume_weights']}"
+    if config["training"].get("word_vectors"):
+        raise ValueError(f"{said} brings its words along: leave training.word_vectors out")
+    if config["tokenizer"] != start.config.get("tokenizer", config["tokenizer"]):
+        raise ValueError(
+            f"{said} brings its vocabulary along: leave tokenizer as it is there, "
+            f"{start.config['tokenizer']}"
+        )
+    try:
+        start.fill(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{said} does not fit: {error}; leave encoder and decoder as they are there"
+        ) from None
+    if config["encoder"] == start.config["encoder"]:
+        model.encoder.transform = start.transform
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in start.scores.items())
+    print(f"weights of {start.path}{f' ({scores})' if scores else ''}")
+
+
+def _tokenizer(config: Config, reading: Reading) -> Tokenizer:
+    texts = [text for record in reading.split("train") for text in record.captions]
+    return make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
+
+
+def _fill_words(module: LitCaptioner, data: CaptionDataModule) -> None:
+    """Copy pretrained word vectors, where some are named, and say what they cover."""
+    if module.word_vectors is None:
+        return
+    captions = (words for _, words in data.pairs.pairs)
+    vocabulary = module.tokenizer.vocabulary
+    found = vectors.fill(module.model.decoder, vocabulary, module.word_vectors, captions)
+    print(
+        f"word vectors of {module.word_vectors}: {100 * found.words:.1f} % of the vocabulary, "
+        f"{100 * found.tokens:.1f} % of the words of the training captions",
+        flush=True,
+    )
 
 
 def _introduce(reading: Reading, module: LitCaptioner, folder: Path) -> None:
@@ -419,7 +286,7 @@ def build_trainer(
         folder: the run folder.
         callbacks: of the run.
         loggers: of the run.
-        max_epochs: passes over the training captions.
+        max_epochs: passes over the training captions, or images.
         accelerator: "auto", "cpu", "gpu", "mps".
         devices: how many, or "auto".
         precision: "32-true", "bf16-mixed" or "16-mixed".

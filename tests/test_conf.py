@@ -11,24 +11,19 @@ from captioner.data import DATASETS, read_records
 from captioner.data.datamodule import CaptionDataModule
 from captioner.decoding import DecodingOptions
 from captioner.models import CELLS, DECODERS, ENCODERS, build_encoder, build_model
+from captioner.objectives import chosen
 from captioner.tokenizers import TOKENIZERS, build_tokenizer
 from captioner.training import LitCaptioner, build_loggers, build_trainer
 
 CONF = config.conf_folder()
-GIVEN = {
-    "grid",
-    "unfreezes",
-    "initialise",
-    "vocabulary_size",
-    "feature_size",
-}  # not for a user to choose
+# Not for a user to choose.
+GIVEN = {"by_image", "grid", "unfreezes", "initialise", "vocabulary_size", "feature_size"}
 COMPONENTS = {
     "data": read_records,
     "tokenizer": build_tokenizer,
     "loader": CaptionDataModule,
     "decoding": DecodingOptions,
     "encoder": build_encoder,
-    "training": LitCaptioner,
     "callbacks": build_callbacks,
     "trainer": build_trainer,
     "logger": build_loggers,
@@ -41,6 +36,9 @@ def test_a_yaml_lists_every_argument_of_its_component(group: str, name: str) -> 
     listed = set(config.compose([f"{group}={name}"])[group])
     if group == "decoder":
         known = {"name", *config.arguments(DECODERS[name])} - GIVEN
+    elif group == "training":
+        values = config.compose([f"{group}={name}"])[group]
+        known = {"objective", *config.arguments(LitCaptioner), *config.arguments(chosen(values))}
     else:
         known = set(config.arguments(COMPONENTS[group])) - GIVEN
         known -= {"seed"} if group == "loader" else set()  # that of the run
@@ -92,7 +90,7 @@ def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
         ("experiment=dmeo", "did you mean demo"),
         ("decodr.cell=gru", "did you mean decoder"),
         ("decoder.cel=gru", "did you mean decoder.cell"),
-        ("training.learning_rate=1", "training has lr"),
+        ("training.learning_rate=1", "training has objective, lr"),
         ("encoder=resnet51", "did you mean resnet5"),
         ("data=flickr9k", "did you mean flickr8k"),
         ("seed.x=3", "seed is a single value"),

@@ -5,10 +5,10 @@ import torch
 
 from captioner.data.datamodule import pad
 from captioner.decoding import DecodingOptions, decode
+from captioner.losses import cross_entropy
 from captioner.models import CELLS, Features
 from captioner.models.recurrent import ShowTell
 from captioner.tokenizers import build_tokenizer
-from captioner.training import cross_entropy
 
 CAPTIONS = [
     "a red dog runs over the green grass",

@@ -6,10 +6,10 @@ from torch import nn
 
 from captioner.data.datamodule import IGNORED, pad
 from captioner.decoding import DecodingOptions
+from captioner.losses import cross_entropy
 from captioner.models import CELLS, CaptioningModel, Features, generate, steppers
 from captioner.models.recurrent import ShowTell
 from captioner.tokenizers import build_tokenizer
-from captioner.training import cross_entropy
 
 B, T, V, D, E, H = 2, 5, 11, 8, 7, 6
 

@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captioner import checkpoint, training
+from captioner import checkpoint, losses
 from captioner.callbacks import ImageMatters, WeightAverage
 from captioner.config import compose
-from captioner.data.datamodule import Bucketed
+from captioner.data.datamodule import Bucketed, CaptionDataModule
 from captioner.models import build_model
-from captioner.training import LitCaptioner, NonFiniteLoss, train
+from captioner.module import LitCaptioner, NonFiniteLoss, build_module
+from captioner.objectives import cross_entropy
+from captioner.training import train
 
 
 def weights_and_optimiser(folder: Path) -> list[torch.Tensor]:
@@ -93,6 +95,29 @@ def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, monkeypatc
     assert all(torch.equal(whole[name], cut[name]) for name in whole)  # the average of the weights
 
 
+def test_a_resumed_run_reads_the_features_that_it_was_trained_with(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    """Those of the pretrained encoder, though a resumed model starts without any weights."""
+    seen, original = [], CaptionDataModule.setup
+
+    def watch(self, stage):
+        original(self, stage)
+        seen.append(self.training_features(4).pooled)
+
+    monkeypatch.setattr(CaptionDataModule, "setup", watch)
+    pretrained = ("encoder=efficientnet_lite0", "encoder.pretrained=true", "encoder.image_size=64")
+    config = compose([*tiny, *pretrained, "encoder.network=efficientnet_lite0"])
+    config["trainer"]["max_epochs"] = 1
+    train(config, tmp_path / "run")
+    first = seen[0]
+    seen.clear()
+    config["trainer"]["max_epochs"] = 2
+    last = checkpoint.find(tmp_path / "run", name=checkpoint.LAST)
+    train(config, tmp_path / "run", resume=last)
+    assert seen and all(torch.equal(one, first) for one in seen)
+
+
 def test_the_average_of_the_weights_is_the_weighted_sum_of_all_steps() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
     watch, trainer = WeightAverage(0.5), SimpleNamespace(global_step=0)
@@ -166,7 +191,7 @@ def test_a_loss_that_is_not_finite_stops_and_overwrites_nothing(
     tiny, tmp_path, monkeypatch
 ) -> None:
     config = compose([*tiny, "callbacks.save_every=2"])
-    original = training.cross_entropy
+    original = cross_entropy.cross_entropy
     calls = []
 
     def explode(logits, targets, **options):
@@ -174,7 +199,7 @@ def test_a_loss_that_is_not_finite_stops_and_overwrites_nothing(
         loss = original(logits, targets, **options)
         return loss * math.nan if len(calls) == 6 else loss
 
-    monkeypatch.setattr(training, "cross_entropy", explode)
+    monkeypatch.setattr(cross_entropy, "cross_entropy", explode)
     with pytest.raises(NonFiniteLoss, match="the loss is nan at step 5"):
         train(config, tmp_path / "run")
     kept = checkpoint.read(tmp_path / "run" / "checkpoints" / "last.ckpt")
@@ -196,19 +221,19 @@ def small_module(*overrides: str, total: int = 100) -> LitCaptioner:
         ["encoder=test_resnet", "encoder.pretrained=false", "encoder.image_size=32", *overrides]
     )
     model = build_model(config["encoder"], config["decoder"], vocabulary_size=9)
-    return LitCaptioner(model, None, config, total, None, **config["training"])
+    return build_module(config["training"], model, None, config, total, None)
 
 
 def test_the_learning_rate_rises_and_falls_as_described() -> None:
-    cosine = small_module("training.warmup=0.1", "training.schedule=cosine")
+    cosine = small_module("training.warmup=0.1", "training.schedule=cosine").schedule
     assert cosine.rate(0) == pytest.approx(1 / 11)
     assert cosine.rate(9) == pytest.approx(10 / 11)
     assert cosine.rate(10) == 1
     assert cosine.rate(55) == pytest.approx(0.5)
     assert cosine.rate(100) == pytest.approx(0, abs=1e-12)
-    linear = small_module("training.warmup=0.0", "training.schedule=linear")
+    linear = small_module("training.warmup=0.0", "training.schedule=linear").schedule
     assert [linear.rate(step) for step in (0, 25, 100)] == pytest.approx([1, 0.75, 0])
-    constant = small_module("training.warmup=0.0", "training.schedule=constant")
+    constant = small_module("training.warmup=0.0", "training.schedule=constant").schedule
     assert constant.rate(99) == 1
 
 
@@ -234,7 +259,7 @@ def test_options_out_of_range_are_refused(option: str) -> None:
 def test_cross_entropy_ignores_what_is_past_the_end() -> None:
     logits = torch.randn(2, 4, 7)
     targets = torch.tensor([[3, 2, -100, -100], [5, 6, 4, 2]])
-    loss = training.cross_entropy(logits, targets, label_smoothing=0.0)
+    loss = losses.cross_entropy(logits, targets, label_smoothing=0.0)
     log_probs = torch.log_softmax(logits, -1)
     real = [(0, 0, 3), (0, 1, 2), (1, 0, 5), (1, 1, 6), (1, 2, 4), (1, 3, 2)]
     expected = -sum(log_probs[row, t, word] for row, t, word in real) / 6

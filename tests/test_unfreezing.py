@@ -15,7 +15,8 @@ from captioner.data import datamodule
 from captioner.models import build_encoder, build_model
 from captioner.models.encoding import AT_ONCE, Encoder
 from captioner.models.stages import stages
-from captioner.training import LitCaptioner, train
+from captioner.module import LitCaptioner, build_module
+from captioner.training import train
 
 
 def small(library: str, network: str, **options: Any) -> Encoder:
@@ -219,7 +220,7 @@ def module(*overrides: str, total: int = 100) -> LitCaptioner:
         ["encoder=test_resnet", "encoder.pretrained=false", "encoder.image_size=32", *overrides]
     )
     model = build_model(config["encoder"], config["decoder"], vocabulary_size=9)
-    return LitCaptioner(model, None, config, total, None, **config["training"])
+    return build_module(config["training"], model, None, config, total, None)
 
 
 def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
@@ -241,7 +242,7 @@ def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
     assert encoder[46] == pytest.approx(1)
     assert encoder[73] == pytest.approx(0.5 * (1 + math.cos(math.pi * 27 / 54)))
     frozen = module("training.warmup=0.1")
-    assert decoder == pytest.approx([frozen.rate(step) for step in range(100)])
+    assert decoder == pytest.approx([frozen.schedule.rate(step) for step in range(100)])
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ class TrainingPairs(Dataset[Batch]):
             for caption in record.captions
         ]
         self.pairs = [(record, words) for record, words in self.pairs if words]
+        self.lengths = [len(words) for _, words in self.pairs]
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, places = key
@@ -133,6 +134,24 @@ class TrainingPairs(Dataset[Batch]):
         source = self.pictures(records, [(epoch, place) for place in places])
         inputs, targets = pad([words for _, words in pairs], self.tokenizer)
         return Batch(source, torch.arange(len(pairs)), inputs, targets, records)
+
+
+class TrainingImages(Dataset[Batch]):
+    """Every image of the training pairs once, with its captions; an item is a batch of images."""
+
+    def __init__(self, pairs: TrainingPairs) -> None:
+        self.tokenizer, self.pictures = pairs.tokenizer, pairs.pictures
+        images: dict[str, tuple[Record, list[list[int]]]] = {}
+        for record, words in pairs.pairs:
+            images.setdefault(record.image_id, (record, []))[1].append(words)
+        self.images = list(images.values())
+        self.lengths = [0] * len(self.images)  # nothing to be sorted by
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, places = key
+        records, captions = zip(*(self.images[place] for place in places))
+        source = self.pictures(records, [(epoch, place) for place in places])
+        return image_batch(source, records, captions, self.tokenizer)
 
 
 class WholeImages(Dataset[Batch]):
@@ -144,12 +163,22 @@ class WholeImages(Dataset[Batch]):
     def __getitem__(self, key: Key) -> Batch:
         epoch, places = key
         records = [self.records[place] for place in places]
-        captions = [self.tokenizer.encode(text) for one in records for text in one.captions]
-        counts = torch.tensor([len(record.captions) for record in records])
-        rows = torch.arange(len(records)).repeat_interleave(counts)
-        inputs, targets = pad(captions or [[]], self.tokenizer)
+        captions = [[self.tokenizer.encode(text) for text in one.captions] for one in records]
         source = self.pictures(records, [(epoch, place) for place in places])
-        return Batch(source, rows, inputs[: len(rows)], targets[: len(rows)], records)
+        return image_batch(source, records, captions, self.tokenizer)
+
+
+def image_batch(
+    source: Tensor | Features,
+    records: Sequence[Record],
+    captions: Sequence[Sequence[Sequence[int]]],
+    tokenizer: Tokenizer,
+) -> Batch:
+    """B images and their captions, which may be none, as word numbers without special tokens."""
+    counts = torch.tensor([len(texts) for texts in captions])
+    rows = torch.arange(len(records)).repeat_interleave(counts)
+    inputs, targets = pad([text for texts in captions for text in texts] or [[]], tokenizer)
+    return Batch(source, rows, inputs[: len(rows)], targets[: len(rows)], list(records))
 
 
 class InOrder(Sampler[Key]):
@@ -208,7 +237,9 @@ class Bucketed(Sampler[Key]):
 class TrainingLoader(DataLoader[Batch]):
     """A loader that says how many batches of an epoch it has served, and can go on from there."""
 
-    def __init__(self, pairs: TrainingPairs, sampler: Bucketed, *, workers: int) -> None:
+    def __init__(
+        self, pairs: TrainingPairs | TrainingImages, sampler: Bucketed, *, workers: int
+    ) -> None:
         # A generator of its own: otherwise every epoch would draw from the global one.
         super().__init__(
             pairs,
@@ -249,7 +280,9 @@ class CaptionDataModule(lightning.LightningDataModule):
         grid: whether the decoder reads the grid.
         seed: decides the order of the batches, the views and the augmentation.
         unfreezes: the encoder is frozen at first, until `read_live` is called.
-        batch_size: captions in a training batch.
+        by_image: whether a training batch is of images with all their captions, each image once an
+            epoch, rather than of captions.
+        batch_size: captions in a training batch, or images.
         workers: processes that read images; 0 reads in the main process.
         cache: compute the features of a frozen encoder once and keep them on disk.
         cache_folder: where; null is ~/.cache/captioner, or $CAPTIONER_CACHE.
@@ -271,6 +304,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         grid: bool,
         seed: int,
         unfreezes: bool = False,
+        by_image: bool = False,
         batch_size: int = 128,
         workers: int = 0,
         cache: bool = True,
@@ -310,11 +344,17 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.pairs = TrainingPairs(
             reading.split("train"), tokenizer, self.train_pictures, max_words=max_words
         )
+        self.training = TrainingImages(self.pairs) if by_image else self.pairs
 
     @property
     def batches(self) -> int:
         """Training batches in an epoch."""
-        return -(-len(self.pairs.pairs) // self.batch_size)
+        return -(-len(self.training.lengths) // self.batch_size)
+
+    @property
+    def training_records(self) -> list[Record]:
+        """The images of the training pairs, each once."""
+        return list({record.image: record for record, _ in self.pairs.pairs}.values())
 
     def setup(self, stage: str) -> None:
         """Cache the features, where they are to be cached."""
@@ -337,7 +377,7 @@ class CaptionDataModule(lightning.LightningDataModule):
 
     def training_features(self, count: int = 5000) -> Features:
         """Features of training images spread evenly over the split, `count` at most."""
-        records = list({record.image: record for record, _ in self.pairs.pairs}.values())
+        records = self.training_records
         chosen = records[:: max(1, len(records) // count)][:count]
         device = next(self.encoder.parameters()).device
         parts = []
@@ -350,9 +390,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         return Features(torch.cat([part.pooled for part in parts]), grid)
 
     def train_dataloader(self) -> TrainingLoader:
-        lengths = [len(words) for _, words in self.pairs.pairs]
-        order = Bucketed(lengths, self.batch_size, seed=self.seed)
-        return TrainingLoader(self.pairs, order, workers=self.workers)
+        order = Bucketed(self.training.lengths, self.batch_size, seed=self.seed)
+        return TrainingLoader(self.training, order, workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return image_loader(self.dev, self.tokenizer, self.dev_pictures, workers=self.workers)

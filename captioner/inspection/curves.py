@@ -16,7 +16,16 @@ Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT = 480, 260
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 40
-COLUMNS = ("train_loss", "dev_loss", "dev_loss_shuffled", "dev_bleu4", "dev_bleu1", "dev_distinct")
+COLUMNS = (
+    "train_loss",
+    "dev_loss",
+    "dev_loss_shuffled",
+    "dev_bleu4",
+    "dev_bleu1",
+    "dev_cider",
+    "dev_distinct",
+    "train_reward",
+)
 
 
 def read_log(run: Path) -> dict[str, Points]:

@@ -143,33 +143,41 @@ def _scores(view: View) -> str:
     )
 
 
-LINES = {
-    "train_loss": "training loss",
-    "dev_loss": "dev loss",
-    "dev_loss_shuffled": "dev loss with the wrong image",
-    "dev_bleu4": "dev BLEU-4",
+CHARTS = {
+    ("Loss over training", "loss a word"): {
+        "train_loss": "training loss",
+        "dev_loss": "dev loss",
+        "dev_loss_shuffled": "dev loss with the wrong image",
+    },
+    ("Reward over training", "reward"): {"train_reward": "mean reward of the samples"},
+    ("Dev scores over training", "score"): {
+        "dev_bleu4": "dev BLEU-4",
+        "dev_cider": "dev CIDEr-D",
+    },
 }
-"""Columns of the training log that are shown, and what they are called."""
+"""Title and unit -> the columns of the training log that are drawn, and what they are called."""
 
 
 def _training(view: View) -> str:
     log = curves.read_log(view.result.run)
-    log = {LINES[name]: points for name, points in log.items() if name in LINES}
-    if not log:
+    if "train_reward" in log:
+        log.pop("train_loss", None)  # of a policy gradient, which is no loss of words
+    shown = [
+        ({called: log[name] for name, called in lines.items() if name in log}, title, unit)
+        for (title, unit), lines in CHARTS.items()
+    ]
+    if not any(series for series, _, _ in shown):
         return paragraph("The run has no CSV log (logs/csv/), so there are no curves.", kind="note")
-    bleu = LINES["dev_bleu4"]
-    charts = _chart(
-        {n: p for n, p in log.items() if n != bleu}, "Loss over training", "loss a word"
-    )
-    charts += _chart({n: p for n, p in log.items() if n == bleu}, f"{bleu} over training", "BLEU-4")
+    charts = "".join(_chart(*one) for one in shown)
+    dev = {name: points for series, _, _ in shown for name, points in series.items()}
     return (
         paragraph(
             "The dev losses are teacher-forced and without label smoothing, which the training "
-            "loss includes; BLEU-4 is of freely decoded captions. The wrong image is the "
+            "loss includes; the scores are of freely decoded captions. The wrong image is the "
             "neighbour's: the wider the gap, the more the captions depend on the picture."
         )
         + f'<div class="charts">{charts}</div>'
-        + folded("The numbers", _looks({n: p for n, p in log.items() if n.startswith("dev")}))
+        + folded("The numbers", _looks({n: p for n, p in dev.items() if n.startswith("dev")}))
     )
 
 

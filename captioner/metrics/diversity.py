@@ -19,7 +19,8 @@ Shetty et al., "Speaking the Same Language", ICCV 2017.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
 
 import numpy
 
@@ -76,3 +77,10 @@ def of_sets(sets: Sequence[Sequence[Words]]) -> dict[str, float]:
 def _distinct(texts: Sequence[Words], n: int) -> float:
     grams = {tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)}
     return len(grams) / max(1, sum(map(len, texts)))
+
+
+def repeated_bigrams(texts: Sequence[Sequence[Hashable]]) -> float:
+    """The share of the bigrams of texts that stood in the same text before, [0, 1]."""
+    bigrams = [list(pairwise(text)) for text in texts]
+    repeats = sum(len(one) - len(set(one)) for one in bigrams)
+    return repeats / max(1, sum(map(len, bigrams)))

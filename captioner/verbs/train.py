@@ -59,14 +59,18 @@ def _train_job(composed: Any) -> float:
 def _train(config: dict[str, Any], folder: Path, overrides: Sequence[str]) -> float:
     from captioner import checkpoint
     from captioner.config import override
-    from captioner.training import train
+    from captioner.training import inherit, train
 
     resume = None
     if config["resume"] is not None:
+        if any(one.partition("=")[0] == "resume_weights" for one in overrides):
+            raise ValueError("resume and resume_weights exclude each other; give one of them")
         resume = checkpoint.find(config["resume"], name=checkpoint.LAST)
         kept = [o for o in overrides if o.partition("=")[0] not in ("resume", "run_dir")]
         config = override(checkpoint.read(resume).config, kept)
         folder = checkpoint.run_folder(resume)
+    else:
+        config = inherit(config, overrides)
     run = train(config, folder, resume=resume)
     print_table(
         "dev scores of the best checkpoint",

@@ -1,0 +1,150 @@
+"""Pretrained word vectors, from a text file as GloVe and fastText publish them.
+
+    word v_1 v_2 ... v_E        one word a line; fastText begins with a line "words E"
+
+The file is read line by line, and only the vectors of words that the vocabulary holds are kept: a
+file of millions of words takes the memory of some thousands. It is text, so nothing in it can run.
+
+Pennington, Socher & Manning, "GloVe", EMNLP 2014; Bojanowski et al., "Enriching Word Vectors with
+Subword Information", TACL 2017.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from captioner.tokenizers import Vocabulary
+
+MOST_BYTES = 2**16
+"""Of a line: a longer one is of no text file of vectors."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a file of word vectors covered.
+
+    Attributes:
+        words: share of the vocabulary's words, special ones aside, [0, 1].
+        tokens: share of the words of the training captions, [0, 1].
+    """
+
+    words: float
+    tokens: float
+
+
+def fill(
+    decoder: Any, vocabulary: Vocabulary, path: str | Path, captions: Iterable[Sequence[int]]
+) -> Coverage:
+    """Copy the vectors of a file into a decoder's words; words that it lacks stay as they are.
+
+    Args:
+        decoder: its ``words`` is an embedding [V, E].
+        vocabulary: the V words.
+        path: the file.
+        captions: the training captions as word numbers, for the coverage.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the decoder has no words, the file is of another width or not such a file, or it
+            holds none of the words.
+    """
+    weight = words_of(decoder).weight
+    found = read(path, vocabulary, width=weight.shape[1])
+    if not found:
+        raise ValueError(
+            f"training.word_vectors={path} holds none of the {len(vocabulary) - 4} words of the "
+            "vocabulary; choose a file of their language, lower case as they are"
+        )
+    places = list(found)
+    with torch.no_grad():
+        weight[places] = torch.from_numpy(numpy.stack(list(found.values()))).to(weight)
+    counts = Counter(token for caption in captions for token in caption)
+    covered = sum(count for token, count in counts.items() if token in found)
+    return Coverage(len(found) / (len(vocabulary) - 4), covered / max(1, counts.total()))
+
+
+def words_of(decoder: Any) -> nn.Embedding:
+    """The embedding of a decoder's words.
+
+    Raises:
+        ValueError: it has none.
+    """
+    words = getattr(decoder, "words", None)
+    if not isinstance(words, nn.Embedding):
+        raise ValueError(
+            f"{type(decoder).__name__} has no embedding of words: leave training.word_vectors and "
+            "training.freeze_words out"
+        )
+    return words
+
+
+def read(
+    path: str | Path, vocabulary: Vocabulary, *, width: int
+) -> dict[int, NDArray[numpy.float32]]:
+    """The vectors that a file has for words of a vocabulary: id -> vector [E].
+
+    Args:
+        path: the file.
+        vocabulary: whose words are looked for, letter by letter; special words are not.
+        width: E, as the file must have it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another width, or no such file.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"training.word_vectors={path}: no such file")
+    found: dict[int, NDArray[numpy.float32]] = {}
+    for number, line in _lines(path):
+        fields = line.split(" ")
+        if number == 1:
+            if len(fields) == 2 and all(field.isdigit() for field in fields):
+                _check_width(path, int(fields[1]), width)
+                continue  # fastText says how many words there are
+            _check_width(path, len(fields) - 1, width)
+        token = vocabulary.id(fields[0])
+        if token == vocabulary.unknown or token in found:
+            continue
+        try:
+            vector = numpy.array(fields[1:], dtype=numpy.float32)
+        except ValueError:
+            continue  # a word of several parts, whose first is one of ours: ". . ."
+        if len(vector) != width or not numpy.isfinite(vector).all():
+            raise ValueError(
+                f"training.word_vectors={path}, line {number}: {fields[0]!r} has {len(vector)} "
+                f"numbers, or infinite ones; the file's other words have {width}"
+            )
+        found[token] = vector
+    return found
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file, counted from 1, without reading more than one of them at once."""
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MOST_BYTES):
+            number += 1
+            if len(line) == MOST_BYTES or b"\0" in line:
+                raise ValueError(
+                    f"training.word_vectors={path}, line {number}: not a text file of word "
+                    "vectors; each line is a word and its numbers, parted by spaces"
+                )
+            yield number, line.decode("utf-8", "replace").rstrip()
+
+
+def _check_width(path: Path, found: int, width: int) -> None:
+    if found != width:
+        raise ValueError(
+            f"training.word_vectors={path} has vectors of {found} numbers; set "
+            f"decoder.embedding_size={found} (it is {width})"
+        )

@@ -1,0 +1,90 @@
+"""Starting from another run's weights: what comes along, and what does not fit."""
+
+import pytest
+import torch
+
+from captioner import checkpoint
+from captioner.cli import main
+from captioner.config import compose
+from captioner.training import inherit, train
+
+
+def config_of(run, *overrides: str) -> dict:
+    given = [
+        f"resume_weights={run}",
+        "trainer.accelerator=cpu",
+        "trainer.max_epochs=1",
+        "trainer.limit_train_batches=1",
+        "logger.tensorboard=false",
+        *overrides,
+    ]
+    return inherit(compose(given), given)
+
+
+def test_groups_of_the_checkpoint_are_kept_but_for_overrides(run) -> None:
+    saved = checkpoint.read(run).config
+    config = config_of(run, "decoder.dropout=0.4", "data.root=/elsewhere", "training.lr=0.5")
+    assert config["encoder"] == saved["encoder"]
+    assert config["tokenizer"] == saved["tokenizer"]
+    assert config["decoder"] == {**saved["decoder"], "dropout": 0.4}
+    assert config["data"] == {**saved["data"], "root": "/elsewhere"}
+    assert config["training"] == {**compose([])["training"], "lr": 0.5}
+    assert config["loader"] == compose([])["loader"]
+    plain = compose(["seed=3"])
+    assert inherit(plain, ["seed=3"]) == plain
+
+
+def test_a_group_or_an_experiment_that_is_named_counts(run) -> None:
+    assert config_of(run, "data=flickr8k")["data"] == compose(["data=flickr8k"])["data"]
+    config = config_of(run, "experiment=flickr8k_nic")
+    assert config["data"] == compose(["experiment=flickr8k_nic"])["data"]
+    assert config["decoder"] == checkpoint.read(run).config["decoder"]
+
+
+def test_cross_entropy_starts_warm(run, tmp_path) -> None:
+    """With a rate of 0 the weights stay those of the best checkpoint, and so do its scores."""
+    trained = train(config_of(run, "training.lr=0"), tmp_path / "warm")
+    before, after = checkpoint.read(run), checkpoint.read(trained.best)
+    assert all(torch.equal(before.weights[n], after.weights[n]) for n in before.weights)
+    assert after.tokenizer.as_dict() == before.tokenizer.as_dict()
+    assert after.transform == before.transform
+    assert trained.scores == before.scores
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("decoder.hidden_size=23", "does not fit: size mismatch for decoder"),
+        ("decoder.cell=gru", "does not fit:"),
+        ("encoder=test_resnet", "does not fit:"),
+        ("tokenizer.min_count=2", "brings its vocabulary along: leave tokenizer"),
+        ("tokenizer=character", "brings its vocabulary along"),
+        ("training.word_vectors=x.txt", "brings its words along"),
+    ],
+)
+def test_what_does_not_fit_gets_one_line(run, tmp_path, override: str, says: str) -> None:
+    more = ("encoder.pretrained=false",) if override.startswith("encoder") else ()
+    with pytest.raises(ValueError, match=says) as error:
+        train(config_of(run, override, *more), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert str(run) in str(error.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["resume_weights=/nowhere"], "/nowhere: no such run folder or checkpoint"),
+        (["resume_weights={run}", "resume={run}"], "exclude each other"),
+        (["resume_weights={run}", "training=sct"], "did you mean scst?"),
+    ],
+)
+def test_the_command_line_says_so_in_one_line(run, tmp_path, argv, says: str, capsys) -> None:
+    given = [one.format(run=run) for one in argv]
+    try:
+        status = main(["train", *given, f"run_dir={tmp_path / 'x'}"])
+    except SystemExit as leaving:
+        status = leaving.code
+    assert status == 1
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1

@@ -1,0 +1,348 @@
+"""Self-critical training: its gradient against the definition, baselines, learning, stopping."""
+
+import itertools
+import json
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+from captioner import checkpoint
+from captioner.config import compose
+from captioner.data.datamodule import Batch
+from captioner.data.records import Record
+from captioner.decoding import DecodingOptions, Hypothesis
+from captioner.losses import policy_gradient
+from captioner.models import CaptioningModel, Features
+from captioner.models.recurrent import ShowTell
+from captioner.objectives import Degenerate, SelfCritical
+from captioner.objectives.self_critical import leave_one_out
+from captioner.tokenizers import build_tokenizer
+from captioner.training import inherit, train
+
+CAPTIONS = {
+    "a.png": ("a red dog runs", "the dog is red"),
+    "b.png": ("two boys play", "boys play in the water"),
+    "c.png": ("a man climbs a rock",),
+}
+RECORDS = [Record(name, name, texts, "train") for name, texts in CAPTIONS.items()]
+TOKENIZER = build_tokenizer(
+    [text for texts in CAPTIONS.values() for text in texts], name="word", min_count=1
+)
+VOCABULARY = TOKENIZER.vocabulary
+OPEN = {"least_distinct": 0.0, "most_repeats": 100.0, "most_endless": 100.0}
+
+
+def build(*, dropout: float = 0.0, **options) -> tuple[SelfCritical, CaptioningModel, Batch]:
+    objective = SelfCritical(TOKENIZER, DecodingOptions(max_length=7), **options)
+    objective.prepare(RECORDS)
+    decoder = ShowTell(
+        vocabulary_size=len(VOCABULARY),
+        feature_size=5,
+        embedding_size=6,
+        hidden_size=8,
+        dropout=dropout,
+    )
+    tokens = [VOCABULARY.start, 5, 6, 7], [5, 6, 7, VOCABULARY.end]
+    inputs, targets = (torch.tensor([one] * 3) for one in tokens)
+    batch = Batch(Features(torch.randn(3, 5)), torch.arange(3), inputs, targets, RECORDS)
+    return objective, CaptioningModel(nn.Identity(), decoder), batch
+
+
+def said(*words: str, end: bool = True) -> Hypothesis:
+    tokens = tuple(VOCABULARY.id(word) for word in words)
+    return Hypothesis(tokens, (0.0,) * (len(tokens) + end), 0.0, end)
+
+
+def log_prob(decoder: ShowTell, features: Features, image: int, one: Hypothesis) -> torch.Tensor:
+    """By start and step, over the words that decoding may say."""
+    state, token = decoder.start(features.rows(slice(image, image + 1))), VOCABULARY.start
+    total = torch.zeros(())
+    for word in [*one.tokens, *([VOCABULARY.end] if one.finished else [])]:
+        logits, state = decoder.step(torch.tensor([token]), state)
+        allowed = [v for v in range(len(VOCABULARY)) if v not in (0, 1, 3)]
+        total = total + logits[0, word] - logits[0, allowed].logsumexp(0)
+        token = word
+    return total
+
+
+def test_the_gradient_is_that_of_the_definition_for_given_samples() -> None:
+    objective, model, batch = build(samples=2)
+    samples = [
+        said("a", "red", "dog"),
+        said("the", "dog", end=False),
+        said("two", "boys", "play", "a"),
+        said(),
+        said("a", "man", "climbs", "a", "rock", "a", "rock", end=False),
+        said("a", "rock"),
+    ]
+    advantages = torch.tensor([0.5, -0.5, 1.25, -1.25, 0.1, -0.1], dtype=torch.float64)
+    loss = objective._loss(model.decoder, batch.source, samples, advantages.numpy())
+    parameters = list(model.decoder.parameters())
+    found = torch.autograd.grad(loss, parameters)
+    terms = [
+        advantages[i] * log_prob(model.decoder, batch.source, i // 2, one)
+        for i, one in enumerate(samples)
+    ]
+    expected = -torch.stack(terms).float().mean()
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(found, torch.autograd.grad(expected, parameters)):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
+def test_the_expected_gradient_is_the_gradient_of_the_expected_reward(baseline: str) -> None:
+    """A policy of one step: all pairs of samples are enumerated, each by its probability."""
+    logits = torch.tensor([0.3, -1.2, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    rewards = torch.tensor([1.0, 3.0, 0.0, 0.5], dtype=torch.float64)
+    p = torch.softmax(logits, 0)
+    (expected,) = torch.autograd.grad(-(p * rewards).sum(), logits)
+    total = torch.zeros_like(logits)
+    for pair in itertools.product(range(4), repeat=2):
+        words = torch.tensor(pair)
+        r = rewards[words]
+        if baseline == "greedy":
+            advantages = r - rewards[logits.argmax()]
+        else:
+            advantages = r - torch.from_numpy(leave_one_out(r[None].numpy()))[0]
+        loss = policy_gradient(logits.expand(2, 4).clone(), words, advantages, captions=2)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        total += p[words].prod().detach() * gradient
+    torch.testing.assert_close(total, expected)
+
+
+def test_the_policy_gradient_in_place_is_the_same() -> None:
+    logits = torch.randn(700, 900, requires_grad=True)
+    with torch.no_grad():
+        logits[:, 3] = -torch.inf
+    words, advantages = torch.randint(4, 900, (700,)), torch.randn(700)
+    plain = policy_gradient(logits, words, advantages, captions=60)
+    (expected,) = torch.autograd.grad(plain, logits)
+    for scale in (1.0, 0.25):
+        kept = logits.detach().clone().requires_grad_()
+        loss = policy_gradient(kept * 1, words, advantages, captions=60, in_place=True)
+        torch.testing.assert_close(loss, plain)
+        (found,) = torch.autograd.grad(scale * loss, kept)
+        torch.testing.assert_close(found, scale * expected)
+
+
+def test_the_baseline_leaves_out_one() -> None:
+    rewards = numpy.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    numpy.testing.assert_allclose(leave_one_out(rewards), [[4, 3.5, 1.5], [1.5, 1.5, 0]])
+
+
+def test_the_greedy_baseline_is_the_reward_of_the_greedy_caption() -> None:
+    objective, model, batch = build(baseline="greedy", samples=1)
+    model.eval()
+    greedy = objective._speaker(model.decoder, batch.source)(0)
+    expected = objective._reward(greedy, numpy.arange(3)).mean()
+    logs = objective.outcome(model, batch, 0.0).logs
+    assert logs["train_baseline"] == pytest.approx(expected)
+
+
+def test_samples_come_from_the_policy_whose_gradient_is_taken() -> None:
+    """Drawn tokens follow the probabilities of ``forward``, dropout and all special words off."""
+    objective, model, batch = build(dropout=0.5, samples=2000)
+    model.train()
+    with torch.no_grad():
+        model.decoder.output.weight.mul_(8)
+    objective.outcome(model, batch, 0.0)
+    assert not model.decoder.training
+    drawn = objective._speaker(model.decoder, batch.source)(2000)
+    firsts = [(one.tokens or (VOCABULARY.end,))[0] for one in drawn[:2000]]
+    counts = torch.bincount(torch.tensor(firsts), minlength=len(VOCABULARY)) / 2000
+    logits = model.decoder(batch.source, batch.inputs)[0, 0]
+    logits[[0, 1, 3]] = -torch.inf
+    torch.testing.assert_close(counts, torch.softmax(logits, 0), atol=0.04, rtol=0)
+
+
+def test_dropout_stays_where_it_is_asked_for() -> None:
+    objective, model, batch = build(dropout=0.5)
+    kept = SelfCritical(TOKENIZER, objective.decoding, dropout=True)
+    kept.prepare(RECORDS)
+    kept.outcome(model, batch, 0.0)
+    assert model.decoder.training
+
+
+def test_cross_entropy_is_added_by_its_weight() -> None:
+    torch.manual_seed(3)
+    alone, model, batch = build()
+    both = SelfCritical(TOKENIZER, alone.decoding, cross_entropy_weight=0.5)
+    both.prepare(RECORDS)
+    torch.manual_seed(5)
+    first = alone.outcome(model, batch, 0.0).loss
+    torch.manual_seed(5)
+    second = both.outcome(model, batch, 0.0).loss
+    log_probs = torch.log_softmax(model.decoder(batch.source, batch.inputs), -1)
+    words = -log_probs.gather(2, batch.targets[:, :, None]).mean()
+    torch.testing.assert_close(second - first, 0.5 * words)
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
+def test_the_reward_rises_to_its_largest(baseline: str) -> None:
+    """One word an image: each comes to say its own, and to end, which is worth 5 of 10.
+
+    There are no trigrams, so CIDEr-D is the mean of 10, 10, 0 and 0.
+    """
+    objective, model, batch = build(baseline=baseline, samples=8)
+    words = zip(RECORDS, ("dog", "boys", "rock"))
+    objective.prepare([Record(one.image, one.image_id, (word,), "train") for one, word in words])
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    rewards = []
+    for _ in range(260):
+        outcome = objective.outcome(model, batch, 0.0)
+        optimizer.zero_grad()
+        outcome.loss.backward()
+        optimizer.step()
+        rewards.append(outcome.logs["train_reward"])
+    assert sum(rewards[:10]) / 10 < 1
+    assert sum(rewards[-10:]) / 10 > 4.5
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ({"dev_distinct": 1.0}, "1 % of the dev captions differ .training.least_distinct=2"),
+        ({"dev_repeats": 45.0}, "45 % of their bigrams repeat one before"),
+        ({"dev_endless": 31.0}, "31 % of the dev captions lack <end>"),
+        ({}, None),
+    ],
+)
+def test_captions_that_degenerate_stop_the_training(scores, says: str | None) -> None:
+    objective = SelfCritical(TOKENIZER, DecodingOptions())
+    scores = {"dev_distinct": 60.0, "dev_repeats": 3.0, "dev_endless": 1.0, **scores}
+    if says is None:
+        objective.check(scores, ["a dog"])
+        return
+    with pytest.raises(Degenerate, match=says) as error:
+        objective.check(scores, ["a dog a dog"])
+    assert "'a dog a dog'" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"samples": 1}, "training.samples=1 .* needs 2 or more"),
+        ({"samples": 0, "baseline": "greedy"}, "needs 1 or more"),
+        ({"baseline": "gredy"}, "training.baseline='gredy'.*did you mean greedy"),
+        ({"cross_entropy_weight": -1.0}, "training.cross_entropy_weight=-1"),
+        ({"most_endless": 101.0}, "training.most_endless=101"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        SelfCritical(TOKENIZER, DecodingOptions(), **options)
+
+
+# Whole runs -----------------------------------------------------------------------------------
+
+
+def config_of(run, *overrides: str) -> dict:
+    given = [
+        "training=scst",
+        f"resume_weights={run}",
+        "trainer.accelerator=cpu",
+        "trainer.log_every_n_steps=1",
+        "trainer.max_epochs=2",
+        "logger.tensorboard=false",
+        "loader.batch_size=7",
+        "training.lr=0.003",
+        *(f"training.{name}={value}" for name, value in OPEN.items()),
+        *overrides,
+    ]
+    return inherit(compose(given), given)
+
+
+def last(folder) -> checkpoint.Checkpoint:
+    return checkpoint.read(checkpoint.find(folder, name=checkpoint.LAST))
+
+
+@pytest.mark.parametrize("kind", ["leave_one_out", "greedy"])
+def test_a_run_starts_from_cross_entropy_and_resumes_to_the_bit(
+    run, tmp_path, monkeypatch, kind: str
+) -> None:
+    # 24 images in batches of 7 are 4 steps an epoch.
+    config = config_of(
+        run,
+        f"training.baseline={kind}",
+        "callbacks.save_every=3",
+        "callbacks.ema=0.9",
+        "callbacks.monitor=dev_cider",
+        "training.schedule=plateau",
+        "training.plateau_patience=1",
+        "training.cross_entropy_weight=0.1",
+    )
+    whole = train(config, tmp_path / "whole")
+    original = SelfCritical.outcome
+
+    def crash(self, *rest):
+        if crash.calls == 6:
+            raise RuntimeError("power cut")
+        crash.calls += 1
+        return original(self, *rest)
+
+    crash.calls = 0
+    with monkeypatch.context() as patch:
+        patch.setattr(SelfCritical, "outcome", crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(config, tmp_path / "cut")
+    assert last(tmp_path / "cut").lightning["global_step"] == 6
+    config["resume_weights"] = "/no/longer/there"
+    train(config, tmp_path / "cut", resume=tmp_path / "cut" / "checkpoints" / "last.ckpt")
+    one, other = last(tmp_path / "whole"), last(tmp_path / "cut")
+    assert one.lightning["schedule"] == other.lightning["schedule"]
+    assert one.scores == other.scores
+    assert all(torch.equal(one.weights[name], other.weights[name]) for name in one.weights)
+    before = checkpoint.read(run)
+    assert one.tokenizer.as_dict() == before.tokenizer.as_dict()
+    changed = [n for n in one.weights if not torch.equal(one.weights[n], before.weights[n])]
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    assert "decoder.standardise.mean" not in changed
+    assert whole.monitor == "dev_cider" and whole.score == whole.scores["dev_cider"]
+    log = tmp_path / "whole" / "logs" / "csv" / "version_0" / "metrics.csv"
+    assert {"train_reward", "train_baseline", "train_advantage", "sample_endless"} < set(
+        log.read_text().splitlines()[0].split(",")
+    )
+
+
+def test_a_run_that_degenerates_keeps_its_best_checkpoint(run, tmp_path, monkeypatch) -> None:
+    config = config_of(run, "training.most_endless=30")
+    config["trainer"]["max_epochs"] = 3
+    original = SelfCritical.check
+    looks = []
+
+    def worse(self, scores, captions):
+        looks.append(scores)
+        original(self, {**scores, "dev_endless": 50.0 if len(looks) == 2 else 0.0}, captions)
+
+    monkeypatch.setattr(SelfCritical, "check", worse)
+    with pytest.raises(Degenerate, match="50 % of the dev captions lack <end>"):
+        train(config, tmp_path / "run")
+    best = checkpoint.read(tmp_path / "run")
+    assert best.path.name == "best.ckpt"
+    assert best.scores == looks[0] != looks[1]
+    rows = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+    assert {json.loads(row)["epoch"] for row in rows} == {1}
+
+
+def test_every_image_is_seen_once_an_epoch(run, tmp_path, monkeypatch) -> None:
+    config = config_of(run)
+    original, seen = SelfCritical.outcome, []
+
+    def watch(self, model, batch, done):
+        seen.append([record.image_id for record in batch.records])
+        return original(self, model, batch, done)
+
+    monkeypatch.setattr(SelfCritical, "outcome", watch)
+    train(config, tmp_path / "run")
+    first, second = (list(itertools.chain(*seen[n : n + 4])) for n in (0, 4))
+    assert len(seen) == 8
+    assert sorted(first) == sorted(second) == sorted(set(first)) and len(first) == 24
+    assert first != second
+
+
+def test_resuming_does_not_change_the_objective(run, tiny, tmp_path) -> None:
+    with pytest.raises(ValueError, match="goes on with the objective.*resume_weights="):
+        train(config_of(run), tmp_path / "run", resume=checkpoint.find(run, name="last.ckpt"))

@@ -1,0 +1,101 @@
+"""Pretrained word vectors: what is read, what it covers, and files that are not what they seem."""
+
+import pickle
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+
+from captioner import checkpoint, vectors
+from captioner.config import compose
+from captioner.models.recurrent import ShowTell
+from captioner.tokenizers import Vocabulary
+from captioner.training import train
+
+VOCABULARY = Vocabulary.build([["a", "dog", "runs"], ["a", "cat"], ["a", "zyzzyva"]])
+GLOVE = "the 1 2 3\na 0.5 -1.5 2e-1\n. . . 7 8 9\ndog 4 5 6\ndog 9 9 9\n<end> 1 1 1\ncat -4 -5 -6\n"
+
+
+def decoder(width: int = 3) -> ShowTell:
+    return ShowTell(
+        vocabulary_size=len(VOCABULARY), feature_size=5, embedding_size=width, hidden_size=4
+    )
+
+
+def write(folder: Path, content: str | bytes) -> Path:
+    path = folder / "vectors.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("header", ["", "7 3\n"])
+def test_vectors_are_copied_and_the_rest_is_left(tmp_path, header: str) -> None:
+    """GloVe without and fastText with a header; the first vector of a word counts."""
+    part = decoder()
+    before = part.words.weight.detach().clone()
+    captions = [[VOCABULARY.id("a"), VOCABULARY.id("dog")], [VOCABULARY.id("runs")], []]
+    found = vectors.fill(part, VOCABULARY, write(tmp_path, header + GLOVE), captions)
+    expected = {"a": [0.5, -1.5, 0.2], "dog": [4, 5, 6], "cat": [-4, -5, -6]}
+    for id, word in enumerate(VOCABULARY.words):
+        row = torch.tensor(expected.get(word, before[id].tolist()), dtype=torch.float32)
+        torch.testing.assert_close(part.words.weight.detach()[id], row, rtol=0, atol=1e-7)
+    assert found.words == pytest.approx(3 / 5)
+    assert found.tokens == pytest.approx(2 / 3)
+    assert part.words.weight.requires_grad
+
+
+def test_only_the_vocabulary_is_kept_of_a_large_file(tmp_path) -> None:
+    lines = [f"word{n} 1 2 3\n" for n in range(20_000)]
+    found = vectors.read(write(tmp_path, "".join(lines) + "cat 3 2 1\n"), VOCABULARY, width=3)
+    assert list(found) == [VOCABULARY.id("cat")]
+    numpy.testing.assert_array_equal(found[VOCABULARY.id("cat")], [3, 2, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a 1 2 3 4\n", "vectors of 4 numbers; set decoder.embedding_size=4 .it is 3"),
+        ("9 300\na 1 2 3\n", "vectors of 300 numbers"),
+        ("the 1 2 3\na 1 2\n", "line 2: 'a' has 2 numbers"),
+        ("the 1 2 3\na 1 nan 2\n", "line 2: 'a' has 3 numbers, or infinite ones"),
+        ("the 1 2 3\n", "holds none of the 5 words"),
+        (b"\x80\x04\x00\x00", "line 1: not a text file of word vectors"),
+        (b"x" * 100_000, "line 1: not a text file of word vectors"),
+        (pickle.dumps({"a": [1.0, 2.0, 3.0]}), "training.word_vectors=.*vectors.txt"),
+        ("", "holds none of the 5 words"),
+    ],
+)
+def test_a_file_that_does_not_fit_gets_one_line(tmp_path, content, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        vectors.fill(decoder(), VOCABULARY, write(tmp_path, content), [])
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="training.word_vectors=.*no such file"):
+        vectors.read(tmp_path / "absent.txt", VOCABULARY, width=3)
+
+
+def test_a_decoder_without_words_is_told() -> None:
+    with pytest.raises(ValueError, match="Linear has no embedding of words"):
+        vectors.words_of(torch.nn.Linear(1, 1))
+
+
+def test_frozen_words_stay_as_the_file_has_them(tiny, tmp_path, capsys) -> None:
+    numbers = " ".join(str(n / 10) for n in range(16))  # decoder.embedding_size of tiny
+    path = write(tmp_path, f"the {numbers}\na {numbers}\n")
+    options = [f"training.word_vectors={path}", "training.freeze_words=true"]
+    config = compose([*tiny, *options, "trainer.max_epochs=1"])
+    run = train(config, tmp_path / "run")
+    assert "word vectors of" in (printed := capsys.readouterr().out)
+    assert "% of the vocabulary" in printed
+    found = checkpoint.read(run.best)
+    row = found.weights["decoder.words.weight"][found.tokenizer.vocabulary.id("a")]
+    torch.testing.assert_close(row, torch.arange(16) / 10)
+    path.unlink()  # going on needs the file no more
+    config["trainer"]["max_epochs"] = 2
+    last = checkpoint.find(run.folder, name=checkpoint.LAST)
+    train(config, run.folder, resume=last)
+    again = checkpoint.read(last).weights["decoder.words.weight"]
+    assert torch.equal(again, found.weights["decoder.words.weight"])
