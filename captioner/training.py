@@ -33,7 +33,7 @@ from captioner.data import Reading, read_records
 from captioner.data.datamodule import Batch, CaptionDataModule
 from captioner.data.records import Record, write_whole
 from captioner.decoding import DecodingOptions
-from captioner.losses import IGNORED, cross_entropy
+from captioner.losses import IGNORED, cross_entropy, doubly_stochastic
 from captioner.metrics import score
 from captioner.models import CaptioningModel, build_model, generate, steppers
 from captioner.models.packing import Packing
@@ -66,9 +66,11 @@ class LitCaptioner(lightning.LightningModule):
         unfreeze_at: epochs after which a frozen encoder begins to learn, or a share of all epochs;
             from then on images are read live. None: never.
         unfreeze_stages: how many of its last stages; None is all of them.
+        attention_penalty: weight of ``losses.doubly_stochastic`` beside the cross-entropy; for
+            decoders that attend.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range, or a penalty on attention where there is none.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class LitCaptioner(lightning.LightningModule):
         label_smoothing: float = 0.1,
         unfreeze_at: int | float | None = None,
         unfreeze_stages: int | None = None,
+        attention_penalty: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value, high in (
@@ -95,6 +98,7 @@ class LitCaptioner(lightning.LightningModule):
             ("weight_decay", weight_decay, math.inf),
             ("warmup", warmup, 1.0),
             ("label_smoothing", label_smoothing, 0.999),
+            ("attention_penalty", attention_penalty, math.inf),
         ):
             if not 0 <= value <= high:
                 raise ValueError(
@@ -102,6 +106,12 @@ class LitCaptioner(lightning.LightningModule):
                 )
         if schedule not in SCHEDULES:
             raise unknown("training.schedule", schedule, SCHEDULES)
+        if attention_penalty and not model.decoder.attends:
+            raise ValueError(
+                f"training.attention_penalty={attention_penalty} needs a decoder that attends, and "
+                f"{type(model.decoder).__name__} does not; choose 0, or another decoder"
+            )
+        self.attention_penalty = attention_penalty
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.total_steps, self.decoding = total_steps, decoding
         self.lr, self.encoder_lr, self.weight_decay = lr, encoder_lr, weight_decay
@@ -122,9 +132,10 @@ class LitCaptioner(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         packing = Packing.of((batch.targets != IGNORED).sum(1))
-        logits = self.model(batch.source, batch.inputs, packing)  # [N, V], of real words only
+        logits, penalty = self._read(batch, packing)  # [N, V], of real words only
         targets = packing.pack(batch.targets)  # [N]
         loss = cross_entropy(logits, targets, label_smoothing=self.label_smoothing, in_place=True)
+        loss = loss + penalty if self.attention_penalty else loss
         if not torch.isfinite(loss):
             raise NonFiniteLoss(
                 f"the loss is {loss.item()} at step {self.global_step}; nothing was overwritten. "
@@ -133,6 +144,16 @@ class LitCaptioner(lightning.LightningModule):
             )
         self.log("train_loss", loss, prog_bar=True)
         return loss
+
+    def _read(self, batch: Batch, packing: Packing) -> tuple[Tensor, Tensor | float]:
+        """Logits of real words, and the weighted penalty on where the decoder looked."""
+        if not self.attention_penalty:
+            return self.model(batch.source, batch.inputs, packing), 0.0
+        features = self.model.encode(batch.source)
+        logits, weights = self.model.decoder.look(features, batch.inputs, packing)
+        if features.grid is not None:
+            weights = weights[:, : features.grid.shape[1]]  # without a sentinel's
+        return logits, self.attention_penalty * doubly_stochastic(weights, packing)
 
     def configure_optimizers(self) -> Any:
         scaled = self.config.get("trainer", {}).get("precision") == "16-mixed"
@@ -183,8 +204,11 @@ class LitCaptioner(lightning.LightningModule):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         groups = []
         for part, lr in ((self.model.decoder, self.lr), (self.model.encoder, self.encoder_lr)):
-            learned = [(m, p) for m in part.modules() for p in m.parameters(recurse=False)]
-            learned = [(m, p) for m, p in learned if self._first_step(p) is not None]
+            owners: dict[nn.Parameter, nn.Module] = {}  # of tied weights the first: the embedding
+            for module in part.modules():
+                for parameter in module.parameters(recurse=False):
+                    owners.setdefault(parameter, module)
+            learned = [(m, p) for p, m in owners.items() if self._first_step(p) is not None]
             matrices = [p for m, p in learned if p.ndim > 1 and not isinstance(m, nn.Embedding)]
             others = [p for m, p in learned if p.ndim <= 1 or isinstance(m, nn.Embedding)]
             for parameters, decay in ((matrices, self.weight_decay), (others, 0.0)):

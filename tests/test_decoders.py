@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from captioner import config
 from captioner.decoding import DecodingOptions, decode
 from captioner.losses import IGNORED, cross_entropy
 from captioner.models import CELLS, DECODERS, Features
@@ -218,3 +219,11 @@ def test_tied_weights_are_one_parameter() -> None:
 def test_a_value_out_of_range_gets_one_line(name: str, options: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         DECODERS[name](vocabulary_size=V, feature_size=D, **options)
+
+
+@pytest.mark.parametrize("name", config.options("decoder"))
+def test_the_values_in_conf_are_the_defaults(name: str) -> None:
+    values = config.compose([f"decoder={name}"])["decoder"]
+    defaults = {n: p.default for n, p in config.arguments(DECODERS[name]).items()}
+    given = ("vocabulary_size", "feature_size")
+    assert values == {"name": name, **{n: v for n, v in defaults.items() if n not in given}}

@@ -1,14 +1,17 @@
-"""Learning: every cell memorises eight images to their exact captions, decoded freely."""
+"""Learning: every decoder memorises eight images to their exact captions, decoded freely."""
+
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 
 from captioner.data.datamodule import pad
 from captioner.decoding import DecodingOptions, decode
-from captioner.models import CELLS, Features
-from captioner.models.recurrent import ShowTell
+from captioner.losses import IGNORED, cross_entropy
+from captioner.models import CELLS, DECODERS, Features
+from captioner.models.packing import Packing
 from captioner.tokenizers import build_tokenizer
-from captioner.training import cross_entropy
 
 CAPTIONS = [
     "a red dog runs over the green grass",
@@ -22,25 +25,37 @@ CAPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
-def test_eight_images_are_memorised(cell: str, layers: int) -> None:
+SIZES = {"embedding_size": 24, "hidden_size": 48, "dropout": 0.0}
+DECODED: dict[str, tuple[int, dict[str, Any]]] = {}  # steps that suffice, and options
+for cell, image, layers in product(CELLS, ("x0", "h0", "every", "merge"), (1, 2)):
+    if layers == 1 or image == "x0":
+        options = {"cell": cell, "image": image, "layers": layers, "tie_weights": image == "every"}
+        DECODED[f"show_tell {image} {cell} {layers}"] = (400, {**SIZES, **options})
+for cell, name in product(CELLS, ("show_attend_tell", "up_down", "adaptive")):
+    score = "dot" if cell == "gru" else "additive"
+    options = {"cell": cell, "score": score, "attention_size": 16}
+    DECODED[f"{name} {cell}"] = (150, {**SIZES, **options})
+SMALL = {"hidden_size": 48, "heads": 4, "layers": 2, "feedforward_size": 96, "dropout": 0.0}
+for positions, grid in product(("learned", "sinusoidal"), (True, False)):
+    options = {"positions": positions, "grid": grid}
+    DECODED[f"transformer {positions} {grid}"] = (150, {**SMALL, **options})
+
+
+@pytest.mark.parametrize("which", DECODED)
+def test_eight_images_are_memorised(which: str) -> None:
     tokenizer = build_tokenizer(CAPTIONS, name="word", min_count=1)
     words = tokenizer.vocabulary
-    decoder = ShowTell(
-        vocabulary_size=len(words),
-        feature_size=10,
-        cell=cell,
-        embedding_size=24,
-        hidden_size=48,
-        layers=layers,
-        dropout=0.0,
-    )
-    images = Features(torch.randn(len(CAPTIONS), 10))
+    steps, options = DECODED[which]
+    component = DECODERS[which.split()[0]]
+    decoder = component(vocabulary_size=len(words), feature_size=10, **options)
+    grid = torch.randn(len(CAPTIONS), 4, 10)
+    images = Features(torch.randn(len(CAPTIONS), 10), grid)
     inputs, targets = pad([tokenizer.encode(text) for text in CAPTIONS], tokenizer)
+    packing = Packing.of((targets != IGNORED).sum(1))
+    targets = packing.pack(targets)
     optimizer = torch.optim.Adam(decoder.parameters(), lr=0.005)
-    for _ in range(400):
-        loss = cross_entropy(decoder(images, inputs), targets, label_smoothing=0.0)
+    for _ in range(steps):
+        loss = cross_entropy(decoder(images, inputs, packing), targets, label_smoothing=0.0)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
@@ -49,7 +64,7 @@ def test_eight_images_are_memorised(cell: str, layers: int) -> None:
     for beam_size in (1, 3):
         with torch.no_grad():
             found = decode(
-                decoder.step,
+                decoder.stepper(),
                 decoder.start(images),
                 start=words.start,
                 end=words.end,

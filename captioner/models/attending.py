@@ -4,18 +4,21 @@ They read v_1 .. v_P, the grid standardised and projected to H dimensions (``Pos
 their mean; each differs in when it looks and with what (``show_attend_tell.py``, ``up_down.py``,
 ``adaptive.py``). A product with a concatenation is a sum of products, and each part is computed
 where it is known: that of words for whole sentences, that of v̄ once an image, and the keys of the
-attention as well. Only the rest stands in the loop over time.
+attention as well. Only the rest stands in the loop over time, and of that the gradients of weights
+wait until it is over (``deferred.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from captioner.models.attention import Attention
 from captioner.models.cells import State
+from captioner.models.deferred import deferred
 from captioner.models.encoders import Features
 from captioner.models.packing import Packing
 from captioner.models.standardise import Positions
@@ -44,6 +47,8 @@ class Attending(nn.Module):
 
     attends = True
     uses_grid = True
+    defers = True
+    """Whether the gradients of weights in the loop may be multiplied out after it, as one."""
 
     def __init__(
         self,
@@ -61,7 +66,7 @@ class Attending(nn.Module):
         sentinel: bool = False,
     ) -> None:
         super().__init__()
-        self.positions = Positions(feature_size, components, hidden_size)
+        self.positions = Positions(feature_size, components, hidden_size, dropout=dropout)
         self.words = nn.Embedding(vocabulary_size, embedding_size)
         self.attention = Attention(
             query_size=hidden_size,
@@ -112,8 +117,6 @@ class Attending(nn.Module):
     def start(self, features: Features) -> State:
         """The state before <start>: its tensors, and what is remembered of the image."""
         values = self.values(features)  # [B, P, H]
-        kept = self.dropout(values.new_ones(len(values), 1, values.shape[2]))
-        values = values * kept if self.training else values
         return {**self.begin(values.mean(1)), **self.attention.remember(values)}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -155,11 +158,12 @@ class Attending(nn.Module):
         """Steps over packed words; the batch shrinks as captions end -> [N, ...] and [N, P]."""
         state = {name: tensor[packing.order] for name, tensor in state.items()}
         rows, found, weights = len(packing.order), [], []
-        for step_input in projected.split(packing.sizes):
-            if len(step_input) < rows:  # a slice costs a gradient of full size
-                rows = len(step_input)
-                state = {name: tensor[:rows] for name, tensor in state.items()}
-            one, seen, state = self.advance(step_input, state)
-            found.append(one)
-            weights.append(seen)
+        with deferred(packing.sizes, projected.device) if self.defers else nullcontext():
+            for step_input in projected.split(packing.sizes):
+                if len(step_input) < rows:  # a slice costs a gradient of full size
+                    rows = len(step_input)
+                    state = {name: tensor[:rows] for name, tensor in state.items()}
+                one, seen, state = self.advance(step_input, state)
+                found.append(one)
+                weights.append(seen)
         return torch.cat(found), torch.cat(weights)

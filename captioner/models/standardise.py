@@ -55,9 +55,10 @@ class Standardise(nn.Module):
             self.scale.copy_((variance + 1e-4 * variance.mean() + 1e-12).rsqrt())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Standardise features: [B, D] -> [B, K], or [B, D]."""
-        centred = features - self.mean
-        return centred @ self.scale if self.whitens else centred * self.scale
+        """Standardise features: [..., D] -> [..., K], or [..., D]."""
+        if self.whitens:
+            return (features - self.mean) @ self.scale
+        return torch.addcmul(-self.mean * self.scale, features, self.scale)  # once over all of them
 
 
 class Positions(nn.Module):
@@ -71,10 +72,17 @@ class Positions(nn.Module):
         components: K, to read each position by its principal components (``Standardise``).
         size: W, width of a value.
         grid: False takes the pooled feature as the only position.
+        dropout: share of the W dimensions that training drops from all values of an image, [0, 1).
     """
 
     def __init__(
-        self, feature_size: int, components: int | None, size: int, *, grid: bool = True
+        self,
+        feature_size: int,
+        components: int | None,
+        size: int,
+        *,
+        grid: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if components is not None and components < 1:
@@ -82,6 +90,7 @@ class Positions(nn.Module):
         self.grid = grid
         self.standardise = Standardise(feature_size, components)
         self.project = nn.Linear(self.standardise.width, size)
+        self.dropout = nn.Dropout(dropout)
 
     def read(self, features: Features) -> Tensor:
         """The positions as the encoder gives them, [B, P, D].
@@ -102,4 +111,7 @@ class Positions(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         """Values [B, P, W] of images."""
-        return self.project(self.standardise(self.read(features)))
+        values = self.project(self.standardise(self.read(features)))
+        if not self.training:
+            return values
+        return values * self.dropout(values.new_ones(len(values), 1, values.shape[2]))

@@ -24,7 +24,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from captioner.config import unknown
 from captioner.models.cells import State
@@ -66,28 +65,21 @@ class Layer(nn.Module):
         for linear in (self.of_word, self.self_output, self.query, self.value, self.cross_output):
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, memory: Tensor, *, weigh: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Whole captions.
 
         Args:
             x: [B, T, H].
             memory: m, [B, P, H].
-            weigh: return the weights of the cross attention, the mean over its heads.
 
         Returns:
-            x after the layer, and the weights [B, T, P] or None.
+            x after the layer, and the weights of the cross attention, [B, heads, T, P].
         """
         query, key, value = map(self._split, self.of_word(self.self_norm(x)).chunk(3, dim=-1))
-        found = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        found, _ = attend(query, key, value, causal=True)
         x = x + self.dropout(self.self_output(self._join(found)))
-        query = self._split(self.query(self.cross_norm(x)))  # [B, heads, T, H / heads]
         key, value = self._split(self.key(memory)), self._split(self.value(memory))
-        weights = None
-        if weigh:
-            weights = _softmax(query @ key.transpose(2, 3) * query.shape[-1] ** -0.5)
-            found, weights = weights.to(value.dtype) @ value, weights.mean(1)
-        else:
-            found = functional.scaled_dot_product_attention(query, key, value)
+        found, weights = attend(self._split(self.query(self.cross_norm(x))), key, value)
         x = x + self.dropout(self.cross_output(self._join(found)))
         return self._last(x), weights
 
@@ -105,8 +97,7 @@ class Layer(nn.Module):
         query, offered = self.of_word(self.self_norm(x)).tensor_split([x.shape[1]], dim=1)
         past = torch.cat([past, offered.unsqueeze(1)], dim=1)
         key, value = map(self._split, past.chunk(2, dim=2))  # [B, heads, t + 1, H / heads]
-        query = self._split(query.unsqueeze(1)).to(key.dtype)
-        found = functional.scaled_dot_product_attention(query, key, value)
+        found, _ = attend(self._split(query.unsqueeze(1)), key, value)
         x = x + self.dropout(self.self_output(self._join(found).squeeze(1)))
         x = x + self.dropout(self.cross_output(self._look(self.cross_norm(x), memory)))
         return self._last(x), past
@@ -148,7 +139,8 @@ class Transformer(nn.Module):
         feedforward_size: width between W_1 and W_2.
         positions: of words, a name in ``POSITIONS``.
         max_words: longest caption that learned positions reach, <start> included.
-        dropout: share dropped from words, memory and what layers add while training, [0, 1).
+        dropout: share dropped from words, from the dimensions of an image's values and from what
+            layers add while training, [0, 1).
         tie_weights: the words' embeddings are the rows of W_p as well.
 
     Raises:
@@ -184,7 +176,7 @@ class Transformer(nn.Module):
         if positions not in POSITIONS:
             raise unknown("decoder.positions", positions, POSITIONS)
         self.uses_grid = grid
-        self.image = Positions(feature_size, components, hidden_size, grid=grid)
+        self.image = Positions(feature_size, components, hidden_size, grid=grid, dropout=dropout)
         self.words = nn.Embedding(vocabulary_size, hidden_size)
         self.places = nn.Embedding(max_words, hidden_size) if positions == "learned" else None
         self.layers = nn.ModuleList(
@@ -231,7 +223,7 @@ class Transformer(nn.Module):
 
     def start(self, features: Features) -> State:
         """The state before <start>: ``memory`` [B, P, H], and a ``past`` [B, L, 0, 2 * H]."""
-        memory = self.dropout(self.image(features))
+        memory = self.image(features)
         past = memory.new_empty(len(memory), len(self.layers), 0, 2 * memory.shape[2])
         return {"memory": memory, "past": past}
 
@@ -254,7 +246,7 @@ class Transformer(nn.Module):
         Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
         are answered: logits [N, V], in its order. They never see the padding, which comes after.
         """
-        return self._read(features, inputs, packing, weigh=False)[0]
+        return self.look(features, inputs, packing)[0]
 
     def look(
         self, features: Features, inputs: Tensor, packing: Packing | None = None
@@ -263,18 +255,13 @@ class Transformer(nn.Module):
 
         They are the mean over its heads.
         """
-        logits, weights = self._read(features, inputs, packing, weigh=True)
-        assert weights is not None
-        return logits, weights if packing is None else packing.pack(weights)
-
-    def _read(
-        self, features: Features, inputs: Tensor, packing: Packing | None, *, weigh: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        memory = self.dropout(self.image(features))  # [B, P, H]
-        x, weights = self.read(inputs, 0), None  # [B, T, H]
-        for place, layer in enumerate(self._layers(), start=1):
-            x, weights = layer(x, memory, weigh=weigh and place == len(self.layers))
-        x = x if packing is None else packing.pack(x)  # [N, H]
+        memory = self.image(features)  # [B, P, H]
+        x = self.read(inputs, 0)  # [B, T, H]
+        for layer in self._layers():
+            x, weights = layer(x, memory)
+        weights = weights.mean(1)  # [B, T, P]
+        if packing is not None:
+            x, weights = packing.pack(x), packing.pack(weights)
         return self.output(self.norm(x)), weights
 
     def _layers(self) -> list[Layer]:
@@ -286,6 +273,25 @@ def sinusoids(places: Tensor, size: int) -> Tensor:
     rates = torch.exp(torch.arange(0, size, 2, device=places.device) * (-math.log(10_000) / size))
     angles = places[:, None] * rates  # [T, size / 2]
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Queries [B, heads, T, ...] over keys and values [B, heads, P, ...] -> results and weights.
+
+    torch.nn.functional.scaled_dot_product_attention gives no weights, and its gradient takes ten
+    times as long in bfloat16 on CPUs where T and P are small (torch 2.13).
+
+    Args:
+        causal: the query at t sees the keys up to t.
+    """
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5  # [B, heads, T, P]
+    if causal:
+        later = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    weights = _softmax(scores)
+    return weights.to(value.dtype) @ value, weights
 
 
 def _softmax(scores: Tensor) -> Tensor:
