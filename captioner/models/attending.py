@@ -22,6 +22,7 @@ from captioner.models.deferred import deferred
 from captioner.models.encoders import Features
 from captioner.models.packing import Packing
 from captioner.models.standardise import Positions
+from captioner.models.unroll import laid_out
 
 
 class Attending(nn.Module):
@@ -125,13 +126,16 @@ class Attending(nn.Module):
         found, _, state = self.advance(self.project(words), state)
         return self.answer(found, words), state
 
+    @torch.no_grad()
     def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
         """``step`` for one decoding, in evaluation mode: words are projected once."""
         table = self.project(self.words.weight)  # [V, ...]
+        copied = laid_out(self)
 
+        @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            found, _, state = self.advance(table[tokens], state)
-            return self.answer(found, self.words(tokens)), state
+            found, _, state = copied.advance(table[tokens], state)
+            return copied.answer(found, self.words(tokens)), state
 
         return step
 

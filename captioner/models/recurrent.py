@@ -39,6 +39,9 @@ from captioner.models.unroll import Recurrence, laid_out
 
 IMAGES = ("x0", "h0", "every", "merge")
 
+OneStep = Callable[[Tensor, State], tuple[Tensor, State]]
+"""Tokens, or what is made of them, and the state before -> an answer and the state after."""
+
 
 class ShowTell(nn.Module):
     """X_0 = projected image feature, then <start>, then words until <end> (Vinyals et al., 2015).
@@ -160,7 +163,7 @@ class ShowTell(nn.Module):
         return self._answer(h), state
 
     @torch.no_grad()
-    def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+    def stepper(self) -> OneStep:
         """``step`` for one decoding, in evaluation mode: W_x of every word is computed once.
 
         A word's projected input is then a row of a table [V, gates * H].
@@ -168,17 +171,20 @@ class ShowTell(nn.Module):
         table = self._project(self.words.weight)  # [V, gates * H]
         copied, advance = laid_out(self), self.recurrence.stepper()
 
+        @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
             h, state = copied._advance(table[tokens], state, advance)
             return copied._answer(h), state
 
         return step
 
-    def _advance(self, projected: Tensor, state: State) -> tuple[Tensor, State]:
+    def _advance(
+        self, projected: Tensor, state: State, advance: OneStep | None = None
+    ) -> tuple[Tensor, State]:
         """One step from projected words [B, gates * H] -> what is answered from [B, H], state."""
         if self.enters == "every":
             projected = projected + state["image"]
-        h, after = self.recurrence.advance(projected, self.recurrence.own(state))
+        h, after = (advance or self.recurrence.advance)(projected, self.recurrence.own(state))
         if self.enters == "merge":
             h = torch.tanh(self.merge(h) + state["image"])
         return h, {**state, **after}

@@ -30,6 +30,7 @@ from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.packing import Packing
 from captioner.models.standardise import Positions
+from captioner.models.unroll import laid_out
 
 POSITIONS = ("learned", "sinusoidal")
 
@@ -236,9 +237,12 @@ class Transformer(nn.Module):
             pasts.append(past)
         return self.output(self.norm(x)), {**state, "past": torch.stack(pasts, dim=1)}
 
+    @torch.no_grad()
     def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """``step``: nothing of a word can be computed before its place is known."""
-        return self.step
+        """``step`` for one decoding, in evaluation mode."""
+        copied = laid_out(self)
+        copied.words = self.words  # rows of tied weights are read as they lie
+        return torch.no_grad()(copied.step)
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
         """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.
