@@ -61,7 +61,7 @@ def test_eight_images_are_memorised(which: str) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
-        if logits.softmax(1).gather(1, targets[:, None]).min() > 0.97:
+        if logits.softmax(1).gather(1, targets[:, None]).min() > 0.9:
             break
     decoder.eval()
     for beam_size in (1, 3):
@@ -71,7 +71,7 @@ def test_eight_images_are_memorised(which: str) -> None:
                 decoder.start(images),
                 start=words.start,
                 end=words.end,
-                options=DecodingOptions(beam_size=beam_size),
+                options=DecodingOptions(beam_size=beam_size, early_stopping=False),
                 banned=(words.pad, words.start, words.unknown),
             )
         assert [tokenizer.decode(best[0].tokens) for best in found] == [
