@@ -1,4 +1,4 @@
-"""The losses of training, and of a look at dev.
+"""The losses of training, and of a look at dev; a penalty for decoders that attend.
 
     cross-entropy       -Σ_n Σ_v q_nv log p_nv / N      p = softmax(logits)
                         q_nv = 1 - ε at the target, and ε / V everywhere
@@ -11,12 +11,15 @@ A_n the advantage of the caption that word n belongs to (Williams, 1992).
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+if TYPE_CHECKING:
+    from captioner.models.packing import Packing
 
 log = logging.getLogger(__name__)
 
@@ -121,3 +124,16 @@ class _InPlace(torch.autograd.Function):
         # Most often the loss is what is differentiated: then it is done already.
         gradient = gradient if of_loss == 1 else gradient * of_loss.to(gradient.dtype)
         return gradient, None, None, None, None
+
+
+def doubly_stochastic(weights: Tensor, packing: Packing) -> Tensor:
+    """The mean of (1 - Σ_t α_ti)² over captions and positions: look everywhere once in a caption.
+
+    Of Xu et al., 2015, who sum over positions beside a log-likelihood summed over words.
+
+    Args:
+        weights: of the real words, [N, P], each row's sum being 1 (or less, beside a sentinel).
+        packing: the captions that they belong to.
+    """
+    sums = weights.new_zeros(len(packing.order), weights.shape[1])  # [B, P]
+    return (1 - sums.index_add(0, packing.rows, weights)).square().mean()

@@ -27,6 +27,7 @@ from captioner.losses import IGNORED, cross_entropy
 from captioner.metrics import score
 from captioner.metrics.diversity import repeated_bigrams
 from captioner.models import CaptioningModel, generate, steppers
+from captioner.models.packing import Packing
 from captioner.objectives import Objective, chosen
 from captioner.schedules import Schedule
 from captioner.tokenizers import Tokenizer
@@ -130,6 +131,7 @@ class LitCaptioner(lightning.LightningModule):
         )
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.decoding, self.objective = decoding, objective
+        objective.accept(model)
         self.lr, self.encoder_lr, self.weight_decay = lr, encoder_lr, weight_decay
         self.word_vectors = word_vectors
         if freeze_words:
@@ -195,8 +197,11 @@ class LitCaptioner(lightning.LightningModule):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         groups = []
         for part, lr in ((self.model.decoder, self.lr), (self.model.encoder, self.encoder_lr)):
-            learned = [(m, p) for m in part.modules() for p in m.parameters(recurse=False)]
-            learned = [(m, p) for m, p in learned if self._first_step(p) is not None]
+            owners: dict[nn.Parameter, nn.Module] = {}  # of tied weights the first: the embedding
+            for module in part.modules():
+                for parameter in module.parameters(recurse=False):
+                    owners.setdefault(parameter, module)
+            learned = [(m, p) for p, m in owners.items() if self._first_step(p) is not None]
             matrices = [p for m, p in learned if p.ndim > 1 and not isinstance(m, nn.Embedding)]
             others = [p for m, p in learned if p.ndim <= 1 or isinstance(m, nn.Embedding)]
             for parameters, decay in ((matrices, self.weight_decay), (others, 0.0)):
@@ -214,11 +219,13 @@ class LitCaptioner(lightning.LightningModule):
         features = self.model.encode(batch.source)
         images = len(batch.records)
         # Each caption once with its own image and once with its neighbour's.
+        packing = Packing.of((batch.targets != IGNORED).sum(1))
+        targets = packing.pack(batch.targets)  # [N], of real words only
         for name, rows in (("right", batch.rows), ("shuffled", (batch.rows + 1) % images)):
-            logits = self.model.decoder(features.rows(rows), batch.inputs)
-            total = cross_entropy(logits, batch.targets, label_smoothing=0.0, reduction="sum")
+            logits = self.model.decoder(features.rows(rows), batch.inputs, packing)
+            total = cross_entropy(logits, targets, label_smoothing=0.0, reduction="sum")
             self._dev.loss[name] += total.item()
-        self._dev.words += int((batch.targets != IGNORED).sum())
+        self._dev.words += len(targets)
         found = generate([self.model], [features], self.tokenizer, self.decoding, steps=self._steps)
         self._dev.found += [best[0] for best in found]
         self._dev.captions += [self.tokenizer.decode(best[0].tokens) for best in found]

@@ -1,13 +1,16 @@
-"""Learning: every cell memorises eight images to their exact captions, decoded freely."""
+"""Learning: every decoder memorises eight images to their exact captions, decoded freely."""
+
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
 
 from captioner.data.datamodule import pad
 from captioner.decoding import DecodingOptions, decode
-from captioner.losses import cross_entropy
-from captioner.models import CELLS, Features
-from captioner.models.recurrent import ShowTell
+from captioner.losses import IGNORED, cross_entropy
+from captioner.models import CELLS, DECODERS, Features
+from captioner.models.packing import Packing
 from captioner.tokenizers import build_tokenizer
 
 CAPTIONS = [
@@ -22,38 +25,53 @@ CAPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("cell", CELLS)
-def test_eight_images_are_memorised(cell: str, layers: int) -> None:
+SIZES = {"embedding_size": 24, "hidden_size": 48, "dropout": 0.0}
+DECODED: dict[str, dict[str, Any]] = {}
+for cell, image, layers in product(CELLS, ("x0", "h0", "every", "merge"), (1, 2)):
+    if layers == 1 or image == "x0":
+        options = {"cell": cell, "image": image, "layers": layers, "tie_weights": image == "every"}
+        DECODED[f"show_tell {image} {cell} {layers}"] = {**SIZES, **options}
+for cell, name in product(CELLS, ("show_attend_tell", "up_down", "adaptive")):
+    score = "dot" if cell == "gru" else "additive"
+    options = {"cell": cell, "score": score, "attention_size": 16}
+    DECODED[f"{name} {cell}"] = {**SIZES, **options}
+SMALL = {"hidden_size": 48, "heads": 4, "layers": 2, "feedforward_size": 96, "dropout": 0.0}
+for positions, grid in product(("learned", "sinusoidal"), (True, False)):
+    options = {"positions": positions, "grid": grid}
+    DECODED[f"transformer {positions} {grid}"] = {**SMALL, **options}
+
+
+@pytest.mark.parametrize("which", DECODED)
+def test_eight_images_are_memorised(which: str) -> None:
     tokenizer = build_tokenizer(CAPTIONS, name="word", min_count=1)
     words = tokenizer.vocabulary
-    decoder = ShowTell(
-        vocabulary_size=len(words),
-        feature_size=10,
-        cell=cell,
-        embedding_size=24,
-        hidden_size=48,
-        layers=layers,
-        dropout=0.0,
-    )
-    images = Features(torch.randn(len(CAPTIONS), 10))
+    component = DECODERS[which.split()[0]]
+    decoder = component(vocabulary_size=len(words), feature_size=10, **DECODED[which])
+    grid = torch.randn(len(CAPTIONS), 4, 10)
+    images = Features(torch.randn(len(CAPTIONS), 10), grid)
     inputs, targets = pad([tokenizer.encode(text) for text in CAPTIONS], tokenizer)
-    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.005)
-    for _ in range(400):
-        loss = cross_entropy(decoder(images, inputs), targets, label_smoothing=0.0)
+    packing = Packing.of((targets != IGNORED).sum(1))
+    targets = packing.pack(targets)
+    lr = 0.002 if which.startswith("transformer") else 0.008
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=lr)
+    for _ in range(500):
+        logits = decoder(images, inputs, packing)
+        loss = cross_entropy(logits, targets, label_smoothing=0.0)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
         optimizer.step()
+        if logits.softmax(1).gather(1, targets[:, None]).min() > 0.9:
+            break
     decoder.eval()
     for beam_size in (1, 3):
         with torch.no_grad():
             found = decode(
-                decoder.step,
+                decoder.stepper(),
                 decoder.start(images),
                 start=words.start,
                 end=words.end,
-                options=DecodingOptions(beam_size=beam_size),
+                options=DecodingOptions(beam_size=beam_size, early_stopping=False),
                 banned=(words.pad, words.start, words.unknown),
             )
         assert [tokenizer.decode(best[0].tokens) for best in found] == [

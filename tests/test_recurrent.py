@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_cells import peer_of
 from torch import nn
 
 from captioner.data.datamodule import IGNORED, pad
@@ -62,6 +63,42 @@ def test_the_image_is_x_0_with_h_and_c_at_zero() -> None:
     h, _ = peer(sequence)  # torch starts at zero
     expected = h[:, 1:] @ decoder.output.weight.T + decoder.output.bias
     torch.testing.assert_close(decoder(images, inputs), expected)
+
+
+@pytest.mark.parametrize("image", ["h0", "every", "merge"])
+@pytest.mark.parametrize("cell", CELLS)
+@torch.no_grad()
+def test_the_image_enters_where_it_is_told_to(cell: str, image: str) -> None:
+    """torch's recurrence of two layers, given what Tanti et al. describe."""
+    decoder = show_tell(cell, image=image, layers=2).eval()
+    decoder.fit(features(20))
+    images, inputs = features(), torch.randint(V, (B, T))
+    standard = (images.pooled - decoder.standardise.mean) * decoder.standardise.scale
+    feature = standard @ decoder.image.weight.T + decoder.image.bias
+    sequence, begin = decoder.words.weight[inputs], None
+    if image == "every":
+        sequence = torch.cat([sequence, feature[:, None].expand(B, T, E)], dim=2)
+    if image == "h0":  # each layer has a part of its own, and so has c
+        parts = [one.view(B, 2, H).transpose(0, 1) for one in feature.tanh().split(2 * H, dim=1)]
+        begin = tuple(parts) if cell == "lstm" else parts[0]
+    h, _ = peer_of(cell, decoder.recurrence, sequence.shape[2], H)(sequence, begin)
+    if image == "merge":
+        h = torch.tanh(h @ decoder.merge.weight.T + feature[:, None])
+    expected = h @ decoder.output.weight.T + decoder.output.bias
+    torch.testing.assert_close(decoder(images, inputs), expected)
+
+
+@torch.no_grad()
+def test_tied_weights_answer_by_the_embeddings() -> None:
+    free, tied = show_tell().eval(), show_tell(tie_weights=True).eval()
+    tied.load_state_dict(
+        {**tied.state_dict(), **free.state_dict(), "output.weight": tied.words.weight}
+    )
+    images, inputs = features(), torch.randint(V, (B, T))
+    free.words.weight.copy_(tied.words.weight)
+    free.output.weight.copy_(tied.words.weight @ tied.narrow.weight)
+    free.output.bias.copy_(tied.words.weight @ tied.narrow.bias + tied.output.bias)
+    torch.testing.assert_close(tied(images, inputs), free(images, inputs))
 
 
 @pytest.mark.parametrize("components", [None, 3, 50])

@@ -11,8 +11,9 @@ import torch
 from captioner import checkpoint, losses
 from captioner.callbacks import ImageMatters, WeightAverage
 from captioner.config import compose
-from captioner.data.datamodule import Bucketed, CaptionDataModule
-from captioner.models import build_model
+from captioner.data.datamodule import Batch, Bucketed, CaptionDataModule
+from captioner.losses import IGNORED
+from captioner.models import Features, build_model
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
 from captioner.objectives import cross_entropy
 from captioner.training import train
@@ -62,19 +63,6 @@ def test_an_interrupted_run_resumes_to_the_bit(
     assert best.scores == other.scores
     logs = (tmp_path / "cut" / "logs" / "csv").glob("*/metrics.csv")
     assert len(list(logs)) == 2  # the log of the first part is kept
-
-
-def test_a_resumed_run_reads_the_features_of_its_own_encoder(tiny, tmp_path, monkeypatch) -> None:
-    """Not those of a network without its pretrained weights, which the checkpoint is to fill."""
-    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
-    bundled = ("encoder=efficientnet_lite0", "encoder.network=efficientnet_lite0")
-    config = compose([*tiny, *bundled, "encoder.pretrained=true", "trainer.max_epochs=1"])
-    train(config, tmp_path / "run")
-    caches = sorted(path.name for path in (tmp_path / "cache").iterdir())
-    assert len(caches) == 1
-    longer = {**config, "trainer": {**config["trainer"], "max_epochs": 2}}
-    train(longer, tmp_path / "run", resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
-    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == caches
 
 
 def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, monkeypatch) -> None:
@@ -316,3 +304,54 @@ def test_only_a_scaled_loss_goes_without_the_fused_optimiser() -> None:
     for precision, fused in (("32-true", True), ("bf16-mixed", True), ("16-mixed", False)):
         module = small_module(f"trainer.precision={precision}")
         assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
+
+
+# Decoders that attend -----------------------------------------------------------------------------
+
+UP_DOWN = (
+    "decoder=up_down",
+    "decoder.embedding_size=16",
+    "decoder.hidden_size=24",
+    "decoder.attention_size=8",
+    "decoder.tie_weights=true",
+)
+
+
+def test_a_decoder_that_attends_trains_and_is_found_again(tiny, tmp_path) -> None:
+    """With tied weights, their average, the penalty and bfloat16; grids come from the cache."""
+    more = ("callbacks.ema=0.9", "training.attention_penalty=0.5", "trainer.precision=bf16-mixed")
+    others = [one for one in tiny if not one.startswith("decoder.")]
+    found = train(compose([*others, *UP_DOWN, *more]), tmp_path / "run")
+    model = checkpoint.read(found.best).model()
+    assert model.decoder.output.weight is model.decoder.words.weight
+    module = LitCaptioner.load_from_checkpoint(found.best)
+    assert module.objective.attention_penalty == 0.5
+    owners = [p for group in module._parameter_groups() for p in group["params"]]
+    assert len(owners) == len(set(owners)) == len([*model.decoder.parameters()])
+
+
+def test_the_penalty_is_added_to_the_loss(tiny) -> None:
+    config = compose([*[one for one in tiny if not one.startswith("decoder.")], *UP_DOWN])
+    torch.manual_seed(3)
+    model = build_model(config["encoder"], config["decoder"], vocabulary_size=11).eval()
+    grid = torch.randn(2, 4, model.encoder.feature_size)
+    targets = torch.tensor([[4, 5, 2], [6, 2, IGNORED]])
+    inputs = torch.tensor([[1, 4, 5], [1, 6, 0]])
+    batch = Batch(Features(grid.mean(1), grid), torch.arange(2), inputs, targets, [])
+    losses = []
+    for penalty in (0.0, 2.0):
+        options = {**config["training"], "attention_penalty": penalty}
+        module = build_module(options, model, None, config, 1, None)
+        module.log = module.log_dict = lambda *unused, **named: None
+        losses.append(module.training_step(batch, 0).item())
+    _, weights = model.decoder.look(batch.source, inputs)
+    sums = [weights[0].sum(0), weights[1, :2].sum(0)]
+    expected = sum((1 - one).square().mean() for one in sums) / 2
+    assert losses[1] - losses[0] == pytest.approx(2 * expected.item(), rel=1e-4)
+
+
+def test_a_penalty_on_attention_needs_attention(tiny) -> None:
+    config = compose(tiny)
+    model = build_model(config["encoder"], config["decoder"], vocabulary_size=11)
+    with pytest.raises(ValueError, match="attends, and ShowTell does not; choose 0"):
+        build_module({"attention_penalty": 1.0}, model, None, config, 1, None)

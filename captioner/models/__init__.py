@@ -15,10 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from captioner.config import make, pick
+from captioner.models.adaptive import Adaptive
 from captioner.models.captioning import CaptioningModel, generate, steppers
 from captioner.models.cells import CELLS
 from captioner.models.encoders import ENCODERS, Encoder, Features, build_encoder
 from captioner.models.recurrent import ShowTell
+from captioner.models.show_attend_tell import ShowAttendTell
+from captioner.models.transformer import Transformer
+from captioner.models.up_down import UpDown
 
 __all__ = [
     "CELLS",
@@ -33,7 +37,13 @@ __all__ = [
     "steppers",
 ]
 
-DECODERS: dict[str, type[Any]] = {"show_tell": ShowTell}
+DECODERS: dict[str, type[Any]] = {
+    "show_tell": ShowTell,
+    "show_attend_tell": ShowAttendTell,
+    "up_down": UpDown,
+    "adaptive": Adaptive,
+    "transformer": Transformer,
+}
 
 
 def build_model(

@@ -27,6 +27,9 @@ class CaptioningModel(nn.Module):
             not learned by gradient, and ``uses_grid``. With a ``Packing`` as its third argument,
             ``forward`` answers real words only: ``packing.pack`` of the logits it would give
             without, [N, V].
+            A state is a dict of tensors, rows first: rows are reordered and repeated by indexing.
+            ``attends`` says whether there is ``look(features, inputs, packing)``, which gives the
+            logits of ``forward`` and where the decoder looked for each word, [B, T, P] or [N, P].
     """
 
     def __init__(self, encoder: Encoder, decoder: Any) -> None:

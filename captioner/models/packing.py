@@ -48,6 +48,14 @@ class Packing(NamedTuple):
         steps, places = real.nonzero(as_tuple=True)  # [N], time after time
         return cls(order, tuple(real.sum(1).tolist()), order[places], steps)
 
+    @classmethod
+    def whole(cls, inputs: Tensor) -> Packing:
+        """The packing of inputs [B, T] that takes every place for a real word."""
+        rows, steps = inputs.shape
+        order = torch.arange(rows, device=inputs.device)
+        times = torch.arange(steps, device=inputs.device)
+        return cls(order, (rows,) * steps, order.repeat(steps), times.repeat_interleave(rows))
+
     def pack(self, padded: Tensor) -> Tensor:
         """The real words of a padded batch: [B, T, ...] -> [N, ...]."""
         return padded.flatten(0, 1).index_select(0, self.rows * padded.shape[1] + self.steps)
@@ -56,3 +64,7 @@ class Packing(NamedTuple):
         """Back to rows as they came, zeros past their ends: [N, ...] -> [B, T, ...]."""
         padded = packed.new_zeros(len(self.order), len(self.sizes), *packed.shape[1:])
         return padded.index_put((self.rows, self.steps), packed)
+
+    def unflatten(self, packed: Tensor) -> Tensor:
+        """``pad`` of a ``whole`` packing, as a view: [T * B, ...] -> [B, T, ...]."""
+        return packed.unflatten(0, (len(self.sizes), len(self.order))).transpose(0, 1)

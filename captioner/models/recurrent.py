@@ -1,4 +1,4 @@
-"""Recurrent decoders.
+"""Recurrent decoders without attention.
 
 ShowTell is the Neural Image Caption generator (Vinyals et al., "Show and Tell", CVPR 2015): the
 image is the first word the network reads.
@@ -7,6 +7,15 @@ image is the first word the network reads.
     X_t     = W_e word_{t-1}                    word_0 = <start>
     h_t     = cell(X_t, h_{t-1})
     p_t     = softmax(W_p h_t + b_p)            until <end>
+
+There are three other places where the image may enter (Tanti et al., "Where to put the image in an
+image caption generator", 2018, compare them); then X_0 is left out:
+
+    h0      h_{-1}, c_{-1} = tanh(W_I feature + b_I)                    init-inject (Devlin 2015)
+    every   X_t = [W_e word_{t-1}; W_I feature + b_I]                   par-inject (Donahue 2015)
+    merge   p_t = softmax(W_p tanh(W_m h_t + W_I feature + b) + b_p)    merge (Mao 2015, m-RNN)
+
+Tied weights take W_e for W_p (Press & Wolf, EACL 2017), after a projection where H is not E.
 
 Nothing in it knows that the feature came from a picture: with a sentence as X_0 the same network
 translates, with a zero vector it is a language model.
@@ -21,55 +30,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from captioner.models.cells import State
+from captioner.config import unknown
+from captioner.models.cells import CELLS, State
 from captioner.models.encoders import Features
 from captioner.models.packing import Packing
+from captioner.models.standardise import Standardise
 from captioner.models.unroll import Recurrence, laid_out
 
+IMAGES = ("x0", "h0", "every", "merge")
 
-class Standardise(nn.Module):
-    """Features with mean 0 and variance 1, by dimension or by principal component.
-
-        x -> (x - μ) / σ            each of the D dimensions by itself
-        x -> (x - μ) V / sqrt(λ)    λ, V: the K largest eigenvalues of the covariance, whitening
-
-    Encoders differ widely in scale, and X_0 would be heard late beside the words where the features
-    are small. The statistics are those of training images (``fit``) and do not learn.
-
-    Args:
-        feature_size: D.
-        components: K, at most D; None takes the dimensions as they are.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, feature_size: int, components: int | None) -> None:
-        super().__init__()
-        self.width = feature_size if components is None else min(components, feature_size)
-        self.whitens = components is not None
-        self.register_buffer("mean", torch.zeros(feature_size))
-        scale = torch.eye(feature_size)[:, : self.width] if self.whitens else torch.ones(self.width)
-        self.register_buffer("scale", scale.contiguous())  # [D, K], or [D]
-
-    @torch.no_grad()
-    def fit(self, features: Tensor) -> None:
-        """Take the statistics from features [n, D] of training images."""
-        features = features.double()
-        centred = features - features.mean(0)
-        self.mean.copy_(features.mean(0))
-        if self.whitens:
-            values, vectors = torch.linalg.eigh(centred.T @ centred / len(features))  # rising
-            values, vectors = values[-self.width :], vectors[:, -self.width :]
-            self.scale.copy_(vectors / values.clamp_min(1e-4 * values[-1] + 1e-12).sqrt())
-        else:
-            variance = centred.square().mean(0)
-            self.scale.copy_((variance + 1e-4 * variance.mean() + 1e-12).rsqrt())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Standardise features: [B, D] -> [B, K], or [B, D]."""
-        centred = features - self.mean
-        return centred @ self.scale if self.whitens else centred * self.scale
+OneStep = Callable[[Tensor, State], tuple[Tensor, State]]
+"""Tokens, or what is made of them, and the state before -> an answer and the state after."""
 
 
 class ShowTell(nn.Module):
@@ -78,6 +49,7 @@ class ShowTell(nn.Module):
     Args:
         vocabulary_size: V.
         feature_size: D, width of the encoder's features.
+        image: where the image enters, a name in ``IMAGES``.
         regions: 1 reads the encoder's pooled feature; R the means of R x R regions of its grid,
             side by side, so that X_0 knows where things are.
         components: K, to read the feature by its principal components (``Standardise``).
@@ -85,14 +57,21 @@ class ShowTell(nn.Module):
         embedding_size: E, width of a word and of X_0.
         hidden_size: H.
         layers: L.
-        dropout: share dropped from words, X_0, h and between layers while training, [0, 1).
+        dropout: share dropped from words, the image, h and between layers while training, [0, 1).
+        tie_weights: the words' embeddings are the rows of W_p as well.
+
+    Raises:
+        ValueError: a value out of range.
     """
+
+    attends = False
 
     def __init__(
         self,
         *,
         vocabulary_size: int,
         feature_size: int,
+        image: str = "x0",
         regions: int = 1,
         components: int | None = None,
         cell: str = "lstm",
@@ -100,30 +79,44 @@ class ShowTell(nn.Module):
         hidden_size: int = 512,
         layers: int = 1,
         dropout: float = 0.5,
+        tie_weights: bool = False,
     ) -> None:
         super().__init__()
         for name, value in (("regions", regions), ("components", components)):
             if value is not None and value < 1:
                 raise ValueError(f"decoder.{name}={value} is not accepted; choose 1 or more")
+        if image not in IMAGES:
+            raise unknown("decoder.image", image, IMAGES)
+        self.enters = image
         self.regions = regions
         self.uses_grid = regions > 1
         self.standardise = Standardise(feature_size * regions**2, components)
-        self.image = nn.Linear(self.standardise.width, embedding_size)
+        states = len(CELLS[cell].state_names) * layers * hidden_size
+        width = {"h0": states, "merge": hidden_size}.get(image, embedding_size)
+        self.image = nn.Linear(self.standardise.width, width)
         self.words = nn.Embedding(vocabulary_size, embedding_size)
         self.recurrence = Recurrence(
             cell=cell,
-            input_size=embedding_size,
+            input_size=embedding_size * (2 if image == "every" else 1),
             hidden_size=hidden_size,
             layers=layers,
             dropout=dropout,
         )
-        self.output = nn.Linear(hidden_size, vocabulary_size)
+        if image == "merge":
+            self.merge = nn.Linear(hidden_size, hidden_size, bias=False)
+        narrows = tie_weights and hidden_size != embedding_size
+        self.narrow = nn.Linear(hidden_size, embedding_size) if narrows else nn.Identity()
+        self.output = nn.Linear(embedding_size if narrows else hidden_size, vocabulary_size)
+        if tie_weights:
+            self.output.weight = self.words.weight
         self.dropout = nn.Dropout(dropout)
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
 
+    # The image --------------------------------------------------------------------------------
+
     def read_image(self, features: Features) -> Tensor:
-        """X_0 [B, E], the projected feature of each image."""
+        """The projected feature of each image: X_0 [B, E], or as wide as it must be elsewhere."""
         return self.image(self.standardise(self.read(features)))
 
     def read(self, features: Features) -> Tensor:
@@ -146,31 +139,71 @@ class ShowTell(nn.Module):
         """Fit what is not learned by gradient to features of training images."""
         self.standardise.fit(self.read(features))
 
+    # Step by step -----------------------------------------------------------------------------
+
     def start(self, features: Features) -> State:
-        """The state after the network has read the image as X_0, h and c being zero before."""
-        x0 = self.dropout(self.read_image(features))  # [B, E]
-        _, state = self.recurrence.step(x0, self.recurrence.zeros(len(x0)))
-        return state
+        """The state before <start>, when the network has read what it reads of the image once.
+
+        That is all of it as X_0, or as h and c. Otherwise the state carries what the image adds
+        to every step: ``image``, [B, gates * H] or, where it is merged, [B, H].
+        """
+        image = self.dropout(self.read_image(features))  # [B, E]
+        if self.enters == "h0":
+            return self.recurrence.filled(torch.tanh(image))
+        nothing = self.recurrence.zeros(len(image))
+        if self.enters == "x0":
+            return self.recurrence.step(image, nothing)[1]
+        if self.enters == "every":
+            image = functional.linear(image, self._halves()[1])  # [B, gates * H]
+        return {**nothing, "image": image}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
-        h, state = self.recurrence.step(self.dropout(self.words(tokens)), state)
-        return self.output(self.dropout(h)), state
+        h, state = self._advance(self._project(self.dropout(self.words(tokens))), state)
+        return self._answer(h), state
 
     @torch.no_grad()
-    def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
+    def stepper(self) -> OneStep:
         """``step`` for one decoding, in evaluation mode: W_x of every word is computed once.
 
         A word's projected input is then a row of a table [V, gates * H].
         """
-        table = self.recurrence.project(self.words.weight)  # [V, gates * H]
-        advance, output = self.recurrence.stepper(), laid_out(self.output)
+        table = self._project(self.words.weight)  # [V, gates * H]
+        copied, advance = laid_out(self), self.recurrence.stepper()
 
+        @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            h, state = advance(table[tokens], state)
-            return output(h), state
+            h, state = copied._advance(table[tokens], state, advance)
+            return copied._answer(h), state
 
         return step
+
+    def _advance(
+        self, projected: Tensor, state: State, advance: OneStep | None = None
+    ) -> tuple[Tensor, State]:
+        """One step from projected words [B, gates * H] -> what is answered from [B, H], state."""
+        if self.enters == "every":
+            projected = projected + state["image"]
+        h, after = (advance or self.recurrence.advance)(projected, self.recurrence.own(state))
+        if self.enters == "merge":
+            h = torch.tanh(self.merge(h) + state["image"])
+        return h, {**state, **after}
+
+    def _project(self, words: Tensor) -> Tensor:
+        """What the first layer makes of words: [..., E] -> [..., gates * H]."""
+        if self.enters != "every":
+            return self.recurrence.project(words)
+        of_words, _ = self._halves()
+        return functional.linear(words, of_words, self.recurrence.first.of_input.bias)
+
+    def _halves(self) -> tuple[Tensor, ...]:
+        """W_x of the word and of the image, each [gates * H, E]."""
+        return self.recurrence.first.of_input.weight.chunk(2, dim=1)
+
+    def _answer(self, h: Tensor) -> Tensor:
+        return self.output(self.narrow(self.dropout(h)))
+
+    # Whole captions ---------------------------------------------------------------------------
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
         """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.
@@ -178,14 +211,24 @@ class ShowTell(nn.Module):
         Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
         are read and answered: logits [N, V], in its order.
         """
-        x0 = self.read_image(features)  # [B, E]
-        nothing = self.recurrence.zeros(len(x0))
-        if packing is None:
-            sequence = torch.cat([x0.unsqueeze(1), self.words(inputs)], dim=1)  # [B, 1 + T, E]
-            h, _ = self.recurrence(self.dropout(sequence), nothing)
-            return self.output(self.dropout(h[:, 1:]))  # [B, T, V]: X_0 is read, not answered
-        words = self.words(packing.pack(inputs))  # [N, E]
-        sequence = torch.cat([x0[packing.order], words])  # [B + N, E]: every X_0, then every word
-        sizes = (len(x0), *packing.sizes)
-        h, _ = self.recurrence(self.dropout(sequence), nothing, sizes=sizes)
-        return self.output(self.dropout(h[len(x0) :]))  # [N, V]
+        whole = packing or Packing.whole(inputs)
+        image = self.read_image(features)  # [B, E]
+        words = self.words(whole.pack(inputs))  # [N, E]
+        if self.enters == "x0":  # every X_0 first, which is read, not answered
+            sequence = self.dropout(torch.cat([image[whole.order], words]))  # [B + N, E]
+            sizes = (len(image), *whole.sizes)
+            h, _ = self.recurrence(sequence, self.recurrence.zeros(len(image)), sizes=sizes)
+            h = h[len(image) :]  # [N, H]
+        else:
+            h = self._read(self.dropout(image), self.dropout(words), whole)
+        return self._answer(whole.unflatten(h) if packing is None else h)
+
+    def _read(self, image: Tensor, words: Tensor, packing: Packing) -> Tensor:
+        """Words [N, E] beside the images that they belong to -> [N, H]."""
+        state = self.recurrence.zeros(len(image))
+        if self.enters == "h0":
+            state = self.recurrence.filled(torch.tanh(image[packing.order]))
+        if self.enters == "every":
+            words = torch.cat([words, image[packing.rows]], dim=1)  # [N, 2 * E]
+        h, _ = self.recurrence(words, state, sizes=packing.sizes)
+        return torch.tanh(self.merge(h) + image[packing.rows]) if self.enters == "merge" else h

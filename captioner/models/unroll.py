@@ -62,9 +62,27 @@ class Recurrence(nn.Module):
         """The state before the first step: each tensor [rows, L, H], all zero."""
         return _stack([cell.zeros(rows) for cell in self._layers()])
 
+    def filled(self, values: Tensor) -> State:
+        """The state that has these values, [rows, tensors * L * H], in the order of ``zeros``."""
+        zeros = self.zeros(len(values))
+        parts = values.chunk(len(zeros), dim=1)  # [rows, L * H] each
+        return {
+            name: part.reshape(zero.shape).to(zero.dtype)
+            for (name, zero), part in zip(zeros.items(), parts)
+        }
+
+    def own(self, state: State) -> State:
+        """The tensors of a decoder's state that are this recurrence's."""
+        return {name: state[name] for name in self.first.state_names}
+
+    @property
+    def first(self) -> Cell:
+        """The cell that reads the inputs."""
+        return self._layers()[0]
+
     def project(self, inputs: Tensor) -> Tensor:
         """What the first layer makes of any inputs: [..., input_size] -> [..., gates * H]."""
-        return self._layers()[0].project(inputs)
+        return self.first.project(inputs)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """One step: x [B, input_size] -> h of the top layer [B, H], and the state after."""

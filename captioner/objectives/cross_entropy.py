@@ -17,7 +17,7 @@ from torch import Tensor
 from captioner.config import check_range
 from captioner.data.datamodule import Batch
 from captioner.decoding import DecodingOptions
-from captioner.losses import IGNORED, cross_entropy
+from captioner.losses import IGNORED, cross_entropy, doubly_stochastic
 from captioner.models import CaptioningModel, Features
 from captioner.models.packing import Packing
 from captioner.objectives.objective import Objective, Outcome
@@ -35,6 +35,8 @@ class CrossEntropy(Objective):
             (Szegedy et al., 2016).
         scheduled_sampling: share of the words read that are the model's own at the training's end,
             rising from 0 along a line, [0, 1]. Words are then read one after the other.
+        attention_penalty: weight of ``losses.doubly_stochastic`` beside the cross-entropy; for
+            decoders that attend.
     """
 
     def __init__(
@@ -44,23 +46,45 @@ class CrossEntropy(Objective):
         *,
         label_smoothing: float = 0.1,
         scheduled_sampling: float = 0.0,
+        attention_penalty: float = 0.0,
     ) -> None:
         super().__init__(tokenizer, decoding)
         check_range("training.label_smoothing", label_smoothing, 0.999)
         check_range("training.scheduled_sampling", scheduled_sampling, 1.0)
+        check_range("training.attention_penalty", attention_penalty)
+        if scheduled_sampling and attention_penalty:
+            raise ValueError(
+                "training.attention_penalty and training.scheduled_sampling do not go together; "
+                "set one of them to 0"
+            )
         self.label_smoothing, self.scheduled_sampling = label_smoothing, scheduled_sampling
+        self.attention_penalty = attention_penalty
+
+    def accept(self, model: CaptioningModel) -> None:
+        if self.attention_penalty and not model.decoder.attends:
+            raise ValueError(
+                f"training.attention_penalty={self.attention_penalty} needs a decoder that attends,"
+                f" and {type(model.decoder).__name__} does not; choose 0, or another decoder"
+            )
 
     def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
         packing = Packing.of((batch.targets != IGNORED).sum(1))
+        features = model.encode(batch.source)
         share = self.scheduled_sampling * done
+        penalty: Tensor | None = None
         if share:
-            features = model.encode(batch.source)
             logits = read_own_words(model.decoder, features, batch.inputs, packing, share=share)
+        elif self.attention_penalty:
+            logits, weights = model.decoder.look(features, batch.inputs, packing)
+            if features.grid is not None:
+                weights = weights[:, : features.grid.shape[1]]  # without a sentinel's
+            penalty = self.attention_penalty * doubly_stochastic(weights, packing)
         else:
-            logits = model(batch.source, batch.inputs, packing)  # [N, V], of real words only
+            logits = model(features, batch.inputs, packing)  # [N, V], of real words only
         targets = packing.pack(batch.targets)  # [N]
         smoothing = self.label_smoothing
-        return Outcome(cross_entropy(logits, targets, label_smoothing=smoothing, in_place=True), {})
+        loss = cross_entropy(logits, targets, label_smoothing=smoothing, in_place=True)
+        return Outcome(loss if penalty is None else loss + penalty, {})
 
 
 def read_own_words(

@@ -40,6 +40,14 @@ class Objective(ABC):
     def __init__(self, tokenizer: Tokenizer, decoding: DecodingOptions) -> None:
         self.tokenizer, self.decoding = tokenizer, decoding
 
+    def accept(self, model: CaptioningModel) -> None:
+        """Look at the model that is to be trained.
+
+        Raises:
+            ValueError: an option does not fit it.
+        """
+        return None
+
     def prepare(self, records: Sequence[Record]) -> None:
         """Hear of the training images, once, before the first batch."""
         return None

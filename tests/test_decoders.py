@@ -1,0 +1,229 @@
+"""Every decoder in every variant keeps the contract: forward, step, stepper, packing, decoding."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from captioner import config
+from captioner.decoding import DecodingOptions, decode
+from captioner.losses import IGNORED, cross_entropy
+from captioner.models import CELLS, DECODERS, Features
+from captioner.models.packing import Packing
+
+B, T, V, D, E, H, P = 3, 5, 11, 8, 7, 6, 4
+SIZES: dict[str, Any] = {"embedding_size": E, "hidden_size": H, "dropout": 0.0}
+ATTENDING = {**SIZES, "attention_size": 5}
+SMALL = {"hidden_size": H, "heads": 3, "feedforward_size": 9, "layers": 2, "dropout": 0.0}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"show_tell {image} {cell} {'tied' if tied else ''}": {
+        **SIZES, "name": "show_tell", "image": image, "cell": cell, "tie_weights": tied,
+        "layers": 2 if tied else 1,
+    }
+    for image, cell, tied in product(("x0", "h0", "every", "merge"), CELLS, (False, True))
+}  # fmt: skip
+for name, option in (
+    ("show_attend_tell", "deep_output"),
+    ("adaptive", "sentinel"),
+    ("up_down", "tie_weights"),
+):
+    for cell, score, on in product(CELLS, ("additive", "dot"), (False, True)):
+        label = f"{name} {cell} {score} {option if on else ''}"
+        VARIANTS[label] = {**ATTENDING, "name": name, "cell": cell, "score": score, option: on}
+    VARIANTS[f"{name} two layers, tied"] = {
+        **ATTENDING, "name": name, "layers": 2, "tie_weights": True, "components": 3
+    }  # fmt: skip
+for positions, grid in product(("learned", "sinusoidal"), (False, True)):
+    options = {"positions": positions, "grid": grid, "tie_weights": grid}
+    VARIANTS[f"transformer {positions} {grid}"] = {**SMALL, "name": "transformer", **options}
+WHICH = pytest.mark.parametrize("variant", VARIANTS)
+LOOKING = pytest.mark.parametrize("variant", [v for v in VARIANTS if "show_tell" not in v])
+
+
+def build(variant: str, **changes: Any) -> Any:
+    options = {**VARIANTS[variant], **changes}
+    component = DECODERS[options.pop("name")]
+    decoder = component(vocabulary_size=V, feature_size=D, **options).double()
+    decoder.fit(features(30))
+    return decoder.eval()
+
+
+def features(rows: int = B) -> Features:
+    grid = 3 * torch.randn(rows, P, D, dtype=torch.float64) + 1
+    return Features(grid.mean(1) + 0.1, grid)
+
+
+def step_by_step(step: Any, state: dict[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    found = []
+    for tokens in inputs.T:
+        logits, state = step(tokens, state)
+        found.append(logits)
+    return torch.stack(found, dim=1)
+
+
+@WHICH
+def test_forward_equals_start_and_repeated_step(variant: str) -> None:
+    decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
+    expected = step_by_step(decoder.step, decoder.start(images), inputs)
+    torch.testing.assert_close(decoder(images, inputs), expected)
+    found = step_by_step(decoder.stepper(), decoder.start(images), inputs)
+    torch.testing.assert_close(found, expected)
+    other = decoder(images.rows(torch.tensor([1, 2, 0])), inputs)
+    assert (other - expected).abs().amax(dim=(1, 2)).min() > 1e-6  # every image is heard
+
+
+@WHICH
+def test_packed_equals_padded_in_logits_and_gradients(variant: str) -> None:
+    decoder, images = build(variant), features()
+    inputs, lengths = torch.randint(V, (B, T)), torch.tensor([2, 5, 4])
+    targets = torch.randint(V, (B, T)).masked_fill(torch.arange(T) >= lengths[:, None], IGNORED)
+    packing = Packing.of(lengths)
+    padded = decoder(images, inputs)
+    loss = cross_entropy(padded, targets, label_smoothing=0.1)
+    learned = tuple(decoder.parameters())
+    expected = torch.autograd.grad(loss, learned)
+    changed = inputs.masked_fill(targets == IGNORED, 3)
+    packed = decoder(images, changed, packing)
+    torch.testing.assert_close(packed, packing.pack(padded))
+    again = cross_entropy(packed, packing.pack(targets), label_smoothing=0.1)
+    for found, right in zip(torch.autograd.grad(again, learned), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+
+
+@LOOKING
+def test_weights_are_of_real_words_and_sum_to_one(variant: str) -> None:
+    decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
+    packing = Packing.of(torch.tensor([2, 5, 4]))
+    logits, weights = decoder.look(images, inputs)
+    positions = (P if decoder.uses_grid else 1) + getattr(decoder, "sentinel", False)
+    assert weights.shape == (B, T, positions)
+    assert (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(B, T, dtype=torch.float64))
+    torch.testing.assert_close(logits, decoder(images, inputs))
+    packed_logits, packed = decoder.look(images, inputs, packing)
+    torch.testing.assert_close(packed_logits, packing.pack(logits))
+    torch.testing.assert_close(packed, packing.pack(weights))
+    assert (packing.pad(packed)[0, 2:] == 0).all()  # nothing is looked at past a caption's end
+
+
+@LOOKING
+def test_positions_may_come_in_any_order(variant: str) -> None:
+    decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
+    order = torch.tensor([2, 0, 3, 1])
+    logits, weights = decoder.look(images, inputs)
+    moved = Features(images.pooled, images.grid[:, order])
+    found, of_moved = decoder.look(moved, inputs)
+    torch.testing.assert_close(found, logits)
+    if decoder.uses_grid:
+        torch.testing.assert_close(of_moved[..., :P], weights[..., :P][..., order])
+
+
+STRATEGIES = {
+    "greedy": {},
+    "beam": {"beam_size": 4, "captions": 3},
+    "groups": {"beam_size": 4, "groups": 2, "captions": 2},
+    "sample": {"temperature": 1.0, "captions": 3},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "variant", [v for v in VARIANTS if v.startswith("transformer") or "lstm" in v]
+)
+def test_decoded_captions_have_their_teacher_forced_probabilities(
+    variant: str, strategy: str
+) -> None:
+    """However rows are reordered and repeated, each reads its own image and its own past."""
+    decoder, images = build(variant), features()
+    with torch.no_grad():
+        decoder.output.weight.mul_(5)  # so that captions differ
+        options = DecodingOptions(max_length=6, **STRATEGIES[strategy])
+        found = decode(decoder.stepper(), decoder.start(images), start=1, end=2, options=options)
+        for row, hypotheses in enumerate(found):
+            for one in hypotheses:
+                words = [*one.tokens, *([2] if one.finished else [])]
+                inputs = torch.tensor([[1, *words[:-1]]])
+                logits = decoder(images.rows(torch.tensor([row])), inputs)
+                right = logits.log_softmax(-1)[0, range(len(words)), words]
+                torch.testing.assert_close(
+                    torch.tensor(one.log_probs), right.float(), rtol=1e-4, atol=1e-4
+                )
+
+
+@WHICH
+def test_scale_and_shift_of_features_change_nothing(variant: str) -> None:
+    decoder, images, inputs = build(variant), features(30), torch.randint(V, (30, T))
+    decoder.fit(images)
+    expected = decoder(images, inputs)
+    scaled = Features(*(100 * one + 7 for one in images))
+    decoder.fit(scaled)
+    torch.testing.assert_close(decoder(scaled, inputs), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "gru" not in v and "rnn" not in v])
+def test_bfloat16_stays_near(variant: str) -> None:
+    decoder = build(variant).float()
+    images = Features(*(one.float() for one in features()))
+    inputs, packing = torch.randint(V, (B, T)), Packing.of(torch.tensor([2, 5, 4]))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = decoder(images, inputs, packing)
+        state = decoder.start(images)
+        for tokens in inputs.T[:2]:
+            logits, state = decoder.step(tokens, state)
+    torch.testing.assert_close(found.float(), decoder(images, inputs, packing), atol=0.05, rtol=0.1)
+    torch.testing.assert_close(logits.float(), decoder(images, inputs)[:, 1], atol=0.05, rtol=0.1)
+    found.float().square().sum().backward()
+    assert all(torch.isfinite(one.grad).all() for one in decoder.parameters())
+
+
+@WHICH
+def test_dropout_falls_on_training_alone(variant: str) -> None:
+    decoder, images, inputs = build(variant, dropout=0.5), features(), torch.randint(V, (B, T))
+    assert torch.equal(decoder(images, inputs), decoder(images, inputs))
+    decoder.train()
+    packing = Packing.of(torch.tensor([2, 5, 4]))
+    first, second = (decoder(images, inputs, packing) for _ in range(2))
+    assert (first - second).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["show_attend_tell", "up_down", "adaptive"])
+def test_features_without_a_grid_get_one_line(name: str) -> None:
+    decoder = build(f"{name} two layers, tied")
+    with pytest.raises(ValueError, match="attends to a grid, and these features have none"):
+        decoder.start(Features(features().pooled))
+
+
+def test_tied_weights_are_one_parameter() -> None:
+    for variant, options in VARIANTS.items():
+        decoder = build(variant)
+        tied = options.get("tie_weights", False)
+        assert (decoder.output.weight is decoder.words.weight) is tied
+        names = [name for name, _ in decoder.named_parameters()]
+        assert ("output.weight" in names) is not tied
+        assert hasattr(decoder, "attends") and decoder.attends is hasattr(decoder, "look")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("show_tell", {"image": "x1"}, "decoder.image='x1' is not known; choose x0, h0, every"),
+        ("up_down", {"score": "dott"}, "decoder.score='dott' .*did you mean dot"),
+        ("up_down", {"components": 0}, "decoder.components=0 is not accepted"),
+        ("transformer", {"heads": 7}, "decoder.heads=7 do not share decoder.hidden_size=512"),
+        ("transformer", {"positions": "none"}, "decoder.positions='none' is not known"),
+        ("transformer", {"layers": 0}, "decoder.layers=0"),
+    ],
+)
+def test_a_value_out_of_range_gets_one_line(name: str, options: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        DECODERS[name](vocabulary_size=V, feature_size=D, **options)
+
+
+@pytest.mark.parametrize("name", config.options("decoder"))
+def test_the_values_in_conf_are_the_defaults(name: str) -> None:
+    values = config.compose([f"decoder={name}"])["decoder"]
+    defaults = {n: p.default for n, p in config.arguments(DECODERS[name]).items()}
+    given = ("vocabulary_size", "feature_size")
+    assert values == {"name": name, **{n: v for n, v in defaults.items() if n not in given}}

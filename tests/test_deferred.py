@@ -1,0 +1,106 @@
+"""Deferred gradients of weights against autograd's own, in decoders and in a loop by itself."""
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from test_decoders import B, T, V, build, features
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioner.models import CELLS, Features
+from captioner.models.deferred import deferred
+from captioner.models.packing import Packing
+
+EXACT = {"rtol": 1e-10, "atol": 1e-10}
+NAMES = ("show_attend_tell", "up_down", "adaptive")
+
+
+def gradients(decoder: Any, images: Features, inputs: Tensor, packing: Packing | None) -> list:
+    logits, weights = decoder.look(images, inputs, packing)
+    loss = logits.square().sum() + (1 - weights).square().sum()
+    return [logits, *torch.autograd.grad(loss, tuple(decoder.parameters()))]
+
+
+@pytest.mark.parametrize("packing", [None, Packing.of(torch.tensor([2, 5, 4]))])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("name", NAMES)
+def test_decoders_have_the_gradients_of_the_plain_loop(name: str, cell: str, packing: Any) -> None:
+    decoder = build(f"{name} two layers, tied", cell=cell, hidden_size=16)
+    images, inputs = features(), torch.randint(V, (B, T))
+    found = gradients(decoder, images, inputs, packing)
+    decoder.defers = False
+    for mine, right in zip(found, gradients(decoder, images, inputs, packing), strict=True):
+        torch.testing.assert_close(mine, right, **EXACT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_is_nearer_to_the_exact_gradient_than_the_plain_loop(name: str) -> None:
+    """One product is rounded once, a sum over steps at every step."""
+    decoder = build(f"{name} two layers, tied", hidden_size=64, layers=1).float()
+    images = Features(*(one.float() for one in features()))
+    inputs = torch.randint(V, (B, 20))
+    _, *exact = gradients(decoder, images, inputs, None)
+    errors = []
+    for decoder.defers in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            _, *found = gradients(decoder, images, inputs, None)
+        pairs = zip(found, exact, strict=True)
+        errors.append(torch.stack([(a - b).norm() / b.norm() for a, b in pairs]))
+    assert errors[0].mean() < errors[1].mean()
+    assert errors[0].median() < 0.01
+
+
+def loop(linear: nn.Linear, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    found = []
+    with deferred(sizes, x.device):
+        for rows in sizes:
+            x = torch.tanh(linear(x[:rows]))
+            found.append(x)
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_loop_has_its_gradients_twice_and_in_part(bias: bool) -> None:
+    linear = nn.Linear(6, 6, bias=bias).double()
+    x, sizes = torch.randn(4, 6).double().requires_grad_(), (4, 4, 3, 1)
+    learned = tuple(linear.parameters())
+    plain, states = [], x
+    for rows in sizes:
+        states = torch.tanh(functional.linear(states[:rows], *learned))
+        plain.append(states)
+    expected = torch.autograd.grad(torch.cat(plain).square().sum(), (x, *learned))
+    total = loop(linear, x, sizes).square().sum()
+    for part in (slice(0, 1), slice(None), slice(1, None), slice(None)):
+        found = torch.autograd.grad(total, (x, *learned)[part], retain_graph=True)
+        for mine, right in zip(found, expected[part], strict=True):
+            torch.testing.assert_close(mine, right, **EXACT)
+
+
+def test_only_the_loops_large_weights_wait() -> None:
+    linear = nn.Linear(6, 6)
+    names = []
+    for rows in (2, 50):  # fewer numbers than the weight has, and more
+        y = loop(linear, torch.randn(rows, 6), (rows,))
+        names.append(y.grad_fn.next_functions[0][0].next_functions[0][0].name())
+    assert names[0].startswith("_Step")
+    assert not names[1].startswith("_Step")
+    with torch.no_grad():
+        assert loop(linear, torch.randn(2, 6), (2,)).grad_fn is None
+    outside = linear(torch.randn(2, 6))
+    assert outside.grad_fn.name() == "AddmmBackward0"
+
+
+def test_a_graph_is_freed_with_its_output() -> None:
+    """The garbage collector finds no tensor that only points at itself."""
+    linear = nn.Linear(6, 6)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        loop(linear, torch.randn(2, 6), (2, 2, 2)).sum().backward()
+        gc.collect()
+        assert not [one for one in gc.garbage if isinstance(one, Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
