@@ -28,6 +28,7 @@ from captioner.inspection.sheets import contact_sheet
 from captioner.metrics import METRICS, Scores, image_hash, score
 from captioner.metrics.statistics import FILE
 from captioner.models import Encoder, Features
+from captioner.progress import shown
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def evaluate(
     batches = _batches(captioner, records, loader)
     started = time.monotonic()
     captions: list[Caption] = []
-    for of_encoders in _shown(batches, progress):
+    for of_encoders in shown(batches, "captioning", wanted=progress):
         features = [
             _encoded(encoder, batch.source.to(captioner.device))
             for encoder, batch in zip(captioner.encoders, of_encoders)
@@ -190,13 +191,3 @@ class _Together:
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
         return zip(*self.loaders)
-
-
-def _shown(batches: Iterable[tuple[Batch, ...]], progress: bool) -> Iterable[tuple[Batch, ...]]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not (progress and console.is_terminal):
-        return batches
-    return track(batches, description="captioning", console=console, transient=True)
