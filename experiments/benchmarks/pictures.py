@@ -6,8 +6,8 @@ smallest and the largest. Larger pictures are made from those of the folder by b
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/pictures.py RUN FOLDER --json pictures.json
 
-With --only input (or encoder, features, folder) these tasks alone are measured, and take the place of
-their rows in the JSON file.
+With --only input (or encoder, features, folder) these tasks alone are measured, and take the place
+of their rows in the JSON file.
 """
 
 from __future__ import annotations
