@@ -2,7 +2,8 @@
 
 Each round measures every task once, the usual way and captioner's one after the other, so that a
 busy machine slows them alike; what is reported is the median of the rounds' ratios, with the
-smallest and the largest. Larger pictures are made from those of the folder by bicubic enlargement.
+smallest and the largest, and how many cores other programs took meanwhile. Larger pictures are made
+from those of the folder by bicubic enlargement.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/pictures.py RUN FOLDER --json pictures.json
 
@@ -201,21 +202,28 @@ def cold_start(run: str, file: str) -> dict[str, float]:
     return {**seconds, "captioner --help": time.perf_counter() - started}
 
 
+def elsewhere() -> float:
+    """Seconds of processor time that other programs have taken; Linux tells it."""
+    ticks = [int(one) for one in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and waiting for disks
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
 @torch.inference_mode()
-def measure(tasks: dict[str, Task]) -> dict[str, tuple[float, float]]:
-    """Seconds of the usual way and of captioner's, for every task."""
+def measure(tasks: dict[str, Task]) -> dict[str, tuple[float, float, float]]:
+    """Seconds of the usual way and of captioner's, and cores taken by other programs meanwhile."""
     found = {}
     for name, ways in tasks.items():
-        seconds = []
+        seconds, before = [], elsewhere()
         for way in ways:
             started = time.perf_counter()
             way()
             seconds.append(time.perf_counter() - started)
-        found[name] = (seconds[0], seconds[1])
+        found[name] = (seconds[0], seconds[1], (elsewhere() - before) / sum(seconds))
     return found
 
 
-def summary(rounds: list[dict[str, tuple[float, float]]]) -> list[dict[str, Any]]:
+def summary(rounds: list[dict[str, tuple[float, float, float]]]) -> list[dict[str, Any]]:
     rows = []
     for name in rounds[0]:
         ratios = [one[name][0] / one[name][1] for one in rounds]
@@ -228,19 +236,20 @@ def summary(rounds: list[dict[str, tuple[float, float]]]) -> list[dict[str, Any]
                 "smallest": min(ratios),
                 "largest": max(ratios),
                 "goal": GOALS[name],
+                "other_cores": statistics.median(one[name][2] for one in rounds),
             }
         )
     return rows
 
 
 def show(found: dict[str, Any]) -> None:
-    print("| task | usual (s) | captioner (s) | ratio | smallest to largest | goal |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| task | usual (s) | captioner (s) | ratio | smallest to largest | goal | others |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for row in found["rows"]:
         print(
             f"| {row['task']} | {row['usual_seconds']:.3f} | {row['seconds']:.3f} "
             f"| {row['ratio']:.2f} | {row['smallest']:.2f} to {row['largest']:.2f} "
-            f"| {row['goal'] or ''} |"
+            f"| {row['goal'] or ''} | {row['other_cores']:.2f} |"
         )
     for size, values in found["pixels"].items():
         print(f"{size}: largest {values['largest_pixel']:.0f}, mean {values['mean_pixel']:.2f}")
@@ -252,8 +261,9 @@ def show(found: dict[str, Any]) -> None:
 def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """What was measured before, with what was measured anew in its place."""
     rows = {row["task"]: row for row in (*old.get("rows", ()), *new["rows"])}
+    peaks = [one["about"]["peak_gib"] for one in (old, new) if "about" in one]
     return {
-        "about": new["about"],
+        "about": {**new["about"], "peak_gib": max(peaks)},
         "rows": [rows[task] for task in GOALS if task in rows],
         **{part: {**old.get(part, {}), **new[part]} for part in ("pixels", "cold")},
     }
