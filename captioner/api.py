@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioner import checkpoint
+from captioner import bundle, checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
 from captioner.data.threads import batched, in_order, threads
@@ -111,8 +111,11 @@ class Captioner:
         self._steps: dict[str, list[Step]] = {}  # by precision
 
     @classmethod
-    def load(cls, path: str | Path | Sequence[str | Path], *, device: str = "auto") -> Captioner:
-        """Load a run folder or a checkpoint, or several; see ``captioner.load``."""
+    def load(
+        cls, path: str | Path | Sequence[str | Path] | None = None, *, device: str = "auto"
+    ) -> Captioner:
+        """Load a run, a checkpoint or a bundled model, or several; see ``captioner.load``."""
+        path = bundle.default() if path is None else path
         paths = [path] if isinstance(path, (str, Path)) else list(path)
         if not paths:
             raise ValueError("no checkpoint to load; give a run folder or a checkpoint file")

@@ -20,7 +20,7 @@ from captioner.progress import shown
 def caption_files(
     paths: Sequence[str],
     *,
-    model: Sequence[str],
+    model: Sequence[str] | None = None,
     device: str = "auto",
     batch_size: int = 32,
     format: str = "text",
@@ -31,7 +31,8 @@ def caption_files(
 
     Args:
         paths: files, folders (with all below them), globs, or "-" for a list on standard input.
-        model: a run folder or a checkpoint; several decode together.
+        model: run folders, checkpoints or bundled models, which decode together; None takes the
+            bundled model.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: images at a time.
         format: "text" (path: caption), "json" (a list of objects) or "csv" (with a header).
