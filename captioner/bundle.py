@@ -306,7 +306,8 @@ def card(name: str, content: Mapping[str, Any], size: int) -> str:
 def _card_scores(evaluations: list[dict[str, Any]]) -> list[str]:
     lines = []
     for one in evaluations:
-        lines += [f"## Scores on {one['data']}", "", "| metric | score | signature |"]
+        lines += [f"## Scores on {one['data']}", "", "Of the run, with weights in float32.", ""]
+        lines += ["| metric | score | signature |"]
         lines += ["|---|---:|---|"]
         for metric, score in one["scores"].items():
             signature = one["signatures"].get(metric, "").replace("|", "\\|")

@@ -61,7 +61,9 @@ def _print(found: Sequence[Entry]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", "kind", "model", "data")
+    table = Table()
+    for name in ("name", "kind", "model", "data"):
+        table.add_column(name, overflow="fold")
     for name in ("dev BLEU-4", "MB", "date"):
         table.add_column(name, justify="right")
     for one in found:
