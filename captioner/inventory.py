@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner import bundle, checkpoint
+from captioner.card import decoder_of
 
 SCORE = "dev_bleu4"
 
@@ -83,4 +84,4 @@ def _of_run(folder: Path, file: Path) -> Entry:
 def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: str) -> Entry:
     config = content["config"]
     data, score = Path(config["data"]["root"]).name, content["scores"].get(SCORE)
-    return Entry(name, kind, bundle.decoder_of(config), data, score, size, made)
+    return Entry(name, kind, decoder_of(config), data, score, size, made)
