@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy
@@ -300,6 +301,27 @@ def test_export_evaluate_and_report_by_name(home, run, scenes, capsys) -> None:
     assert "data:image/" in page  # the pictures are found by config.yaml
     assert main(["report", "tiny"]) == 1
     assert "do it with: captioner evaluate tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["evaluate", "t"], {"tiny", "this.txt"}),
+        (["caption", "this.txt", "--model", "t"], {"tiny", "this.txt"}),
+        (["caption", "t"], {"this.txt"}),
+        (["models", "e"], {"export"}),
+    ],
+)
+def test_completion_offers_names(words, expected, home, capsys) -> None:
+    assert main(["completion", "bash"]) == 0
+    Path("this.txt").touch()
+    line = " ".join(map(repr, ["captioner", *words]))
+    query = (
+        f"{capsys.readouterr().out}\nCOMP_WORDS=({line})\nCOMP_CWORD={len(words)}\n"
+        '_captioner 2>/dev/null\nprintf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", query], capture_output=True, text=True)
+    assert set(done.stdout.split()) == expected
 
 
 def test_export_takes_decoding_alone_and_says_what_is_large(
