@@ -180,6 +180,21 @@ def test_training_does_not_go_on_from_a_bundle(home) -> None:
         checkpoint.kept("tiny")
 
 
+def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
+    """The vocabulary and the decoder are the bundle's, the encoder is that of the wheel."""
+    from captioner.config import compose
+    from captioner.training import inherit, train
+
+    given = [f"data.root={scenes}", "resume_weights=tiny", "trainer.max_epochs=1"]
+    given += ["trainer.accelerator=cpu", "logger.tensorboard=false", "training.lr=1e-9"]
+    config = inherit(compose(given), given)
+    made = checkpoint.read(train(config, Path("new")).folder)
+    old = checkpoint.read(run)
+    assert made.tokenizer.as_dict() == old.tokenizer.as_dict()
+    for name, tensor in old.weights.items():
+        torch.testing.assert_close(made.weights[name], tensor, rtol=2e-3, atol=1e-4)
+
+
 def test_an_unknown_name_lists_what_there_is(home) -> None:
     with pytest.raises(FileNotFoundError, match="large: no such run .*; bundled models are tiny$"):
         captioner.load("large")
