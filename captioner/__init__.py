@@ -2,7 +2,7 @@
 
     import captioner
 
-    model = captioner.load("runs/demo")
+    model = captioner.load("runs/demo")  # captioner.load() takes the bundled model
     print(model.caption("photo.jpg").text)
 
 Importing the package is cheap: torch is loaded with the first model.
@@ -57,19 +57,22 @@ if not any(isinstance(finder, _TorchvisionGuard) for finder in sys.meta_path):
     sys.meta_path.insert(0, _TorchvisionGuard())
 
 
-def load(path: str | Path | Sequence[str | Path], *, device: str = "auto") -> Captioner:
+def load(
+    path: str | Path | Sequence[str | Path] | None = None, *, device: str = "auto"
+) -> Captioner:
     """Load a trained captioner.
 
     Args:
-        path: a run folder, or a checkpoint file; or several, which then decode together (their
-            vocabularies must be the same).
+        path: a run folder, a checkpoint file, or the name of a bundled model; or several, which
+            then decode together (their vocabularies must be the same). None takes the bundled model
+            "flickr8k". A path wins over a name where it is a file or a folder with a checkpoint.
         device: "auto" (CUDA or MPS where there is one), "cpu", "cuda", "cuda:1", "mps".
 
     Returns:
         a Captioner; its `caption` method takes paths, PIL images or tensors.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: nothing is there, or no model came with this installation.
         ValueError: not a captioner checkpoint, or a damaged one, or one of a newer format.
     """
     from captioner.api import Captioner

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioner import checkpoint
+from captioner import bundle, checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
 from captioner.data.threads import batched, in_order, threads
@@ -32,7 +32,8 @@ some dozen images, once."""
 _Row = tuple[int, list[Tensor] | ValueError | OSError]
 """The key of an image, and the image as each of the encoders wants it or why it is not there."""
 
-READERS = min(4, os.cpu_count() or 1)
+CORES = os.cpu_count() or 1
+READERS = min(4, CORES)
 """Threads that read image files while the model works."""
 
 
@@ -110,8 +111,11 @@ class Captioner:
         self._steps: dict[str, list[Step]] = {}  # by precision
 
     @classmethod
-    def load(cls, path: str | Path | Sequence[str | Path], *, device: str = "auto") -> Captioner:
-        """Load a run folder or a checkpoint, or several; see ``captioner.load``."""
+    def load(
+        cls, path: str | Path | Sequence[str | Path] | None = None, *, device: str = "auto"
+    ) -> Captioner:
+        """Load a run, a checkpoint or a bundled model, or several; see ``captioner.load``."""
+        path = bundle.default() if path is None else path
         paths = [path] if isinstance(path, (str, Path)) else list(path)
         if not paths:
             raise ValueError("no checkpoint to load; give a run folder or a checkpoint file")
@@ -185,8 +189,9 @@ class Captioner:
     ) -> Iterator[Caption | ValueError | OSError]:
         """Caption images one after the other, whatever their number.
 
-        Of three batches one is read from its files, one encoded and one captioned at a time, by
-        threads of their own: reading and the large operations of a model leave Python's lock.
+        While one batch is captioned, the next are encoded and those after them read from their
+        files, by threads of their own: reading and the large operations of a model leave Python's
+        lock. Several batches are encoded side by side where torch leaves cores free.
 
         Args:
             images, batch_size, options: as for ``caption``.
@@ -200,14 +205,24 @@ class Captioner:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not accepted; choose 1 or more")
         self.decoding(**options)  # told before the work starts
-        with threads(READERS) as readers, threads(1) as encoders:
-            read = in_order(readers, self._read, enumerate(images), ahead=2 * batch_size)
-            batches = in_order(encoders, self._encode_read, batched(read, batch_size), ahead=1)
+        several = self._batches_at_once()
+        with threads(READERS) as readers, threads(several) as encoders:
+            ahead = (1 + several) * batch_size
+            read = in_order(readers, self._read, enumerate(images), ahead=ahead)
+            batches = in_order(
+                encoders, self._encode_read, batched(read, batch_size), ahead=several
+            )
             for rows, features in batches:
                 keys = [key for key, one in rows if not isinstance(one, Exception)]
                 found = iter(self.caption_features(features, keys=keys, **options) if keys else ())
                 for _, one in rows:
                     yield one if isinstance(one, (ValueError, OSError)) else next(found)
+
+    def _batches_at_once(self) -> int:
+        """How many batches to encode side by side, with the encoders made ready for it."""
+        for encoder in self.encoders:
+            encoder.make_ready()  # otherwise each of the threads would
+        return max(1, min(4, CORES // torch.get_num_threads())) if self.device.type == "cpu" else 1
 
     def _read(self, numbered: tuple[int, Picture]) -> _Row:
         """The key and the prepared image, or why it cannot be read."""

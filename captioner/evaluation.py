@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from captioner.api import Caption, Captioner, image_key
+from captioner.bundle import MODEL
 from captioner.checkpoint import BEST, run_folder
 from captioner.config import Config, make
 from captioner.data import read_records
@@ -28,6 +29,7 @@ from captioner.inspection.sheets import contact_sheet
 from captioner.metrics import METRICS, Scores, image_hash, score
 from captioner.metrics.statistics import FILE
 from captioner.models import Encoder, Features
+from captioner.progress import shown
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def evaluate(
     batches = _batches(captioner, records, loader)
     started = time.monotonic()
     captions: list[Caption] = []
-    for of_encoders in _shown(batches, progress):
+    for of_encoders in shown(batches, "captioning", wanted=progress):
         features = [
             _encoded(encoder, batch.source.to(captioner.device))
             for encoder, batch in zip(captioner.encoders, of_encoders)
@@ -150,6 +152,8 @@ def signature_context(
 def result_folder(captioner: Captioner, decoding: Config, data: Config, split: str) -> Path:
     """Where an evaluation is written: in the run folder, by data and split, then by decoding.
 
+    That of a bundled model is runs/bundled-NAME in the current directory.
+
     Other checkpoints than the best one, and ensembles (in the folder of the first), are named
     behind an @.
     """
@@ -159,9 +163,25 @@ def result_folder(captioner: Captioner, decoding: Config, data: Config, split: s
         paths = "\n".join(str(path.resolve()) for path in captioner.paths)
         digest = hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()[:6]
         label = f"{label}@ensemble{len(captioner.paths)}-{digest}"
-    elif captioner.paths[0].name != BEST:
+    elif captioner.paths[0].name not in (BEST, MODEL):
         label = f"{label}@{captioner.paths[0].stem}"
     return run_folder(captioner.paths[0]) / "evaluation" / f"{name}-{split}" / label
+
+
+def write_config(captioner: Captioner, data: Config) -> list[Path]:
+    """Leave a bundled model's configuration beside its evaluations, as a run has it, for reports.
+
+    Args:
+        captioner: the model; those of other kinds are left alone.
+        data: with which it was evaluated.
+    """
+    from omegaconf import OmegaConf
+
+    path = captioner.paths[0]
+    if path.name != MODEL:
+        return []
+    text = OmegaConf.to_yaml(OmegaConf.create({**captioner.config, "data": data}))
+    return [write_whole(run_folder(path) / "config.yaml", text)]
 
 
 def _batches(
@@ -190,13 +210,3 @@ class _Together:
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
         return zip(*self.loaders)
-
-
-def _shown(batches: Iterable[tuple[Batch, ...]], progress: bool) -> Iterable[tuple[Batch, ...]]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    if not (progress and console.is_terminal):
-        return batches
-    return track(batches, description="captioning", console=console, transient=True)

@@ -11,6 +11,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from captioner import bundle
 from captioner.metrics import differences
 from captioner.metrics.statistics import FILE, Statistics
 
@@ -89,14 +90,16 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
     """The evaluation folder that is meant by a path.
 
     Args:
-        path: a run folder, whose newest evaluation is meant, those of ensembles and of other
-            checkpoints than the best one (named with @) aside; an evaluation folder; a scores.json.
+        path: a run folder or bundled model, whose newest evaluation is meant, those of ensembles
+            and of other checkpoints than the best one (named with @) aside; an evaluation folder; a
+            scores.json.
         split: consider only a run's evaluations of this split.
         decoding: consider only a run's evaluations with this decoding label, such as beam3-lp0.7.
 
     Raises:
         FileNotFoundError: no such path, or no such evaluation in the run.
     """
+    given, path = path, _evaluated(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run folder, evaluation folder or {SCORES}")
     if path.is_file():
@@ -112,11 +115,26 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
     ]
     if chosen:
         return max(chosen, key=lambda folder: (folder / SCORES).stat().st_mtime_ns)
-    command = f"captioner evaluate {path}" + (f" data.split={split}" if split else "")
+    command = f"captioner evaluate {given}" + (f" data.split={split}" if split else "")
     there = ", ".join(sorted(f"{one.parent.name}/{one.name}" for one in found))
     raise FileNotFoundError(
         f"{path}: holds {f'only {there}' if found else 'no evaluation'}; make one with: {command}"
     )
+
+
+def _evaluated(path: Path) -> Path:
+    """Of the name of a bundled model where its evaluations are, unless the path holds some."""
+    folder = bundle.find(path)
+    places = (SCORES, f"evaluation/*/*/{SCORES}")
+    if folder is None or path.is_file() or any(any(path.glob(one)) for one in places):
+        return path
+    results = bundle.results(folder)
+    if not results.exists():
+        raise FileNotFoundError(
+            f"{path}: this bundled model was not evaluated here; do it with: captioner evaluate "
+            f"{path}"
+        )
+    return results
 
 
 def read_result(path: Path, *, split: str | None = None, decoding: str | None = None) -> Result:

@@ -172,7 +172,7 @@ def _model(
         config["encoder"],
         config["decoder"],
         vocabulary_size=len(tokenizer.vocabulary),
-        initialise=start is None,
+        initialise=start is None or start.without_encoder,
     )
     if start is not None and resume is None:
         _warm_up(model, start, config)

@@ -1,5 +1,8 @@
 """Captions in Python."""
 
+import threading
+import time
+
 import numpy
 import pytest
 import torch
@@ -154,7 +157,28 @@ def test_each_image_gets_its_caption_or_its_error_in_order(model, photos, tmp_pa
         model.caption(photos, batch_size=0)
 
 
-def test_images_are_taken_only_a_few_batches_ahead(model, photos) -> None:
+def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) -> None:
+    expected = [one.text for one in model.caption(photos)]
+    assert len(set(expected)) > 1
+    met = threading.Barrier(3, timeout=30)  # broken, unless three batches are under way at once
+    encode = model.encode
+    places = iter(range(99))
+
+    def late(images):
+        place = next(places)
+        if place < 3:
+            met.wait()
+        time.sleep(0.02 * (2 - place % 3))  # the first comes last
+        return encode(images)
+
+    monkeypatch.setattr(model, "encode", late)
+    monkeypatch.setattr("captioner.api.CORES", 3)
+    assert [one.text for one in model.caption_each(photos, batch_size=1)] == expected
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_images_are_taken_only_a_few_batches_ahead(cores, model, photos, monkeypatch) -> None:
+    monkeypatch.setattr("captioner.api.CORES", cores)
     taken: list[int] = []
 
     def endless():
@@ -165,7 +189,7 @@ def test_images_are_taken_only_a_few_batches_ahead(model, photos) -> None:
     each = model.caption_each(endless(), batch_size=3)
     for number in range(1, 13):
         assert not isinstance(next(each), Exception)
-        assert len(taken) <= number + 5 * 3
+        assert len(taken) <= number + (3 + 2 * cores) * 3
     each.close()
 
 

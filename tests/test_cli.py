@@ -205,7 +205,13 @@ def test_wrong_inputs_get_one_line(run, mixed, tmp_path, capsys) -> None:
 
 
 def test_an_unknown_verb_or_flag_is_a_usage_error(capsys) -> None:
-    for argv in (["capshun"], ["caption", "x.jpg"], ["evaluate"], ["data", "eat"]):
+    for argv in (
+        ["capshun"],
+        ["caption"],
+        ["models", "export", "runs/x"],
+        ["evaluate"],
+        ["data", "eat"],
+    ):
         with pytest.raises(SystemExit) as leaving:
             main(argv)
         assert leaving.value.code == 2

@@ -4,18 +4,21 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from captioner import bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 YAML = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a clone, without what was built in it."""
+def source(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a clone, without what was built in it, and with a bundled model more."""
     target = tmp_path_factory.mktemp("source") / "captioner"
     for name in ("captioner", "conf", "README.md", "LICENSE", "setup.cfg", "pyproject.toml"):
         if (ROOT / name).is_dir():
@@ -24,16 +27,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         else:
             shutil.copy(ROOT / name, target / name)
+    bundle.write(run, target / "captioner" / "bundled" / "tiny")
+    (target / "captioner" / "bundled" / "tiny" / "config.yaml").write_text("left by an evaluation")
     return target
+
+
+def built(kind: str, source: Path, folder: Path) -> Path:
+    build = [sys.executable, "-m", "build", f"--{kind}", "--no-isolation", "--outdir", str(folder)]
+    done = subprocess.run([*build, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.iterdir())
 
 
 @pytest.fixture(scope="module")
 def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    done = subprocess.run([*build, str(source)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return next(folder.glob("*.whl"))
+    return built("wheel", source, tmp_path_factory.mktemp("wheel"))
 
 
 def python(code: str, path: Path, folder: Path) -> str:
@@ -55,6 +63,15 @@ def test_the_wheel_holds_every_yaml_and_module(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests", "datasets", "conf/"))]
 
 
+def test_wheel_and_sdist_hold_bundled_models(wheel: Path, source: Path, tmp_path) -> None:
+    files = {bundle.CARD, bundle.MODEL, bundle.WEIGHTS}
+    with tarfile.open(built("sdist", source, tmp_path / "sdist")) as archive:
+        parts = [Path(name).parts[1:] for name in archive.getnames()]
+    for names in ([Path(name).parts for name in zipfile.ZipFile(wheel).namelist()], parts):
+        found = {one[3] for one in names if one[1:3] == ("bundled", "tiny") and len(one) == 4}
+        assert found == files
+
+
 @pytest.mark.parametrize("kind", ["wheel", "clone"])
 def test_it_works_in_another_folder(
     kind: str, wheel: Path, source: Path, tmp_path, run_copy
@@ -69,13 +86,15 @@ def test_it_works_in_another_folder(
         "import captioner, captioner.config as c, captioner.cli as m\n"
         "print(captioner.__file__); print(c.conf_folder())\n"
         "assert c.compose(['experiment=demo', 'decoder.cell=gru'])['decoder']['cell'] == 'gru'\n"
-        f"m.main(['caption', {str(picture)!r}, '--model', {str(checkpoint)!r}])"
+        f"m.main(['caption', {str(picture)!r}, '--model', {str(checkpoint)!r}])\n"
+        f"m.main(['caption', {str(picture)!r}, '--model', 'tiny'])"
     )
     lines = python(code, place, tmp_path).splitlines()
     assert lines[0] == str(place / "captioner" / "__init__.py")
     conf = place / "captioner" / "conf" if kind == "wheel" else place / "conf"
     assert lines[1] == str(conf)
     assert lines[2].startswith(f"{picture}: ")
+    assert lines[3] == lines[2]
 
 
 def test_it_works_from_this_installation(tmp_path, run_copy) -> None:

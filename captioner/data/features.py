@@ -37,8 +37,8 @@ from captioner.data.transforms import Transform, stack_pixels
 from captioner.data.views import View
 from captioner.models.encoders import Encoder, Features
 
-_LAYOUT = 2  # raised when what is stored changes, so that older caches are not read; 2: since
-# large JPEGs are decoded at reduced size
+_LAYOUT = 3  # raised when what is stored changes, so that older caches are not read; 2: since
+# large JPEGs are decoded at reduced size, 3: since torch resizes, which differs by a level or two
 _KEY, _CHECK = 16, 8  # bytes of an index entry
 _ENTRY = _KEY + _CHECK
 

@@ -4,10 +4,11 @@ A photo is read once into plain 8-bit RGB, whatever its file looked like. Evalua
 
     shorter side -> size / crop -> centre crop of size x size -> (x / 255 - mean) / std
 
-as ImageNet networks expect it. Up to the crop pixels stay bytes: the last step is taken by the
-encoder, on its device. Training may take the random resized crop of Szegedy et al. (2015,
-"Going deeper with convolutions", section 6) and a mirror image instead, with randomness that is a
-function of (seed, epoch, index) alone, so that a resumed run sees the same pixels.
+as ImageNet networks expect it. Up to the crop pixels stay bytes, which torch resizes as Pillow does
+(up to a level or two of 255, for its weights are rounded more) and several times as fast; the last
+step is taken by the encoder, on its device. Training may take the random resized crop of Szegedy et
+al. (2015, "Going deeper with convolutions", section 6) and a mirror image instead, with randomness
+that is a function of (seed, epoch, index) alone, so that a resumed run sees the same pixels.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+import torch.nn.functional as F
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 # Decoders for rarer formats are little tested against damaged or hostile files.
@@ -113,7 +115,8 @@ def _too_large(name: str | Path) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image  # else it would be copied
     except Exception:  # broken EXIF beside sound pixels: take them as they lie
         return image
 
@@ -132,6 +135,8 @@ def _without_ends(image: Image.Image, longest: int = 16) -> Image.Image:
     """Cut a strip down to its middle: resized whole, one of 1 x 5000 would take a gigabyte."""
     width, height = image.size
     across, down = min(width, height * longest), min(height, width * longest)
+    if (across, down) == image.size:
+        return image
     left, top = (width - across) // 2, (height - down) // 2
     return image.crop((left, top, left + across, top + down))
 
@@ -195,13 +200,16 @@ class Transform:
         """
         return to_pixels(self.crop_of(image))
 
-    def crop_of(self, image: Image.Image) -> Image.Image:
-        """The resized centre crop, S x S pixels."""
+    def crop_of(self, image: Image.Image) -> np.ndarray:
+        """The resized centre crop, uint8 [S, S, 3]."""
         image = _without_ends(image if image.mode == "RGB" else open_image(image))
-        image = image.resize(self._resized(*image.size), INTERPOLATIONS[self.interpolation])
-        left = round((image.width - self.size) / 2)
-        top = round((image.height - self.size) / 2)
-        return image.crop((left, top, left + self.size, top + self.size))
+        pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # [1, 3, H, W]
+        size = self._resized(*image.size)
+        # The fast kernel is that for bytes whose colours lie side by side.
+        resized = F.interpolate(pixels, size, mode=self.interpolation, antialias=True)
+        top, left = (round((side - self.size) / 2) for side in size)
+        rows, columns = slice(top, top + self.size), slice(left, left + self.size)
+        return resized[0].permute(1, 2, 0).numpy()[rows, columns]
 
     @property
     def shorter(self) -> int:
@@ -210,15 +218,16 @@ class Transform:
         return math.floor(self.size / self.crop + 1e-6)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Rows and columns."""
         shorter = self.shorter
         if width <= height:
-            return shorter, int(shorter * height / width)
-        return int(shorter * width / height), shorter
+            return int(shorter * height / width), shorter
+        return shorter, int(shorter * width / height)
 
-    def normalise(self, image: Image.Image) -> Tensor:
+    def normalise(self, picture: Image.Image | np.ndarray) -> Tensor:
         """Turn RGB pixels into a float32 tensor [3, H, W] with the network's mean and std."""
         # numpy, for torch would start threads of its own in every thread that reads images
-        pixels = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")  # [3, H, W]
+        pixels = np.asarray(picture).transpose(2, 0, 1).astype(np.float32, order="C")  # [3, H, W]
         pixels /= 255
         pixels -= np.array(self.mean, np.float32)[:, None, None]
         pixels /= np.array(self.std, np.float32)[:, None, None]
@@ -262,8 +271,9 @@ class Transform:
         return cls(**{**values, "mean": mean, "std": std})
 
 
-def to_pixels(picture: Image.Image) -> Tensor:
-    """An RGB picture as uint8 [3, H, W], its colours side by side."""
+def to_pixels(picture: Image.Image | np.ndarray) -> Tensor:
+    """An RGB picture, or its bytes [H, W, 3], as uint8 [3, H, W] with its colours side by side."""
+    # Copied by numpy, for torch would start threads of its own in every thread that reads images.
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
 from torch import Tensor
 
 from captioner.data.records import Record
@@ -84,10 +84,8 @@ class View:
             picture = transform.crop_of(image)
         else:
             source = random.Random(f"{Path(self.image).name}/{self.number}")
-            picture = _CROPS.crop_of(image, transform, source)
-        if self._mirrored:
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_pixels(picture)
+            picture = np.asarray(_CROPS.crop_of(image, transform, source))  # [S, S, 3]
+        return to_pixels(picture[:, ::-1] if self._mirrored else picture)
 
 
 def other_views(records: Iterable[Record], count: int) -> list[View]:

@@ -195,6 +195,10 @@ class Encoder(nn.Module):
         """The type that features are computed in: bfloat16 changes them by a few percent."""
         return self._running()[1]
 
+    def make_ready(self) -> None:
+        """Make what computes the features now: first needed by several threads, each would."""
+        self._running()
+
     def _running(self) -> tuple[nn.Module, torch.dtype]:
         """What computes the features: the backbone or, of a frozen one on a CPU, a quick copy.
 

@@ -9,6 +9,7 @@ VERBS: dict[str, str] = {
     "score": "score captions that are already there",
     "compare": "compare evaluated runs, with intervals and tests",
     "caption": "caption image files",
+    "models": "list models, and write one to pass on",
     "average": "average the weights of checkpoints of one run",
     "report": "write one HTML page about an evaluation",
     "data": "draw, describe and check data sets",

@@ -15,6 +15,7 @@ def run(argv: Sequence[str]) -> int:
         "caption",
         "Caption image files. Files that are not readable images are named on standard error, the\n"
         "others are captioned, and the exit status is 1.",
+        "  captioner caption photo.jpg\n"
         "  captioner caption photo.jpg --model runs/demo\n"
         "  captioner caption photos/ '*.png' --model runs/demo --beam-size 5 --format csv\n"
         "  find . -name '*.jpg' | captioner caption - --model runs/demo --format json\n"
@@ -32,10 +33,10 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--model",
-        required=True,
         action="append",
         metavar="RUN",
-        help="run folder or checkpoint; given several times, the models decode together",
+        help="run folder, checkpoint or bundled model (default: the bundled one, see captioner "
+        "models); given several times, the models decode together",
     )
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images at a time")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text")

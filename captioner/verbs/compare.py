@@ -65,8 +65,8 @@ def _compare_parser() -> argparse.ArgumentParser:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a run folder (its newest evaluation), an evaluation folder or a scores.json; the "
-        "first is the baseline; commas join seeds of one configuration",
+        help="a run folder or bundled model (its newest evaluation), an evaluation folder or a "
+        "scores.json; the first is the baseline; commas join seeds of one configuration",
     )
     add("--split", metavar="S", help="of run folders, take evaluations of this split")
     add("--decoding", metavar="D", help="of run folders, take this decoding, such as beam3-lp0.7")

@@ -23,6 +23,7 @@ def run(argv: Sequence[str]) -> int:
         "scores.json, captions.jsonl, statistics.npz and sheet.png into the run folder, by split\n"
         "and decoding.",
         "  captioner evaluate runs/demo\n"
+        "  captioner evaluate flickr8k data.root=~/flickr8k data.split=test\n"
         "  captioner evaluate runs/demo data.split=test decoding=beam decoding.beam_size=3\n"
         "  captioner evaluate copied.ckpt data.root=~/flickr8k decoding.length_penalty=0.7\n"
         "  captioner evaluate runs/demo --metrics bleu,cider-d\n"
@@ -30,7 +31,11 @@ def run(argv: Sequence[str]) -> int:
         "  captioner evaluate runs/demo decoding=top_p decoding.captions=5 decoding.seed=1\n",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="run folder or checkpoint; several decode together"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folder, checkpoint or bundled model (see captioner models); several decode "
+        "together",
     )
     parser.add_argument(
         "overrides",
@@ -48,7 +53,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.api import Captioner
     from captioner.config import override
-    from captioner.evaluation import evaluate, result_folder
+    from captioner.evaluation import evaluate, result_folder, write_config
 
     metrics = metrics_of(options.metrics)
     runs = [one for one in options.runs if "=" not in one or Path(one).exists()]
@@ -65,6 +70,7 @@ def run(argv: Sequence[str]) -> int:
     groups = {"data": data, "decoding": decoding, "loader": chosen["loader"]}
     result = evaluate(captioner, **groups, split=split, metrics=metrics)
     paths = result.write(result_folder(captioner, decoding, data, split))
+    paths += write_config(captioner, data)
     if options.format == "json":
         return print_json({**result.scores.as_dict(), "files": [str(path) for path in paths]})
     rate = len(result.captions) / max(result.seconds, 1e-9)

@@ -22,7 +22,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "run",
         metavar="RUN",
-        help="a run folder, of which the newest evaluation is taken, or an evaluation folder",
+        help="a run folder or bundled model, of which the newest evaluation is taken, or an "
+        "evaluation folder",
     )
     parser.add_argument("--split", choices=("train", "dev", "test"), help="of the evaluation")
     parser.add_argument("--decoding", metavar="LABEL", help="of the evaluation, as its folder")

@@ -2,9 +2,13 @@
 
 Each round measures every task once, the usual way and captioner's one after the other, so that a
 busy machine slows them alike; what is reported is the median of the rounds' ratios, with the
-smallest and the largest. Larger pictures are made from those of the folder by bicubic enlargement.
+smallest and the largest, and how many cores other programs took meanwhile. Larger pictures are made
+from those of the folder by bicubic enlargement.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/pictures.py RUN FOLDER --json pictures.json
+
+With --only input (or encoder, features, folder) these tasks alone are measured, and take the place
+of their rows in the JSON file.
 """
 
 from __future__ import annotations
@@ -35,7 +39,12 @@ from captioner.data.records import write_whole
 from captioner.data.transforms import open_image
 from captioner.models import Encoder
 
-SIZES = {"1024 x 768": (1024, 768), "1600 x 1200": (1600, 1200), "4000 x 3000": (4000, 3000)}
+SIZES = {
+    "500 x 375": (500, 375),
+    "1024 x 768": (1024, 768),
+    "1600 x 1200": (1600, 1200),
+    "4000 x 3000": (4000, 3000),
+}
 GOALS = {
     "input, as it lies": 2,
     **{f"input, {size}": 2 for size in SIZES},
@@ -83,13 +92,14 @@ def enlarged(files: Sequence[str], folder: Path, size: tuple[int, int]) -> list[
 
 
 def apart(encoder: Encoder, files: Sequence[str]) -> dict[str, float]:
-    """The largest and the mean difference that reduced decoding makes, in levels of 255."""
-    largest, means = 0.0, []
+    """How far pixels are from the usual transform's, in levels of 255: the largest and the mean."""
+    usual, largest, means = usual_transform(encoder), 0.0, []
+    scale = 255 * torch.tensor(encoder.transform.std)[:, None, None]
     for file in files:
-        whole = encoder.transform.pixels(open_image(file)).float()
-        difference = (own_pixels(encoder, file).float() - whole).abs()
-        largest = max(largest, float(difference.max()))
-        means.append(float(difference.mean()))
+        own = encoder.transform.normalise_batch(own_pixels(encoder, file)[None])[0]
+        levels = (own - usual(file)).abs() * scale  # [3, S, S]
+        largest = max(largest, float(levels.max()))
+        means.append(float(levels.mean()))
     return {"largest_pixel": largest, "mean_pixel": statistics.mean(means)}
 
 
@@ -136,12 +146,13 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
 
 
 def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> dict[str, Task]:
+    """The whole way, with beam search of 5."""
     usual = usual_transform(encoder)
     network = encoder.build(encoder.network, weights=encoder.pretrained, image_size=None)[0].eval()
     pixels = torch.stack([own_pixels(encoder, file) for file in files])
 
     def naive() -> None:
-        model._steps = None
+        model._steps.clear()  # one image at a time has no use for tables
         for file in files:
             features = encoder.extract(network, usual(file)[None])
             model.caption_features([features], beam_size=5)
@@ -191,21 +202,28 @@ def cold_start(run: str, file: str) -> dict[str, float]:
     return {**seconds, "captioner --help": time.perf_counter() - started}
 
 
+def elsewhere() -> float:
+    """Seconds of processor time that other programs have taken; Linux tells it."""
+    ticks = [int(one) for one in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and waiting for disks
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
 @torch.inference_mode()
-def measure(tasks: dict[str, Task]) -> dict[str, tuple[float, float]]:
-    """Seconds of the usual way and of captioner's, for every task."""
+def measure(tasks: dict[str, Task]) -> dict[str, tuple[float, float, float]]:
+    """Seconds of the usual way and of captioner's, and cores taken by other programs meanwhile."""
     found = {}
     for name, ways in tasks.items():
-        seconds = []
+        seconds, before = [], elsewhere()
         for way in ways:
             started = time.perf_counter()
             way()
             seconds.append(time.perf_counter() - started)
-        found[name] = (seconds[0], seconds[1])
+        found[name] = (seconds[0], seconds[1], (elsewhere() - before) / sum(seconds))
     return found
 
 
-def summary(rounds: list[dict[str, tuple[float, float]]]) -> list[dict[str, Any]]:
+def summary(rounds: list[dict[str, tuple[float, float, float]]]) -> list[dict[str, Any]]:
     rows = []
     for name in rounds[0]:
         ratios = [one[name][0] / one[name][1] for one in rounds]
@@ -218,25 +236,42 @@ def summary(rounds: list[dict[str, tuple[float, float]]]) -> list[dict[str, Any]
                 "smallest": min(ratios),
                 "largest": max(ratios),
                 "goal": GOALS[name],
+                "other_cores": statistics.median(one[name][2] for one in rounds),
             }
         )
     return rows
 
 
 def show(found: dict[str, Any]) -> None:
-    print("| task | usual (s) | captioner (s) | ratio | smallest to largest | goal |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| task | usual (s) | captioner (s) | ratio | smallest to largest | goal | others |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     for row in found["rows"]:
         print(
             f"| {row['task']} | {row['usual_seconds']:.3f} | {row['seconds']:.3f} "
             f"| {row['ratio']:.2f} | {row['smallest']:.2f} to {row['largest']:.2f} "
-            f"| {row['goal'] or ''} |"
+            f"| {row['goal'] or ''} | {row['other_cores']:.2f} |"
         )
     for size, values in found["pixels"].items():
         print(f"{size}: largest {values['largest_pixel']:.0f}, mean {values['mean_pixel']:.2f}")
     for step, seconds in found["cold"].items():
         print(f"{step}: {seconds:.2f} s")
     print(f"peak memory: {found['about']['peak_gib']:.2f} GiB")
+
+
+def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """What was measured before, with what was measured anew in its place."""
+    rows = {row["task"]: row for row in (*old.get("rows", ()), *new["rows"])}
+    peaks = [one["about"]["peak_gib"] for one in (old, new) if "about" in one]
+    return {
+        "about": {**new["about"], "peak_gib": max(peaks)},
+        "rows": [rows[task] for task in GOALS if task in rows],
+        **{part: {**old.get(part, {}), **new[part]} for part in ("pixels", "cold")},
+    }
+
+
+def commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:
@@ -246,6 +281,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", metavar="WORD", help="tasks that begin so")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -254,6 +290,7 @@ def main() -> None:
     model, plain = (captioner.load(options.run, device="cpu") for _ in range(2))
     quick, encoder = model.encoders[0], plain.encoders[0]
     quick.precision, encoder.precision = "auto", "fp32"
+    pixels: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:
         pictures = {"as it lies": files[:64]}
         for name, size in SIZES.items():
@@ -263,9 +300,11 @@ def main() -> None:
             **encoder_tasks(encoder, quick, files),
             **folder_tasks(model, encoder, files),
         }
+        tasks = {name: task for name, task in tasks.items() if name.startswith(options.only or "")}
         rounds = [measure(tasks) for _ in range(options.rounds + 1)][1:]  # the first warms up
-        pixels = {name: apart(encoder, some) for name, some in pictures.items()}
-    cold = [cold_start(options.run, files[0]) for _ in range(options.rounds)]
+        if options.only in (None, "input"):
+            pixels = {name: apart(encoder, some) for name, some in pictures.items()}
+    cold = [cold_start(options.run, files[0]) for _ in range(options.rounds * (not options.only))]
     found = {
         "about": {
             "threads": options.threads,
@@ -276,13 +315,15 @@ def main() -> None:
             "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
             **{name: version(name) for name in ("torch", "torchvision", "timm", "pillow")},
         },
-        "rows": summary(rounds),
+        "rows": [{**row, "commit": commit()} for row in summary(rounds)],
         "pixels": pixels,
-        "cold": {step: statistics.median(one[step] for one in cold) for step in cold[0]},
+        "cold": {s: statistics.median(one[s] for one in cold) for s in (cold or [{}])[0]},
     }
     show(found)
     if options.json:
-        write_whole(options.json, json.dumps(found, indent=2) + "\n")
+        path = Path(options.json)
+        old = json.loads(path.read_text()) if options.only and path.exists() else {}
+        write_whole(path, json.dumps(merged(old, found), indent=2) + "\n")
 
 
 if __name__ == "__main__":

