@@ -22,7 +22,7 @@ test: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 .venv/.tested: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'

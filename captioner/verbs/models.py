@@ -77,13 +77,14 @@ def _print(found: Sequence[Entry]) -> None:
 def _export(run: str, folder: str, overrides: Sequence[str]) -> int:
     from captioner import bundle, checkpoint
     from captioner.config import override
+    from captioner.export import export_bundle
 
     for one in overrides:
         if not one.startswith("decoding"):
             raise ValueError(f"{one}: a model is exported as it was trained, but for decoding=…")
     trained = checkpoint.read(run).config["decoding"]
     decoding = override({"decoding": trained}, overrides)["decoding"]
-    target = bundle.write(run, folder, decoding=decoding)
+    target = export_bundle(run, folder, decoding=decoding)
     size = sum(path.stat().st_size for path in target.iterdir())
     for path in sorted(target.iterdir()):
         print(f"wrote {short(path)}")
