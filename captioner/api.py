@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from captioner import bundle, checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
-from captioner.data.threads import batched, in_order, threads
+from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
 from captioner.data.transforms import open_image, stack_pixels
 from captioner.decoding import DecodingOptions, Hypothesis, Step
 from captioner.models import CaptioningModel, Features, generate, steppers
@@ -32,8 +31,6 @@ some dozen images, once."""
 _Row = tuple[int, list[Tensor] | ValueError | OSError]
 """The key of an image, and the image as each of the encoders wants it or why it is not there."""
 
-CORES = os.cpu_count() or 1
-READERS = min(4, CORES)
 """Threads that read image files while the model works."""
 
 
@@ -191,7 +188,7 @@ class Captioner:
 
         While one batch is captioned, the next are encoded and those after them read from their
         files, by threads of their own: reading and the large operations of a model leave Python's
-        lock. Several batches are encoded side by side where torch leaves cores free.
+        lock. Batches are encoded side by side, one on each core.
 
         Args:
             images, batch_size, options: as for ``caption``.
@@ -205,8 +202,9 @@ class Captioner:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not accepted; choose 1 or more")
         self.decoding(**options)  # told before the work starts
-        several = self._batches_at_once()
-        with threads(READERS) as readers, threads(several) as encoders:
+        for encoder in self.encoders:
+            encoder.make_ready()  # otherwise each of the threads would
+        with threads(READERS) as readers, side_by_side(self.device) as (encoders, several):
             ahead = (1 + several) * batch_size
             read = in_order(readers, self._read, enumerate(images), ahead=ahead)
             batches = in_order(
@@ -217,12 +215,6 @@ class Captioner:
                 found = iter(self.caption_features(features, keys=keys, **options) if keys else ())
                 for _, one in rows:
                     yield one if isinstance(one, (ValueError, OSError)) else next(found)
-
-    def _batches_at_once(self) -> int:
-        """How many batches to encode side by side, with the encoders made ready for it."""
-        for encoder in self.encoders:
-            encoder.make_ready()  # otherwise each of the threads would
-        return max(1, min(4, CORES // torch.get_num_threads())) if self.device.type == "cpu" else 1
 
     def _read(self, numbered: tuple[int, Picture]) -> _Row:
         """The key and the prepared image, or why it cannot be read."""

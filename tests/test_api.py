@@ -172,13 +172,13 @@ def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) 
         return encode(images)
 
     monkeypatch.setattr(model, "encode", late)
-    monkeypatch.setattr("captioner.api.CORES", 3)
+    monkeypatch.setattr("captioner.data.threads.CORES", 3)
     assert [one.text for one in model.caption_each(photos, batch_size=1)] == expected
 
 
 @pytest.mark.parametrize("cores", [1, 3])
 def test_images_are_taken_only_a_few_batches_ahead(cores, model, photos, monkeypatch) -> None:
-    monkeypatch.setattr("captioner.api.CORES", cores)
+    monkeypatch.setattr("captioner.data.threads.CORES", cores)
     taken: list[int] = []
 
     def endless():

@@ -21,9 +21,7 @@ import json
 import os
 import shutil
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -33,7 +31,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.data.transforms import Transform, stack_pixels
+from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
+from captioner.data.transforms import stack_pixels
 from captioner.data.views import View
 from captioner.models.encoders import Encoder, Features
 
@@ -310,43 +309,36 @@ def _evaluating(encoder: Encoder) -> Iterator[torch.device]:
 def _encode(
     encoder: Encoder, missing: dict[bytes, View], store: _Store, batch_size: int, progress: bool
 ) -> list[str]:
-    """Encode and append the missing views; return a line for each that cannot be read."""
+    """Encode and append the missing views; return a line for each that cannot be read.
+
+    While some batches are encoded, one on each core, threads read the next.
+    """
     broken: list[str] = []
     with _bar(len(missing), progress) as advance, _evaluating(encoder) as device:
-        for batch in _batches(missing, encoder.transform, batch_size):
-            good = {key: read for key, read in batch.items() if isinstance(read, Tensor)}
-            broken += [str(read) for read in batch.values() if isinstance(read, Exception)]
-            if good:
-                pixels = stack_pixels(list(good.values())).to(device)  # [B, 3, S, S]
-                store.append(list(good), encoder(pixels))
-            advance(len(batch))
+        encoder.make_ready()  # otherwise each of the threads would
+
+        def read(view: View) -> Tensor | Exception:
+            try:
+                return view.pixels(encoder.transform)
+            except (ValueError, OSError) as error:
+                return error
+
+        def encode(pixels: list[Tensor | Exception]) -> tuple[list[Any], Features | None]:
+            good = [one for one in pixels if isinstance(one, Tensor)]
+            with torch.inference_mode():  # of this thread
+                return pixels, encoder(stack_pixels(good).to(device)) if good else None
+
+        with threads(READERS) as readers, side_by_side(device) as (encoders, several):
+            pixels = in_order(readers, read, missing.values(), ahead=(1 + several) * batch_size)
+            batches = in_order(encoders, encode, batched(pixels, batch_size), ahead=several)
+            keys = iter(missing)
+            for batch, features in batches:
+                named = list(zip(islice(keys, len(batch)), batch))
+                broken += [str(one) for _, one in named if isinstance(one, Exception)]
+                if features is not None:
+                    store.append([key for key, one in named if isinstance(one, Tensor)], features)
+                advance(len(batch))
     return broken
-
-
-def _batches(
-    missing: dict[bytes, View], transform: Transform, size: int
-) -> Iterator[dict[bytes, Tensor | Exception]]:
-    """Read images in threads, two batches ahead of the encoder; what fails comes as its error."""
-
-    def read(view: View) -> Tensor | Exception:
-        try:
-            return view.pixels(transform)
-        except (ValueError, OSError) as error:
-            return error
-
-    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
-    items = iter(missing.items())
-    ahead: deque[tuple[bytes, Future[Tensor | Exception]]] = deque()
-    try:
-        while True:
-            wanted = 3 * size - len(ahead)
-            ahead.extend((key, pool.submit(read, view)) for key, view in islice(items, wanted))
-            if not ahead:
-                return
-            chosen = [ahead.popleft() for _ in range(min(size, len(ahead)))]
-            yield {key: future.result() for key, future in chosen}
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager

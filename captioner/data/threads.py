@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 from typing import TypeVar
+
+import torch
+
+CORES = os.cpu_count() or 1
+READERS = min(4, CORES)
+"""Threads that read pictures."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -21,6 +28,23 @@ def threads(count: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def side_by_side(device: torch.device) -> Iterator[tuple[ThreadPoolExecutor, int]]:
+    """Threads that encode, and how many: one for each core, four at most, and one off the CPU.
+
+    Each has one core for its operations: batches side by side use cores better than one batch that
+    all of them share, and features do not depend on the number of threads.
+    """
+    count = min(4, CORES) if device.type == "cpu" else 1
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool, count
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        torch.set_num_threads(before)  # MKL's number is one for all threads
 
 
 def in_order(
