@@ -3,7 +3,7 @@
 Each size is a training of its own, in a process of its own, on the first images of Flickr8k's
 training split with their five captions each: two epochs, of which the second is timed, batches
 alone, without the look at dev. Features are cached before. The memory is the most that the process
-held at any time.
+held at any time. One more size has as many captions as another, of five times the images.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/growth.py ~/flickr8k --json growth.json
 """
@@ -21,20 +21,21 @@ import time
 from pathlib import Path
 from typing import Any
 
-IMAGES = (200, 1000, 2000, 4000, 6000)
+SIZES = ((200, 5), (1000, 5), (5000, 1), (2000, 5), (4000, 5), (6000, 5))  # images, captions each
 MARK = "measured: "
 
 
-def trained(root: Path, images: int, *options: str) -> dict[str, Any]:
-    """Train on some images in a process of its own; what it says of itself."""
+def trained(root: Path, images: int, each: int) -> dict[str, Any]:
+    """Train on some images, some captions each, in a process of its own; what it says of itself."""
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "data"
         part.mkdir()
         chosen = (root / "Flickr_8k.trainImages.txt").read_text().split()[:images]
         dev = (root / "Flickr_8k.devImages.txt").read_text().split()[:64]
         lines = (root / "Flickr8k.token.txt").read_text().splitlines()
-        kept = {*chosen, *dev}
-        lines = [line for line in lines if line.partition("#")[0] in kept]
+        most = {**dict.fromkeys(chosen, each), **dict.fromkeys(dev, 5)}
+        named = [(*line.partition("\t")[0].split("#"), line) for line in lines]
+        lines = [line for image, number, line in named if int(number) < most.get(image, 0)]
         (part / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
         (part / "Flickr_8k.trainImages.txt").write_text("\n".join(chosen) + "\n")
         (part / "Flickr_8k.devImages.txt").write_text("\n".join(dev) + "\n")
@@ -44,25 +45,24 @@ def trained(root: Path, images: int, *options: str) -> dict[str, Any]:
             f"data.images={next(root.glob('*/*.jpg')).parent}",
             f"run_dir={folder}/run",
             "trainer.max_epochs=2",
-            *options,
         ]
         command = [sys.executable, __file__, "--measured", *arguments]
         said = subprocess.run(command, capture_output=True, text=True)
     found = [line for line in said.stdout.splitlines() if line.startswith(MARK)]
     if said.returncode or not found:
         raise SystemExit(f"the training of {images} images failed:\n{said.stdout}{said.stderr}")
-    return {"images": images, **json.loads(found[-1].removeprefix(MARK))}
+    return {"images": images, "captions": each * images, **json.loads(found[-1].removeprefix(MARK))}
 
 
 def run_measured(arguments: list[str]) -> None:
     """`captioner train` with a look at the clock at both ends of an epoch's batches."""
     import resource
 
-    from captioner import cli, training
+    from captioner import cli, module
 
     seen: dict[str, Any] = {"seconds": []}
 
-    class Timed(training.LitCaptioner):
+    class Timed(module.LitCaptioner):
         def on_train_epoch_start(self) -> None:
             seen["started"] = time.perf_counter()
 
@@ -71,7 +71,7 @@ def run_measured(arguments: list[str]) -> None:
             seen["vocabulary"] = len(self.tokenizer.vocabulary)
             super().on_validation_epoch_start()
 
-    training.LitCaptioner = Timed  # type: ignore[misc]
+    module.LitCaptioner = Timed  # type: ignore[misc]
     sys.argv = ["captioner", "train", *arguments]
     code = cli.main()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -85,7 +85,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    captions = [5 * row["images"] for row in rows]
+    rows = [row for row in rows if row["captions"] == 5 * row["images"]]
+    captions = [row["captions"] for row in rows]
     left.plot(captions, [row["seconds"] for row in rows], "o-")
     left.set(xlabel="training captions", ylabel="seconds an epoch", ylim=0, xlim=0)
     right.plot(captions, [row["peak_gib"] for row in rows], "o-", color="tab:orange")
@@ -101,19 +102,18 @@ def main() -> None:
         run_measured(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("root", type=Path, help="Flickr8k's folder")
-    parser.add_argument("--images", type=int, nargs="+", default=IMAGES)
     parser.add_argument("--json", type=Path, metavar="FILE", help="beside it a figure is drawn")
     options = parser.parse_args()
     root = options.root.expanduser().resolve()
     rows = []
     print("| images | captions | words | s an epoch | ms a caption | peak GiB |")
     print("|---:|---:|---:|---:|---:|---:|")
-    for images in options.images:
-        row = trained(root, images)
+    for images, each in SIZES:
+        row = trained(root, images, each)
         rows.append(row)
         print(
-            f"| {images} | {5 * images} | {row['vocabulary']} | {row['seconds']:.1f} | "
-            f"{1000 * row['seconds'] / (5 * images):.2f} | {row['peak_gib']:.2f} |",
+            f"| {images} | {row['captions']} | {row['vocabulary']} | {row['seconds']:.1f} | "
+            f"{1000 * row['seconds'] / row['captions']:.2f} | {row['peak_gib']:.2f} |",
             flush=True,
         )
     if options.json:
