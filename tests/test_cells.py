@@ -74,8 +74,8 @@ def test_equals_torch_in_outputs_and_all_gradients(name: str, layers: int) -> No
 
 @pytest.mark.parametrize("name", CELLS)
 def test_gradients_equal_finite_differences(name: str) -> None:
-    recurrence = Recurrence(cell=name, input_size=3, hidden_size=2, layers=2).double()
-    inputs = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    recurrence = Recurrence(cell=name, input_size=3, hidden_size=2).double()
+    inputs = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
     parameters = tuple(recurrence.parameters())
     for parameter in parameters:  # with biases at 0 a ReLU may stand at its corner
         nn.init.normal_(parameter, std=0.5)

@@ -149,7 +149,7 @@ class LSTM(Cell):
     (Jozefowicz et al., 2015).
     """
 
-    gate_names = ("f", "i", "candidate", "o")
+    gate_names: ClassVar[tuple[str, ...]] = ("f", "i", "candidate", "o")
     state_names = ("h", "c")
 
     def __init__(self, *, input_size: int, hidden_size: int) -> None:

@@ -144,7 +144,8 @@ class LayerNormLSTM(LSTM):
 
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size=input_size, hidden_size=hidden_size)
-        self.bias, self.of_input.bias = self.of_input.bias, None  # it is added after the norm
+        self.bias = self.of_input.bias  # added after the norm, not before
+        self.of_input.register_parameter("bias", None)
         self.norm_input = nn.LayerNorm(4 * hidden_size, bias=False)
         self.norm_hidden = nn.LayerNorm(4 * hidden_size, bias=False)
         self.norm_memory = nn.LayerNorm(hidden_size)
