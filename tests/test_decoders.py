@@ -36,18 +36,21 @@ for name, option in (
     VARIANTS[f"{name} two layers, tied"] = {
         **ATTENDING, "name": name, "layers": 2, "tie_weights": True, "components": 3
     }  # fmt: skip
-for name, cell in product(("show_tell", "show_attend_tell", "adaptive", "up_down"), CELLS):
-    if cell not in BASIC:
-        VARIANTS[f"{name}, {cell}"] = {**SIZES, "name": name, "cell": cell}
 for positions, grid in product(("learned", "sinusoidal"), (False, True)):
     options = {"positions": positions, "grid": grid, "tie_weights": grid}
     VARIANTS[f"transformer {positions} {grid}"] = {**SMALL, "name": "transformer", **options}
+OTHER_CELLS: dict[str, dict[str, Any]] = {
+    f"{name} {cell}": {**SIZES, "name": name, "cell": cell}
+    for name, cell in product(("show_tell", "show_attend_tell", "adaptive", "up_down"), CELLS)
+    if cell not in BASIC
+}
+EVERY = {**VARIANTS, **OTHER_CELLS}
 WHICH = pytest.mark.parametrize("variant", VARIANTS)
 LOOKING = pytest.mark.parametrize("variant", [v for v in VARIANTS if "show_tell" not in v])
 
 
 def build(variant: str, **changes: Any) -> Any:
-    options = {**VARIANTS[variant], **changes}
+    options = {**EVERY[variant], **changes}
     component = DECODERS[options.pop("name")]
     decoder = component(vocabulary_size=V, feature_size=D, **options).double()
     decoder.fit(features(30))
@@ -67,7 +70,7 @@ def step_by_step(step: Any, state: dict[str, torch.Tensor], inputs: torch.Tensor
     return torch.stack(found, dim=1)
 
 
-@WHICH
+@pytest.mark.parametrize("variant", EVERY)
 def test_forward_equals_start_and_repeated_step(variant: str) -> None:
     decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
     expected = step_by_step(decoder.step, decoder.start(images), inputs)
@@ -78,7 +81,7 @@ def test_forward_equals_start_and_repeated_step(variant: str) -> None:
     assert (other - expected).abs().amax(dim=(1, 2)).min() > 1e-6  # every image is heard
 
 
-@WHICH
+@pytest.mark.parametrize("variant", EVERY)
 def test_packed_equals_padded_in_logits_and_gradients(variant: str) -> None:
     decoder, images = build(variant), features()
     inputs, lengths = torch.randint(V, (B, T)), torch.tensor([2, 5, 4])
@@ -134,7 +137,7 @@ STRATEGIES = {
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(
-    "variant", [v for v in VARIANTS if v.startswith("transformer") or "lstm " in v]
+    "variant", [v for v in VARIANTS if v.startswith("transformer") or "lstm" in v]
 )
 def test_decoded_captions_have_their_teacher_forced_probabilities(
     variant: str, strategy: str
@@ -166,7 +169,7 @@ def test_scale_and_shift_of_features_change_nothing(variant: str) -> None:
     torch.testing.assert_close(decoder(scaled, inputs), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if "gru" not in v and "rnn" not in v])
+@pytest.mark.parametrize("variant", [v for v in EVERY if "gru" not in v and "rnn" not in v])
 def test_bfloat16_stays_near(variant: str) -> None:
     decoder = build(variant).float()
     images = Features(*(one.float() for one in features()))
@@ -189,7 +192,7 @@ def test_dropout_falls_on_training_alone(variant: str) -> None:
     decoder.train()
     packing = Packing.of(torch.tensor([2, 5, 4]))
     first, second = (decoder(images, inputs, packing) for _ in range(2))
-    assert (first - second).abs().max() > 1e-4  # an irnn hardly hears its words at first
+    assert (first - second).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["show_attend_tell", "up_down", "adaptive"])
