@@ -112,7 +112,10 @@ def test_a_mistyped_override_gets_one_line(override: str, says: str | None) -> N
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["decoder.cell=lsmt"], "decoder.cell='lsmt' is not known; choose rnn, gru, lstm .*lstm"),
+        (
+            ["decoder.cell=lsmt"],
+            "decoder.cell='lsmt' is not known; choose rnn, gru, lstm, .*did you mean lstm",
+        ),
         (["decoder.hidden_size=many"], "decoder.hidden_size='many' .*whole number"),
         (["decoder.dropout=true"], "decoder.dropout=True .*a number"),
         (["encoder.trainable=1"], "encoder.trainable=1 .*true or false"),

@@ -27,11 +27,14 @@ CAPTIONS = [
 
 SIZES = {"embedding_size": 24, "hidden_size": 48, "dropout": 0.0}
 DECODED: dict[str, dict[str, Any]] = {}
-for cell, image, layers in product(CELLS, ("x0", "h0", "every", "merge"), (1, 2)):
+BASIC = ("rnn", "gru", "lstm")
+for cell in CELLS:
+    DECODED[f"show_tell x0 {cell} 1"] = {**SIZES, "cell": cell}
+for cell, image, layers in product(BASIC, ("x0", "h0", "every", "merge"), (1, 2)):
     if layers == 1 or image == "x0":
         options = {"cell": cell, "image": image, "layers": layers, "tie_weights": image == "every"}
         DECODED[f"show_tell {image} {cell} {layers}"] = {**SIZES, **options}
-for cell, name in product(CELLS, ("show_attend_tell", "up_down", "adaptive")):
+for cell, name in product(BASIC, ("show_attend_tell", "up_down", "adaptive")):
     score = "dot" if cell == "gru" else "additive"
     options = {"cell": cell, "score": score, "attention_size": 16}
     DECODED[f"{name} {cell}"] = {**SIZES, **options}

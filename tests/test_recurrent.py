@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_cells import peer_of
+from test_cells import PEERS, peer_of
 from torch import nn
 
 from captioner.data.datamodule import IGNORED, pad
@@ -66,7 +66,7 @@ def test_the_image_is_x_0_with_h_and_c_at_zero() -> None:
 
 
 @pytest.mark.parametrize("image", ["h0", "every", "merge"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", PEERS)
 @torch.no_grad()
 def test_the_image_enters_where_it_is_told_to(cell: str, image: str) -> None:
     """torch's recurrence of two layers, given what Tanti et al. describe."""

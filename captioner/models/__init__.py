@@ -17,11 +17,11 @@ from typing import Any
 from captioner.config import make, pick
 from captioner.models.adaptive import Adaptive
 from captioner.models.captioning import CaptioningModel, generate, steppers
-from captioner.models.cells import CELLS
 from captioner.models.encoders import ENCODERS, Encoder, Features, build_encoder
 from captioner.models.recurrent import ShowTell
 from captioner.models.show_attend_tell import ShowAttendTell
 from captioner.models.transformer import Transformer
+from captioner.models.unroll import CELLS
 from captioner.models.up_down import UpDown
 
 __all__ = [

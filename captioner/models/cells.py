@@ -1,7 +1,8 @@
 """Recurrent cells: what happens inside one step, as the textbook writes it.
 
-A recurrent network carries a state from step to step and mixes it with the input x_t. The three
-cells differ only inside; around them the same loop runs (``unroll.py``).
+A recurrent network carries a state from step to step and mixes it with the input x_t. Cells differ
+only inside; around them the same loop runs (``unroll.py``). These are the three that all others
+(``variants.py``) vary.
 
 RNN (Elman, 1990):
 
@@ -67,30 +68,49 @@ class GRUGates(NamedTuple):
 class Cell(nn.Module):
     """One step of a recurrence: ``project`` the input, compute the ``gates``, ``step`` the state.
 
+    ``gate_names`` are the gates that have weights, as these are stacked; ``state_names`` what goes
+    from step to step.
+
     Args:
         input_size: width of x_t.
         hidden_size: H, width of h_t.
         hidden_bias: whether W_h h_{t-1} has a bias of its own (b_hh).
+        hidden_gates: how many gates, from the first, read h_{t-1} as it is; None is all.
     """
 
     gate_names: ClassVar[tuple[str, ...]]
     state_names: ClassVar[tuple[str, ...]] = ("h",)
 
-    def __init__(self, *, input_size: int, hidden_size: int, hidden_bias: bool) -> None:
+    def __init__(
+        self,
+        *,
+        input_size: int,
+        hidden_size: int,
+        hidden_bias: bool = False,
+        hidden_gates: int | None = None,
+    ) -> None:
         super().__init__()
-        stacked = len(self.gate_names) * hidden_size
+        gates = len(self.gate_names)
         self.hidden_size = hidden_size
-        self.of_input = nn.Linear(input_size, stacked)
-        self.of_hidden = nn.Linear(hidden_size, stacked, bias=hidden_bias)
+        self.of_input = nn.Linear(input_size, gates * hidden_size)
+        self.of_hidden = nn.Linear(
+            hidden_size, (hidden_gates or gates) * hidden_size, bias=hidden_bias
+        )
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden_size**-0.5), hidden_size**-0.5)
 
     def project(self, inputs: Tensor) -> Tensor:
-        """W_x x + b for any number of steps at once: [..., input_size] -> [..., gates * H]."""
+        """W_x x + b for any number of steps at once: [..., input_size] -> [..., gates * H].
+
+        Never more than that: what else a decoder reads is added to it before the gates see it.
+        """
         return self.of_input(inputs)
 
-    def gates(self, projected: Tensor, h: Tensor) -> Any:
-        """The gates of one step from its projected input [B, gates * H] and h_{t-1} [B, H]."""
+    def gates(self, projected: Tensor, state: State) -> Any:
+        """The gates of one step, from its projected input [B, gates * H] and the state before it.
+
+        A NamedTuple of all that ``step`` needs, [B, H] each.
+        """
         raise NotImplementedError
 
     def step(self, gates: Any, state: State) -> State:
@@ -99,7 +119,7 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor, state: State) -> State:
         """One whole step, for reading: x_t [B, input_size] and the state before -> state after."""
-        return self.step(self.gates(self.project(x), state["h"]), state)
+        return self.step(self.gates(self.project(x), state), state)
 
     def zeros(self, rows: int) -> State:
         """The state before the first step: h (and c) at zero, [rows, H]."""
@@ -115,8 +135,8 @@ class RNN(Cell):
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_bias=True)
 
-    def gates(self, projected: Tensor, h: Tensor) -> RNNGates:
-        return RNNGates(torch.tanh(projected + self.of_hidden(h)))
+    def gates(self, projected: Tensor, state: State) -> RNNGates:
+        return RNNGates(torch.tanh(projected + self.of_hidden(state["h"])))
 
     def step(self, gates: RNNGates, state: State) -> State:
         return {"h": gates.candidate}
@@ -129,15 +149,20 @@ class LSTM(Cell):
     (Jozefowicz et al., 2015).
     """
 
-    gate_names = ("f", "i", "candidate", "o")
+    gate_names: ClassVar[tuple[str, ...]] = ("f", "i", "candidate", "o")
     state_names = ("h", "c")
 
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
-        super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_bias=False)
-        nn.init.ones_(self.of_input.bias[:hidden_size])
+        super().__init__(input_size=input_size, hidden_size=hidden_size)
+        if self.gate_names[0] == "f":
+            nn.init.ones_(self.of_input.bias[:hidden_size])
 
-    def gates(self, projected: Tensor, h: Tensor) -> LSTMGates:
-        f, i, candidate, o = (projected + self.of_hidden(h)).chunk(4, dim=-1)
+    def sums(self, projected: Tensor, state: State) -> tuple[Tensor, ...]:
+        """W [h_{t-1}, x_t] + b inside each gate, [B, H] each."""
+        return (projected + self.of_hidden(state["h"])).chunk(len(self.gate_names), dim=-1)
+
+    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+        f, i, candidate, o = self.sums(projected, state)
         sigmoid, tanh = torch.sigmoid, torch.tanh
         return LSTMGates(sigmoid(f), sigmoid(i), tanh(candidate), sigmoid(o))
 
@@ -156,15 +181,12 @@ class GRU(Cell):
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_bias=True)
 
-    def gates(self, projected: Tensor, h: Tensor) -> GRUGates:
+    def gates(self, projected: Tensor, state: State) -> GRUGates:
         r_input, z_input, n_input = projected.chunk(3, dim=-1)
-        r_hidden, z_hidden, n_hidden = self.of_hidden(h).chunk(3, dim=-1)
+        r_hidden, z_hidden, n_hidden = self.of_hidden(state["h"]).chunk(3, dim=-1)
         r = torch.sigmoid(r_input + r_hidden)
         z = torch.sigmoid(z_input + z_hidden)
         return GRUGates(r, z, torch.tanh(n_input + r * n_hidden))
 
     def step(self, gates: GRUGates, state: State) -> State:
         return {"h": (1 - gates.z) * gates.candidate + gates.z * state["h"]}
-
-
-CELLS: dict[str, type[Any]] = {"rnn": RNN, "gru": GRU, "lstm": LSTM}

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captioner.config import unknown
-from captioner.models.cells import CELLS, State
+from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.packing import Packing
 from captioner.models.standardise import Standardise
-from captioner.models.unroll import Recurrence, laid_out
+from captioner.models.unroll import CELLS, Recurrence, laid_out
 
 IMAGES = ("x0", "h0", "every", "merge")
 

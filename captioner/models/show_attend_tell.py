@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from captioner.models.attending import Attending
-from captioner.models.cells import CELLS, State
-from captioner.models.unroll import Recurrence
+from captioner.models.cells import State
+from captioner.models.unroll import CELLS, Recurrence
 
 
 class ShowAttendTell(Attending):

@@ -1,10 +1,11 @@
-"""A cell over time: the loop around the equations of ``cells.py``, in one layer or several.
+"""A cell over time: the loop around the equations of a cell, in one layer or several.
 
 ``Recurrence.step`` is one step of all layers, as a decoder takes it when each word depends on the
 last. ``Recurrence.forward`` is a whole sentence, as in training: it gives what repeated steps give,
 but computes W_x x_t for all T steps in one product before the loop starts. ``readable`` is that
 loop; where its gradients need not be differentiated again and nothing looks inside, ``fused.py``
-computes the same faster. The cells stay as the textbook has them.
+computes the same faster for the cells that have a loop there. The cells stay as the textbook has
+them.
 """
 
 from __future__ import annotations
@@ -13,15 +14,44 @@ import copy
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from captioner.models import fused
-from captioner.models.cells import CELLS, Cell, State
+from captioner.models.cells import GRU, LSTM, RNN, Cell, State
+from captioner.models.variants import (
+    IRNN,
+    MGU,
+    CoupledLSTM,
+    LayerNormLSTM,
+    NoForgetLSTM,
+    NoInputLSTM,
+    NoOutputLSTM,
+    NoOutputTanhLSTM,
+    PeepholeLSTM,
+    ResetFirstGRU,
+)
 
 log = logging.getLogger(__name__)
+
+CELLS: dict[str, type[Any]] = {
+    "rnn": RNN,
+    "gru": GRU,
+    "lstm": LSTM,
+    "irnn": IRNN,
+    "gru_reset_first": ResetFirstGRU,
+    "mgu": MGU,
+    "lstm_peephole": PeepholeLSTM,
+    "lstm_coupled": CoupledLSTM,
+    "lstm_no_forget": NoForgetLSTM,
+    "lstm_no_input": NoInputLSTM,
+    "lstm_no_output": NoOutputLSTM,
+    "lstm_no_output_tanh": NoOutputTanhLSTM,
+    "lstm_layer_norm": LayerNormLSTM,
+}
+"""Every cell by the name that chooses it (``decoder.cell``)."""
 
 OneStep = Callable[[Cell, Tensor, State], State]
 """What one cell does: its projected input [B, gates * H] and the state before -> state after."""
@@ -94,7 +124,7 @@ class Recurrence(nn.Module):
         """One step from an input that is projected already, [B, gates * H]; as ``step``.
 
         Args:
-            one: what one cell does; None is what ``cells.py`` says.
+            one: what one cell does; None is what its own methods say.
         """
         states: list[State] = []
         for layer, cell in enumerate(self._layers()):
@@ -151,7 +181,7 @@ class Recurrence(nn.Module):
 
 
 def _as_written(cell: Cell, projected: Tensor, state: State) -> State:
-    return cell.step(cell.gates(projected, state["h"]), state)
+    return cell.step(cell.gates(projected, state), state)
 
 
 def readable(

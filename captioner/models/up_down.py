@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from captioner.models.attending import Attending
-from captioner.models.cells import CELLS, State
-from captioner.models.unroll import Recurrence
+from captioner.models.cells import State
+from captioner.models.unroll import CELLS, Recurrence
 
 
 class UpDown(Attending):
@@ -81,7 +81,7 @@ class UpDown(Attending):
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         looking = {name: state[f"looking_{name}"] for name in self.looking.state_names}
         projected = projected + state["mean"] + self.of_language(state["h"][:, -1])
-        looking = self.looking.step(self.looking.gates(projected, looking["h"]), looking)
+        looking = self.looking.step(self.looking.gates(projected, looking), looking)
         context, weights = self.attention(looking["h"], state)  # [B, H]
         heard = torch.cat([context, looking["h"]], dim=1)  # [B, 2 * H]
         h, after = self.language.step(heard, self.language.own(state))
