@@ -15,8 +15,8 @@ Step = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 IMAGE = "image."
-"""How the names of what belongs to an image begin: it has a row an image, however many hypotheses
-there are; all else in a state has a row a hypothesis. Those of an image stand side by side."""
+"""How the names of what belongs to images begin. It has a row an image, A of them; all else in a
+state has a row a hypothesis, R = A * K, those of an image side by side."""
 
 
 class Hypothesis(NamedTuple):
@@ -43,7 +43,7 @@ class Reader:
     """Reads one token a row: what a strategy sees of a model.
 
     Args:
-        step: tokens [R] and a state of R rows -> logits [R, V] and the state after.
+        step: tokens [R] and a state of R hypotheses -> logits [R, V] and the state after.
         start: the token read first.
         constraints: what may be said.
     """
