@@ -1,7 +1,7 @@
 """Models that are tables of probabilities, small enough to enumerate every caption."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,18 +13,22 @@ PAD, START, END = 0, 1, 2
 def table_step(table: torch.Tensor):
     """A model that is a table: logits of the next token by (image, step, last token).
 
-    table: [B, T, V, V]. The state carries the image and the step.
+    table: [B, T, V, V]. The state carries the number of each image and the step of each hypothesis.
     """
 
     def step(tokens: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
-        logits = table[state["image"], state["step"], tokens]
-        return logits, {"image": state["image"], "step": state["step"] + 1}
+        images = state["image.number"]
+        of_rows = images.repeat_interleave(len(tokens) // len(images))
+        logits = table[of_rows, state["step"], tokens]
+        return logits, {**state, "step": state["step"] + 1}
 
     return step
 
 
-def start_state(images: int) -> dict:
-    return {"image": torch.arange(images), "step": torch.zeros(images, dtype=torch.long)}
+def start_state(images: int | Sequence[int]) -> dict:
+    """Of so many images, or of those with these numbers."""
+    numbers = torch.tensor(range(images) if isinstance(images, int) else images, dtype=torch.long)
+    return {"image.number": numbers, "step": torch.zeros(len(numbers), dtype=torch.long)}
 
 
 def divisor(options: DecodingOptions, tokens: int) -> float:

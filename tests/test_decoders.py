@@ -1,5 +1,6 @@
 """Every decoder in every variant keeps the contract: forward, step, stepper, packing, decoding."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from captioner import config
-from captioner.decoding import DecodingOptions, decode
+from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
 from captioner.losses import IGNORED, cross_entropy
 from captioner.models import CELLS, DECODERS, Features
 from captioner.models.packing import Packing
@@ -131,23 +132,116 @@ STRATEGIES = {
     "greedy": {},
     "beam": {"beam_size": 4, "captions": 3},
     "groups": {"beam_size": 4, "groups": 2, "captions": 2},
+    "required": {"beam_size": 2},
     "sample": {"temperature": 1.0, "captions": 3},
 }
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(
+EVERY_WAY = pytest.mark.parametrize("strategy", STRATEGIES)
+SOME = pytest.mark.parametrize(
     "variant", [v for v in VARIANTS if v.startswith("transformer") or "lstm" in v]
 )
+WIDTHS = {"greedy": (1, 1), "beam": (1, 4), "groups": (2, 4), "required": (6, 12), "sample": (3, 1)}
+"""Rows of an image in the first step and in later ones; required phrases may have begun, too."""
+Sizes = list[tuple[int, set[int], set[int]]]
+
+
+def say(
+    decoders: Sequence[Any], images: Features, strategy: str, keys: Sequence[int] | None = None
+) -> tuple[list[list[Hypothesis]], Sizes]:
+    """Hypotheses, and of each step how many rows it read, of images, and of everything else."""
+    options = DecodingOptions(max_length=6, **STRATEGIES[strategy])
+    starts = [decoder.start(images) for decoder in decoders]
+    step, state = together([one.stepper() for one in decoders], starts, average="probability")
+    sizes: Sizes = []
+
+    def watched(tokens: torch.Tensor, state: Any) -> Any:
+        parts: tuple[set[int], set[int]] = (set(), set())
+        for name, tensor in state.items():
+            parts[not name.startswith("image.")].add(len(tensor))
+        sizes.append((len(tokens), *parts))
+        return step(tokens, state)
+
+    phrases = Phrases(required=((5,), (6, 7)) if strategy == "required" else ())
+    found = decode(watched, state, start=1, end=2, options=options, phrases=phrases, keys=keys)
+    return found, sizes
+
+
+def loud(variant: str) -> Any:
+    """A decoder whose captions differ."""
+    decoder = build(variant)
+    with torch.no_grad():
+        decoder.output.weight.mul_(5)
+    return decoder
+
+
+def plain_beam(decoders: Sequence[Any], image: Features) -> list[tuple[list[int], list[float]]]:
+    """The strategy "beam" as it is written down: no state, every beginning is read anew."""
+    live: list[tuple[list[int], list[float]]] = [([], [])]
+    ended: list[tuple[list[int], list[float]]] = []
+    for _ in range(6):
+        candidates = []
+        inputs = torch.tensor([[1, *words] for words, _ in live])
+        images = image.rows(torch.zeros(len(live), dtype=torch.long))
+        p = torch.stack([one(images, inputs)[:, -1].softmax(-1) for one in decoders]).mean(0)
+        for (words, values), more in zip(live, p.log().tolist()):
+            candidates += [([*words, w], [*values, value]) for w, value in enumerate(more)]
+        candidates.sort(key=lambda one: -sum(one[1]))
+        ended += [one for one in candidates[:4] if one[0][-1] == 2]
+        live = [one for one in candidates if one[0][-1] != 2][:4]
+        if len(ended) >= 4:
+            break
+    return [*sorted(ended, key=lambda one: -sum(one[1])), *live][:3]
+
+
+@SOME
+def test_beams_side_by_side_are_a_plain_search_of_each_image(variant: str) -> None:
+    others = ["show_tell every gru ", "transformer learned True", "adaptive lstm dot sentinel"]
+    images = features()
+    with torch.no_grad():
+        for decoders in ([loud(variant)], [loud(one) for one in (variant, *others)]):
+            found, _ = say(decoders, images, "beam")
+            for row, hypotheses in enumerate(found):
+                expected = plain_beam(decoders, images.rows(torch.tensor([row])))
+                for one, (words, values) in zip(hypotheses[:3], expected, strict=True):
+                    assert [*one.tokens, *([2] if one.finished else [])] == words
+                    assert one.log_probs == pytest.approx(values, abs=1e-4)
+
+
+@EVERY_WAY
+@SOME
+def test_an_image_is_decoded_alike_alone_and_in_company(variant: str, strategy: str) -> None:
+    decoder, images = loud(variant), features()
+    with torch.no_grad():
+        found, _ = say([decoder], images, strategy)
+        for row, hypotheses in enumerate(found):
+            (alone,), _ = say([decoder], images.rows(torch.tensor([row])), strategy, keys=[row])
+            assert [one.tokens for one in alone] == [one.tokens for one in hypotheses]
+            for one, peer in zip(alone, hypotheses):
+                assert one.log_probs == pytest.approx(peer.log_probs, abs=1e-5)
+
+
+@EVERY_WAY
+@LOOKING
+def test_what_belongs_to_an_image_is_not_repeated(variant: str, strategy: str) -> None:
+    """A search holds it once; samples share it until one of them ends."""
+    with torch.no_grad():
+        _, sizes = say([loud(variant), loud("show_tell merge gru ")], features(), strategy)
+    first, then = WIDTHS[strategy]
+    for place, (rows, of_images, rest) in enumerate(sizes):
+        (images,) = of_images
+        widths = {first} if place == 0 else {first, then} if strategy == "sample" else {then}
+        assert rest == {rows} and rows in {images * width for width in widths}
+        assert images <= (rows if strategy == "sample" else B)
+
+
+@EVERY_WAY
+@SOME
 def test_decoded_captions_have_their_teacher_forced_probabilities(
     variant: str, strategy: str
 ) -> None:
     """However rows are reordered and repeated, each reads its own image and its own past."""
-    decoder, images = build(variant), features()
+    decoder, images = loud(variant), features()
     with torch.no_grad():
-        decoder.output.weight.mul_(5)  # so that captions differ
-        options = DecodingOptions(max_length=6, **STRATEGIES[strategy])
-        found = decode(decoder.stepper(), decoder.start(images), start=1, end=2, options=options)
+        found, _ = say([decoder], images, strategy)
         for row, hypotheses in enumerate(found):
             for one in hypotheses:
                 words = [*one.tokens, *([2] if one.finished else [])]

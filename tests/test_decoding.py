@@ -79,7 +79,7 @@ def test_an_image_is_decoded_alike_alone_and_in_company(beam_size: int) -> None:
     options = DecodingOptions(beam_size=beam_size, length_penalty=0.5, max_length=6)
 
     def run(which: list[int]) -> list[list[Hypothesis]]:
-        state = {"image": torch.tensor(which), "step": torch.zeros(len(which), dtype=torch.long)}
+        state = start_state(which)
         return decode(table_step(table), state, start=START, end=END, options=options)
 
     together = run(list(range(8)))
@@ -320,7 +320,7 @@ def test_a_batch_changes_no_caption(options: dict) -> None:
     chosen = DecodingOptions(max_length=6, **options)
 
     def run(which: list[int]) -> list[list[Hypothesis]]:
-        state = {"image": torch.tensor(which), "step": torch.zeros(len(which), dtype=torch.long)}
+        state = start_state(which)
         return decode(
             table_step(table),
             state,
@@ -345,9 +345,9 @@ def test_an_ensemble_averages_what_its_models_expect(average: str) -> None:
     states = [start_state(4), {"row": torch.arange(4), "at": torch.zeros(4, dtype=torch.long)}]
 
     def other(tokens: torch.Tensor, state: dict) -> tuple[torch.Tensor, dict]:
-        named = {"image": state["row"], "step": state["at"]}
+        named = {"image.number": state["row"], "step": state["at"]}  # nothing belongs to images
         logits, after = table_step(tables[1])(tokens, named)
-        return logits, {"row": after["image"], "at": after["step"]}
+        return logits, {"row": after["image.number"], "at": after["step"]}
 
     step, state = together([table_step(tables[0]), other], states, average=average)
     found = decode(step, state, start=START, end=END, options=options)

@@ -13,8 +13,7 @@ from captioner.decoding.sampling import draw
 
 
 def decoded(table: torch.Tensor, options: DecodingOptions, keys=None, images=None) -> list:
-    images = list(range(len(table))) if images is None else images
-    state = {"image": torch.tensor(images), "step": torch.zeros(len(images), dtype=torch.long)}
+    state = start_state(len(table) if images is None else images)
     return decode(table_step(table), state, start=START, end=END, options=options, keys=keys)
 
 

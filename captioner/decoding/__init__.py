@@ -1,7 +1,8 @@
 """From probabilities to captions: strategies over ``start``/``step`` callables and plain values.
 
 A strategy sees only a state (a dict of tensors, rows first) and a function that reads one token a
-row. It knows no model and no tokenizer, and always works on a batch of images.
+hypothesis. It knows no model and no tokenizer, and always works on a batch of images; what belongs
+to these (``search.IMAGE``) stays one row each, however many hypotheses there are.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def decode(
     """Decode a batch of images.
 
     Args:
-        step: tokens [R] and a state of R rows -> logits [R, V] and the state after.
+        step: tokens [R] and a state of R hypotheses -> logits [R, V] and the state after.
         state: the state before the first token, one row an image.
         start: the token read first.
         end: the token that finishes a caption.

@@ -61,7 +61,8 @@ def beam_search(
         if not keep or length == options.max_length:
             break
         index = torch.tensor(keep, device=active.device)
-        state = rows(state, _rows(parents, log_probs.shape)[index].flatten())
+        continued = _rows(parents, log_probs.shape)[index].flatten()
+        state = rows(state, continued, images=index if len(keep) < len(active) else None)
         active, beams = active[index], [one.of_places(index) for one in beams]
     for place, image in enumerate(active.tolist()):
         for group in range(groups):

@@ -32,8 +32,8 @@ def together(steps: Sequence[Step], states: Sequence[State], *, average: str) ->
     def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
         found, after = [], []
         for model, one in enumerate(steps):
-            prefix = f"{model}."
-            own = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+            suffix = f"@{model}"
+            own = {n.removesuffix(suffix): t for n, t in state.items() if n.endswith(suffix)}
             logits, own = one(tokens, own)
             found.append(torch.log_softmax(logits.float(), dim=-1))
             after.append(own)
@@ -47,5 +47,5 @@ def together(steps: Sequence[Step], states: Sequence[State], *, average: str) ->
 
 def _named(states: Sequence[State]) -> State:
     return {
-        f"{m}.{name}": tensor for m, state in enumerate(states) for name, tensor in state.items()
+        f"{name}@{m}": tensor for m, state in enumerate(states) for name, tensor in state.items()
     }

@@ -52,7 +52,7 @@ def sample(
             log_probs, chance, options.temperature, top_k=options.top_k, top_p=options.top_p
         )
 
-    found = _word_by_word(read, rows(state, index), choose, numbers, end)
+    found = _word_by_word(read, rows(state, index), choose, numbers, end, each=each)
     return [found[first : first + each] for first in range(0, len(found), each)]
 
 
@@ -86,9 +86,18 @@ def draw(
 
 
 def _word_by_word(
-    read: Reader, state: State, choose: Choose, numbers: numpy.ndarray, end: int
+    read: Reader,
+    state: State,
+    choose: Choose,
+    numbers: numpy.ndarray,
+    end: int,
+    *,
+    each: int = 1,
 ) -> list[Hypothesis]:
-    """One caption a row; `numbers` [R, T] are handed to `choose`, T is the most tokens."""
+    """One caption a row; `numbers` [R, T] are handed to `choose`, T is the most tokens.
+
+    An image's `each` captions share what the state has of it until one of them ends.
+    """
     captions, most = numbers.shape
     chances = torch.from_numpy(numbers).to(device(state))
     words: list[list[int]] = [[] for _ in range(captions)]
@@ -107,7 +116,9 @@ def _word_by_word(
         if len(going) == 0:
             break
         if len(going) < len(tokens):
-            live, history, state = live[going], history[going], rows(state, going)
+            live, history = live[going], history[going]
+            state = rows(state, going, images=going // each)
+            each = 1  # images have different numbers of rows left: each row has an image of its own
     return [_finish(*one, end) for one in zip(words, log_probs)]
 
 

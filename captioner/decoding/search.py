@@ -14,6 +14,11 @@ State = dict[str, Tensor]
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
+IMAGE = "image."
+"""How the names of what belongs to images begin. It has a row an image, A of them; all else in a
+state has a row a hypothesis, R = A * K, those of an image side by side."""
+
+
 class Hypothesis(NamedTuple):
     """One caption of one image.
 
@@ -38,7 +43,7 @@ class Reader:
     """Reads one token a row: what a strategy sees of a model.
 
     Args:
-        step: tokens [R] and a state of R rows -> logits [R, V] and the state after.
+        step: tokens [R] and a state of R hypotheses -> logits [R, V] and the state after.
         start: the token read first.
         constraints: what may be said.
     """
@@ -53,7 +58,7 @@ class Reader:
 
         Args:
             history: the words so far, [R, t]; the last is read.
-            state: R rows.
+            state: of R hypotheses.
             alive: which rows count, [R]; None for all.
             width: rows that belong to one image, side by side.
 
@@ -69,13 +74,22 @@ class Reader:
         return self.constraints.filter(log_probs, history, alive=alive, width=width), state
 
 
-def rows(state: State, index: Tensor) -> State:
-    """The state of some rows, in any order, repeated where `index` repeats them."""
-    return {name: tensor[index] for name, tensor in state.items()}
+def rows(state: State, index: Tensor, images: Tensor | None = None) -> State:
+    """The state of some hypotheses, in any order, repeated where `index` repeats them.
+
+    Args:
+        index: these hypotheses, as many of each image, side by side.
+        images: their images; None: all, in the order they are in.
+    """
+    kept = {name: tensor for name, tensor in state.items() if name.startswith(IMAGE)}
+    moved = {name: tensor[index] for name, tensor in state.items() if name not in kept}
+    if images is not None:
+        kept = {name: tensor[images] for name, tensor in kept.items()}
+    return {**kept, **moved}
 
 
 def count(state: State) -> int:
-    """How many rows a state has."""
+    """How many images there are, of a state before the first token."""
     return len(next(iter(state.values())))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from captioner.models.attending import Attending
 from captioner.models.cells import State
 from captioner.models.encoders import Features
+from captioner.models.standardise import with_image
 from captioner.models.unroll import Recurrence
 
 
@@ -85,14 +86,14 @@ class Adaptive(Attending):
 
     def begin(self, mean: Tensor) -> State:
         image = self.dropout(torch.relu(self.image(mean)))  # [B, E]
-        return {**self.recurrence.zeros(len(mean)), "image": self.of_image(image)}
+        return {**self.recurrence.zeros(len(mean)), "image.part": self.of_image(image)}
 
     def project(self, words: Tensor) -> Tensor:
         of_cell = self.recurrence.project(words)  # [..., gates * H]
         return torch.cat([of_cell, self.of_word(words)], dim=-1) if self.sentinel else of_cell
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        projected = projected + state["image"]
+        projected = with_image(projected, state["image.part"])
         read = projected[:, : self.gates]
         h, after = self.recurrence.advance(read, self.recurrence.own(state))  # [B, H]
         sentinel = None

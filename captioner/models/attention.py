@@ -53,11 +53,12 @@ class Attention(nn.Module):
                 self.sentinel_key = nn.Linear(value_size, size)
 
     def remember(self, values: Tensor) -> dict[str, Tensor]:
-        """What all steps read of images: ``values`` [B, P, W]; additive scores, ``keys`` [B, P, A].
+        """What all steps read of images: values [B, P, W] and, for additive scores, keys [B, P, A].
 
         Projected here, once an image.
         """
-        return {"values": values, "keys": self.key(values)} if self.additive else {"values": values}
+        image = {"image.values": values}
+        return {**image, "image.keys": self.key(values)} if self.additive else image
 
     def forward(
         self, query: Tensor, image: Mapping[str, Tensor], sentinel: Tensor | None = None
@@ -65,33 +66,35 @@ class Attention(nn.Module):
         """Look once.
 
         Args:
-            query: [B, Q].
-            image: what ``remember`` gave.
-            sentinel: [B, W].
+            query: [R, Q]; those of an image side by side, K = R / B of each.
+            image: what ``remember`` gave, of B images.
+            sentinel: [R, W].
 
         Returns:
-            the context [B, W], and the weights [B, P], or [B, P + 1] with a sentinel.
+            the context [R, W], and the weights [R, P], or [R, P + 1] with a sentinel.
         """
-        query, values = self.query(query), image["values"]
+        query, values = self.query(query), image["image.values"]
+        sought = query.unflatten(0, (len(values), -1))  # [B, K, A], or [B, K, W]
         if self.additive:
-            scores = self._energy(image["keys"] + query.unsqueeze(1))  # [B, P]
+            scores = self._energy(image["image.keys"].unsqueeze(1) + sought.unsqueeze(2))
         else:
-            scores = (values @ query.unsqueeze(2)).squeeze(2) * values.shape[2] ** -0.5  # [B, P]
+            scores = sought @ values.transpose(1, 2) * values.shape[2] ** -0.5
+        scores = scores.flatten(0, 1)  # [R, P]
         if sentinel is not None:
-            scores = torch.cat([scores, self._score_of(sentinel, query)], dim=1)  # [B, P + 1]
+            scores = torch.cat([scores, self._score_of(sentinel, query)], dim=1)  # [R, P + 1]
         exact = torch.promote_types(scores.dtype, torch.float32)
         weights = torch.softmax(scores, dim=1, dtype=exact)
         of_positions = weights[:, : values.shape[1]].to(values.dtype)
-        context = (of_positions.unsqueeze(1) @ values).squeeze(1)  # [B, W]
+        context = (of_positions.unflatten(0, sought.shape[:2]) @ values).flatten(0, 1)  # [R, W]
         if sentinel is not None:
             context = context + weights[:, -1:] * sentinel
         return context, weights
 
     def _score_of(self, sentinel: Tensor, query: Tensor) -> Tensor:
-        """[B, W] and the projected query -> [B, 1]."""
+        """[R, W] and the projected query -> [R, 1]."""
         if self.additive:
             return self._energy((self.sentinel_key(sentinel) + query).unsqueeze(1))
         return (sentinel * query).sum(1, keepdim=True) * sentinel.shape[1] ** -0.5
 
     def _energy(self, sums: Tensor) -> Tensor:
-        return self.score(torch.tanh(sums)).squeeze(2)
+        return self.score(sums.tanh_()).squeeze(-1)

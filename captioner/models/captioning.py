@@ -27,7 +27,10 @@ class CaptioningModel(nn.Module):
             not learned by gradient, and ``uses_grid``. With a ``Packing`` as its third argument,
             ``forward`` answers real words only: ``packing.pack`` of the logits it would give
             without, [N, V].
-            A state is a dict of tensors, rows first: rows are reordered and repeated by indexing.
+            A state is a dict of tensors, rows first. What belongs to A images, under names that
+            begin with ``image.``, has a row an image and is what it was after each step; all else
+            has a row a hypothesis, R = A * K of them, those of an image side by side, and is
+            reordered by indexing. ``step`` reads R tokens; after ``start``, R is A.
             ``attends`` says whether there is ``look(features, inputs, packing)``, which gives the
             logits of ``forward`` and where the decoder looked for each word, [B, T, P] or [N, P].
     """

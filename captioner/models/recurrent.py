@@ -34,7 +34,7 @@ from captioner.config import unknown
 from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.packing import Packing
-from captioner.models.standardise import Standardise
+from captioner.models.standardise import Standardise, with_image
 from captioner.models.unroll import CELLS, Recurrence, laid_out
 
 IMAGES = ("x0", "h0", "every", "merge")
@@ -145,7 +145,7 @@ class ShowTell(nn.Module):
         """The state before <start>, when the network has read what it reads of the image once.
 
         That is all of it as X_0, or as h and c. Otherwise the state carries what the image adds
-        to every step: ``image``, [B, gates * H] or, where it is merged, [B, H].
+        to every step: ``image.part``, [B, gates * H] or, where it is merged, [B, H].
         """
         image = self.dropout(self.read_image(features))  # [B, E]
         if self.enters == "h0":
@@ -155,7 +155,7 @@ class ShowTell(nn.Module):
             return self.recurrence.step(image, nothing)[1]
         if self.enters == "every":
             image = functional.linear(image, self._halves()[1])  # [B, gates * H]
-        return {**nothing, "image": image}
+        return {**nothing, "image.part": image}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
@@ -183,10 +183,10 @@ class ShowTell(nn.Module):
     ) -> tuple[Tensor, State]:
         """One step from projected words [B, gates * H] -> what is answered from [B, H], state."""
         if self.enters == "every":
-            projected = projected + state["image"]
+            projected = with_image(projected, state["image.part"])
         h, after = (advance or self.recurrence.advance)(projected, self.recurrence.own(state))
         if self.enters == "merge":
-            h = torch.tanh(self.merge(h) + state["image"])
+            h = torch.tanh(with_image(self.merge(h), state["image.part"]))
         return h, {**state, **after}
 
     def _project(self, words: Tensor) -> Tensor:

@@ -115,3 +115,8 @@ class Positions(nn.Module):
         if not self.training:
             return values
         return values * self.dropout(values.new_ones(len(values), 1, values.shape[2]))
+
+
+def with_image(rows: Tensor, image: Tensor) -> Tensor:
+    """Add to rows [R, W] what their images add, [B, W]: K = R / B rows of each, side by side."""
+    return (rows.unflatten(0, (len(image), -1)) + image.unsqueeze(1)).flatten(0, 1)

@@ -14,7 +14,7 @@ layers adds three things; normalised before, not after (Xiong et al., ICML 2020)
 Whole captions are read at once, under a causal mask. Word by word, the state keeps what earlier
 words offer to later ones, the keys and values of each layer, and of the image m alone: with
 q^T (W_k m) = (W_k^T q)^T m and Σ α (W_v m) = W_v (Σ α m) no keys or values of it are ever formed,
-and rows of a beam copy P x H numbers, whatever L is.
+and an image costs P x H numbers, whatever L is and however many beams it has.
 """
 
 from __future__ import annotations
@@ -88,30 +88,32 @@ class Layer(nn.Module):
         """One word for each row.
 
         Args:
-            x: [B, H].
-            memory: m, [B, P, H].
-            past: keys and values of the words before, [B, t, 2 * H].
+            x: [R, H].
+            memory: m, [B, P, H]; of each image K = R / B rows, side by side.
+            past: keys and values of the words before, [R, t, 2 * H].
 
         Returns:
-            x after the layer, and the past with this word's, [B, t + 1, 2 * H].
+            x after the layer, and the past with this word's, [R, t + 1, 2 * H].
         """
         query, offered = self.of_word(self.self_norm(x)).tensor_split([x.shape[1]], dim=1)
         past = torch.cat([past, offered.unsqueeze(1)], dim=1)
-        key, value = map(self._split, past.chunk(2, dim=2))  # [B, heads, t + 1, H / heads]
+        key, value = map(self._split, past.chunk(2, dim=2))  # [R, heads, t + 1, H / heads]
         found, _ = attend(self._split(query.unsqueeze(1)), key, value)
         x = x + self.dropout(self.self_output(self._join(found).squeeze(1)))
         x = x + self.dropout(self.cross_output(self._look(self.cross_norm(x), memory)))
         return self._last(x), past
 
     def _look(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Cross attention of one word, [B, H] -> [B, H], without keys and values of the image."""
+        """Cross attention of one word, [R, H] -> [R, H], without keys and values of the image."""
         of_keys, of_values = (
             linear.weight.unflatten(0, (self.heads, -1)) for linear in (self.key, self.value)
         )  # [heads, H / heads, H]
-        query = self.query(x).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [heads, B, ...]
-        sought = (query @ of_keys).transpose(0, 1)  # [B, heads, H]
+        query = self.query(x).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [heads, R, ...]
+        sought = (query @ of_keys).transpose(0, 1)  # [R, heads, H]
+        sought = sought.reshape(len(memory), -1, memory.shape[2])  # [B, K * heads, H]
         weights = _softmax(sought @ memory.transpose(1, 2) * query.shape[2] ** -0.5)
-        seen = (weights.to(memory.dtype) @ memory).transpose(0, 1)  # [heads, B, H]
+        seen = weights.to(memory.dtype) @ memory  # [B, K * heads, H]
+        seen = seen.view(len(x), self.heads, -1).transpose(0, 1)  # [heads, R, H]
         return (seen @ of_values.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value.bias
 
     def _last(self, x: Tensor) -> Tensor:
@@ -223,19 +225,18 @@ class Transformer(nn.Module):
         return self.dropout(words + self.places.weight[first:last])
 
     def start(self, features: Features) -> State:
-        """The state before <start>: ``memory`` [B, P, H], and a ``past`` [B, L, 0, 2 * H]."""
+        """The state before <start>: ``image.memory`` [B, P, H], a ``past`` of each layer, empty."""
         memory = self.image(features)
-        past = memory.new_empty(len(memory), len(self.layers), 0, 2 * memory.shape[2])
-        return {"memory": memory, "past": past}
+        past = memory.new_empty(len(memory), 0, 2 * memory.shape[2])
+        return {"image.memory": memory, **dict.fromkeys(self._pasts(), past)}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
-        x = self.read(tokens.unsqueeze(1), state["past"].shape[2]).squeeze(1)  # [B, H]
-        pasts = []
-        for layer, past in zip(self._layers(), state["past"].unbind(1)):
-            x, past = layer.step(x, state["memory"], past)
-            pasts.append(past)
-        return self.output(self.norm(x)), {**state, "past": torch.stack(pasts, dim=1)}
+        x = self.read(tokens.unsqueeze(1), state["past.0"].shape[1]).squeeze(1)  # [R, H]
+        after = {**state}
+        for name, layer in zip(self._pasts(), self._layers()):
+            x, after[name] = layer.step(x, state["image.memory"], state[name])
+        return self.output(self.norm(x)), after
 
     @torch.no_grad()
     def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
@@ -267,6 +268,9 @@ class Transformer(nn.Module):
         if packing is not None:
             x, weights = packing.pack(x), packing.pack(weights)
         return self.output(self.norm(x)), weights
+
+    def _pasts(self) -> list[str]:
+        return [f"past.{layer}" for layer in range(len(self.layers))]
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]

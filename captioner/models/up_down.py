@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from captioner.models.attending import Attending
 from captioner.models.cells import State
+from captioner.models.standardise import with_image
 from captioner.models.unroll import CELLS, Recurrence
 
 
@@ -73,14 +74,15 @@ class UpDown(Attending):
     def begin(self, mean: Tensor) -> State:
         rows = len(mean)
         looking = {f"looking_{n}": tensor for n, tensor in self.looking.zeros(rows).items()}
-        return {**looking, **self.language.zeros(rows), "mean": self.of_mean(mean)}
+        return {**looking, **self.language.zeros(rows), "image.part": self.of_mean(mean)}
 
     def project(self, words: Tensor) -> Tensor:
         return self.looking.project(words)  # [..., gates * H]
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         looking = {name: state[f"looking_{name}"] for name in self.looking.state_names}
-        projected = projected + state["mean"] + self.of_language(state["h"][:, -1])
+        projected = with_image(projected, state["image.part"])
+        projected = projected + self.of_language(state["h"][:, -1])
         looking = self.looking.step(self.looking.gates(projected, looking), looking)
         context, weights = self.attention(looking["h"], state)  # [B, H]
         heard = torch.cat([context, looking["h"]], dim=1)  # [B, 2 * H]
