@@ -238,8 +238,10 @@ def test_data_stats_and_check(scenes, capsys) -> None:
     assert main(["data", "stats", f"data.root={scenes}"]) == 0
 
 
-def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys) -> None:
+def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys, monkeypatch) -> None:
     import shutil
+
+    monkeypatch.setenv("COLUMNS", "300")  # a long path is folded otherwise
 
     root = shutil.copytree(scenes, tmp_path / "shapes")
     victim = root / "images" / "test_00000.png"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner import bundle
+from captioner.export import export_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 YAML = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
@@ -27,7 +27,7 @@ def source(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         else:
             shutil.copy(ROOT / name, target / name)
-    bundle.write(run, target / "captioner" / "bundled" / "tiny")
+    export_bundle(run, target / "captioner" / "bundled" / "tiny")
     (target / "captioner" / "bundled" / "tiny" / "config.yaml").write_text("left by an evaluation")
     return target
 
