@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from captioner import bundle
 from captioner.export import export_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
