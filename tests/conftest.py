@@ -2,8 +2,9 @@
 
 import captioner  # noqa: F401, I001
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,30 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         del os.environ["CAPTIONER_CACHE"]
     else:
         os.environ["CAPTIONER_CACHE"] = before
+
+
+@pytest.fixture
+def cut_short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Path, int], Path]:
+    """Trains until the power goes in the middle of a step; gives the last checkpoint."""
+    from captioner import checkpoint
+    from captioner.module import LitCaptioner
+    from captioner.training import train
+
+    original = LitCaptioner.training_step
+
+    def cut(config: Any, folder: Path, step: int) -> Path:
+        def crash(self: Any, batch: Any, batch_index: int) -> Any:
+            if self.global_step == step:
+                raise RuntimeError("power cut")
+            return original(self, batch, batch_index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LitCaptioner, "training_step", crash)
+            with pytest.raises(RuntimeError, match="power cut"):
+                train(config, folder)
+        return checkpoint.find(folder, name=checkpoint.LAST)
+
+    return cut
 
 
 @pytest.fixture(scope="session")

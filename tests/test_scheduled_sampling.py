@@ -8,7 +8,6 @@ from captioner.config import compose
 from captioner.models import CELLS, Features
 from captioner.models.packing import Packing
 from captioner.models.recurrent import ShowTell
-from captioner.module import LitCaptioner
 from captioner.objectives import CrossEntropy, cross_entropy
 from captioner.objectives.cross_entropy import draw_words, read_own_words
 from captioner.training import train
@@ -92,21 +91,10 @@ def test_the_share_rises_along_a_line(monkeypatch) -> None:
     assert shares == ["all at once", 0.1, 0.4]
 
 
-def test_a_training_resumes_to_the_bit(tiny, tmp_path, monkeypatch) -> None:
+def test_a_training_resumes_to_the_bit(tiny, tmp_path, cut_short) -> None:
     config = compose([*tiny, "training.scheduled_sampling=0.5", "callbacks.save_every=3"])
     train(config, tmp_path / "whole")
-    original = LitCaptioner.training_step
-
-    def crash(self, batch, batch_index):
-        if self.global_step == 10:
-            raise RuntimeError("power cut")
-        return original(self, batch, batch_index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LitCaptioner, "training_step", crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(config, tmp_path / "cut")
-    last = checkpoint.find(tmp_path / "cut", name=checkpoint.LAST)
+    last = cut_short(config, tmp_path / "cut", 10)
     train(config, tmp_path / "cut", resume=last)
     one, other = (
         checkpoint.read(checkpoint.find(tmp_path / name, name=checkpoint.LAST)).weights

@@ -4,7 +4,6 @@ import pytest
 
 from captioner import checkpoint
 from captioner.config import compose
-from captioner.module import LitCaptioner
 from captioner.schedules import Schedule
 from captioner.training import train
 
@@ -48,22 +47,11 @@ def test_options_out_of_range_are_refused(options) -> None:
         plateau(**options)
 
 
-def test_a_training_lowers_its_rate_and_resumes_to_the_bit(tiny, tmp_path, monkeypatch) -> None:
+def test_a_training_lowers_its_rate_and_resumes_to_the_bit(tiny, tmp_path, cut_short) -> None:
     options = ("training.schedule=plateau", "training.plateau_patience=1", "trainer.max_epochs=4")
     config = compose([*tiny, *options, "callbacks.save_every=5", "callbacks.patience=0"])
     train(config, tmp_path / "whole")
-    original = LitCaptioner.training_step
-
-    def crash(self, batch, batch_index):
-        if self.global_step == 21:
-            raise RuntimeError("power cut")
-        return original(self, batch, batch_index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LitCaptioner, "training_step", crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(config, tmp_path / "cut")
-    path = checkpoint.find(tmp_path / "cut", name=checkpoint.LAST)
+    path = cut_short(config, tmp_path / "cut", 21)
     train(config, tmp_path / "cut", resume=path)
     one, other = (
         checkpoint.read(checkpoint.find(tmp_path / name, name=checkpoint.LAST)).lightning

@@ -26,32 +26,16 @@ def weights_and_optimiser(folder: Path) -> list[torch.Tensor]:
     return [*content["state_dict"].values(), *tensors]
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Let the training crash in the middle of a step."""
-    original = LitCaptioner.training_step
-
-    def crash(self, batch, batch_index):
-        if self.global_step == step:
-            raise RuntimeError("power cut")
-        return original(self, batch, batch_index)
-
-    monkeypatch.setattr(LitCaptioner, "training_step", crash)
-
-
 # 24 images of five captions in batches of 20 are 6 steps an epoch.
 @pytest.mark.parametrize(
     ("workers", "crash", "saved"), [(0, 4, 3), (0, 9, 9), (0, 8, 6), (2, 5, 3)]
 )
 def test_an_interrupted_run_resumes_to_the_bit(
-    tiny, tmp_path, monkeypatch, workers: int, crash: int, saved: int
+    tiny, tmp_path, cut_short, workers: int, crash: int, saved: int
 ) -> None:
     config = compose([*tiny, f"loader.workers={workers}", "callbacks.save_every=3"])
     train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(config, tmp_path / "cut")
-    last = checkpoint.find(tmp_path / "cut", name=checkpoint.LAST)
+    last = cut_short(config, tmp_path / "cut", crash)
     assert checkpoint.read(last).lightning["global_step"] == saved
     train(config, tmp_path / "cut", resume=last)
 
@@ -65,17 +49,13 @@ def test_an_interrupted_run_resumes_to_the_bit(
     assert len(list(logs)) == 2  # the log of the first part is kept
 
 
-def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, monkeypatch) -> None:
+def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, cut_short) -> None:
     live = ("loader.cache=false", "loader.augment=true", "encoder.trainable=true")
     config = compose(
         [*tiny, *live, "callbacks.save_every=2", "loader.workers=2", "callbacks.ema=0.9"]
     )
     train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(config, tmp_path / "cut")
-    last = checkpoint.find(tmp_path / "cut", name=checkpoint.LAST)
+    last = cut_short(config, tmp_path / "cut", 3)
     train(config, tmp_path / "cut", resume=last)
     pairs = zip(weights_and_optimiser(tmp_path / "whole"), weights_and_optimiser(tmp_path / "cut"))
     assert all(torch.equal(a, b) for a, b in pairs)

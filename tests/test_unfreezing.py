@@ -146,25 +146,14 @@ def moments(folder: Path) -> list[torch.Tensor]:
     [(0, 3, 4, 3), (0, 1, 6, 6), (0, 3, 8, 6), (2, 1, 11, 9)],
 )
 def test_a_run_resumes_to_the_bit_on_both_sides(
-    tiny, tmp_path, monkeypatch, workers: int, views: int, crash: int, saved: int
+    tiny, tmp_path, cut_short, workers: int, views: int, crash: int, saved: int
 ) -> None:
     config = tuned(
         tiny, f"loader.workers={workers}", f"loader.views={views}", "callbacks.save_every=3"
     )
     train(config, tmp_path / "whole")
-    original = LitCaptioner.training_step
-
-    def crashing(self, batch, batch_index):
-        if self.global_step == crash:
-            raise RuntimeError("power cut")
-        return original(self, batch, batch_index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LitCaptioner, "training_step", crashing)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train(config, tmp_path / "cut")
+    path = cut_short(config, tmp_path / "cut", crash)
     assert last(tmp_path / "cut").lightning["global_step"] == saved
-    path = checkpoint.find(tmp_path / "cut", name=checkpoint.LAST)
     train(config, tmp_path / "cut", resume=path)
     whole, cut = last(tmp_path / "whole"), last(tmp_path / "cut")
     assert all(torch.equal(whole.weights[name], cut.weights[name]) for name in whole.weights)
