@@ -11,6 +11,7 @@ judged.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +77,15 @@ class Vocabulary:
         if not 0 <= id < len(self.words):
             raise ValueError(f"id {id} is not in the vocabulary; ids go from 0 to {len(self) - 1}")
         return self.words[id]
+
+    @property
+    def rarity(self) -> list[float]:
+        """How much each word says by being said: log(1 + its rank), 0 for the special words.
+
+        Words are listed by their frequency, which falls as 1 / rank (Zipf, 1949): log rank stands
+        for -log p without any counts.
+        """
+        return [math.log(max(1, place - len(_SPECIALS) + 2)) for place in range(len(self.words))]
 
     @classmethod
     def build(cls, sentences: Iterable[Sequence[str]], *, min_count: int = 1) -> Vocabulary:

@@ -313,6 +313,7 @@ def test_one_group_is_a_plain_beam() -> None:
         {"beam_size": 3, "captions": 3, "early_stopping": False, "length_penalty": 1.0},
         {"beam_size": 2, "no_repeat_ngram": 2, "min_length": 3},
         {"beam_size": 2, "length_rule": "gnmt", "length_penalty": 0.6, "no_repeat_word": True},
+        {"beam_size": 4, "consensus": 2.0, "captions": 2},
     ],
 )
 def test_a_batch_changes_no_caption(options: dict) -> None:

@@ -8,8 +8,10 @@ to these (``search.IMAGE``) stays one row each, however many hypotheses there ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from captioner.decoding.beam import beam_search
+from captioner.decoding.consensus import by_consensus
 from captioner.decoding.constraints import Constraints, Phrases, Required
 from captioner.decoding.ensemble import together
 from captioner.decoding.options import DecodingOptions
@@ -31,6 +33,7 @@ def decode(
     phrases: Phrases = _NONE,
     banned: tuple[int, ...] = (),
     keys: Sequence[int] | None = None,
+    rarity: Sequence[float] = (),
 ) -> list[list[Hypothesis]]:
     """Decode a batch of images.
 
@@ -44,10 +47,11 @@ def decode(
         banned: tokens never emitted; the probabilities of the others are not rescaled.
         keys: of each image, a number ≥ 0 from which its draws are made; None takes its place in
             the batch.
+        rarity: of each token, with ``options.consensus``; empty: all alike.
 
     Returns:
-        for each image its hypotheses, best first, or samples in the order of drawing; at least one,
-        and ``options.captions`` where the search found as many.
+        for each image its hypotheses, best first, or samples, without ``options.consensus`` in the
+        order of drawing; at least one, and ``options.captions`` where the search found as many.
 
     Raises:
         ValueError: required words that need too many beams.
@@ -64,7 +68,11 @@ def decode(
     elif options.beam_size == 1 and not phrases.required:
         found = greedy(read, state, end=end, max_length=options.max_length)
     else:
-        found = beam_search(read, state, end=end, options=options, required=required)
+        search = replace(options, captions=options.beam_size) if options.consensus else options
+        found = beam_search(read, state, end=end, options=search, required=required)
+    if options.consensus:
+        votes = None if options.samples else options.consensus
+        found = [by_consensus(of_image, rarity, votes) for of_image in found]
     return [[_told(one, constraints, required) for one in of_image] for of_image in found]
 
 

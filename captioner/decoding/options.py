@@ -33,6 +33,8 @@ class DecodingOptions:
             words, only when no live hypothesis can become one of the captions asked for.
         captions: how many are returned of each image: the n best, or n samples; a search finds
             no more than K.
+        consensus: above 0, captions are ranked by how much the K found, or all samples, agree with
+            each: minimum Bayes risk (``consensus.py``). Those found vote with p^(1/consensus).
         temperature: 0 searches; τ > 0 draws words from p^(1/τ), rescaled.
         top_k: draws from the k most probable words only; 0 from all (Fan et al., ACL 2018).
         top_p: draws from the fewest words that hold this share of the probability, (0, 1]
@@ -63,6 +65,7 @@ class DecodingOptions:
     length_rule: str = "power"
     early_stopping: bool = True
     captions: int = 1
+    consensus: float = 0.0
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
@@ -84,7 +87,7 @@ class DecodingOptions:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise _refused(name, value, f"a whole number ≥ {least}")
-        for name in ("length_penalty", "temperature", "diversity"):
+        for name in ("length_penalty", "consensus", "temperature", "diversity"):
             if not _is_number(value := getattr(self, name)) or not 0 <= value < math.inf:
                 hint = ": 0 none, 1 average by token" if name == "length_penalty" else ""
                 raise _refused(name, value, f"a number from 0{hint}")
@@ -126,6 +129,11 @@ class DecodingOptions:
                 f"decoding.captions={self.captions} of an image need beam_size={self.captions} or "
                 "more, or a temperature to draw them"
             )
+        if self.consensus and max(self.beam_size, self.captions) < 2:
+            raise ValueError(
+                f"decoding.consensus={self.consensus:g} chooses among several captions; set "
+                "beam_size=20, or a temperature and captions=20"
+            )
         if self.beam_size % self.groups:
             raise ValueError(
                 f"decoding.groups={self.groups} does not divide beam_size={self.beam_size}; each "
@@ -159,6 +167,8 @@ class DecodingOptions:
                 parts += ["patient"]
             if self.groups > 1:
                 parts += [f"groups{self.groups}", f"div{self.diversity:g}"]
+        if self.consensus:
+            parts += ["consensus" if self.samples else f"consensus{self.consensus:g}"]
         if self.captions > 1:
             parts += [f"n{self.captions}"]
         if self.ensemble != type(self).ensemble:
@@ -185,8 +195,8 @@ class DecodingOptions:
     def changed(self, **options: Any) -> DecodingOptions:
         """The options with some of them changed.
 
-        To ask for samples turns a beam off, and to ask for a beam turns samples off, unless both
-        are given.
+        To ask for samples turns a beam off, to ask for a beam turns samples off, and to ask for one
+        hypothesis turns consensus off, unless both are given.
 
         Raises:
             ValueError: an option that does not exist, or that does not fit.
@@ -199,7 +209,11 @@ class DecodingOptions:
             implied = {"beam_size": 1, "groups": 1}
         elif "beam_size" in options and "temperature" not in options:
             implied = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
-        return replace(self, **{**implied, **options})
+        changed = {**implied, **options}
+        of_each = (changed.get(name, getattr(self, name)) for name in ("beam_size", "captions"))
+        if "consensus" not in options and max(of_each) == 1:
+            changed["consensus"] = 0.0
+        return replace(self, **changed)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""

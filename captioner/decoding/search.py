@@ -25,7 +25,8 @@ class Hypothesis(NamedTuple):
     Attributes:
         tokens: its words, without <start> and <end>.
         log_probs: log p of each word, and of <end> where it was reached.
-        score: what it was ranked by: the sum of log_probs over a power of their number.
+        score: what it was ranked by: the sum of log_probs over a power of their number, or its
+            agreement with the others (``consensus.py``).
         finished: whether <end> was reached within max_length.
         missing: the required phrases that it does not hold, by their places in the list.
         broken: the options that it could not keep, because no word was left to say.

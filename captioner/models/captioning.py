@@ -93,6 +93,7 @@ def generate(
             phrases=phrases(options, tokenizer),
             banned=(words.pad, words.start, words.unknown),
             keys=keys,
+            rarity=words.rarity if options.consensus else (),
         )
 
 

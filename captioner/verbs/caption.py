@@ -20,6 +20,7 @@ def run(argv: Sequence[str]) -> int:
         "  captioner caption photos/ '*.png' --model runs/demo --beam-size 5 --format csv\n"
         "  find . -name '*.jpg' | captioner caption - --model runs/demo --format json\n"
         "  captioner caption photo.jpg --model runs/demo --beam-size 5 --captions 5\n"
+        "  captioner caption photo.jpg --model runs/demo --beam-size 20 --consensus 5\n"
         "  captioner caption photo.jpg --model runs/demo --temperature 1 --top-p 0.9 --seed 3\n"
         "  captioner caption photo.jpg --model runs/demo --required-words 'dog,red ball'\n"
         "  captioner caption photo.jpg --model runs/demo --prefix 'a dog'\n"
@@ -70,6 +71,7 @@ DECODING: dict[str, tuple[Any, str, str]] = {
     "length_rule": (str, "RULE", "power, or gnmt: log p / ((5 + n) / 6)^A"),
     "early_stopping": (bool, "", "stop once K captions have ended"),
     "captions": (int, "N", "captions of each image: the n best, or n samples"),
+    "consensus": (float, "T", "above 0, the caption that most of those found agree with"),
     "temperature": (float, "T", "above 0 draws words instead of searching"),
     "top_k": (int, "N", "draw from the N most probable words"),
     "top_p": (float, "P", "draw from the fewest words that hold this share of the probability"),

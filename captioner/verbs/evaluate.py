@@ -42,7 +42,8 @@ def run(argv: Sequence[str]) -> int:
         nargs="*",
         metavar="key=value",
         help="data.split=dev|test|train, data.root=…, loader.…, decoding=NAME (greedy, beam, "
-        "diverse_beam, sample, top_k, top_p), decoding.… (any option of captioner caption)",
+        "consensus, diverse_beam, sample, top_k, top_p), decoding.… (any option of captioner "
+        "caption)",
     )
     add_metrics(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")

@@ -1,0 +1,119 @@
+"""Consensus decoding against pycocoevalcap, enumeration and closed forms."""
+
+import math
+
+import numpy
+import pytest
+from pycocoevalcap.cider.cider import Cider
+from tables import END, START, everything, random_table, start_state, table_step
+
+from captioner.decoding import DecodingOptions, Hypothesis, decode
+from captioner.decoding.consensus import by_consensus, similarities
+from captioner.tokenizers import Vocabulary
+
+CAPTIONS = [
+    (4, 5, 6, 7, 8),
+    (4, 5, 6, 9),
+    (4, 4, 5, 4, 5, 6, 7, 8, 4, 5, 10),
+    (11, 12),
+    (4,),
+    (),
+]
+
+
+def coco(candidate: tuple, reference: tuple) -> float:
+    """CIDEr-D of a pair, every n-gram of the reference being as rare: its corpus has one more."""
+    texts = {0: [reference], 1: [tuple(range(100, 108))]}
+    gts = {image: [" ".join(map(str, text)) for text in of] for image, of in texts.items()}
+    res = {0: [" ".join(map(str, candidate))], 1: ["unlike"]}
+    return Cider().compute_score(gts, res)[1][0] / 10
+
+
+def test_the_score_is_cider_d_where_all_words_are_as_rare() -> None:
+    found = similarities(CAPTIONS, [])
+    assert found.shape == (6, 6)
+    for i, one in enumerate(CAPTIONS):
+        for j, other in enumerate(CAPTIONS[:5]):
+            if one:
+                assert found[i, j] == pytest.approx(coco(one, other), abs=1e-9)
+    assert not found[5].any() and not found[:, 5].any()
+    assert found[0, 0] == pytest.approx(1)
+
+
+def test_a_rare_word_in_common_says_more() -> None:
+    rarity = [0.0, 1.0, 2.0, 3.0]
+    found = similarities([(1, 2), (1, 3), (2, 3)], rarity)
+    assert found[0, 1] == pytest.approx(1 / math.sqrt(5 * 10) / 4)
+    assert found[0, 2] == pytest.approx(4 / math.sqrt(5 * 13) / 4)
+    assert found[1, 2] == pytest.approx(9 / math.sqrt(10 * 13) / 4)
+
+
+def test_rarity_is_the_logarithm_of_the_rank() -> None:
+    words = Vocabulary.build([["a", "a", "dog"], ["a", "dog", "runs"]])
+    assert words.words[4:] == ("a", "dog", "runs")
+    assert words.rarity == pytest.approx([0, 0, 0, 0, math.log(2), math.log(3), math.log(4)])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_of_a_full_beam_it_is_the_minimum_of_the_bayes_risk(temperature: float) -> None:
+    table = random_table(6, 3, 6)
+    options = DecodingOptions(beam_size=6**3, consensus=temperature, max_length=3)
+    found = decode(table_step(table), start_state(6), start=START, end=END, options=options)
+    moved = 0
+    for image in range(6):
+        possible = everything(table, image, options)  # (log p, words), best first
+        votes = numpy.exp([score / temperature for score, _ in possible])
+        votes /= votes.sum()
+        gain = [
+            sum(vote * coco(one, other) for vote, (_, other) in zip(votes, possible) if other)
+            for _, one in possible
+            if one
+        ]
+        named = [words for _, words in possible if words]
+        best = found[image][0]
+        assert best.score == pytest.approx(max(gain), abs=1e-5)
+        assert gain[named.index(best.tokens)] == pytest.approx(max(gain), abs=1e-6)
+        moved += best.tokens != possible[0][1]
+    assert moved
+
+
+def test_every_sample_has_one_vote_and_the_search_keeps_its_order() -> None:
+    table = random_table(5, 4, 5)
+    drawn = DecodingOptions(temperature=0.5, captions=9, max_length=4)
+    plain = decode(table_step(table), start_state(5), start=START, end=END, options=drawn)
+    agreed = decode(
+        table_step(table),
+        start_state(5),
+        start=START,
+        end=END,
+        options=drawn.changed(consensus=1.0),
+    )
+    for before, after in zip(plain, agreed):
+        assert sorted(one.tokens for one in before) == sorted(one.tokens for one in after)
+        ended = [one for one in after if one.finished]
+        if ended:
+            risks = similarities([one.tokens for one in before if one.finished], []).mean(axis=1)
+            assert ended[0].score == pytest.approx(risks.max())
+        assert [one.score for one in ended] == sorted((one.score for one in ended), reverse=True)
+
+
+def test_required_words_and_an_end_go_before_agreement() -> None:
+    def one(tokens: tuple, finished: bool = True, missing: tuple = ()) -> Hypothesis:
+        return Hypothesis(tokens, (-1.0,) * (len(tokens) + 1), 0.0, finished, missing)
+
+    same = [one((4, 5, 6), missing=(0,)), one((4, 5, 6), missing=(0,)), one((7,)), one((8,), False)]
+    found = by_consensus(same, [], 1.0)
+    assert [hypothesis.tokens for hypothesis in found] == [(7,), (8,), (4, 5, 6), (4, 5, 6)]
+
+
+def test_what_it_needs_and_how_it_is_named() -> None:
+    with pytest.raises(ValueError, match="consensus=5 chooses among several captions"):
+        DecodingOptions(consensus=5.0)
+    with pytest.raises(ValueError, match="consensus=-1"):
+        DecodingOptions(beam_size=3, consensus=-1)
+    beam = DecodingOptions(beam_size=20, length_penalty=0.7, consensus=5.0)
+    assert beam.label == "beam20-lp0.7-consensus5"
+    assert beam.changed(beam_size=1).label == "greedy"
+    assert beam.changed(temperature=1.0).label == "sample-t1-seed0"
+    drawn = beam.changed(temperature=1.0, captions=10)
+    assert drawn.label == "sample-t1-seed0-consensus-n10"
