@@ -162,7 +162,8 @@ class Attending(nn.Module):
         """Steps over packed words; the batch shrinks as captions end -> [N, ...] and [N, P]."""
         state = {name: tensor[packing.order] for name, tensor in state.items()}
         rows, found, weights = len(packing.order), [], []
-        with deferred(packing.sizes, projected.device) if self.defers else nullcontext():
+        read = [state["image.values"]]
+        with deferred(packing.sizes, projected.device, read) if self.defers else nullcontext():
             for step_input in projected.split(packing.sizes):
                 if len(step_input) < rows:  # a slice costs a gradient of full size
                     rows = len(step_input)

@@ -1,4 +1,4 @@
-"""Linear layers in a loop over time, with one product for the gradient of each weight.
+"""Products in a loop over time, with one product for the gradient of each weight.
 
 Autograd multiplies out ∂W at every step and adds the results up: T small products, and T times the
 traffic of the whole matrix. Inside ``deferred`` the steps' own gradients D_t are gathered instead,
@@ -7,8 +7,11 @@ beside the inputs X_t that they belong to, and after the loop there is one produ
     y_t = X_t W^T + b           ∂X_t = D_t W            each step, as ever
     ∂W  = D^T X                 ∂b   = Σ D              once, D and X all steps' rows
 
-The loop itself is not changed: ``torch.nn.Linear`` is intercepted where it multiplies. A test holds
-all gradients equal.
+The same holds for what belongs to rows, such as the values V_r that attention reads at every step:
+of x_t V_r and x_t V_r^T the gradients are outer products, which one batched product adds up.
+
+The loop itself is not changed: ``torch.nn.Linear`` is intercepted where it multiplies, and ``@``
+where its right side is one of the named tensors. A test holds all gradients equal.
 """
 
 from __future__ import annotations
@@ -25,28 +28,38 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def deferred(sizes: tuple[int, ...], device: torch.device) -> Iterator[None]:
+def deferred(
+    sizes: tuple[int, ...], device: torch.device, of_rows: Sequence[Tensor] = ()
+) -> Iterator[None]:
     """Within, each linear layer is called once a step, with so many rows; T steps.
 
     Without gradient, on other devices than CPUs, and where a model is compiled or transformed,
     nothing is changed.
+
+    Args:
+        sizes: how many rows each step has; falling.
+        device: where the loop computes.
+        of_rows: tensors [B, I, O], a matrix a row, contiguous, of which each step multiplies vectors
+            with the first rows, as they are or transposed; each way once a step.
     """
     compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
     transformed = torch._C._are_functorch_transforms_active()
     if not torch.is_grad_enabled() or device.type != "cpu" or compiled or transformed:
         yield
         return
-    with _Intercept(sizes):
+    with _Intercept(sizes, of_rows):
         yield
 
 
 class _Intercept(TorchFunctionMode):
-    """Gives each call of a linear layer its slot; other functions pass."""
+    """Gives each call of a linear layer, or of a row's matrix, its slot; other functions pass."""
 
-    def __init__(self, sizes: tuple[int, ...]) -> None:
+    def __init__(self, sizes: tuple[int, ...], of_rows: Sequence[Tensor]) -> None:
         super().__init__()
         self.sizes = sizes
         self.layers: dict[Tensor, _Layer | None] = {}  # None: left as it is
+        self.held = {one.data_ptr(): one for one in of_rows if _may_be_held(one)}
+        self.matrices: dict[tuple[int, bool], _Matrices] = {}
 
     def __torch_function__(
         self,
@@ -63,7 +76,24 @@ class _Intercept(TorchFunctionMode):
             layer = self.layers[weight]
             if layer is not None:
                 return layer(x)
+        if func in _MATMUL and self.held and len(args) == 2 and args[1].data_ptr() in self.held:
+            x, matrices = args
+            turned = not matrices.is_contiguous()
+            place = (matrices.data_ptr(), turned)
+            if place not in self.matrices:
+                self.matrices[place] = _Matrices(self.held[place[0]], turned, self.sizes)
+            return self.matrices[place](x, matrices)
         return func(*args, **(kwargs or {}))
+
+
+_MATMUL = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+
+
+def _may_be_held(matrices: Tensor) -> bool:
+    """Whether its products would not be cast, and its gradient is wanted."""
+    device = matrices.device.type
+    cast = torch.is_autocast_enabled(device) and matrices.dtype != torch.get_autocast_dtype(device)
+    return matrices.requires_grad and matrices.is_contiguous() and not cast
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
@@ -112,6 +142,68 @@ class _Gather(torch.autograd.Function):
             of_bias = gradients.sum(0) if wanted[1] else None
         found = (one if one is None else one.to(ctx.dtype) for one in (of_weight, of_bias))
         return (*found, None, None, None)
+
+
+class _Matrices:
+    """A matrix of each row within one loop, read one way: the vectors it meets are gathered."""
+
+    def __init__(self, base: Tensor, turned: bool, sizes: tuple[int, ...]) -> None:
+        self.inputs: list[Tensor] = []
+        slots = _GatherRows.apply(base, self.inputs, turned, sizes)  # [N, out]
+        self.slots = slots.split(sizes)
+
+    def __call__(self, x: Tensor, matrices: Tensor) -> Tensor:
+        """x [R, 1, in], matrices [R, in, out] -> [R, 1, out]."""
+        x = x.to(matrices.dtype)
+        slot = self.slots[len(self.inputs)]
+        self.inputs.append(x.detach().squeeze(1))
+        return _RowsStep.apply(x, slot, matrices.detach())
+
+
+class _GatherRows(torch.autograd.Function):
+    """As ``_Gather``: ∂V_r = Σ_t x_tr^T d_tr, for rows that are there in the first steps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, inputs: list[Tensor], turned: bool, sizes: tuple[int, ...]
+    ) -> Tensor:
+        ctx.inputs, ctx.turned, ctx.sizes, ctx.rows = inputs, turned, sizes, len(base)
+        return base.new_zeros(()).expand(sum(sizes), base.shape[1 if turned else 2])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, d = (
+            _side_by_side(parts, ctx.rows) for parts in (ctx.inputs, gradients.split(ctx.sizes))
+        )
+        first, second = (d, x) if ctx.turned else (x, d)
+        with torch.autocast(gradients.device.type, enabled=False):
+            return first.transpose(1, 2) @ second, None, None, None
+
+
+def _side_by_side(parts: Sequence[Tensor], rows: int) -> Tensor:
+    """T times [R, W], R falling -> [B, T, W], zeros where a row has ended."""
+    found = parts[0].new_zeros(rows, len(parts), parts[0].shape[1])
+    for place, part in enumerate(parts):
+        found[: len(part), place] = part
+    return found
+
+
+class _RowsStep(torch.autograd.Function):
+    """x V_r; what comes back is handed on to the slot."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slot: Tensor, matrices: Tensor) -> Tensor:
+        ctx.save_for_backward(matrices)
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.bmm(x, matrices)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (matrices,) = ctx.saved_tensors
+        of_x = gradient @ matrices.transpose(1, 2) if ctx.needs_input_grad[0] else None
+        return of_x, gradient.squeeze(1), None
 
 
 class _Step(torch.autograd.Function):
