@@ -24,10 +24,14 @@ def gradients(decoder: Any, images: Features, inputs: Tensor, packing: Packing |
 
 
 @pytest.mark.parametrize("packing", [None, Packing.of(torch.tensor([2, 5, 4]))])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("cell", "score"), [*((cell, "additive") for cell in CELLS), ("rnn", "dot"), ("lstm", "dot")]
+)
 @pytest.mark.parametrize("name", NAMES)
-def test_decoders_have_the_gradients_of_the_plain_loop(name: str, cell: str, packing: Any) -> None:
-    decoder = build(f"{name} two layers, tied", cell=cell, hidden_size=16)
+def test_decoders_have_the_gradients_of_the_plain_loop(
+    name: str, cell: str, score: str, packing: Any
+) -> None:
+    decoder = build(f"{name} two layers, tied", cell=cell, score=score, hidden_size=16)
     images, inputs = features(), torch.randint(V, (B, T))
     found = gradients(decoder, images, inputs, packing)
     decoder.defers = False
@@ -50,6 +54,34 @@ def test_bfloat16_is_nearer_to_the_exact_gradient_than_the_plain_loop(name: str)
         errors.append(torch.stack([(a - b).norm() / b.norm() for a, b in pairs]))
     assert errors[0].mean() < errors[1].mean()
     assert errors[0].median() < 0.01
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_matrices_of_rows_have_their_gradients_twice_and_in_part(turned: bool) -> None:
+    x = torch.randn(4, 1, 6).double().requires_grad_()
+    values, sizes = torch.randn(4, 6, 6).double().requires_grad_(), (4, 4, 3, 1)
+
+    def total() -> Tensor:
+        found, now = [], x
+        with deferred(sizes, x.device, [values]):
+            for rows in sizes:
+                of_rows = values[:rows].transpose(1, 2) if turned else values[:rows]
+                now = torch.tanh(now[:rows] @ of_rows)
+                found.append(now)
+        return torch.cat(found).square().sum()
+
+    plain, now = [], x
+    for rows in sizes:
+        now = torch.tanh(
+            torch.einsum("bki,boi->bko" if turned else "bki,bio->bko", now[:rows], values[:rows])
+        )
+        plain.append(now)
+    expected = torch.autograd.grad(torch.cat(plain).square().sum(), (x, values))
+    held = total()
+    for part in (slice(0, 1), slice(None), slice(1, None), slice(None)):
+        found = torch.autograd.grad(held, (x, values)[part], retain_graph=True)
+        for mine, right in zip(found, expected[part], strict=True):
+            torch.testing.assert_close(mine, right, **EXACT)
 
 
 def loop(linear: nn.Linear, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
