@@ -135,6 +135,17 @@ def test_a_grid_is_not_taken_from_a_cache_without(images: list[str], tmp_path: P
     check(cached, images)
 
 
+def test_a_cache_with_grids_gives_pooled_features_too(images: list[str], tmp_path: Path) -> None:
+    fill(tmp_path, images[:8], grid=True)
+    cached, encoded = fill(tmp_path, images[:8])
+    assert encoded == 0
+    check(cached, images[:8])
+    assert cached.get(images[:1]).grid is None
+    cached, encoded = fill(tmp_path, images)  # not all are there: a cache of its own
+    assert encoded == 11
+    check(cached, images)
+
+
 @pytest.mark.parametrize("name", ["index", "pooled.f16", "grid.f16"])
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.47, 0.63, 0.999])
 def test_a_kill_at_any_byte_is_mended(

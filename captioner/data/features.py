@@ -175,10 +175,14 @@ def cache_features(
             features do not fit into float16; or the disk has too little room.
     """
     positions = _count_positions(encoder) if grid else 0
-    home = Path(folder).expanduser() / (fingerprint(encoder) + ("-grid" if grid else ""))
-    store = _Store(home, encoder.feature_size, positions)
+    home = Path(folder).expanduser() / fingerprint(encoder)
+    with_grid = home.with_name(f"{home.name}-grid")
     keys, broken = _identities([*(View(image) for image in images), *others])
-    rows, encoded = store.rows(), 0
+    store = _Store(with_grid if grid else home, encoder.feature_size, positions)
+    if not grid:  # where grids were kept of all of them, their pooled features were as well
+        other = _Store(with_grid, encoder.feature_size, 0)
+        store = other if other.rows().keys() >= set(keys.values()) else store
+    rows, encoded, home = store.rows(), 0, store.folder
     if any(key not in rows for key in keys.values()):
         with _alone(home):
             rows = store.mend()
