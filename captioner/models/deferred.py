@@ -39,8 +39,8 @@ def deferred(
     Args:
         sizes: how many rows each step has; falling.
         device: where the loop computes.
-        of_rows: tensors [B, I, O], a matrix a row, contiguous, of which each step multiplies vectors
-            with the first rows, as they are or transposed; each way once a step.
+        of_rows: tensors [B, I, O], a matrix a row, contiguous; each step multiplies vectors with
+            the first rows, as they are or transposed, each way once a step.
     """
     compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
     transformed = torch._C._are_functorch_transforms_active()
