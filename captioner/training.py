@@ -25,6 +25,7 @@ from captioner import checkpoint, vectors
 from captioner.callbacks import WholeFiles, build_callbacks, monitored
 from captioner.checkpoint import Checkpoint
 from captioner.config import Config, make
+from captioner.costs import Costs
 from captioner.data import Reading, read_records
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.records import write_whole
@@ -119,11 +120,14 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     module.objective.prepare(data.training_records)
     if new:
         model.decoder.fit(data.training_features())
+    costs = Costs(folder, module)
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of an interruption
         print(f"interrupted; `captioner train resume={folder}` goes on from the last checkpoint")
         raise KeyboardInterrupt from None
+    finally:
+        costs.write(epochs=trainer.current_epoch)
     best = checkpoint.find(folder)
     return TrainedRun(folder, best, checkpoint.read(best).scores, monitored(config))
 

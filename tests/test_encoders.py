@@ -79,6 +79,29 @@ def test_lite2_sees_pixels_as_it_was_trained_with() -> None:
     assert smaller(torch.zeros(1, 3, 96, 96)).grid.shape == (1, 9, 1280)  # type: ignore[union-attr]
 
 
+def test_networks_side_by_side_see_what_each_sees_alone() -> None:
+    names = [f"efficientnet_lite{size}" for size in (0, 2)]
+    several = build_encoder(library="bundled", network="+".join(names), initialise=False)
+    assert (several.transform.size, several.transform.crop) == (260, 0.89)  # of the largest
+    assert several.feature_size == 2560
+    images = torch.randn(2, 3, 64, 64)
+    found = several(images)
+    assert found.grid is not None and found.grid.shape == (2, 4, 2560)
+    for place, name in enumerate(names):
+        alone = build_encoder(library="bundled", network=name, initialise=False)
+        alone.backbone.load_state_dict(several.backbone.networks[place].state_dict())  # type: ignore[union-attr, index]
+        expected, own = alone(images), slice(1280 * place, 1280 * (place + 1))
+        close = {"rtol": 1e-2, "atol": 1e-3}  # each is folded by itself, and rounded to bfloat16
+        torch.testing.assert_close(found.pooled[:, own], expected.pooled, **close)
+        torch.testing.assert_close(found.grid[..., own], expected.grid, **close)
+    with pytest.raises(ValueError, match="names a network twice"):
+        build_encoder(library="bundled", network=f"{names[0]}+{names[0]}", initialise=False)
+    with pytest.raises(ValueError, match="efficientnet_lite9"):
+        build_encoder(library="bundled", network="efficientnet_lite0+efficientnet_lite9")
+    with pytest.raises(ValueError, match="has no stages"):
+        build_encoder(library="bundled", network="+".join(names), initialise=False, stage=2)
+
+
 def test_the_weights_belong_to_timms_tf_networks() -> None:
     """Those without tf_ take them just as well, and say something else."""
     import timm

@@ -47,6 +47,12 @@ def test_an_interrupted_run_resumes_to_the_bit(
     assert best.scores == other.scores
     logs = (tmp_path / "cut" / "logs" / "csv").glob("*/metrics.csv")
     assert len(list(logs)) == 2  # the log of the first part is kept
+    spent, of_both = (
+        json.loads((tmp_path / name / "costs.json").read_text()) for name in ("whole", "cut")
+    )
+    alike = ("epochs", "learned_parameters", "all_parameters", "threads", "torch")
+    assert [spent[name] for name in alike] == [of_both[name] for name in alike]
+    assert spent["minutes"] >= 0 < spent["peak_memory_gib"] < 64
 
 
 def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, cut_short) -> None:
