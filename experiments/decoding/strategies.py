@@ -39,6 +39,11 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "beam 3, α 0.7, patient": {**BEAM, "early_stopping": False},
     "beam 5, α 0.7": {**BEAM, "beam_size": 5},
     "beam 10, α 0.7": {**BEAM, "beam_size": 10},
+    "consensus of beam 10, τ 5": {**BEAM, "beam_size": 10, "consensus": 5.0},
+    "consensus of beam 20, τ 3": {**BEAM, "beam_size": 20, "consensus": 3.0},
+    "consensus of beam 20, τ 5": {**BEAM, "beam_size": 20, "consensus": 5.0},
+    "consensus of beam 20, τ 8": {**BEAM, "beam_size": 20, "consensus": 8.0},
+    "consensus of beam 40, τ 5": {**BEAM, "beam_size": 40, "consensus": 5.0},
     "beam 5, α 0.7, 5 best": {**BEAM, "beam_size": 5, "captions": 5},
     "diverse beam 5 x 1, α 0.7, λ 0.5, 5 best": {
         **BEAM,
