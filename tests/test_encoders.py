@@ -1,7 +1,6 @@
 """Encoders beside the original code, the libraries' own networks, and pictures of known things."""
 
 import copy
-import re
 import time
 from pathlib import Path
 from typing import Any
