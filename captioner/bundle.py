@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +103,12 @@ def read_model(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_weights(folder: Path, sha256: str | None) -> dict[str, Tensor]:
+def read_weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
     """The decoder's weights, on the CPU, held against their checksum.
+
+    Args:
+        folder: of the bundle.
+        model: the content of its model.json.
 
     Raises:
         FileNotFoundError: they are not there.
@@ -117,10 +122,11 @@ def read_weights(folder: Path, sha256: str | None) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path}: no such file; a bundle holds {WEIGHTS} and {MODEL}")
     data = path.read_bytes()
     try:
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if hashlib.sha256(data).hexdigest() != model.get("sha256"):
             raise SafetensorError
-        return load(data)
-    except SafetensorError:
+        weights = load(data)
+        return {**weights, **{one: weights[other] for one, other in model.get("same", {}).items()}}
+    except (SafetensorError, LookupError, TypeError, AttributeError):
         raise ValueError(
             f"{path}: damaged, or not the weights that {MODEL} is of; export or install it again"
         ) from None

@@ -162,7 +162,7 @@ def read(path: str | Path) -> Checkpoint:
     if path.name == bundle.MODEL:
         found = bundle.read_model(path.parent)
         _require_format(path, found)
-        weights = bundle.read_weights(path.parent, found.get("sha256"))
+        weights = bundle.read_weights(path.parent, found)
         return _understood(path, found, weights, lightning={})
     content = _load(path)
     found = _block(path, content)

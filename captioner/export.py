@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from captioner import bundle, checkpoint
 from captioner.card import card
@@ -57,7 +58,8 @@ def export_bundle(
     config = {name: found.config[name] for name in (*checkpoint.GROUPS, "tokenizer", "seed")}
     config["data"] = _without_places(config["data"])
     config["loader"] = {**config["loader"], "cache_folder": None}
-    weights = save(_halves(found))
+    halves, same = _once(_halves(found))
+    weights = save(halves)
     content = {
         **checkpoint.block(
             config={**config, "decoding": options.as_dict()},
@@ -67,6 +69,7 @@ def export_bundle(
         ),
         "made": date.today().isoformat(),
         "evaluations": _evaluations(checkpoint.run_folder(found.path), options.label),
+        "same": same,
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -111,7 +114,7 @@ def _require_separable(found: Checkpoint) -> None:
         )
 
 
-def _halves(found: Checkpoint) -> dict[str, Any]:
+def _halves(found: Checkpoint) -> dict[str, Tensor]:
     """The decoder's weights, in float16 where they are numbers with a fraction."""
     halves = {}
     for name, tensor in found.weights.items():
@@ -122,6 +125,20 @@ def _halves(found: Checkpoint) -> dict[str, Any]:
             raise ValueError(f"{found.path}: {name} does not fit into float16")
         halves[name] = half.contiguous()
     return halves
+
+
+def _once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tied weights once: those to be written, and of each one left out the name of its equal."""
+    kept: dict[str, Tensor] = {}
+    same: dict[str, str] = {}
+    for name, tensor in weights.items():
+        equal = (n for n, t in kept.items() if t.shape == tensor.shape and torch.equal(t, tensor))
+        other = next(equal, None)
+        if other is None:
+            kept[name] = tensor
+        else:
+            same[name] = other
+    return kept, same
 
 
 def _evaluations(run: Path, label: str) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Bundled models: what is written is read again, by name too, and says the same."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import numpy
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save
 
 import captioner
 from captioner import bundle, checkpoint, export
@@ -65,11 +67,27 @@ def test_it_holds_the_decoder_in_float16_and_nothing_else(run, written) -> None:
     assert {path.name for path in written.iterdir()} == {bundle.WEIGHTS, bundle.MODEL, bundle.CARD}
     expected = {n: t for n, t in checkpoint.read(run).weights.items() if n.startswith("decoder.")}
     with safe_open(str(written / bundle.WEIGHTS), "numpy") as file:
-        assert set(file.keys()) == set(expected)
+        same = json.loads((written / bundle.MODEL).read_text())["same"]
+        assert set(file.keys()) | set(same) == set(expected)
         for name, tensor in expected.items():
-            found = file.get_tensor(name)
+            found = file.get_tensor(same.get(name, name))
             assert found.dtype == numpy.float16
             numpy.testing.assert_allclose(found, tensor.numpy(), rtol=2**-11, atol=2**-24)
+
+
+def test_tied_weights_are_written_once(tmp_path) -> None:
+    words = torch.randn(5, 3)
+    weights = {"words": words, "output": words.clone(), "other": torch.randn(5, 3)}
+    kept, same = export._once(weights)
+    assert (set(kept), same) == ({"words", "other"}, {"output": "words"})
+    data = save(kept)
+    (tmp_path / bundle.WEIGHTS).write_bytes(data)
+    content = {"sha256": hashlib.sha256(data).hexdigest(), "same": same}
+    found = bundle.read_weights(tmp_path, content)
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    for wrong in ({"output": "gone"}, ["output"]):
+        with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
+            bundle.read_weights(tmp_path, {**content, "same": wrong})
 
 
 def test_it_tells_nothing_of_the_machine_it_was_made_on(run, written, scenes) -> None:
