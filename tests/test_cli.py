@@ -56,7 +56,7 @@ def test_train_explains_itself_with_examples() -> None:
     done = command("train", "--help")
     assert done.returncode == 0
     assert "captioner train -m experiment=demo decoder.cell=rnn,gru,lstm" in done.stdout
-    assert "experiment: debug, demo, flickr8k_nic" in done.stdout
+    assert "experiment: debug, demo, flickr8k_attend" in done.stdout
 
 
 def test_a_run_from_end_to_end(tiny, scenes, tmp_path) -> None:

@@ -40,7 +40,8 @@ def trained(root: Path, images: int, each: int) -> dict[str, Any]:
         (part / "Flickr_8k.trainImages.txt").write_text("\n".join(chosen) + "\n")
         (part / "Flickr_8k.devImages.txt").write_text("\n".join(dev) + "\n")
         arguments = [
-            "experiment=flickr8k_nic",
+            "experiment=flickr8k_quick",
+            "loader.batch_size=64",
             f"data.root={part}",
             f"data.images={next(root.glob('*/*.jpg')).parent}",
             f"run_dir={folder}/run",
