@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from captioner.data.records import write_whole
 
 FILE = "costs.json"
+EVERY = 50  # steps between two looks at the memory
 
 
-class Costs:
-    """Watches a training from its first step on.
+class Costs(Callback):
+    """Watches a training, and leaves after every epoch what was spent until then.
+
+    Keys of the file: minutes (of training with its looks at dev; features of images, which are
+    cached once, are not among them, and what a killed process spent after its last epoch is lost),
+    epochs, peak_memory_gib (of the process, without the pages of mapped files; on a GPU of that),
+    learned_parameters, all_parameters, threads, torch.
 
     Args:
         folder: the run folder; a training that goes on adds to what is written there.
@@ -26,22 +35,20 @@ class Costs:
 
     def __init__(self, folder: Path, module: nn.Module) -> None:
         self.file, self.module = folder / FILE, module
-        self.before = self._minutes_before()
+        self.before, self.peak = self._before()
         self.started = time.monotonic()
 
-    def write(self, *, epochs: int) -> None:
-        """Leave what was spent until now.
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step % EVERY == 1:
+            self.peak = max(self.peak, memory())
 
-        Keys: minutes (of training with its looks at dev; features of images, which are cached once,
-        are not among them, and what a killed process spent is lost), epochs, peak_memory_gib (of
-        the process, with the pages of cached features that it has looked at; on a GPU of that),
-        learned_parameters, all_parameters, threads, torch.
-        """
+    def on_train_epoch_end(self, trainer: lightning.Trainer, _: Any) -> None:
+        self.peak = max(self.peak, memory())
         parameters = list(self.module.parameters())
         spent: dict[str, Any] = {
             "minutes": round(self.before + (time.monotonic() - self.started) / 60, 2),
-            "epochs": epochs,
-            "peak_memory_gib": round(peak_memory() / 2**30, 2),
+            "epochs": trainer.current_epoch + 1,
+            "peak_memory_gib": round(self.peak / 2**30, 2),
             "learned_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "all_parameters": sum(p.numel() for p in parameters),
             "threads": torch.get_num_threads(),
@@ -49,20 +56,25 @@ class Costs:
         }
         write_whole(self.file, json.dumps(spent, indent=2) + "\n")
 
-    def _minutes_before(self) -> float:
+    def _before(self) -> tuple[float, float]:
+        """Minutes and bytes of what goes on."""
         try:
-            return float(json.loads(self.file.read_text(encoding="utf-8"))["minutes"])
+            spent = json.loads(self.file.read_text(encoding="utf-8"))
+            return float(spent["minutes"]), float(spent["peak_memory_gib"]) * 2**30
         except (OSError, ValueError, KeyError, TypeError):
-            return 0.0
+            return 0.0, 0.0
 
 
-def peak_memory() -> int:
-    """Bytes: the most this process has held at a time, on the GPU where there is one; 0 unknown."""
+def memory() -> float:
+    """Bytes that this process holds: on the GPU the most ever, where there is one; 0 unknown."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     try:
+        held = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if held:
+            return 1024 * int(held[1])
         import resource
-    except ImportError:  # Windows
+    except (OSError, ImportError):  # Windows
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # with mapped pages
     return most if sys.platform == "darwin" else most * 1024

@@ -120,14 +120,12 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     module.objective.prepare(data.training_records)
     if new:
         model.decoder.fit(data.training_features())
-    costs = Costs(folder, module)
+    trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except SystemExit:  # what Lightning makes of an interruption
         print(f"interrupted; `captioner train resume={folder}` goes on from the last checkpoint")
         raise KeyboardInterrupt from None
-    finally:
-        costs.write(epochs=trainer.current_epoch)
     best = checkpoint.find(folder)
     return TrainedRun(folder, best, checkpoint.read(best).scores, monitored(config))
 
