@@ -55,20 +55,24 @@ def said(*words: str, end: bool = True) -> Hypothesis:
     return Hypothesis(tokens, (0.0,) * (len(tokens) + end), 0.0, end)
 
 
-def log_prob(decoder: ShowTell, features: Features, image: int, one: Hypothesis) -> torch.Tensor:
+def log_prob(
+    decoder: ShowTell, features: Features, image: int, one: Hypothesis, temperature: float = 1
+) -> torch.Tensor:
     """By start and step, over the words that decoding may say."""
     state, token = decoder.start(features.rows(slice(image, image + 1))), VOCABULARY.start
     total = torch.zeros(())
     for word in [*one.tokens, *([VOCABULARY.end] if one.finished else [])]:
         logits, state = decoder.step(torch.tensor([token]), state)
+        logits = logits / temperature
         allowed = [v for v in range(len(VOCABULARY)) if v not in (0, 1, 3)]
         total = total + logits[0, word] - logits[0, allowed].logsumexp(0)
         token = word
     return total
 
 
-def test_the_gradient_is_that_of_the_definition_for_given_samples() -> None:
-    objective, model, batch = build(samples=2)
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_the_gradient_is_that_of_the_definition_for_given_samples(temperature: float) -> None:
+    objective, model, batch = build(samples=2, temperature=temperature)
     samples = [
         said("a", "red", "dog"),
         said("the", "dog", end=False),
@@ -82,7 +86,7 @@ def test_the_gradient_is_that_of_the_definition_for_given_samples() -> None:
     parameters = list(model.decoder.parameters())
     found = torch.autograd.grad(loss, parameters)
     terms = [
-        advantages[i] * log_prob(model.decoder, batch.source, i // 2, one)
+        advantages[i] * log_prob(model.decoder, batch.source, i // 2, one, temperature)
         for i, one in enumerate(samples)
     ]
     expected = -torch.stack(terms).float().mean()
@@ -141,9 +145,10 @@ def test_the_greedy_baseline_is_the_reward_of_the_greedy_caption() -> None:
     assert logs["train_baseline"] == pytest.approx(expected)
 
 
-def test_samples_come_from_the_policy_whose_gradient_is_taken() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_samples_come_from_the_policy_whose_gradient_is_taken(temperature: float) -> None:
     """Drawn tokens follow the probabilities of ``forward``, dropout and all special words off."""
-    objective, model, batch = build(dropout=0.5, samples=2000)
+    objective, model, batch = build(dropout=0.5, samples=2000, temperature=temperature)
     model.train()
     with torch.no_grad():
         model.decoder.output.weight.mul_(8)
@@ -154,7 +159,7 @@ def test_samples_come_from_the_policy_whose_gradient_is_taken() -> None:
     counts = torch.bincount(torch.tensor(firsts), minlength=len(VOCABULARY)) / 2000
     logits = model.decoder(batch.source, batch.inputs)[0, 0]
     logits[[0, 1, 3]] = -torch.inf
-    torch.testing.assert_close(counts, torch.softmax(logits, 0), atol=0.04, rtol=0)
+    torch.testing.assert_close(counts, torch.softmax(logits / temperature, 0), atol=0.04, rtol=0)
 
 
 def test_dropout_stays_where_it_is_asked_for() -> None:
@@ -228,6 +233,7 @@ def test_captions_that_degenerate_stop_the_training(scores, says: str | None) ->
         ({"samples": 0, "baseline": "greedy"}, "needs 1 or more"),
         ({"baseline": "gredy"}, "training.baseline='gredy'.*did you mean greedy"),
         ({"cross_entropy_weight": -1.0}, "training.cross_entropy_weight=-1"),
+        ({"temperature": 0.0}, "training.temperature=0"),
         ({"most_endless": 101.0}, "training.most_endless=101"),
     ],
 )

@@ -13,7 +13,8 @@ Neither baseline depends on c_i, so the gradient is that of the expected reward.
 words of a caption is not divided by their number: that would pay a word of a long caption less.
 
 p is the policy that decodes: it never says <pad>, <start> or <unk>, and the other words share their
-probability. Samples are drawn without a gradient, all images and samples in one batch, by the
+probability; a temperature τ makes it softmax(logits / τ). Below 1 it is nearer to what a search says,
+and less of what is learned is to be sure. Samples are drawn without a gradient, all images and samples in one batch, by the
 decoder's ``stepper``; their probabilities then come from one teacher-forced ``forward``. So any
 decoder can be trained. Dropout is off in both: with it a sample would be drawn by one mask and
 differentiated under another, so that it is not a sample of what is differentiated. Overfitting is
@@ -22,6 +23,7 @@ less of a danger here, where no sentence is shown twice.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -52,6 +54,7 @@ class SelfCritical(Objective):
     Args:
         samples: N, captions drawn of each image; "leave_one_out" needs 2 or more.
         baseline: "leave_one_out" or "greedy".
+        temperature: τ > 0 of the policy.
         rewards: keys of `rewards.REWARDS` and their weights; None is CIDEr-D alone.
         dropout: leave the decoder's dropout on, with other masks where samples are drawn than where
             they are differentiated.
@@ -75,6 +78,7 @@ class SelfCritical(Objective):
         *,
         samples: int = 5,
         baseline: str = "leave_one_out",
+        temperature: float = 1.0,
         rewards: Mapping[str, float] | None = None,
         dropout: bool = False,
         cross_entropy_weight: float = 0.0,
@@ -91,6 +95,8 @@ class SelfCritical(Objective):
                 f"training.samples={samples} is not accepted; training.baseline={baseline} needs "
                 f"{least} or more"
             )
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"training.temperature={temperature} is not accepted; above 0 is")
         self.weights = {"cider": 1.0} if rewards is None else dict(rewards)
         check_weights(self.weights)
         check_range("training.cross_entropy_weight", cross_entropy_weight)
@@ -98,6 +104,7 @@ class SelfCritical(Objective):
         check_range("training.most_repeats", most_repeats, 100)
         check_range("training.most_endless", most_endless, 100)
         self.samples, self.baseline, self.dropout = samples, baseline, dropout
+        self.temperature = temperature
         self.cross_entropy_weight = cross_entropy_weight
         self.least_distinct, self.most_repeats = least_distinct, most_repeats
         self.most_endless = most_endless
@@ -163,7 +170,7 @@ class SelfCritical(Objective):
             options = DecodingOptions(max_length=self.decoding.max_length)
             if samples:
                 seed = int(torch.randint(2**31, ()))  # of the generator that checkpoints keep
-                options = options.changed(temperature=1.0, captions=samples, seed=seed)
+                options = options.changed(temperature=self.temperature, captions=samples, seed=seed)
             found = decode(
                 step, state, start=words.start, end=words.end, options=options, banned=self._banned
             )
@@ -193,6 +200,8 @@ class SelfCritical(Objective):
         packing = Packing.of(drawn)
         rows = torch.arange(len(features.pooled), device=device).repeat_interleave(self.samples)
         logits = decoder(features.rows(rows), inputs, packing)  # [N, V]
+        if self.temperature != 1:
+            logits = logits / self.temperature
         with torch.no_grad():  # their gradient is 0 without being told
             logits[:, list(self._banned)] = -torch.inf
         of_words = torch.from_numpy(advantages).float().to(device)[packing.rows]  # [N]
