@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from captioner import __version__
-from captioner.allocator import bound_caches, keep_memory
+from captioner.allocator import bound_caches, bound_spinning, keep_memory
 from captioner.verbs import VERBS
 from captioner.verbs.terminal import fail
 
@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     bound_caches()
+    bound_spinning()
     keep_memory()
     try:
         if arguments and arguments[0] in VERBS:

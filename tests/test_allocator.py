@@ -52,3 +52,31 @@ def test_what_onednn_keeps_is_bounded_unless_the_user_says(monkeypatch: pytest.M
     monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
     allocator.bound_caches()
     assert os.environ == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "7"}
+
+
+@pytest.mark.parametrize(
+    ("given", "set_by_us"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_waiting_is_bounded_unless_the_user_says(monkeypatch, given, set_by_us) -> None:
+    from captioner import allocator
+
+    monkeypatch.setattr(os, "environ", dict(given))
+    allocator.bound_spinning()
+    assert os.environ.get("GOMP_SPINCOUNT") == set_by_us
+
+
+def test_the_command_line_does_so_before_torch_loads() -> None:
+    program = """
+import os, sys
+from captioner import cli
+try:
+    cli.main(["--help"])
+except SystemExit:
+    print(os.environ["GOMP_SPINCOUNT"], "torch" in sys.modules)
+"""
+    given = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=given, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("\n5000 False\n")

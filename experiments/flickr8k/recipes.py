@@ -1,0 +1,234 @@
+"""The recipes of Flickr8k: train and evaluate them, and show what they reach and cost.
+
+    python experiments/flickr8k/recipes.py train flickr8k_nic --root ~/flickr8k
+    python experiments/flickr8k/recipes.py train flickr8k_best --root ~/flickr8k
+    python experiments/flickr8k/recipes.py table
+
+`train` trains RECIPE with every seed into RUNS/RECIPE-seedN, first those that it starts from or
+consists of, and evaluates each with a beam and by consensus. What is there is not done again; what
+was interrupted goes on. `table` reads it and writes results.json and the tables of README.md, both
+beside this file: means over the seeds, 95 % intervals over seeds and images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import captioner
+from captioner.comparison import compare
+from captioner.costs import FILE as COSTS
+from captioner.data.records import write_whole
+from captioner.systems import SCORES, read_systems
+
+HERE = Path(__file__).resolve().parent
+RECIPES = (
+    "flickr8k_nic",
+    "flickr8k_nic_scst",
+    "flickr8k_every",
+    "flickr8k_attend",
+    "flickr8k_transformer",
+    "flickr8k_updown",
+    "flickr8k_updown_scst",
+)
+STARTS = {"flickr8k_nic_scst": "flickr8k_nic", "flickr8k_updown_scst": "flickr8k_updown"}
+ENSEMBLES = {
+    "flickr8k_best": [
+        *(("flickr8k_updown", seed) for seed in (1, 2, 3)),
+        *(("flickr8k_every", seed) for seed in (1, 2)),
+    ]
+}
+"""Recipe and seed of each member."""
+DECODINGS = {"beam": "beam3-lp0.7", "consensus": "beam20-lp0.7-consensus5"}
+"""Name in conf/decoding, and label of its results."""
+SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
+WITH_INTERVAL = ("BLEU-4", "CIDEr-D")
+VARIETY = ("length", "distinct")
+
+
+RAW = argparse.RawDescriptionHelpFormatter
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
+    what = parser.add_subparsers(required=True, metavar="train | table")
+    training = what.add_parser("train", help="and evaluate")
+    training.add_argument("recipe", choices=[*RECIPES, *ENSEMBLES], metavar="RECIPE")
+    training.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
+    training.add_argument("--seeds", default="1,2,3", help="(default 1,2,3)")
+    training.set_defaults(do=lambda given: train(given.recipe, given.seeds.split(","), given))
+    table = what.add_parser("table", help="of all that was evaluated")
+    table.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
+    table.set_defaults(do=lambda given: show(given.runs, given.resamples))
+    for one in (training, table):
+        one.add_argument("--runs", type=Path, default=Path("runs/flickr8k"), help="their folder")
+    given = parser.parse_args()
+    given.do(given)
+
+
+# Training ---------------------------------------------------------------------------------------
+
+
+def train(recipe: str, seeds: list[str], given: argparse.Namespace) -> None:
+    """Train a recipe with each seed, or the members of an ensemble, and evaluate."""
+    if recipe in ENSEMBLES:
+        for member, seed in ENSEMBLES[recipe]:
+            train(member, [str(seed)], given)
+        members = [folder(given.runs, *member) for member in ENSEMBLES[recipe]]
+        for name, label in DECODINGS.items():
+            if not _evaluated(members, label):
+                _captioner("evaluate", *map(str, members), f"decoding={name}")
+        return
+    for seed in seeds:
+        run = folder(given.runs, recipe, seed)
+        if all(_evaluated([run], label) for label in DECODINGS.values()):
+            continue
+        options = [f"experiment={recipe}", f"seed={seed}", f"data.root={given.root}"]
+        if recipe in STARTS:
+            train(STARTS[recipe], [seed], given)
+            options.append(f"resume_weights={folder(given.runs, STARTS[recipe], seed)}")
+        if (run / "checkpoints" / "last.ckpt").is_file():
+            _captioner("train", f"resume={run}")
+        else:
+            _captioner("train", *options, f"run_dir={run}")
+        for name in DECODINGS:
+            _captioner("evaluate", str(run), f"decoding={name}")
+
+
+def folder(runs: Path, recipe: str, seed: int | str) -> Path:
+    return runs / f"{recipe}-seed{seed}"
+
+
+def _captioner(*words: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "captioner", *words], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def _evaluated(members: list[Path], label: str) -> Path | None:
+    """The results on dev of a run, or of several together."""
+    name = f"{label}@ensemble{len(members)}-*" if len(members) > 1 else label
+    found = [file.parent for file in members[0].glob(f"evaluation/*-dev/{name}/{SCORES}")]
+    return max(found, key=lambda one: (one / SCORES).stat().st_mtime_ns, default=None)
+
+
+# Results ----------------------------------------------------------------------------------------
+
+
+def show(runs: Path, resamples: int) -> None:
+    """Write results.json and the tables of README.md."""
+    rows, costs = [], []
+    systems = {recipe: _seeds(runs, recipe) for recipe in RECIPES}
+    for recipe, members in ENSEMBLES.items():
+        systems[recipe] = [[folder(runs, *member) for member in members]]
+    for recipe, of_seeds in systems.items():
+        for name, label in DECODINGS.items():
+            found = [one for one in (_evaluated(members, label) for members in of_seeds) if one]
+            if found:
+                scored = _scored(found, resamples)
+                rows.append({"recipe": recipe, "decoding": name, "seeds": len(found), **scored})
+        spent = _cost([run for members in of_seeds for run in members])
+        if spent and recipe in RECIPES:
+            costs.append({"recipe": recipe, **spent})
+    if not rows:
+        raise SystemExit(f"{runs}: holds no evaluated run of a recipe, RECIPE-seedN")
+    content = {"scores": rows, "costs": costs, "made": _made()}
+    write_whole(HERE / "results.json", json.dumps(content, indent=2) + "\n")
+    _show(rows, costs)
+
+
+def _seeds(runs: Path, recipe: str) -> list[list[Path]]:
+    found = {int(run.name.rpartition("seed")[2]): run for run in runs.glob(f"{recipe}-seed*[0-9]")}
+    return [[found[seed]] for seed in sorted(found) if found[seed].is_dir()]
+
+
+def _scored(folders: list[Path], resamples: int) -> dict[str, Any]:
+    """Mean scores over the seeds, with 95 % intervals."""
+    (system,) = read_systems([",".join(map(str, folders))])
+    found = compare([system], resamples=resamples)
+    rows = {row.metric: row for row in found.rows}
+    return {
+        "scores": {name: row.score for name, row in rows.items()},
+        "of_seeds": {name: row.seeds for name, row in rows.items()},
+        "intervals": {name: row.interval for name, row in rows.items() if row.interval},
+        "signature": found.signature,
+    }
+
+
+def _cost(runs: list[Path]) -> dict[str, Any]:
+    files = [run / COSTS for run in runs if (run / COSTS).is_file()]
+    spent = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    if not spent:
+        return {}
+    config = yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))
+    return {
+        "encoder": config["encoder"]["network"],
+        "minutes": statistics.mean(one["minutes"] for one in spent),
+        "peak_memory_gib": max(one["peak_memory_gib"] for one in spent),
+        "parameters": spent[0]["learned_parameters"],
+        "threads": spent[0]["threads"],
+    }
+
+
+def _show(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
+    columns = ["recipe", "decoding", "seeds", *SHOWN, *VARIETY]
+    lines = [columns, ["---"] * len(columns)]
+    for row in rows:
+        cells = [_score(row, name) for name in SHOWN]
+        cells += [f"{row['scores'].get(name, float('nan')):.1f}" for name in VARIETY]
+        lines.append([row["recipe"], row["decoding"], str(row["seeds"]), *cells])
+    _put("scores", lines)
+    columns = ["recipe", "minutes", "peak memory, GiB", "million parameters"]
+    lines = [columns, ["---"] * len(columns)]
+    for cost in costs:
+        if "minutes" in cost:
+            numbers = [f"{cost['minutes']:.0f}", f"{cost['peak_memory_gib']:.1f}"]
+            lines.append([cost["recipe"], *numbers, f"{cost['parameters'] / 1e6:.1f}"])
+    _put("costs", lines)
+
+
+def _score(row: dict[str, Any], name: str) -> str:
+    if name not in row["scores"]:
+        return ""
+    text = f"{row['scores'][name]:.2f}"
+    if name in WITH_INTERVAL and name in row["intervals"]:
+        low, high = row["intervals"][name]
+        text = f"**{text}** ({low:.1f} to {high:.1f})"
+    return text
+
+
+def _put(name: str, lines: list[list[str]]) -> None:
+    """Into README.md, between its marks; without these only onto the screen."""
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    print(table, end="\n\n")
+    readme = HERE / "README.md"
+    if readme.is_file():
+        text = readme.read_text(encoding="utf-8")
+        marks = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
+        write_whole(readme, re.sub(marks, rf"\g<1>{table}\g<2>", text, flags=re.DOTALL))
+
+
+def _made() -> dict[str, Any]:
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "commit": commit or None,
+        "captioner": captioner.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+if __name__ == "__main__":
+    main()
