@@ -17,10 +17,10 @@ probability; a temperature τ makes it softmax(logits / τ). Below 1 it is neare
 says, and less of what is learned is to be sure of a caption.
 
 Samples are drawn without a gradient, all images and samples in one batch, by the decoder's
-``stepper``; their probabilities then come from one teacher-forced ``forward``. So any decoder can be
-trained. Dropout is off in both: with it a sample would be drawn by one mask and differentiated under
-another, so that it is not a sample of what is differentiated. Overfitting is less of a danger here,
-where no sentence is shown twice.
+``stepper``; their probabilities then come from one teacher-forced ``forward``. So any decoder can
+be trained. Dropout is off in both: with it a sample would be drawn by one mask and differentiated
+under another, so that it is not a sample of what is differentiated. Overfitting is less of a danger
+here, where no sentence is shown twice.
 """
 
 from __future__ import annotations
