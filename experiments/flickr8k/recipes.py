@@ -36,12 +36,13 @@ RECIPES = (
     "flickr8k_nic",
     "flickr8k_nic_scst",
     "flickr8k_every",
+    "flickr8k_every_scst",
     "flickr8k_attend",
     "flickr8k_transformer",
     "flickr8k_updown",
     "flickr8k_updown_scst",
 )
-STARTS = {"flickr8k_nic_scst": "flickr8k_nic", "flickr8k_updown_scst": "flickr8k_updown"}
+STARTS = {one: one.removesuffix("_scst") for one in RECIPES if one.endswith("_scst")}
 ENSEMBLES = {
     "flickr8k_best": [
         *(("flickr8k_updown", seed) for seed in (1, 2, 3)),
