@@ -1,7 +1,9 @@
 """Paired timings: two ways to do one thing, in turns, in one process.
 
 Each round measures every task once, one after the other, so that a busy machine slows them alike.
-What is reported is the median of the rounds' ratios, and the quartiles of them.
+What is reported is the median of the rounds' ratios, and the quartiles of them. Beside it stands a
+bound: what the ratio would be if ours took no longer than its matrix products at the speed of a
+large one, which is measured in the same process.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from captioner.allocator import keep_memory
 from captioner.data.records import write_whole
@@ -34,6 +37,8 @@ class Row(NamedTuple):
     ours: str
     peer: str
     goal: float | None = None
+    half: bool = False
+    """Whether ours multiplies bfloat16."""
 
 
 def parser(description: str, output: str) -> argparse.ArgumentParser:
@@ -83,20 +88,64 @@ def measure(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, li
     return seconds
 
 
-def compared(seconds: Mapping[str, list[float]], rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """Each row with median seconds and ratios."""
-    found = []
+FIRST = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}
+"""Where the first of the two factors stands among the arguments."""
+
+
+class Products(TorchDispatchMode):
+    """Adds up the FLOPs of the matrix products that are computed within."""
+
+    flops = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        name = function.overloadpacket.__name__
+        if name in FIRST:
+            a, b = args[FIRST[name] :][:2]  # [..., M, K], [..., K, N]
+            self.flops += 2 * a.numel() * b.shape[-1]
+        return function(*args, **(kwargs or {}))
+
+
+def flops(work: Callable[[], Any]) -> int:
+    """FLOPs of the matrix products of a task."""
+    with Products() as counted:
+        work()
+    return counted.flops
+
+
+SIDE = 2048
+
+
+def product(*, half: bool) -> Callable[[], Any]:
+    """A large product, which shows how fast the machine multiplies."""
+    a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16 if half else None) for _ in range(2))
+    return lambda: a @ b
+
+
+def compared(
+    tasks: Mapping[str, Callable[[], Any]], rows: Sequence[Row], rounds: int
+) -> list[dict[str, Any]]:
+    """Measure all tasks; each row with median seconds, ratios and the bound."""
+    counts = {row.ours: flops(tasks[row.ours]) for row in rows}
+    products = {f"product, {half}": product(half=half) for half in {row.half for row in rows}}
+    seconds, found = measure({**tasks, **products}, rounds), []
     for row in rows:
-        ratios = [a / b for a, b in zip(seconds[row.ours], seconds[row.peer])]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        ours, peer = seconds[row.ours], seconds[row.peer]
+        low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, peer)], n=4)
+        large = seconds[f"product, {row.half}"]
+        share = counts[row.ours] / (2 * SIDE**3)  # of the large product's work
         found.append(
             {
                 "row": row.name,
-                "captioner_ms": 1e3 * statistics.median(seconds[row.ours]),
-                "peer_ms": 1e3 * statistics.median(seconds[row.peer]),
+                "captioner_ms": 1e3 * statistics.median(ours),
+                "peer_ms": 1e3 * statistics.median(peer),
                 "ratio": middle,
                 "quartiles": [low, high],
+                "bound": statistics.median(share * a / b for a, b in zip(large, peer)),
                 "goal": row.goal,
+                "gflop": counts[row.ours] / 1e9,
+                "gflops": 2e-9 * SIDE**3 / statistics.median(large),
             }
         )
         print(line(found[-1]), file=sys.stderr)
@@ -107,7 +156,8 @@ def line(one: Mapping[str, Any]) -> str:
     low, high = one["quartiles"]
     return (
         f"| {one['row']} | {one['captioner_ms']:.0f} | {one['peer_ms']:.0f} "
-        f"| {one['ratio']:.2f} | {low:.2f} to {high:.2f} | {one['goal'] or ''} |"
+        f"| {one['ratio']:.2f} | {low:.2f} to {high:.2f} "
+        f"| {one['bound']:.2f} | {one['goal'] or ''} |"
     )
 
 
@@ -140,6 +190,6 @@ def processor() -> str:
 def finish(about: dict[str, Any], found: list[dict[str, Any]], path: str) -> None:
     """Write the numbers, print the table."""
     write_whole(path, json.dumps({"about": about, "rows": found}, indent=2) + "\n")
-    print("| row | captioner (ms) | peer (ms) | ratio | quartiles | goal |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| row | captioner (ms) | peer (ms) | ratio | quartiles | bound | goal |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     print("\n".join(line(one) for one in found))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from paired import Row, compared, finish, lengths, measure, parser, start
+from paired import Row, compared, finish, lengths, parser, start
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -115,7 +115,7 @@ def of_lstm(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], li
         Row(f"B={batch}: nn.LSTM, fp32, full length", "full", "nn", 1.05),
         Row(f"B={batch}: nn.LSTM padded, fp32 ({share:.0%} real)", "real", "nn padded", 0.65),
         Row(f"B={batch}: nn.LSTM packed, fp32", "real", "nn packed"),
-        Row(f"B={batch}: nn.LSTM packed, bf16", "real, bf16", "nn packed, bf16", 0.45),
+        Row(f"B={batch}: nn.LSTM packed, bf16", "real, bf16", "nn packed, bf16", 0.45, True),
         Row(f"B={batch}: tutorial cell, fp32, full length", "full", "tutorial", TUTORIAL[batch]),
         Row(f"B={batch}: our readable loop, fp32, full length", "full", "readable"),
     ]
@@ -142,9 +142,9 @@ def main() -> None:
     for batch in BATCHES:
         words = lengths(options.flickr8k, batch, more=2)  # X_0 and <start>
         tasks, rows = of_lstm(batch, words)
-        found += compared(measure(tasks, options.rounds), rows)
+        found += compared(tasks, rows, options.rounds)
     tasks, rows = of_others(128, lengths(options.flickr8k, 128, more=2))
-    found += compared(measure(tasks, options.rounds), rows)
+    found += compared(tasks, rows, options.rounds)
     finish(about, found, options.json)
 
 
