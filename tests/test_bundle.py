@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -365,3 +366,16 @@ def test_export_takes_decoding_alone_and_says_what_is_large(
     monkeypatch.setattr(bundle, "LARGEST", 1000)
     assert main(["models", "export", str(run), str(tmp_path / "a")]) == 0
     assert "captioner: note:" in capsys.readouterr().err
+
+
+# The model in the box --------------------------------------------------------------------------
+
+
+def test_the_model_in_the_box_captions_without_being_named() -> None:
+    model = captioner.load()
+    caption = model.caption(Image.new("RGB", (300, 200), (90, 140, 60)))
+    assert caption.finished
+    assert caption.words and set(caption.words) <= set(model.tokenizer.vocabulary.words)
+    home = bundle.HOME / bundle.DEFAULT
+    assert sum(path.stat().st_size for path in home.iterdir()) < bundle.LARGEST
+    assert "non-commercial research" in (home / bundle.CARD).read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ def _print(found: Sequence[Entry]) -> None:
     for name in ("name", "kind", "model", "data"):
         table.add_column(name, overflow="fold")
     for name in ("dev BLEU-4", "MB", "date"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in found:
         score = "" if one.dev_score is None else f"{one.dev_score:.2f}"
         table.add_row(
