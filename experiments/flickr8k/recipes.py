@@ -3,11 +3,13 @@
     python experiments/flickr8k/recipes.py train flickr8k_nic --root ~/flickr8k
     python experiments/flickr8k/recipes.py train flickr8k_best --root ~/flickr8k
     python experiments/flickr8k/recipes.py table
+    python experiments/flickr8k/recipes.py sheet RUN/evaluation/flickr8k-dev/greedy --root ~/flickr8k
 
 `train` trains RECIPE with every seed into RUNS/RECIPE-seedN, first those that it starts from or
 consists of, and evaluates each with a beam and by consensus. What is there is not done again; what
 was interrupted goes on. `table` reads it and writes results.json and the tables of README.md, both
-beside this file: means over the seeds, 95 % intervals over seeds and images.
+beside this file: means over the seeds, 95 % intervals over seeds and images. `sheet` draws twenty
+pictures with their captions: six of the best, eight by lot, six of the worst by CIDEr-D.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import random
 import re
 import statistics
 import subprocess
@@ -22,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import yaml
 
@@ -29,6 +33,7 @@ import captioner
 from captioner.comparison import compare
 from captioner.costs import FILE as COSTS
 from captioner.data.records import write_whole
+from captioner.inspection.sheets import contact_sheet
 from captioner.systems import SCORES, read_systems
 
 HERE = Path(__file__).resolve().parent
@@ -62,7 +67,7 @@ RAW = argparse.RawDescriptionHelpFormatter
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
-    what = parser.add_subparsers(required=True, metavar="train | table")
+    what = parser.add_subparsers(required=True, metavar="train | table | sheet")
     training = what.add_parser("train", help="and evaluate")
     training.add_argument("recipe", choices=[*RECIPES, *ENSEMBLES], metavar="RECIPE")
     training.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
@@ -71,6 +76,11 @@ def main() -> None:
     table = what.add_parser("table", help="of all that was evaluated")
     table.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
     table.set_defaults(do=lambda given: show(given.runs, given.resamples))
+    sheet = what.add_parser("sheet", help="of twenty captions")
+    sheet.add_argument("evaluation", type=Path, help="a folder of captions.jsonl")
+    sheet.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
+    sheet.add_argument("--output", type=Path, default=Path("sheet.png"), help="(default sheet.png)")
+    sheet.set_defaults(do=lambda given: draw(given.evaluation, given.root, given.output))
     for one in (training, table):
         one.add_argument("--runs", type=Path, default=Path("runs/flickr8k"), help="their folder")
     given = parser.parse_args()
@@ -121,6 +131,25 @@ def _evaluated(members: list[Path], label: str) -> Path | None:
     name = f"{label}@ensemble{len(members)}-*" if len(members) > 1 else label
     found = [file.parent for file in members[0].glob(f"evaluation/*-dev/{name}/{SCORES}")]
     return max(found, key=lambda one: (one / SCORES).stat().st_mtime_ns, default=None)
+
+
+# Captions ---------------------------------------------------------------------------------------
+
+
+def draw(evaluation: Path, root: Path, output: Path) -> None:
+    """Draw the best, some, and the worst captions of an evaluation, and print them."""
+    lines = (evaluation / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    scores = numpy.load(evaluation / "statistics.npz")["cider_d"][:, 0]
+    order = numpy.argsort(-scores).tolist()
+    chosen = [*order[:6], *random.Random(7).sample(range(len(rows)), 8), *order[-6:]]
+    folder = root.expanduser() / "Flicker8k_Dataset"
+    cells = [
+        (str(folder / rows[i]["image"]), rows[i]["caption"], rows[i]["references"]) for i in chosen
+    ]
+    for i in chosen:
+        print(f"{scores[i]:6.1f}  {rows[i]['image']}  {rows[i]['caption']}")
+    print(f"wrote {write_whole(output, contact_sheet(cells))}")
 
 
 # Results ----------------------------------------------------------------------------------------
