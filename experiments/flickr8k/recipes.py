@@ -3,7 +3,7 @@
     python experiments/flickr8k/recipes.py train flickr8k_nic --root ~/flickr8k
     python experiments/flickr8k/recipes.py train flickr8k_best --root ~/flickr8k
     python experiments/flickr8k/recipes.py table
-    python experiments/flickr8k/recipes.py sheet RUN/evaluation/flickr8k-dev/greedy --root ~/flickr8k
+    python experiments/flickr8k/recipes.py sheet EVALUATION --root ~/flickr8k
 
 `train` trains RECIPE with every seed into RUNS/RECIPE-seedN, first those that it starts from or
 consists of, and evaluates each with a beam and by consensus. What is there is not done again; what
@@ -138,6 +138,8 @@ def _evaluated(members: list[Path], label: str) -> Path | None:
 
 def draw(evaluation: Path, root: Path, output: Path) -> None:
     """Draw the best, some, and the worst captions of an evaluation, and print them."""
+    if not (evaluation / "captions.jsonl").is_file():
+        raise SystemExit(f"{evaluation}: no folder of an evaluation, RUN/evaluation/DATA-SPLIT/...")
     lines = (evaluation / "captions.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     scores = numpy.load(evaluation / "statistics.npz")["cider_d"][:, 0]
