@@ -2,7 +2,8 @@
 
 Each round decodes the same dev images in every way, one way after the other, so that a busy machine
 slows them alike; what is reported is the median of the rounds' ratios, with the smallest and the
-largest. In fp32 every way must find the same captions.
+largest. The bound is the ratio if the rows that are decoded cost no more than their matrix products
+at the speed of a large one. In fp32 every way must find the same captions.
 
     python experiments/benchmarks/decoding.py RUN --threads 1 --json decoding.json
 """
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from paired import SIDE, product
 from torch import Tensor
 
 import captioner
@@ -114,13 +116,32 @@ def full_tables(decoder: Any, features: Features, end: int, start: int) -> Capti
     return [tuple(word for word in max(one)[1] if word != end) for one in done]
 
 
-def measure(model: Captioner, features: Features) -> dict[str, tuple[float, Captions]]:
-    """Seconds and captions of every way, in one round."""
+def measure(
+    model: Captioner, features: Features, counted: dict[str, int]
+) -> dict[str, tuple[float, Captions]]:
+    """Seconds and captions of every way, and seconds of the large products, in one round.
+
+    `counted` comes to hold the rows that each of our ways decodes.
+    """
     decoder, words = model.model.decoder, model.tokenizer.vocabulary
     beam = model.decoding(beam_size=BEAM, length_penalty=0.0, max_length=MOST)
     greedy = model.decoding(beam_size=1, max_length=MOST)
     in_bf16 = beam.changed(beam_size=BEAM, precision="bf16")
-    steps = {one.precision: steppers([model.model], one) for one in (beam, in_bf16)}
+    rows = 0
+
+    def counting(step: Callable[..., Any]) -> Callable[..., Any]:
+        def work(tokens: Tensor, *rest: Any) -> Any:
+            nonlocal rows
+            rows += len(tokens)
+            return step(tokens, *rest)
+
+        return work
+
+    steps = {
+        one.precision: [counting(step) for step in steppers([model.model], one)]
+        for one in (beam, in_bf16)
+    }
+    products = {half: product(half=half) for half in (False, True)}
 
     def ours(options: Any, size: int) -> Captions:
         found: Captions = []
@@ -151,10 +172,22 @@ def measure(model: Captioner, features: Features) -> dict[str, tuple[float, Capt
     }
     result = {}
     for name, way in ways.items():
-        started = time.perf_counter()
+        rows, started = 0, time.perf_counter()
         captions = way()
         result[name] = (time.perf_counter() - started, captions)
+        counted[name] = rows
+    for half, work in products.items():
+        work()
+        started = time.perf_counter()
+        work()
+        result[f"product, {half}"] = (time.perf_counter() - started, [])
     return result
+
+
+def bound(one: dict[str, tuple[float, Captions]], own: str, peer: str, flops: float) -> float:
+    """How many times the peer's captions per second could be had in this round."""
+    large = one[f"product, {'bf16' in own}"][0]
+    return one[peer][0] / (flops / (2 * SIDE**3) * large)
 
 
 PEERS = {
@@ -180,7 +213,12 @@ def main() -> None:
     records = make(read_records, "data", model.config["data"]).split("dev")[: options.images]
     images = [record.image for record in records]
     features = cached_features(model.model.encoder, images, None).get(images)
-    rounds = [measure(model, features) for _ in range(options.rounds + 1)][1:]  # the first warms up
+    counted: dict[str, int] = {}
+    rounds = [measure(model, features, counted) for _ in range(options.rounds + 1)]
+    rounds = rounds[1:]  # the first warms up
+    decoder = model.model.decoder
+    matrices = [cell.of_hidden.weight for cell in decoder.recurrence.cells]
+    of_row = 2 * sum(one.numel() for one in (*matrices, decoder.output.weight))
     rows = []
     for name, peer in PEERS.items():
         own = name.removesuffix(", beside full tables")
@@ -194,7 +232,11 @@ def main() -> None:
                 "ratio": statistics.median(ratios),
                 "smallest": min(ratios),
                 "largest": max(ratios),
+                "bound": statistics.median(
+                    bound(one, own, peer, of_row * counted[own]) for one in rounds
+                ),
                 "goal": GOALS[name],
+                "rows_per_image": counted[own] / len(images),
                 "same_captions": same / len(images),
             }
         )
@@ -208,12 +250,15 @@ def main() -> None:
         },
         "rows": rows,
     }
-    print("| way | captions/s | peer | ratio | smallest to largest | goal | same captions |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        "| way | captions/s | peer | ratio | smallest to largest | bound | goal | same captions |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         print(
             f"| {row['way']} | {row['captions_per_second']:.0f} | {row['peer_per_second']:.0f} | "
-            f"{row['ratio']:.1f} | {row['smallest']:.1f} to {row['largest']:.1f} | {row['goal']} | "
+            f"{row['ratio']:.1f} | {row['smallest']:.1f} to {row['largest']:.1f} | "
+            f"{row['bound']:.1f} | {row['goal']} | "
             f"{100 * row['same_captions']:.1f} % |"
         )
     if options.json:
