@@ -5,6 +5,10 @@ busy machine slows them alike; what is reported is the median of the rounds' rat
 smallest and the largest, and how many cores other programs took meanwhile. Larger pictures are made
 from those of the folder by bicubic enlargement.
 
+The bound is the ratio if captioner took no longer than what it cannot do without, measured in the
+same rounds: of input, opening the file at the size that is needed; of the encoder, its FLOPs at the
+speed of a large matrix product; of features and folders, the encoder on all cores.
+
     OMP_NUM_THREADS=1 python experiments/benchmarks/pictures.py RUN FOLDER --json pictures.json
 
 With --only input (or encoder, features, folder) these tasks alone are measured, and take the place
@@ -26,10 +30,12 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from paired import SIDE, product
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 import captioner
 from captioner.api import Captioner
@@ -57,7 +63,15 @@ GOALS = {
     "folder, beam 5": 8,
     "folder, beside the encoder alone": 0.85,
 }
-Task = tuple[Callable[[], Any], Callable[[], Any]]
+
+
+class Task(NamedTuple):
+    """The usual way, captioner's, and what the latter cannot do without, times a share of it."""
+
+    usual: Callable[[], Any]
+    ours: Callable[[], Any]
+    least: Callable[[], Any]
+    share: float = 1.0
 
 
 def usual_transform(encoder: Encoder) -> Callable[[str], torch.Tensor]:
@@ -107,9 +121,10 @@ def input_tasks(encoder: Encoder, files: dict[str, list[str]]) -> dict[str, Task
     usual = usual_transform(encoder)
 
     def task(some: list[str]) -> Task:
-        return (
+        return Task(
             lambda: [usual(file) for file in some],
             lambda: [own_pixels(encoder, file) for file in some],
+            lambda: [open_image(file, shorter=encoder.transform.shorter) for file in some],
         )
 
     return {f"input, {name}": task(some) for name, some in files.items()}
@@ -133,15 +148,21 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
     def ours(images: torch.Tensor, one: Encoder = quick) -> Callable[[], Any]:
         return lambda: [one(some) for some in images.split(16)]
 
+    with FlopCounterMode(display=False) as counter:
+        encoder.extract(slow[torch.contiguous_format], floats[:1])
+    of_image = counter.get_total_flops() / (2 * SIDE**3)  # beside the large product's
+    halves, singles = product(half=quick.computes_in == torch.bfloat16), product(half=False)
+    some = len(files)
     return {
-        "encoder, one image": (eager(floats[:1]), ours(pixels[:1])),
-        "encoder, 8 images": (eager(floats[:8]), ours(pixels[:8])),
-        "encoder, 256 images": (eager(floats), ours(pixels)),
-        "encoder, 256 images, beside channels-last": (
-            eager(wide, torch.channels_last),
-            ours(pixels),
+        "encoder, one image": Task(eager(floats[:1]), ours(pixels[:1]), halves, of_image),
+        "encoder, 8 images": Task(eager(floats[:8]), ours(pixels[:8]), halves, 8 * of_image),
+        "encoder, 256 images": Task(eager(floats), ours(pixels), halves, some * of_image),
+        "encoder, 256 images, beside channels-last": Task(
+            eager(wide, torch.channels_last), ours(pixels), halves, some * of_image
         ),
-        "encoder in fp32, 256 images": (eager(floats), ours(pixels, encoder)),
+        "encoder in fp32, 256 images": Task(
+            eager(floats), ours(pixels, encoder), singles, some * of_image
+        ),
     }
 
 
@@ -164,16 +185,20 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
         with tempfile.TemporaryDirectory() as cache:
             cache_features(model.encoders[0], files, Path(cache), progress=False)
 
+    def encoded() -> None:
+        for some in pixels.split(16):
+            model.encoders[0](some)
+
+    share = 1 / (os.cpu_count() or 1)
     return {
-        "features to the cache": (
+        "features to the cache": Task(
             lambda: [encoder.extract(network, usual(file)[None]) for file in files],
             features,
+            encoded,
+            share,
         ),
-        "folder, beam 5": (naive, folder),
-        "folder, beside the encoder alone": (
-            lambda: [model.encoders[0](some) for some in pixels.split(16)],
-            folder,
-        ),
+        "folder, beam 5": Task(naive, folder, encoded, share),
+        "folder, beside the encoder alone": Task(encoded, folder, encoded, share),
     }
 
 
@@ -209,47 +234,59 @@ def elsewhere() -> float:
     return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
+class Seconds(NamedTuple):
+    """Of one task in one round; and the cores that other programs took meanwhile."""
+
+    usual: float
+    ours: float
+    least: float
+    others: float
+
+
 @torch.inference_mode()
-def measure(tasks: dict[str, Task]) -> dict[str, tuple[float, float, float]]:
-    """Seconds of the usual way and of captioner's, and cores taken by other programs meanwhile."""
+def measure(tasks: dict[str, Task]) -> dict[str, Seconds]:
     found = {}
-    for name, ways in tasks.items():
+    for name, task in tasks.items():
         seconds, before = [], elsewhere()
-        for way in ways:
+        for way in (task.usual, task.ours, task.least):
             started = time.perf_counter()
             way()
             seconds.append(time.perf_counter() - started)
-        found[name] = (seconds[0], seconds[1], (elsewhere() - before) / sum(seconds))
+        others = (elsewhere() - before) / sum(seconds)
+        found[name] = Seconds(seconds[0], seconds[1], task.share * seconds[2], others)
     return found
 
 
-def summary(rounds: list[dict[str, tuple[float, float, float]]]) -> list[dict[str, Any]]:
+def summary(rounds: list[dict[str, Seconds]]) -> list[dict[str, Any]]:
     rows = []
     for name in rounds[0]:
-        ratios = [one[name][0] / one[name][1] for one in rounds]
+        ratios = [one[name].usual / one[name].ours for one in rounds]
         rows.append(
             {
                 "task": name,
-                "usual_seconds": statistics.median(one[name][0] for one in rounds),
-                "seconds": statistics.median(one[name][1] for one in rounds),
+                "usual_seconds": statistics.median(one[name].usual for one in rounds),
+                "seconds": statistics.median(one[name].ours for one in rounds),
                 "ratio": statistics.median(ratios),
                 "smallest": min(ratios),
                 "largest": max(ratios),
+                "bound": statistics.median(one[name].usual / one[name].least for one in rounds),
                 "goal": GOALS[name],
-                "other_cores": statistics.median(one[name][2] for one in rounds),
+                "other_cores": statistics.median(one[name].others for one in rounds),
             }
         )
     return rows
 
 
 def show(found: dict[str, Any]) -> None:
-    print("| task | usual (s) | captioner (s) | ratio | smallest to largest | goal | others |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    print(
+        "| task | usual (s) | captioner (s) | ratio | smallest to largest | bound | goal | others |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in found["rows"]:
         print(
             f"| {row['task']} | {row['usual_seconds']:.3f} | {row['seconds']:.3f} "
             f"| {row['ratio']:.2f} | {row['smallest']:.2f} to {row['largest']:.2f} "
-            f"| {row['goal'] or ''} | {row['other_cores']:.2f} |"
+            f"| {row['bound']:.2f} | {row['goal'] or ''} | {row['other_cores']:.2f} |"
         )
     for size, values in found["pixels"].items():
         print(f"{size}: largest {values['largest_pixel']:.0f}, mean {values['mean_pixel']:.2f}")
