@@ -2,7 +2,9 @@
 
 The tutorial's: nn.Embedding, the image feature in front, nn.LSTM on a PackedSequence, nn.Linear on
 its data, CrossEntropyLoss, Adam; in float32. Ours: ShowTell, its loss and fused AdamW, as
-``LitCaptioner`` calls them. Both read the same batch, B = 128 captions, and give the same loss.
+``LitCaptioner`` calls them. Both read the same batch, B = 128 captions, and give the same loss. Then
+Up-Down over 81 positions, the gradients of its weights and values gathered (models/deferred.py),
+beside the same decoder under plain autograd.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/training_step.py --flickr8k ~/flickr8k
 """
@@ -21,8 +23,9 @@ from captioner.losses import IGNORED, cross_entropy
 from captioner.models import Features
 from captioner.models.packing import Packing
 from captioner.models.recurrent import ShowTell
+from captioner.models.up_down import UpDown
 
-B, D, E, H = 128, 512, 512, 512
+B, D, E, H, P = 128, 512, 512, 512, 81
 GOALS = {3000: (0.75, 0.30), 10_000: (0.75, 0.38)}  # float32, bfloat16
 
 
@@ -64,14 +67,14 @@ def tutorial_step(
 
 
 def our_step(
-    decoder: ShowTell, features: Tensor, inputs: Tensor, targets: Tensor, *, half: bool
+    decoder: Any, features: Features, inputs: Tensor, targets: Tensor, *, half: bool
 ) -> Callable[[], float]:
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
 
     def work() -> float:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             packing = Packing.of((targets != IGNORED).sum(1))
-            logits = decoder(Features(features), inputs, packing)
+            logits = decoder(features, inputs, packing)
             loss = cross_entropy(logits, packing.pack(targets), label_smoothing=0.0, in_place=True)
         optimizer.zero_grad()
         loss.backward()
@@ -102,6 +105,27 @@ def twin(decoder: Tutorial, vocabulary: int) -> ShowTell:
     return found
 
 
+def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any], list[Row]]:
+    """The same step of Up-Down in two ways."""
+    features = Features(torch.randn(B, D), torch.randn(B, P, D))
+    ways = {}
+    for defers in (True, False):
+        torch.manual_seed(0)
+        decoder = UpDown(
+            vocabulary_size=3000,
+            feature_size=D,
+            embedding_size=E,
+            hidden_size=H,
+            score="dot",
+            dropout=0.0,
+        )
+        decoder.defers = defers
+        ways[defers] = our_step(decoder, features, inputs, targets, half=half)
+    name = "bf16" if half else "fp32"
+    tasks = {f"gathered, {name}": ways[True], f"autograd, {name}": ways[False]}
+    return tasks, [Row(f"Up-Down, {name}: gathered beside autograd", *tasks, half=half)]
+
+
 def batch(words: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features [B, D], inputs and targets [B, T]; frequent words as often as Zipf has it."""
     shares = 1.0 / torch.arange(4, vocabulary).float()
@@ -126,8 +150,8 @@ def main() -> None:
         peers = [twin(tutorial, vocabulary) for _ in range(2)]
         tasks = {
             "tutorial": tutorial_step(tutorial, features, inputs, targets, words),
-            "ours": our_step(peers[0], features, inputs, targets, half=False),
-            "ours, bf16": our_step(peers[1], features, inputs, targets, half=True),
+            "ours": our_step(peers[0], Features(features), inputs, targets, half=False),
+            "ours, bf16": our_step(peers[1], Features(features), inputs, targets, half=True),
         }
         first, same, near = (work() for work in tasks.values())
         assert abs(first - same) < 1e-4 and abs(first - near) < 1e-2, (first, same, near)
@@ -135,6 +159,10 @@ def main() -> None:
             Row(f"V={vocabulary}, fp32", "ours", "tutorial", goal),
             Row(f"V={vocabulary}, bf16 against fp32", "ours, bf16", "tutorial", half_goal, True),
         ]
+        found += compared(tasks, rows, options.rounds)
+        if vocabulary == 3000:
+            attending = [up_down(half, inputs, targets) for half in (False, True)]
+    for tasks, rows in attending:
         found += compared(tasks, rows, options.rounds)
     finish(about, found, options.json)
 
