@@ -2,9 +2,10 @@
 
 The tutorial's: nn.Embedding, the image feature in front, nn.LSTM on a PackedSequence, nn.Linear on
 its data, CrossEntropyLoss, Adam; in float32. Ours: ShowTell, its loss and fused AdamW, as
-``LitCaptioner`` calls them. Both read the same batch, B = 128 captions, and give the same loss. Then
-Up-Down over 81 positions, the gradients of its weights and values gathered (models/deferred.py),
-beside the same decoder under plain autograd.
+``LitCaptioner`` calls them. Both read the same batch, B = 128 captions, and give the same loss.
+
+Then Up-Down over 81 positions, the gradients of its weights and values gathered
+(models/deferred.py), beside the same decoder under plain autograd.
 
     OMP_NUM_THREADS=1 python experiments/benchmarks/training_step.py --flickr8k ~/flickr8k
 """
