@@ -104,7 +104,12 @@ def test_multirun_trains_every_cell(tiny, tmp_path) -> None:
         f"hydra.sweep.dir={tmp_path}",
     )
     assert done.returncode == 0, done.stderr
-    runs = sorted(path for path in tmp_path.iterdir() if path.is_dir())  # paths make no folders
+    runs = sorted(path for path in tmp_path.iterdir() if path.is_dir())
+    assert [run.name for run in runs] == [
+        "0_decoder.cell=rnn",
+        "1_decoder.cell=gru",
+        "2_decoder.cell=lstm",
+    ]
     cells = [captioner.load(run).config["decoder"]["cell"] for run in runs]
     assert cells == ["rnn", "gru", "lstm"]
 

@@ -25,6 +25,8 @@ def run(argv: Sequence[str]) -> int:
         fixed = config.checked(overrides)
         ready = [one for one in argv if one not in overrides] + fixed
         ready += _resume_folder(fixed)
+        if any(flag in ("-m", "--multirun") for flag in flags):
+            ready.append(_names_of_runs(fixed))
     sys.argv = ["captioner train", *ready]
     hydra.main(str(config.conf_folder()), "config", version_base="1.3")(_train_job)()
     return 0
@@ -39,6 +41,19 @@ def _resume_folder(overrides: Sequence[str]) -> list[str]:
     from captioner import checkpoint
 
     return [f"run_dir={checkpoint.run_folder(checkpoint.find(runs[-1], name=checkpoint.LAST))}"]
+
+
+def _names_of_runs(overrides: Sequence[str]) -> str:
+    """Runs of a sweep are named by what differs between them, if that is not a path."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    left_out = [
+        one.key_or_group
+        for one in parsed
+        if not one.is_sweep_override() or "/" in (one.input_line or "")
+    ]
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"
 
 
 def _train_job(composed: Any) -> float:
