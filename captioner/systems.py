@@ -254,17 +254,24 @@ def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, 
 
 def configuration_differences(results: Sequence[Result]) -> list[str]:
     """The settings, besides the seed, in which the runs of results differ."""
-    flat = [_flat(one.config) for one in results if one.config is not None]
+    flat = [_settings(one.config) for one in results if one.config is not None]
     keys = sorted({key for one in flat for key in one})
     values = {key: {json.dumps(one.get(key), default=str) for one in flat} for key in keys}
     return [key for key in keys if len(values[key]) > 1]
 
 
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """All that does not belong to the seed; a run may start from that of its own seed."""
+    kept = {key: value for key, value in config.items() if key not in _SEED_KEYS}
+    start, seed = kept.get("resume_weights"), config.get("seed")
+    if isinstance(start, str):
+        kept["resume_weights"] = re.sub(rf"(?<!\d){seed}(?!\d)", "SEED", start)
+    return _flat(kept)
+
+
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in config.items():
-        if not prefix and key in _SEED_KEYS:
-            continue
         if isinstance(value, dict):
             found.update(_flat(value, f"{prefix}{key}."))
         else:
@@ -277,7 +284,7 @@ def _by_configuration(results: Sequence[Result]) -> list[list[Result]]:
     groups: dict[str, list[Result]] = {}
     for result in results:
         known = result.config is not None and result.seed is not None
-        configuration = json.dumps(_flat(result.config or {}), sort_keys=True, default=str)
+        configuration = json.dumps(_settings(result.config or {}), sort_keys=True, default=str)
         key = f"{configuration} {result.label}" if known else str(result.folder.resolve())
         groups.setdefault(key, []).append(result)
     for members in groups.values():

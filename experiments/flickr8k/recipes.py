@@ -133,6 +133,10 @@ def _evaluated(members: list[Path], label: str) -> Path | None:
     return max(found, key=lambda one: (one / SCORES).stat().st_mtime_ns, default=None)
 
 
+def _any_evaluation(members: list[Path]) -> bool:
+    return any(_evaluated(members, label) for label in DECODINGS.values())
+
+
 # Captions ---------------------------------------------------------------------------------------
 
 
@@ -169,7 +173,7 @@ def show(runs: Path, resamples: int) -> None:
             if found:
                 scored = _scored(found, resamples)
                 rows.append({"recipe": recipe, "decoding": name, "seeds": len(found), **scored})
-        spent = _cost([run for members in of_seeds for run in members])
+        spent = _cost([members[0] for members in of_seeds if _any_evaluation(members)])
         if spent and recipe in RECIPES:
             costs.append({"recipe": recipe, **spent})
     if not rows:
