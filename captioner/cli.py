@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from captioner import __version__
-from captioner.allocator import bound_caches, bound_spinning, keep_memory
+from captioner.process import bound_caches, bound_spinning, keep_memory
 from captioner.verbs import VERBS
 from captioner.verbs.terminal import fail
 

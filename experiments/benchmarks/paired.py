@@ -24,10 +24,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captioner.allocator import keep_memory
 from captioner.data.records import write_whole
 from captioner.data.shapes import describe, sample_scene
 from captioner.metrics.tokenize import ptb_words
+from captioner.process import keep_memory
 
 
 class Row(NamedTuple):

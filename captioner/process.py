@@ -1,6 +1,7 @@
 """Set up the process before torch loads: its memory, and how its threads wait.
 
-Memory that stays: what oneDNN keeps is bounded; glibc may be asked to keep what is freed.
+What oneDNN keeps is bounded, and so is how long threads wait awake. glibc may be asked to keep
+what is freed:
 
 By default glibc maps each large block anew and unmaps it when it is freed, so that every training
 step pays for the same pages again. With both thresholds raised, freed memory is kept for the next

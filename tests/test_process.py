@@ -9,7 +9,7 @@ import pytest
 LINUX = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
 PROGRAM = """
 import resource, numpy
-from captioner.allocator import keep_memory
+from captioner.process import keep_memory
 print(keep_memory())
 numpy.ones(8_000_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -39,18 +39,18 @@ def test_freed_memory_is_kept_where_it_is_asked_for() -> None:
 
 
 def test_elsewhere_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    from captioner import allocator
+    from captioner import process
 
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(allocator.ctypes, "CDLL", None)  # would fail if it were asked
-    assert allocator.keep_memory() is False
+    monkeypatch.setattr(process.ctypes, "CDLL", None)  # would fail if it were asked
+    assert process.keep_memory() is False
 
 
 def test_what_onednn_keeps_is_bounded_unless_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    from captioner import allocator
+    from captioner import process
 
     monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
-    allocator.bound_caches()
+    process.bound_caches()
     assert os.environ == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "7"}
 
 
@@ -59,10 +59,10 @@ def test_what_onednn_keeps_is_bounded_unless_the_user_says(monkeypatch: pytest.M
     [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
 )
 def test_waiting_is_bounded_unless_the_user_says(monkeypatch, given, set_by_us) -> None:
-    from captioner import allocator
+    from captioner import process
 
     monkeypatch.setattr(os, "environ", dict(given))
-    allocator.bound_spinning()
+    process.bound_spinning()
     assert os.environ.get("GOMP_SPINCOUNT") == set_by_us
 
 
