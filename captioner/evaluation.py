@@ -160,12 +160,17 @@ def result_folder(captioner: Captioner, decoding: Config, data: Config, split: s
     name = Path(data["root"]).expanduser().resolve().name
     label = captioner.decoding(**decoding).label[:180]
     if len(captioner.paths) > 1:
-        paths = "\n".join(str(path.resolve()) for path in captioner.paths)
-        digest = hashlib.sha256(paths.encode("utf-8", "surrogateescape")).hexdigest()[:6]
-        label = f"{label}@ensemble{len(captioner.paths)}-{digest}"
+        label = f"{label}@{ensemble_name(captioner.paths)}"
     elif captioner.paths[0].name not in (BEST, MODEL):
         label = f"{label}@{captioner.paths[0].stem}"
     return run_folder(captioner.paths[0]) / "evaluation" / f"{name}-{split}" / label
+
+
+def ensemble_name(paths: Sequence[Path]) -> str:
+    """What tells evaluations of the same number of checkpoints apart."""
+    places = "\n".join(str(path.resolve()) for path in paths)
+    digest = hashlib.sha256(places.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return f"ensemble{len(paths)}-{digest}"
 
 
 def write_config(captioner: Captioner, data: Config) -> list[Path]:

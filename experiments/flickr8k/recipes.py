@@ -30,9 +30,11 @@ import torch
 import yaml
 
 import captioner
+from captioner import checkpoint
 from captioner.comparison import compare
 from captioner.costs import FILE as COSTS
 from captioner.data.records import write_whole
+from captioner.evaluation import ensemble_name
 from captioner.inspection.sheets import contact_sheet
 from captioner.systems import SCORES, read_systems
 
@@ -50,8 +52,11 @@ RECIPES = (
 STARTS = {one: one.removesuffix("_scst") for one in RECIPES if one.endswith("_scst")}
 ENSEMBLES = {
     "flickr8k_best": [
-        *(("flickr8k_updown", seed) for seed in (1, 2, 3)),
-        *(("flickr8k_every", seed) for seed in (1, 2)),
+        ("flickr8k_every_scst", 1),
+        ("flickr8k_every_scst", 2),
+        ("flickr8k_nic_scst", 3),
+        ("flickr8k_updown_scst", 1),
+        ("flickr8k_updown", 2),
     ]
 }
 """Recipe and seed of each member."""
@@ -128,7 +133,8 @@ def _captioner(*words: str) -> None:
 
 def _evaluated(members: list[Path], label: str) -> Path | None:
     """The results on dev of a run, or of several together."""
-    name = f"{label}@ensemble{len(members)}-*" if len(members) > 1 else label
+    best = [member / "checkpoints" / checkpoint.BEST for member in members]
+    name = f"{label}@{ensemble_name(best)}" if len(members) > 1 else label
     found = [file.parent for file in members[0].glob(f"evaluation/*-dev/{name}/{SCORES}")]
     return max(found, key=lambda one: (one / SCORES).stat().st_mtime_ns, default=None)
 
