@@ -256,8 +256,8 @@ def _put(name: str, lines: list[list[str]]) -> None:
     readme = HERE / "README.md"
     if readme.is_file():
         text = readme.read_text(encoding="utf-8")
-        marks = rf"(<!-- {name} -->\n).*?(\n<!-- end -->)"
-        write_whole(readme, re.sub(marks, rf"\g<1>{table}\g<2>", text, flags=re.DOTALL))
+        marks = rf"(?<=<!-- {name} -->\n)(?:(?!<!--).*\n)*(?=<!-- end -->)"
+        write_whole(readme, re.sub(marks, f"{table}\n", text))
 
 
 def _made() -> dict[str, Any]:
