@@ -16,7 +16,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from paired import SIDE, product
@@ -116,13 +116,16 @@ def full_tables(decoder: Any, features: Features, end: int, start: int) -> Capti
     return [tuple(word for word in max(one)[1] if word != end) for one in done]
 
 
-def measure(
-    model: Captioner, features: Features, counted: dict[str, int]
-) -> dict[str, tuple[float, Captions]]:
-    """Seconds and captions of every way, and seconds of the large products, in one round.
+class Found(NamedTuple):
+    """What a way took and gave in one round, and how many rows our own ways decoded."""
 
-    `counted` comes to hold the rows that each of our ways decodes.
-    """
+    seconds: float
+    captions: Captions
+    rows: int = 0
+
+
+def measure(model: Captioner, features: Features) -> dict[str, Found]:
+    """Every way, and the large products, in one round."""
     decoder, words = model.model.decoder, model.tokenizer.vocabulary
     beam = model.decoding(beam_size=BEAM, length_penalty=0.0, max_length=MOST)
     greedy = model.decoding(beam_size=1, max_length=MOST)
@@ -174,20 +177,19 @@ def measure(
     for name, way in ways.items():
         rows, started = 0, time.perf_counter()
         captions = way()
-        result[name] = (time.perf_counter() - started, captions)
-        counted[name] = rows
+        result[name] = Found(time.perf_counter() - started, captions, rows)
     for half, work in products.items():
         work()
         started = time.perf_counter()
         work()
-        result[f"product, {half}"] = (time.perf_counter() - started, [])
+        result[f"product, {half}"] = Found(time.perf_counter() - started, [])
     return result
 
 
-def bound(one: dict[str, tuple[float, Captions]], own: str, peer: str, flops: float) -> float:
+def bound(one: dict[str, Found], own: str, peer: str, of_row: float) -> float:
     """How many times the peer's captions per second could be had in this round."""
-    large = one[f"product, {'bf16' in own}"][0]
-    return one[peer][0] / (flops / (2 * SIDE**3) * large)
+    large = one[f"product, {'bf16' in own}"].seconds
+    return one[peer].seconds / (of_row * one[own].rows / (2 * SIDE**3) * large)
 
 
 PEERS = {
@@ -213,30 +215,27 @@ def main() -> None:
     records = make(read_records, "data", model.config["data"]).split("dev")[: options.images]
     images = [record.image for record in records]
     features = cached_features(model.model.encoder, images, None).get(images)
-    counted: dict[str, int] = {}
-    rounds = [measure(model, features, counted) for _ in range(options.rounds + 1)]
-    rounds = rounds[1:]  # the first warms up
+    rounds = [measure(model, features) for _ in range(options.rounds + 1)][1:]  # the first warms up
     decoder = model.model.decoder
     matrices = [cell.of_hidden.weight for cell in decoder.recurrence.cells]
     of_row = 2 * sum(one.numel() for one in (*matrices, decoder.output.weight))
     rows = []
     for name, peer in PEERS.items():
         own = name.removesuffix(", beside full tables")
-        ratios = [one[peer][0] / one[own][0] for one in rounds]
-        same = sum(a == b for a, b in zip(rounds[0][peer][1], rounds[0][own][1]))
+        ours, theirs = ([one[way].seconds for one in rounds] for way in (own, peer))
+        ratios = [b / a for a, b in zip(ours, theirs)]
+        same = sum(a == b for a, b in zip(rounds[0][peer].captions, rounds[0][own].captions))
         rows.append(
             {
                 "way": name,
-                "captions_per_second": len(images) / statistics.median(r[own][0] for r in rounds),
-                "peer_per_second": len(images) / statistics.median(r[peer][0] for r in rounds),
+                "captions_per_second": len(images) / statistics.median(ours),
+                "peer_per_second": len(images) / statistics.median(theirs),
                 "ratio": statistics.median(ratios),
                 "smallest": min(ratios),
                 "largest": max(ratios),
-                "bound": statistics.median(
-                    bound(one, own, peer, of_row * counted[own]) for one in rounds
-                ),
+                "bound": statistics.median(bound(one, own, peer, of_row) for one in rounds),
                 "goal": GOALS[name],
-                "rows_per_image": counted[own] / len(images),
+                "rows_per_image": rounds[0][own].rows / len(images),
                 "same_captions": same / len(images),
             }
         )
