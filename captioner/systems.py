@@ -265,7 +265,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in _SEED_KEYS}
     start, seed = kept.get("resume_weights"), config.get("seed")
     if isinstance(start, str):
-        kept["resume_weights"] = re.sub(rf"(?<!\d){seed}(?!\d)", "SEED", start)
+        kept["resume_weights"] = re.sub(rf"seed{seed}(?!\d)", "seed", start)
     return _flat(kept)
 
 

@@ -180,7 +180,7 @@ def test_seeds_of_a_configuration_become_one_system(seeds, capsys) -> None:
 def test_seeds_may_start_from_the_run_of_their_own_seed(tmp_path, capsys) -> None:
     for name, started in (("own", (1, 2)), ("other", (1, 1))):
         for seed, start in zip((1, 2), started):
-            config = {"seed": seed, "resume_weights": f"runs/{name}-10/seed{start}"}
+            config = {"seed": seed, "resume_weights": f"runs/{name}-10-seed{start}"}
             evaluation(tmp_path / f"{name}{seed}", system(seed), config=config)
     found = as_json(capsys, *(tmp_path / name for name in ("own1", "own2", "other1", "other2")))
     assert list(found["systems"]) == ["own (2 seeds)", "other1", "other2"]
