@@ -19,8 +19,8 @@ says, and less of what is learned is to be sure of a caption.
 Samples are drawn without a gradient, all images and samples in one batch, by the decoder's
 ``stepper``; their probabilities then come from one teacher-forced ``forward``. So any decoder can
 be trained. Dropout is off in both: with it a sample would be drawn by one mask and differentiated
-under another, so that it is not a sample of what is differentiated. Overfitting is less of a danger
-here, where no sentence is shown twice.
+under another, so that it is not a sample of what is differentiated. ``dropout`` leaves it on all
+the same.
 """
 
 from __future__ import annotations

@@ -65,8 +65,6 @@ DECODINGS = {"beam": "beam3-lp0.7", "consensus": "beam20-lp0.7-consensus5"}
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
 WITH_INTERVAL = ("BLEU-4", "CIDEr-D")
 VARIETY = ("length", "distinct")
-
-
 RAW = argparse.RawDescriptionHelpFormatter
 
 
@@ -155,9 +153,9 @@ def draw(evaluation: Path, root: Path, output: Path) -> None:
     scores = numpy.load(evaluation / "statistics.npz")["cider_d"][:, 0]
     order = numpy.argsort(-scores).tolist()
     chosen = [*order[:6], *random.Random(7).sample(range(len(rows)), 8), *order[-6:]]
-    folder = root.expanduser() / "Flicker8k_Dataset"
+    images = root.expanduser() / "Flicker8k_Dataset"
     cells = [
-        (str(folder / rows[i]["image"]), rows[i]["caption"], rows[i]["references"]) for i in chosen
+        (str(images / rows[i]["image"]), rows[i]["caption"], rows[i]["references"]) for i in chosen
     ]
     for i in chosen:
         print(f"{scores[i]:6.1f}  {rows[i]['image']}  {rows[i]['caption']}")
@@ -228,7 +226,9 @@ def _show(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
     for row in rows:
         cells = [_score(row, name) for name in SHOWN]
         cells += [f"{row['scores'].get(name, float('nan')):.1f}" for name in VARIETY]
-        lines.append([row["recipe"], row["decoding"], str(row["seeds"]), *cells])
+        members = len(ENSEMBLES.get(row["recipe"], ()))
+        seeds = f"{members} models" if members else str(row["seeds"])
+        lines.append([row["recipe"], row["decoding"], seeds, *cells])
     _put("scores", lines)
     columns = ["recipe", "minutes", "peak memory, GiB", "million parameters"]
     lines = [columns, ["---"] * len(columns)]
