@@ -40,7 +40,8 @@ def bound_caches() -> None:
 
 # Where threads meet, GNU OpenMP's wait awake, and by default for long. When a core has other work
 # as well, its thread is late and the others wait in vain: of a training on two cores beside one
-# busy process no epoch ended in 50 s; with this, one took 17 s. Alone it takes 7.2 s in place of 6.5 s.
+# busy process no epoch ended in 50 s; with this, one took 17 s. Alone it takes 7.2 s, by default
+# 6.5 s.
 SPINS = 5000
 
 
