@@ -2,14 +2,17 @@
 
     python experiments/flickr8k/recipes.py train flickr8k_nic --root ~/flickr8k
     python experiments/flickr8k/recipes.py train flickr8k_best --root ~/flickr8k
+    python experiments/flickr8k/recipes.py ablate --root ~/flickr8k
     python experiments/flickr8k/recipes.py table
     python experiments/flickr8k/recipes.py sheet EVALUATION --root ~/flickr8k
 
 `train` trains RECIPE with every seed into RUNS/RECIPE-seedN, first those that it starts from or
 consists of, and evaluates each with a beam and by consensus. What is there is not done again; what
-was interrupted goes on. `table` reads it and writes results.json and the tables of README.md, both
-beside this file: means over the seeds, 95 % intervals over seeds and images. `sheet` draws twenty
-pictures with their captions: six of the best, eight by lot, six of the worst by CIDEr-D.
+was interrupted goes on. `ablate` runs the sweep of conf/experiment/flickr8k_sweep.yaml, and then
+one of its runs again without one ingredient at a time. `table` reads all of it and writes
+results.json and the tables of README.md, both beside this file: means over the seeds, 95 %
+intervals over seeds and images. `sheet` draws twenty pictures with their captions: six of the best,
+eight by lot, six of the worst by CIDEr-D.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import re
 import statistics
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +35,12 @@ import yaml
 
 import captioner
 from captioner import checkpoint
-from captioner.comparison import compare
+from captioner.comparison import UNDECIDED, compare
 from captioner.costs import FILE as COSTS
 from captioner.data.records import write_whole
 from captioner.evaluation import ensemble_name
 from captioner.inspection.sheets import contact_sheet
-from captioner.systems import SCORES, read_systems
+from captioner.systems import SCORES, System, read_result, read_systems
 
 HERE = Path(__file__).resolve().parent
 RECIPES = (
@@ -62,6 +66,19 @@ ENSEMBLES = {
 """Recipe and seed of each member."""
 DECODINGS = {"beam": "beam3-lp0.7", "consensus": "beam20-lp0.7-consensus5"}
 """Name in conf/decoding, and label of its results."""
+SWEEP = {
+    "image with every word, dropout 0.5": "decoder.dropout=0.5,decoder.image=every",
+    "dropout 0.3": "decoder.dropout=0.3,decoder.image=every",
+    "image as X_0": "decoder.dropout=0.5,decoder.image=x0",
+    "image as X_0, dropout 0.3": "decoder.dropout=0.3,decoder.image=x0",
+}
+"""The runs of conf/experiment/flickr8k_sweep.yaml, each a folder; the first is then ablated."""
+ABLATIONS = {
+    "words not tied": "decoder.tie_weights=false",
+    "no label smoothing": "training.label_smoothing=0",
+    "no running average of the weights": "callbacks.ema=0",
+    "one view of each image": "loader.views=1",
+}
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
 WITH_INTERVAL = ("BLEU-4", "CIDEr-D")
 VARIETY = ("length", "distinct")
@@ -70,12 +87,15 @@ RAW = argparse.RawDescriptionHelpFormatter
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
-    what = parser.add_subparsers(required=True, metavar="train | table | sheet")
+    what = parser.add_subparsers(required=True, metavar="train | ablate | table | sheet")
     training = what.add_parser("train", help="and evaluate")
     training.add_argument("recipe", choices=[*RECIPES, *ENSEMBLES], metavar="RECIPE")
     training.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
     training.add_argument("--seeds", default="1,2,3", help="(default 1,2,3)")
     training.set_defaults(do=lambda given: train(given.recipe, given.seeds.split(","), given))
+    ablating = what.add_parser("ablate", help="run the sweep, and leave out one thing at a time")
+    ablating.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
+    ablating.set_defaults(do=ablate)
     table = what.add_parser("table", help="of all that was evaluated")
     table.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
     table.set_defaults(do=lambda given: show(given.runs, given.resamples))
@@ -84,7 +104,7 @@ def main() -> None:
     sheet.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
     sheet.add_argument("--output", type=Path, default=Path("sheet.png"), help="(default sheet.png)")
     sheet.set_defaults(do=lambda given: draw(given.evaluation, given.root, given.output))
-    for one in (training, table):
+    for one in (training, ablating, table):
         one.add_argument("--runs", type=Path, default=Path("runs/flickr8k"), help="their folder")
     given = parser.parse_args()
     given.do(given)
@@ -96,8 +116,8 @@ def main() -> None:
 def train(recipe: str, seeds: list[str], given: argparse.Namespace) -> None:
     """Train a recipe with each seed, or the members of an ensemble, and evaluate."""
     if recipe in ENSEMBLES:
-        for member, seed in ENSEMBLES[recipe]:
-            train(member, [str(seed)], given)
+        for member, number in ENSEMBLES[recipe]:
+            train(member, [str(number)], given)
         members = [folder(given.runs, *member) for member in ENSEMBLES[recipe]]
         for name, label in DECODINGS.items():
             if not _evaluated(members, label):
@@ -117,6 +137,32 @@ def train(recipe: str, seeds: list[str], given: argparse.Namespace) -> None:
             _captioner("train", *options, f"run_dir={run}")
         for name in DECODINGS:
             _captioner("evaluate", str(run), f"decoding={name}")
+
+
+def ablate(given: argparse.Namespace) -> None:
+    """Train and evaluate the sweep's runs, and one of them without each ingredient."""
+    sweep = _ablations(given.runs)
+    base = ["experiment=flickr8k_sweep", f"data.root={given.root}"]
+    if not all((sweep[name] / "checkpoints" / checkpoint.BEST).is_file() for name in SWEEP):
+        _captioner("train", "-m", *base, *_into(given.runs / "sweep"))
+    values = next(iter(SWEEP.values())).split(",")
+    for left_out, override in ABLATIONS.items():
+        if not (sweep[left_out] / "checkpoints" / checkpoint.BEST).is_file():
+            _captioner("train", *base, *values, override, f"run_dir={sweep[left_out]}")
+    for run in sweep.values():
+        for name, label in DECODINGS.items():
+            if not _evaluated([run], label):
+                _captioner("evaluate", str(run), f"decoding={name}")
+
+
+def _into(sweep: Path) -> list[str]:
+    return [f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=${hydra.job.override_dirname}"]
+
+
+def _ablations(runs: Path) -> dict[str, Path]:
+    """The run of each row of the table."""
+    swept = {name: runs / "sweep" / values for name, values in SWEEP.items()}
+    return swept | {name: runs / "sweep" / override for name, override in ABLATIONS.items()}
 
 
 def folder(runs: Path, recipe: str, seed: int | str) -> Path:
@@ -182,9 +228,11 @@ def show(runs: Path, resamples: int) -> None:
             costs.append({"recipe": recipe, **spent})
     if not rows:
         raise SystemExit(f"{runs}: holds no evaluated run of a recipe, RECIPE-seedN")
-    content = {"scores": rows, "costs": costs, "made": _made()}
+    ablations = {name: _ablated(runs, label, resamples) for name, label in DECODINGS.items()}
+    content = {"scores": rows, "costs": costs, "ablations": ablations, "made": _made()}
     write_whole(HERE / "results.json", json.dumps(content, indent=2) + "\n")
     _show(rows, costs)
+    _show_ablations(ablations)
 
 
 def _seeds(runs: Path, recipe: str) -> list[list[Path]]:
@@ -203,6 +251,17 @@ def _scored(folders: list[Path], resamples: int) -> dict[str, Any]:
         "intervals": {name: row.interval for name, row in rows.items() if row.interval},
         "signature": found.signature,
     }
+
+
+def _ablated(runs: Path, label: str, resamples: int) -> list[dict[str, Any]]:
+    """Scores of the ablations, and what they differ by from the run that is ablated."""
+    folders = {name: _evaluated([run], label) for name, run in _ablations(runs).items()}
+    present = {name: folder for name, folder in folders.items() if folder}
+    if next(iter(SWEEP)) not in present or len(present) < 2:
+        return []
+    systems = [System(name, (read_result(folder),)) for name, folder in present.items()]
+    found = compare(systems, metrics=WITH_INTERVAL, resamples=resamples)
+    return [asdict(row) for row in found.rows]
 
 
 def _cost(runs: list[Path]) -> dict[str, Any]:
@@ -237,6 +296,30 @@ def _show(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
             numbers = [f"{cost['minutes']:.0f}", f"{cost['peak_memory_gib']:.1f}"]
             lines.append([cost["recipe"], *numbers, f"{cost['parameters'] / 1e6:.1f}"])
     _put("costs", lines)
+
+
+def _show_ablations(ablations: dict[str, list[dict[str, Any]]]) -> None:
+    if not all(ablations.values()):
+        return
+    columns = [f"{metric}, {name}" for name in DECODINGS for metric in WITH_INTERVAL]
+    lines = [["", *columns], ["---"] * (1 + len(columns))]
+    cells: dict[str, list[str]] = {}
+    for name in DECODINGS:
+        for metric in WITH_INTERVAL:
+            for row in ablations[name]:
+                if row["metric"] == metric:
+                    cells.setdefault(row["system"], []).append(_difference(row))
+    _put("ablations", [*lines, *([name, *values] for name, values in cells.items())])
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """A score; and its difference, bold where it is shown."""
+    if row["difference"] is None:
+        return f"{row['score']:.2f}"
+    value, (low, high) = row["difference"]["value"], row["difference"]["interval"]
+    shown = row["difference"]["verdict"] != UNDECIDED
+    text = f"**{value:+.2f}**" if shown else f"{value:+.2f}"
+    return f"{row['score']:.2f}, {text} [{low:.1f}, {high:.1f}]"
 
 
 def _score(row: dict[str, Any], name: str) -> str:
