@@ -31,6 +31,7 @@ from captioner.data.datamodule import CaptionDataModule
 from captioner.data.records import write_whole
 from captioner.decoding import DecodingOptions
 from captioner.models import CaptioningModel, build_model
+from captioner.models.standardise import whitening_of
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
 from captioner.objectives import Degenerate, SelfCritical, chosen
 from captioner.tokenizers import Tokenizer, build_tokenizer
@@ -120,6 +121,9 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     module.objective.prepare(data.training_records)
     if new:
         model.decoder.fit(data.training_features())
+    whitening = whitening_of(model.decoder)
+    if whitening is not None:
+        data.reduce(whitening)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)

@@ -23,6 +23,8 @@ from captioner.data import views
 from captioner.data.features import CachedFeatures, cache_features, fingerprint
 from captioner.data.transforms import Transform, open_image
 from captioner.models.encoders import Encoder, Features
+from captioner.models.standardise import Standardise, whitening_of
+from captioner.models.up_down import UpDown
 
 SIDE, SIZE, POSITIONS = 12, 6, 4  # S, D, P
 
@@ -192,6 +194,61 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "two swapped": swap,
     "longer": lambda data: data + os.urandom(53),
 }
+
+
+def test_components_are_those_of_the_grids_and_computed_once(
+    images: list[str], tmp_path: Path
+) -> None:
+    cached, _ = fill(tmp_path, images, grid=True)
+    whole = cached.get(images)
+    assert whole.grid is not None
+    whitening = Standardise(SIZE, 2)
+    whitening.fit(whole.grid.flatten(0, 1))
+    left = folder_of(tmp_path) / ".0123.tmp"
+    left.write_bytes(b"by a killed process")
+    reduced = cached.components(whitening, progress=False)
+    found = reduced.get(images)
+    torch.testing.assert_close(found.grid, whitening(whole.grid), rtol=2**-10, atol=1e-3)
+    assert found.grid is not None and found.grid.shape == (11, POSITIONS, 2)
+    assert torch.equal(found.pooled, whole.pooled)
+    assert reduced.size < cached.size
+    assert torch.equal(pickle.loads(pickle.dumps(reduced)).get(images).grid, found.grid)
+    (file,) = folder_of(tmp_path).glob("grid-*")
+    assert not left.exists()
+
+    def again(cached: CachedFeatures) -> list[Path]:
+        cached.components(whitening, progress=False)
+        return sorted(folder_of(tmp_path).glob("grid-*"))
+
+    before = file.stat().st_mtime_ns
+    assert again(cached) == [file] and file.stat().st_mtime_ns == before
+    more = [*images, *draw(tmp_path / "images", 3, first=11)]
+    cached, encoded = fill(tmp_path, more, grid=True)
+    assert encoded == 3 and len(again(cached)) == 2
+    with pytest.raises(ValueError, match="holds no grids"):
+        fill(tmp_path / "other", images)[0].components(whitening)
+
+
+def test_a_decoder_reads_components_as_it_reads_the_grid(images: list[str], tmp_path: Path) -> None:
+    cached, _ = fill(tmp_path, images, grid=True)
+    decoder = UpDown(
+        vocabulary_size=9, feature_size=SIZE, components=3, embedding_size=4, hidden_size=4
+    )
+    decoder.fit(cached.get(images))
+    whitening = whitening_of(decoder)
+    assert whitening is decoder.positions.standardise
+    inputs = torch.tensor([[1, 5, 6], [1, 4, 2]])
+    reduced = cached.components(whitening, progress=False)
+    found, live = (decoder.eval()(one.get(images[:2]), inputs) for one in (reduced, cached))
+    torch.testing.assert_close(found, live, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("components", [None, 4])
+def test_grids_that_would_hardly_be_smaller_stay_whole(components: int | None) -> None:
+    decoder = UpDown(
+        vocabulary_size=9, feature_size=SIZE, components=components, embedding_size=4, hidden_size=4
+    )
+    assert whitening_of(decoder) is None
 
 
 @pytest.mark.parametrize("damage", list(DAMAGE))

@@ -12,6 +12,7 @@ from captioner import checkpoint, losses
 from captioner.callbacks import ImageMatters, WeightAverage
 from captioner.config import compose
 from captioner.data.datamodule import Batch, Bucketed, CaptionDataModule
+from captioner.data.features import CachedFeatures
 from captioner.losses import IGNORED
 from captioner.models import Features, build_model
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
@@ -90,6 +91,20 @@ def test_a_resumed_run_reads_the_features_that_it_was_trained_with(
     last = checkpoint.find(tmp_path / "run", name=checkpoint.LAST)
     train(config, tmp_path / "run", resume=last)
     assert seen and all(torch.equal(one, first) for one in seen)
+
+
+def test_training_reads_components_of_cached_grids(tiny, tmp_path, monkeypatch) -> None:
+    seen, original = [], CachedFeatures.get
+
+    def watch(self, *given):
+        seen.append(original(self, *given))
+        return seen[-1]
+
+    monkeypatch.setattr(CachedFeatures, "get", watch)
+    config = compose([*tiny, "decoder=up_down", "decoder.components=8"])
+    train(config, tmp_path / "run")
+    widths = [features.grid.shape[2] for features in seen]
+    assert widths[-1] == 8 < widths[0]  # the whole ones are what statistics are taken from
 
 
 def test_the_average_of_the_weights_is_the_weighted_sum_of_all_steps() -> None:

@@ -23,6 +23,7 @@ from captioner.data.transforms import Augmentation, open_image, stack_pixels
 from captioner.data.views import View, drawn_view, names_a_side, other_views
 from captioner.losses import IGNORED
 from captioner.models.encoders import Encoder, Features
+from captioner.models.standardise import Standardise
 from captioner.tokenizers import Tokenizer
 
 Key = tuple[int, list[int]]
@@ -370,24 +371,46 @@ class CaptionDataModule(lightning.LightningDataModule):
             self.train_pictures.cached = self.dev_pictures.cached = cached
             _tell(cached, len(images), count, time.monotonic() - started)
 
+    def reduce(self, whitening: Standardise) -> None:
+        """Read principal components of cached grids, computed once, instead of the grids."""
+        if self.dev_pictures.cached is not None:
+            cached = self.dev_pictures.cached.components(whitening)
+            self.train_pictures.cached = self.dev_pictures.cached = cached
+            print(
+                f"features: {whitening.width} components of {cached.feature_size} dimensions are "
+                f"read, {cached.size / 1e6:,.1f} MB",
+                flush=True,
+            )
+
     def read_live(self) -> None:
         """From now on read images from their files: the encoder has begun to learn."""
         self.caches = False
         self.train_pictures.cached = self.dev_pictures.cached = None
 
     def training_features(self, count: int = 5000) -> Features:
-        """Features of training images spread evenly over the split, `count` at most."""
+        """Features of training images spread evenly over the split.
+
+        Args:
+            count: of images, at most; with grids, as many as take 1 GiB.
+        """
         records = self.training_records
+        if self.grid:
+            grid = self._features(records[:1]).grid
+            assert grid is not None
+            count = min(count, max(1, 2**28 // grid.numel()))
         chosen = records[:: max(1, len(records) // count)][:count]
-        device = next(self.encoder.parameters()).device
-        parts = []
-        for first in range(0, len(chosen), 64):
-            source = self.dev_pictures(chosen[first : first + 64], [])
-            with torch.no_grad():
-                found = source if isinstance(source, Features) else self.encoder(source.to(device))
-            parts.append(found.to("cpu"))
+        parts = [self._features(chosen[first : first + 64]) for first in range(0, len(chosen), 64)]
         grid = torch.cat([part.grid for part in parts]) if self.grid else None  # type: ignore[misc]
         return Features(torch.cat([part.pooled for part in parts]), grid)
+
+    def _features(self, records: Sequence[Record]) -> Features:
+        source = self.dev_pictures(records, [])
+        if isinstance(source, Features):
+            return source
+        device = next(self.encoder.parameters()).device
+        with torch.no_grad():
+            found: Features = self.encoder(source.to(device))
+        return found.to("cpu")
 
     def train_dataloader(self) -> TrainingLoader:
         order = Bucketed(self.training.lengths, self.batch_size, seed=self.seed)

@@ -5,17 +5,20 @@ Below the cache's folder each encoder has one of its own, named by its fingerpri
     index          24 bytes a row: the image's identity and a check of it
     pooled.f16     D float16 values a row
     grid.f16       P x D float16 values a row, where grids were asked for
+    grid-*.f16     P x K principal components of the same, as a decoder reads them
 
-All three only grow, and a row counts once its index entry is written, after the values: whatever a
-kill leaves behind is cut off by the next writer. Readers map the files, so memory does not grow
-with the number of images. An identity is the image's absolute path, size and modification time,
-and which view of it was encoded (``captioner.data.views``): asking for these takes microseconds,
-and a changed or moved file is encoded anew. (A hash of the content would survive moving, but reads
-every image at every start.)
+The first three only grow, and a row counts once its index entry is written, after the values:
+whatever a kill leaves behind is cut off by the next writer. Readers map the files, so memory does
+not grow with the number of images. An identity is the image's absolute path, size and modification
+time, and which view of it was encoded (``captioner.data.views``): asking for these takes
+microseconds, and a changed or moved file is encoded anew. (A hash of the content would survive
+moving, but reads every image at every start.) Principal components are named by what they were
+computed from, and may be deleted at any time.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -31,15 +34,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.data.records import write_whole
 from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
 from captioner.data.transforms import stack_pixels
 from captioner.data.views import View
 from captioner.models.encoders import Encoder, Features
+from captioner.models.standardise import Standardise
 
 _LAYOUT = 3  # raised when what is stored changes, so that older caches are not read; 2: since
 # large JPEGs are decoded at reduced size, 3: since torch resizes, which differs by a level or two
 _KEY, _CHECK = 16, 8  # bytes of an index entry
 _ENTRY = _KEY + _CHECK
+_AT_ONCE = 64  # grids that are reduced at once
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -92,6 +98,7 @@ class CachedFeatures:
         self._rows = rows
         self._used = 1 + max((max(one) for one in rows.values()), default=-1)
         self._maps: dict[str, np.ndarray] = {}
+        self._grid = ("grid", feature_size)  # the file, and the width of what it holds
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out: pickled, they would become copies of the whole files."""
@@ -107,7 +114,7 @@ class CachedFeatures:
     def size(self) -> int:
         """Bytes that the features take on disk."""
         rows = sum(len(one) for one in self._rows.values())
-        return rows * (_ENTRY + 2 * self.feature_size * (1 + self.positions))
+        return rows * (_ENTRY + 2 * (self.feature_size + self.positions * self._grid[1]))
 
     def get(self, images: Sequence[str], views: Sequence[int] | None = None) -> Features:
         """Look images up.
@@ -117,7 +124,8 @@ class CachedFeatures:
             views: the number of the view of each; None takes view 0.
 
         Returns:
-            float32 features: pooled [B, D], and grid [B, P, D] or None.
+            float32 features: pooled [B, D], and grid [B, P, D], or [B, P, K] of components, or
+            None.
 
         Raises:
             ValueError: an image is not among those that were cached.
@@ -131,7 +139,52 @@ class CachedFeatures:
         pooled = self._take("pooled", rows, (self.feature_size,))
         if not self.positions:
             return Features(pooled)
-        return Features(pooled, self._take("grid", rows, (self.positions, self.feature_size)))
+        name, width = self._grid
+        return Features(pooled, self._take(name, rows, (self.positions, width)))
+
+    def components(self, whitening: Standardise, *, progress: bool = True) -> CachedFeatures:
+        """The same features with K principal components of each position instead of D dimensions.
+
+        They are computed once, kept beside the grids, and read D / K times as fast.
+
+        Args:
+            whitening: [P, D] -> [P, K].
+            progress: show a bar.
+
+        Raises:
+            ValueError: the disk has too little room.
+        """
+        if not self.positions:
+            raise ValueError(f"{self.folder}: holds no grids")
+        found = copy.copy(self)
+        found._maps = {}
+        index = (self.folder / "index").read_bytes()[: self._used * _ENTRY]
+        digest = hashlib.blake2b(index, digest_size=8)
+        for tensor in (whitening.mean, whitening.scale):
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
+        found._grid = (f"grid-{digest.hexdigest()}", whitening.width)
+        file = self.folder / f"{found._grid[0]}.f16"
+        if not file.exists():
+            with _alone(self.folder):
+                if not file.exists():  # another process has written it meanwhile
+                    self._reduce(whitening, file, progress)
+        return found
+
+    def _reduce(self, whitening: Standardise, file: Path, progress: bool) -> None:
+        _require_room(self.folder, self._used, 2 * self.positions * whitening.width)
+        for left in self.folder.glob(".*.tmp"):  # by a process that was killed here
+            left.unlink()
+        device = whitening.mean.device
+
+        def reduced(first: int) -> bytes:
+            rows = np.arange(first, min(first + _AT_ONCE, self._used))
+            with torch.inference_mode():
+                grid = self._take("grid", rows, (self.positions, self.feature_size))
+                advance(len(rows))
+                return _halves(whitening(grid.to(device)))
+
+        with _bar(self._used, progress, "reducing grids") as advance:
+            write_whole(file, map(reduced, range(0, self._used, _AT_ONCE)))
 
     def _take(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> Tensor:
         if not len(rows):
@@ -232,13 +285,7 @@ class _Store:
 
     def require_room(self, count: int) -> None:
         """Refuse to begin what the disk cannot hold."""
-        needed = count * sum(self.widths.values())
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise ValueError(
-                f"{self.folder}: {count} images need {needed / 1e9:.1f} GB, but "
-                f"{free / 1e9:.1f} GB are free; make room, or put the cache elsewhere"
-            )
+        _require_room(self.folder, count, sum(self.widths.values()))
 
     def append(self, keys: Sequence[bytes], features: Features) -> None:
         """Write rows, and last their index entries."""
@@ -253,6 +300,15 @@ class _Store:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may keep the index and lose the values
+
+
+def _require_room(folder: Path, count: int, width: int) -> None:
+    needed, free = count * width, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{folder}: {count} images need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
+            "free; make room, or put the cache elsewhere"
+        )
 
 
 def _entry(row: int, key: bytes) -> bytes:
@@ -346,7 +402,7 @@ def _encode(
 
 
 @contextmanager
-def _bar(total: int, shown: bool) -> Iterator[Any]:
+def _bar(total: int, shown: bool, what: str = "encoding images") -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -357,7 +413,7 @@ def _bar(total: int, shown: bool) -> Iterator[Any]:
     )
 
     columns = (
-        TextColumn("encoding images"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),

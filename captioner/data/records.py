@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Reading:
         return chosen
 
 
-def write_whole(path: str | Path, data: bytes | str) -> Path:
+def write_whole(path: str | Path, data: bytes | str | Iterable[bytes]) -> Path:
     """Write a file completely or not at all, so that a crash never leaves half of it.
 
     The bytes go to a temporary file in the same folder, which then takes the file's name in one
@@ -75,7 +75,8 @@ def write_whole(path: str | Path, data: bytes | str) -> Path:
 
     Args:
         path: the file to write or replace.
-        data: its content; a text is written as UTF-8 with its line ends as they are.
+        data: its content; a text is written as UTF-8 with its line ends as they are; bytes may come
+            in pieces.
 
     Returns:
         the path.
@@ -85,10 +86,11 @@ def write_whole(path: str | Path, data: bytes | str) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = data.encode("utf-8") if isinstance(data, str) else data
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")  # short: a name has a limit
     try:
         with open(temporary, "xb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())  # else a power cut may keep the new name and lose the content
         os.replace(temporary, path)

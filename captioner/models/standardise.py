@@ -1,7 +1,8 @@
 """What decoders read of an image: its features standardised, and the grid projected.
 
 Standardising needs statistics of training images, which ``fit`` takes once before training; the
-projection learns.
+projection learns. What does not learn need not be computed in every epoch: ``whitening_of`` says
+what a cache of features may compute once.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class Standardise(nn.Module):
         x -> (x - μ) V / sqrt(λ)    λ, V: the K largest eigenvalues of the covariance, whitening
 
     Encoders differ widely in scale, and X_0 would be heard late beside the words where the features
-    are small. The statistics are those of training images (``fit``) and do not learn.
+    are small. The statistics are those of training images (``fit``) and do not learn. Features of K
+    < D dimensions are principal components already and stay as they are.
 
     Args:
         feature_size: D.
@@ -55,7 +57,9 @@ class Standardise(nn.Module):
             self.scale.copy_((variance + 1e-4 * variance.mean() + 1e-12).rsqrt())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Standardise features: [..., D] -> [..., K], or [..., D]."""
+        """Standardise features: [..., D] -> [..., K], or [..., D]; and [..., K] -> [..., K]."""
+        if features.shape[-1] == self.width < len(self.mean):
+            return features
         if self.whitens:
             return (features - self.mean) @ self.scale
         return torch.addcmul(-self.mean * self.scale, features, self.scale)  # once over all of them
@@ -115,6 +119,15 @@ class Positions(nn.Module):
         if not self.training:
             return values
         return values * self.dropout(values.new_ones(len(values), 1, values.shape[2]))
+
+
+def whitening_of(decoder: nn.Module) -> Standardise | None:
+    """What reduces grids to half their width or less, before whatever of the decoder learns."""
+    for part in decoder.modules():
+        if isinstance(part, Positions) and part.grid:
+            found = part.standardise
+            return found if 2 * found.width <= len(found.mean) else None
+    return None
 
 
 def with_image(rows: Tensor, image: Tensor) -> Tensor:
