@@ -199,7 +199,9 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 def test_components_are_those_of_the_grids_and_computed_once(
     images: list[str], tmp_path: Path
 ) -> None:
-    cached, _ = fill(tmp_path, images, grid=True)
+    others = draw(tmp_path, 5, first=20)
+    fill(tmp_path, [others[0], images[7], others[1], images[2], *others[2:]], grid=True)
+    cached, _ = fill(tmp_path, images, grid=True)  # in rows between and after those of others
     whole = cached.get(images)
     assert whole.grid is not None
     whitening = Standardise(SIZE, 2)
@@ -214,6 +216,7 @@ def test_components_are_those_of_the_grids_and_computed_once(
     assert reduced.size < cached.size
     assert torch.equal(pickle.loads(pickle.dumps(reduced)).get(images).grid, found.grid)
     (file,) = folder_of(tmp_path).glob("grid-*")
+    assert file.stat().st_size == 2 * 11 * POSITIONS * 2  # bytes; nothing of the others
     assert not left.exists()
 
     def again(cached: CachedFeatures) -> list[Path]:

@@ -99,6 +99,7 @@ class CachedFeatures:
         self._used = 1 + max((max(one) for one in rows.values()), default=-1)
         self._maps: dict[str, np.ndarray] = {}
         self._grid = ("grid", feature_size)  # the file, and the width of what it holds
+        self._kept: np.ndarray | None = None  # the rows that a file of components holds, rising
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out: pickled, they would become copies of the whole files."""
@@ -140,6 +141,7 @@ class CachedFeatures:
         if not self.positions:
             return Features(pooled)
         name, width = self._grid
+        rows = rows if self._kept is None else np.searchsorted(self._kept, rows)
         return Features(pooled, self._take(name, rows, (self.positions, width)))
 
     def components(self, whitening: Standardise, *, progress: bool = True) -> CachedFeatures:
@@ -158,8 +160,9 @@ class CachedFeatures:
             raise ValueError(f"{self.folder}: holds no grids")
         found = copy.copy(self)
         found._maps = {}
-        index = (self.folder / "index").read_bytes()[: self._used * _ENTRY]
-        digest = hashlib.blake2b(index, digest_size=8)
+        found._kept = np.unique([row for rows in self._rows.values() for row in rows])
+        index = np.fromfile(self.folder / "index", np.uint8, self._used * _ENTRY)
+        digest = hashlib.blake2b(index.reshape(-1, _ENTRY)[found._kept].tobytes(), digest_size=8)
         for tensor in (whitening.mean, whitening.scale):
             digest.update(tensor.detach().float().cpu().contiguous().numpy().data)
         found._grid = (f"grid-{digest.hexdigest()}", whitening.width)
@@ -167,31 +170,34 @@ class CachedFeatures:
         if not file.exists():
             with _alone(self.folder):
                 if not file.exists():  # another process has written it meanwhile
-                    self._reduce(whitening, file, progress)
+                    self._reduce(found._kept, whitening, file, progress)
         return found
 
-    def _reduce(self, whitening: Standardise, file: Path, progress: bool) -> None:
-        _require_room(self.folder, self._used, 2 * self.positions * whitening.width)
+    def _reduce(self, rows: np.ndarray, whitening: Standardise, file: Path, progress: bool) -> None:
+        _require_room(self.folder, len(rows), 2 * self.positions * whitening.width)
         for left in self.folder.glob(".*.tmp"):  # by a process that was killed here
             left.unlink()
         device = whitening.mean.device
 
         def reduced(first: int) -> bytes:
-            rows = np.arange(first, min(first + _AT_ONCE, self._used))
+            some = rows[first : first + _AT_ONCE]
             with torch.inference_mode():
-                grid = self._take("grid", rows, (self.positions, self.feature_size))
-                advance(len(rows))
+                grid = self._take("grid", some, (self.positions, self.feature_size))
+                advance(len(some))
                 return _halves(whitening(grid.to(device)))
 
-        with _bar(self._used, progress, "reducing grids") as advance:
-            write_whole(file, map(reduced, range(0, self._used, _AT_ONCE)))
+        with _bar(len(rows), progress, "reducing grids") as advance:
+            write_whole(file, map(reduced, range(0, len(rows), _AT_ONCE)))
 
     def _take(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> Tensor:
         if not len(rows):
             return torch.empty(0, *shape)
         if name not in self._maps:
-            size = (self._used, *shape)
-            self._maps[name] = np.memmap(self.folder / f"{name}.f16", "<f2", "r", shape=size)
+            count = self._used
+            if self._kept is not None and name != "pooled":
+                count = len(self._kept)
+            file = self.folder / f"{name}.f16"
+            self._maps[name] = np.memmap(file, "<f2", "r", shape=(count, *shape))
         return torch.from_numpy(self._maps[name][rows]).float()
 
 
