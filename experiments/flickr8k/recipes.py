@@ -49,6 +49,7 @@ RECIPES = (
     "flickr8k_every",
     "flickr8k_every_scst",
     "flickr8k_attend",
+    "flickr8k_attend_scst",
     "flickr8k_transformer",
     "flickr8k_updown",
     "flickr8k_updown_scst",
@@ -56,11 +57,11 @@ RECIPES = (
 STARTS = {one: one.removesuffix("_scst") for one in RECIPES if one.endswith("_scst")}
 ENSEMBLES = {
     "flickr8k_best": [
+        ("flickr8k_updown_scst", 1),
+        ("flickr8k_updown_scst", 2),
+        ("flickr8k_updown_scst", 91),
         ("flickr8k_every_scst", 1),
         ("flickr8k_every_scst", 2),
-        ("flickr8k_nic_scst", 3),
-        ("flickr8k_updown_scst", 1),
-        ("flickr8k_updown", 2),
     ]
 }
 """Recipe and seed of each member."""
