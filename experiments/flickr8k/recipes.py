@@ -8,8 +8,8 @@
 
 `train` trains RECIPE with every seed into RUNS/RECIPE-seedN, first those that it starts from or
 consists of, and evaluates each with a beam and by consensus. What is there is not done again; what
-was interrupted goes on. `ablate` runs the sweep of conf/experiment/flickr8k_sweep.yaml, and then
-one of its runs again without one ingredient at a time. `table` reads all of it and writes
+was interrupted goes on. `ablate` trains what the sweep of conf/experiment/flickr8k_sweep.yaml does,
+and then one of its runs again without one ingredient at a time. `table` reads all of it and writes
 results.json and the tables of README.md, both beside this file: means over the seeds, 95 %
 intervals over seeds and images. `sheet` draws twenty pictures with their captions: six of the best,
 eight by lot, six of the worst by CIDEr-D.
@@ -132,32 +132,26 @@ def train(recipe: str, seeds: list[str], given: argparse.Namespace) -> None:
         if recipe in STARTS:
             train(STARTS[recipe], [seed], given)
             options.append(f"resume_weights={folder(given.runs, STARTS[recipe], seed)}")
-        if (run / "checkpoints" / "last.ckpt").is_file():
-            _captioner("train", f"resume={run}")
-        else:
-            _captioner("train", *options, f"run_dir={run}")
-        for name in DECODINGS:
-            _captioner("evaluate", str(run), f"decoding={name}")
+        _train_and_evaluate(run, options)
 
 
 def ablate(given: argparse.Namespace) -> None:
     """Train and evaluate the sweep's runs, and one of them without each ingredient."""
-    sweep = _ablations(given.runs)
+    first = next(iter(SWEEP.values()))
+    overrides = [*SWEEP.values(), *(f"{first},{one}" for one in ABLATIONS.values())]
     base = ["experiment=flickr8k_sweep", f"data.root={given.root}"]
-    if not all((sweep[name] / "checkpoints" / checkpoint.BEST).is_file() for name in SWEEP):
-        _captioner("train", "-m", *base, *_into(given.runs / "sweep"))
-    values = next(iter(SWEEP.values())).split(",")
-    for left_out, override in ABLATIONS.items():
-        if not (sweep[left_out] / "checkpoints" / checkpoint.BEST).is_file():
-            _captioner("train", *base, *values, override, f"run_dir={sweep[left_out]}")
-    for run in sweep.values():
-        for name, label in DECODINGS.items():
-            if not _evaluated([run], label):
-                _captioner("evaluate", str(run), f"decoding={name}")
+    for run, chosen in zip(_ablations(given.runs).values(), overrides):
+        if not all(_evaluated([run], label) for label in DECODINGS.values()):
+            _train_and_evaluate(run, [*base, *chosen.split(",")])
 
 
-def _into(sweep: Path) -> list[str]:
-    return [f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=${hydra.job.override_dirname}"]
+def _train_and_evaluate(run: Path, options: list[str]) -> None:
+    if (run / "checkpoints" / checkpoint.LAST).is_file():
+        _captioner("train", f"resume={run}")
+    else:
+        _captioner("train", *options, f"run_dir={run}")
+    for name in DECODINGS:
+        _captioner("evaluate", str(run), f"decoding={name}")
 
 
 def _ablations(runs: Path) -> dict[str, Path]:
