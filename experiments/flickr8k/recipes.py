@@ -73,7 +73,7 @@ SWEEP = {
     "image as X_0": "decoder.dropout=0.5,decoder.image=x0",
     "image as X_0, dropout 0.3": "decoder.dropout=0.3,decoder.image=x0",
 }
-"""The runs of conf/experiment/flickr8k_sweep.yaml, each a folder; the first is then ablated."""
+"""The runs of conf/experiment/flickr8k_sweep.yaml; the first is then ablated."""
 ABLATIONS = {
     "words not tied": "decoder.tie_weights=false",
     "no label smoothing": "training.label_smoothing=0",
@@ -155,9 +155,9 @@ def _train_and_evaluate(run: Path, options: list[str]) -> None:
 
 
 def _ablations(runs: Path) -> dict[str, Path]:
-    """The run of each row of the table."""
-    swept = {name: runs / "sweep" / values for name, values in SWEEP.items()}
-    return swept | {name: runs / "sweep" / override for name, override in ABLATIONS.items()}
+    """The run of each row of the table, named by its overrides."""
+    overrides = {**SWEEP, **ABLATIONS}
+    return {row: runs / "sweep" / re.sub("[=,]", "-", one) for row, one in overrides.items()}
 
 
 def folder(runs: Path, recipe: str, seed: int | str) -> Path:
