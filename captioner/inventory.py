@@ -11,8 +11,6 @@ from typing import Any
 from captioner import bundle, checkpoint
 from captioner.card import decoder_of
 
-SCORE = "dev_bleu4"
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -23,7 +21,9 @@ class Entry:
         kind: "bundled", "run", or "bundle" for an exported one that lies among the runs.
         model: the decoder in a few words.
         data: the data set it was trained on.
-        dev_score: BLEU-4 on dev by which its checkpoint was chosen; None where it has none.
+        dev_bleu4: BLEU-4 on dev of its checkpoint, decoded as training looked; None where it has
+            none.
+        dev_cider: CIDEr-D likewise.
         size: of its files that are read, in bytes.
         date: on which it was made, as in 2026-01-31.
     """
@@ -32,7 +32,8 @@ class Entry:
     kind: str
     model: str
     data: str
-    dev_score: float | None
+    dev_bleu4: float | None
+    dev_cider: float | None
     size: int
     date: str
 
@@ -83,5 +84,6 @@ def _of_run(folder: Path, file: Path) -> Entry:
 
 def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: str) -> Entry:
     config = content["config"]
-    data, score = Path(config["data"]["root"]).name, content["scores"].get(SCORE)
-    return Entry(name, kind, decoder_of(config), data, score, size, made)
+    data, scores = Path(config["data"]["root"]).name, content["scores"]
+    dev = (scores.get("dev_bleu4"), scores.get("dev_cider"))
+    return Entry(name, kind, decoder_of(config), data, *dev, size, made)

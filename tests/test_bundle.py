@@ -290,7 +290,8 @@ def test_the_list_has_bundled_models_and_runs(home, run) -> None:
     bundled, mine, _ = found
     scores = checkpoint.read(run).scores
     for one in (bundled, mine):
-        assert one.dev_score == scores["dev_bleu4"]
+        assert one.dev_bleu4 == scores["dev_bleu4"]
+        assert one.dev_cider == scores["dev_cider"]
         assert (one.model, one.data) == ("show_tell lstm 64", "shapes")
     assert mine.size == checkpoint.find(run).stat().st_size
     weights = sum(p.numel() for p in captioner.load(run).model.decoder.state_dict().values())
@@ -304,7 +305,8 @@ def test_the_verb_prints_the_list(home, run, capsys, monkeypatch) -> None:
     assert main(["models", "list", "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)
     assert one == inventory()[0][0].as_dict()
-    assert set(one) == {"name", "kind", "model", "data", "dev_score", "size", "date"}
+    fields = {"name", "kind", "model", "data", "dev_bleu4", "dev_cider", "size", "date"}
+    assert set(one) == fields
     shutil.copytree(run / "checkpoints", "elsewhere/mine/checkpoints")
     assert main(["models", "--runs", "elsewhere", "--json"]) == 0
     assert [o["name"] for o in json.loads(capsys.readouterr().out)] == ["tiny", "elsewhere/mine"]

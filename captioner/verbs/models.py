@@ -64,13 +64,12 @@ def _print(found: Sequence[Entry]) -> None:
     table = Table()
     for name in ("name", "kind", "model", "data"):
         table.add_column(name, overflow="fold")
-    for name in ("dev BLEU-4", "MB", "date"):
+    for name in ("dev BLEU-4", "CIDEr-D", "MB", "date"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in found:
-        score = "" if one.dev_score is None else f"{one.dev_score:.2f}"
-        table.add_row(
-            one.name, one.kind, one.model, one.data, score, f"{one.size / 1e6:.1f}", one.date
-        )
+        dev = ["" if score is None else f"{score:.2f}" for score in (one.dev_bleu4, one.dev_cider)]
+        size = f"{one.size / 1e6:.1f}"
+        table.add_row(one.name, one.kind, one.model, one.data, *dev, size, one.date)
     Console().print(table)
 
 
