@@ -8,8 +8,8 @@
 
 `train` trains RECIPE with every seed into RUNS/RECIPE-seedN, first those that it starts from or
 consists of, and evaluates each with a beam and by consensus. What is there is not done again; what
-was interrupted goes on. `ablate` trains what the sweep of conf/experiment/flickr8k_sweep.yaml does,
-and then one of its runs again without one ingredient at a time. `table` reads all of it and writes
+was interrupted goes on. `ablate` trains the runs of conf/experiment/flickr8k_sweep.yaml, and
+flickr8k_every without one ingredient at a time, with seed 1. `table` reads all of it and writes
 results.json and the tables of README.md, both beside this file: means over the seeds, 95 %
 intervals over seeds and images. `sheet` draws twenty pictures with their captions: six of the best,
 eight by lot, six of the worst by CIDEr-D.
@@ -57,29 +57,32 @@ RECIPES = (
 STARTS = {one: one.removesuffix("_scst") for one in RECIPES if one.endswith("_scst")}
 ENSEMBLES = {
     "flickr8k_best": [
+        ("flickr8k_attend_scst", 1),
+        ("flickr8k_attend_scst", 2),
+        ("flickr8k_attend_scst", 3),
         ("flickr8k_updown_scst", 1),
         ("flickr8k_updown_scst", 2),
-        ("flickr8k_updown_scst", 91),
-        ("flickr8k_every_scst", 1),
-        ("flickr8k_every_scst", 2),
     ]
 }
 """Recipe and seed of each member."""
 DECODINGS = {"beam": "beam3-lp0.7", "consensus": "beam20-lp0.7-consensus5"}
 """Name in conf/decoding, and label of its results."""
 SWEEP = {
-    "image with every word, dropout 0.5": "decoder.dropout=0.5,decoder.image=every",
-    "dropout 0.3": "decoder.dropout=0.3,decoder.image=every",
-    "image as X_0": "decoder.dropout=0.5,decoder.image=x0",
     "image as X_0, dropout 0.3": "decoder.dropout=0.3,decoder.image=x0",
+    "image as X_0, dropout 0.5": "decoder.dropout=0.5,decoder.image=x0",
+    "image with every word, dropout 0.3": "decoder.dropout=0.3,decoder.image=every",
+    "image with every word, dropout 0.5": "decoder.dropout=0.5,decoder.image=every",
 }
-"""The runs of conf/experiment/flickr8k_sweep.yaml; the first is then ablated."""
+"""The runs of conf/experiment/flickr8k_sweep.yaml; the others are held to the first."""
+ABLATED = "flickr8k_every"
 ABLATIONS = {
     "words not tied": "decoder.tie_weights=false",
     "no label smoothing": "training.label_smoothing=0",
     "no running average of the weights": "callbacks.ema=0",
     "one view of each image": "loader.views=1",
+    "dropout 0.3 for 0.5": "decoder.dropout=0.3",
 }
+"""What ABLATED is trained without, or with less of."""
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
 WITH_INTERVAL = ("BLEU-4", "CIDEr-D")
 VARIETY = ("length", "distinct")
@@ -136,13 +139,13 @@ def train(recipe: str, seeds: list[str], given: argparse.Namespace) -> None:
 
 
 def ablate(given: argparse.Namespace) -> None:
-    """Train and evaluate the sweep's runs, and one of them without each ingredient."""
-    first = next(iter(SWEEP.values()))
-    overrides = [*SWEEP.values(), *(f"{first},{one}" for one in ABLATIONS.values())]
-    base = ["experiment=flickr8k_sweep", f"data.root={given.root}"]
-    for run, chosen in zip(_ablations(given.runs).values(), overrides):
-        if not all(_evaluated([run], label) for label in DECODINGS.values()):
-            _train_and_evaluate(run, [*base, *chosen.split(",")])
+    """Train and evaluate the sweep's runs, and one recipe without each ingredient."""
+    train(ABLATED, ["1"], given)
+    for experiment, group in (("flickr8k_sweep", SWEEP), (ABLATED, ABLATIONS)):
+        for run, overrides in zip(_variations(given.runs, group).values(), group.values()):
+            if not all(_evaluated([run], label) for label in DECODINGS.values()):
+                options = [f"experiment={experiment}", "seed=1", f"data.root={given.root}"]
+                _train_and_evaluate(run, [*options, *overrides.split(",")])
 
 
 def _train_and_evaluate(run: Path, options: list[str]) -> None:
@@ -154,10 +157,10 @@ def _train_and_evaluate(run: Path, options: list[str]) -> None:
         _captioner("evaluate", str(run), f"decoding={name}")
 
 
-def _ablations(runs: Path) -> dict[str, Path]:
-    """The run of each row of the table, named by its overrides."""
-    overrides = {**SWEEP, **ABLATIONS}
-    return {row: runs / "sweep" / re.sub("[=,]", "-", one) for row, one in overrides.items()}
+def _variations(runs: Path, group: dict[str, str]) -> dict[str, Path]:
+    """The run of each row of a table, named by its overrides."""
+    place = runs / ("sweep" if group is SWEEP else "ablations")
+    return {row: place / re.sub("[=,]", "-", overrides) for row, overrides in group.items()}
 
 
 def folder(runs: Path, recipe: str, seed: int | str) -> Path:
@@ -223,11 +226,18 @@ def show(runs: Path, resamples: int) -> None:
             costs.append({"recipe": recipe, **spent})
     if not rows:
         raise SystemExit(f"{runs}: holds no evaluated run of a recipe, RECIPE-seedN")
-    ablations = {name: _ablated(runs, label, resamples) for name, label in DECODINGS.items()}
-    content = {"scores": rows, "costs": costs, "ablations": ablations, "made": _made()}
+    sweep = [[run] for run in _variations(runs, SWEEP).values()]
+    without = [[run] for run in _variations(runs, ABLATIONS).values()]
+    whole = [run for (run,) in systems[ABLATED]]
+    differences = {
+        "sweep": _differences([*SWEEP], sweep, resamples),
+        "ablations": _differences([ABLATED, *ABLATIONS], [whole, *without], resamples),
+    }
+    content = {"scores": rows, "costs": costs, **differences, "made": _made()}
     write_whole(HERE / "results.json", json.dumps(content, indent=2) + "\n")
     _show(rows, costs)
-    _show_ablations(ablations)
+    for table, rows_of in differences.items():
+        _show_differences(table, rows_of)
 
 
 def _seeds(runs: Path, recipe: str) -> list[list[Path]]:
@@ -248,15 +258,22 @@ def _scored(folders: list[Path], resamples: int) -> dict[str, Any]:
     }
 
 
-def _ablated(runs: Path, label: str, resamples: int) -> list[dict[str, Any]]:
-    """Scores of the ablations, and what they differ by from the run that is ablated."""
-    folders = {name: _evaluated([run], label) for name, run in _ablations(runs).items()}
-    present = {name: folder for name, folder in folders.items() if folder}
-    if next(iter(SWEEP)) not in present or len(present) < 2:
-        return []
-    systems = [System(name, (read_result(folder),)) for name, folder in present.items()]
-    found = compare(systems, metrics=WITH_INTERVAL, resamples=resamples)
-    return [asdict(row) for row in found.rows]
+def _differences(
+    names: list[str], of_seeds: list[list[Path]], resamples: int
+) -> dict[str, list[dict[str, Any]]]:
+    """By decoding the scores of some runs, and what they differ by from the first."""
+    found = {}
+    for name, label in DECODINGS.items():
+        folders = [[_evaluated([run], label) for run in runs] for runs in of_seeds]
+        if not all(runs and all(runs) for runs in folders):
+            return {}
+        systems = [
+            System(row, tuple(read_result(one) for one in runs if one))
+            for row, runs in zip(names, folders)
+        ]
+        compared = compare(systems, metrics=WITH_INTERVAL, resamples=resamples)
+        found[name] = [asdict(row) for row in compared.rows]
+    return found
 
 
 def _cost(runs: list[Path]) -> dict[str, Any]:
@@ -293,18 +310,16 @@ def _show(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
     _put("costs", lines)
 
 
-def _show_ablations(ablations: dict[str, list[dict[str, Any]]]) -> None:
-    if not all(ablations.values()):
-        return
-    columns = [f"{metric}, {name}" for name in DECODINGS for metric in WITH_INTERVAL]
-    lines = [["", *columns], ["---"] * (1 + len(columns))]
+def _show_differences(table: str, found: dict[str, list[dict[str, Any]]]) -> None:
+    columns = [f"{metric}, {name}" for name in found for metric in WITH_INTERVAL]
     cells: dict[str, list[str]] = {}
-    for name in DECODINGS:
-        for metric in WITH_INTERVAL:
-            for row in ablations[name]:
-                if row["metric"] == metric:
-                    cells.setdefault(row["system"], []).append(_difference(row))
-    _put("ablations", [*lines, *([name, *values] for name, values in cells.items())])
+    for metric, name in ((metric, name) for name in found for metric in WITH_INTERVAL):
+        for row in found[name]:
+            if row["metric"] == metric:
+                cells.setdefault(row["system"], []).append(_difference(row))
+    if cells:
+        lines = [["", *columns], ["---"] * (1 + len(columns))]
+        _put(table, [*lines, *([name, *values] for name, values in cells.items())])
 
 
 def _difference(row: dict[str, Any]) -> str:
