@@ -6,6 +6,7 @@ pycocoevalcap are installed, `test_the_expected_words_are_those_of_coco_caption`
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.metrics.tokenize import _ptb_tokens, characters, ptb_words
+from captioner.metrics.tokenize import TOKENIZE, _ptb_tokens, characters, ptb_words
 
 EXPECTED = [
     # clitics
@@ -247,3 +248,18 @@ def test_characters_lose_nothing_but_punctuation(text: str) -> None:
     kept = "".join(sign for sign in text.lower() if sign not in "。， -")
     assert "".join(characters(text)) == kept
     assert all(len(token) == 1 or token.isascii() for token in characters(text))
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_many_at_once_are_cut_alike_and_the_collector_is_as_before(collects: bool) -> None:
+    texts = ["A dog's ball.", "", "Two men run"]
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        assert TOKENIZE["ptb"](texts) == [ptb_words(text) for text in texts]
+        assert gc.isenabled() == collects
+        with pytest.raises(AttributeError):
+            TOKENIZE["ptb"]([None])  # type: ignore[list-item]
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -13,6 +13,7 @@ below stand in an order in which none hides a longer one.
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 from collections.abc import Callable, Sequence
@@ -268,7 +269,18 @@ def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
 
 
 def _each(cut: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[list[str]]]:
-    return lambda texts: [cut(text) for text in texts]
+    """Cut many captions. Python's collector of cycles rests, for lists of words hold none."""
+
+    def cut_all(texts: Sequence[str]) -> list[list[str]]:
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return [cut(text) for text in texts]
+        finally:
+            if collects:
+                gc.enable()
+
+    return cut_all
 
 
 TOKENIZE: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
