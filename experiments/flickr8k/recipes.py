@@ -80,9 +80,8 @@ ABLATIONS = {
     "no label smoothing": "training.label_smoothing=0",
     "no running average of the weights": "callbacks.ema=0",
     "one view of each image": "loader.views=1",
-    "dropout 0.3 for 0.5": "decoder.dropout=0.3",
 }
-"""What ABLATED is trained without, or with less of."""
+"""What ABLATED is trained without."""
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
 WITH_INTERVAL = ("BLEU-4", "CIDEr-D")
 VARIETY = ("length", "distinct")
