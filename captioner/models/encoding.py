@@ -136,9 +136,10 @@ class Encoder(nn.Module):
 
     def _try_size(self, size: int) -> None:
         self.eval()
+        image = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
         try:
             with torch.no_grad():
-                self(torch.zeros(1, 3, size, size))
+                self.extract(self.backbone, image)  # the quick copy is not worth making yet
         except Exception:  # patches, windows, position embeddings: each network says it its way
             raise ValueError(
                 f"encoder.image_size={size} does not fit {self.network}; leave it empty, or try "
