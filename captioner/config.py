@@ -159,7 +159,8 @@ def checked(overrides: Sequence[str]) -> list[str]:
     """The overrides as Hydra understands them, each held against ``conf/`` first.
 
     ``encoder=NAME`` with the name of a timm or torchvision network, which has no YAML file of its
-    own, becomes ``encoder=LIBRARY encoder.network=NAME``. Sweeps (``a=1,2``) pass.
+    own, becomes ``encoder=LIBRARY encoder.network=NAME``; ``+key=value`` of a key that is there
+    loses its plus. Sweeps (``a=1,2``) pass.
 
     Raises:
         ValueError: bad grammar, an unknown group option or an unknown key.
@@ -174,9 +175,13 @@ def checked(overrides: Sequence[str]) -> list[str]:
     first = [f"{change.key_or_group}={_values(change)[0]}" for change in chosen]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         base = hydra_compose("config", overrides=first)
-    for change in _parse(result):
+    for place, change in enumerate(_parse(result)):
         key = change.key_or_group
-        if key not in groups() and not key.startswith("hydra") and not change.is_add():
+        if key in groups() or key.startswith("hydra"):
+            continue
+        if change.is_add() and _has(base, key):  # Hydra refuses +key=value of a key that is there
+            result[place] = change.input_line.lstrip("+")
+        elif not change.is_add():
             _check_key(base, key)
     return result
 
@@ -279,3 +284,11 @@ def _check_key(config: Any, key: str) -> None:
             raise unknown_key(path, part, [name for name in within if name != "hydra"])
         path = f"{path}.{part}" if path else part
         within = within._get_node(part)
+
+
+def _has(config: Any, key: str) -> bool:
+    try:
+        _check_key(config, key)
+    except ValueError:
+        return False
+    return True

@@ -73,6 +73,12 @@ def test_the_recurrence_is_one_override(cell: str) -> None:
     assert isinstance(model.decoder.recurrence.cells[0], CELLS[cell])
 
 
+def test_a_plus_before_a_key_that_is_there_is_dropped() -> None:
+    given = ["+training.lr=0.1", "++training.lr=0.2", "+trainer.fast_dev_run=true"]
+    assert config.checked(given) == ["training.lr=0.1", *given[1:]]
+    assert config.compose(config.checked(given[:1]))["training"]["lr"] == 0.1
+
+
 def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
     composed = config.compose(["encoder=resnet18"])["encoder"]
     assert (composed["library"], composed["network"]) == ("timm", "resnet18")

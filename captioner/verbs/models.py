@@ -58,10 +58,11 @@ def _list(runs: Path, *, json: bool) -> int:
 
 
 def _print(found: Sequence[Entry]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("name", "kind", "model", "data"):
         table.add_column(name, overflow="fold")
     for name in ("dev BLEU-4", "CIDEr-D", "MB", "date"):
