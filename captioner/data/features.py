@@ -208,7 +208,7 @@ def cache_features(
     *,
     others: Iterable[View] = (),
     grid: bool = False,
-    batch_size: int = 16,
+    batch_size: int = 8,
     progress: bool = True,
 ) -> CachedFeatures:
     """Encode the images that are not in the cache yet, and open it.
@@ -222,8 +222,7 @@ def cache_features(
         folder: of all caches; one below it is this encoder's.
         others: views besides view 0 of some of the images, of each image the next number first.
         grid: keep the grid as well: P times the space, 125 kB an image for efficientnet_lite0.
-        batch_size: images encoded at once; on a CPU 8 to 16 are fastest, for their maps stay in its
-            cache.
+        batch_size: images encoded at once; on a CPU 8 are fastest: their maps stay in its cache.
         progress: show a bar with images per second.
 
     Returns:

@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import torch
 
-CORES = os.cpu_count() or 1
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Cores that this process may use."""
 READERS = min(4, CORES)
 """Threads that read pictures."""
 
