@@ -17,8 +17,10 @@ others that have. An image is done when no live hypothesis can beat one that has
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +28,9 @@ from torch import Tensor
 from captioner.decoding.constraints import Required
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis, Reader, State, count, device, rows
+
+FEW = 2**14
+"""Candidates of a step, of all images, that are ranked in one round."""
 
 
 def beam_search(
@@ -41,61 +46,51 @@ def beam_search(
         others; of groups, the best of each before the second of any.
     """
     images, groups, states = count(state), options.groups, len(required)
-    beams = [_Beams.first(images, states, device(state)) for _ in range(groups)]
-    active = torch.arange(images, device=device(state))  # the image at each of the A places
+    beams = _Beams.first(images, groups, states, device(state))
+    active = list(range(images))  # the image at each of the A places
     found = [[_Found(options, required) for _ in range(groups)] for _ in range(images)]
-    state = rows(state, active.repeat_interleave(groups * states))
+    state = rows(
+        state, torch.arange(images, device=device(state)).repeat_interleave(groups * states)
+    )
     moves: Tensor | None = None
     for length in range(1, options.max_length + 1):
-        log_probs, state = _read(read, beams, state)  # [A, G, S, k, V]
-        if moves is None:
+        width = beams.scores[0].numel()
+        log_probs, state = read(
+            beams.tokens.flatten(0, 3), state, scores=beams.scores.flatten(), width=width
+        )
+        log_probs = log_probs.view(*beams.scores.shape, -1)  # [A, G, S, k, V]
+        if states > 1 and moves is None:
             moves = required.moves(log_probs.shape[-1], end, log_probs.device)
-        parents, said = [], torch.zeros_like(log_probs[:, 0, 0, 0])  # [A, V]
-        for group in range(groups):
-            step = beams[group].extend(log_probs[:, group], moves, options, end, said)
-            beams[group] = step.beams
-            parents.append(step.parents)
-            for place, at, tokens, values in step.ended:
-                found[int(active[place])][group].add(tokens, values, at)
+        chosen = _choose(log_probs, beams.scores, moves, options, end)
+        for place, group, at, tokens, values in beams.ended(chosen, log_probs):
+            found[active[place]][group].add(tokens, values, at)
+        parents, beams = beams.extended(chosen, log_probs)
         keep = _going(active, beams, found)
         if not keep or length == options.max_length:
             break
-        index = torch.tensor(keep, device=active.device)
-        continued = _rows(parents, log_probs.shape)[index].flatten()
-        state = rows(state, continued, images=index if len(keep) < len(active) else None)
-        active, beams = active[index], [one.of_places(index) for one in beams]
-    for place, image in enumerate(active.tolist()):
+        index: Tensor | None = None
+        if len(keep) < len(active):
+            index = torch.tensor(keep, device=parents.device)
+            active = [active[place] for place in keep]
+            parents, beams = parents[index], beams.of_places(index)
+        state = rows(state, parents.flatten(), images=index)
+    for place, image in enumerate(active):
         for group in range(groups):
-            found[image][group].take_unfinished(beams[group], place)
+            found[image][group].take_unfinished(beams, place, group)
     return [_in_turn([one.ranked() for one in of_image]) for of_image in found]
 
 
-def _read(read: Reader, beams: list[_Beams], state: State) -> tuple[Tensor, State]:
-    history = torch.stack([one.tokens for one in beams], dim=1)  # [A, G, S, k, t]
-    alive = torch.stack([one.scores for one in beams], dim=1) > -torch.inf  # [A, G, S, k]
-    width = alive[0].numel()
-    log_probs, state = read(history.flatten(0, 3), state, alive=alive.flatten(), width=width)
-    return log_probs.view(*alive.shape, -1), state
-
-
-def _rows(parents: list[Tensor], shape: torch.Size) -> Tensor:
-    """The row of the state that each hypothesis continues: G times [A, S, k'] -> [A, G * S * k']"""
-    places, groups, states, width = shape[:4]
-    first = torch.arange(places * groups, device=parents[0].device).view(places, groups, 1, 1)
-    return (first * states * width + torch.stack(parents, dim=1)).flatten(1)
-
-
-def _going(active: Tensor, beams: list[_Beams], found: list[list[_Found]]) -> list[int]:
+def _going(active: list[int], beams: _Beams, found: list[list[_Found]]) -> list[int]:
     """The places of images that are not done; the groups of an image that are done stop."""
     keep = []
-    best = [one.scores.flatten(1).amax(dim=1).tolist() for one in beams]
-    for place, image in enumerate(active.tolist()):
-        done = [one.done(best[group][place]) for group, one in enumerate(found[image])]
+    best = beams.scores.flatten(2).amax(dim=2).tolist()  # [A, G]
+    for place, image in enumerate(active):
+        done = [one.done(best[place][group]) for group, one in enumerate(found[image])]
         if not all(done):
             keep.append(place)
             for group, stops in enumerate(done):
                 if stops:
-                    beams[group].scores[place] = -torch.inf
+                    beams.scores[place, group] = -torch.inf
     return keep
 
 
@@ -106,29 +101,62 @@ def _in_turn(groups: list[list[Hypothesis]]) -> list[Hypothesis]:
     return list(chain.from_iterable(order))
 
 
-@dataclass
-class _Step:
-    """What one step of one group gives.
+class _Chosen(NamedTuple):
+    """What one step takes; candidates are flat places in log_probs [A, G, S, k, V].
 
     Attributes:
-        parents: which of the S * k rows of its image each new hypothesis continues, [A, S, k'].
-        beams: the new hypotheses.
-        ended: those that finished: place in A, state, tokens without <end>, log_probs.
+        live: the best that do not end, [A, G, S, k'], falling.
+        ranks: what these were ranked by; -inf where there are fewer.
+        best: the best K / G of all, [A, G, S, C].
+        ended: which of these end, [A, G, S, C].
     """
 
-    parents: Tensor
-    beams: _Beams
-    ended: list[tuple[int, int, list[int], list[float]]]
+    live: Tensor
+    ranks: Tensor
+    best: Tensor
+    ended: Tensor
+
+
+def _choose(
+    log_probs: Tensor, scores: Tensor, moves: Tensor | None, options: DecodingOptions, end: int
+) -> _Chosen:
+    """The best candidates of every state, group after group.
+
+    Args:
+        log_probs: of the next word, [A, G, S, k, V].
+        scores: of the hypotheses, [A, G, S, k].
+        moves: the state that each word leads to, [S, V]; None where there is one state.
+    """
+    width, size = options.beam_size // options.groups, log_probs.shape[-1]
+    said = torch.zeros_like(log_probs[:, 0, 0, 0]) if options.groups > 1 else None  # [A, V]
+    of_groups = []
+    for group in range(options.groups):
+        ranking = log_probs[:, group]  # [A, S, k, V]
+        if said is not None:
+            ranking = ranking - options.diversity * said[:, None, None]
+        best, places = _best(ranking, scores[:, group], moves, 2 * width)  # [A, S, C], falling
+        ends = places % size == end
+        ranks, kept = best.masked_fill(ends, -torch.inf).topk(min(width, best.shape[-1]), dim=-1)
+        ended = (ends & (best > -torch.inf))[..., :width]
+        one = _Chosen(places.gather(-1, kept), ranks, places[..., :width], ended)
+        of_groups.append(one)
+        if said is not None:
+            _count(said, one.live % size, ranks > -torch.inf)
+            _count(said, one.best % size, ended)
+    live, ranks, best, ended = (_side_by_side(part) for part in zip(*of_groups))
+    first = torch.arange(0, log_probs.numel(), log_probs[0, 0].numel(), device=live.device)
+    first = first.view(*log_probs.shape[:2], 1, 1)
+    return _Chosen(live + first, ranks, best + first, ended)
 
 
 @dataclass
 class _Beams:
-    """The live hypotheses of one group: A images, S states, k <= K / G hypotheses of each.
+    """The live hypotheses: A images, G groups, S states, k <= K / G hypotheses of each.
 
     Attributes:
-        tokens: the words so far, [A, S, k, t].
-        log_probs: of each word so far, [A, S, k, t].
-        scores: their sums, [A, S, k]; -inf where there are fewer than k hypotheses.
+        tokens: the words so far, [A, G, S, k, t].
+        log_probs: of each word so far, [A, G, S, k, t].
+        scores: their sums, [A, G, S, k]; -inf where there are fewer than k hypotheses.
     """
 
     tokens: Tensor
@@ -136,78 +164,61 @@ class _Beams:
     scores: Tensor
 
     @classmethod
-    def first(cls, images: int, states: int, device: torch.device) -> _Beams:
-        """One empty hypothesis an image, in the first state."""
-        scores = torch.full((images, states, 1), -torch.inf, device=device)
-        scores[:, 0] = 0.0
-        tokens = torch.empty(images, states, 1, 0, dtype=torch.long, device=device)
+    def first(cls, images: int, groups: int, states: int, device: torch.device) -> _Beams:
+        """One empty hypothesis a group, in the first state."""
+        scores = torch.full((images, groups, states, 1), -torch.inf, device=device)
+        scores[:, :, 0] = 0.0
+        tokens = torch.empty(*scores.shape, 0, dtype=torch.long, device=device)
         return cls(tokens, torch.empty_like(tokens, dtype=torch.float32), scores)
 
-    def extend(
-        self, log_probs: Tensor, moves: Tensor, options: DecodingOptions, end: int, said: Tensor
-    ) -> _Step:
-        """Add a word to every hypothesis and keep the best of every state.
+    def extended(self, chosen: _Chosen, log_probs: Tensor) -> tuple[Tensor, _Beams]:
+        """The live hypotheses with one more word, and the rows they continue, [A, G * S * k'].
 
         Args:
-            log_probs: of the next word, [A, S, k, V].
-            moves: the state that each word leads to, [S, V].
-            said: how often earlier groups have taken each word at this step, [A, V]; this group's
-                words are added.
+            log_probs: of the next word, [A, G, S, k, V].
         """
-        width, size = options.beam_size // options.groups, log_probs.shape[-1]
-        ranking = log_probs
-        if options.groups > 1:
-            ranking = log_probs - options.diversity * said[:, None, None]
-        best, choice = _best(ranking, self.scores, moves, 2 * width)  # [A, S, C], falling
-        words = choice % size
-        ends = words == end
-        finished = (ends & (best > -torch.inf))[..., :width]
-        live = best.masked_fill(ends, -torch.inf)
-        ranks, kept = live.topk(min(width, live.shape[-1]), dim=-1)  # [A, S, k'], falling
-        place = torch.arange(len(best), device=best.device)
-        parents, beams = self._continue(place[:, None, None], choice.gather(-1, kept), log_probs)
-        beams.scores.masked_fill_(ranks == -torch.inf, -torch.inf)
-        ended = self._ended(finished, choice, log_probs)
-        if options.groups > 1:
-            _count(said, beams.tokens[..., -1], beams.scores > -torch.inf)
-            _count(said, words[..., :width], finished)
-        return _Step(parents, beams, ended)
+        shape = chosen.live.shape
+        parents, tokens, values = self._continued(chosen.live.flatten(), log_probs)
+        scores = chosen.ranks
+        if shape[1] > 1:  # of groups, ranks count what earlier ones have said
+            scores = (self.scores.flatten()[parents] + values[:, -1]).view(shape)
+            scores = scores.masked_fill(chosen.ranks == -torch.inf, -torch.inf)
+        beams = _Beams(tokens.view(*shape, -1), values.view(*shape, -1), scores)
+        return parents.view(len(scores), -1), beams
 
-    def _continue(self, place: Tensor, choice: Tensor, log_probs: Tensor) -> tuple[Tensor, _Beams]:
-        """Some hypotheses with one more word, and the rows they continue.
-
-        Args:
-            place: the image of each, broadcast with
-            choice: its flat place in [S * k * V], any shape.
-            log_probs: of the next word, [A, S, k, V].
-        """
-        size = log_probs.shape[-1]
-        parents, words = choice // size, choice % size
-        value = log_probs.flatten(1)[place, choice]
-        tokens = torch.cat([self.tokens.flatten(1, 2)[place, parents], words[..., None]], dim=-1)
-        values = torch.cat([self.log_probs.flatten(1, 2)[place, parents], value[..., None]], dim=-1)
-        return parents, _Beams(tokens, values, self.scores.flatten(1)[place, parents] + value)
-
-    def _ended(
-        self, finished: Tensor, choice: Tensor, log_probs: Tensor
-    ) -> list[tuple[int, int, list[int], list[float]]]:
-        place, at, rank = finished.nonzero(as_tuple=True)
-        if not len(place):
+    def ended(
+        self, chosen: _Chosen, log_probs: Tensor
+    ) -> list[tuple[int, int, int, list[int], list[float]]]:
+        """Those that end: place in A, group, state, tokens without <end>, log_probs."""
+        which = chosen.ended.nonzero().tolist()
+        if not which:
             return []
-        _, beams = self._continue(place, choice[place, at, rank], log_probs)
-        tokens, log_probs = beams.tokens[:, :-1], beams.log_probs
-        return list(zip(place.tolist(), at.tolist(), tokens.tolist(), log_probs.tolist()))
+        _, tokens, values = self._continued(chosen.best[chosen.ended], log_probs)
+        said = zip(which, tokens[:, :-1].tolist(), values.tolist())
+        return [(place, group, at, *rest) for (place, group, at, _), *rest in said]
+
+    def _continued(self, places: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates at flat places in log_probs, [n]: parents [n], tokens and values [n, t + 1]"""
+        size = log_probs.shape[-1]
+        parents, words = places // size, places % size
+        values = log_probs.flatten().index_select(0, places)
+        tokens = self.tokens.flatten(0, 3).index_select(0, parents)
+        before = self.log_probs.flatten(0, 3).index_select(0, parents)
+        tokens = torch.cat([tokens, words[:, None]], dim=1)
+        return parents, tokens, torch.cat([before, values[:, None]], dim=1)
 
     def of_places(self, index: Tensor) -> _Beams:
         """Only the images at these places."""
         return _Beams(self.tokens[index], self.log_probs[index], self.scores[index])
 
 
-def _best(log_probs: Tensor, scores: Tensor, moves: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """The best candidates that lead to each state: their scores and flat places, [A, S, C]."""
+def _best(
+    log_probs: Tensor, scores: Tensor, moves: Tensor | None, wanted: int
+) -> tuple[Tensor, Tensor]:
+    """The best candidates [A, S, k, V] that lead to each state: scores and flat places, [A, S, C]"""
     states, width, size = log_probs.shape[1:]
     rows, offset = log_probs.flatten(1, 2), scores.flatten(1)  # [A, S * k, V], [A, S * k]
-    if states == 1:
+    if moves is None:
         found = [_top(rows, offset, wanted)]
     else:
         leads = moves[:, None].expand(states, width, size).flatten(0, 1)  # [S * k, V]
@@ -215,18 +226,22 @@ def _best(log_probs: Tensor, scores: Tensor, moves: Tensor, wanted: int) -> tupl
             _top(rows.masked_fill(leads != target, -torch.inf), offset, wanted)
             for target in range(states)
         ]
-    return torch.stack([one[0] for one in found], 1), torch.stack([one[1] for one in found], 1)
+    best, places = zip(*found)
+    return _side_by_side(best), _side_by_side(places)
 
 
 def _top(values: Tensor, offset: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     """The largest of values [A, R, V] + offset [A, R] and their flat places, [A, C], falling.
 
     In two rounds: the V words are dealt into piles; no more than `wanted` piles, those with the
-    largest tops, can hold the `wanted` largest words. A word is looked at once, by a maximum.
+    largest tops, can hold the `wanted` largest words. A word is looked at once, by a maximum, which
+    goes quickest over multiples of 128 piles. That takes more operations, and few words fewer.
     """
     rows, size = values.shape[1:]
     wanted = min(wanted, rows * size)
-    piles = min(size, math.ceil(math.sqrt(size * wanted / rows)))
+    if values.numel() <= FEW:
+        return (values + offset[..., None]).flatten(1).topk(wanted, dim=1)
+    piles = min(size, 128 * math.ceil(math.sqrt(size * wanted / rows) / 128))
     each = size // piles
     tops = values[..., : each * piles].unflatten(-1, (each, piles)).amax(-2)  # [A, R, piles]
     left = size - each * piles
@@ -240,6 +255,11 @@ def _top(values: Tensor, offset: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     found = (found + offset.gather(1, row)[..., None]).masked_fill_(words >= size, -torch.inf)
     best, at = found.flatten(1).topk(wanted, dim=1)
     return best, places.flatten(1).gather(1, at)
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
+    """Of groups or states, [A, ...] each -> [A, G, ...]."""
+    return parts[0].unsqueeze(1) if len(parts) == 1 else torch.stack(list(parts), dim=1)
 
 
 def _count(said: Tensor, words: Tensor, counts: Tensor) -> None:
@@ -287,13 +307,13 @@ class _Found:
         bound = best_live / self.options.length_divisor(self.options.max_length)
         return scores[self.wanted - 1] >= bound
 
-    def take_unfinished(self, beams: _Beams, place: int) -> None:
+    def take_unfinished(self, beams: _Beams, place: int, group: int) -> None:
         """Take the live hypotheses as they stand, where too few have ended."""
         if len(self.complete) >= self.wanted:
             return
-        for at, beam in (beams.scores[place] > -torch.inf).nonzero().tolist():
-            tokens = beams.tokens[place, at, beam].tolist()
-            self.add(tokens, beams.log_probs[place, at, beam].tolist(), at, finished=False)
+        tokens, log_probs = beams.tokens[place, group], beams.log_probs[place, group]
+        for at, beam in (beams.scores[place, group] > -torch.inf).nonzero().tolist():
+            self.add(tokens[at, beam].tolist(), log_probs[at, beam].tolist(), at, finished=False)
 
     def ranked(self) -> list[Hypothesis]:
         """Best first: by how many required words are missing, finished ones first, by score."""

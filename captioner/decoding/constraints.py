@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -57,18 +58,18 @@ class Constraints:
     special: tuple[int, ...] = ()
 
     def filter(
-        self, log_probs: Tensor, history: Tensor, *, alive: Tensor | None = None, width: int = 1
+        self, log_probs: Tensor, history: Tensor, *, scores: Tensor | None = None, width: int = 1
     ) -> Tensor:
         """Strike out, in place, what may not be said: -inf.
 
         Args:
             log_probs: of the next word, [R, V].
             history: the words so far, [R, t].
-            alive: rows that count, [R]; None for all.
+            scores: of the words so far, [R]; rows at -inf do not count. None: all count.
             width: rows that belong to one image; filters are lifted for all of them together.
         """
         if self.special:
-            log_probs[:, list(self.special)] = -torch.inf
+            log_probs.index_fill_(1, self._special.to(log_probs.device), -torch.inf)
         place = history.shape[1]
         if place < len(self.phrases.prefix):
             word = self.phrases.prefix[place]
@@ -78,8 +79,8 @@ class Constraints:
         elif self._filters:
             forbidden = self._forbidden(history, log_probs.shape[1])  # [R, V]
             stuck = (forbidden | (log_probs == -torch.inf)).all(dim=1)  # [R]
-            if alive is not None:
-                stuck = stuck | ~alive
+            if scores is not None:
+                stuck = stuck | (scores == -torch.inf)
             lifted = stuck.view(-1, width).all(dim=1).repeat_interleave(width)  # [R]
             forbidden = torch.where(lifted[:, None], self._all_but_end(log_probs), forbidden)
             log_probs.masked_fill_(forbidden, -torch.inf)
@@ -103,7 +104,11 @@ class Constraints:
                 found.append(name)
         return tuple(found)
 
-    @property
+    @cached_property
+    def _special(self) -> Tensor:
+        return torch.tensor(self.special)
+
+    @cached_property
     def _filters(self) -> dict[str, _Filter]:
         options, found = self.options, dict[str, _Filter]()
         if options.min_length:

@@ -53,14 +53,14 @@ class Reader:
         self.step, self.start, self.constraints = step, start, constraints
 
     def __call__(
-        self, history: Tensor, state: State, *, alive: Tensor | None = None, width: int = 1
+        self, history: Tensor, state: State, *, scores: Tensor | None = None, width: int = 1
     ) -> tuple[Tensor, State]:
         """Log probabilities of the next word.
 
         Args:
             history: the words so far, [R, t]; the last is read.
             state: of R hypotheses.
-            alive: which rows count, [R]; None for all.
+            scores: of the words so far, [R]; rows at -inf do not count. None: all count.
             width: rows that belong to one image, side by side.
 
         Returns:
@@ -71,8 +71,8 @@ class Reader:
             history[:, -1] if history.shape[1] else history.new_full((len(history),), self.start)
         )
         logits, state = self.step(tokens, state)
-        log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)  # [R, V]
-        return self.constraints.filter(log_probs, history, alive=alive, width=width), state
+        log_probs = torch.log_softmax(logits.float(), dim=-1)  # [R, V]
+        return self.constraints.filter(log_probs, history, scores=scores, width=width), state
 
 
 def rows(state: State, index: Tensor, images: Tensor | None = None) -> State:
@@ -83,9 +83,9 @@ def rows(state: State, index: Tensor, images: Tensor | None = None) -> State:
         images: their images; None: all, in the order they are in.
     """
     kept = {name: tensor for name, tensor in state.items() if name.startswith(IMAGE)}
-    moved = {name: tensor[index] for name, tensor in state.items() if name not in kept}
+    moved = {n: tensor.index_select(0, index) for n, tensor in state.items() if n not in kept}
     if images is not None:
-        kept = {name: tensor[images] for name, tensor in kept.items()}
+        kept = {name: tensor.index_select(0, images) for name, tensor in kept.items()}
     return {**kept, **moved}
 
 

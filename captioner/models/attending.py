@@ -20,9 +20,9 @@ from captioner.models.attention import Attention
 from captioner.models.cells import State
 from captioner.models.deferred import deferred
 from captioner.models.encoders import Features
+from captioner.models.layout import laid_out
 from captioner.models.packing import Packing
 from captioner.models.standardise import Positions
-from captioner.models.unroll import laid_out
 
 
 class Attending(nn.Module):
@@ -134,7 +134,7 @@ class Attending(nn.Module):
 
         @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            found, _, state = copied.advance(table[tokens], state)
+            found, _, state = copied.advance(table.index_select(0, tokens), state)
             return copied.answer(found, self.words(tokens)), state
 
         return step

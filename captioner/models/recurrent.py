@@ -33,9 +33,10 @@ from torch.nn import functional
 from captioner.config import unknown
 from captioner.models.cells import State
 from captioner.models.encoders import Features
+from captioner.models.layout import laid_out
 from captioner.models.packing import Packing
 from captioner.models.standardise import Standardise, with_image
-from captioner.models.unroll import CELLS, Recurrence, laid_out
+from captioner.models.unroll import CELLS, Recurrence
 
 IMAGES = ("x0", "h0", "every", "merge")
 
@@ -173,7 +174,7 @@ class ShowTell(nn.Module):
 
         @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            h, state = copied._advance(table[tokens], state, advance)
+            h, state = copied._advance(table.index_select(0, tokens), state, advance)
             return copied._answer(h), state
 
         return step

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from captioner.config import unknown
 from captioner.models.cells import State
 from captioner.models.encoders import Features
+from captioner.models.layout import laid_out
 from captioner.models.packing import Packing
 from captioner.models.standardise import Positions
-from captioner.models.unroll import laid_out
 
 POSITIONS = ("learned", "sinusoidal")
 

@@ -10,17 +10,17 @@ them.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captioner.models import fused
 from captioner.models.cells import GRU, LSTM, RNN, Cell, State
+from captioner.models.layout import laid_out
 from captioner.models.variants import (
     IRNN,
     MGU,
@@ -56,7 +56,7 @@ CELLS: dict[str, type[Any]] = {
 OneStep = Callable[[Cell, Tensor, State], State]
 """What one cell does: its projected input [B, gates * H] and the state before -> state after."""
 
-SomeModule = TypeVar("SomeModule", bound=nn.Module)
+_OFF = "Recurrence.fused is off"
 
 
 class Recurrence(nn.Module):
@@ -136,9 +136,8 @@ class Recurrence(nn.Module):
     def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
         """``advance`` for one decoding, in evaluation mode; the projected input is overwritten."""
         copied = laid_out(self)
-        weight = copied._layers()[0].of_hidden.weight
-        for cell in copied._layers():
-            obstacle = fused.obstacle(cell, weight) if self.fused else "Recurrence.fused is off"
+        for cell in self._layers():
+            obstacle = fused.obstacle(cell, cell.of_hidden.weight) if self.fused else _OFF
             if obstacle is not None:
                 log.debug("the readable step runs: %s", obstacle)
                 return copied.advance
@@ -170,7 +169,7 @@ class Recurrence(nn.Module):
     def _one_layer(
         self, cell: Cell, inputs: Tensor, state: State, sizes: tuple[int, ...]
     ) -> tuple[Tensor, State]:
-        obstacle = fused.obstacle(cell, inputs) if self.fused else "Recurrence.fused is off"
+        obstacle = fused.obstacle(cell, inputs) if self.fused else _OFF
         if obstacle is None:
             return fused.run(cell, inputs, state, sizes, readable=readable)
         log.debug("the readable loop runs: %s", obstacle)
@@ -197,25 +196,6 @@ def readable(
         outputs.append(state["h"])
     last = [state, *reversed(ended)]
     return torch.cat(outputs), {name: torch.cat([one[name] for one in last]) for name in state}
-
-
-@torch.no_grad()
-def laid_out(module: SomeModule) -> SomeModule:
-    """A copy that reads few rows quickly, for decoding: it gives the same, and does not learn.
-
-    The matrices lie as a product with few rows goes through them, a row for each input, which takes
-    up to half of the time. Under autocast they are in its dtype and need not be converted again.
-    """
-    copied = copy.deepcopy(module).requires_grad_(False)
-    for linear in copied.modules():
-        if type(linear) is not nn.Linear:
-            continue
-        device = linear.weight.device.type
-        if torch.is_autocast_enabled(device):
-            linear.to(torch.get_autocast_dtype(device))
-        else:
-            linear.weight.data = linear.weight.data.t().contiguous().t()
-    return copied
 
 
 def _of_layer(state: State, layer: int) -> State:
