@@ -17,8 +17,9 @@ from captioner.config import Config, make
 from captioner.data.features import fingerprint
 from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
 from captioner.data.transforms import open_image, stack_pixels
-from captioner.decoding import DecodingOptions, Hypothesis, Step
-from captioner.models import CaptioningModel, Features, generate, steppers
+from captioner.decoding import DecodingOptions, Hypothesis
+from captioner.models import CaptioningModel, Features, generate, make_steppers
+from captioner.models.layout import Stepper
 from captioner.tokenizers import Tokenizer
 
 Picture = str | Path | Image.Image | Tensor
@@ -105,7 +106,7 @@ class Captioner:
         distinct = list(dict.fromkeys(names))
         self.encoders = [self.models[names.index(name)].encoder for name in distinct]
         self._encoder_of = [distinct.index(name) for name in names]
-        self._steps: dict[str, list[Step]] = {}  # by precision
+        self._steppers: dict[str, list[Stepper]] = {}  # by precision
 
     @classmethod
     def load(
@@ -255,10 +256,12 @@ class Captioner:
         """
         decoding = self.decoding(**options)
         sources = [features[encoder].to(self.device) for encoder in self._encoder_of]
-        if decoding.precision not in self._steps and len(sources[0].pooled) >= WORTH_TABLES:
-            self._steps[decoding.precision] = steppers(self.models, decoding)
-        steps = self._steps.get(decoding.precision)
-        found = generate(self.models, sources, self.tokenizer, decoding, keys=keys, steps=steps)
+        if decoding.precision not in self._steppers and len(sources[0].pooled) >= WORTH_TABLES:
+            self._steppers[decoding.precision] = make_steppers(self.models, decoding)
+        steppers = self._steppers.get(decoding.precision)
+        found = generate(
+            self.models, sources, self.tokenizer, decoding, keys=keys, steppers=steppers
+        )
         return [self._caption(hypotheses[: decoding.captions], decoding) for hypotheses in found]
 
     def decoding(self, **options: Any) -> DecodingOptions:

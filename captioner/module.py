@@ -26,7 +26,7 @@ from captioner.decoding import DecodingOptions, Hypothesis
 from captioner.losses import IGNORED, cross_entropy
 from captioner.metrics import score
 from captioner.metrics.diversity import repeated_bigrams
-from captioner.models import CaptioningModel, generate, steppers
+from captioner.models import CaptioningModel, generate, make_steppers
 from captioner.models.packing import Packing
 from captioner.objectives import Objective, chosen
 from captioner.schedules import Schedule
@@ -213,7 +213,7 @@ class LitCaptioner(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._dev = _DevResults()
-        self._steps = steppers([self.model], self.decoding)
+        self._steppers = make_steppers([self.model], self.decoding)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         features = self.model.encode(batch.source)
@@ -226,7 +226,9 @@ class LitCaptioner(lightning.LightningModule):
             total = cross_entropy(logits, targets, label_smoothing=0.0, reduction="sum")
             self._dev.loss[name] += total.item()
         self._dev.words += len(targets)
-        found = generate([self.model], [features], self.tokenizer, self.decoding, steps=self._steps)
+        found = generate(
+            [self.model], [features], self.tokenizer, self.decoding, steppers=self._steppers
+        )
         self._dev.found += [best[0] for best in found]
         self._dev.captions += [self.tokenizer.decode(best[0].tokens) for best in found]
         self._dev.records += batch.records

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from captioner import config
 from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
 from captioner.losses import IGNORED, cross_entropy
 from captioner.models import CELLS, DECODERS, Features
+from captioner.models.layout import Packed, laid_out
 from captioner.models.packing import Packing
 
 B, T, V, D, E, H, P = 3, 5, 11, 8, 7, 6, 4
@@ -76,10 +78,37 @@ def test_forward_equals_start_and_repeated_step(variant: str) -> None:
     decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
     expected = step_by_step(decoder.step, decoder.start(images), inputs)
     torch.testing.assert_close(decoder(images, inputs), expected)
-    found = step_by_step(decoder.stepper(), decoder.start(images), inputs)
+    stepper = decoder.stepper()
+    found = step_by_step(stepper.step, stepper.start(images), inputs)
     torch.testing.assert_close(found, expected)
     other = decoder(images.rows(torch.tensor([1, 2, 0])), inputs)
     assert (other - expected).abs().amax(dim=(1, 2)).min() > 1e-6  # every image is heard
+
+
+@pytest.mark.parametrize("variant", EVERY)
+def test_the_stepper_in_bfloat16_is_the_step_but_for_rounding(variant: str) -> None:
+    decoder, inputs = build(variant).float(), torch.randint(V, (B, T))
+    images = Features(*(tensor.float() for tensor in features()))
+    with torch.inference_mode():
+        exact = step_by_step(decoder.step, decoder.start(images), inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            stepper = decoder.stepper()
+            found = step_by_step(stepper.step, stepper.start(images), inputs).float()
+            usual = step_by_step(decoder.step, decoder.start(images), inputs).float()
+    rounding = max(float((usual - exact).abs().max()), 0.01)
+    torch.testing.assert_close(found, exact, rtol=0, atol=3 * rounding)
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 0)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_matrices_multiply_as_linear_layers_do(shape: tuple[int, ...], bias: bool) -> None:
+    linear, x = nn.Linear(20, 13, bias=bias), torch.randn(*shape, 40)[..., ::2]
+    with torch.autocast("cpu", torch.bfloat16):
+        copied = laid_out(nn.Sequential(linear))
+        assert isinstance(copied[0], Packed) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        found = copied(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), linear(x), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("variant", EVERY)
@@ -149,8 +178,9 @@ def say(
 ) -> tuple[list[list[Hypothesis]], Sizes]:
     """Hypotheses, and of each step how many rows it read, of images, and of everything else."""
     options = DecodingOptions(max_length=6, **STRATEGIES[strategy])
-    starts = [decoder.start(images) for decoder in decoders]
-    step, state = together([one.stepper() for one in decoders], starts, average="probability")
+    steppers = [decoder.stepper() for decoder in decoders]
+    starts = [one.start(images) for one in steppers]
+    step, state = together([one.step for one in steppers], starts, average="probability")
     sizes: Sizes = []
 
     def watched(tokens: torch.Tensor, state: Any) -> Any:

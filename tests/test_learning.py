@@ -70,7 +70,7 @@ def test_eight_images_are_memorised(which: str) -> None:
     for beam_size in (1, 3):
         with torch.no_grad():
             found = decode(
-                decoder.stepper(),
+                decoder.stepper().step,
                 decoder.start(images),
                 start=words.start,
                 end=words.end,

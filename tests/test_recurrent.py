@@ -8,7 +8,7 @@ from torch import nn
 from captioner.data.datamodule import IGNORED, pad
 from captioner.decoding import DecodingOptions
 from captioner.losses import cross_entropy
-from captioner.models import CELLS, CaptioningModel, Features, generate, steppers
+from captioner.models import CELLS, CaptioningModel, Features, generate, make_steppers
 from captioner.models.recurrent import ShowTell
 from captioner.tokenizers import build_tokenizer
 
@@ -210,11 +210,11 @@ def test_only_the_image_tells_captions_apart() -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_stepper_is_the_step(cell: str, layers: int) -> None:
     decoder = show_tell(cell, layers=layers).eval()
-    state = other = decoder.start(features())
-    step = decoder.stepper()
+    images, stepper = features(), decoder.stepper()
+    state, other = decoder.start(images), stepper.start(images)
     for tokens in torch.randint(V, (T, B)):
         expected, state = decoder.step(tokens, state)
-        found, other = step(tokens, other)
+        found, other = stepper.step(tokens, other)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(other, state)
 
@@ -228,8 +228,8 @@ def test_decoding_in_bf16_rounds_and_in_fp32_does_not(cell: str) -> None:
         options = DecodingOptions(beam_size=3, max_length=6, precision=precision)
         for outside in (False, True):  # as in a look at dev in a training in bf16
             with torch.autocast("cpu", torch.bfloat16, enabled=outside):
-                steps = steppers([model], options)
-                found = generate([model], [sources], TOKENIZER, options, steps=steps)
+                steppers = make_steppers([model], options)
+                found = generate([model], [sources], TOKENIZER, options, steppers=steppers)
             log_probs[precision, outside] = [one[0].log_probs[0] for one in found]
     assert log_probs["fp32", False] == log_probs["fp32", True]
     assert log_probs["bf16", False] == log_probs["bf16", True] != log_probs["fp32", False]

@@ -215,7 +215,12 @@ class _Beams:
 def _best(
     log_probs: Tensor, scores: Tensor, moves: Tensor | None, wanted: int
 ) -> tuple[Tensor, Tensor]:
-    """The best candidates [A, S, k, V] that lead to each state: scores and flat places, [A, S, C]"""
+    """The best candidates that lead to each state: their scores and flat places, [A, S, C].
+
+    Args:
+        log_probs, scores, moves: as of ``_choose``, of one group: [A, S, k, V], [A, S, k], [S, V].
+        wanted: C, at most.
+    """
     states, width, size = log_probs.shape[1:]
     rows, offset = log_probs.flatten(1, 2), scores.flatten(1)  # [A, S * k, V], [A, S * k]
     if moves is None:

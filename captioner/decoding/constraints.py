@@ -94,6 +94,8 @@ class Constraints:
 
     def broken(self, tokens: Sequence[int], *, finished: bool) -> tuple[str, ...]:
         """The options that a caption does not keep, by their names."""
+        if not self._filters:
+            return ()
         history = torch.tensor([tokens], dtype=torch.long)
         said = [*tokens, self.end] if finished else list(tokens)
         size = 1 + max((*said, self.end))

@@ -16,7 +16,7 @@ from typing import Any
 
 from captioner.config import make, pick
 from captioner.models.adaptive import Adaptive
-from captioner.models.captioning import CaptioningModel, generate, steppers
+from captioner.models.captioning import CaptioningModel, generate, make_steppers
 from captioner.models.encoders import ENCODERS, Encoder, Features, build_encoder
 from captioner.models.recurrent import ShowTell
 from captioner.models.show_attend_tell import ShowAttendTell
@@ -34,7 +34,7 @@ __all__ = [
     "build_encoder",
     "build_model",
     "generate",
-    "steppers",
+    "make_steppers",
 ]
 
 DECODERS: dict[str, type[Any]] = {

@@ -10,7 +10,6 @@ wait until it is over (``deferred.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -20,7 +19,7 @@ from captioner.models.attention import Attention
 from captioner.models.cells import State
 from captioner.models.deferred import deferred
 from captioner.models.encoders import Features
-from captioner.models.layout import laid_out
+from captioner.models.layout import Stepper, laid_out
 from captioner.models.packing import Packing
 from captioner.models.standardise import Positions
 
@@ -127,8 +126,8 @@ class Attending(nn.Module):
         return self.answer(found, words), state
 
     @torch.no_grad()
-    def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """``step`` for one decoding, in evaluation mode: words are projected once."""
+    def stepper(self) -> Stepper:
+        """``start`` and ``step`` for decoding: words are projected once."""
         table = self.project(self.words.weight)  # [V, ...]
         copied = laid_out(self)
 
@@ -137,7 +136,7 @@ class Attending(nn.Module):
             found, _, state = copied.advance(table.index_select(0, tokens), state)
             return copied.answer(found, self.words(tokens)), state
 
-        return step
+        return Stepper(torch.no_grad()(copied.start), step)
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
         """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.

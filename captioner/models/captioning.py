@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from captioner.decoding import DecodingOptions, Hypothesis, Phrases, Step, decode, together
+from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
 from captioner.models.encoders import Encoder, Features
+from captioner.models.layout import Stepper
 from captioner.models.packing import Packing
 from captioner.tokenizers import Tokenizer
 
@@ -23,8 +24,8 @@ class CaptioningModel(nn.Module):
     Args:
         encoder: images [B, 3, S, S] -> Features.
         decoder: has ``start(features)``, ``step(tokens, state)``, ``forward(features, inputs)``,
-            ``stepper()``, a ``step`` for many calls without gradient, ``fit(features)`` for what is
-            not learned by gradient, and ``uses_grid``. With a ``Packing`` as its third argument,
+            ``stepper()``, both for many calls without gradient, ``fit(features)`` for what is not
+            learned by gradient, and ``uses_grid``. With a ``Packing`` as its third argument,
             ``forward`` answers real words only: ``packing.pack`` of the logits it would give
             without, [N, V].
             A state is a dict of tensors, rows first. What belongs to A images, under names that
@@ -62,7 +63,7 @@ def generate(
     options: DecodingOptions,
     *,
     keys: Sequence[int] | None = None,
-    steps: Sequence[Step] | None = None,
+    steppers: Sequence[Stepper] | None = None,
 ) -> list[list[Hypothesis]]:
     """Decode freely: for each image its hypotheses, best first.
 
@@ -74,16 +75,17 @@ def generate(
         tokenizer: of all models.
         options: how captions are chosen.
         keys: of each image, for its draws (``decode``).
-        steps: of each model, where they have been made by ``steppers``; None takes its ``step``.
+        steppers: of each model, where ``make_steppers`` has made them.
 
     Raises:
         ValueError: a required word or prefix that the models cannot say.
     """
     words = tokenizer.vocabulary
     with _precision(models, options):
-        starts = [model.decoder.start(model.encode(one)) for model, one in zip(models, sources)]
-        steps = [model.decoder.step for model in models] if steps is None else steps
-        step, state = together(steps, starts, average=options.ensemble)
+        features = [model.encode(source) for model, source in zip(models, sources)]
+        decoders = [model.decoder for model in models] if steppers is None else steppers
+        starts = [decoder.start(one) for decoder, one in zip(decoders, features)]
+        step, state = together([one.step for one in decoders], starts, average=options.ensemble)
         return decode(
             step,
             state,
@@ -98,8 +100,8 @@ def generate(
 
 
 @torch.inference_mode()
-def steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -> list[Step]:
-    """The steps of models for many calls of ``generate`` with options of the same precision."""
+def make_steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -> list[Stepper]:
+    """What ``generate`` needs for many calls with options of the same precision."""
     with _precision(models, options):
         return [model.decoder.stepper() for model in models]
 

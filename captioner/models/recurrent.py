@@ -33,7 +33,7 @@ from torch.nn import functional
 from captioner.config import unknown
 from captioner.models.cells import State
 from captioner.models.encoders import Features
-from captioner.models.layout import laid_out
+from captioner.models.layout import Stepper, laid_out
 from captioner.models.packing import Packing
 from captioner.models.standardise import Standardise, with_image
 from captioner.models.unroll import CELLS, Recurrence
@@ -164,8 +164,8 @@ class ShowTell(nn.Module):
         return self._answer(h), state
 
     @torch.no_grad()
-    def stepper(self) -> OneStep:
-        """``step`` for one decoding, in evaluation mode: W_x of every word is computed once.
+    def stepper(self) -> Stepper:
+        """``start`` and ``step`` for decoding: W_x of every word is computed once.
 
         A word's projected input is then a row of a table [V, gates * H].
         """
@@ -177,7 +177,7 @@ class ShowTell(nn.Module):
             h, state = copied._advance(table.index_select(0, tokens), state, advance)
             return copied._answer(h), state
 
-        return step
+        return Stepper(torch.no_grad()(copied.start), step)
 
     def _advance(
         self, projected: Tensor, state: State, advance: OneStep | None = None

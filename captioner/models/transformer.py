@@ -20,7 +20,6 @@ and an image costs P x H numbers, whatever L is and however many beams it has.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from captioner.config import unknown
 from captioner.models.cells import State
 from captioner.models.encoders import Features
-from captioner.models.layout import laid_out
+from captioner.models.layout import Stepper, laid_out
 from captioner.models.packing import Packing
 from captioner.models.standardise import Positions
 
@@ -239,11 +238,11 @@ class Transformer(nn.Module):
         return self.output(self.norm(x)), after
 
     @torch.no_grad()
-    def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """``step`` for one decoding, in evaluation mode."""
+    def stepper(self) -> Stepper:
+        """``start`` and ``step`` for decoding."""
         copied = laid_out(self)
         copied.words = self.words  # rows of tied weights are read as they lie
-        return torch.no_grad()(copied.step)
+        return Stepper(torch.no_grad()(copied.start), torch.no_grad()(copied.step))
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
         """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.

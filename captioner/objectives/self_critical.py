@@ -164,8 +164,9 @@ class SelfCritical(Objective):
     def _speaker(self, decoder: Any, features: Features) -> Callable[[int], list[Hypothesis]]:
         """What draws a number of captions of each image, or says the greedy one of each for 0."""
         words = self.tokenizer.vocabulary
-        step = decoder.step if self.dropout else decoder.stepper()
-        state = decoder.start(features)
+        state, step = decoder.start(features), decoder.step
+        if not self.dropout:
+            step = decoder.stepper().step
 
         @torch.no_grad()
         def say(samples: int) -> list[Hypothesis]:

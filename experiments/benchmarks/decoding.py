@@ -28,15 +28,17 @@ from captioner.config import make
 from captioner.data import read_records
 from captioner.data.datamodule import cached_features
 from captioner.data.records import write_whole
-from captioner.models import Features, generate, steppers
+from captioner.models import Features, generate, make_steppers
 
-BEAM, BATCH, MOST = 5, 32, 30
+BEAM, BATCH, LARGE, MOST = 5, 32, 128, 30
 NEVER = [0, 1, 3]  # <pad>, <start>, <unk>
 Captions = list[tuple[int, ...]]
 # What was aimed at: how many times the peer's captions per second.
 GOALS = {
     "beam 5, 32 images a batch": 10,
     "beam 5, 32 images a batch, bf16": 15,
+    "beam 5, 128 images a batch": 10,
+    "beam 5, 128 images a batch, bf16": 15,
     "beam 5, one image": 2,
     "beam 5, 32 images a batch, beside full tables": 6,
     "greedy, 256 images a batch": 25,
@@ -140,9 +142,11 @@ def measure(model: Captioner, features: Features) -> dict[str, Found]:
 
         return work
 
-    steps = {
-        one.precision: [counting(step) for step in steppers([model.model], one)]
-        for one in (beam, in_bf16)
+    steppers = {
+        options.precision: [
+            one._replace(step=counting(one.step)) for one in make_steppers([model.model], options)
+        ]
+        for options in (beam, in_bf16)
     }
     products = {half: product(half=half) for half in (False, True)}
 
@@ -150,8 +154,8 @@ def measure(model: Captioner, features: Features) -> dict[str, Found]:
         found: Captions = []
         for first in range(0, len(features.pooled), size):
             part = features.rows(torch.arange(first, min(first + size, len(features.pooled))))
-            given = None if options is greedy and size == 1 else steps[options.precision]
-            decoded = generate([model.model], [part], model.tokenizer, options, steps=given)
+            given = None if options is greedy and size == 1 else steppers[options.precision]
+            decoded = generate([model.model], [part], model.tokenizer, options, steppers=given)
             found += [one[0].tokens for one in decoded]
         return found
 
@@ -169,6 +173,8 @@ def measure(model: Captioner, features: Features) -> dict[str, Found]:
         ],
         "beam 5, 32 images a batch": lambda: ours(beam, BATCH),
         "beam 5, 32 images a batch, bf16": lambda: ours(in_bf16, BATCH),
+        "beam 5, 128 images a batch": lambda: ours(beam, LARGE),
+        "beam 5, 128 images a batch, bf16": lambda: ours(in_bf16, LARGE),
         "beam 5, one image": lambda: ours(beam, 1),
         "greedy loop": lambda: ours(greedy, 1),
         "greedy, 256 images a batch": lambda: ours(greedy, 256),
@@ -195,6 +201,8 @@ def bound(one: dict[str, Found], own: str, peer: str, of_row: float) -> float:
 PEERS = {
     "beam 5, 32 images a batch": "loop",
     "beam 5, 32 images a batch, bf16": "loop",
+    "beam 5, 128 images a batch": "loop",
+    "beam 5, 128 images a batch, bf16": "loop",
     "beam 5, one image": "loop",
     "beam 5, 32 images a batch, beside full tables": "full tables",
     "greedy, 256 images a batch": "greedy loop",
