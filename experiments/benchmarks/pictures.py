@@ -173,7 +173,7 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
     pixels = torch.stack([own_pixels(encoder, file) for file in files])
 
     def naive() -> None:
-        model._steps.clear()  # one image at a time has no use for tables
+        model._steppers.clear()  # one image at a time has no use for tables
         for file in files:
             features = encoder.extract(network, usual(file)[None])
             model.caption_features([features], beam_size=5)
