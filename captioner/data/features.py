@@ -45,7 +45,7 @@ _LAYOUT = 3  # raised when what is stored changes, so that older caches are not 
 # large JPEGs are decoded at reduced size, 3: since torch resizes, which differs by a level or two
 _KEY, _CHECK = 16, 8  # bytes of an index entry
 _ENTRY = _KEY + _CHECK
-_AT_ONCE = 64  # grids that are reduced at once
+_AT_ONCE = 64  # images that are written, or grids that are reduced, at once
 
 
 def fingerprint(encoder: Encoder) -> str:
@@ -292,12 +292,12 @@ class _Store:
         """Refuse to begin what the disk cannot hold."""
         _require_room(self.folder, count, sum(self.widths.values()))
 
-    def append(self, keys: Sequence[bytes], features: Features) -> None:
-        """Write rows, and last their index entries."""
+    def append(self, keys: Sequence[bytes], batches: Sequence[Features]) -> None:
+        """Write the rows of some batches, and last their index entries."""
         first = self._count()
-        values = {"pooled.f16": features.pooled, "grid.f16": features.grid}
         for name in self.widths.keys() - {"index"}:
-            self._write(name, _halves(values[name]))
+            field = name.removesuffix(".f16")
+            self._write(name, b"".join(_halves(getattr(one, field)) for one in batches))
         self._write("index", b"".join(_entry(first + i, key) for i, key in enumerate(keys)))
 
     def _write(self, name: str, data: bytes) -> None:
@@ -382,7 +382,7 @@ def _encode(
     with _bar(len(missing), progress) as advance, _evaluating(encoder) as device:
         encoder.make_ready()  # otherwise each of the threads would
 
-        def read(view: View) -> Tensor | Exception:
+        def picture(view: View) -> Tensor | Exception:
             try:
                 return view.pixels(encoder.transform)
             except (ValueError, OSError) as error:
@@ -393,16 +393,30 @@ def _encode(
             with torch.inference_mode():  # of this thread
                 return pixels, encoder(stack_pixels(good).to(device)) if good else None
 
-        with threads(READERS) as readers, side_by_side(device) as (encoders, several):
-            pixels = in_order(readers, read, missing.values(), ahead=(1 + several) * batch_size)
-            batches = in_order(encoders, encode, batched(pixels, batch_size), ahead=several)
-            keys = iter(missing)
-            for batch, features in batches:
-                named = list(zip(islice(keys, len(batch)), batch))
-                broken += [str(one) for _, one in named if isinstance(one, Exception)]
-                if features is not None:
-                    store.append([key for key, one in named if isinstance(one, Tensor)], features)
-                advance(len(batch))
+        with threads(READERS) as readers, side_by_side(device) as (encoders, count):
+            pixels = in_order(readers, picture, missing.values(), ahead=(1 + count) * batch_size)
+            batches = in_order(encoders, encode, batched(pixels, batch_size), ahead=count)
+            keys, done = iter(missing), list[tuple[bytes, Tensor | Exception]]()
+            found: list[Features] = []
+
+            def write() -> None:
+                good = [key for key, one in done if isinstance(one, Tensor)]
+                batches = [*found]
+                done.clear()
+                found.clear()
+                if good:
+                    store.append(good, batches)
+
+            try:
+                for pictures, features in batches:
+                    done += zip(islice(keys, len(pictures)), pictures)
+                    found += [] if features is None else [features]
+                    broken += [str(one) for one in pictures if isinstance(one, Exception)]
+                    advance(len(pictures))
+                    if len(done) >= _AT_ONCE:
+                        write()
+            finally:
+                write()  # also what an interrupt finds
     return broken
 
 
