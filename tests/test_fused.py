@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from captioner.data.datamodule import pad
 from captioner.losses import IGNORED, cross_entropy
 from captioner.models.cells import GRU, RNN
-from captioner.models.fused import LOOPS
+from captioner.models.fused import LOOPS, _tanh_
 from captioner.models.packing import Packing
 from captioner.models.unroll import CELLS, Recurrence
 from captioner.tokenizers import build_tokenizer
@@ -233,3 +233,9 @@ def test_the_loss_of_rounded_logits_is_computed_in_float32() -> None:
     right = nn.functional.cross_entropy(logits.float(), targets, label_smoothing=0.1)
     loss = cross_entropy(logits.clone(), targets, label_smoothing=0.1, in_place=True)
     torch.testing.assert_close(loss, right)
+
+
+def test_tanh_in_bfloat16_rounds_as_torch_does() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.bfloat16)  # of that type
+    finite = every[every.isfinite()]
+    assert torch.equal(_tanh_(finite.clone()), finite.tanh())
