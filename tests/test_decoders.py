@@ -111,6 +111,16 @@ def test_packed_matrices_multiply_as_linear_layers_do(shape: tuple[int, ...], bi
     torch.testing.assert_close(found.float(), linear(x), rtol=0.02, atol=0.02)
 
 
+def test_hooks_see_what_a_stepper_computes() -> None:
+    decoder, seen = build("show_tell x0 lstm ").float(), []
+    decoder.output.register_forward_hook(lambda module, given, logits: seen.append(logits.shape))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        stepper = decoder.stepper()
+        images = Features(*(tensor.float() for tensor in features()))
+        stepper.step(torch.tensor([1, 2, 3]), stepper.start(images))
+    assert seen == [(B, V)]
+
+
 @pytest.mark.parametrize("variant", EVERY)
 def test_packed_equals_padded_in_logits_and_gradients(variant: str) -> None:
     decoder, images = build(variant), features()

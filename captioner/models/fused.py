@@ -74,7 +74,7 @@ def obstacle(cell: Cell, inputs: Tensor) -> str | None:
         return f"the loops are for CPUs, the inputs are on {inputs.device}"
     if dtype not in (torch.float32, torch.float64, torch.bfloat16) or dtypes - accepted:
         return f"dtypes are {', '.join(sorted(map(str, dtypes)))}"
-    if any(type(linear) is not nn.Linear or _hooked(linear) for linear in linears):
+    if any(type(linear) is not nn.Linear or hooked(linear) for linear in linears):
         return "of_input or of_hidden is changed or has hooks"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "the model is being compiled or exported"
@@ -91,7 +91,8 @@ def _dtype(inputs: Tensor) -> torch.dtype:
     return inputs.dtype
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
+    """Whether something else looks at what a module computes."""
     own = (module._forward_hooks, module._forward_pre_hooks)
     return any((*own, module._backward_hooks, module._backward_pre_hooks))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from captioner.models.cells import State
 from captioner.models.encoders import Features
+from captioner.models.fused import hooked
 
 SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
@@ -80,12 +81,13 @@ class Packed(nn.Module):
 
 
 def _packs(linear: nn.Linear, dtype: torch.dtype) -> bool:
-    """Whether this build of torch, and this processor, multiply packed matrices."""
+    """Whether it can be: no hooks see it, and this torch and this processor have what it takes."""
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     return (
         dtype == torch.bfloat16
         and linear.weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
+        and not hooked(linear)
         and all(hasattr(torch.ops.mkldnn, name) for name in names)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
