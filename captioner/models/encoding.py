@@ -25,7 +25,7 @@ from captioner.models.stages import stages
 # Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
 _RUNNING_NORMS = nn.modules.batchnorm._NormBase
 PRECISIONS = ("auto", "fp32", "bf16")
-AT_ONCE = 16  # images: on a CPU their maps then stay in its cache
+AT_ONCE = 8  # images: on a CPU their maps then stay in its cache
 
 
 class Features(NamedTuple):

@@ -131,7 +131,7 @@ def input_tasks(encoder: Encoder, files: dict[str, list[str]]) -> dict[str, Task
 
 
 def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dict[str, Task]:
-    """Eager fp32 in torch's own layout against the encoder, 16 images at a time."""
+    """Eager fp32 in torch's own layout against the encoder, 8 images at a time."""
     pixels = torch.stack([own_pixels(encoder, file) for file in files])  # [256, 3, S, S]
     floats = encoder.transform.normalise_batch(pixels).contiguous()
     wide = floats.contiguous(memory_format=torch.channels_last)
@@ -143,10 +143,10 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
     }
 
     def eager(images: torch.Tensor, layout: Any = torch.contiguous_format) -> Callable[[], Any]:
-        return lambda: [encoder.extract(slow[layout], some) for some in images.split(16)]
+        return lambda: [encoder.extract(slow[layout], some) for some in images.split(8)]
 
     def ours(images: torch.Tensor, one: Encoder = quick) -> Callable[[], Any]:
-        return lambda: [one(some) for some in images.split(16)]
+        return lambda: [one(some) for some in images.split(8)]
 
     with FlopCounterMode(display=False) as counter:
         encoder.extract(slow[torch.contiguous_format], floats[:1])
@@ -186,7 +186,7 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
             cache_features(model.encoders[0], files, Path(cache), progress=False)
 
     def encoded() -> None:
-        for some in pixels.split(16):
+        for some in pixels.split(8):
             model.encoders[0](some)
 
     share = 1 / (os.cpu_count() or 1)
