@@ -111,6 +111,23 @@ def test_packed_matrices_multiply_as_linear_layers_do(shape: tuple[int, ...], bi
     torch.testing.assert_close(found.float(), linear(x), rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("cell, memory", [("lstm", "c"), ("lstm_peephole", "c"), ("gru", "h")])
+@pytest.mark.parametrize("name", ["show_tell", "show_attend_tell"])
+def test_memory_is_not_rounded_to_bfloat16(name: str, cell: str, memory: str) -> None:
+    options = ATTENDING if "attend" in name else SIZES
+    decoder = DECODERS[name](vocabulary_size=V, feature_size=D, **{**options, "cell": cell}).eval()
+    images = Features(*(tensor.float() for tensor in features()))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        stepper = decoder.stepper()
+        state = stepper.start(images)
+        for tokens in torch.randint(V, (T, B)):
+            assert state[memory].dtype == torch.float32
+            _, state = stepper.step(tokens, state)
+    remembered = state[memory]
+    assert remembered.dtype == torch.float32
+    assert not torch.equal(remembered, remembered.bfloat16().float())
+
+
 def test_hooks_see_what_a_stepper_computes() -> None:
     decoder, seen = build("show_tell x0 lstm ").float(), []
     decoder.output.register_forward_hook(lambda module, given, logits: seen.append(logits.shape))

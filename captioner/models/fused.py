@@ -178,7 +178,7 @@ def _with_hidden(sums: Tensor, cell: Cell, state: State) -> Tensor:
     """W_h h + b_h on top of sums, [B, gates * H]."""
     hidden = cell.of_hidden
     if hidden.bias is None and type(hidden) is nn.Linear:
-        return sums.addmm_(state["h"], hidden.weight.t())
+        return sums.addmm_(state["h"].to(sums.dtype), hidden.weight.t())
     return sums.add_(hidden(state["h"]))
 
 

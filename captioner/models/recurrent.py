@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -170,7 +171,8 @@ class ShowTell(nn.Module):
         A word's projected input is then a row of a table [V, gates * H].
         """
         table = self._project(self.words.weight)  # [V, gates * H]
-        copied, advance = laid_out(self), self.recurrence.stepper()
+        copied = laid_out(self)
+        advance = partial(copied.recurrence.advance, one=self.recurrence.quickest())
 
         @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 
 from captioner.models import fused
 from captioner.models.cells import GRU, LSTM, RNN, Cell, State
-from captioner.models.layout import laid_out
 from captioner.models.variants import (
     IRNN,
     MGU,
@@ -89,8 +87,16 @@ class Recurrence(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def zeros(self, rows: int) -> State:
-        """The state before the first step: each tensor [rows, L, H], all zero."""
-        return _stack([cell.zeros(rows) for cell in self._layers()])
+        """The state before the first step: each tensor [rows, L, H], all zero.
+
+        Under autocast at least float32, also where the weights lie in bfloat16 for decoding: what
+        is remembered is not rounded.
+        """
+        zeros = _stack([cell.zeros(rows) for cell in self._layers()])
+        if not torch.is_autocast_enabled(zeros["h"].device.type):
+            return zeros
+        wide = torch.promote_types(zeros["h"].dtype, torch.float32)
+        return {name: zero.to(wide) for name, zero in zeros.items()}
 
     def filled(self, values: Tensor) -> State:
         """The state that has these values, [rows, tensors * L * H], in the order of ``zeros``."""
@@ -133,15 +139,17 @@ class Recurrence(nn.Module):
             states.append((one or _as_written)(cell, projected, before))
         return states[-1]["h"], _stack(states)
 
-    def stepper(self) -> Callable[[Tensor, State], tuple[Tensor, State]]:
-        """``advance`` for one decoding, in evaluation mode; the projected input is overwritten."""
-        copied = laid_out(self)
+    def quickest(self) -> OneStep | None:
+        """What one cell of a copy that is ``laid_out`` does, for ``advance`` without gradient.
+
+        It overwrites the projected input. None is the readable step.
+        """
         for cell in self._layers():
             obstacle = fused.obstacle(cell, cell.of_hidden.weight) if self.fused else _OFF
             if obstacle is not None:
                 log.debug("the readable step runs: %s", obstacle)
-                return copied.advance
-        return partial(copied.advance, one=fused.step)
+                return None
+        return fused.step
 
     def forward(
         self, inputs: Tensor, state: State, *, sizes: tuple[int, ...] | None = None

@@ -164,9 +164,8 @@ class SelfCritical(Objective):
     def _speaker(self, decoder: Any, features: Features) -> Callable[[int], list[Hypothesis]]:
         """What draws a number of captions of each image, or says the greedy one of each for 0."""
         words = self.tokenizer.vocabulary
-        state, step = decoder.start(features), decoder.step
-        if not self.dropout:
-            step = decoder.stepper().step
+        speaker = decoder if self.dropout else decoder.stepper()
+        state, step = speaker.start(features), speaker.step
 
         @torch.no_grad()
         def say(samples: int) -> list[Hypothesis]:
