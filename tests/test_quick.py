@@ -151,6 +151,17 @@ def test_caches_of_different_precision_are_not_mixed() -> None:
     assert fingerprint(stirred("timm", "test_resnet")) == names[0]
 
 
+def test_another_precision_makes_another_copy() -> None:
+    encoder = stirred("timm", "test_resnet").eval()
+    image = torch.randn(1, 3, 64, 64)
+    single = encoder(image).pooled
+    encoder.precision = "bf16"
+    assert encoder.computes_in == torch.bfloat16
+    assert not torch.equal(encoder(image).pooled, single)
+    encoder.precision = "fp32"
+    assert torch.equal(encoder(image).pooled, single)
+
+
 def test_a_trainable_encoder_is_left_alone() -> None:
     encoder = stirred("timm", "test_resnet", trainable=True, precision="bf16").eval()
     images = torch.randn(2, 3, 64, 64)

@@ -203,15 +203,16 @@ class Encoder(nn.Module):
     def _running(self) -> tuple[nn.Module, torch.dtype]:
         """What computes the features: the backbone or, of a frozen one on a CPU, a quick copy.
 
-        The copy is made where it is first needed, and made anew where a weight has changed. An
-        unfrozen encoder runs it as well where no gradients are wanted: dev then sees what a loaded
-        checkpoint will say.
+        The copy is made where it is first needed, and made anew where a weight or the precision has
+        changed. An unfrozen encoder runs it as well where no gradients are wanted: dev then sees
+        what a loaded checkpoint will say.
         """
         weights = [*self.backbone.parameters(), *self.backbone.buffers()]
         learns = self.trainable or (self.unfrozen and torch.is_grad_enabled())
         if learns or any(one.device.type != "cpu" for one in weights):
             return self.backbone, torch.float32
-        state = [(id(one), 0 if one.is_inference() else one._version) for one in weights]
+        versions = [(id(one), 0 if one.is_inference() else one._version) for one in weights]
+        state = (self.precision, versions)
         if self._quick is None or self._quick[0] != state:
             with torch.inference_mode(False), torch.no_grad():
                 self._quick = (state, *self._hastened())

@@ -1,25 +1,19 @@
 """How long decoding takes beside the usual ways, on a trained model in the same process.
 
-Each round decodes the same dev images in every way, one way after the other, so that a busy machine
-slows them alike; what is reported is the median of the rounds' ratios, with the smallest and the
-largest. The bound is the ratio if the rows that are decoded cost no more than their matrix products
-at the speed of a large one. In fp32 every way must find the same captions.
+Each round decodes the same dev images in every way, one way after the other. The bound is the ratio
+if the rows that are decoded cost no more than their matrix products at the speed of a large one. In
+fp32 every way must find the same captions.
 
-    python experiments/benchmarks/decoding.py RUN --threads 1 --json decoding.json
+    python experiments/benchmarks/decoding.py RUN
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from paired import SIDE, product
+from paired import LARGE, compared, finish, guarded, in_turns, parser, positive, product, start
 from torch import Tensor
 
 import captioner
@@ -27,21 +21,29 @@ from captioner.api import Captioner
 from captioner.config import make
 from captioner.data import read_records
 from captioner.data.datamodule import cached_features
-from captioner.data.records import write_whole
 from captioner.models import Features, generate, make_steppers
 
-BEAM, BATCH, LARGE, MOST = 5, 32, 128, 30
+BEAM, BATCH, MANY, MOST = 5, 32, 128, 30
 NEVER = [0, 1, 3]  # <pad>, <start>, <unk>
 Captions = list[tuple[int, ...]]
-# What was aimed at: how many times the peer's captions per second.
-GOALS = {
-    "beam 5, 32 images a batch": 10,
-    "beam 5, 32 images a batch, bf16": 15,
-    "beam 5, 128 images a batch": 10,
-    "beam 5, 128 images a batch, bf16": 15,
-    "beam 5, one image": 2,
-    "beam 5, 32 images a batch, beside full tables": 6,
-    "greedy, 256 images a batch": 25,
+
+
+class Row(NamedTuple):
+    """What is compared with what, and how many times its captions a second were aimed at."""
+
+    way: str
+    peer: str
+    goal: float
+
+
+ROWS = {
+    "beam 5, 32 images a batch": Row("32", "loop", 10),
+    "beam 5, 32 images a batch, bf16": Row("32, bf16", "loop", 15),
+    "beam 5, 128 images a batch": Row("128", "loop", 10),
+    "beam 5, 128 images a batch, bf16": Row("128, bf16", "loop", 15),
+    "beam 5, one image": Row("1", "loop", 2),
+    "beam 5, 32 images a batch, beside full tables": Row("32", "full tables", 6),
+    "greedy, 256 images a batch": Row("greedy", "greedy loop", 25),
 }
 
 
@@ -118,159 +120,120 @@ def full_tables(decoder: Any, features: Features, end: int, start: int) -> Capti
     return [tuple(word for word in max(one)[1] if word != end) for one in done]
 
 
-class Found(NamedTuple):
-    """What a way took and gave in one round, and how many rows our own ways decoded."""
+class Ways:
+    """All ways to decode the same features; each notes its captions and, if ours, its rows."""
 
-    seconds: float
-    captions: Captions
-    rows: int = 0
+    def __init__(self, model: Captioner, features: Features) -> None:
+        self.model, self.features = model, features
+        self.captions: dict[str, Captions] = {}
+        self.rows: dict[str, int] = {}
+        self.counted = 0
+        beam = model.decoding(beam_size=BEAM, length_penalty=0.0, max_length=MOST)
+        greedy = model.decoding(beam_size=1, max_length=MOST)
+        in_bf16 = beam.changed(beam_size=BEAM, precision="bf16")
+        self.steppers = {
+            options.precision: [
+                one._replace(step=self.counting(one.step))
+                for one in make_steppers([model.model], options)
+            ]
+            for options in (beam, in_bf16)
+        }
+        words = model.tokenizer.vocabulary
+        decoder = model.model.decoder
+        self.tasks = {
+            "loop": self.noted(
+                "loop", lambda: image_by_image(decoder, features, words.end, words.start)
+            ),
+            "full tables": self.noted(
+                "full tables",
+                lambda: [
+                    caption
+                    for part in self.parts(BATCH)
+                    for caption in full_tables(decoder, part, words.end, words.start)
+                ],
+            ),
+            "32": self.noted("32", lambda: self.ours(beam, BATCH)),
+            "32, bf16": self.noted("32, bf16", lambda: self.ours(in_bf16, BATCH)),
+            "128": self.noted("128", lambda: self.ours(beam, MANY)),
+            "128, bf16": self.noted("128, bf16", lambda: self.ours(in_bf16, MANY)),
+            "1": self.noted("1", lambda: self.ours(beam, 1)),
+            "greedy loop": self.noted("greedy loop", lambda: self.ours(greedy, 1, alone=True)),
+            "greedy": self.noted("greedy", lambda: self.ours(greedy, 256)),
+            "product": product(half=False),
+            "product, bf16": product(half=True),
+        }
 
-
-def measure(model: Captioner, features: Features) -> dict[str, Found]:
-    """Every way, and the large products, in one round."""
-    decoder, words = model.model.decoder, model.tokenizer.vocabulary
-    beam = model.decoding(beam_size=BEAM, length_penalty=0.0, max_length=MOST)
-    greedy = model.decoding(beam_size=1, max_length=MOST)
-    in_bf16 = beam.changed(beam_size=BEAM, precision="bf16")
-    rows = 0
-
-    def counting(step: Callable[..., Any]) -> Callable[..., Any]:
+    def counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def work(tokens: Tensor, *rest: Any) -> Any:
-            nonlocal rows
-            rows += len(tokens)
+            self.counted += len(tokens)
             return step(tokens, *rest)
 
         return work
 
-    steppers = {
-        options.precision: [
-            one._replace(step=counting(one.step)) for one in make_steppers([model.model], options)
-        ]
-        for options in (beam, in_bf16)
-    }
-    products = {half: product(half=half) for half in (False, True)}
+    def noted(self, name: str, way: Callable[[], Captions]) -> Callable[[], None]:
+        def work() -> None:
+            self.counted = 0
+            self.captions[name] = way()
+            self.rows[name] = self.counted
 
-    def ours(options: Any, size: int) -> Captions:
+        return work
+
+    def parts(self, size: int) -> list[Features]:
+        numbers = torch.arange(len(self.features.pooled))
+        return [self.features.rows(some) for some in numbers.split(size)]
+
+    def ours(self, options: Any, size: int, *, alone: bool = False) -> Captions:
+        """Our own search; alone, without what is laid out once for many images."""
+        steppers = None if alone else self.steppers[options.precision]
         found: Captions = []
-        for first in range(0, len(features.pooled), size):
-            part = features.rows(torch.arange(first, min(first + size, len(features.pooled))))
-            given = None if options is greedy and size == 1 else steppers[options.precision]
-            decoded = generate([model.model], [part], model.tokenizer, options, steppers=given)
-            found += [one[0].tokens for one in decoded]
-        return found
-
-    ways: dict[str, Callable[[], Captions]] = {
-        "loop": lambda: image_by_image(decoder, features, words.end, words.start),
-        "full tables": lambda: [
-            caption
-            for first in range(0, len(features.pooled), BATCH)
-            for caption in full_tables(
-                decoder,
-                features.rows(torch.arange(first, min(first + BATCH, len(features.pooled)))),
-                words.end,
-                words.start,
+        for part in self.parts(size):
+            of_part = generate(
+                [self.model.model], [part], self.model.tokenizer, options, steppers=steppers
             )
-        ],
-        "beam 5, 32 images a batch": lambda: ours(beam, BATCH),
-        "beam 5, 32 images a batch, bf16": lambda: ours(in_bf16, BATCH),
-        "beam 5, 128 images a batch": lambda: ours(beam, LARGE),
-        "beam 5, 128 images a batch, bf16": lambda: ours(in_bf16, LARGE),
-        "beam 5, one image": lambda: ours(beam, 1),
-        "greedy loop": lambda: ours(greedy, 1),
-        "greedy, 256 images a batch": lambda: ours(greedy, 256),
-    }
-    result = {}
-    for name, way in ways.items():
-        rows, started = 0, time.perf_counter()
-        captions = way()
-        result[name] = Found(time.perf_counter() - started, captions, rows)
-    for half, work in products.items():
-        work()
-        started = time.perf_counter()
-        work()
-        result[f"product, {half}"] = Found(time.perf_counter() - started, [])
-    return result
-
-
-def bound(one: dict[str, Found], own: str, peer: str, of_row: float) -> float:
-    """How many times the peer's captions per second could be had in this round."""
-    large = one[f"product, {'bf16' in own}"].seconds
-    return one[peer].seconds / (of_row * one[own].rows / (2 * SIDE**3) * large)
-
-
-PEERS = {
-    "beam 5, 32 images a batch": "loop",
-    "beam 5, 32 images a batch, bf16": "loop",
-    "beam 5, 128 images a batch": "loop",
-    "beam 5, 128 images a batch, bf16": "loop",
-    "beam 5, one image": "loop",
-    "beam 5, 32 images a batch, beside full tables": "full tables",
-    "greedy, 256 images a batch": "greedy loop",
-}
+            found += [one[0].tokens for one in of_part]
+        return found
 
 
 @torch.inference_mode()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", help="a run folder, of a model whose data are there")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    arguments = parser(__doc__, rounds=5)
+    arguments.add_argument(
+        "run", metavar="RUN", help="a run folder, of a model whose data are there"
+    )
+    arguments.add_argument("--images", type=positive, default=128, help="default %(default)s")
+    options = arguments.parse_args()
     model = captioner.load(options.run, device="cpu")
     records = make(read_records, "data", model.config["data"]).split("dev")[: options.images]
     images = [record.image for record in records]
+    size = len(model.tokenizer.vocabulary)
+    about = start(options, images=len(images), split="dev", vocabulary=size)
     features = cached_features(model.model.encoder, images, None).get(images)
-    rounds = [measure(model, features) for _ in range(options.rounds + 1)][1:]  # the first warms up
+    ways = Ways(model, features)
+    seconds = in_turns(ways.tasks, options.rounds)
     decoder = model.model.decoder
     matrices = [cell.of_hidden.weight for cell in decoder.recurrence.cells]
     of_row = 2 * sum(one.numel() for one in (*matrices, decoder.output.weight))
     rows = []
-    for name, peer in PEERS.items():
-        own = name.removesuffix(", beside full tables")
-        ours, theirs = ([one[way].seconds for one in rounds] for way in (own, peer))
-        ratios = [b / a for a, b in zip(ours, theirs)]
-        same = sum(a == b for a, b in zip(rounds[0][peer].captions, rounds[0][own].captions))
+    for name, (way, peer, goal) in ROWS.items():
+        large = seconds["product, bf16" if "bf16" in way else "product"]
+        same = sum(a == b for a, b in zip(ways.captions[peer], ways.captions[way]))
         rows.append(
-            {
-                "way": name,
-                "captions_per_second": len(images) / statistics.median(ours),
-                "peer_per_second": len(images) / statistics.median(theirs),
-                "ratio": statistics.median(ratios),
-                "smallest": min(ratios),
-                "largest": max(ratios),
-                "bound": statistics.median(bound(one, own, peer, of_row) for one in rounds),
-                "goal": GOALS[name],
-                "rows_per_image": rounds[0][own].rows / len(images),
-                "same_captions": same / len(images),
-            }
+            compared(
+                name,
+                seconds[way],
+                seconds[peer],
+                times=True,
+                least=[of_row * ways.rows[way] / LARGE * one for one in large],
+                goal=goal,
+                images=len(images),
+                rows_per_image=ways.rows[way] / len(images),
+                same_captions=same / len(images),
+            )
         )
-    found = {
-        "about": {
-            "threads": options.threads,
-            "images": len(images),
-            "vocabulary": len(model.tokenizer.vocabulary),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "rows": rows,
-    }
-    print(
-        "| way | captions/s | peer | ratio | smallest to largest | bound | goal | same captions |"
-    )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    finish(about, rows, options.json)
     for row in rows:
-        print(
-            f"| {row['way']} | {row['captions_per_second']:.0f} | {row['peer_per_second']:.0f} | "
-            f"{row['ratio']:.1f} | {row['smallest']:.1f} to {row['largest']:.1f} | "
-            f"{row['bound']:.1f} | {row['goal']} | "
-            f"{100 * row['same_captions']:.1f} % |"
-        )
-    if options.json:
-        write_whole(options.json, json.dumps(found, indent=2) + "\n")
+        print(f"{row['row']}: {row['same_captions']:.1%} of the captions are the peer's")
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -5,15 +5,13 @@ training split with their five captions each: two epochs, of which the second is
 alone, without the look at dev. Features are cached before. The memory is the most that the process
 held at any time. One more size has as many captions as another, of five times the images.
 
-    OMP_NUM_THREADS=1 python experiments/benchmarks/growth.py ~/flickr8k --json growth.json
+    python experiments/benchmarks/growth.py ~/flickr8k --json growth.json
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -21,8 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from paired import alone, finish, guarded, parser, start
+
+from captioner.progress import shown
+
 SIZES = ((200, 5), (1000, 5), (5000, 1), (2000, 5), (4000, 5), (6000, 5))  # images, captions each
 MARK = "measured: "
+MEMORY = 3  # GiB
 
 
 def trained(root: Path, images: int, each: int) -> dict[str, Any]:
@@ -101,27 +104,22 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     if "--measured" in sys.argv[1:2]:
         run_measured(sys.argv[2:])
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("root", type=Path, help="Flickr8k's folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="beside it a figure is drawn")
-    options = parser.parse_args()
-    root = options.root.expanduser().resolve()
+    arguments = parser(__doc__)
+    arguments.add_argument("root", metavar="ROOT", type=Path, help="Flickr8k's folder")
+    options = arguments.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    root, about = options.root.expanduser().resolve(), start(options)
+    found = [trained(root, *size) for size in shown(SIZES, "trainings")]
     rows = []
-    print("| images | captions | words | s an epoch | ms a caption | peak GiB |")
-    print("|---:|---:|---:|---:|---:|---:|")
-    for images, each in SIZES:
-        row = trained(root, images, each)
-        rows.append(row)
-        print(
-            f"| {images} | {row['captions']} | {row['vocabulary']} | {row['seconds']:.1f} | "
-            f"{1000 * row['seconds'] / row['captions']:.2f} | {row['peak_gib']:.2f} |",
-            flush=True,
-        )
+    for one in found:
+        name = f"{one['captions']} captions of {one['images']} images"
+        each = 1000 * one["seconds"] / one["captions"]
+        rows.append(alone(f"{name}: training", each, "ms a caption", **one))
+        rows.append(alone(f"{name}: peak memory", one["peak_gib"], "GiB", goal=MEMORY))
+    finish(about, rows, options.json)
     if options.json:
-        about = {"python": platform.python_version(), "threads": os.environ.get("OMP_NUM_THREADS")}
-        options.json.write_text(json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
-        draw(rows, options.json.with_suffix(".svg"))
+        draw(found, Path(options.json).with_suffix(".svg"))
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -1,9 +1,10 @@
-"""Paired timings: two ways to do one thing, in turns, in one process.
+"""Paired timings: two ways to do one thing, in turns, in one process; and how they are reported.
 
 Each round measures every task once, one after the other, so that a busy machine slows them alike.
-What is reported is the median of the rounds' ratios, and the quartiles of them. Beside it stands a
-bound: what the ratio would be if ours took no longer than its matrix products at the speed of a
-large one, which is measured in the same process.
+What is reported is the median of the rounds' ratios with their spread: the quartiles of seven
+rounds or more, the smallest and the largest of fewer. A ratio is either a share of the peer's time
+or how many times as fast ours is. Beside it stands a bound: what the ratio would be if ours took no
+longer than what it cannot do without, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import os
 import platform
 import random
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,32 +31,37 @@ from captioner.data.records import write_whole
 from captioner.data.shapes import describe, sample_scene
 from captioner.metrics.tokenize import ptb_words
 from captioner.process import keep_memory
+from captioner.progress import shown
+
+HERE = Path(__file__).resolve().parent
+QUARTILES_FROM = 7  # rounds
 
 
-class Row(NamedTuple):
-    """One comparison: what is compared, the names of both tasks, and the share aimed at."""
-
-    name: str
-    ours: str
-    peer: str
-    goal: float | None = None
-    half: bool = False
-    """Whether ours multiplies bfloat16."""
-
-
-def parser(description: str, output: str) -> argparse.ArgumentParser:
+def parser(description: str | None, *, rounds: int = 0) -> argparse.ArgumentParser:
+    """What all scripts accept; --rounds where there are any."""
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    if rounds:
+        found.add_argument("--rounds", type=positive, default=rounds, help="default %(default)s")
+    found.add_argument("--threads", type=positive, default=1, help="of torch; default %(default)s")
+    found.add_argument("--json", metavar="FILE", help="where to write the numbers")
+    return found
+
+
+def positive(text: str) -> int:
+    """The value of an option that counts something."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def with_captions(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
     found.add_argument(
         "--flickr8k",
         metavar="FOLDER",
-        default=os.environ.get("CAPTIONER_FLICKR8K"),
-        help="for the lengths of its training captions; else those of the embedded grammar",
+        help="take its training captions; else those of the embedded grammar",
     )
-    found.add_argument("--rounds", type=int, default=11)
-    found.add_argument("--threads", type=int, default=1)
-    found.add_argument("--json", metavar="FILE", default=str(Path(__file__).with_name(output)))
     return found
 
 
@@ -76,16 +84,223 @@ def lengths(folder: str | None, count: int, *, more: int) -> torch.Tensor:
     return torch.tensor([len(ptb_words(text)) + more for text in drawn])
 
 
-def measure(tasks: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def start(options: argparse.Namespace, *packages: str, **more: Any) -> dict[str, Any]:
+    """Set up the process alike for both sides, and say how, where and of what.
+
+    Args:
+        options: of ``parser``.
+        packages: whose versions count, besides captioner and torch.
+        more: what else the numbers depend on.
+    """
+    kept = keep_memory()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if hasattr(options, "flickr8k"):
+        source = "Flickr8k, training split" if options.flickr8k else "embedded grammar"
+        more = {"captions": source, **more}
+    if hasattr(options, "rounds"):
+        spread = "quartiles" if options.rounds >= QUARTILES_FROM else "smallest to largest"
+        more |= {"rounds": options.rounds, "spread": spread}
+    return {
+        **more,
+        "threads": options.threads,
+        "freed memory kept": kept,
+        **machine(packages),
+    }
+
+
+def machine(packages: Iterable[str] = ()) -> dict[str, str]:
+    """The processor, the versions, the commit and the day."""
+    return {
+        "processor": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "commit": commit(),
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("captioner", "torch", *packages)},
+    }
+
+
+def processor() -> str:
+    """What the kernel calls it, and its instructions for bfloat16."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    lines = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
+    lines = {name.strip(): value for name, value in lines.items()}
+    has = [name for name in ("amx_bf16", "avx512_bf16") if name in lines.get("flags", "").split()]
+    family = f"family {lines['cpu family']}" if "cpu family" in lines else ""
+    return " ".join([lines.get("model name", platform.machine()), family, *has[:1]]).strip()
+
+
+def commit() -> str:
+    """The commit of the code, with a + where the code differs from it; or unknown."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(HERE), *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    name = git("rev-parse", "--short", "HEAD")
+    changed = git("status", "--porcelain", "--", ":/captioner", ":/conf", str(HERE / "*.py"))
+    return f"{name}{'+' if changed else ''}" if name else "unknown"
+
+
+def in_turns(
+    tasks: Mapping[str, Callable[[], Any]], rounds: int, *, what: str = "rounds"
+) -> dict[str, list[float]]:
     """Seconds of every task in every round, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in range(rounds + 1):
+    for number in shown(range(rounds + 1), what):
         for name, work in tasks.items():
             started = time.perf_counter()
             work()
             if number:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+# Rows
+
+
+def compared(
+    name: str,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    *,
+    times: bool,
+    least: Sequence[float] | None = None,
+    goal: float | None = None,
+    images: int = 0,
+    **more: Any,
+) -> dict[str, Any]:
+    """A row: the ratio of ours to its peer.
+
+    Args:
+        name: of the row.
+        ours: seconds of every round.
+        peer: of the same rounds.
+        times: the ratio says how many times as fast ours is; else it is the share of the peer's
+            time.
+        least: seconds that ours cannot do without.
+        goal: at least so many times, or at most that share.
+        images: show so many images a second instead of seconds.
+        more: kept with it.
+    """
+
+    def ratios(own: Sequence[float]) -> list[float]:
+        return [b / a if times else a / b for a, b in zip(own, peer)]
+
+    found = ratios(ours)
+    ratio, low, high = statistics.median(found), min(found), max(found)
+    if len(found) >= QUARTILES_FROM:
+        low, _, high = statistics.quantiles(found, n=4)
+    seconds = statistics.median(ours), statistics.median(peer)
+    return {
+        "row": name,
+        "captioner": images / seconds[0] if images else seconds[0],
+        "peer": images / seconds[1] if images else seconds[1],
+        "unit": "/s" if images else "s",
+        "ratio": ratio,
+        "spread": [low, high],
+        "bound": None if least is None else statistics.median(ratios(least)),
+        **_goal(ratio, goal, at_least=times),
+        **more,
+    }
+
+
+def alone(
+    name: str,
+    value: float,
+    unit: str,
+    *,
+    goal: float | None = None,
+    at_least: bool = False,
+    **more: Any,
+) -> dict[str, Any]:
+    """A row without a peer; the goal is one of the value."""
+    return {
+        "row": name,
+        "captioner": value,
+        "unit": unit,
+        **_goal(value, goal, at_least=at_least),
+        **more,
+    }
+
+
+def _goal(value: float, goal: float | None, *, at_least: bool) -> dict[str, Any]:
+    if goal is None:
+        return {"goal": None}
+    met = value >= goal if at_least else value <= goal
+    return {"goal": goal, "goal is": "at least" if at_least else "at most", "met": met}
+
+
+HEAD = "| row | captioner | peer | ratio | spread | bound | goal | met |\n|---|" + 7 * "---:|"
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """A row of the table, in Markdown."""
+    unit, of_value = row["unit"], "ratio" not in row
+    cells = [row["row"], quantity(row["captioner"], unit)]
+    if of_value:
+        cells += [""] * 4
+    else:
+        low, high = map(number, row["spread"])
+        bound = "" if row["bound"] is None else number(row["bound"])
+        cells += [quantity(row["peer"], unit), number(row["ratio"]), f"{low} to {high}", bound]
+    if row["goal"] is None:
+        cells += ["", ""]
+    else:
+        goal = quantity(row["goal"], unit) if of_value else f"{row['goal']:g}"
+        sign = "≥" if row["goal is"] == "at least" else "≤"
+        cells += [f"{sign} {goal}", "yes" if row["met"] else "no"]
+    return f"| {' | '.join(cells)} |"
+
+
+def number(value: float) -> str:
+    """A ratio, with three digits or two."""
+    size = abs(value)
+    return f"{value:.{3 if size < 0.1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A number with its unit; less than a second in milliseconds."""
+    if unit == "s" and abs(value) < 1:
+        value, unit = 1000 * value, "ms"
+    digits = 0 if abs(value) >= 100 or value == int(value) else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f} {unit}".strip()
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "\n".join([HEAD, *map(line, rows)])
+
+
+def finish(about: dict[str, Any], rows: list[dict[str, Any]], path: str | None) -> None:
+    """Print the table, and write the numbers where they are wanted."""
+    print(table(rows), flush=True)
+    if path:
+        write_whole(path, json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
+
+
+def guarded(main: Callable[[], None]) -> None:
+    """Run a script; what is wrong with its input is said in a line."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+# Matrix products as the bound
+
+
+class Pair(NamedTuple):
+    """What is compared: a name, both tasks, and the share of the peer's time aimed at."""
+
+    name: str
+    ours: str
+    peer: str
+    goal: float | None = None
+    half: bool = False
+    """Whether ours multiplies bfloat16."""
 
 
 FIRST = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}
@@ -115,6 +330,7 @@ def flops(work: Callable[[], Any]) -> int:
 
 
 SIDE = 2048
+LARGE = 2 * SIDE**3  # FLOPs of the large product
 
 
 def product(*, half: bool) -> Callable[[], Any]:
@@ -123,73 +339,26 @@ def product(*, half: bool) -> Callable[[], Any]:
     return lambda: a @ b
 
 
-def compared(
-    tasks: Mapping[str, Callable[[], Any]], rows: Sequence[Row], rounds: int
+def shares(
+    tasks: Mapping[str, Callable[[], Any]], pairs: Sequence[Pair], rounds: int
 ) -> list[dict[str, Any]]:
-    """Measure all tasks; each row with median seconds, ratios and the bound."""
-    counts = {row.ours: flops(tasks[row.ours]) for row in rows}
-    products = {f"product, {half}": product(half=half) for half in {row.half for row in rows}}
-    seconds, found = measure({**tasks, **products}, rounds), []
-    for row in rows:
-        ours, peer = seconds[row.ours], seconds[row.peer]
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, peer)], n=4)
-        large = seconds[f"product, {row.half}"]
-        share = counts[row.ours] / (2 * SIDE**3)  # of the large product's work
-        found.append(
-            {
-                "row": row.name,
-                "captioner_ms": 1e3 * statistics.median(ours),
-                "peer_ms": 1e3 * statistics.median(peer),
-                "ratio": middle,
-                "quartiles": [low, high],
-                "bound": statistics.median(share * a / b for a, b in zip(large, peer)),
-                "goal": row.goal,
-                "gflop": counts[row.ours] / 1e9,
-                "gflops": 2e-9 * SIDE**3 / statistics.median(large),
-            }
+    """Measure all tasks in turns; a row for each pair, bounded by the products of ours."""
+    counts = {pair.ours: flops(tasks[pair.ours]) for pair in pairs}
+    products = {f"product, {half}": product(half=half) for half in {pair.half for pair in pairs}}
+    seconds, rows = in_turns({**tasks, **products}, rounds), []
+    for name, ours, peer, goal, half in pairs:
+        large = seconds[f"product, {half}"]
+        rows.append(
+            compared(
+                name,
+                seconds[ours],
+                seconds[peer],
+                times=False,
+                least=[counts[ours] / LARGE * one for one in large],
+                goal=goal,
+                gflop=counts[ours] / 1e9,
+                gflops=LARGE / 1e9 / statistics.median(large),
+            )
         )
-        print(line(found[-1]), file=sys.stderr)
-    return found
-
-
-def line(one: Mapping[str, Any]) -> str:
-    low, high = one["quartiles"]
-    return (
-        f"| {one['row']} | {one['captioner_ms']:.0f} | {one['peer_ms']:.0f} "
-        f"| {one['ratio']:.2f} | {low:.2f} to {high:.2f} "
-        f"| {one['bound']:.2f} | {one['goal'] or ''} |"
-    )
-
-
-def start(options: argparse.Namespace) -> dict[str, Any]:
-    """Set up the process alike for both sides, and say how."""
-    kept = keep_memory()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    return {
-        "lengths": "Flickr8k, training captions" if options.flickr8k else "embedded grammar",
-        "threads": options.threads,
-        "rounds": options.rounds,
-        "memory kept": kept,
-        "processor": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("captioner", "torch")},
-    }
-
-
-def processor() -> str:
-    """What the kernel calls it, and whether it multiplies bfloat16 in tiles."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    name = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), "unknown")
-    return name + (" with AMX" if any("amx_bf16" in x for x in lines) else "")
-
-
-def finish(about: dict[str, Any], found: list[dict[str, Any]], path: str) -> None:
-    """Write the numbers, print the table."""
-    write_whole(path, json.dumps({"about": about, "rows": found}, indent=2) + "\n")
-    print("| row | captioner (ms) | peer (ms) | ratio | quartiles | bound | goal |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    print("\n".join(line(one) for one in found))
+        print(line(rows[-1]), file=sys.stderr)
+    return rows

@@ -1,26 +1,21 @@
 """How long the way from pictures to captions takes beside the usual one, in the same process.
 
-Each round measures every task once, the usual way and captioner's one after the other, so that a
-busy machine slows them alike; what is reported is the median of the rounds' ratios, with the
-smallest and the largest, and how many cores other programs took meanwhile. Larger pictures are made
-from those of the folder by bicubic enlargement.
+Each round measures every task once, the usual way and captioner's one after the other. How many
+cores other programs took meanwhile is kept with each row. Larger pictures are made from those of
+the folder by bicubic enlargement.
 
 The bound is the ratio if captioner took no longer than what it cannot do without, measured in the
 same rounds: of input, opening the file at the size that is needed; of the encoder, its FLOPs at the
 speed of a large matrix product; of features and folders, the encoder on all cores.
 
-    OMP_NUM_THREADS=1 python experiments/benchmarks/pictures.py RUN FOLDER --json pictures.json
+    python experiments/benchmarks/pictures.py RUN FOLDER
 
-With --only input (or encoder, features, folder) these tasks alone are measured, and take the place
-of their rows in the JSON file.
+With --only input (or encoder, features, folder) these tasks alone are measured.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -28,12 +23,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from paired import SIDE, product
+from paired import LARGE, alone, compared, finish, guarded, parser, positive, product, start
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -41,9 +35,9 @@ import captioner
 from captioner.api import Captioner
 from captioner.captions import find_images
 from captioner.data.features import cache_features
-from captioner.data.records import write_whole
 from captioner.data.transforms import open_image
 from captioner.models import Encoder
+from captioner.progress import shown
 
 SIZES = {
     "500 x 375": (500, 375),
@@ -57,12 +51,11 @@ GOALS = {
     "encoder, one image": 1.6,
     "encoder, 8 images": 1.6,
     "encoder, 256 images": 4,
-    "encoder, 256 images, beside channels-last": None,
-    "encoder in fp32, 256 images": None,
-    "features to the cache": None,
     "folder, beam 5": 8,
     "folder, beside the encoder alone": 0.85,
 }
+WORDS = "input, encoder, features, folder"
+HELP, MEMORY = 0.3, 3  # seconds of captioner --help, GiB
 
 
 class Task(NamedTuple):
@@ -105,16 +98,17 @@ def enlarged(files: Sequence[str], folder: Path, size: tuple[int, int]) -> list[
     return made
 
 
-def apart(encoder: Encoder, files: Sequence[str]) -> dict[str, float]:
+def levels(encoder: Encoder, name: str, files: Sequence[str]) -> dict[str, Any]:
     """How far pixels are from the usual transform's, in levels of 255: the largest and the mean."""
     usual, largest, means = usual_transform(encoder), 0.0, []
     scale = 255 * torch.tensor(encoder.transform.std)[:, None, None]
     for file in files:
         own = encoder.transform.normalise_batch(own_pixels(encoder, file)[None])[0]
-        levels = (own - usual(file)).abs() * scale  # [3, S, S]
-        largest = max(largest, float(levels.max()))
-        means.append(float(levels.mean()))
-    return {"largest_pixel": largest, "mean_pixel": statistics.mean(means)}
+        apart = (own - usual(file)).abs() * scale  # [3, S, S]
+        largest = max(largest, float(apart.max()))
+        means.append(float(apart.mean()))
+    mean = statistics.mean(means)
+    return alone(f"largest difference of a pixel, {name}", largest, "of 255", mean=mean)
 
 
 def input_tasks(encoder: Encoder, files: dict[str, list[str]]) -> dict[str, Task]:
@@ -150,7 +144,7 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
 
     with FlopCounterMode(display=False) as counter:
         encoder.extract(slow[torch.contiguous_format], floats[:1])
-    of_image = counter.get_total_flops() / (2 * SIDE**3)  # beside the large product's
+    of_image = counter.get_total_flops() / LARGE  # beside the large product's
     halves, singles = product(half=quick.computes_in == torch.bfloat16), product(half=False)
     some = len(files)
     return {
@@ -257,77 +251,40 @@ def measure(tasks: dict[str, Task]) -> dict[str, Seconds]:
     return found
 
 
-def summary(rounds: list[dict[str, Seconds]]) -> list[dict[str, Any]]:
-    rows = []
-    for name in rounds[0]:
-        ratios = [one[name].usual / one[name].ours for one in rounds]
-        rows.append(
-            {
-                "task": name,
-                "usual_seconds": statistics.median(one[name].usual for one in rounds),
-                "seconds": statistics.median(one[name].ours for one in rounds),
-                "ratio": statistics.median(ratios),
-                "smallest": min(ratios),
-                "largest": max(ratios),
-                "bound": statistics.median(one[name].usual / one[name].least for one in rounds),
-                "goal": GOALS[name],
-                "other_cores": statistics.median(one[name].others for one in rounds),
-            }
-        )
-    return rows
-
-
-def show(found: dict[str, Any]) -> None:
-    print(
-        "| task | usual (s) | captioner (s) | ratio | smallest to largest | bound | goal | others |"
+def row(name: str, seconds: Sequence[Seconds]) -> dict[str, Any]:
+    usual, ours, least, others = zip(*seconds)
+    return compared(
+        name,
+        ours,
+        usual,
+        times=True,
+        least=least,
+        goal=GOALS.get(name),
+        other_cores=statistics.median(others),
     )
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for row in found["rows"]:
-        print(
-            f"| {row['task']} | {row['usual_seconds']:.3f} | {row['seconds']:.3f} "
-            f"| {row['ratio']:.2f} | {row['smallest']:.2f} to {row['largest']:.2f} "
-            f"| {row['bound']:.2f} | {row['goal'] or ''} | {row['other_cores']:.2f} |"
-        )
-    for size, values in found["pixels"].items():
-        print(f"{size}: largest {values['largest_pixel']:.0f}, mean {values['mean_pixel']:.2f}")
-    for step, seconds in found["cold"].items():
-        print(f"{step}: {seconds:.2f} s")
-    print(f"peak memory: {found['about']['peak_gib']:.2f} GiB")
-
-
-def merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """What was measured before, with what was measured anew in its place."""
-    rows = {row["task"]: row for row in (*old.get("rows", ()), *new["rows"])}
-    peaks = [one["about"]["peak_gib"] for one in (old, new) if "about" in one]
-    return {
-        "about": {**new["about"], "peak_gib": max(peaks)},
-        "rows": [rows[task] for task in GOALS if task in rows],
-        **{part: {**old.get(part, {}), **new[part]} for part in ("pixels", "cold")},
-    }
-
-
-def commit() -> str:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("run", help="a run folder whose encoder is frozen")
-    parser.add_argument("folder", help="pictures")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", metavar="WORD", help="tasks that begin so")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    arguments = parser(__doc__, rounds=3)
+    arguments.add_argument("run", metavar="RUN", help="a run folder whose encoder is frozen")
+    arguments.add_argument("folder", metavar="FOLDER", help="pictures")
+    arguments.add_argument("--images", type=positive, default=256, help="default %(default)s")
+    arguments.add_argument("--only", metavar="WORD", default="", help="tasks that begin so")
+    options = arguments.parse_args()
     every = list(find_images([options.folder]))
     files = every[:: max(1, len(every) // options.images)][: options.images]
     model, plain = (captioner.load(options.run, device="cpu") for _ in range(2))
     quick, encoder = model.encoders[0], plain.encoders[0]
     quick.precision, encoder.precision = "auto", "fp32"
-    pixels: dict[str, Any] = {}
+    about = start(
+        options,
+        "torchvision",
+        "timm",
+        "pillow",
+        images=len(files),
+        precision=str(quick.computes_in),
+    )
+    rows = []
     with tempfile.TemporaryDirectory() as made:
         pictures = {"as it lies": files[:64]}
         for name, size in SIZES.items():
@@ -337,31 +294,25 @@ def main() -> None:
             **encoder_tasks(encoder, quick, files),
             **folder_tasks(model, encoder, files),
         }
-        tasks = {name: task for name, task in tasks.items() if name.startswith(options.only or "")}
-        rounds = [measure(tasks) for _ in range(options.rounds + 1)][1:]  # the first warms up
-        if options.only in (None, "input"):
-            pixels = {name: apart(encoder, some) for name, some in pictures.items()}
-    cold = [cold_start(options.run, files[0]) for _ in range(options.rounds * (not options.only))]
-    found = {
-        "about": {
-            "threads": options.threads,
-            "images": len(files),
-            "precision": str(quick.computes_in),
-            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-            "python": platform.python_version(),
-            "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-            **{name: version(name) for name in ("torch", "torchvision", "timm", "pillow")},
-        },
-        "rows": [{**row, "commit": commit()} for row in summary(rounds)],
-        "pixels": pixels,
-        "cold": {s: statistics.median(one[s] for one in cold) for s in (cold or [{}])[0]},
-    }
-    show(found)
-    if options.json:
-        path = Path(options.json)
-        old = json.loads(path.read_text()) if options.only and path.exists() else {}
-        write_whole(path, json.dumps(merged(old, found), indent=2) + "\n")
+        tasks = {name: task for name, task in tasks.items() if name.startswith(options.only)}
+        if not tasks:
+            raise ValueError(f"--only {options.only}: no task begins so; take one of {WORDS}")
+        rounds = [measure(tasks) for _ in shown(range(options.rounds + 1), "rounds")][1:]
+        rows += [row(name, [one[name] for one in rounds]) for name in tasks]
+        if "input".startswith(options.only):
+            rows += [levels(encoder, name, some) for name, some in pictures.items()]
+    if not options.only:
+        cold = [cold_start(options.run, files[0]) for _ in range(options.rounds)]
+        for step in cold[0]:
+            goal = HELP if step == "captioner --help" else None
+            value = statistics.median(one[step] for one in cold)
+            rows.append(
+                alone(f"first caption: {step}" if goal is None else step, value, "s", goal=goal)
+            )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    rows.append(alone("peak memory", peak, "GiB", goal=MEMORY))
+    finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -3,7 +3,7 @@
 Forward and backward with all gradients, E = H = 512, in one process and in turns. Every task starts
 from the same padded inputs [B, T, E] and gives their gradient and those of all parameters.
 
-    OMP_NUM_THREADS=1 python experiments/benchmarks/recurrence.py --flickr8k ~/flickr8k
+    CAPTIONER_KEEP_MEMORY=1 python experiments/benchmarks/recurrence.py --flickr8k ~/flickr8k
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from paired import Row, compared, finish, lengths, parser, start
+from paired import Pair, finish, guarded, lengths, parser, shares, start, with_captions
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -97,7 +97,7 @@ def peer_packed(cell: str, words: Tensor, *, half: bool = False) -> Callable[[],
     return task(module, inputs, run, half=half)
 
 
-def of_lstm(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Row]]:
+def of_lstm(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Pair]]:
     tutorial = TutorialLSTM()
     tasks = {
         "full": full("lstm", batch),
@@ -111,19 +111,19 @@ def of_lstm(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], li
         "tutorial": task(tutorial, torch.randn(batch, T, E, requires_grad=True), tutorial),
     }
     share = float(words.sum()) / (batch * int(words.max()))
-    rows = [
-        Row(f"B={batch}: nn.LSTM, fp32, full length", "full", "nn", 1.05),
-        Row(f"B={batch}: nn.LSTM padded, fp32 ({share:.0%} real)", "real", "nn padded", 0.65),
-        Row(f"B={batch}: nn.LSTM packed, fp32", "real", "nn packed"),
-        Row(f"B={batch}: nn.LSTM packed, bf16", "real, bf16", "nn packed, bf16", 0.45, True),
-        Row(f"B={batch}: tutorial cell, fp32, full length", "full", "tutorial", TUTORIAL[batch]),
-        Row(f"B={batch}: our readable loop, fp32, full length", "full", "readable"),
+    pairs = [
+        Pair(f"B={batch}: nn.LSTM, fp32, full length", "full", "nn", 1.05),
+        Pair(f"B={batch}: nn.LSTM padded, fp32 ({share:.0%} real)", "real", "nn padded", 0.65),
+        Pair(f"B={batch}: nn.LSTM packed, fp32", "real", "nn packed"),
+        Pair(f"B={batch}: nn.LSTM packed, bf16", "real, bf16", "nn packed, bf16", 0.45, True),
+        Pair(f"B={batch}: tutorial cell, fp32, full length", "full", "tutorial", TUTORIAL[batch]),
+        Pair(f"B={batch}: our readable loop, fp32, full length", "full", "readable"),
     ]
-    return tasks, rows
+    return tasks, pairs
 
 
-def of_others(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Row]]:
-    tasks, rows = {}, []
+def of_others(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Pair]]:
+    tasks, pairs = {}, []
     for cell in ("rnn", "gru"):
         tasks |= {f"{cell} full": full(cell, batch), f"{cell} real": packed(cell, words)}
         tasks |= {
@@ -131,22 +131,20 @@ def of_others(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], 
             f"nn {cell} packed": peer_packed(cell, words),
         }
         name = f"nn.{cell.upper()}"
-        rows.append(Row(f"B={batch}: {name}, fp32, full length", f"{cell} full", f"nn {cell}"))
-        rows.append(Row(f"B={batch}: {name} packed, fp32", f"{cell} real", f"nn {cell} packed"))
-    return tasks, rows
+        pairs.append(Pair(f"B={batch}: {name}, fp32, full length", f"{cell} full", f"nn {cell}"))
+        pairs.append(Pair(f"B={batch}: {name} packed, fp32", f"{cell} real", f"nn {cell} packed"))
+    return tasks, pairs
 
 
 def main() -> None:
-    options = parser(__doc__ or "", "recurrence.json").parse_args()
-    about, found = start(options), []
+    options = with_captions(parser(__doc__, rounds=11)).parse_args()
+    about, rows = start(options), []
     for batch in BATCHES:
         words = lengths(options.flickr8k, batch, more=2)  # X_0 and <start>
-        tasks, rows = of_lstm(batch, words)
-        found += compared(tasks, rows, options.rounds)
-    tasks, rows = of_others(128, lengths(options.flickr8k, 128, more=2))
-    found += compared(tasks, rows, options.rounds)
-    finish(about, found, options.json)
+        rows += shares(*of_lstm(batch, words), options.rounds)
+    rows += shares(*of_others(128, lengths(options.flickr8k, 128, more=2)), options.rounds)
+    finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -1,56 +1,37 @@
 """How long scoring takes beside pycocoevalcap, on the same words in the same process.
 
-Each round measures every task once, one after the other, so that a busy machine slows them alike;
-what is reported is the median of the rounds' ratios, with the smallest and the largest. Beside it
-stands a bound: the ratio if ours took no longer than what counting n-grams with numpy, or cutting
-words in Python, cannot do without.
+Each round measures every task once, one after the other, and holds the values together. The bound
+is the ratio if ours took no longer than what counting n-grams with numpy, or cutting words in
+Python, cannot do without.
 
-    OMP_NUM_THREADS=1 python experiments/benchmarks/scoring.py --flickr8k ~/flickr8k
+    python experiments/benchmarks/scoring.py --flickr8k ~/flickr8k
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import io
-import json
-import os
-import platform
 import random
-import statistics
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy
+from paired import captions, compared, finish, guarded, parser, start, with_captions
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as CocoCider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from captioner.data.records import write_whole
-from captioner.data.shapes import describe, sample_scene
 from captioner.metrics.bleu import bleu_rows
 from captioner.metrics.cider import Cider
 from captioner.metrics.ngrams import ORDERS, References
 from captioner.metrics.statistics import from_bleu_rows
 from captioner.metrics.tokenize import TOKENIZE, ptb_words
+from captioner.progress import shown
 
 IMAGES, REFERENCES, TEXTS = 40_000, 5, 200_000
 SHIFT = 15  # bits of a word's number
-
-
-def captions(folder: str | None) -> list[str]:
-    """The captions to draw from: Flickr8k's, else those of the embedded grammar."""
-    if folder:
-        text = (Path(folder).expanduser() / "Flickr8k.token.txt").read_text(encoding="utf-8")
-        return [line.partition("\t")[2] for line in text.splitlines() if "\t" in line]
-    chance = random.Random(0)
-    scenes = [sample_scene(chance, "train") for _ in range(7000)]
-    return [text for scene in scenes for text in describe(scene, chance)]
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
@@ -124,7 +105,7 @@ class Row(NamedTuple):
 
     task: str
     other: str
-    bound: str
+    least: str
     goal: float
 
 
@@ -137,67 +118,25 @@ ROWS = (
 )
 
 
-def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
-    """Median seconds and ratios, with the spread of the ratios."""
-    found = {}
-    for task, other, bound, goal in ROWS:
-        ratios = [one[task] / one[other] for one in rounds]
-        found[task] = {
-            "seconds": statistics.median(one[task] for one in rounds),
-            "pycocoevalcap_seconds": statistics.median(one[other] for one in rounds),
-            "ratio": statistics.median(ratios),
-            "smallest": min(ratios),
-            "largest": max(ratios),
-            "bound": statistics.median(one[bound] / one[other] for one in rounds),
-            "goal": goal,
-        }
-    return found
-
-
-def table(found: dict[str, Any]) -> str:
-    lines = [
-        "| task | captioner (s) | pycocoevalcap (s) | ratio | smallest to largest | bound | goal |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for task, one in found.items():
-        lines.append(
-            f"| {task} | {one['seconds']:.2f} | {one['pycocoevalcap_seconds']:.2f} "
-            f"| {one['ratio']:.3f} | {one['smallest']:.3f} to {one['largest']:.3f} "
-            f"| {one['bound']:.3f} | {one['goal']} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--flickr8k", default=os.environ.get("CAPTIONER_FLICKR8K"))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", default=str(Path(__file__).with_name("scoring.json")))
-    options = parser.parse_args()
+    options = with_captions(parser(__doc__, rounds=3)).parse_args()
+    about = start(options, "numpy", "pycocoevalcap", images=IMAGES, references=REFERENCES)
     pool = captions(options.flickr8k)
     chance = random.Random(0)
     words = [ptb_words(text) for text in pool]
     people = [[chance.choice(words) for _ in range(REFERENCES)] for _ in range(IMAGES)]
     said = [chance.choice(one if chance.random() < 0.3 else words) for one in people]
     texts = [chance.choice(pool) for _ in range(TEXTS)]
-    rounds = []
-    for number in range(1, options.rounds + 1):
-        rounds.append({**score_once(said, people), **cut_once(texts)})
-        print(f"round {number} of {options.rounds}", file=sys.stderr)
-    found = summary(rounds)
-    about = {
-        "captions": "Flickr8k" if options.flickr8k else "embedded grammar",
-        "images": IMAGES,
-        "references": REFERENCES,
-        "rounds": options.rounds,
-        "python": platform.python_version(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "threads": os.environ.get("OMP_NUM_THREADS", "not limited"),
-        **{name: version(name) for name in ("captioner", "numpy", "pycocoevalcap")},
-    }
-    write_whole(options.output, json.dumps({"about": about, "tasks": found}, indent=2) + "\n")
-    print(table(found))
+    rounds = [
+        {**score_once(said, people), **cut_once(texts)}
+        for _ in shown(range(options.rounds), "rounds")
+    ]
+    rows = []
+    for task, other, least, goal in ROWS:
+        ours, peer, fewest = ([one[name] for one in rounds] for name in (task, other, least))
+        rows.append(compared(task, ours, peer, times=False, least=fewest, goal=goal))
+    finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

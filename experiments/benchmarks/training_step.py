@@ -7,7 +7,7 @@ its data, CrossEntropyLoss, Adam; in float32. Ours: ShowTell, its loss and fused
 Then Up-Down over 81 positions, the gradients of its weights and values gathered
 (models/deferred.py), beside the same decoder under plain autograd.
 
-    OMP_NUM_THREADS=1 python experiments/benchmarks/training_step.py --flickr8k ~/flickr8k
+    CAPTIONER_KEEP_MEMORY=1 python experiments/benchmarks/training_step.py --flickr8k ~/flickr8k
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from paired import Row, compared, finish, lengths, parser, start
+from paired import Pair, finish, guarded, lengths, parser, shares, start, with_captions
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -106,7 +106,7 @@ def twin(decoder: Tutorial, vocabulary: int) -> ShowTell:
     return found
 
 
-def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any], list[Row]]:
+def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any], list[Pair]]:
     """The same step of Up-Down in two ways."""
     features = Features(torch.randn(B, D), torch.randn(B, P, D))
     ways = {}
@@ -124,7 +124,7 @@ def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any]
         ways[defers] = our_step(decoder, features, inputs, targets, half=half)
     name = "bf16" if half else "fp32"
     tasks = {f"gathered, {name}": ways[True], f"autograd, {name}": ways[False]}
-    return tasks, [Row(f"Up-Down, {name}: gathered beside autograd", *tasks, half=half)]
+    return tasks, [Pair(f"Up-Down, {name}: gathered beside autograd", *tasks, half=half)]
 
 
 def batch(words: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,9 +142,9 @@ def batch(words: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def main() -> None:
-    options = parser(__doc__ or "", "training_step.json").parse_args()
-    about: dict[str, Any] = start(options)
-    words, found = lengths(options.flickr8k, B, more=1), []  # <start>
+    options = with_captions(parser(__doc__, rounds=11)).parse_args()
+    about, rows = start(options), []
+    words = lengths(options.flickr8k, B, more=1)  # <start>
     for vocabulary, (goal, half_goal) in GOALS.items():
         features, inputs, targets = batch(words, vocabulary)
         tutorial = Tutorial(vocabulary)
@@ -156,17 +156,17 @@ def main() -> None:
         }
         first, same, near = (work() for work in tasks.values())
         assert abs(first - same) < 1e-4 and abs(first - near) < 1e-2, (first, same, near)
-        rows = [
-            Row(f"V={vocabulary}, fp32", "ours", "tutorial", goal),
-            Row(f"V={vocabulary}, bf16 against fp32", "ours, bf16", "tutorial", half_goal, True),
+        pairs = [
+            Pair(f"V={vocabulary}, fp32", "ours", "tutorial", goal),
+            Pair(f"V={vocabulary}, bf16 against fp32", "ours, bf16", "tutorial", half_goal, True),
         ]
-        found += compared(tasks, rows, options.rounds)
+        rows += shares(tasks, pairs, options.rounds)
         if vocabulary == 3000:
             attending = [up_down(half, inputs, targets) for half in (False, True)]
-    for tasks, rows in attending:
-        found += compared(tasks, rows, options.rounds)
-    finish(about, found, options.json)
+    for tasks, pairs in attending:
+        rows += shares(tasks, pairs, options.rounds)
+    finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

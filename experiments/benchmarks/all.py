@@ -1,0 +1,181 @@
+"""Run all benchmarks, one after the other: their numbers into one file, and the tables beside it.
+
+    python experiments/benchmarks/all.py --flickr8k ~/flickr8k --output mine.json
+
+A model of Flickr8k is trained first, from an empty feature cache, and decodes in those that need
+one; with --run a trained one does. All of it takes some 45 minutes of two cores, which should have
+nothing else to do. The file is written after every part, and keeps those that are not measured
+anew:
+
+    python experiments/benchmarks/all.py --flickr8k ~/flickr8k --output mine.json --only scoring
+    python experiments/benchmarks/all.py --flickr8k ~/flickr8k --output mine.json \\
+        --run runs/quick --only decoding pictures --threads 1 --rounds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paired import HERE, guarded, machine, positive, table
+
+from captioner.data.records import write_whole
+
+FILES = ("Flickr8k.token.txt", "Flickr_8k.trainImages.txt", "Flickr_8k.devImages.txt")
+
+
+class Script(NamedTuple):
+    """A benchmark."""
+
+    arguments: tuple[str, ...]
+    threads: tuple[int, ...] = (1, 2)
+    """On how many it runs, where nothing else is asked."""
+    rounds: bool = True
+    """Whether it measures in rounds."""
+    keeps_memory: bool = False
+    """Whether freed memory is kept, for both sides."""
+    needs: str = ""
+    """A module or a program without which it cannot run."""
+
+
+ROOT, RUN = "ROOT", "RUN"
+SCRIPTS = {
+    "whole_training": Script((ROOT, "--run-dir", RUN), (os.cpu_count() or 1,), rounds=False),
+    "recurrence": Script(("--flickr8k", ROOT), keeps_memory=True),
+    "training_step": Script(("--flickr8k", ROOT), keeps_memory=True),
+    "decoding": Script((RUN,)),
+    "pictures": Script((RUN, ROOT)),
+    "growth": Script((ROOT,), (1,), rounds=False, needs="matplotlib"),
+    "scoring": Script(("--flickr8k", ROOT), (1,), needs="java"),
+}
+
+
+def arguments() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--flickr8k", type=Path, metavar="FOLDER", required=True, help="the data")
+    found.add_argument("--output", type=Path, metavar="FILE.json", required=True)
+    found.add_argument("--run", type=Path, metavar="RUN", help="a run folder of flickr8k_quick")
+    found.add_argument(
+        "--only", nargs="+", choices=list(SCRIPTS), metavar="NAME", help=", ".join(SCRIPTS)
+    )
+    found.add_argument(
+        "--threads",
+        nargs="+",
+        type=positive,
+        help="for all of them; default 1, and 2 where it counts",
+    )
+    found.add_argument("--rounds", type=positive, help="of each that has rounds, for a quick look")
+    return found
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    root, output = options.flickr8k.expanduser().resolve(), options.output.expanduser().resolve()
+    trains = not options.run and (not options.only or "whole_training" in options.only)
+    run = options.run or Path(f"runs/benchmarks-{datetime.now():%Y%m%d-%H%M%S}")
+    names = [
+        name
+        for name in SCRIPTS
+        if name in (options.only or SCRIPTS) and (trains or name != "whole_training")
+    ]
+    look(names, root, options.run, output)
+    found, failed = before(output), []
+    work = [(name, n) for name in names for n in options.threads or SCRIPTS[name].threads]
+    for number, (name, threads) in enumerate(work, 1):
+        title = f"{name}, {threads} thread{'s' * (threads > 1)}"
+        print(f"[{number}/{len(work)}] {title}", file=sys.stderr, flush=True)
+        places = {ROOT: str(root), RUN: str(run.expanduser().resolve())}
+        values = [places.get(one, one) for one in SCRIPTS[name].arguments]
+        if options.rounds and SCRIPTS[name].rounds:
+            values += ["--rounds", str(options.rounds)]
+        part = measured(name, threads, values, output)
+        if part is None:
+            failed.append(title)
+            continue
+        found[title] = part
+        whole = {"about": machine(), "benchmarks": {t: found[t] for t in sorted(found, key=place)}}
+        write_whole(output, json.dumps(whole, indent=2) + "\n")
+        write_whole(output.with_suffix(".md"), page(whole))
+    if failed:
+        raise ValueError(f"failed: {', '.join(failed)}; see above, and repeat them with --only")
+
+
+def look(names: list[str], root: Path, run: Path | None, output: Path) -> None:
+    """Refuse now what would fail after half an hour."""
+    for file in FILES:
+        if not (root / file).is_file():
+            raise ValueError(f"{root}: holds no {file}; --flickr8k is the folder of the data set")
+    if run and not (run.expanduser() / "checkpoints").is_dir():
+        raise ValueError(f"{run}: no run folder; --run is one that captioner train has made")
+    if not run and "whole_training" not in names:
+        needing = [name for name in names if RUN in SCRIPTS[name].arguments]
+        if needing:
+            raise ValueError(f"{needing[0]} needs a model; name a run folder with --run")
+    if output.suffix != ".json" or not output.parent.is_dir():
+        raise ValueError(f"{output}: --output is a .json file in a folder that is there")
+    for needs in filter(None, (SCRIPTS[name].needs for name in names)):
+        if not (find_spec(needs) or shutil.which(needs)):
+            raise ValueError(f"{needs} is not installed; python -m pip install -e '.[test]', java")
+
+
+def before(output: Path) -> dict[str, Any]:
+    """The parts that the file has already."""
+    if not output.exists():
+        return {}
+    try:
+        return dict(json.loads(output.read_text(encoding="utf-8"))["benchmarks"])
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"{output}: is no file of benchmarks; name another") from None
+
+
+def measured(name: str, threads: int, values: list[str], output: Path) -> dict[str, Any] | None:
+    """What one script found in a process of its own; None where it failed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment.pop("CAPTIONER_KEEP_MEMORY", None)
+    if SCRIPTS[name].keeps_memory:
+        environment["CAPTIONER_KEEP_MEMORY"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.json"
+        command = [sys.executable, str(HERE / f"{name}.py"), *values]
+        done = subprocess.run(
+            [*command, "--threads", str(threads), "--json", str(path)], env=environment
+        )
+        if done.returncode:
+            return None
+        for figure in path.parent.glob("*.svg"):
+            write_whole(output.with_name(f"{output.stem}_{figure.name}"), figure.read_text())
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def place(title: str) -> tuple[int, str]:
+    """Where a part stands among the others."""
+    name = title.partition(",")[0]
+    return list(SCRIPTS).index(name) if name in SCRIPTS else len(SCRIPTS), title
+
+
+def page(whole: Mapping[str, Any]) -> str:
+    """All tables, each under what it depends on."""
+    lines = ["# Benchmarks", "", said(whole["about"])]
+    for title, part in whole["benchmarks"].items():
+        lines += ["", f"## {title}", "", table(part["rows"]), "", said(part["about"])]
+    return "\n".join(lines) + "\n"
+
+
+def said(about: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name} {value}" for name, value in about.items()) + "."
+
+
+if __name__ == "__main__":
+    guarded(main)
