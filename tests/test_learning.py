@@ -56,8 +56,10 @@ def test_eight_images_are_memorised(which: str) -> None:
     packing = Packing.of((targets != IGNORED).sum(1))
     targets = packing.pack(targets)
     lr = 0.002 if which.startswith("transformer") else 0.008
+    if "irnn" in which:  # nothing bounds it: with larger steps it depends on the last digits
+        lr = 0.001
     optimizer = torch.optim.Adam(decoder.parameters(), lr=lr)
-    for _ in range(500):
+    for _ in range(3000):
         logits = decoder(images, inputs, packing)
         loss = cross_entropy(logits, targets, label_smoothing=0.0)
         optimizer.zero_grad()

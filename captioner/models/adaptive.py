@@ -15,11 +15,12 @@ a_i are the positions of the grid, standardised, y_t words. A cell without c has
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioner.models.attending import Attending
 from captioner.models.cells import State
 from captioner.models.encoders import Features
+from captioner.models.products import Linear
 from captioner.models.standardise import with_image
 from captioner.models.unroll import Recurrence
 
@@ -72,14 +73,14 @@ class Adaptive(Attending):
             layers=layers,
             dropout=dropout,
         )
-        self.image = nn.Linear(hidden_size, embedding_size)
+        self.image = Linear(hidden_size, embedding_size)
         self.gates = self.recurrence.first.of_input.out_features
         self.sentinel = sentinel
         read = self.gates + (hidden_size if sentinel else 0)
-        self.of_image = nn.Linear(embedding_size, read, bias=False)
+        self.of_image = Linear(embedding_size, read, bias=False)
         if sentinel:
-            self.of_word = nn.Linear(embedding_size, hidden_size)
-            self.of_hidden = nn.Linear(hidden_size, hidden_size, bias=False)
+            self.of_word = Linear(embedding_size, hidden_size)
+            self.of_hidden = Linear(hidden_size, hidden_size, bias=False)
 
     def values(self, features: Features) -> Tensor:
         return torch.relu(super().values(features))

@@ -21,6 +21,7 @@ from captioner.models.deferred import deferred
 from captioner.models.encoders import Features
 from captioner.models.layout import Stepper, laid_out
 from captioner.models.packing import Packing
+from captioner.models.products import Linear
 from captioner.models.standardise import Positions
 
 
@@ -79,8 +80,8 @@ class Attending(nn.Module):
         narrows = found_size is not None or (tie_weights and hidden_size != embedding_size)
         self.narrow: nn.Module = nn.Identity()
         if narrows:
-            self.narrow = nn.Linear(found_size or hidden_size, embedding_size)
-        self.output = nn.Linear(embedding_size if narrows else hidden_size, vocabulary_size)
+            self.narrow = Linear(found_size or hidden_size, embedding_size)
+        self.output = Linear(embedding_size if narrows else hidden_size, vocabulary_size)
         if tie_weights:
             self.output.weight = self.words.weight
         nn.init.uniform_(self.words.weight, -0.1, 0.1)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import unknown
+from captioner.models.products import Linear
 
 SCORES = ("additive", "dot")
 
@@ -45,12 +46,12 @@ class Attention(nn.Module):
         if score not in SCORES:
             raise unknown("decoder.score", score, SCORES)
         self.additive = score == "additive"
-        self.query = nn.Linear(query_size, size if self.additive else value_size, bias=False)
+        self.query = Linear(query_size, size if self.additive else value_size, bias=False)
         if self.additive:
-            self.key = nn.Linear(value_size, size)
-            self.score = nn.Linear(size, 1, bias=False)
+            self.key = Linear(value_size, size)
+            self.score = Linear(size, 1, bias=False)
             if sentinel:
-                self.sentinel_key = nn.Linear(value_size, size)
+                self.sentinel_key = Linear(value_size, size)
 
     def remember(self, values: Tensor) -> dict[str, Tensor]:
         """What all steps read of images: values [B, P, W] and, for additive scores, keys [B, P, A].

@@ -26,6 +26,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from captioner.models.products import affine, product
+
 
 @contextmanager
 def deferred(
@@ -138,7 +140,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad
         with torch.autocast(gradients.device.type, enabled=False):
-            of_weight = gradients.t() @ torch.cat(ctx.inputs) if wanted[0] else None
+            of_weight = product(gradients.t(), torch.cat(ctx.inputs)) if wanted[0] else None
             of_bias = gradients.sum(0) if wanted[1] else None
         found = (one if one is None else one.to(ctx.dtype) for one in (of_weight, of_bias))
         return (*found, None, None, None)
@@ -213,11 +215,11 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, slot: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(weight)
         with torch.autocast(x.device.type, enabled=False):
-            return functional.linear(x, weight, bias)
+            return affine(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        of_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        of_x = product(gradient, weight) if ctx.needs_input_grad[0] else None
         return of_x, gradient, None, None

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.models.cells import GRU, LSTM, RNN, Cell, State
+from captioner.models.products import add_product, product
 
 Unrolled = Callable[[Cell, Tensor, State, tuple[int, ...]], tuple[Tensor, State]]
 """A loop: cell, packed inputs [N, input_size], state, sizes -> h [N, H], last state of each row."""
@@ -113,7 +114,7 @@ class _Sequence(torch.autograd.Function):
     def forward(ctx: Any, how: _How, *tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(tensors[0].device.type, enabled=False):
             x, w_x, b_x, w_h, b_h = (t if t is None else t.to(how.dtype) for t in tensors[:5])
-            sums = torch.addmm(b_x, x, w_x.t())  # [N, gates * H]
+            sums = add_product(b_x, x, w_x.t())  # [N, gates * H]
             loop = LOOPS[type(how.cell)]
             outputs, last, kept = loop.forward(sums, w_h, b_h, tensors[5:], how.sizes)
         ctx.how, ctx.given = how, len(tensors)
@@ -133,10 +134,10 @@ class _Sequence(torch.autograd.Function):
                 kept, outputs, w_h, tensors[5:], gradients, how.sizes
             )
             found = [
-                of_x @ w_x if wanted[0] else None,
-                of_x.t() @ x if wanted[1] else None,
+                product(of_x, w_x) if wanted[0] else None,
+                product(of_x.t(), x) if wanted[1] else None,
                 of_x.sum(0) if wanted[2] else None,
-                of_h.t() @ _before(tensors[5], outputs, how.sizes) if wanted[3] else None,
+                product(of_h.t(), _before(tensors[5], outputs, how.sizes)) if wanted[3] else None,
                 of_h.sum(0) if wanted[4] else None,
                 *of_state,
             ]
@@ -178,7 +179,7 @@ def _with_hidden(sums: Tensor, cell: Cell, state: State) -> Tensor:
     """W_h h + b_h on top of sums, [B, gates * H]."""
     hidden = cell.of_hidden
     if hidden.bias is None and type(hidden) is nn.Linear:
-        return sums.addmm_(state["h"].to(sums.dtype), hidden.weight.t())
+        return add_product(sums, state["h"].to(sums.dtype), hidden.weight.t(), out=sums)
     return sums.add_(hidden(state["h"]))
 
 
@@ -219,7 +220,7 @@ class _RNN:
         steps = sums.add_(b_h).split(sizes)
         h = state[0].to(sums.dtype)
         for rows, step in zip(sizes, steps):
-            h = _tanh_(step.addmm_(h[:rows], w_h.t()))
+            h = _tanh_(add_product(step, h[:rows], w_h.t(), out=step))
         return sums, [_ended(steps, sizes)], []
 
     @staticmethod
@@ -232,7 +233,7 @@ class _RNN:
         for t, rows in reversed([*enumerate(sizes)]):
             now = of_h[:rows].add_(of_outputs[t])
             _through_tanh(now, hs[t], grad_input=ds[t])
-            torch.mm(ds[t], w_h, out=now)
+            product(ds[t], w_h, out=now)
         return _Gradients(of_sums, of_sums, [of_h])
 
 
@@ -242,10 +243,10 @@ class _GRU:
     @staticmethod
     def step(cell: Cell, sums: Tensor, state: State) -> State:
         h, width = state["h"], cell.hidden_size
-        product = cell.of_hidden(h)
-        r_and_z = sums[:, : 2 * width].add_(product[:, : 2 * width]).sigmoid_()
+        of_hidden = cell.of_hidden(h)
+        r_and_z = sums[:, : 2 * width].add_(of_hidden[:, : 2 * width]).sigmoid_()
         r, z = r_and_z.chunk(2, dim=1)
-        n = _tanh_(sums[:, 2 * width :].addcmul_(r, product[:, 2 * width :]))
+        n = _tanh_(sums[:, 2 * width :].addcmul_(r, of_hidden[:, 2 * width :]))
         return {"h": (h - n).mul_(z).add_(n)}
 
     @staticmethod
@@ -257,9 +258,9 @@ class _GRU:
         products = sums.new_empty(len(state[0]), 3 * width)
         h, running = state[0].to(sums.dtype), state[0].clone()  # one rounded, one not
         for t, rows in enumerate(sizes):
-            product = torch.addmm(b_h, h[:rows], w_h.t(), out=products[:rows])
-            r_and_zs[t].add_(product[:, : 2 * width]).sigmoid_()
-            insides[t].copy_(product[:, 2 * width :])
+            of_hidden = add_product(b_h, h[:rows], w_h.t(), out=products[:rows])
+            r_and_zs[t].add_(of_hidden[:, : 2 * width]).sigmoid_()
+            insides[t].copy_(of_hidden[:, 2 * width :])
             _tanh_(ns[t].addcmul_(rs[t], insides[t]))
             running[:rows].sub_(ns[t]).mul_(zs[t]).add_(ns[t])  # n + z * (h - n)
             h = hs[t].copy_(running[:rows])
@@ -290,7 +291,7 @@ class _GRU:
             torch.mul(of_ns[t], insides[t], out=of_rs[t])
             _through_sigmoid(of_rs[t], rs[t], grad_input=of_rs[t])
             torch.mul(of_ns[t], rs[t], out=of_products[t])
-            torch.addmm(through, ds[t], w_h, out=now)
+            add_product(through, ds[t], w_h, out=now)
         of_input = torch.cat([of_hidden[:, : 2 * width], of_n], dim=1)
         return _Gradients(of_input, of_hidden, [of_h])
 
@@ -316,7 +317,7 @@ class _LSTM:
         fs, is_, candidates, os = (gate.split(sizes) for gate in sums.chunk(4, dim=1))
         h, c = state[0].to(sums.dtype), state[1].clone()  # c is never rounded
         for t, rows in enumerate(sizes):
-            steps[t].addmm_(h[:rows], w_h.t())
+            add_product(steps[t], h[:rows], w_h.t(), out=steps[t])
             f_and_is[t].sigmoid_()
             _tanh_(candidates[t])
             os[t].sigmoid_()
@@ -355,7 +356,7 @@ class _LSTM:
             torch.mul(through, is_[t], out=of_candidates[t])
             _through_tanh(of_candidates[t], candidates[t], grad_input=of_candidates[t])
             of_c[:rows].mul_(fs[t])
-            torch.mm(ds[t], w_h, out=now)
+            product(ds[t], w_h, out=now)
         return _Gradients(of_sums, of_sums, [of_h, of_c])
 
 

@@ -1,10 +1,11 @@
 """Matrices laid out for decoding, where products have few rows and nothing is learned.
 
 A product with few rows waits for its matrix more than it computes, so how the matrix lies decides
-how long it takes. In float32 it lies with a row for each input, which takes up to half of the time;
-a gap after each row keeps rows of 2,048 values from sharing lines of the cache. In bfloat16 it is
-converted once, and brought once into the blocks that oneDNN multiplies, which it would do at every
-step: that, too, takes up to half.
+how long it takes. In bfloat16 it is converted once, and brought once into the blocks that oneDNN
+multiplies, which it would do at every step: that takes up to half of the time. The same is done in
+float32 where oneDNN multiplies that as well (``products.py``). Elsewhere it lies with a row for
+each input, which takes up to half, too; a gap after each row keeps rows of 2,048 values from
+sharing lines of the cache.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.fused import hooked
+from captioner.models.products import PLAIN, by_onednn
 
 SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
@@ -43,15 +45,17 @@ def laid_out(module: SomeModule) -> SomeModule:
     """A copy that gives the same and does not learn; under autocast, in its dtype."""
     copied = copy.deepcopy(module).requires_grad_(False)
     for name, linear in list(copied.named_modules()):
-        if type(linear) is not nn.Linear:
+        if type(linear) not in PLAIN:
             continue
         device = linear.weight.device.type
-        if not torch.is_autocast_enabled(device):
-            linear.weight.data = _by_input(linear.weight.data)
-        elif _packs(linear, torch.get_autocast_dtype(device)):
-            copied.set_submodule(name, Packed(linear))
+        cast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if cast else linear.weight.dtype
+        if _packs(linear, dtype):
+            copied.set_submodule(name, Packed(linear, dtype))
+        elif cast:
+            linear.to(dtype)
         else:
-            linear.to(torch.get_autocast_dtype(device))
+            linear.weight.data = _by_input(linear.weight.data)
     return copied
 
 
@@ -63,32 +67,35 @@ def _by_input(weight: Tensor) -> Tensor:
 
 
 class Packed(nn.Module):
-    """W x + b in bfloat16, with W in oneDNN's blocks: [..., input] -> [..., output].
+    """W x + b with W in oneDNN's blocks: [..., input] -> [..., output].
 
     Args:
         linear: in any dtype.
+        dtype: in which it multiplies.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         # The operations behind torch.compile's linear layers.
-        self.weight = linear.weight.bfloat16()  # as it is elsewhere, for who reads it
+        self.weight = linear.weight.to(dtype)  # as it is elsewhere, for who reads it
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
-        self.bias = None if linear.bias is None else linear.bias.bfloat16()
+        self.bias = None if linear.bias is None else linear.bias.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         pointwise = torch.ops.mkldnn._linear_pointwise
-        return pointwise(x.bfloat16(), self.packed, self.bias, "none", [], "")
+        return pointwise(x.to(self.weight.dtype), self.packed, self.bias, "none", [], "")
 
 
 def _packs(linear: nn.Linear, dtype: torch.dtype) -> bool:
-    """Whether it can be: no hooks see it, and this torch and this processor have what it takes."""
+    """Whether it can be and pays: no hooks see it, and oneDNN multiplies fastest here."""
+    if linear.weight.device.type != "cpu" or hooked(linear):
+        return False
+    if dtype == torch.float32:
+        return by_onednn() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     return (
         dtype == torch.bfloat16
-        and linear.weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
-        and not hooked(linear)
         and all(hasattr(torch.ops.mkldnn, name) for name in names)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )

@@ -36,6 +36,7 @@ from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.layout import Stepper, laid_out
 from captioner.models.packing import Packing
+from captioner.models.products import Linear
 from captioner.models.standardise import Standardise, with_image
 from captioner.models.unroll import CELLS, Recurrence
 
@@ -95,7 +96,7 @@ class ShowTell(nn.Module):
         self.standardise = Standardise(feature_size * regions**2, components)
         states = len(CELLS[cell].state_names) * layers * hidden_size
         width = {"h0": states, "merge": hidden_size}.get(image, embedding_size)
-        self.image = nn.Linear(self.standardise.width, width)
+        self.image = Linear(self.standardise.width, width)
         self.words = nn.Embedding(vocabulary_size, embedding_size)
         self.recurrence = Recurrence(
             cell=cell,
@@ -105,10 +106,10 @@ class ShowTell(nn.Module):
             dropout=dropout,
         )
         if image == "merge":
-            self.merge = nn.Linear(hidden_size, hidden_size, bias=False)
+            self.merge = Linear(hidden_size, hidden_size, bias=False)
         narrows = tie_weights and hidden_size != embedding_size
-        self.narrow = nn.Linear(hidden_size, embedding_size) if narrows else nn.Identity()
-        self.output = nn.Linear(embedding_size if narrows else hidden_size, vocabulary_size)
+        self.narrow = Linear(hidden_size, embedding_size) if narrows else nn.Identity()
+        self.output = Linear(embedding_size if narrows else hidden_size, vocabulary_size)
         if tie_weights:
             self.output.weight = self.words.weight
         self.dropout = nn.Dropout(dropout)

@@ -16,10 +16,11 @@ Without deep output p_t = softmax(W_p h_t + b_p). The paper's doubly stochastic 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioner.models.attending import Attending
 from captioner.models.cells import State
+from captioner.models.products import Linear
 from captioner.models.unroll import CELLS, Recurrence
 
 
@@ -69,11 +70,11 @@ class ShowAttendTell(Attending):
             layers=layers,
             dropout=dropout,
         )
-        self.of_context = nn.Linear(
+        self.of_context = Linear(
             hidden_size, self.recurrence.first.of_input.out_features, bias=False
         )
-        self.gate = nn.Linear(hidden_size, 1)
-        self.first = nn.Linear(hidden_size, len(CELLS[cell].state_names) * layers * hidden_size)
+        self.gate = Linear(hidden_size, 1)
+        self.first = Linear(hidden_size, len(CELLS[cell].state_names) * layers * hidden_size)
         self.deep = deep_output
 
     def begin(self, mean: Tensor) -> State:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.models.encoders import Features
+from captioner.models.products import Linear
 
 POSITIONS = 20_000
 """From how many positions of training images statistics are taken: their error is below 1 %."""
@@ -93,7 +94,7 @@ class Positions(nn.Module):
             raise ValueError(f"decoder.components={components} is not accepted; choose 1 or more")
         self.grid = grid
         self.standardise = Standardise(feature_size, components)
-        self.project = nn.Linear(self.standardise.width, size)
+        self.project = Linear(self.standardise.width, size)
         self.dropout = nn.Dropout(dropout)
 
     def read(self, features: Features) -> Tensor:

@@ -29,6 +29,7 @@ from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.layout import Stepper, laid_out
 from captioner.models.packing import Packing
+from captioner.models.products import Linear
 from captioner.models.standardise import Positions
 
 POSITIONS = ("learned", "sinusoidal")
@@ -50,14 +51,14 @@ class Layer(nn.Module):
         super().__init__()
         self.heads = heads
         self.self_norm, self.cross_norm, self.norm = (nn.LayerNorm(hidden_size) for _ in range(3))
-        self.of_word = nn.Linear(hidden_size, 3 * hidden_size)  # query, key, value
-        self.self_output = nn.Linear(hidden_size, hidden_size)
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size, bias=False)  # a bias would change no weight
-        self.value = nn.Linear(hidden_size, hidden_size)
-        self.cross_output = nn.Linear(hidden_size, hidden_size)
-        self.wide = nn.Linear(hidden_size, feedforward_size)
-        self.narrow = nn.Linear(feedforward_size, hidden_size)
+        self.of_word = Linear(hidden_size, 3 * hidden_size)  # query, key, value
+        self.self_output = Linear(hidden_size, hidden_size)
+        self.query = Linear(hidden_size, hidden_size)
+        self.key = Linear(hidden_size, hidden_size, bias=False)  # a bias would change no weight
+        self.value = Linear(hidden_size, hidden_size)
+        self.cross_output = Linear(hidden_size, hidden_size)
+        self.wide = Linear(hidden_size, feedforward_size)
+        self.narrow = Linear(feedforward_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         for parameter in self.parameters():
             if parameter.ndim > 1:
@@ -191,7 +192,7 @@ class Transformer(nn.Module):
             for _ in range(layers)
         )
         self.norm = nn.LayerNorm(hidden_size)
-        self.output = nn.Linear(hidden_size, vocabulary_size)
+        self.output = Linear(hidden_size, vocabulary_size)
         self.dropout = nn.Dropout(dropout)
         nn.init.normal_(self.words.weight, std=hidden_size**-0.5)
         if self.places is not None:

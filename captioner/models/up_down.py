@@ -15,10 +15,11 @@ Its values are here the positions of the grid, as in the paper's baseline, not d
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioner.models.attending import Attending
 from captioner.models.cells import State
+from captioner.models.products import Linear
 from captioner.models.standardise import with_image
 from captioner.models.unroll import CELLS, Recurrence
 
@@ -61,8 +62,8 @@ class UpDown(Attending):
         )
         self.looking = CELLS[cell](input_size=embedding_size, hidden_size=hidden_size)
         gates = self.looking.of_input.out_features
-        self.of_language = nn.Linear(hidden_size, gates, bias=False)
-        self.of_mean = nn.Linear(hidden_size, gates, bias=False)
+        self.of_language = Linear(hidden_size, gates, bias=False)
+        self.of_mean = Linear(hidden_size, gates, bias=False)
         self.language = Recurrence(
             cell=cell,
             input_size=2 * hidden_size,

@@ -1,0 +1,126 @@
+"""Products by oneDNN: the same as torch's, with the same gradients, wherever they are taken."""
+
+from collections.abc import Iterator
+from itertools import product as every
+
+import pytest
+import torch
+from torch import nn
+
+from captioner.models import products
+from captioner.models.layout import Packed, laid_out
+from captioner.models.products import Linear, add_product, affine, product
+from captioner.models.recurrent import ShowTell
+
+HAS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+pytestmark = pytest.mark.skipif(not HAS, reason="this torch has no oneDNN")
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["oneDNN", "torch"])
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Both ways, whatever processor this is."""
+    monkeypatch.setattr(products, "by_onednn", lambda: request.param)
+    monkeypatch.setattr("captioner.models.layout.by_onednn", lambda: request.param)
+    yield request.param
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 7, 5), (33, 64, 20), (64, 20, 300)])
+@pytest.mark.parametrize("turned", every((False, True), repeat=2))
+def test_products_are_those_of_float64(
+    rows: int, inner: int, columns: int, turned: tuple[bool, bool]
+) -> None:
+    a = torch.randn(inner, rows).t() if turned[0] else torch.randn(rows, inner)
+    b = torch.randn(columns, inner).t() if turned[1] else torch.randn(inner, columns)
+    c, bias = torch.randn(rows, columns), torch.randn(columns)
+    expected = a.double() @ b.double()
+
+    def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+        return found.is_contiguous() and torch.allclose(found.double(), wanted, atol=1e-4)
+
+    assert near(product(a, b), expected)
+    out = torch.empty(rows, columns)
+    assert product(a, b, out=out) is out
+    assert near(out, expected)
+    assert near(add_product(bias, a, b), expected + bias)
+    assert near(add_product(c, a, b), expected + c)
+    assert near(affine(a, b.t(), bias), expected + bias)
+    wanted = expected + c
+    assert add_product(c, a, b, out=c) is c
+    assert near(c, wanted)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (2, 3, 12), (0, 12), (12,)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_gives_what_torchs_gives(shape: tuple[int, ...], bias: bool) -> None:
+    ours, theirs = Linear(12, 30, bias=bias), nn.Linear(12, 30, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for layer in (ours, theirs):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = layer(x)
+        gradients = torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))
+        found.append((y, *gradients))
+    for one, other in zip(*found):
+        assert one.shape == other.shape
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_it_is_onednn_that_multiplies(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    multiply, calls = products._multiply, []
+    monkeypatch.setattr(products, "_multiply", lambda *a: calls.append(a) or multiply(*a))
+    Linear(4, 6)(torch.randn(3, 4)).sum().backward()
+    assert len(calls) == (2 if onednn else 0)  # forward, and the gradient of W
+
+
+def test_gradients_of_gradients() -> None:
+    layer, x = Linear(4, 6), torch.randn(3, 4, requires_grad=True)
+    plain = nn.Linear(4, 6)
+    plain.load_state_dict(layer.state_dict())
+    seconds = []
+    for one in (layer, plain):
+        (first,) = torch.autograd.grad(one(x).pow(3).sum(), x, create_graph=True)
+        seconds.append(torch.autograd.grad(first.square().sum(), x)[0])
+    assert torch.allclose(*seconds, rtol=1e-4)
+
+
+def test_a_layer_steps_back_where_it_cannot_be_taken() -> None:
+    layer, x = Linear(4, 6), torch.randn(3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert layer.double()(x.double()).dtype == torch.float64
+    layer = layer.float()
+    batched = torch.func.vmap(layer)(x)
+    assert torch.allclose(batched, layer(x), atol=1e-5)
+    gradient = torch.func.grad(lambda one: layer(one).sum())(x[0])
+    assert torch.allclose(gradient, layer.weight.sum(0), atol=1e-5)
+    exported = torch.export.export(layer, (x,)).module()
+    assert torch.allclose(exported(x), layer(x), atol=1e-5)
+
+
+def test_a_decoder_is_packed_where_onednn_multiplies(onednn: bool) -> None:
+    decoder = ShowTell(
+        vocabulary_size=20, feature_size=6, embedding_size=8, hidden_size=8, dropout=0.0
+    ).eval()
+    copied = laid_out(decoder)
+    assert isinstance(copied.output, Packed) is onednn
+    h = torch.randn(5, 8)
+    assert torch.allclose(copied.output(h), decoder.output(h), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "found"),
+    [
+        ("vendor_id\t: AuthenticAMD", "AVX512", True),
+        ("vendor_id\t: AuthenticAMD", "AVX2", False),
+        ("vendor_id\t: GenuineIntel", "AVX512", False),
+        ("", "AVX512", False),
+    ],
+)
+def test_onednn_is_for_processors_that_mkl_uses_by_half(
+    vendor: str, capability: str, found: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(products, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert products.by_onednn.__wrapped__() is found
