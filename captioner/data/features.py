@@ -292,13 +292,14 @@ class _Store:
         """Refuse to begin what the disk cannot hold."""
         _require_room(self.folder, count, sum(self.widths.values()))
 
-    def append(self, keys: Sequence[bytes], batches: Sequence[Features]) -> None:
-        """Write the rows of some batches, and last their index entries."""
+    def append(self, batches: Sequence[tuple[Sequence[bytes], Features]]) -> None:
+        """Write the keys and rows of some batches, and last their index entries."""
         first = self._count()
         for name in self.widths.keys() - {"index"}:
             field = name.removesuffix(".f16")
-            self._write(name, b"".join(_halves(getattr(one, field)) for one in batches))
-        self._write("index", b"".join(_entry(first + i, key) for i, key in enumerate(keys)))
+            self._write(name, b"".join(_halves(getattr(one, field)) for _, one in batches))
+        keys = enumerate((key for some, _ in batches for key in some), first)
+        self._write("index", b"".join(_entry(row, key) for row, key in keys))
 
     def _write(self, name: str, data: bytes) -> None:
         with open(self.folder / name, "ab") as file:
@@ -396,24 +397,23 @@ def _encode(
         with threads(READERS) as readers, side_by_side(device) as (encoders, count):
             pixels = in_order(readers, picture, missing.values(), ahead=(1 + count) * batch_size)
             batches = in_order(encoders, encode, batched(pixels, batch_size), ahead=count)
-            keys, done = iter(missing), list[tuple[bytes, Tensor | Exception]]()
-            found: list[Features] = []
+            keys, done = iter(missing), list[tuple[list[bytes], Features]]()
 
             def write() -> None:
-                good = [key for key, one in done if isinstance(one, Tensor)]
-                batches = [*found]
-                done.clear()
-                found.clear()
-                if good:
-                    store.append(good, batches)
+                taken = [*done]
+                done.clear()  # first, so that nothing is written twice
+                if taken:
+                    store.append(taken)
 
             try:
                 for pictures, features in batches:
-                    done += zip(islice(keys, len(pictures)), pictures)
-                    found += [] if features is None else [features]
+                    read = zip(islice(keys, len(pictures)), pictures)
+                    good = [key for key, one in read if isinstance(one, Tensor)]
+                    if features is not None:
+                        done.append((good, features))
                     broken += [str(one) for one in pictures if isinstance(one, Exception)]
                     advance(len(pictures))
-                    if len(done) >= _AT_ONCE:
+                    if len(done) * batch_size >= _AT_ONCE:
                         write()
             finally:
                 write()  # also what an interrupt finds

@@ -42,8 +42,8 @@ from captioner.models.unroll import CELLS, Recurrence
 
 IMAGES = ("x0", "h0", "every", "merge")
 
-OneStep = Callable[[Tensor, State], tuple[Tensor, State]]
-"""Tokens, or what is made of them, and the state before -> an answer and the state after."""
+Advance = Callable[[Tensor, State], tuple[Tensor, State]]
+"""Projected words [B, gates * H] and the state before -> h of the last layer, the state after."""
 
 
 class ShowTell(nn.Module):
@@ -183,7 +183,7 @@ class ShowTell(nn.Module):
         return Stepper(torch.no_grad()(copied.start), step)
 
     def _advance(
-        self, projected: Tensor, state: State, advance: OneStep | None = None
+        self, projected: Tensor, state: State, advance: Advance | None = None
     ) -> tuple[Tensor, State]:
         """One step from projected words [B, gates * H] -> what is answered from [B, H], state."""
         if self.enters == "every":
