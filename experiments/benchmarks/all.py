@@ -119,6 +119,8 @@ def look(names: list[str], root: Path, run: Path | None, output: Path) -> None:
             raise ValueError(f"{root}: holds no {file}; --flickr8k is the folder of the data set")
     if run and not (run.expanduser() / "checkpoints").is_dir():
         raise ValueError(f"{run}: no run folder; --run is one that captioner train has made")
+    if not names:
+        raise ValueError("whole_training makes a run folder of its own; leave --run out")
     if not run and "whole_training" not in names:
         needing = [name for name in names if RUN in SCRIPTS[name].arguments]
         if needing:

@@ -288,6 +288,8 @@ def guarded(main: Callable[[], None]) -> None:
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
 
 
 # Matrix products as the bound
