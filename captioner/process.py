@@ -27,8 +27,9 @@ LARGEST = 2**31 - 1  # mallopt takes an int
 THRESHOLDS = (2**30, 2**25)
 
 
-# oneDNN, which multiplies bfloat16, keeps a program and its workspace for every shape it has met.
-# Batches of real words only have hundreds of shapes: 1,024 of them, the default, take gigabytes.
+# oneDNN, which multiplies bfloat16, and on some processors float32, keeps a program and its
+# workspace for every shape it has met. Batches of real words only have hundreds of shapes: 1,024 of
+# them, the default, take gigabytes.
 CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 
 

@@ -1,27 +1,32 @@
 """Products by oneDNN: the same as torch's, with the same gradients, wherever they are taken."""
 
-from collections.abc import Iterator
+import copy
+import pickle
 from itertools import product as every
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
 
 from captioner.models import products
 from captioner.models.layout import Packed, laid_out
 from captioner.models.products import Linear, add_product, affine, product
 from captioner.models.recurrent import ShowTell
 
+BY_ONEDNN = products.by_onednn
 HAS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-pytestmark = pytest.mark.skipif(not HAS, reason="this torch has no oneDNN")
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=["oneDNN", "torch"])
-def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Both ways, whatever processor this is."""
+    if request.param and not HAS:
+        pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(products, "by_onednn", lambda: request.param)
     monkeypatch.setattr("captioner.models.layout.by_onednn", lambda: request.param)
-    yield request.param
+    return bool(request.param)
 
 
 @pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 7, 5), (33, 64, 20), (64, 20, 300)])
@@ -97,6 +102,42 @@ def test_a_layer_steps_back_where_it_cannot_be_taken() -> None:
     assert torch.allclose(exported(x), layer(x), atol=1e-5)
 
 
+def test_a_layer_accepts_what_torchs_accepts() -> None:
+    assert Linear(5, 7, device="meta")(torch.randn(2, 5, device="meta")).shape == (2, 7)
+    frozen, x = Linear(5, 7).requires_grad_(False), torch.randn(2, 5, requires_grad=True)
+    inside = x * 1
+    y = frozen(inside)
+    inside.add_(1)  # its weight does not learn, so that the input is not needed any more
+    y.sum().backward()
+    assert torch.allclose(x.grad, frozen.weight.sum(0).expand(2, 5), atol=1e-5)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.randn(2, 5), torch.ones(2, 5))
+        tangent = forward_ad.unpack_dual(frozen(dual)).tangent
+    assert torch.allclose(tangent, frozen.weight.sum(1).expand(2, 7), atol=1e-5)
+    with FlopCounterMode(display=False) as counter:
+        frozen(torch.randn(2, 5))
+    assert counter.get_total_flops() == 2 * 2 * 5 * 7
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        frozen(torch.randn(2, 6))
+
+
+def test_what_a_layer_means_is_kept_when_it_is_copied() -> None:
+    layer, x = Linear(5, 7), torch.randn(2, 5)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert type(copied) is Linear
+        assert torch.equal(copied(x), layer(x))
+
+
+def test_a_layer_with_hooks_is_not_packed() -> None:
+    layer, seen = nn.Sequential(Linear(5, 7)), []
+    layer[0].register_forward_hook(lambda *_: seen.append(1))
+    copied = laid_out(layer)
+    assert isinstance(copied[0], Linear)
+    x = torch.randn(2, 5)
+    assert torch.allclose(copied(x), layer(x), atol=1e-5)
+    assert len(seen) == 2
+
+
 def test_a_decoder_is_packed_where_onednn_multiplies(onednn: bool) -> None:
     decoder = ShowTell(
         vocabulary_size=20, feature_size=6, embedding_size=8, hidden_size=8, dropout=0.0
@@ -119,8 +160,8 @@ def test_a_decoder_is_packed_where_onednn_multiplies(onednn: bool) -> None:
 def test_onednn_is_for_processors_that_mkl_uses_by_half(
     vendor: str, capability: str, found: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()
     monkeypatch.setattr(products, "_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    assert products.by_onednn.__wrapped__() is found
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: HAS)
+    assert BY_ONEDNN.__wrapped__() is (found and HAS)

@@ -77,9 +77,9 @@ class Packed(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         # The operations behind torch.compile's linear layers.
-        self.weight = linear.weight.to(dtype)  # as it is elsewhere, for who reads it
+        self.weight = linear.weight.detach().to(dtype)  # as it is elsewhere, for who reads it
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight)
-        self.bias = None if linear.bias is None else linear.bias.to(dtype)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         pointwise = torch.ops.mkldnn._linear_pointwise

@@ -2,8 +2,10 @@
 
 torch multiplies float32 by MKL, which on AMD's processors uses vectors of half the width that they
 have. oneDNN, which torch brings as well, uses all of it: on a Zen 5 a product takes less than half
-the time. There products go to oneDNN; everywhere else, and in every other dtype, they are torch's
-own. Sums are added up in another order, so that results may differ in their last digits.
+the time. There the loops of ``fused.py`` and ``deferred.py``, the matrices of ``layout.py`` and the
+layers of class ``Linear`` multiply by oneDNN; on other processors and in other dtypes, as all else,
+they are torch's own. Sums are added up in another order, so that results may differ in their last
+digits.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 log = logging.getLogger(__name__)
@@ -73,17 +76,35 @@ class Linear(nn.Linear):
     """nn.Linear, with products by the fastest library: [..., input] -> [..., output]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """W x + b; as nn.Linear does it where something else watches, casts or transforms."""
-        watched = torch._C._is_torch_function_mode_enabled()
-        cast = torch.is_autocast_enabled(input.device.type)
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        transformed = torch._C._are_functorch_transforms_active()
-        plain = type(self.weight) is nn.Parameter
-        if watched or cast or traced or transformed or not plain or not _quick(input):
+        """W x + b; as nn.Linear does it where oneDNN is not faster or something else looks on."""
+        if not _quick(input) or not self._is_plain(input) or _watched():
             return super().forward(input)
         rows = input.reshape(-1, self.in_features)
         found = _Affine.apply(rows, self.weight, self.bias)
         return found.view(*input.shape[:-1], self.out_features)
+
+    def _is_plain(self, input: Tensor) -> bool:
+        """Whether nothing is cast, and the input fits; else nn.Linear says what is wrong."""
+        weight = self.weight
+        return (
+            type(weight) is nn.Parameter
+            and weight.dtype == input.dtype
+            and weight.device == input.device
+            and input.shape[-1] == self.in_features
+        )
+
+
+def _watched() -> bool:
+    """Whether something casts, counts, intercepts, transforms or traces what is computed."""
+    return (
+        torch.is_autocast_enabled("cpu")
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+    )
 
 
 PLAIN = (nn.Linear, Linear)
@@ -95,7 +116,8 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         return _multiply(x, weight, bias)
 
     @staticmethod

@@ -1,8 +1,8 @@
 """How long decoding takes beside the usual ways, on a trained model in the same process.
 
 Each round decodes the same dev images in every way, one way after the other. The bound is the ratio
-if the rows that are decoded cost no more than their matrix products at the speed of a large one. In
-fp32 every way must find the same captions.
+if the rows that are decoded cost no more than their matrix products at the speed of a large one.
+How many captions are the peer's is kept with each row: in fp32 all should be.
 
     python experiments/benchmarks/decoding.py RUN
 """
@@ -13,7 +13,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from paired import LARGE, compared, finish, guarded, in_turns, parser, positive, product, start
+from paired import (
+    LARGE,
+    compare,
+    finish,
+    make_parser,
+    product,
+    run_guarded,
+    start,
+    take_turns,
+)
 from torch import Tensor
 
 import captioner
@@ -22,8 +31,9 @@ from captioner.config import make
 from captioner.data import read_records
 from captioner.data.datamodule import cached_features
 from captioner.models import Features, generate, make_steppers
+from captioner.models.recurrent import ShowTell
 
-BEAM, BATCH, MANY, MOST = 5, 32, 128, 30
+BEAM, BATCH, MANY, IMAGES, MOST = 5, 32, 128, 256, 30
 NEVER = [0, 1, 3]  # <pad>, <start>, <unk>
 Captions = list[tuple[int, ...]]
 
@@ -158,7 +168,7 @@ class Ways:
             "128, bf16": self.noted("128, bf16", lambda: self.ours(in_bf16, MANY)),
             "1": self.noted("1", lambda: self.ours(beam, 1)),
             "greedy loop": self.noted("greedy loop", lambda: self.ours(greedy, 1, alone=True)),
-            "greedy": self.noted("greedy", lambda: self.ours(greedy, 256)),
+            "greedy": self.noted("greedy", lambda: self.ours(greedy, IMAGES)),
             "product": product(half=False),
             "product, bf16": product(half=True),
         }
@@ -196,21 +206,25 @@ class Ways:
 
 @torch.inference_mode()
 def main() -> None:
-    arguments = parser(__doc__, rounds=5)
+    arguments = make_parser(__doc__, rounds=5)
     arguments.add_argument(
         "run", metavar="RUN", help="a run folder, of a model whose data are there"
     )
-    arguments.add_argument("--images", type=positive, default=128, help="default %(default)s")
     options = arguments.parse_args()
     model = captioner.load(options.run, device="cpu")
-    records = make(read_records, "data", model.config["data"]).split("dev")[: options.images]
+    records = make(read_records, "data", model.config["data"]).split("dev")[:IMAGES]
     images = [record.image for record in records]
+    decoder = model.model.decoder
+    if not isinstance(decoder, ShowTell) or len(images) < IMAGES:
+        raise ValueError(
+            f"{options.run}: {type(decoder).__name__}, {len(images)} dev images; a ShowTell and "
+            f"{IMAGES} or more are needed"
+        )
     size = len(model.tokenizer.vocabulary)
     about = start(options, images=len(images), split="dev", vocabulary=size)
     features = cached_features(model.model.encoder, images, None).get(images)
     ways = Ways(model, features)
-    seconds = in_turns(ways.tasks, options.rounds)
-    decoder = model.model.decoder
+    seconds = take_turns(ways.tasks, options.rounds)
     matrices = [cell.of_hidden.weight for cell in decoder.recurrence.cells]
     of_row = 2 * sum(one.numel() for one in (*matrices, decoder.output.weight))
     rows = []
@@ -218,7 +232,7 @@ def main() -> None:
         large = seconds["product, bf16" if "bf16" in way else "product"]
         same = sum(a == b for a, b in zip(ways.captions[peer], ways.captions[way]))
         rows.append(
-            compared(
+            compare(
                 name,
                 seconds[way],
                 seconds[peer],
@@ -236,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)

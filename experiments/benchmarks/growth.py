@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paired import alone, finish, guarded, parser, start
+from paired import finish, make_parser, report_value, run_guarded, start
 
 from captioner.progress import shown
 
@@ -104,7 +104,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     if "--measured" in sys.argv[1:2]:
         run_measured(sys.argv[2:])
-    arguments = parser(__doc__)
+    arguments = make_parser(__doc__)
     arguments.add_argument("root", metavar="ROOT", type=Path, help="Flickr8k's folder")
     options = arguments.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
@@ -114,12 +114,12 @@ def main() -> None:
     for one in found:
         name = f"{one['captions']} captions of {one['images']} images"
         each = 1000 * one["seconds"] / one["captions"]
-        rows.append(alone(f"{name}: training", each, "ms a caption", **one))
-        rows.append(alone(f"{name}: peak memory", one["peak_gib"], "GiB", goal=MEMORY))
+        rows.append(report_value(f"{name}: training", each, "ms a caption", **one))
+        rows.append(report_value(f"{name}: peak memory", one["peak_gib"], "GiB", goal=MEMORY))
     finish(about, rows, options.json)
     if options.json:
         draw(found, Path(options.json).with_suffix(".svg"))
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)

@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 QUARTILES_FROM = 7  # rounds
 
 
-def parser(description: str | None, *, rounds: int = 0) -> argparse.ArgumentParser:
+def make_parser(description: str | None, *, rounds: int = 0) -> argparse.ArgumentParser:
     """What all scripts accept; --rounds where there are any."""
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -57,7 +57,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def with_captions(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def add_captions(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
     found.add_argument(
         "--flickr8k",
         metavar="FOLDER",
@@ -66,7 +66,7 @@ def with_captions(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return found
 
 
-def captions(folder: str | None) -> list[str]:
+def read_captions(folder: str | None) -> list[str]:
     """Training captions of Flickr8k, else of the embedded grammar."""
     if not folder:
         chance = random.Random(0)
@@ -79,9 +79,9 @@ def captions(folder: str | None) -> list[str]:
     return [text for name, text in pairs if name.partition("#")[0] in training]
 
 
-def lengths(folder: str | None, count: int, *, more: int) -> torch.Tensor:
+def draw_lengths(folder: str | None, count: int, *, more: int) -> torch.Tensor:
     """The words of `count` captions drawn at random, and `more` for each."""
-    drawn = random.Random(0).choices(captions(folder), k=count)
+    drawn = random.Random(0).choices(read_captions(folder), k=count)
     return torch.tensor([len(ptb_words(text)) + more for text in drawn])
 
 
@@ -93,6 +93,8 @@ def start(options: argparse.Namespace, *packages: str, **more: Any) -> dict[str,
         packages: whose versions count, besides captioner and torch.
         more: what else the numbers depend on.
     """
+    if options.json and not Path(options.json).resolve().parent.is_dir():
+        raise ValueError(f"--json {options.json}: its folder is not there; make it first")
     kept = keep_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -106,11 +108,11 @@ def start(options: argparse.Namespace, *packages: str, **more: Any) -> dict[str,
         **more,
         "threads": options.threads,
         "freed memory kept": kept,
-        **machine(packages),
+        **describe_machine(packages),
     }
 
 
-def machine(packages: Iterable[str] = ()) -> dict[str, str]:
+def describe_machine(packages: Iterable[str] = ()) -> dict[str, str]:
     """The processor, the versions, the commit and the day."""
     return {
         "processor": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
@@ -139,14 +141,17 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(HERE), *arguments]
-        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        try:
+            return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+        except OSError:  # no git
+            return ""
 
     name = git("rev-parse", "--short", "HEAD")
     changed = git("status", "--porcelain", "--", ":/captioner", ":/conf", str(HERE / "*.py"))
     return f"{name}{'+' if changed else ''}" if name else "unknown"
 
 
-def in_turns(
+def take_turns(
     tasks: Mapping[str, Callable[[], Any]], rounds: int, *, what: str = "rounds"
 ) -> dict[str, list[float]]:
     """Seconds of every task in every round, after one round that is not counted."""
@@ -163,7 +168,7 @@ def in_turns(
 # Rows
 
 
-def compared(
+def compare(
     name: str,
     ours: Sequence[float],
     peer: Sequence[float],
@@ -209,7 +214,7 @@ def compared(
     }
 
 
-def alone(
+def report_value(
     name: str,
     value: float,
     unit: str,
@@ -238,32 +243,37 @@ def _goal(value: float, goal: float | None, *, at_least: bool) -> dict[str, Any]
 HEAD = "| row | captioner | peer | ratio | spread | bound | goal | met |\n|---|" + 7 * "---:|"
 
 
-def line(row: Mapping[str, Any]) -> str:
+def format_row(row: Mapping[str, Any]) -> str:
     """A row of the table, in Markdown."""
     unit, of_value = row["unit"], "ratio" not in row
-    cells = [row["row"], quantity(row["captioner"], unit)]
+    cells = [row["row"], format_quantity(row["captioner"], unit)]
     if of_value:
         cells += [""] * 4
     else:
-        low, high = map(number, row["spread"])
-        bound = "" if row["bound"] is None else number(row["bound"])
-        cells += [quantity(row["peer"], unit), number(row["ratio"]), f"{low} to {high}", bound]
+        low, high = map(format_ratio, row["spread"])
+        bound = "" if row["bound"] is None else format_ratio(row["bound"])
+        cells += [
+            format_quantity(row["peer"], unit),
+            format_ratio(row["ratio"]),
+            f"{low} to {high}",
+            bound,
+        ]
     if row["goal"] is None:
         cells += ["", ""]
     else:
-        goal = quantity(row["goal"], unit) if of_value else f"{row['goal']:g}"
+        goal = format_quantity(row["goal"], unit) if of_value else f"{row['goal']:g}"
         sign = "≥" if row["goal is"] == "at least" else "≤"
         cells += [f"{sign} {goal}", "yes" if row["met"] else "no"]
     return f"| {' | '.join(cells)} |"
 
 
-def number(value: float) -> str:
+def format_ratio(value: float) -> str:
     """A ratio, with three digits or two."""
     size = abs(value)
     return f"{value:.{3 if size < 0.1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
 
 
-def quantity(value: float, unit: str) -> str:
+def format_quantity(value: float, unit: str) -> str:
     """A number with its unit; less than a second in milliseconds."""
     if unit == "s" and abs(value) < 1:
         value, unit = 1000 * value, "ms"
@@ -271,23 +281,25 @@ def quantity(value: float, unit: str) -> str:
     return f"{value:.{digits}f} {unit}".strip()
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "\n".join([HEAD, *map(line, rows)])
+def format_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "\n".join([HEAD, *map(format_row, rows)])
 
 
 def finish(about: dict[str, Any], rows: list[dict[str, Any]], path: str | None) -> None:
     """Print the table, and write the numbers where they are wanted."""
-    print(table(rows), flush=True)
+    print(format_table(rows), flush=True)
     if path:
         write_whole(path, json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
 
 
-def guarded(main: Callable[[], None]) -> None:
+def run_guarded(main: Callable[[], None]) -> None:
     """Run a script; what is wrong with its input is said in a line."""
     try:
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"error: a process that was measured failed:\n{error.stderr}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
@@ -325,7 +337,7 @@ class Products(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def flops(work: Callable[[], Any]) -> int:
+def count_flops(work: Callable[[], Any]) -> int:
     """FLOPs of the matrix products of a task."""
     with Products() as counted:
         work()
@@ -342,26 +354,26 @@ def product(*, half: bool) -> Callable[[], Any]:
     return lambda: products.product(a, b)  # by the library that is fastest here
 
 
-def shares(
+def compare_shares(
     tasks: Mapping[str, Callable[[], Any]], pairs: Sequence[Pair], rounds: int
 ) -> list[dict[str, Any]]:
     """Measure all tasks in turns; a row for each pair, bounded by the products of ours."""
-    counts = {pair.ours: flops(tasks[pair.ours]) for pair in pairs}
-    products = {f"product, {half}": product(half=half) for half in {pair.half for pair in pairs}}
-    seconds, rows = in_turns({**tasks, **products}, rounds), []
+    counts = {pair.ours: count_flops(tasks[pair.ours]) for pair in pairs}
+    large = {f"product, {half}": product(half=half) for half in {pair.half for pair in pairs}}
+    seconds, rows = take_turns({**tasks, **large}, rounds), []
     for name, ours, peer, goal, half in pairs:
-        large = seconds[f"product, {half}"]
+        of_large = seconds[f"product, {half}"]
         rows.append(
-            compared(
+            compare(
                 name,
                 seconds[ours],
                 seconds[peer],
                 times=False,
-                least=[counts[ours] / LARGE * one for one in large],
+                least=[counts[ours] / LARGE * one for one in of_large],
                 goal=goal,
                 gflop=counts[ours] / 1e9,
-                gflops=LARGE / 1e9 / statistics.median(large),
+                gflops=LARGE / 1e9 / statistics.median(of_large),
             )
         )
-        print(line(rows[-1]), file=sys.stderr)
+        print(format_row(rows[-1]), file=sys.stderr)
     return rows

@@ -27,7 +27,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from paired import LARGE, alone, compared, finish, guarded, parser, positive, product, start
+from paired import (
+    LARGE,
+    compare,
+    finish,
+    make_parser,
+    product,
+    report_value,
+    run_guarded,
+    start,
+)
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,6 +64,7 @@ GOALS = {
     "folder, beside the encoder alone": 0.85,
 }
 WORDS = "input, encoder, features, folder"
+MANY = 256  # pictures
 HELP, MEMORY = 0.3, 3  # seconds of captioner --help, GiB
 
 
@@ -108,7 +118,7 @@ def levels(encoder: Encoder, name: str, files: Sequence[str]) -> dict[str, Any]:
         largest = max(largest, float(apart.max()))
         means.append(float(apart.mean()))
     mean = statistics.mean(means)
-    return alone(f"largest difference of a pixel, {name}", largest, "of 255", mean=mean)
+    return report_value(f"largest difference of a pixel, {name}", largest, "of 255", mean=mean)
 
 
 def input_tasks(encoder: Encoder, files: dict[str, list[str]]) -> dict[str, Task]:
@@ -253,7 +263,7 @@ def measure(tasks: dict[str, Task]) -> dict[str, Seconds]:
 
 def row(name: str, seconds: Sequence[Seconds]) -> dict[str, Any]:
     usual, ours, least, others = zip(*seconds)
-    return compared(
+    return compare(
         name,
         ours,
         usual,
@@ -265,14 +275,15 @@ def row(name: str, seconds: Sequence[Seconds]) -> dict[str, Any]:
 
 
 def main() -> None:
-    arguments = parser(__doc__, rounds=3)
+    arguments = make_parser(__doc__, rounds=3)
     arguments.add_argument("run", metavar="RUN", help="a run folder whose encoder is frozen")
     arguments.add_argument("folder", metavar="FOLDER", help="pictures")
-    arguments.add_argument("--images", type=positive, default=256, help="default %(default)s")
     arguments.add_argument("--only", metavar="WORD", default="", help="tasks that begin so")
     options = arguments.parse_args()
     every = list(find_images([options.folder]))
-    files = every[:: max(1, len(every) // options.images)][: options.images]
+    files = every[:: max(1, len(every) // MANY)][:MANY]
+    if len(files) < MANY:
+        raise ValueError(f"{options.folder}: {len(files)} pictures; {MANY} or more are needed")
     model, plain = (captioner.load(options.run, device="cpu") for _ in range(2))
     quick, encoder = model.encoders[0], plain.encoders[0]
     quick.precision, encoder.precision = "auto", "fp32"
@@ -304,15 +315,15 @@ def main() -> None:
     if not options.only:
         cold = [cold_start(options.run, files[0]) for _ in range(options.rounds)]
         for step in cold[0]:
-            goal = HELP if step == "captioner --help" else None
             value = statistics.median(one[step] for one in cold)
-            rows.append(
-                alone(f"first caption: {step}" if goal is None else step, value, "s", goal=goal)
-            )
+            if step == "captioner --help":
+                rows.append(report_value(step, value, "s", goal=HELP))
+            else:
+                rows.append(report_value(f"first caption: {step}", value, "s"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    rows.append(alone("peak memory", peak, "GiB", goal=MEMORY))
+    rows.append(report_value("peak memory", peak, "GiB", goal=MEMORY))
     finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)

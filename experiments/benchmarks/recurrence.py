@@ -12,7 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from paired import Pair, finish, guarded, lengths, parser, shares, start, with_captions
+from paired import (
+    Pair,
+    add_captions,
+    compare_shares,
+    draw_lengths,
+    finish,
+    make_parser,
+    run_guarded,
+    start,
+)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -137,14 +146,16 @@ def of_others(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], 
 
 
 def main() -> None:
-    options = with_captions(parser(__doc__, rounds=11)).parse_args()
+    options = add_captions(make_parser(__doc__, rounds=11)).parse_args()
     about, rows = start(options), []
     for batch in BATCHES:
-        words = lengths(options.flickr8k, batch, more=2)  # X_0 and <start>
-        rows += shares(*of_lstm(batch, words), options.rounds)
-    rows += shares(*of_others(128, lengths(options.flickr8k, 128, more=2)), options.rounds)
+        words = draw_lengths(options.flickr8k, batch, more=2)  # X_0 and <start>
+        rows += compare_shares(*of_lstm(batch, words), options.rounds)
+    rows += compare_shares(
+        *of_others(128, draw_lengths(options.flickr8k, 128, more=2)), options.rounds
+    )
     finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy
-from paired import captions, compared, finish, guarded, parser, start, with_captions
+from paired import add_captions, compare, finish, make_parser, read_captions, run_guarded, start
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as CocoCider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
@@ -119,9 +119,9 @@ ROWS = (
 
 
 def main() -> None:
-    options = with_captions(parser(__doc__, rounds=3)).parse_args()
+    options = add_captions(make_parser(__doc__, rounds=3)).parse_args()
     about = start(options, "numpy", "pycocoevalcap", images=IMAGES, references=REFERENCES)
-    pool = captions(options.flickr8k)
+    pool = read_captions(options.flickr8k)
     chance = random.Random(0)
     words = [ptb_words(text) for text in pool]
     people = [[chance.choice(words) for _ in range(REFERENCES)] for _ in range(IMAGES)]
@@ -134,9 +134,9 @@ def main() -> None:
     rows = []
     for task, other, least, goal in ROWS:
         ours, peer, fewest = ([one[name] for one in rounds] for name in (task, other, least))
-        rows.append(compared(task, ours, peer, times=False, least=fewest, goal=goal))
+        rows.append(compare(task, ours, peer, times=False, least=fewest, goal=goal))
     finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)

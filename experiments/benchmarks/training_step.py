@@ -16,7 +16,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from paired import Pair, finish, guarded, lengths, parser, shares, start, with_captions
+from paired import (
+    Pair,
+    add_captions,
+    compare_shares,
+    draw_lengths,
+    finish,
+    make_parser,
+    run_guarded,
+    start,
+)
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -142,9 +151,9 @@ def batch(words: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def main() -> None:
-    options = with_captions(parser(__doc__, rounds=11)).parse_args()
+    options = add_captions(make_parser(__doc__, rounds=11)).parse_args()
     about, rows = start(options), []
-    words = lengths(options.flickr8k, B, more=1)  # <start>
+    words = draw_lengths(options.flickr8k, B, more=1)  # <start>
     for vocabulary, (goal, half_goal) in GOALS.items():
         features, inputs, targets = batch(words, vocabulary)
         tutorial = Tutorial(vocabulary)
@@ -160,13 +169,13 @@ def main() -> None:
             Pair(f"V={vocabulary}, fp32", "ours", "tutorial", goal),
             Pair(f"V={vocabulary}, bf16 against fp32", "ours, bf16", "tutorial", half_goal, True),
         ]
-        rows += shares(tasks, pairs, options.rounds)
+        rows += compare_shares(tasks, pairs, options.rounds)
         if vocabulary == 3000:
             attending = [up_down(half, inputs, targets) for half in (False, True)]
     for tasks, pairs in attending:
-        rows += shares(tasks, pairs, options.rounds)
+        rows += compare_shares(tasks, pairs, options.rounds)
     finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paired import alone, finish, guarded, parser, start
+from paired import finish, make_parser, report_value, run_guarded, start
 
 import captioner
 from captioner.api import Captioner
@@ -34,7 +34,7 @@ PRECISIONS = {"bf16 encoder": ("bf16", "fp32"), "bf16 decoder": ("fp32", "bf16")
 
 EXTRACT = """
 import os, sys, time, tempfile; from pathlib import Path
-if hasattr(os, "sched_setaffinity"): os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import captioner, torch
 from captioner.data.features import cache_features
 torch.set_num_threads(1)
@@ -47,7 +47,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def command(*arguments: str, environment: dict[str, str], shown: bool) -> tuple[float, str]:
+def run_command(*arguments: str, environment: dict[str, str], shown: bool) -> tuple[float, str]:
     """Seconds of a run of the command line, and what it printed."""
     started = time.perf_counter()
     done = subprocess.run(
@@ -61,7 +61,7 @@ def command(*arguments: str, environment: dict[str, str], shown: bool) -> tuple[
     return time.perf_counter() - started, done.stdout
 
 
-def on_one_core(path: Path, root: Path) -> float:
+def extract_on_one_core(path: Path, root: Path) -> float:
     """Images a second from files to an empty cache, in a process that has one core."""
     images = find_images([str(root)])
     files = [str(file) for _, file in zip(range(EXTRACTED), images)]
@@ -70,7 +70,7 @@ def on_one_core(path: Path, root: Path) -> float:
     return len(files) / float(done.stdout)
 
 
-def scores(model: Captioner, encoder: str, decoder: str, cache: str) -> dict[str, Any]:
+def score_dev(model: Captioner, encoder: str, decoder: str, cache: str) -> dict[str, Any]:
     """Scores of dev with a beam of 3, and their signature."""
     model.encoders[0].precision = encoder
     result = evaluate(
@@ -83,16 +83,48 @@ def scores(model: Captioner, encoder: str, decoder: str, cache: str) -> dict[str
     return {**result.scores.values, "signature": result.scores.signature}
 
 
+def train_and_evaluate(root: Path, run_dir: Path, cache: str, options: Any) -> list[dict[str, Any]]:
+    """The rows of the command line: a training from an empty cache, and its evaluation."""
+    environment = {"CAPTIONER_CACHE": cache, "OMP_NUM_THREADS": str(options.threads)}
+    recipe = ("experiment=flickr8k_quick", f"data.root={root}", f"seed={options.seed}")
+    seconds, _ = run_command(
+        "train", *recipe, f"run_dir={run_dir}", environment=environment, shown=True
+    )
+    costs = json.loads((run_dir / COSTS).read_text())
+    evaluating, printed = run_command(
+        *("evaluate", str(run_dir), "decoding=consensus", "--format", "json"),
+        environment=environment,
+        shown=False,
+    )
+    found = json.loads(printed)
+    score = found["scores"]["BLEU-4"]
+    rows = [
+        report_value("training, from image files", seconds / 60, "min", goal=MINUTES, costs=costs),
+        report_value("its evaluation by consensus", evaluating, "s"),
+        report_value("BLEU-4, consensus", score, "", goal=BLEU, at_least=True, **found),
+    ]
+    peak = costs["peak_memory_gib"]  # 0 where the system does not tell
+    return rows + [report_value("its peak memory", peak, "GiB", goal=MEMORY)] * bool(peak)
+
+
+def compare_precisions(run_dir: Path, cache: str) -> list[dict[str, Any]]:
+    """How far from fp32 the scores of a beam are, with the encoder or the decoder in bf16."""
+    model = captioner.load(run_dir, device="cpu")
+    plain = score_dev(model, "fp32", "fp32", cache)
+    rows = [report_value("BLEU-4, beam of 3, fp32", plain["BLEU-4"], "", scores=plain)]
+    for name, how in PRECISIONS.items():
+        other = score_dev(model, *how, cache)
+        apart = abs(other["BLEU-4"] - plain["BLEU-4"])
+        rows.append(report_value(f"BLEU-4 apart with {name}", apart, "", goal=APART, scores=other))
+    return rows
+
+
 def main() -> None:
-    arguments = parser(__doc__)
+    arguments = make_parser(__doc__)
     arguments.set_defaults(threads=os.cpu_count() or 1)
     arguments.add_argument("root", metavar="ROOT", type=Path, help="Flickr8k's folder")
     arguments.add_argument(
-        "--run-dir",
-        metavar="FOLDER",
-        type=Path,
-        default=Path("runs/quick"),
-        help="a new run folder",
+        "--run-dir", metavar="FOLDER", type=Path, default="runs/quick", help="a new run folder"
     )
     arguments.add_argument("--seed", type=int, default=1, help="default %(default)s")
     options = arguments.parse_args()
@@ -101,36 +133,14 @@ def main() -> None:
         raise ValueError(f"{run_dir}: is there already; name a new folder with --run-dir")
     about = start(options, "torchvision", "timm", split="dev", seed=options.seed)
     with tempfile.TemporaryDirectory() as cache:
-        environment = {"CAPTIONER_CACHE": cache, "OMP_NUM_THREADS": str(options.threads)}
-        recipe = ("experiment=flickr8k_quick", f"data.root={root}", f"seed={options.seed}")
-        seconds, _ = command(
-            "train", *recipe, f"run_dir={run_dir}", environment=environment, shown=True
-        )
-        costs = json.loads((run_dir / COSTS).read_text())
-        evaluating, printed = command(
-            *("evaluate", str(run_dir), "decoding=consensus", "--format", "json"),
-            environment=environment,
-            shown=False,
-        )
-        found = json.loads(printed)
-        model = captioner.load(run_dir, device="cpu")
-        plain = scores(model, "fp32", "fp32", cache)
-        others = {name: scores(model, *how, cache) for name, how in PRECISIONS.items()}
-    consensus = found["scores"]
-    rows = [
-        alone("training, from image files", seconds / 60, "min", goal=MINUTES, costs=costs),
-        alone("its peak memory", costs["peak_memory_gib"], "GiB", goal=MEMORY),
-        alone("its evaluation by consensus", evaluating, "s"),
-        alone("BLEU-4, consensus", consensus["BLEU-4"], "", goal=BLEU, at_least=True, **found),
-        alone("BLEU-4, beam of 3, fp32", plain["BLEU-4"], "", scores=plain),
-    ]
-    for name, other in others.items():
-        apart = abs(other["BLEU-4"] - plain["BLEU-4"])
-        rows.append(alone(f"BLEU-4 apart with {name}", apart, "", goal=APART, scores=other))
-    rate = on_one_core(run_dir, root)
-    rows.append(alone("features on one core", rate, "images/s", goal=PER_SECOND, at_least=True))
+        rows = train_and_evaluate(root, run_dir, cache, options)
+        rows += compare_precisions(run_dir, cache)
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        rate = extract_on_one_core(run_dir, root)
+        goal = {"goal": PER_SECOND, "at_least": True}
+        rows.append(report_value("features on one core", rate, "images/s", **goal))
     finish(about, rows, options.json)
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)

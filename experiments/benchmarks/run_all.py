@@ -1,14 +1,14 @@
 """Run all benchmarks, one after the other: their numbers into one file, and the tables beside it.
 
-    python experiments/benchmarks/all.py --flickr8k ~/flickr8k --output mine.json
+    python experiments/benchmarks/run_all.py --flickr8k ~/flickr8k --output mine.json
 
 A model of Flickr8k is trained first, from an empty feature cache, and decodes in those that need
-one; with --run a trained one does. All of it takes some 45 minutes of two cores, which should have
+one; with --run a trained one does. All of it takes some 25 minutes of two cores, which should have
 nothing else to do. The file is written after every part, and keeps those that are not measured
 anew:
 
-    python experiments/benchmarks/all.py --flickr8k ~/flickr8k --output mine.json --only scoring
-    python experiments/benchmarks/all.py --flickr8k ~/flickr8k --output mine.json \\
+    python experiments/benchmarks/run_all.py --flickr8k ~/flickr8k --output mine.json --only scoring
+    python experiments/benchmarks/run_all.py --flickr8k ~/flickr8k --output mine.json \\
         --run runs/quick --only decoding pictures --threads 1 --rounds 1
 """
 
@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paired import HERE, guarded, machine, positive, table
+from paired import HERE, format_table, positive, run_guarded
 
 from captioner.data.records import write_whole
 
@@ -41,7 +41,7 @@ class Script(NamedTuple):
     threads: tuple[int, ...] = (1, 2)
     """On how many it runs, where nothing else is asked."""
     rounds: bool = True
-    """Whether it measures in rounds."""
+    """Whether it measures in rounds, on any number of threads."""
     keeps_memory: bool = False
     """Whether freed memory is kept, for both sides."""
     needs: str = ""
@@ -60,7 +60,7 @@ SCRIPTS = {
 }
 
 
-def arguments() -> argparse.ArgumentParser:
+def make_arguments() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -74,14 +74,14 @@ def arguments() -> argparse.ArgumentParser:
         "--threads",
         nargs="+",
         type=positive,
-        help="for all of them; default 1, and 2 where it counts",
+        help="of what has rounds; default 1 and 2",
     )
-    found.add_argument("--rounds", type=positive, help="of each that has rounds, for a quick look")
+    found.add_argument("--rounds", type=positive, help="1 for a quick look")
     return found
 
 
 def main() -> None:
-    options = arguments().parse_args()
+    options = make_arguments().parse_args()
     root, output = options.flickr8k.expanduser().resolve(), options.output.expanduser().resolve()
     trains = not options.run and (not options.only or "whole_training" in options.only)
     run = options.run or Path(f"runs/benchmarks-{datetime.now():%Y%m%d-%H%M%S}")
@@ -90,9 +90,15 @@ def main() -> None:
         for name in SCRIPTS
         if name in (options.only or SCRIPTS) and (trains or name != "whole_training")
     ]
-    look(names, root, options.run, output)
-    found, failed = before(output), []
-    work = [(name, n) for name in names for n in options.threads or SCRIPTS[name].threads]
+    if options.run and "whole_training" in (options.only or ()):
+        raise ValueError("whole_training makes a run folder of its own; leave --run out")
+    check_input(names, root, options.run, output)
+    found, failed = read_parts(output), []
+    work = [
+        (name, threads)
+        for name in names
+        for threads in (SCRIPTS[name].rounds and options.threads) or SCRIPTS[name].threads
+    ]
     for number, (name, threads) in enumerate(work, 1):
         title = f"{name}, {threads} thread{'s' * (threads > 1)}"
         print(f"[{number}/{len(work)}] {title}", file=sys.stderr, flush=True)
@@ -100,27 +106,27 @@ def main() -> None:
         values = [places.get(one, one) for one in SCRIPTS[name].arguments]
         if options.rounds and SCRIPTS[name].rounds:
             values += ["--rounds", str(options.rounds)]
-        part = measured(name, threads, values, output)
+        part = measure(name, threads, values, output)
         if part is None:
             failed.append(title)
             continue
         found[title] = part
-        whole = {"about": machine(), "benchmarks": {t: found[t] for t in sorted(found, key=place)}}
+        whole = {"benchmarks": {t: found[t] for t in sorted(found, key=sort_key)}}
         write_whole(output, json.dumps(whole, indent=2) + "\n")
-        write_whole(output.with_suffix(".md"), page(whole))
+        write_whole(output.with_suffix(".md"), format_page(whole))
     if failed:
         raise ValueError(f"failed: {', '.join(failed)}; see above, and repeat them with --only")
 
 
-def look(names: list[str], root: Path, run: Path | None, output: Path) -> None:
+def check_input(names: list[str], root: Path, run: Path | None, output: Path) -> None:
     """Refuse now what would fail after half an hour."""
     for file in FILES:
         if not (root / file).is_file():
             raise ValueError(f"{root}: holds no {file}; --flickr8k is the folder of the data set")
     if run and not (run.expanduser() / "checkpoints").is_dir():
         raise ValueError(f"{run}: no run folder; --run is one that captioner train has made")
-    if not names:
-        raise ValueError("whole_training makes a run folder of its own; leave --run out")
+    if not next(root.glob("*/*.jpg"), None):
+        raise ValueError(f"{root}: has no folder of .jpg files; put the photographs there")
     if not run and "whole_training" not in names:
         needing = [name for name in names if RUN in SCRIPTS[name].arguments]
         if needing:
@@ -132,7 +138,7 @@ def look(names: list[str], root: Path, run: Path | None, output: Path) -> None:
             raise ValueError(f"{needs} is not installed; python -m pip install -e '.[test]', java")
 
 
-def before(output: Path) -> dict[str, Any]:
+def read_parts(output: Path) -> dict[str, Any]:
     """The parts that the file has already."""
     if not output.exists():
         return {}
@@ -142,7 +148,7 @@ def before(output: Path) -> dict[str, Any]:
         raise ValueError(f"{output}: is no file of benchmarks; name another") from None
 
 
-def measured(name: str, threads: int, values: list[str], output: Path) -> dict[str, Any] | None:
+def measure(name: str, threads: int, values: list[str], output: Path) -> dict[str, Any] | None:
     """What one script found in a process of its own; None where it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.pop("CAPTIONER_KEEP_MEMORY", None)
@@ -161,23 +167,30 @@ def measured(name: str, threads: int, values: list[str], output: Path) -> dict[s
         return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
-def place(title: str) -> tuple[int, str]:
+def sort_key(title: str) -> tuple[int, str]:
     """Where a part stands among the others."""
     name = title.partition(",")[0]
     return list(SCRIPTS).index(name) if name in SCRIPTS else len(SCRIPTS), title
 
 
-def page(whole: Mapping[str, Any]) -> str:
+def format_page(whole: Mapping[str, Any]) -> str:
     """All tables, each under what it depends on."""
-    lines = ["# Benchmarks", "", said(whole["about"])]
+    lines = ["# Benchmarks"]
     for title, part in whole["benchmarks"].items():
-        lines += ["", f"## {title}", "", table(part["rows"]), "", said(part["about"])]
+        lines += [
+            "",
+            f"## {title}",
+            "",
+            format_table(part["rows"]),
+            "",
+            format_about(part["about"]),
+        ]
     return "\n".join(lines) + "\n"
 
 
-def said(about: Mapping[str, Any]) -> str:
+def format_about(about: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} {value}" for name, value in about.items()) + "."
 
 
 if __name__ == "__main__":
-    guarded(main)
+    run_guarded(main)
