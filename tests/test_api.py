@@ -176,6 +176,27 @@ def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) 
     assert [one.text for one in model.caption_each(photos, batch_size=1)] == expected
 
 
+@pytest.mark.parametrize(("cores", "left"), [(2, 1), (6, 2), (16, 3)])
+def test_captions_have_the_cores_that_encoders_leave(
+    cores, left, model, photos, monkeypatch
+) -> None:
+    monkeypatch.setattr("captioner.data.threads.CORES", cores)
+    caption, seen = model.caption_features, []
+    monkeypatch.setattr(
+        model,
+        "caption_features",
+        lambda *a, **o: seen.append(torch.get_num_threads()) or caption(*a, **o),
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        list(model.caption_each(photos, batch_size=2))
+        assert set(seen) == {left}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("cores", [1, 3])
 def test_images_are_taken_only_a_few_batches_ahead(cores, model, photos, monkeypatch) -> None:
     monkeypatch.setattr("captioner.data.threads.CORES", cores)

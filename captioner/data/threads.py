@@ -36,10 +36,13 @@ def side_by_side(device: torch.device) -> Iterator[tuple[ThreadPoolExecutor, int
     """Threads that encode, and how many: one for each core, four at most, and one off the CPU.
 
     Each has one core for its operations: batches side by side use cores better than one batch that
-    all of them share, and features do not depend on the number of threads.
+    all of them share, and features do not depend on the number of threads. Who waits for them has
+    the cores that are left, or one: more would wait, awake, for those that encode.
     """
-    count = min(4, CORES) if device.type == "cpu" else 1
-    before = torch.get_num_threads()
+    count, before = 1, torch.get_num_threads()
+    if device.type == "cpu":
+        count = min(4, CORES)
+        torch.set_num_threads(max(1, min(before, CORES - count)))
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool, count

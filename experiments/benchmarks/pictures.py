@@ -193,7 +193,7 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
         for some in pixels.split(8):
             model.encoders[0](some)
 
-    share = 1 / (os.cpu_count() or 1)
+    share = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))  # all cores, not these
     return {
         "features to the cache": Task(
             lambda: [encoder.extract(network, usual(file)[None]) for file in files],
