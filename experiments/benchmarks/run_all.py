@@ -3,7 +3,7 @@
     python experiments/benchmarks/run_all.py --flickr8k ~/flickr8k --output mine.json
 
 A model of Flickr8k is trained first, from an empty feature cache, and decodes in those that need
-one; with --run a trained one does. All of it takes some 25 minutes of two cores, which should have
+one; with --run a trained one does. All of it takes some 30 minutes of two cores, which should have
 nothing else to do. The file is written after every part, and keeps those that are not measured
 anew:
 

@@ -98,10 +98,11 @@ def train_and_evaluate(root: Path, run_dir: Path, cache: str, options: Any) -> l
     )
     found = json.loads(printed)
     score = found["scores"]["BLEU-4"]
+    kept = {name: found[name] for name in ("scores", "signature")}
     rows = [
         report_value("training, from image files", seconds / 60, "min", goal=MINUTES, costs=costs),
         report_value("its evaluation by consensus", evaluating, "s"),
-        report_value("BLEU-4, consensus", score, "", goal=BLEU, at_least=True, **found),
+        report_value("BLEU-4, consensus", score, "", goal=BLEU, at_least=True, **kept),
     ]
     peak = costs["peak_memory_gib"]  # 0 where the system does not tell
     return rows + [report_value("its peak memory", peak, "GiB", goal=MEMORY)] * bool(peak)
