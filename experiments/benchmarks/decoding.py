@@ -150,25 +150,23 @@ class Ways:
         }
         words = model.tokenizer.vocabulary
         decoder = model.model.decoder
+        ways = {
+            "loop": lambda: image_by_image(decoder, features, words.end, words.start),
+            "full tables": lambda: [
+                caption
+                for part in self.parts(BATCH)
+                for caption in full_tables(decoder, part, words.end, words.start)
+            ],
+            "32": lambda: self.ours(beam, BATCH),
+            "32, bf16": lambda: self.ours(in_bf16, BATCH),
+            "128": lambda: self.ours(beam, MANY),
+            "128, bf16": lambda: self.ours(in_bf16, MANY),
+            "1": lambda: self.ours(beam, 1),
+            "greedy loop": lambda: self.ours(greedy, 1, alone=True),
+            "greedy": lambda: self.ours(greedy, IMAGES),
+        }
         self.tasks = {
-            "loop": self.noted(
-                "loop", lambda: image_by_image(decoder, features, words.end, words.start)
-            ),
-            "full tables": self.noted(
-                "full tables",
-                lambda: [
-                    caption
-                    for part in self.parts(BATCH)
-                    for caption in full_tables(decoder, part, words.end, words.start)
-                ],
-            ),
-            "32": self.noted("32", lambda: self.ours(beam, BATCH)),
-            "32, bf16": self.noted("32, bf16", lambda: self.ours(in_bf16, BATCH)),
-            "128": self.noted("128", lambda: self.ours(beam, MANY)),
-            "128, bf16": self.noted("128, bf16", lambda: self.ours(in_bf16, MANY)),
-            "1": self.noted("1", lambda: self.ours(beam, 1)),
-            "greedy loop": self.noted("greedy loop", lambda: self.ours(greedy, 1, alone=True)),
-            "greedy": self.noted("greedy", lambda: self.ours(greedy, IMAGES)),
+            **{name: self.noted(name, way) for name, way in ways.items()},
             "product": product(half=False),
             "product, bf16": product(half=True),
         }

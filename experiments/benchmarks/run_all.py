@@ -83,15 +83,12 @@ def make_arguments() -> argparse.ArgumentParser:
 def main() -> None:
     options = make_arguments().parse_args()
     root, output = options.flickr8k.expanduser().resolve(), options.output.expanduser().resolve()
-    trains = not options.run and (not options.only or "whole_training" in options.only)
-    run = options.run or Path(f"runs/benchmarks-{datetime.now():%Y%m%d-%H%M%S}")
-    names = [
-        name
-        for name in SCRIPTS
-        if name in (options.only or SCRIPTS) and (trains or name != "whole_training")
-    ]
     if options.run and "whole_training" in (options.only or ()):
         raise ValueError("whole_training makes a run folder of its own; leave --run out")
+    run = options.run or Path(f"runs/benchmarks-{datetime.now():%Y%m%d-%H%M%S}")
+    names = [name for name in SCRIPTS if name in (options.only or SCRIPTS)]
+    if options.run and not options.only:
+        names.remove("whole_training")  # there is a model
     check_input(names, root, options.run, output)
     found, failed = read_parts(output), []
     work = [
@@ -177,14 +174,8 @@ def format_page(whole: Mapping[str, Any]) -> str:
     """All tables, each under what it depends on."""
     lines = ["# Benchmarks"]
     for title, part in whole["benchmarks"].items():
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            format_table(part["rows"]),
-            "",
-            format_about(part["about"]),
-        ]
+        rows, about = format_table(part["rows"]), format_about(part["about"])
+        lines += ["", f"## {title}", "", rows, "", about]
     return "\n".join(lines) + "\n"
 
 
