@@ -3,8 +3,9 @@
 Every score has an interval; every difference to the first system has an interval, two tests, and a
 verdict by one rule, fixed beforehand: a difference is shown where the deciding p, corrected by Holm
 over all differences of the table, is below 0.05. The deciding test is approximate randomisation
-over images; where both sides have several seeds it is the test over images and seeds. The equations
-are in ``metrics.significance``, how to read the table in ``docs/comparisons.md``.
+over images; where both sides have several seeds it is the test over images and seeds. Where so few
+images could not have shown any difference, that is the verdict. The equations are in
+``metrics.significance``, how to read the table in ``docs/comparisons.md``.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from typing import Any
 import numpy
 
 from captioner.config import unknown
+from captioner.metrics import named
 from captioner.metrics.significance import (
     ALPHA,
+    ENOUGH,
     OverSeeds,
     Progress,
     average,
     bootstrap,
     bootstrap_p,
+    fewest_images,
     holm,
     interval,
     randomisation,
+    smallest_p,
 )
 from captioner.metrics.statistics import Rows, Statistics
 from captioner.systems import (
@@ -41,6 +46,7 @@ from captioner.systems import (
 )
 
 HIGHER, LOWER, UNDECIDED = "higher", "lower", "no difference shown"
+TOO_FEW = "too few images"
 
 Interval = tuple[float, float]
 
@@ -58,8 +64,8 @@ class Difference:
         p_seeds: of the test over images and seeds; None likewise.
         corrected: each p by name ("randomised", "bootstrap", "deciding"), corrected by Holm.
         shown_from: the difference from which on this table would have shown one; None where no
-            resample differs from another, as where all scores are 0.
-        verdict: HIGHER, LOWER or UNDECIDED.
+            resample differs from another, as where all scores are 0, and where none would be.
+        verdict: HIGHER, LOWER, UNDECIDED, or TOO_FEW where no difference could have been shown.
     """
 
     value: float
@@ -159,7 +165,8 @@ def compare(
 
     Args:
         systems: see ``systems.read_systems``; with one there are intervals and no differences.
-        metrics: which to compare, all by default; fewer tests are corrected less.
+        metrics: which to compare, see ``metrics.named``; all by default; fewer tests are corrected
+            less.
         resamples: of each kind, 100 or more, and enough for the correction.
         seed: of the resamples.
         anyway: compare systems whose signatures say that they cannot be compared.
@@ -181,6 +188,8 @@ def compare(
     scores = bootstrap(aligned, resamples=resamples, seed=seed, progress=tell)
     means = [average(group) for group in aligned]
     swapped: dict[str, Rows] = {}
+    too_few = tests > 0 and images < fewest_images(tests)
+    warnings += _few(images, tests) if too_few else []
     if tests:
         swapped = randomisation(means[0], means[1:], resamples=resamples, seed=seed, progress=tell)
     rows: list[Row] = []
@@ -196,9 +205,9 @@ def compare(
         systems={one.name: tuple(str(r.folder) for r in one.results) for one in systems},
         signature=systems[0].results[0].signature,
         images=images,
-        rows=tuple(_decided(rows)),
+        rows=tuple(_decided(rows, too_few=too_few)),
         warnings=tuple(warnings),
-        notes=tuple(_notes(systems, names, tested)),
+        notes=(*_rough(images), *_notes(systems, names, tested)),
         resamples=resamples,
         seed=seed,
     )
@@ -211,6 +220,22 @@ def _enough(resamples: int, tests: int) -> None:
             f"resamples={resamples} cannot show anything in {tests} tests; choose {least} or more, "
             "or fewer metrics"
         )
+
+
+def _few(images: int, tests: int) -> list[str]:
+    """What is said where the test over images cannot show anything."""
+    least = smallest_p(images)
+    return [
+        f"{images} images are too few to show any difference, however large: the test over images "
+        f"cannot find a p below {least:.2g}, and {tests} tests need one of {ALPHA / tests:.2g}; "
+        f"evaluate {fewest_images(tests)} images or more"
+    ]
+
+
+def _rough(images: int) -> list[str]:
+    """What is said of intervals where percentiles of few images fall short."""
+    few = f"intervals over fewer than {ENOUGH} images are rough, and rather too narrow"
+    return [few] if images < ENOUGH else []
 
 
 # One metric -----------------------------------------------------------------------------------
@@ -264,7 +289,7 @@ def _difference(first: Row, other: Row, resampled: Rows, p: float, tests: int) -
     )
 
 
-def _decided(rows: Sequence[Row]) -> list[Row]:
+def _decided(rows: Sequence[Row], *, too_few: bool) -> list[Row]:
     """The rows with each kind of p corrected over the whole table, and verdicts."""
     differences = [row.difference for row in rows if row.difference is not None]
     corrected = {
@@ -272,10 +297,13 @@ def _decided(rows: Sequence[Row]) -> list[Row]:
         "bootstrap": holm([d.p_bootstrap for d in differences]),
         "deciding": holm([d.p_randomised if d.p_seeds is None else d.p_seeds for d in differences]),
     }
-    verdicts = iter(
+    decided = [
         replace(d, corrected=dict(zip(corrected, values)), verdict=_verdict(d.value, values[-1]))
         for d, *values in zip(differences, *corrected.values())
-    )
+    ]
+    if too_few:
+        decided = [replace(one, verdict=TOO_FEW, shown_from=None) for one in decided]
+    verdicts = iter(decided)
     return [replace(r, difference=next(verdicts)) if r.difference else r for r in rows]
 
 
@@ -355,10 +383,23 @@ def _metrics(systems: Sequence[System], chosen: Sequence[str] | None) -> list[st
     """The metrics to show: of the first system, then what others have besides."""
     every = [name for s in systems for result in s.results for name in result.scores]
     names = list(dict.fromkeys(every))
-    for name in chosen or ():
-        if name not in names:
-            raise unknown("metrics", name, names)
-    return [name for name in names if not chosen or name in chosen]
+    if chosen is None:
+        return names
+    found: list[str] = []
+    for one in map(str.strip, chosen):
+        own = [name for name in names if name in _meant(one)]
+        if not own:
+            raise unknown("metrics", one, names)
+        found += own
+    return [name for name in names if name in found]
+
+
+def _meant(name: str) -> list[str]:
+    """The scores that a name means: it may also be one that another version computed."""
+    try:
+        return [name, *(score for scores in named([name]).values() for score in scores)]
+    except ValueError:
+        return [name]
 
 
 def _notes(systems: Sequence[System], names: Sequence[str], tested: Sequence[str]) -> list[str]:

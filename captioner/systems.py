@@ -16,6 +16,8 @@ from captioner.metrics import differences
 from captioner.metrics.statistics import FILE, Statistics
 
 SCORES = "scores.json"
+SWEEP = "multirun.yaml"
+"""What Hydra leaves in the folder of a sweep, beside the folders of its jobs."""
 MAY_DIFFER = ("decoding", "captioner")
 """Parts of a signature that two systems may differ in; it is said where they do."""
 MAY_DIFFER_INSIDE = ("captioner",)
@@ -98,15 +100,20 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
 
     Raises:
         FileNotFoundError: no such path, or no such evaluation in the run.
+        ValueError: the folder of a sweep, or a file of another name.
     """
     given, path = path, _evaluated(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run folder, evaluation folder or {SCORES}")
+    if path.is_file() and path.name != SCORES:
+        raise ValueError(f"{path}: not a run, an evaluation folder or a {SCORES}")
     if path.is_file():
         return path.parent
     if (path / SCORES).is_file():
         return path
-    found = [file.parent for file in path.glob(f"evaluation/*/*/{SCORES}")]
+    if (path / SWEEP).is_file():
+        raise ValueError(f"{path}: a sweep of several runs, not a run; name them: {path}/*")
+    found = _evaluations(path)
     chosen = [
         folder
         for folder in found
@@ -203,6 +210,45 @@ def _read_config(folder: Path) -> dict[str, Any] | None:
 
 
 # Systems --------------------------------------------------------------------------------------
+
+
+def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part what a glob such as runs/sweep/* finds into runs and what cannot be compared.
+
+    Skipped are files other than scores.json, and jobs of a sweep that hold no evaluation: they
+    failed, or were not evaluated. Elsewhere a run without an evaluation is kept, to be refused.
+
+    Args:
+        arguments: as for `read_systems`.
+
+    Returns:
+        the arguments to compare, and for each kind of what was skipped a line that counts it.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    files = [one for one in arguments if Path(one).is_file() and Path(one).name != SCORES]
+    jobs = [one for one in arguments if _is_job(Path(one)) and not _evaluations(Path(one))]
+    kept = [one for one in arguments if one not in {*files, *jobs}]
+    named = {"no run": files, "a job of the sweep without an evaluation": jobs}
+    said = [
+        f"skipped {len(some)} ({what}): {', '.join(Path(one).name for one in some)}"
+        for what, some in named.items()
+        if some
+    ]
+    if not kept:
+        again = f"; make evaluations with: captioner evaluate {jobs[0]}" if jobs else ""
+        raise ValueError(f"there is nothing to compare: {'; '.join(said)}{again}")
+    return kept, said
+
+
+def _is_job(path: Path) -> bool:
+    return path.is_dir() and (path.parent / SWEEP).is_file() and not (path / SCORES).is_file()
+
+
+def _evaluations(run: Path) -> list[Path]:
+    """The evaluation folders of a run."""
+    return [file.parent for file in run.glob(f"evaluation/*/*/{SCORES}")]
 
 
 def read_systems(

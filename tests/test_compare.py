@@ -4,6 +4,7 @@ import json
 import os
 import time
 import xml.etree.ElementTree as xml
+from itertools import product
 from pathlib import Path
 
 import numpy
@@ -12,8 +13,15 @@ from evaluations import evaluation, system
 from PIL import Image
 
 from captioner.cli import main
-from captioner.comparison import HIGHER, LOWER, UNDECIDED, Comparison, compare
-from captioner.metrics.significance import OverSeeds, bootstrap
+from captioner.comparison import HIGHER, LOWER, TOO_FEW, UNDECIDED, Comparison, compare
+from captioner.metrics.significance import (
+    ALPHA,
+    OverSeeds,
+    bootstrap,
+    fewest_images,
+    holm,
+    smallest_p,
+)
 from captioner.metrics.statistics import Statistics
 from captioner.systems import read_result, read_systems
 
@@ -159,6 +167,83 @@ def test_where_nothing_varies_nothing_is_claimed(tmp_path) -> None:
     [*_, row] = [row for row in compared(tmp_path / "a", tmp_path / "b").rows if row.difference]
     assert (row.difference.value, row.difference.shown_from) == (0.0, None)
     assert row.difference.verdict == UNDECIDED
+
+
+def smallest_p_by_all_swaps(first: Statistics, other: Statistics) -> float:
+    """The p of approximate randomisation over every one of the 2^n swaps, of CIDEr-D."""
+    a, b = (one.rows["cider_d"][:, 0] for one in (first, other))
+    signs = list(product((1, -1), repeat=len(a)))
+    found = [abs(numpy.mean(numpy.array(one) * (b - a))) for one in signs]
+    return sum(value >= found[0] - 1e-12 for value in found) / len(signs)
+
+
+@pytest.mark.parametrize("images", [2, 3, 5, 8])
+def test_no_test_over_images_falls_below_the_smallest_p(images: int) -> None:
+    first, far = system(1, n=images), system(2, n=images, skill=9.0)
+    assert smallest_p_by_all_swaps(first, far) == smallest_p(images)
+
+
+@pytest.mark.parametrize("tests", [1, 2, 5, 15, 40])
+def test_the_fewest_images_are_those_from_which_on_a_test_can_show_one(tests: int) -> None:
+    least = fewest_images(tests)
+    assert min(holm([smallest_p(least)] * tests)) < ALPHA
+    assert min(holm([smallest_p(least - 1)] * tests)) >= ALPHA
+
+
+def test_so_few_images_cannot_show_a_difference_and_the_table_says_so(tmp_path, capsys) -> None:
+    for name, skill in (("a", 0.0), ("b", 9.0)):
+        evaluation(tmp_path / name, system(len(name), n=3, skill=skill))
+    table = compared(tmp_path / "a", tmp_path / "b")
+    differences = [row.difference for row in table.rows if row.difference]
+    assert {one.verdict for one in differences} == {TOO_FEW}
+    assert {one.shown_from for one in differences} == {None}
+    paths = [str(tmp_path / name) for name in "ab"]
+    for form in ("text", "markdown", "json"):
+        assert main(["compare", *paths, *QUICK, "--format", form]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "3 images are too few to show any difference" in said
+        assert "evaluate 8 images or more" in said
+        assert "no difference shown" not in said and "rough" in said
+    for name in "ab":
+        evaluation(tmp_path / f"{name}9", system(ord(name), n=8, skill=9.0 * (name == "b")))
+    assert HIGHER in {
+        row.difference.verdict
+        for row in compared(tmp_path / "a9", tmp_path / "b9").rows
+        if row.difference
+    }
+
+
+@pytest.mark.parametrize(
+    "metrics, shown",
+    [
+        ("bleu", ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"]),
+        ("bleu-4", ["BLEU-4"]),
+        ("cider_d, BLEU4", ["BLEU-4", "CIDEr-D"]),
+        ("CIDEr-D", ["CIDEr-D"]),
+        ("Diversity", ["distinct-2"]),
+    ],
+)
+def test_metrics_are_named_as_evaluate_and_people_name_them(metrics, shown, runs, capsys) -> None:
+    found = as_json(capsys, runs["first"], runs["like"], "--metrics", metrics)
+    assert list(dict.fromkeys(row["metric"] for row in found["rows"])) == shown
+
+
+def test_of_a_sweep_only_what_was_evaluated_is_compared(tmp_path, capsys) -> None:
+    sweep = tmp_path / "sweep # 1"
+    for index, cell in enumerate(("rnn", "gru")):
+        evaluation(sweep / f"{index}_decoder.cell={cell}", system(index))
+    (sweep / "2_decoder.cell=lstm" / "logs").mkdir(parents=True)
+    (sweep / "multirun.yaml").write_text("hydra: {}")
+    (sweep / "optimization_results.yaml").write_text("name: optuna")
+    found = as_json(capsys, *sorted(sweep.iterdir()))
+    assert list(found["systems"]) == ["0_decoder.cell=rnn", "1_decoder.cell=gru"]
+    assert {
+        "skipped 2 (no run): multirun.yaml, optimization_results.yaml",
+        "skipped 1 (a job of the sweep without an evaluation): 2_decoder.cell=lstm",
+    } <= set(found["notes"])
+    fails(capsys, sweep, says="a sweep of several runs, not a run")
+    fails(capsys, sweep / "2_decoder.cell=lstm", says="nothing to compare: skipped 1 (a job")
+    fails(capsys, sweep / "multirun.yaml", says="nothing to compare: skipped 1 (no run)")
 
 
 # Seeds ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.data.shapes import describe, sample_scene
-from captioner.metrics import METRICS, clip, differences, score, spice
+from captioner.metrics import METRICS, SCORES, clip, differences, named, score, spice
 from captioner.metrics.bleu import bleu, bleu_rows
 from captioner.metrics.cider import Cider
 from captioner.metrics.corpus import Corpus, Unavailable
@@ -294,6 +294,27 @@ def test_what_is_made_for_english_words_skips_characters() -> None:
     assert scores.values["ROUGE-L"] > 0
 
 
+@pytest.mark.parametrize("name", ["bleu", "BLEU", "Bleu-4", "bleu_2", "BLEU4", " BLEU-1"])
+def test_a_metric_is_named_by_itself_or_by_its_scores_in_any_case(name: str) -> None:
+    assert list(named([name])) == ["bleu"]
+    assert set(score(["a dog"], [["a dog"]], metrics=[name]).values) == set(SCORES["bleu"])
+
+
+def test_every_score_is_named_by_the_metric_that_finds_it() -> None:
+    assert list(SCORES) == list(METRICS)
+    for metric in ("bleu", "rouge-l", "cider-d", "cider", "diversity"):
+        several = [["a dog", "a cat"]]
+        found = score(["a dog"], [["a dog"]], metrics=[metric], several=several, training=["x"])
+        assert set(found.values) == set(SCORES[metric])
+    assert named(["CIDEr-D", "cider", "BLEU-4", "bleu-1"]) == {
+        "cider-d": ("CIDEr-D",),
+        "cider": ("CIDEr",),
+        "bleu": ("BLEU-4", "BLEU-1"),
+    }
+    with pytest.raises(ValueError, match="metrics='BLEU-5' is not known.*did you mean BLEU-"):
+        named(["BLEU-5"])
+
+
 @needs_java
 def test_spice_is_not_downloaded_but_named() -> None:
     scores = score(["a dog"], [["a dog"]], metrics=["spice"])
@@ -440,8 +461,8 @@ def test_two_signatures_are_told_apart_by_their_parts() -> None:
 
 
 def test_a_metric_that_is_not_known_is_named() -> None:
-    with pytest.raises(ValueError, match=r"metrics='ciderd'.*did you mean cider"):
-        score(["a"], [["a"]], metrics=["ciderd"])
+    with pytest.raises(ValueError, match=r"metrics='cidre'.*did you mean cider"):
+        score(["a"], [["a"]], metrics=["cidre"])
 
 
 def test_unavailable_is_an_error_of_the_user() -> None:

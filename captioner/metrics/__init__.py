@@ -14,13 +14,13 @@ from types import MappingProxyType
 from typing import Any
 
 from captioner import __version__
-from captioner.config import pick
+from captioner.config import pick, unknown
 from captioner.metrics import bleu, cider, clip, diversity, meteor, rouge, spice
 from captioner.metrics.corpus import Corpus, Result, Unavailable
 from captioner.metrics.statistics import Statistics
 from captioner.metrics.tokenize import TOKENIZE
 
-__all__ = ["METRICS", "TOKENIZE", "Scores", "differences", "image_hash", "score"]
+__all__ = ["METRICS", "TOKENIZE", "Scores", "differences", "image_hash", "named", "score"]
 
 METRICS: Mapping[str, Callable[[Corpus], Result]] = MappingProxyType(
     {
@@ -35,6 +35,54 @@ METRICS: Mapping[str, Callable[[Corpus], Result]] = MappingProxyType(
     }
 )
 """Name of a metric -> a corpus to its result; raises Unavailable where it cannot be computed."""
+
+SCORES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "bleu": ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"),
+        "rouge-l": ("ROUGE-L",),
+        "cider-d": ("CIDEr-D",),
+        "cider": ("CIDEr",),
+        "meteor": ("METEOR",),
+        "spice": ("SPICE",),
+        "diversity": (
+            *("length", "vocabulary", "distinct", "novelty"),
+            *("distinct-1", "distinct-2", "mBLEU-4"),
+        ),
+        "clip": ("CLIPScore", "RefCLIPScore"),
+    }
+)
+"""Name of a metric -> the scores that it may find."""
+
+
+def named(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The metrics and scores that people's names for them mean.
+
+    Args:
+        names: each of a metric ("bleu") or of one score ("BLEU-4"); case, blanks, hyphens and
+            underscores make no difference.
+
+    Returns:
+        metric, a key of METRICS -> those of its scores that are meant.
+
+    Raises:
+        ValueError: a name of neither.
+    """
+    meant: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for metric, scores in SCORES.items():
+        meant.update({_bare(one): (metric, (one,)) for one in scores})
+    meant.update({_bare(metric): (metric, scores) for metric, scores in SCORES.items()})
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if _bare(name) not in meant:
+            own = (score for scores in SCORES.values() for score in scores)
+            raise unknown("metrics", name, dict.fromkeys((*METRICS, *own)))
+        metric, scores = meant[_bare(name)]
+        found[metric] = tuple(dict.fromkeys((*found.get(metric, ()), *scores)))
+    return found
+
+
+def _bare(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 @dataclass(frozen=True)
@@ -85,7 +133,8 @@ def score(
         candidates: one caption an image, as text.
         references: for each candidate one or more captions by people, as text.
         tokenize: a key of TOKENIZE: "ptb" or "ptb-jar" for English words, "character" for Chinese.
-        metrics: keys of METRICS; what cannot be computed here is named in `missing`.
+        metrics: see `named`; of a score its whole metric is computed. What cannot be computed
+            here is named in `missing`.
         images: their ids, for the statistics; None numbers them.
         several: for each image several captions, best first, for what says how they differ.
         training: the captions of the training images, for novelty.
@@ -100,7 +149,7 @@ def score(
             what should be text is not, or a tokenizer or metric that is not known.
     """
     cut = pick(TOKENIZE, tokenize, "tokenize")
-    measures = {name: pick(METRICS, name, "metrics") for name in metrics}
+    measures = {name: METRICS[name] for name in named(metrics)}
     _check(candidates, references)
     groups = [candidates, training or (), *references, *(several or ())]
     words = _cut(cut, groups)  # all at once, since starting Java takes longer than its work

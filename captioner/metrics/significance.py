@@ -12,6 +12,10 @@ resamples at once.
 
 No p is 0: what was observed counts as one of the R + 1. Both tests are paired by image.
 
+Of n images there are 2^n swaps, and a difference as large as the observed one is found by the one
+that swaps nothing and the one that swaps everything: p (randomised) tells 2 / 2^n at best, however
+many swaps are drawn (Phipson & Smyth 2010). Three images cannot show anything: 0.25.
+
 Intervals are percentiles, not BCa: those of scores and differences then stay consistent with the
 bootstrap's p and need no acceleration, which BLEU's kink at the brevity penalty makes unstable.
 From a hundred images on they cover what they claim (``tests/test_significance.py``).
@@ -30,10 +34,11 @@ a little too large rather than too small.
 
 Efron & Tibshirani, "An Introduction to the Bootstrap", 1993. Koehn, "Statistical Significance Tests
 for Machine Translation Evaluation", EMNLP 2004. Noreen, "Computer-Intensive Methods for Testing
-Hypotheses", 1989. Riezler & Maxwell, "On Some Pitfalls in Automatic Evaluation and Significance
-Testing for MT", 2005. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
-Satterthwaite, "An Approximate Distribution of Estimates of Variance Components", 1946. Owen, "The
-Pigeonhole Bootstrap", 2007, on why images and seeds must both vary.
+Hypotheses", 1989. Phipson & Smyth, "Permutation P-values Should Never Be Zero", 2010. Riezler &
+Maxwell, "On Some Pitfalls in Automatic Evaluation and Significance Testing for MT", 2005. Holm, "A
+Simple Sequentially Rejective Multiple Test Procedure", 1979. Satterthwaite, "An Approximate
+Distribution of Estimates of Variance Components", 1946. Owen, "The Pigeonhole Bootstrap", 2007, on
+why images and seeds must both vary.
 """
 
 from __future__ import annotations
@@ -52,6 +57,9 @@ LEVEL = 1 - ALPHA
 
 FEWEST = 100
 """Resamples below which a percentile means nothing."""
+
+ENOUGH = 100
+"""Images from which on a percentile interval covers about what it claims."""
 
 _CHUNK = 2**20  # numbers of a block of weights: 8 MB
 _NODES, _WEIGHTS = numpy.polynomial.legendre.leggauss(64)
@@ -242,6 +250,19 @@ def holm(values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
         corrected[index] = highest
     return corrected
+
+
+def smallest_p(images: int) -> float:
+    """The smallest p that approximate randomisation can find on this many images."""
+    return min(1.0, 2.0 ** (1 - images))
+
+
+def fewest_images(tests: int, *, alpha: float = ALPHA) -> int:
+    """The images from which on one of several tests, corrected by Holm, could be below alpha.
+
+    The smallest of m corrected p is m times the smallest p, so m 2 / 2^n < alpha.
+    """
+    return math.floor(1 + math.log2(tests / alpha)) + 1
 
 
 @dataclass(frozen=True)

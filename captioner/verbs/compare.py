@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from captioner.verbs.terminal import parser_of, progress_bar, short
@@ -16,13 +17,14 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.comparison import compare
     from captioner.inspection import comparisons, intervals
-    from captioner.systems import read_systems
+    from captioner.systems import read_systems, runs_among
 
     draw = intervals.drawing(options.figure) if options.figure else None
+    metrics = None if options.metrics is None else options.metrics.split(",")
+    runs, skipped = runs_among(options.runs)
     systems = read_systems(
-        options.runs, split=options.split, decoding=options.decoding, group=not options.no_group
+        runs, split=options.split, decoding=options.decoding, group=not options.no_group
     )
-    metrics = options.metrics.split(",") if options.metrics else None
     with progress_bar("comparing", 2 * options.resamples) as progress:
         result = compare(
             systems,
@@ -32,6 +34,7 @@ def run(argv: Sequence[str]) -> int:
             anyway=options.anyway,
             progress=progress,
         )
+    result = replace(result, notes=(*result.notes, *skipped))
     if draw:
         draw(result, Path(options.figure))
     text = comparisons.FORMATS[options.format](result)
@@ -66,11 +69,16 @@ def _compare_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="RUN",
         help="a run folder or bundled model (its newest evaluation), an evaluation folder or a "
-        "scores.json; the first is the baseline; commas join seeds of one configuration",
+        "scores.json; the first is the baseline; commas join seeds of one configuration; of a "
+        "sweep's folder, what is no run and jobs without an evaluation are skipped",
     )
     add("--split", metavar="S", help="of run folders, take evaluations of this split")
     add("--decoding", metavar="D", help="of run folders, take this decoding, such as beam3-lp0.7")
-    add("--metrics", metavar="A,B", help="compare only these; fewer tests are corrected less")
+    add(
+        "--metrics",
+        metavar="A,B",
+        help="compare only these, such as bleu or BLEU-4; fewer tests are corrected less",
+    )
     add("--no-group", action="store_true", help="keep runs that differ only in their seed apart")
     add("--anyway", action="store_true", help="compare what should not be compared, and say so")
     add("--resamples", type=int, default=10_000, metavar="R", help="of each kind (default 10000)")

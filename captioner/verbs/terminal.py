@@ -43,18 +43,17 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics",
         metavar="A,B",
-        help="of bleu, rouge-l, cider-d, cider, meteor, spice, diversity, clip (default all)",
+        help="of bleu, rouge-l, cider-d, cider, meteor, spice, diversity, clip, or their scores, "
+        "such as BLEU-4 (default all)",
     )
 
 
 def metrics_of(names: str | None) -> list[str]:
-    """The metrics that a comma-separated list names; an unknown one is told before the work."""
-    from captioner.config import pick
-    from captioner.metrics import METRICS
+    """The names of a comma-separated list, all where there is none; told before the work."""
+    from captioner.metrics import METRICS, named
 
     chosen = list(METRICS) if names is None else [name.strip() for name in names.split(",")]
-    for name in chosen:
-        pick(METRICS, name, "--metrics")
+    named(chosen)
     return chosen
 
 
