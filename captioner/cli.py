@@ -1,7 +1,8 @@
 """The command line: finds the verb and runs it; each verb is a module of ``captioner.verbs``.
 
-Exit status: 0 done; 1 something could not be done, and standard error says what; 2 the command line
-itself is wrong; 130 interrupted.
+Exit status: 0 done; 1 something could not be done, and standard error says what in one line; 2 the
+command line itself is wrong; 130 interrupted or told to end (SIGTERM); 141 nobody reads the output.
+Nothing that a verb raises becomes a traceback, unless CAPTIONER_TRACEBACK=1 asks for it.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from captioner import __version__
 from captioner.process import bound_caches, bound_spinning, keep_memory
 from captioner.verbs import VERBS
+from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import fail
 
 __all__ = ["VERBS", "main"]
@@ -40,17 +45,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     bound_spinning()
     keep_memory()
     try:
-        if arguments and arguments[0] in VERBS:
-            verb = importlib.import_module(f"captioner.verbs.{arguments[0]}")
-            return int(verb.run(arguments[1:]))
-        _top_parser().parse_args(arguments or ["--help"])
-        return 0
-    except (ValueError, OSError) as error:
-        if os.environ.get("CAPTIONER_TRACEBACK"):
+        with _ended_like_an_interrupt():
+            if arguments and arguments[0] in VERBS:
+                verb = importlib.import_module(f"captioner.verbs.{arguments[0]}")
+                return int(verb.run(arguments[1:]))
+            _top_parser().parse_args(arguments or ["--help"])
+            return 0
+    except KeyboardInterrupt as error:
+        return fail(str(error) or "interrupted", 130)
+    except BrokenPipeError:
+        return _output_closed()
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
             raise
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return fail("interrupted", 130)
+        return fail(explain(error))
+
+
+@contextmanager
+def _ended_like_an_interrupt() -> Iterator[None]:
+    """SIGTERM, by which schedulers and ``kill`` end a process, unwinds it as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*unused: object) -> None:
+        raise KeyboardInterrupt("terminated (SIGTERM)")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _output_closed() -> int:
+    """End quietly where the reader of the output has gone, as after ``| head``."""
+    with suppress(OSError, ValueError):  # there is no file beneath it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    return 141
 
 
 def _top_parser() -> argparse.ArgumentParser:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.verbs.terminal import fail, print_table, short
+from captioner.verbs.terminal import print_table, short
 
 
 def run(argv: Sequence[str]) -> int:
@@ -19,16 +20,31 @@ def run(argv: Sequence[str]) -> int:
 
     flags = [one for one in argv if one.startswith("-")]
     querying = any(flag in ("-sc", "--shell-completion", "-h", "--help") for flag in flags)
+    multirun = any(flag in ("-m", "--multirun") for flag in flags)
     overrides = [one for one in argv if "=" in one and not one.startswith("-")]
     ready = list(argv)
     if not querying:
         fixed = config.checked(overrides)
         ready = [one for one in argv if one not in overrides] + fixed
         ready += _resume_folder(fixed)
-        if any(flag in ("-m", "--multirun") for flag in flags):
+        if multirun:
             ready.append(_names_of_runs(fixed))
     sys.argv = ["captioner train", *ready]
-    hydra.main(str(config.conf_folder()), "config", version_base="1.3")(_train_job)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises; the command line says it in one line
+    failures: list[Exception] = []
+
+    def job(composed: Any) -> float:
+        try:
+            return _train_job(composed)
+        except Exception as error:
+            if multirun:
+                raise  # Hydra goes on with the others
+            failures.append(error)  # past Hydra, which would say more than one line about it
+            return math.nan
+
+    hydra.main(str(config.conf_folder()), "config", version_base="1.3")(job)()
+    if failures:
+        raise failures[0]
     return 0
 
 
@@ -62,13 +78,8 @@ def _train_job(composed: Any) -> float:
 
     from captioner.config import plain
 
-    try:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        return _train(plain(composed), folder, list(HydraConfig.get().overrides.task))
-    except (ValueError, OSError) as error:
-        if os.environ.get("CAPTIONER_TRACEBACK"):
-            raise
-        raise SystemExit(fail(str(error))) from None
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    return _train(plain(composed), folder, list(HydraConfig.get().overrides.task))
 
 
 def _train(config: dict[str, Any], folder: Path, overrides: Sequence[str]) -> float:

@@ -1,0 +1,79 @@
+"""What an exception tells a person: one line with the way out.
+
+The library raises ValueError and OSError with such a line. What Lightning, Hydra, torch and the
+operating system raise for a user's mistake is put into words here; it is known by its name, for
+this module imports none of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+
+TRACEBACK = "CAPTIONER_TRACEBACK"
+"""The environment variable that, where it is set, lets an exception pass with its traceback."""
+
+_MEANT_FOR_PEOPLE = {"MisconfigurationException", "HydraException", "OmegaConfBaseException"}
+_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory", re.IGNORECASE)
+_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process.*\n\1: (.*)", re.DOTALL)
+_KILLED = re.compile(r"DataLoader worker .* (killed|exited)")
+_WAYS_OUT = {
+    errno.ENOSPC: "make room and try again; files that were there are whole",
+    errno.EDQUOT: "make room and try again; files that were there are whole",
+    errno.EFBIG: "allow larger files (ulimit -f) and try again; files that were there are whole",
+    errno.ENAMETOOLONG: "choose a shorter one (run_dir=...)",
+    errno.EACCES: "choose another place, or change its permissions",
+    errno.EPERM: "choose another place, or change its permissions",
+    errno.EROFS: "choose another place",
+    errno.ENOTDIR: "a part of the path is a file; choose another place",
+    errno.EEXIST: "it is in the way; choose another place",
+    errno.ENOMEM: "close other programs, or take less at once (loader.batch_size, loader.workers)",
+}
+
+
+def explain(error: BaseException) -> str:
+    """The line that an exception is printed as.
+
+    Args:
+        error: any; one that nobody foresaw keeps its type, and the line says how to see more.
+    """
+    text = str(error).strip()
+    worker = _WORKER.search(text)
+    if worker:
+        return worker[2].strip()
+    if isinstance(error, OSError) and error.strerror:
+        return _of_the_system(error)
+    if isinstance(error, MemoryError) or _MEMORY.search(text):
+        return (
+            f"out of memory ({_first_sentence(text) or 'no more could be had'}); lower "
+            "loader.batch_size or the model's sizes, or close other programs"
+        )
+    if _KILLED.search(text):
+        return f"{_first_sentence(text)}: most likely out of memory; try loader.workers=0"
+    if isinstance(error, ValueError | OSError) or _names(error) & _MEANT_FOR_PEOPLE:
+        return _with_cause(text, error)
+    return f"{type(error).__name__}: {text} (not foreseen; {TRACEBACK}=1 shows where it arose)"
+
+
+def _with_cause(text: str, error: BaseException) -> str:
+    """Hydra's errors keep what is the matter in that of OmegaConf which caused them."""
+    cause = error.__cause__
+    known = cause is not None and "OmegaConfBaseException" in _names(cause)
+    return f"{text}: {cause}" if known else text or type(error).__name__
+
+
+def _of_the_system(error: OSError) -> str:
+    """Of an exception of the operating system: the file, what is the matter, and the way out."""
+    said = (error.strerror or "").lower()
+    line = f"{error.filename}: {said}" if error.filename is not None else said
+    way_out = _WAYS_OUT.get(error.errno or 0)
+    return f"{line}; {way_out}" if way_out else line
+
+
+def _names(error: BaseException) -> set[str]:
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _first_sentence(text: str) -> str:
+    """Up to the first full stop or line end; memory errors go on with advice for developers."""
+    return re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")

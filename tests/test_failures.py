@@ -1,0 +1,104 @@
+"""What exceptions become on the command line: one line, with the way out, and no traceback."""
+
+import errno
+import os
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra.errors import HydraException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from captioner import cli
+from captioner.verbs.failures import explain
+
+
+class WorkerError(ValueError):
+    """As DataLoader raises it again in the main process."""
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ValueError("loader.workers=-1 is not accepted"), "loader.workers=-1 is not accepted"),
+        (FileNotFoundError("runs/x: no such run"), "runs/x: no such run"),
+        (MisconfigurationException("limit is 0.1"), "limit is 0.1"),
+        (HydraException("not a sweep"), "not a sweep"),
+        (OSError(errno.ENOSPC, "No space left", "a.ckpt"), "a.ckpt: no space left; make room and"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), "aaa: file name too long; cho"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: permission denied; choose"),
+        (MemoryError(), "out of memory (no more could be had); lower loader.batch_size"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), "out of memory (CUDA out of"),
+        (WorkerError(
+            "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent "
+            "call last):\n  File x\nValueError: a.png: cannot be read\n"
+        ), "a.png: cannot be read"),
+        (KeyError("dev"), "KeyError: 'dev' (not foreseen; CAPTIONER_TRACEBACK=1 shows where"),
+    ],
+)  # fmt: skip
+def test_an_exception_is_one_line_with_the_way_out(error: Exception, says: str) -> None:
+    assert explain(error).startswith(says)
+    assert "\n" not in explain(error)
+
+
+def test_memory_that_cannot_be_had_is_known_by_what_torch_says() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**50)
+    assert explain(error.value).startswith("out of memory (")
+    assert len(explain(error.value)) < 300
+
+
+def verb_that(monkeypatch: pytest.MonkeyPatch, run) -> None:
+    verb = SimpleNamespace(run=lambda argv: run())
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: verb)
+
+
+def failing(error: BaseException):
+    def run() -> int:
+        raise error
+
+    return run
+
+
+def test_what_nobody_foresaw_is_one_line_unless_the_traceback_is_asked_for(
+    monkeypatch, capsys
+) -> None:
+    verb_that(monkeypatch, failing(ZeroDivisionError("0 to a\nnegative power")))
+    assert cli.main(["models"]) == 1
+    assert capsys.readouterr().err == (
+        "captioner: error: ZeroDivisionError: 0 to a negative power (not foreseen; "
+        "CAPTIONER_TRACEBACK=1 shows where it arose)\n"
+    )
+    monkeypatch.setenv("CAPTIONER_TRACEBACK", "1")
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["models"])
+
+
+def test_sigterm_unwinds_as_an_interrupt_does_and_is_handled_as_before_afterwards(
+    monkeypatch, capsys
+) -> None:
+    unwound = []
+
+    def run() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            unwound.append(1)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    verb_that(monkeypatch, run)
+    assert cli.main(["models"]) == 130
+    assert unwound == [1]
+    assert capsys.readouterr().err == "captioner: error: terminated (SIGTERM)\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd) -> None:
+    verb_that(monkeypatch, failing(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=failing(ValueError())))
+    assert cli.main(["models"]) == 141
+    assert capfd.readouterr().err == ""
