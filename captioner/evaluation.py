@@ -25,7 +25,7 @@ from captioner.config import Config, make
 from captioner.data import read_records
 from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
 from captioner.data.records import Record, write_whole
-from captioner.inspection.sheets import contact_sheet
+from captioner.inspection.sheets import Rows, contact_sheet, lacking_letters
 from captioner.metrics import METRICS, Scores, image_hash, score
 from captioner.metrics.statistics import FILE
 from captioner.models import Encoder, Features
@@ -53,14 +53,21 @@ class Evaluation:
         rows = [_row(record, caption) for record, caption in zip(self.records, self.captions)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         scores = json.dumps(self.scores.as_dict(), indent=2, ensure_ascii=False) + "\n"
-        shown = list(zip(self.records, self.captions))[:: max(1, len(rows) // sheet)][:sheet]
-        picture = contact_sheet([(r.image, c.text, r.captions) for r, c in shown])
         return [
             write_whole(folder / "scores.json", scores),
             write_whole(folder / "captions.jsonl", lines),
             self.scores.statistics.save(folder / FILE),
-            write_whole(folder / "sheet.png", picture),
+            write_whole(folder / "sheet.png", contact_sheet(self._cells(sheet))),
         ]
+
+    def lacks(self, *, sheet: int = 12) -> str | None:
+        """What to say of the letters that the contact sheet shows as boxes; None without such."""
+        return lacking_letters(self._cells(sheet))
+
+    def _cells(self, count: int) -> Rows:
+        every = list(zip(self.records, self.captions))
+        shown = every[:: max(1, len(every) // count)][:count]
+        return [(record.image, caption.text, record.captions) for record, caption in shown]
 
 
 def evaluate(

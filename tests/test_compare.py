@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 import xml.etree.ElementTree as xml
 from itertools import product
@@ -10,10 +11,13 @@ from pathlib import Path
 import numpy
 import pytest
 from evaluations import evaluation, system
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from captioner.cli import main
 from captioner.comparison import HIGHER, LOWER, TOO_FEW, UNDECIDED, Comparison, compare
+from captioner.inspection import intervals
 from captioner.metrics.significance import (
     ALPHA,
     OverSeeds,
@@ -443,35 +447,88 @@ def test_an_object_in_the_statistics_is_not_unpickled(tmp_path, capsys) -> None:
 # The figure -----------------------------------------------------------------------------------
 
 
-def test_the_figure_shows_every_interval_where_it_lies(runs, tmp_path, capsys) -> None:
-    file = tmp_path / "table.svg"
-    paths = [str(run) for run in runs.values()]
-    assert main(["compare", *paths, "--metrics", "CIDEr-D", "--figure", str(file), *QUICK]) == 0
-    capsys.readouterr()
-    drawing = xml.parse(file).getroot()
-    width = float(drawing.get("width"))
-    kind = "{http://www.w3.org/2000/svg}"
-    texts = {one.text: float(one.get("x")) for one in drawing.iter(f"{kind}text")}
-    ticks = {float(text): x for text, x in texts.items() if text.isdigit()}
-    slope, offset = numpy.polyfit(list(ticks), list(ticks.values()), 1)
-    table = compared(*runs.values(), metrics=["CIDEr-D"])
-    whiskers = [
-        (float(one.get("x1")), float(one.get("x2")))
-        for one in drawing.iter(f"{kind}line")
-        if one.get("stroke-width") == "2" and one.get("y1") == one.get("y2")
-    ]
-    expected = [tuple(slope * end + offset for end in row.interval) for row in table.rows]
-    assert numpy.array(whiskers) == pytest.approx(numpy.array(expected), abs=0.2)
-    assert {"CIDEr-D", *runs} <= set(texts)
-    assert all(0 < x < width for x in texts.values())
+def drawn(table: Comparison) -> Figure:
+    figure = intervals._drawn(table, intervals._panels(table))
+    FigureCanvasAgg(figure).draw()
+    return figure
 
 
-def test_the_png_is_the_svg_at_twice_the_size(runs, tmp_path, capsys) -> None:
+def test_the_figure_shows_every_interval_where_it_lies(runs) -> None:
+    table = compared(*runs.values())
+    panels = {one.get_title(loc="left"): one for one in drawn(table).axes if one.get_visible()}
+    assert list(panels) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr-D"]
+    for name, axes in panels.items():
+        rows = [row for row in table.rows if row.metric == name]
+        found = {
+            int(line.get_ydata()[0]): line.get_xdata()
+            for line in axes.lines
+            if line.get_marker() == "|"
+        }
+        assert [tuple(found[place]) for place in range(len(rows))] == [row.interval for row in rows]
+        assert [text.get_text() for text in axes.texts] == [f"{row.score:.2f}" for row in rows]
+        low, high = axes.get_xlim()
+        assert all(low < end < high for row in rows for end in row.interval)
+    assert [label.get_text() for label in panels["BLEU-1"].get_yticklabels()] == list(runs)
+
+
+def test_no_line_runs_through_a_number(runs) -> None:
+    """With and without the dashed line, a number looks the same."""
+    figure = drawn(compared(runs["first"], runs["like"], metrics=["CIDEr-D"]))
+    [axes] = [one for one in figure.axes if one.get_visible()]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    pictures = [numpy.array(figure.canvas.buffer_rgba())]
+    [dashed] = [line for line in axes.lines if line.is_dashed()]
+    dashed.remove()
+    FigureCanvasAgg(figure).draw()
+    pictures.append(numpy.array(figure.canvas.buffer_rgba()))
+    assert (pictures[0] != pictures[1]).any()
+    for box in boxes:
+        rows = slice(len(pictures[0]) - int(box.y1), len(pictures[0]) - int(box.y0))
+        with_line, without = (one[rows, int(box.x0) : int(box.x1)] for one in pictures)
+        assert with_line.size and (with_line == without).all()
+
+
+def test_an_axis_of_scores_does_not_begin_far_below_zero(tmp_path) -> None:
+    names = tuple(map(str, range(30)))
+    for name in ("a", "b"):
+        rows = numpy.hstack([numpy.zeros((30, 4)), numpy.full((30, 6), 5.0)])
+        evaluation(tmp_path / name, Statistics(names, {"bleu": rows}))
+    for axes in drawn(compared(tmp_path / "a", tmp_path / "b")).axes:
+        low, high = axes.get_xlim()
+        assert -0.1 < low <= 0 < 1 <= high
+
+
+@pytest.mark.parametrize("kind", [".svg", ".png"])
+def test_both_kinds_of_figure_are_the_same_whenever_they_are_drawn(kind, runs, tmp_path) -> None:
     paths = [str(run) for run in runs.values()]
-    for kind in ("svg", "png"):
-        assert main(["compare", *paths, "--figure", str(tmp_path / f"x.{kind}"), *QUICK]) == 0
-    svg = xml.parse(tmp_path / "x.svg").getroot()
-    picture = Image.open(tmp_path / "x.png")
-    assert picture.size == (2 * int(svg.get("width")), 2 * int(svg.get("height")))
-    colours = {colour for _, colour in picture.getcolors(picture.width * picture.height)}
-    assert {(0, 114, 178), (213, 94, 0), (138, 138, 147)} <= colours
+    for name in ("x", "y"):
+        assert main(["compare", *paths, "--figure", str(tmp_path / f"{name}{kind}"), *QUICK]) == 0
+    content = (tmp_path / f"x{kind}").read_bytes()
+    assert content == (tmp_path / f"y{kind}").read_bytes()
+    if kind == ".png":
+        assert Image.open(tmp_path / "x.png").width > 1000
+    else:
+        texts = ["".join(one.itertext()).strip() for one in xml.fromstring(content).iter()]
+        assert {"CIDEr-D", *runs} <= set(texts)
+
+
+def test_chinese_and_odd_names_are_drawn_and_no_letter_is_read_as_mathematics(tmp_path) -> None:
+    names = ("基线模型", "a$b_c$ #1", "a_name_of_more_than_forty_letters_of_seed_1")
+    runs = [evaluation(tmp_path / name, system(index)) for index, name in enumerate(names)]
+    drawing = intervals.figure(compared(*runs, metrics=["CIDEr-D"]), ".svg").decode()
+    texts = ["".join(one.itertext()).strip() for one in xml.fromstring(drawing).iter()]
+    assert {names[0], names[1]} <= set(texts)
+    assert {"a_name_of_more_than_fort", "…_forty_letters_of_seed_1"} & set(texts)
+
+
+def test_a_name_keeps_both_ends_and_two_lines() -> None:
+    assert intervals._shortened("short") == "short"
+    assert intervals._shortened("x" * 24 + "y" * 10) == "x" * 24 + "\n" + "y" * 10
+    long = intervals._shortened("a" * 30 + "b" * 30 + "c" * 30)
+    assert long == "a" * 24 + "\n…" + "c" * 23
+    assert intervals._shortened("模" * 13) == "模" * 12 + "\n模"  # as wide as two
+
+
+def test_without_matplotlib_one_line_names_the_extra(runs, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    fails(capsys, runs["first"], "--figure", "x.svg", says="pip install 'captioner[figures]'")

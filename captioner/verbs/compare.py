@@ -47,6 +47,8 @@ def run(argv: Sequence[str]) -> int:
     for path in (options.output, options.figure):
         if path:
             print(f"wrote {short(Path(path))}", file=sys.stderr)
+    if options.figure and (lack := intervals.missing_letters(result)):
+        print(f"{Path(options.figure).name}: {lack}", file=sys.stderr)
     return 0
 
 
@@ -85,5 +87,9 @@ def _compare_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, metavar="N", help="of the resamples (default 1)")
     add("--format", choices=("text", "markdown", "json"), default="text")
     add("--output", metavar="FILE", help="write there instead of standard output")
-    add("--figure", metavar="FILE", help="draw the intervals into a .svg or .png")
+    add(
+        "--figure",
+        metavar="FILE",
+        help="draw the intervals into a .svg or .png (needs pip install 'captioner[figures]')",
+    )
     return parser

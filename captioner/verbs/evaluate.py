@@ -84,4 +84,6 @@ def run(argv: Sequence[str]) -> int:
         print(f"no {metric}: {reason}")
     for path in paths:
         print(f"wrote {short(path)}")
+    if lack := result.lacks():
+        print(f"sheet.png: {lack}")
     return 0

@@ -21,6 +21,7 @@ from typing import Any
 
 from paired import finish, make_parser, report_value, run_guarded, start
 
+from captioner.inspection.intervals import require_matplotlib
 from captioner.progress import shown
 
 SIZES = ((200, 5), (1000, 5), (5000, 1), (2000, 5), (4000, 5), (6000, 5))  # images, captions each
@@ -108,6 +109,8 @@ def main() -> None:
     arguments.add_argument("root", metavar="ROOT", type=Path, help="Flickr8k's folder")
     options = arguments.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    if options.json:
+        require_matplotlib("the figure beside --json")
     root, about = options.root.expanduser().resolve(), start(options)
     found = [trained(root, *size) for size in shown(SIZES, "trainings")]
     rows = []
