@@ -20,7 +20,7 @@ from captioner import __version__
 from captioner.process import bound_caches, bound_spinning, keep_memory
 from captioner.verbs import VERBS
 from captioner.verbs.failures import TRACEBACK, explain
-from captioner.verbs.terminal import fail
+from captioner.verbs.terminal import Parser, fail
 
 __all__ = ["VERBS", "main"]
 
@@ -41,6 +41,10 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "_ARGCOMPLETE" in os.environ:
+        from captioner.verbs.candidates import complete
+
+        complete(_top_parser())
     bound_caches()
     bound_spinning()
     keep_memory()
@@ -85,9 +89,9 @@ def _output_closed() -> int:
     return 141
 
 
-def _top_parser() -> argparse.ArgumentParser:
+def _top_parser() -> Parser:
     lines = "\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="captioner",
         usage="captioner VERB ...",
         description=f"Image captioning that can be read like a textbook.\n\nverbs:\n{lines}",

@@ -120,19 +120,6 @@ def test_cfg_job_prints_the_configuration() -> None:
     assert "cell: gru" in done.stdout
 
 
-def test_completion_offers_overrides() -> None:
-    script = command("completion", "bash").stdout
-    assert "complete -F _captioner captioner" in script
-    query = (
-        f'captioner() {{ {sys.executable} -m captioner "$@"; }}\n{script}\n'
-        "COMP_WORDS=(captioner train experiment=de)\nCOMP_CWORD=2\n"
-        'COMP_LINE="captioner train experiment=de"\n_captioner 2>/dev/null\n'
-        'printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    done = subprocess.run(["bash", "-c", query], capture_output=True, text=True)
-    assert set(done.stdout.split()) == {"experiment=debug", "experiment=demo"}
-
-
 # caption --------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,29 @@ def fail(message: str, status: int = 1) -> int:
     return status
 
 
-def parser_of(verb: str, description: str, examples: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a shell at TAB, and takes ``~/`` where shells leave it."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_args(self._prepared(args), namespace)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_intermixed_args(self._prepared(args), namespace)
+
+    def _prepared(self, args: Sequence[str] | None) -> list[str]:
+        if "_ARGCOMPLETE" in os.environ:
+            from captioner.verbs.candidates import answer
+
+            answer(self)
+        # `--output=~/x` in bash, and any path that zsh has completed (it quotes the ~)
+        home = os.path.expanduser("~").replace("\\", r"\\")
+        given = sys.argv[1:] if args is None else args
+        return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", one) for one in given]
+
+
+def parser_of(verb: str, description: str, examples: str) -> Parser:
     """The parser of a verb, with its examples below the options."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"captioner {verb}",
         description=description,
         epilog=f"examples:\n{examples}",

@@ -1,0 +1,216 @@
+"""What a word on the command line may become: verbs, flags, files, models, overrides and values.
+
+argcomplete asks the verb's own parser; what argcomplete cannot know is said here by the argument's
+name and placeholder. A shell waits for the answer, so nothing here imports torch: the names in a
+table such as ``CELLS`` are read from its source.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import argcomplete
+from argcomplete.completers import BaseCompleter
+from argcomplete.lexers import split_line
+
+from captioner import bundle, config
+from captioner.verbs import VERBS
+
+TABLES: dict[str, str] = {
+    "callbacks.monitor": "callbacks.py:MONITORS",
+    "data.format": "data/__init__.py:DATASETS",
+    "decoder.cell": "models/unroll.py:CELLS",
+    "decoder.image": "models/recurrent.py:IMAGES",
+    "decoder.name": "models/__init__.py:DECODERS",
+    "decoder.positions": "models/transformer.py:POSITIONS",
+    "decoder.score": "models/attention.py:SCORES",
+    "decoding.ensemble": "decoding/options.py:ENSEMBLES",
+    "decoding.length_rule": "decoding/options.py:LENGTH_RULES",
+    "decoding.precision": "decoding/options.py:PRECISIONS",
+    "encoder.library": "models/encoders.py:ENCODERS",
+    "encoder.precision": "models/encoding.py:PRECISIONS",
+    "tokenizer.name": "tokenizers.py:TOKENIZERS",
+    "training.baseline": "objectives/self_critical.py:BASELINES",
+    "training.objective": "objectives/__init__.py:OBJECTIVES",
+    "training.schedule": "schedules.py:SCHEDULES",
+    "--metrics": "metrics/__init__.py:METRICS",
+    "--tokenize": "metrics/tokenize.py:TOKENIZE",
+}
+"""Option -> the table of the names that it takes, as FILE:NAME in this package."""
+
+TAKEN = {
+    "data": ("data", "tokenizer", "seed"),
+    "evaluate": ("data", "decoding", "loader"),
+    "models": ("decoding",),
+}
+"""Verb -> the groups and values that it takes as overrides, where these are not all."""
+
+
+def complete(top: argparse.ArgumentParser) -> None:
+    """Tell the shell what the word it asks about may become, and leave.
+
+    Args:
+        top: the parser of ``captioner`` itself; that of the verb, once one is named, is asked.
+    """
+    words = _words()
+    if not words or words[0] not in VERBS:
+        answer(top)
+    os.environ["_ARGCOMPLETE"] = "2"  # the verb takes the place of the command
+    if words[0] == "train":
+        answer(_train_parser())
+    importlib.import_module(f"captioner.verbs.{words[0]}").run([])
+
+
+def answer(parser: argparse.ArgumentParser) -> None:
+    """Tell the shell what the word may become by this parser, and leave."""
+    argcomplete.autocomplete(
+        parser, always_complete_options=False, default_completer=_Candidates(_words())
+    )
+
+
+def _words() -> list[str]:
+    """The words after ``captioner`` and before the one to be completed."""
+    return split_line(os.environ["COMP_LINE"], int(os.environ["COMP_POINT"]))[3][1:]
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    """The parser of ``train``, which is Hydra's."""
+    from hydra._internal.utils import get_args_parser
+
+    return get_args_parser()
+
+
+# Kinds of candidates ----------------------------------------------------------------------------
+
+
+class _Candidates(BaseCompleter):
+    """Candidates for an argument without fixed choices, by its flag, placeholder or name."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
+
+    def __call__(self, *, prefix: str, action: argparse.Action, **_: Any) -> list[str]:
+        if action.dest == "overrides":
+            return overrides(prefix, self.words)
+        flag = max(action.option_strings, key=len, default="")
+        for what in (flag, f"decoding.{action.dest}", action.metavar, action.dest):
+            if what in TABLES or what in KINDS:
+                return values(str(what), prefix)
+        return []
+
+
+def values(what: str, prefix: str) -> list[str]:
+    """What a value of an option or a placeholder may become; the last of several, by commas."""
+    before, comma, last = prefix.rpartition(",")
+    found = _names(TABLES[what]) if what in TABLES else KINDS[what](last)
+    return [f"{before}{comma}{one}" for one in found]
+
+
+def models(prefix: str) -> list[str]:
+    """Bundled models, run folders in runs/, and folders and checkpoints."""
+    runs = sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))
+    others = (path for path in paths(prefix, (".ckpt",)) if path.rstrip("/") not in runs)
+    return [*bundle.names(), *runs, *others]
+
+
+def folders(prefix: str) -> list[str]:
+    """Folders that begin with `prefix`."""
+    return paths(prefix, ())
+
+
+def paths(prefix: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
+    """Folders that begin with `prefix`, each with a slash, and files that end as said."""
+    folder, slash, start = prefix.rpartition("/")
+    try:
+        entries = list(os.scandir(os.path.expanduser(folder + slash) or "."))
+    except OSError:
+        return []
+    shown = [one for one in entries if start or not one.name.startswith(".")]
+    names = [f"{one.name}/" for one in shown if one.is_dir()]
+    names += [one.name for one in shown if not one.is_dir() and one.name.endswith(suffixes)]
+    return [f"{folder}{slash}{name}" for name in sorted(names)]
+
+
+KINDS: dict[str, Callable[[str], list[str]]] = {
+    **dict.fromkeys(("RUN", "resume", "resume_weights"), models),
+    **dict.fromkeys(("FILE", "REFERENCES", "PATH"), paths),
+    **dict.fromkeys(("data.captions", "training.word_vectors"), paths),
+    **dict.fromkeys(("FOLDER", "config_dir", "run_dir", "data.root", "data.images"), folders),
+    "loader.cache_folder": folders,
+    "device": lambda prefix: ["auto", "cpu", "cuda", "mps"],
+}
+"""Placeholder, argument or option -> what it may become."""
+
+
+# Overrides --------------------------------------------------------------------------------------
+
+
+def overrides(prefix: str, words: Sequence[str]) -> list[str]:
+    """What an override that begins with `prefix` may become, after other words of the line."""
+    key, equals, value = prefix.partition("=")
+    if equals:
+        return [f"{key}={one}" for one in _values_of(key, value, words)]
+    composed = _composed(words)
+    taken = TAKEN.get(words[0], ()) if words else ()
+    shown = {name: one for name, one in composed.items() if not taken or name in taken}
+    if "." in key:
+        return [f"{name}=" for name in _leaves(shown)]
+    chosen = [name for name in config.groups() if not taken or name in taken]
+    within = [f"{name}." for name, one in shown.items() if isinstance(one, dict)]
+    single = [f"{name}=" for name, one in shown.items() if not isinstance(one, dict)]
+    return [*(f"{name}=" for name in chosen), *within, *single]
+
+
+def _values_of(key: str, prefix: str, words: Sequence[str]) -> list[str]:
+    if key in config.groups():
+        before, comma, _ = prefix.rpartition(",")
+        return [f"{before}{comma}{name}" for name in config.options(key)]
+    if key in TABLES or key in KINDS:
+        return values(key, prefix)
+    now = _leaves(_composed(words)).get(key)
+    if isinstance(now, bool):
+        return ["true", "false"]
+    return [str(now)] if isinstance(now, (int, float, str)) and now != "" else []
+
+
+def _composed(words: Sequence[str]) -> dict[str, Any]:
+    """The configuration with the groups that are chosen on the line, as far as they fit."""
+    chosen = [one for one in words if one.partition("=")[0] in config.groups() and "," not in one]
+    try:
+        return config.compose(chosen)
+    except ValueError:
+        return config.compose()
+
+
+def _leaves(composed: dict[str, Any], group: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    found: dict[str, Any] = {}
+    for name, value in composed.items():
+        inner = isinstance(value, dict)
+        found |= _leaves(value, f"{group}{name}.") if inner else {f"{group}{name}": value}
+    return found
+
+
+def _names(table: str) -> list[str]:
+    """The names in a table of this package, read from its source."""
+    file, _, name = table.partition(":")
+    source = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
+    for one in ast.parse(source).body:
+        if isinstance(one, (ast.Assign, ast.AnnAssign)) and one.value is not None:
+            target = one.targets[0] if isinstance(one, ast.Assign) else one.target
+            if ast.unparse(target) == name:
+                return _first_names(one.value)
+    raise LookupError(table)
+
+
+def _first_names(value: ast.expr) -> list[str]:
+    """The keys of the first dict in an expression, or the items of its first tuple."""
+    inside = next(one for one in ast.walk(value) if isinstance(one, (ast.Dict, ast.Tuple)))
+    names = inside.keys if isinstance(inside, ast.Dict) else inside.elts
+    return [str(one.value) for one in names if isinstance(one, ast.Constant)]

@@ -1,0 +1,130 @@
+"""Tab completion: what shells offer, asked of real ones where they are installed."""
+
+import importlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner import config
+from captioner.cli import VERBS, main
+from captioner.verbs import candidates
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(shell: str, capsys: pytest.CaptureFixture) -> str:
+    """What is evaluated, with ``captioner`` run as it is here."""
+    assert main(["completion", shell]) == 0
+    return f'captioner() {{ {sys.executable} -m captioner "$@"; }}\n{capsys.readouterr().out}'
+
+
+def test_bash_completes_verbs_flags_paths_models_groups_and_values(capsys, tmp_path) -> None:
+    (tmp_path / "my photos").mkdir()
+    (tmp_path / "my photos" / "a.jpg").touch()
+    (tmp_path / "runs" / "nic" / "checkpoints").mkdir(parents=True)
+    cells = list(importlib.import_module("captioner.models.unroll").CELLS)
+    expected = {
+        "captioner ": sorted(VERBS),
+        "captioner caption --length-r": ["--length-rule"],
+        "captioner caption --model ru": ["runs/", "runs/nic"],
+        "captioner caption 'my photos/": ["my photos/a.jpg"],
+        "captioner evaluate flic": ["flickr8k"],
+        "captioner score x.csv --metrics bleu,c": ["bleu,cider", "bleu,cider-d", "bleu,clip"],
+        "captioner train --multi": ["--multirun"],
+        "captioner train decoder.cell=": sorted(cells),
+        "captioner train -m decoder.cell=gru,ir": ["gru,irnn"],
+        "captioner train decoder=tr": ["transformer"],
+        "captioner train decoder=transformer decoder.fe": ["decoder.feedforward_size="],
+        "captioner train resume=runs/n": ["runs/nic"],
+        "captioner train data.root=my": ["my\\ photos/"],
+    }
+    query = script("bash", capsys) + "COMP_WORDBREAKS=$' \\t\\n\"\\'><=;|&(:'\n"
+    for line in expected:
+        query += (
+            f'COMP_LINE="{line}" COMP_POINT={len(line)} COMP_TYPE=9 _python_argcomplete captioner\n'
+            'printf "%s\\n" "${COMPREPLY[@]}" --\n'
+        )
+    done = subprocess.run(["bash", "-c", query], capture_output=True, text=True, cwd=tmp_path)
+    answers = [sorted(one.split("\n")) for one in done.stdout.split("\n--\n")[:-1]]
+    assert [[one.rstrip() for one in answer if one] for answer in answers] == list(
+        expected.values()
+    )
+
+
+@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
+def test_zsh_takes_it_though_compinit_has_not_run(capsys) -> None:
+    query = script("zsh", capsys) + "print $_comps[captioner]"
+    done = subprocess.run(["zsh", "-f", "-c", query], capture_output=True, text=True)
+    assert done.stdout.strip() == "_python_argcomplete", done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
+def test_fish_takes_it(capsys) -> None:
+    assert main(["completion", "fish"]) == 0
+    code = capsys.readouterr().out + "\ncomplete -c captioner"
+    done = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True)
+    assert "__fish_captioner_complete" in done.stdout, done.stderr
+
+
+def test_a_shell_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from captioner.verbs import candidates as c\n"
+        "assert 'decoder.cell=gru' in c.overrides('decoder.cell=', ['train'])\n"
+        "assert 'decoder.cell=' in c.overrides('decoder.', ['train', 'experiment=demo'])\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'nltk', 'pytorch_lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("option", candidates.TABLES)
+def test_the_names_offered_are_those_of_the_table(option: str) -> None:
+    file, _, name = candidates.TABLES[option].partition(":")
+    module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    table = getattr(importlib.import_module(f"captioner.{module}"), name)
+    assert candidates.values(option, "") == list(table)
+
+
+def test_every_option_that_chooses_from_a_table_offers_its_names() -> None:
+    """Each ``pick(TABLE, …, "group.key")`` and ``unknown("group.key", …)`` has its candidates."""
+    import re
+
+    chosen = set()
+    for path in (ROOT / "captioner").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        chosen |= set(re.findall(r'pick\([A-Z]\w*, .*?, "([a-z_]+\.[a-z_]+)"\)', text))
+        chosen |= set(re.findall(r'unknown\("([a-z_]+\.[a-z_]+)", ', text))
+    assert chosen
+    assert chosen <= set(candidates.TABLES)
+
+
+def test_every_group_and_value_is_offered() -> None:
+    composed = config.compose()
+    offered = candidates.overrides("", ["train"])
+    assert {f"{group}=" for group in config.groups()} <= set(offered)
+    for name, value in composed.items():
+        assert f"{name}." if isinstance(value, dict) else f"{name}=" in offered
+    assert candidates.overrides("decoder.tie_weights=", ["train"])[0] == "decoder.tie_weights=true"
+    assert {"data=", "tokenizer.", "seed="} <= set(candidates.overrides("", ["data"]))
+    assert "decoder=" not in candidates.overrides("", ["data"])
+    assert "training.rewards.cider=" in candidates.overrides("tr.", ["train", "training=scst"])
+
+
+def test_a_home_that_shells_leave_is_taken(tmp_path, monkeypatch) -> None:
+    from captioner.verbs.terminal import parser_of
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = parser_of("x", "", "")
+    parser.add_argument("path")
+    parser.add_argument("--output")
+    options = parser.parse_args(
+        [
+            "~/a b.jpg",
+            "--output=~/c",
+        ]
+    )
+    assert (options.path, options.output) == (f"{tmp_path}/a b.jpg", f"{tmp_path}/c")
