@@ -15,17 +15,15 @@ import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import (
     Callback,
-    EarlyStopping,
-    LearningRateMonitor,
-    ModelCheckpoint,
     RichProgressBar,
 )
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from captioner.checkpoint import BEST, FOLDER, LAST, read, write
+from captioner.checkpoint import FOLDER, LAST, read, write
 from captioner.config import Config, unknown
+from captioner.selection import BestCheckpoint, KeptEpochs, Patience
 
 MONITORS = ("dev_bleu4", "dev_cider")
 """The dev scores that may choose the best checkpoint and stop early; higher is better."""
@@ -69,15 +67,6 @@ def build_callbacks(
             raise ValueError(f"callbacks.{name}={value} is not accepted; choose {least} or more")
     if save_every < 1:
         raise ValueError(f"callbacks.save_every={save_every} is not accepted; choose 1 or more")
-    best = ModelCheckpoint(
-        dirpath=folder / FOLDER,
-        filename=Path(BEST).stem,
-        monitor=monitor,
-        mode="max",
-        save_weights_only=True,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
     found: list[Callback] = [WeightAverage(ema)] if ema else []
     found += [EpochLine(), ImageMatters(), RandomState()]
     if samples:
@@ -85,23 +74,10 @@ def build_callbacks(
     if progress and sys.stderr.isatty():
         found.append(RichProgressBar())
     if patience:
-        found.append(
-            EarlyStopping(monitor, mode="max", patience=patience, check_on_train_epoch_end=False)
-        )
+        found.append(Patience(monitor, patience))
     if keep:
-        found.append(
-            _KeptEpochs(
-                dirpath=folder / FOLDER,
-                filename="epoch-{epoch:02d}",
-                auto_insert_metric_name=False,
-                monitor=monitor,
-                mode="max",
-                save_top_k=keep,
-                save_weights_only=True,
-                save_on_train_epoch_end=False,
-            )
-        )
-    return [*found, LearningRateMonitor("step"), LastCheckpoint(folder, save_every), best]
+        found.append(KeptEpochs(folder, monitor, keep))
+    return [*found, LastCheckpoint(folder, save_every), BestCheckpoint(folder, monitor)]
 
 
 class WeightAverage(Callback):
@@ -178,14 +154,6 @@ def _learned(module: lightning.LightningModule) -> dict[str, Tensor]:
 def _fill(module: lightning.LightningModule, values: dict[str, Tensor]) -> None:
     for name, weight in _learned(module).items():
         weight.copy_(values[name])
-
-
-class _KeptEpochs(ModelCheckpoint):
-    """The checkpoints of the best epochs, counted from 1 as on the screen."""
-
-    def format_checkpoint_name(self, metrics: dict[str, Any], *rest: Any, **named: Any) -> str:
-        counted = {**metrics, "epoch": metrics["epoch"] + 1}
-        return super().format_checkpoint_name(counted, *rest, **named)
 
 
 class LastCheckpoint(Callback):

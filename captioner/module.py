@@ -30,6 +30,7 @@ from captioner.models import CaptioningModel, generate, make_steppers
 from captioner.models.packing import Packing
 from captioner.objectives import Objective, chosen
 from captioner.schedules import Schedule
+from captioner.selection import rank
 from captioner.tokenizers import Tokenizer
 from captioner.unfreezing import Unfreezing
 
@@ -250,7 +251,7 @@ class LitCaptioner(lightning.LightningModule):
         }
         self.log_dict(self.dev_scores)
         self.objective.check(self.dev_scores, dev.captions)
-        self.schedule.look(self.dev_scores[monitored(self.config)])
+        self.schedule.look(rank(self.dev_scores, monitored(self.config)))
 
     @property
     def dev_captions(self) -> list[tuple[str, str, Sequence[str]]]:

@@ -48,7 +48,7 @@ class Schedule:
             )
         self.name, self.total_steps, self.warmup = name, total_steps, warmup
         self.factor, self.patience = factor, patience
-        self.best: float | None = None
+        self.best: tuple[float, ...] | None = None
         self.worse = 0  # looks since the best one, or since the rate fell
         self.falls = 0
 
@@ -67,12 +67,12 @@ class Schedule:
             return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
         return self.factor**self.falls
 
-    def look(self, score: float) -> None:
-        """Hear the score of a look at dev; only a plateau minds it."""
+    def look(self, rank: tuple[float, ...]) -> None:
+        """Take notice of a validation's rank (``captioner.selection``); only a plateau does."""
         if self.name != "plateau":
             return
-        if self.best is None or score > self.best:
-            self.best, self.worse = score, 0
+        if self.best is None or rank > self.best:
+            self.best, self.worse = rank, 0
             return
         self.worse += 1
         if self.worse >= self.patience:
@@ -80,8 +80,12 @@ class Schedule:
 
     def state_dict(self) -> dict[str, Any]:
         """What it has heard, as plain data."""
-        return {"best": self.best, "worse": self.worse, "falls": self.falls}
+        best = None if self.best is None else list(self.best)
+        return {"best": best, "worse": self.worse, "falls": self.falls}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` gave."""
-        self.best, self.worse, self.falls = state["best"], state["worse"], state["falls"]
+        best, self.worse, self.falls = state["best"], state["worse"], state["falls"]
+        if best is not None:  # captioner 0.1 had the score alone
+            best = (best,) if isinstance(best, float) else tuple(best)
+        self.best = best

@@ -10,14 +10,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+import secrets
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as lightning
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -34,6 +36,8 @@ from captioner.models import CaptioningModel, build_model
 from captioner.models.standardise import whitening_of
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
 from captioner.objectives import Degenerate, SelfCritical, chosen
+from captioner.runs import Claim, claimed
+from captioner.selection import Patience
 from captioner.tokenizers import Tokenizer, build_tokenizer
 
 __all__ = [
@@ -54,20 +58,24 @@ class TrainedRun:
 
     Attributes:
         folder: the run folder.
-        best: its best checkpoint.
-        scores: dev scores of the best checkpoint.
+        best: its best checkpoint; the last one where dev was never looked at.
+        scores: dev scores of the best checkpoint; may be empty.
         monitor: the name of the score that chose it.
+        epoch: that of the best checkpoint, from 1.
+        ending: why the training ended, in words.
     """
 
     folder: Path
     best: Path
     scores: dict[str, float]
     monitor: str
+    epoch: int
+    ending: str
 
     @property
     def score(self) -> float:
-        """The monitored score."""
-        return self.scores[self.monitor]
+        """The monitored score; not a number where dev was never looked at."""
+        return self.scores.get(self.monitor, math.nan)
 
 
 def train(config: Config, folder: Path, *, resume: Path | None = None) -> TrainedRun:
@@ -75,21 +83,28 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
 
     Args:
         config: a composed configuration, as plain data.
-        folder: the run folder; must not hold a run yet, unless it is resumed.
+        folder: the run folder; must not hold a run yet, unless it is resumed. It is claimed, and
+            named by the result: see ``runs.claimed``.
         resume: the checkpoint to go on from, exactly as if it had never stopped.
 
     Raises:
         ValueError: an option that does not fit, or a folder that already holds a run.
+        OSError: the folder cannot be made, or the disk is full.
         FileNotFoundError: the data are not where the configuration says.
         NonFiniteLoss: the loss or a weight became infinite or NaN.
         Degenerate: what a self-critical training says became senseless.
     """
-    if resume is None and (folder / checkpoint.FOLDER).exists():
-        raise ValueError(
-            f"run_dir={folder} already holds a run: resume={folder} goes on with it, or choose "
-            "another run_dir"
-        )
     quieten()
+    with claimed(folder, resumes=resume is not None) as claim:
+        config = {**config, "run_dir": str(claim.folder), "seed": _seed(config["seed"])}
+        try:
+            return _train(config, claim, resume)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(_interrupted(claim, error)) from None
+
+
+def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
+    folder = claim.folder
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     reading = make(read_records, "data", config["data"])
     decoding = make(DecodingOptions, "decoding", config["decoding"])
@@ -105,6 +120,7 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
     callbacks = make(build_callbacks, "callbacks", config["callbacks"], folder)
     loggers = make(build_loggers, "logger", config["logger"], folder)
+    callbacks += [LearningRateMonitor("step")] if loggers else []
     trainer = make(build_trainer, "trainer", config["trainer"], folder, callbacks, loggers)
     steps = optimizer_steps(data.batches, trainer)
     module = build_module(config["training"], model, tokenizer, config, steps, decoding)
@@ -127,11 +143,57 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
     try:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # what Lightning makes of an interruption
-        print(f"interrupted; `captioner train resume={folder}` goes on from the last checkpoint")
-        raise KeyboardInterrupt from None
+    except SystemExit as leaving:  # what Lightning makes of an interruption
+        raise KeyboardInterrupt(*_arguments(leaving.__context__)) from None
+    finally:
+        claim.worth = claim.worth or trainer.global_step > 0
+    return _trained(folder, config, trainer)
+
+
+def _trained(folder: Path, config: Config, trainer: lightning.Trainer) -> TrainedRun:
     best = checkpoint.find(folder)
-    return TrainedRun(folder, best, checkpoint.read(best).scores, monitored(config))
+    found = checkpoint.read(best)
+    epoch = found.lightning.get("epoch", 0) + 1
+    return TrainedRun(folder, best, found.scores, monitored(config), epoch, _ending(trainer))
+
+
+def _ending(trainer: lightning.Trainer) -> str:
+    """Why a training has ended."""
+    waited = [one for one in trainer.callbacks if isinstance(one, Patience) and one.exhausted]  # type: ignore[attr-defined]
+    if waited:
+        return f"{waited[0].patience} validations without a better one (callbacks.patience)"
+    if trainer.max_steps == trainer.global_step:
+        return f"all {trainer.max_steps} steps are done (trainer.max_steps)"
+    if trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch:
+        return f"all {trainer.max_epochs} epochs are done (trainer.max_epochs)"
+    return "a callback or a limit of the trainer has ended it"
+
+
+def _arguments(error: BaseException | None) -> tuple[object, ...]:
+    return error.args if isinstance(error, KeyboardInterrupt) else ()
+
+
+def _interrupted(claim: Claim, error: KeyboardInterrupt) -> str:
+    """What an interruption leaves, and how to go on."""
+    what, folder = str(error) or "interrupted", claim.folder
+    if (folder / checkpoint.FOLDER / checkpoint.LAST).is_file():
+        return f"{what}; `captioner train resume={folder}` goes on from the last checkpoint"
+    left = f"{folder} has the logs alone" if claim.worth else "no run folder is left"
+    return f"{what} before the first checkpoint: there is nothing to resume, {left}"
+
+
+def _seed(given: Any) -> int:
+    """The seed of a run; null draws one, which the run's configuration then names."""
+    if given is None:
+        drawn = secrets.randbelow(2**32)
+        print(f"seed={drawn}, drawn at random")
+        return drawn
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**32:
+        raise ValueError(
+            f"seed={given!r} is not accepted; choose a whole number from 0 to {2**32 - 1}, or null "
+            "for one at random"
+        )
+    return given
 
 
 # Where a run starts ---------------------------------------------------------------------------

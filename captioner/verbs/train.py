@@ -78,8 +78,19 @@ def _train_job(composed: Any) -> float:
 
     from captioner.config import plain
 
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    return _train(plain(composed), folder, list(HydraConfig.get().overrides.task))
+    config = plain(composed)
+    folder = _run_folder(HydraConfig.get(), config["run_dir"])
+    return _train(config, folder, list(HydraConfig.get().overrides.task))
+
+
+def _run_folder(hydra: Any, run_dir: Any) -> Path:
+    """The folder of this run: run_dir, or Hydra's own for a job of a sweep and for hydra.run.dir."""
+    output = Path(hydra.runtime.output_dir)
+    if output != Path.cwd():
+        return output
+    if not isinstance(run_dir, str) or not run_dir.strip():
+        raise ValueError(f"run_dir={run_dir!r} is not accepted; name a folder, or leave it out")
+    return Path(run_dir)
 
 
 def _train(config: dict[str, Any], folder: Path, overrides: Sequence[str]) -> float:
@@ -98,9 +109,19 @@ def _train(config: dict[str, Any], folder: Path, overrides: Sequence[str]) -> fl
     else:
         config = inherit(config, overrides)
     run = train(config, folder, resume=resume)
-    print_table(
-        "dev scores of the best checkpoint",
-        {name: f"{value:.2f}" for name, value in run.scores.items()},
+    if run.scores:
+        print_table(
+            f"dev scores of the best checkpoint, epoch {run.epoch}",
+            {name: f"{value:.2f}" for name, value in run.scores.items()},
+        )
+    else:
+        print(
+            "no dev scores: no validation took place (trainer.check_val_every_n_epoch, "
+            "trainer.limit_val_batches); the last checkpoint is taken for the best"
+        )
+    print(
+        f"ended            {run.ending}\n"
+        f"run folder       {short(run.folder)}\n"
+        f"best checkpoint  {short(run.best)}"
     )
-    print(f"run folder       {short(run.folder)}\nbest checkpoint  {short(run.best)}")
     return run.score

@@ -1,0 +1,138 @@
+"""Run folders: each belongs to one training, and failed starts leave nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner import runs
+from captioner.runs import Taken, claimed
+
+
+def elsewhere(folder: Path) -> "subprocess.Popen[str]":
+    """Another process that holds a folder until its standard input ends."""
+    code = (
+        "import sys; from captioner.runs import claimed\n"
+        "with claimed(__import__('pathlib').Path(sys.argv[1])) as claim:\n"
+        "    print(claim.folder.name, flush=True); sys.stdin.read(); claim.worth = True\n"
+    )
+    arguments = [sys.executable, "-c", code, str(folder)]
+    return subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder.parent
+    )
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_it_is_dead(tmp_path) -> None:
+    folder = tmp_path / "run"
+    with elsewhere(folder) as other:
+        assert other.stdout.readline() == "run\n"
+        with pytest.raises(Taken, match="another training is at work there"), claimed(folder):
+            pass
+        with pytest.raises(Taken, match="at work there"), claimed(folder, resumes=True):
+            pass
+        assert (folder / "checkpoints").is_dir()
+        other.kill()
+    with claimed(folder) as claim:  # begun and killed before anything was in it
+        claim.worth = True
+    assert sorted(os.listdir(folder)) == ["checkpoints"]
+
+
+def test_of_two_trainings_of_one_second_each_has_its_own_folder(tmp_path) -> None:
+    date = tmp_path / "2026-11-28_05-47-20"
+    with elsewhere(date) as other:
+        assert other.stdout.readline() == f"{date.name}\n"
+        with claimed(date) as second, claimed(date) as third:
+            assert second.folder.name == f"{date.name}_2"
+            assert third.folder.name == f"{date.name}_3"
+            second.worth = third.worth = True
+        other.communicate()
+    with claimed(date) as fourth:  # their folders hold no checkpoint, but they have ended
+        assert fourth.folder == date
+
+
+def test_without_locks_the_folder_of_checkpoints_decides(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(runs, "_locked", lambda folder: None)
+    with claimed(tmp_path / "run") as claim:
+        with pytest.raises(Taken, match="at work there"), claimed(tmp_path / "run"):
+            pass
+        claim.worth = True
+
+
+def test_a_folder_with_a_checkpoint_is_resumed_or_left(tmp_path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"weights")
+    with pytest.raises(Taken, match="already holds a run: resume="), claimed(tmp_path / "run"):
+        pass
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "run", resumes=True):
+        raise KeyboardInterrupt
+    assert last.read_bytes() == b"weights"
+
+
+def test_a_failed_start_leaves_nothing(tmp_path) -> None:
+    with pytest.raises(ValueError), claimed(tmp_path / "new" / "deep" / "run") as claim:
+        (claim.folder / "config.yaml").write_text("seed: 1\n")
+        (claim.folder / "logs" / "csv").mkdir(parents=True)
+        raise ValueError
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_was_there_before_a_failed_start_stays(tmp_path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine").write_text("precious")
+    (tmp_path / "notes.txt").write_text("precious")
+    with pytest.raises(ValueError), claimed(tmp_path) as claim:
+        (claim.folder / "config.yaml").write_text("seed: 1\n")
+        (claim.folder / "plan.txt").write_text("written meanwhile")
+        raise ValueError
+    assert sorted(os.listdir(tmp_path)) == ["logs", "notes.txt", "plan.txt"]
+    assert (tmp_path / "logs" / "mine").read_text() == "precious"
+
+
+def test_a_failure_after_work_leaves_it(tmp_path) -> None:
+    with pytest.raises(ValueError), claimed(tmp_path / "run") as claim:
+        (claim.folder / "config.yaml").write_text("seed: 1\n")
+        claim.worth = True
+        raise ValueError
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_other_processes_of_one_training_share_the_claim(tmp_path, monkeypatch) -> None:
+    with claimed(tmp_path / "2026-11-28_05-47-20") as first:
+        assert os.environ[runs.VARIABLE] == str(first.folder)
+        with monkeypatch.context() as patch:
+            patch.setenv("LOCAL_RANK", "1")
+            with (
+                pytest.raises(ValueError),
+                claimed(tmp_path / "2026-11-28_05-47-21") as second,
+            ):
+                assert second.folder == first.folder
+                raise ValueError
+        assert first.folder.is_dir()  # that of another process is not its to remove
+        first.worth = True
+    assert runs.VARIABLE not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("file", FileExistsError),
+        ("file/below", NotADirectoryError),
+        ("x" * 300, OSError),
+        ("new/" + "x" * 300, OSError),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, name: str, kind: type) -> None:
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(kind) as error, claimed(tmp_path / name):
+        pass
+    assert error.value.filename == f"run_dir={tmp_path / name}"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with claimed(Path("~/runs/x")) as claim:
+        assert claim.folder == tmp_path / "runs" / "x"
