@@ -1,13 +1,16 @@
 """Checkpoints: one file that suffices, and files that are not what they seem."""
 
+import errno
 import os
 import pickle
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from torch.serialization import get_crc32_options, set_crc32_options
 
 import captioner
 from captioner import checkpoint
@@ -155,6 +158,51 @@ def test_a_failed_save_leaves_the_old_file(tmp_path) -> None:
         writer.save_checkpoint({"a": lambda: None}, path)
     assert path.read_bytes() == before
     assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path) -> None:
+    """A process that may write 3 MB, for which torch itself has other words."""
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "last.ckpt"
+    checkpoint.write({"a": torch.ones(3)}, path)
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            checkpoint.write({"a": torch.ones(2_000_000)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
+    assert path.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("sums", [True, False])
+def test_a_flipped_bit_anywhere_in_the_content_is_found(tmp_path, run, sums: bool) -> None:
+    """Whatever the process has told torch about checksums."""
+    content = checkpoint.read(run).lightning
+    content["state_dict"] = dict(list(content["state_dict"].items())[-12:])
+    set_crc32_options(sums)
+    try:
+        checkpoint.write(content, tmp_path / "a.ckpt")
+        assert get_crc32_options() is sums
+    finally:
+        set_crc32_options(True)
+    checkpoint.read(tmp_path / "a.ckpt")
+    data = bytearray((tmp_path / "a.ckpt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
+        parts = [one for one in archive.infolist() if one.file_size]
+    for part in parts:
+        name, extra = struct.unpack_from("<HH", data, part.header_offset + 26)  # their lengths
+        place = part.header_offset + 30 + name + extra + part.file_size // 2
+        data[place] ^= 4
+        (tmp_path / "b.ckpt").write_bytes(data)
+        with pytest.raises(ValueError, match=r"b\.ckpt: damaged \(the checksum of .* is wrong\)"):
+            checkpoint.read(tmp_path / "b.ckpt")
+        if part.filename.endswith("data.pkl"):
+            with pytest.raises(ValueError, match="damaged"):
+                checkpoint.read_block(tmp_path / "b.ckpt")
+        data[place] ^= 4
 
 
 def test_the_average_of_checkpoints_is_the_mean_of_their_weights(run, tmp_path) -> None:

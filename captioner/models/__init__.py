@@ -69,5 +69,25 @@ def build_model(
     component = pick(DECODERS, options.pop("name"), "decoder.name")
     if "cell" in options:
         pick(CELLS, options["cell"], "decoder.cell")
+    _check_sizes(options)
     sizes = {"vocabulary_size": vocabulary_size, "feature_size": built.feature_size}
     return CaptioningModel(built, make(component, "decoder", options, **sizes))
+
+
+_SIZES = (
+    *("attention_size", "embedding_size", "feedforward_size", "hidden_size"),
+    *("heads", "layers", "max_words"),
+)
+
+
+def _check_sizes(decoder: Mapping[str, Any]) -> None:
+    """Raise for a size that no decoder can have; torch's own words for it name no option."""
+    for name in _SIZES:
+        value = decoder.get(name, 1)
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"decoder.{name}={value} is not accepted; choose 1 or more")
+    dropout = decoder.get("dropout", 0.0)
+    if isinstance(dropout, int | float) and not 0 <= dropout < 1:
+        raise ValueError(
+            f"decoder.dropout={dropout} is not accepted; choose a number from 0 to below 1"
+        )

@@ -45,8 +45,8 @@ def explain(error: BaseException) -> str:
         return _of_the_system(error)
     if isinstance(error, MemoryError) or _MEMORY.search(text):
         return (
-            f"out of memory ({_first_sentence(text) or 'no more could be had'}); lower "
-            "loader.batch_size or the model's sizes, or close other programs"
+            f"out of memory{_wanted(text)}; lower loader.batch_size or the model's sizes, or close "
+            "other programs"
         )
     if _KILLED.search(text):
         return f"{_first_sentence(text)}: most likely out of memory; try loader.workers=0"
@@ -74,6 +74,14 @@ def _names(error: BaseException) -> set[str]:
     return {kind.__name__ for kind in type(error).__mro__}
 
 
+def _wanted(text: str) -> str:
+    """How much could not be had, where an error of memory tells it."""
+    cpu = re.search(r"tried to allocate (\d+) bytes", text)
+    gpu = re.search(r"Tried to allocate ([\d.]+ \w+)", text)
+    amount = f"{int(cpu[1]) / 2**30:,.1f} GiB" if cpu else gpu[1] if gpu else ""
+    return f" ({amount} could not be had)" if amount else ""
+
+
 def _first_sentence(text: str) -> str:
-    """Up to the first full stop or line end; memory errors go on with advice for developers."""
+    """Up to the first full stop or line end."""
     return re.split(r"\.\s|\n", text, maxsplit=1)[0].rstrip(".")

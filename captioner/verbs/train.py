@@ -84,7 +84,7 @@ def _train_job(composed: Any) -> float:
 
 
 def _run_folder(hydra: Any, run_dir: Any) -> Path:
-    """The folder of this run: run_dir, or Hydra's own for a job of a sweep and for hydra.run.dir."""
+    """The folder of this run: run_dir, or Hydra's for a job of a sweep and for hydra.run.dir."""
     output = Path(hydra.runtime.output_dir)
     if output != Path.cwd():
         return output
