@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as lightning
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from captioner.data.cache import cache_home
 from captioner.data.features import CachedFeatures, cache_features
 from captioner.data.records import Reading, Record
 from captioner.data.transforms import Augmentation, open_image, stack_pixels
@@ -286,7 +286,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         batch_size: captions in a training batch, or images.
         workers: processes that read images; 0 reads in the main process.
         cache: compute the features of a frozen encoder once and keep them on disk.
-        cache_folder: where; null is ~/.cache/captioner, or $CAPTIONER_CACHE.
+        cache_folder: where; null is $CAPTIONER_CACHE, or captioner/ in $XDG_CACHE_HOME or ~/.cache.
         views: pictures of a training image whose features are cached (``captioner.data.views``);
             each caption is shown with one of them, drawn anew in every epoch.
         augment: random crops and flips of training images that are read live.
@@ -331,8 +331,9 @@ class CaptionDataModule(lightning.LightningDataModule):
             )
         if views > 1 and not caches:
             raise ValueError(
-                f"loader.views={views} needs the cached features of a frozen encoder: cache=true "
-                "and encoder.trainable=false; else set loader.views=1 and loader.augment=true"
+                f"loader.views={views} needs the cached features of a frozen encoder: "
+                "loader.cache=true and encoder.trainable=false; else set loader.views=1 and "
+                "loader.augment=true"
             )
         self.tokenizer, self.encoder, self.seed = tokenizer, encoder, seed
         self.batch_size, self.workers = batch_size, workers
@@ -457,11 +458,3 @@ def cached_features(
 ) -> CachedFeatures:
     """The features of images, computed where the cache lacks them."""
     return cache_features(encoder, images, cache_home(folder), others=others, grid=grid)
-
-
-def cache_home(folder: str | None) -> Path:
-    """Where features are kept: the folder given, $CAPTIONER_CACHE, or ~/.cache/captioner."""
-    import os
-
-    chosen = folder or os.environ.get("CAPTIONER_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "captioner"

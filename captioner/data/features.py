@@ -6,6 +6,7 @@ Below the cache's folder each encoder has one of its own, named by its fingerpri
     pooled.f16     D float16 values a row
     grid.f16       P x D float16 values a row, where grids were asked for
     grid-*.f16     P x K principal components of the same, as a decoder reads them
+    encoder.json   whose features these are, for people (``captioner cache``)
 
 The first three only grow, and a row counts once its index entry is written, after the values:
 whatever a kill leaves behind is cut off by the next writer. Readers map the files, so memory does
@@ -34,6 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.data import cache
 from captioner.data.records import write_whole
 from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
 from captioner.data.transforms import stack_pixels
@@ -44,7 +46,8 @@ from captioner.models.standardise import Standardise
 _LAYOUT = 3  # raised when what is stored changes, so that older caches are not read; 2: since
 # large JPEGs are decoded at reduced size, 3: since torch resizes, which differs by a level or two
 _KEY, _CHECK = 16, 8  # bytes of an index entry
-_ENTRY = _KEY + _CHECK
+_ENTRY = cache.ENTRY_BYTES
+assert _ENTRY == _KEY + _CHECK
 _AT_ONCE = 64  # images that are written, or grids that are reduced, at once
 
 
@@ -80,6 +83,7 @@ class CachedFeatures:
         feature_size: D.
         positions: P; 0 where only pooled features are kept.
         encoded: how many rows were missing.
+        use: keeps the files while it lives; the process that computed the features holds it.
     """
 
     def __init__(
@@ -90,12 +94,14 @@ class CachedFeatures:
         feature_size: int,
         positions: int,
         encoded: int = 0,
+        use: cache.Use | None = None,
     ) -> None:
         self.folder = folder
         self.feature_size = feature_size
         self.positions = positions
         self.encoded = encoded
         self._rows = rows
+        self._use = use
         self._used = 1 + max((max(one) for one in rows.values()), default=-1)
         self._maps: dict[str, np.ndarray] = {}
         self._grid = ("grid", feature_size)  # the file, and the width of what it holds
@@ -103,7 +109,7 @@ class CachedFeatures:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the maps out: pickled, they would become copies of the whole files."""
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_maps": {}, "_use": None}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -240,6 +246,7 @@ def cache_features(
     if not grid:  # where grids were kept of all of them, their pooled features were as well
         other = _Store(with_grid, encoder.feature_size, 0)
         store = other if other.rows().keys() >= set(keys.values()) else store
+    use = cache.Use(store.folder)
     rows, encoded, home = store.rows(), 0, store.folder
     if any(key not in rows for key in keys.values()):
         with _alone(home):
@@ -255,7 +262,18 @@ def cache_features(
     for view, key in keys.items():
         found.setdefault(view.image, []).append(rows[key])
     sizes = {"feature_size": encoder.feature_size, "positions": positions}
-    return CachedFeatures(home, found, encoded=encoded, **sizes)
+    cache.describe(home, _told(encoder))
+    return CachedFeatures(home, found, encoded=encoded, use=use, **sizes)
+
+
+def _told(encoder: Encoder) -> list[str]:
+    """An encoder in a few words, for ``captioner cache``."""
+    transform = encoder.transform
+    words = [encoder.network, f"{transform.size} px, crop {transform.crop:.3g}"]
+    words += [] if encoder.stage is None else [f"stage {encoder.stage}"]
+    words += [] if encoder.pretrained else ["random weights"]
+    kept = encoder.computes_in
+    return [*words, *([] if kept == torch.float32 else [str(kept).removeprefix("torch.")])]
 
 
 class _Store:
@@ -455,7 +473,7 @@ def _alone(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+    lock = FileLock(folder / cache.LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

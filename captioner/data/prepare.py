@@ -18,13 +18,12 @@ from statistics import fmean, median
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import track
-from rich.table import Table
 
 from captioner.config import pick
 from captioner.data.ledger import ABSENT, ABSENT_IMAGE, BLANK, UNCAPTIONED
 from captioner.data.records import SPLITS, Reading, Record
+from captioner.printing import print_rows
 
 MIN_COUNTS = (1, 2, 5)
 _PRINTED = 20  # names a table lists; the JSON form has them all
@@ -125,12 +124,9 @@ def print_statistics(numbers: Mapping[str, Any], console: Console | None = None)
         console: where to; None is the standard output.
     """
     console = console or Console()
-    table = Table(title=f"words by the {numbers['tokenizer']} tokenizer")
-    for heading in ("", *numbers["splits"]):
-        table.add_column(heading, justify="right" if heading else "left")
-    for label, cells in _rows(numbers):
-        table.add_row(label, *cells)
-    console.print(table)
+    rows = [(label, *cells) for label, cells in _rows(numbers)]
+    headings = (f"words by the {numbers['tokenizer']} tokenizer", *numbers["splits"])
+    print_rows(rows, headings, console=console)
     _print_oddities(numbers["oddities"], console)
 
 
@@ -260,9 +256,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         console: where to; None is the standard output.
     """
     console = console or Console()
-    table = Table(title=f"{report.images:,} images")
-    for heading in ("finding", "how many", "which"):
-        table.add_column(heading, overflow="fold")
+    rows = [("images", f"{report.images:,}", "")]
     findings: dict[str, Sequence[str]] = {
         "broken": list(report.broken.values()),
         "missing": report.missing,
@@ -271,10 +265,9 @@ def print_report(report: Report, console: Console | None = None) -> None:
         "without captions, or with a blank one": report.uncaptioned,
     }
     for finding, names in findings.items():
-        shown = [escape(name) for name in names[:_PRINTED]]
         more = [f"and {len(names) - _PRINTED:,} more"] if len(names) > _PRINTED else []
-        table.add_row(finding, f"{len(names):,}", "\n".join(shown + more))
-    console.print(table)
+        rows.append((finding, f"{len(names):,}", "\n".join([*names[:_PRINTED], *more])))
+    print_rows(rows, ("finding", "how many", "which"), console=console)
     _print_oddities(report.oddities, console)
     verdict = (
         "sound" if report.sound else "not sound: mend or remove what is broken, missing or leaked"

@@ -33,8 +33,8 @@ def fetch(create: Callable[[], Any], network: str, url: str, cache: Path) -> Any
     host = url.split("/")[2]
     raise ValueError(
         f"encoder.network={network}: its weights cannot be fetched from {host} ({reason}); "
-        f"connect once, or copy {cache} from a machine that has it, "
-        "or take encoder=bundled, or set encoder.pretrained=false"
+        f"connect once, copy {cache} from a machine that has it, or take "
+        "encoder=efficientnet_lite0, whose weights are installed, or encoder.pretrained=false"
     )
 
 

@@ -13,6 +13,7 @@ VERBS: dict[str, str] = {
     "average": "average the weights of checkpoints of one run",
     "report": "write one HTML page about an evaluation",
     "data": "draw, describe and check data sets",
+    "cache": "list and clear the features of images that are kept on disk",
     "completion": "tab completion for bash, zsh and fish",
 }
 """Verb -> what it is for."""

@@ -58,20 +58,15 @@ def _list(runs: Path, *, json: bool) -> int:
 
 
 def _print(found: Sequence[Entry]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
+    from captioner.printing import print_rows
 
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("name", "kind", "model", "data"):
-        table.add_column(name, overflow="fold")
-    for name in ("dev BLEU-4", "CIDEr-D", "MB", "date"):
-        table.add_column(name, justify="right", no_wrap=True)
+    headings = ("name", "kind", "model", "data", "dev BLEU-4", "CIDEr-D", "MB", "date")
+    rows = []
     for one in found:
         dev = ["" if score is None else f"{score:.2f}" for score in (one.dev_bleu4, one.dev_cider)]
         size = f"{one.size / 1e6:.1f}"
-        table.add_row(one.name, one.kind, one.model, one.data, *dev, size, one.date)
-    Console().print(table)
+        rows.append([one.name, one.kind, one.model, one.data, *dev, size, one.date])
+    print_rows(rows, headings, right=(4, 5, 6, 7))
 
 
 def _export(run: str, folder: str, overrides: Sequence[str]) -> int:

@@ -81,16 +81,10 @@ def metrics_of(names: str | None) -> list[str]:
 
 def print_table(title: str, rows: dict[str, str]) -> None:
     """Print names and values under a title."""
-    from rich.console import Console
-    from rich.table import Table
+    from captioner.printing import print_rows
 
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in rows.items():
-        table.add_row(name, value)
     print(title)
-    Console().print(table)
+    print_rows(list(rows.items()), right=(1,))
 
 
 def print_json(value: Any) -> int:

@@ -1,0 +1,45 @@
+"""Tables: as wide as the terminal and no wider, and plain lines for other programs."""
+
+import io
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from captioner.printing import print_rows
+
+ROWS = [
+    [
+        "runs/2026-11-28_05-47-19_a_name_that_goes_on_and_on_[red]",
+        "run",
+        "show_tell, lstm",
+        "12.34",
+    ],
+    ["runs/照片照片照片照片照片照片照片照片照片照片", "bundled", "attention, gru", "5.60"],
+]
+
+
+def printed(width: int, *, terminal: bool) -> list[str]:
+    file = io.StringIO()
+    console = Console(file=file, width=width, force_terminal=terminal, color_system=None)
+    print_rows(ROWS, ("name", "kind", "model", "dev BLEU-4"), right=(3,), console=console)
+    return file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_table_folds_and_loses_nothing(width: int) -> None:
+    lines = printed(width, terminal=True)
+    assert max(map(cell_len, lines)) <= width
+    together = "".join("".join(line.split()) for line in lines)
+    for part in ("照", "[red]"[0], "12.34", "5.60"):
+        assert together.count(part) == "".join(map("".join, ROWS)).count(part)
+
+
+def test_piped_rows_are_lines_of_cells_between_tabs() -> None:
+    lines = printed(20, terminal=False)
+    assert lines == ["name\tkind\tmodel\tdev BLEU-4", *("\t".join(row) for row in ROWS)]
+
+
+def test_a_cell_cannot_break_its_line(capsys) -> None:
+    print_rows([["a\nb", "c\td"]])
+    assert capsys.readouterr().out == "a, b\tc d\n"
