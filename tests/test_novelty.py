@@ -75,7 +75,7 @@ def test_a_log_of_several_parts_is_read_in_order(tmp_path: Path) -> None:
 
 
 def test_a_chart_is_sound_and_lies_in_its_frame() -> None:
-    chart = line_chart({"a": [(0, 1.5), (90, 8.25)], "<b>": [(40, 3)]}, title="<i>", unit="&")
+    chart = line_chart({"a": [(0, 1.5), (90, 8.25)], "<b>": [(40, 3)]}, title="<i>")
     root = tree.fromstring(chart)
     lines = root.findall("polyline")
     assert [line.get("class") for line in lines] == ["c0", "c1"]

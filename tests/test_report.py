@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ from PIL import Image
 from captioner.api import Captioner
 from captioner.cli import main
 from captioner.evaluation import evaluate
+from captioner.inspection.errors import BUCKETS
 from captioner.inspection.page import marked
 from captioner.inspection.report import report
+from captioner.inspection.view import language_of
 from captioner.metrics.significance import bootstrap, interval
 from captioner.metrics.statistics import FILE, Statistics
 
@@ -123,13 +126,16 @@ def test_the_policy_allows_the_own_style_and_script_only(evaluated: Path, tmp_pa
 
 def test_the_page_can_be_read_aloud_and_by_keyboard(evaluated: Path, tmp_path: Path) -> None:
     page = Page(report(evaluated, output=tmp_path / "page.html"))
-    assert page.all("html")[0]["lang"] == "en"
+    assert page.all("html")[0]["lang"] == page.all("body")[0]["lang"] == "en"
     assert all(image["alt"] for image in page.all("img"))
     assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
     assert len(page.all("h1")) == 1
     assert len(page.all("details")) == len(page.all("summary")) > 10
-    names = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
-    assert {link["href"][1:] for link in page.all("a")} <= names
+    names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert {link["href"][1:] for link in page.all("a")} <= set(names)
+    assert len(set(names)) == len(names)
+    assert {fold["id"] for fold in page.all("details") if "id" in fold} == set(BUCKETS)
+    assert page.source.count("<figcaption>") == page.source.count("<figure>") > 0
     assert page.all("input")[0]["aria-label"]
 
 
@@ -170,7 +176,7 @@ def test_shared_runs_are_marked_by_length() -> None:
 def test_without_data_the_page_says_so(folder: Path, tmp_path: Path) -> None:
     page = Page(report(folder, data_root=str(tmp_path / "gone")))
     assert not page.all("img")
-    assert "No pictures" in page.text and "No training" in page.text
+    assert page.text.count("No pictures, no training captions:") == 1  # one reason, said once
     assert "Nothing to compare with" in page.text
     assert not (tmp_path / "gone").exists()  # the embedded set is not drawn for a report
 
@@ -216,6 +222,69 @@ def test_a_chinese_page_judges_what_it_can(folder: Path) -> None:
     rewrite(folder, caption="穿红衣服的男人", references=["穿蓝衣服的男人", "蓝色上衣的男人"])
     page = Page(report(folder, images=100))
     assert "says 红, references 蓝" in page.text
+
+
+@pytest.mark.parametrize(
+    "text, language",
+    [
+        ("穿红衣服的男人", "zh"),
+        ("犬が走っている", "ja"),
+        ("개가 달린다", "ko"),
+        ("एक कुत्ता दौड़ रहा है", "hi"),
+        ("สุนัขกำลังวิ่ง", "th"),
+        ("a dog runs", None),
+        ("ein Hund, 2 Bälle", None),
+        ("12 !", None),
+        ("", None),
+    ],
+)
+def test_the_language_is_that_of_the_letters(text: str, language: str | None) -> None:
+    assert language_of(text) == language
+
+
+def test_captions_and_page_say_the_language_they_are_in(folder: Path) -> None:
+    path = folder / "evaluation" / "shapes-dev" / "greedy"
+    scores = path / "scores.json"
+    scores.write_text(scores.read_text().replace("tok:ptb", "tok:character"))
+    lines = [json.loads(line) for line in (path / "captions.jsonl").read_text().splitlines()]
+    rows = [{**one, "caption": "两只狗", "references": ["三只狗 在跑"]} for one in lines]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (path / "captions.jsonl").write_text(text)
+    page = Page(report(folder))
+    assert page.all("html")[0]["lang"] == "zh"
+    assert page.all("body")[0]["lang"] == "en"  # what the page itself says
+    assert {one["lang"] for one in page.all("p") if "lang" in one} == {"zh"}
+    assert len([one for one in page.all("p") if one.get("class") == "said"]) > 0
+
+
+# How it looks ---------------------------------------------------------------------------------
+
+
+def test_no_word_is_broken_before_it_must_be() -> None:
+    """A name with a hyphen stays on its line, and tables do not squeeze words to letters."""
+    style = files("captioner.inspection").joinpath("page.css").read_text(encoding="utf-8")
+    assert "anywhere" not in style and "break-all" not in style
+    assert re.search(r"\.word \{[^}]*white-space: nowrap", style)
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto", style)
+
+
+def test_names_of_metrics_are_single_words(evaluated: Path, tmp_path: Path) -> None:
+    source = report(evaluated, output=tmp_path / "page.html").read_text(encoding="utf-8")
+    for name in ("BLEU-4", "CIDEr-D", "ROUGE-L"):
+        assert f'<th scope="row" class="word">{name}</th>' in source
+
+
+def test_the_list_of_all_captions_scrolls_in_a_box(evaluated: Path, tmp_path: Path) -> None:
+    page = Page(report(evaluated, output=tmp_path / "page.html"))
+    lines = (evaluated / "evaluation" / "shapes-dev" / "greedy" / "captions.jsonl").read_text()
+    assert len([one for one in page.all("li") if one.get("class") == "entry"]) == lines.count("\n")
+    style = files("captioner.inspection").joinpath("page.css").read_text(encoding="utf-8")
+    assert re.search(r"\.entries \{[^}]*max-height: \d+vh; overflow: auto", style)
+    assert [one["tabindex"] for one in page.all("div") if one.get("class") == "entries"] == ["0"]
+
+
+def test_few_images_are_said_beside_the_intervals(folder: Path) -> None:
+    assert "images are few" in Page(report(folder)).text
 
 
 # The verb -------------------------------------------------------------------------------------

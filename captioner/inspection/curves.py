@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from markupsafe import Markup
+
 Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT = 480, 260
@@ -61,13 +63,12 @@ def _number(text: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def line_chart(series: Mapping[str, Points], *, title: str, unit: str) -> str:
+def line_chart(series: Mapping[str, Points], *, title: str) -> Markup:
     """Draw lines over training steps.
 
     Args:
         series: name -> (step, value); one or more, each with a point or more.
         title: what a screen reader says of the chart.
-        unit: of the values, written beside the axis.
 
     Returns:
         an <svg> element. The lines have the classes c0, c1 and so on.
@@ -90,16 +91,14 @@ def line_chart(series: Mapping[str, Points], *, title: str, unit: str) -> str:
     for tick in x_ticks:
         anchor = "end" if tick == x_ticks[-1] else "middle"
         parts.append(_label(x(tick), HEIGHT - BOTTOM + 18, f"{tick:,.0f}", anchor))
-    parts.append(
-        _label((WIDTH + LEFT) / 2, HEIGHT - 4, f"optimiser steps ({unit} upwards)", "middle")
-    )
+    parts.append(_label((WIDTH + LEFT) / 2, HEIGHT - 4, "optimizer steps", "middle"))
     for index, points in enumerate(series.values()):
         places = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
         parts.append(f'<polyline class="c{index}" points="{places}"/>')
         if len(points) <= 40:
             dots = (f'cx="{x(step):.1f}" cy="{y(value):.1f}"' for step, value in points)
             parts += [f'<circle class="c{index}" r="2.5" {dot}/>' for dot in dots]
-    return (
+    return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" class="chart" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
     )
@@ -128,11 +127,11 @@ def _label(x: float, y: float, text: str, anchor: str) -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def legend(names: Sequence[str]) -> str:
+def legend(names: Sequence[str]) -> Markup:
     """The names of a chart's lines, each with a piece of its line."""
     entries = (
         f'<li><svg viewBox="0 0 28 8" class="key" aria-hidden="true">'
         f'<polyline class="c{index}" points="0,4 28,4"/></svg>{escape(name)}</li>'
         for index, name in enumerate(names)
     )
-    return f'<ul class="legend">{"".join(entries)}</ul>'
+    return Markup(f'<ul class="legend">{"".join(entries)}</ul>')

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 from captioner.decoding import DecodingOptions
 from captioner.inspection.errors import Errors, find_errors
@@ -14,8 +17,29 @@ from captioner.inspection.results import Said, Surroundings
 from captioner.metrics.tokenize import characters, ptb_words
 from captioner.systems import Result, signature_part
 
+_Picture = TypeVar("_Picture")
+
 RANKINGS = {"cider_d": "CIDEr-D", "rouge_l": "ROUGE-L"}
 """Rows of the statistics by which captions are ranked, the first that is there, and their names."""
+
+
+LANGUAGES = {
+    **{"CJK": "zh", "HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko", "THAI": "th"},
+    **{"DEVANAGARI": "hi", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te", "ARABIC": "ar"},
+    **{"HEBREW": "he", "GREEK": "el", "CYRILLIC": "ru"},
+}
+"""Script, as Unicode names its letters -> the language that is most often written in it."""
+
+
+def language_of(text: str) -> str | None:
+    """The tag of the language whose letters a text mostly has; None for Latin ones, or none."""
+    letters = Counter(one for one in text[:100_000] if unicodedata.category(one).startswith("L"))
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        scripts[unicodedata.name(letter, "?").split()[0].split("-")[0]] += count
+    if scripts["HIRAGANA"]:  # no other language has it, and Japanese has Chinese letters too
+        return "ja"
+    return LANGUAGES.get(scripts.most_common(1)[0][0]) if scripts else None
 
 
 @dataclass(frozen=True)
@@ -39,13 +63,24 @@ class View:
         return signature_part(self.result.signature, name)
 
     @property
-    def chinese(self) -> bool:
+    def by_character(self) -> bool:
         """Whether words are characters."""
         return self.part("tok") == "character"
 
+    @cached_property
+    def language(self) -> str:
+        """The tag (BCP 47) of the language that the captions are in, by their letters."""
+        texts = (text for one in self.said for text in (one.caption, *one.references))
+        return language_of(" ".join(texts)) or ("und" if self.by_character else "en")
+
+    @property
+    def chinese(self) -> bool:
+        """Whether captions are judged as Chinese ones."""
+        return self.by_character and self.language in ("zh", "und")
+
     def cut(self, text: str) -> list[str]:
         """The words of a caption, as they were scored."""
-        return characters(text) if self.chinese else ptb_words(text)
+        return characters(text) if self.by_character else ptb_words(text)
 
     @cached_property
     def captions(self) -> list[list[str]]:
@@ -57,6 +92,17 @@ class View:
         """The words of each image's references."""
         return [[self.cut(text) for text in one.references] for one in self.said]
 
+    def picture(self, index: int, read: Callable[[str | None], _Picture]) -> _Picture:
+        """The picture of an image, which is read once."""
+        image = self.said[index].image
+        if image not in self._pictures:
+            self._pictures[image] = read(self.around.pictures.get(image))
+        return self._pictures[image]
+
+    @cached_property
+    def _pictures(self) -> dict[str, Any]:
+        return {}
+
     @cached_property
     def training(self) -> TrainingCaptions | None:
         """The training captions, where they are there."""
@@ -65,8 +111,8 @@ class View:
 
     @property
     def space(self) -> str:
-        """What stands between words."""
-        return "" if self.chinese else " "
+        """What is between words."""
+        return "" if self.by_character else " "
 
     @property
     def ranking(self) -> str | None:
