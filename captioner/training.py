@@ -7,7 +7,6 @@ from, callbacks, loggers and Lightning's Trainer.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import secrets
@@ -20,7 +19,7 @@ from typing import Any
 import pytorch_lightning as lightning
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from captioner import checkpoint, vectors
@@ -32,6 +31,7 @@ from captioner.data import Reading, read_records
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.records import write_whole
 from captioner.decoding import DecodingOptions
+from captioner.loggers import build_loggers, close, log_configuration
 from captioner.models import CaptioningModel, build_model
 from captioner.models.standardise import whitening_of
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
@@ -142,11 +142,13 @@ def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
         data.reduce(whitening)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
     try:
+        log_configuration(loggers, config)
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     except SystemExit as leaving:  # what Lightning makes of an interruption
         raise KeyboardInterrupt(*_arguments(leaving.__context__)) from None
     finally:
         claim.worth = claim.worth or trainer.global_step > 0
+        close(loggers)
     return _trained(folder, config, trainer)
 
 
@@ -391,35 +393,6 @@ def build_trainer(
         )
     except (MisconfigurationException, TypeError) as error:
         raise ValueError(f"trainer: {error}") from None
-
-
-def build_loggers(
-    folder: Path, *, csv: bool = True, tensorboard: bool = True, wandb: bool = False
-) -> list[Logger]:
-    """Loggers that write below the run folder.
-
-    Args:
-        folder: the run folder.
-        csv: logs/csv/version_0/metrics.csv; a resumed run adds version_1, and so on.
-        tensorboard: logs/tensorboard, where tensorboard is installed.
-        wandb: Weights & Biases, offline unless the user has logged in.
-
-    Raises:
-        ValueError: wandb is asked for and not installed.
-    """
-    found: list[Logger] = []
-    if csv:
-        found.append(CSVLogger(folder / "logs", name="csv"))
-    if tensorboard:
-        if importlib.util.find_spec("tensorboard"):
-            found.append(TensorBoardLogger(folder / "logs", name="tensorboard", version=""))
-        else:
-            print("no TensorBoard log: pip install 'captioner[logging]' adds it")
-    if wandb:
-        if not importlib.util.find_spec("wandb"):
-            raise ValueError("logger.wandb=true needs wandb: pip install 'captioner[logging]'")
-        found.append(WandbLogger(project="captioner", save_dir=folder / "logs", offline=True))
-    return found
 
 
 def quieten() -> None:

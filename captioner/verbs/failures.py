@@ -52,6 +52,10 @@ def explain(error: BaseException) -> str:
         return f"{_first_sentence(text)}: most likely out of memory; try loader.workers=0"
     if isinstance(error, ValueError | OSError) or _names(error) & _MEANT_FOR_PEOPLE:
         return _with_cause(text, error)
+    if type(error).__module__.startswith("wandb"):
+        return (
+            f"Weights & Biases: {text}; WANDB_MODE=offline, or logger.wandb=false, goes without it"
+        )
     return f"{type(error).__name__}: {text} (not foreseen; {TRACEBACK}=1 shows where it arose)"
 
 

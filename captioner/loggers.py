@@ -1,0 +1,83 @@
+"""Where a training's losses and scores are logged: CSV, TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from captioner.config import Config
+
+
+def build_loggers(
+    folder: Path,
+    *,
+    csv: bool = True,
+    tensorboard: bool = True,
+    wandb: bool = False,
+    project: str = "captioner",
+) -> list[Logger]:
+    """Loggers that write below the run folder.
+
+    Args:
+        folder: the run folder; its name is that of the run in Weights & Biases.
+        csv: logs/csv/version_0/metrics.csv; a resumed run adds version_1, and so on.
+        tensorboard: logs/tensorboard, where tensorboard is installed.
+        wandb: Weights & Biases: online where the user has logged in there, otherwise below
+            logs/wandb; the environment variable WANDB_MODE comes first.
+        project: the project in Weights & Biases.
+
+    Raises:
+        ValueError: wandb is asked for and not installed.
+    """
+    found: list[Logger] = []
+    if csv:
+        found.append(CSVLogger(folder / "logs", name="csv"))
+    if tensorboard:
+        if importlib.util.find_spec("tensorboard"):
+            # no metric of its own, which would be -1 throughout
+            board = TensorBoardLogger(
+                folder / "logs", name="tensorboard", version="", default_hp_metric=False
+            )
+            found.append(board)
+        else:
+            print("no TensorBoard log: pip install 'captioner[logging]' adds it")
+    if wandb:
+        if not importlib.util.find_spec("wandb"):
+            raise ValueError("logger.wandb=true needs wandb: pip install 'captioner[logging]'")
+        mode = None if os.environ.get("WANDB_MODE") else _wandb_mode(folder)
+        name = folder.resolve().name
+        found.append(WandbLogger(name, folder / "logs", project=project, mode=mode))
+    return found
+
+
+def log_configuration(loggers: Iterable[Logger], config: Config) -> None:
+    """Give TensorBoard and Weights & Biases the configuration; beside a CSV lies config.yaml."""
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            logger.log_hyperparams(config)
+
+
+def close(loggers: Iterable[Logger]) -> None:
+    """End the run in Weights & Biases, which the next training of this process would go on with."""
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        import wandb
+
+        wandb.finish()
+
+
+def _wandb_mode(folder: Path) -> str:
+    """Online where the user has logged in and the server answers, otherwise offline."""
+    import wandb
+
+    try:
+        online, why = wandb.login(prompt=False), "nobody has logged in (wandb login)"
+    except wandb.errors.Error as error:
+        online, why = False, str(error).rstrip(".")
+    if online:
+        return "online"
+    print(f"Weights & Biases: {why}; `wandb sync` of {folder}/logs/wandb uploads the run later")
+    return "offline"
