@@ -1,9 +1,10 @@
 # make demo: install, train on the embedded data set, evaluate, caption. make test: the whole suite.
+# make test-avx2: its numbers once more, on a processor without bfloat16 and AVX-512.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: install demo test clean
+.PHONY: install demo test test-avx2 clean
 
 install: .venv/.installed
 
@@ -23,6 +24,11 @@ test: .venv/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# The tests that compute, which are those that speak of torch, as on a processor with AVX2 alone.
+test-avx2: .venv/.tested
+	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
+	$(BIN)/python -m pytest -n auto --dist loadfile $$(grep -l torch tests/test_*.py)
 
 .venv/.tested: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
@@ -24,6 +25,11 @@ TINY = (
 )
 """Overrides that make a training of a second or two, with an untrained encoder."""
 
+
+# No test may depend on time: machines are slow, or busy.
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("any", deadline=None, suppress_health_check=slow)
+hypothesis.settings.load_profile("any")
 
 torch.set_num_threads(1)  # small sizes: a second thread only waits
 os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start

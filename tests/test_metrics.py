@@ -124,7 +124,7 @@ texts = st.lists(st.sampled_from(WORDS), max_size=7)
 images = st.tuples(texts, st.lists(texts, min_size=1, max_size=3))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.lists(images, min_size=1, max_size=4).filter(
         lambda all: any(words for _, references in all for words in references)

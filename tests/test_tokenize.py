@@ -10,11 +10,10 @@ import gc
 import os
 import random
 import shutil
-import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.metrics.tokenize import TOKENIZE, _ptb_tokens, characters, ptb_words
@@ -192,14 +191,12 @@ def test_every_caption_of_flickr8k_is_cut_as_coco_caption_cuts_it() -> None:
     assert wrong == []
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "Dog", "cannot", "gonna", "I", " ", ",", ".", "s"])))
 def test_the_short_way_for_plain_captions_is_the_long_one(parts: list[str]) -> None:
     for text in (" ".join(parts), "".join(parts), " ".join([*parts, "."])):
         assert ptb_words(text) == _ptb_tokens(text)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_gives_lower_case_words_without_blanks(text: str) -> None:
     for word in ptb_words(text):
@@ -208,7 +205,6 @@ def test_any_text_gives_lower_case_words_without_blanks(text: str) -> None:
         assert word == word.lower()
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a", "dog", "runs", "fast", "über", "red"]), max_size=9))
 def test_plain_words_come_back(words: list[str]) -> None:
     assert ptb_words("  ".join(words)) == words
@@ -218,11 +214,9 @@ def test_plain_words_come_back(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "unit", ["a", "a.", "a'", "-a", "<a ", "http://", "1,", "A&", " ", "\t", "a@"]
 )
-def test_time_grows_slowly_with_length(unit: str) -> None:
-    """No pattern may take exponential time, whatever a caption holds."""
-    before = time.process_time()
-    ptb_words(unit * 3000)
-    assert time.process_time() - before < 2
+def test_a_long_caption_comes_back(unit: str) -> None:
+    """No pattern may take exponential time, whatever a caption holds: this would not end."""
+    assert ptb_words(unit * 3000 + " dog")[-1] == "dog"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +236,6 @@ def test_characters(text: str, expected: str) -> None:
     assert characters(text) == expected.split()
 
 
-@settings(deadline=None)
 @given(st.text(alphabet="一二三犬。，Ab1 -", max_size=30))
 def test_characters_lose_nothing_but_punctuation(text: str) -> None:
     kept = "".join(sign for sign in text.lower() if sign not in "。， -")

@@ -168,7 +168,7 @@ _WORDS = """
 """.split()
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(
     st.lists(st.sampled_from(_WORDS), max_size=12), st.sampled_from(["", ".", "!", ",", "?", '"'])
 )
@@ -177,7 +177,6 @@ def test_joined_words_are_found_again(parts: list[str], last: str) -> None:
     assert WordTokenizer.split(WordTokenizer.join(found)) == found
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["dog", "man", "'s", "n't", "-lrb-", "-rrb-", "$", "5"])))
 def test_any_order_of_words_keeps_their_letters(cut: list[str]) -> None:
     """A model may say what no text holds; nothing is lost in writing it."""
