@@ -20,6 +20,7 @@ from captioner.data.transforms import open_image, stack_pixels
 from captioner.decoding import DecodingOptions, Hypothesis
 from captioner.models import CaptioningModel, Features, generate, make_steppers
 from captioner.models.layout import Stepper
+from captioner.models.precision import resolve, stored
 from captioner.tokenizers import Tokenizer
 
 Picture = str | Path | Image.Image | Tensor
@@ -125,8 +126,11 @@ class Captioner:
                     f"{other.path} has another vocabulary than {first.path}; models that decode "
                     "together must be trained with the same tokenizer and training captions"
                 )
+        place = choose_device(device)
         options = make(DecodingOptions, "decoding", first.config["decoding"])
-        models = [one.model().to(choose_device(device)) for one in found]
+        precision = stored(options.precision, "decoding.precision", place.type)
+        options = replace(options, precision=precision)
+        models = [one.model().to(place) for one in found]
         return cls(models, first.tokenizer, options, first.config, [one.path for one in found])
 
     @property
@@ -265,8 +269,9 @@ class Captioner:
         return [self._caption(hypotheses[: decoding.captions], decoding) for hypotheses in found]
 
     def decoding(self, **options: Any) -> DecodingOptions:
-        """The model's decoding options with some of them changed."""
-        return self.options.changed(**options)
+        """The model's decoding options with some of them changed, as its device takes them."""
+        found = self.options.changed(**options)
+        return replace(found, precision=resolve(found.precision, self.device.type))
 
     def _caption(self, found: Sequence[Hypothesis], decoding: DecodingOptions) -> Caption:
         best, *others = found

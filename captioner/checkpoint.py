@@ -32,6 +32,7 @@ from captioner import __version__, bundle
 from captioner.config import Config
 from captioner.data.transforms import Transform
 from captioner.models import CaptioningModel, build_model
+from captioner.models.precision import stored
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 
 FORMAT = 1
@@ -71,11 +72,16 @@ class Checkpoint:
     def model(self) -> CaptioningModel:
         """Build the model and fill in the weights.
 
+        An encoder that was trained beside in bf16 is in fp32 where the processor would emulate it.
+
         Raises:
             ValueError: the weights do not fit the configuration that stands beside them.
         """
+        encoder = dict(self.config["encoder"])
+        if "precision" in encoder:
+            encoder["precision"] = stored(encoder["precision"], "encoder.precision")
         model = build_model(
-            self.config["encoder"],
+            encoder,
             self.config["decoder"],
             vocabulary_size=len(self.tokenizer.vocabulary),
             initialise=self.without_encoder,
@@ -309,7 +315,7 @@ def average(paths: Sequence[Path], output: Path) -> None:
     first = found[0]
     for other in found[1:]:
         for what in ("encoder", "decoder"):
-            if other.config[what] != first.config[what]:
+            if not same_part(other.config[what], first.config[what]):
                 raise ValueError(f"{other.path} has another {what} than {first.path}")
         if other.tokenizer.as_dict() != first.tokenizer.as_dict():
             raise ValueError(f"{other.path} has another vocabulary than {first.path}")
@@ -323,6 +329,11 @@ def average(paths: Sequence[Path], output: Path) -> None:
     )
     content["average_of"] = [path.name for path in paths]
     write({"state_dict": weights, "captioner": content}, output)
+
+
+def same_part(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two groups describe the same encoder or decoder, in whatever precision it ran."""
+    return {**one, "precision": None} == {**other, "precision": None}
 
 
 def write(content: dict[str, Any], path: str | Path) -> None:

@@ -33,6 +33,16 @@ from captioner.data.records import write_whole
 from captioner.decoding import DecodingOptions
 from captioner.loggers import build_loggers, close, log_configuration
 from captioner.models import CaptioningModel, build_model
+from captioner.models.precision import (
+    AUTO,
+    BF16,
+    FP32,
+    device_of,
+    resolve,
+    resolve_trainer,
+    stored,
+    tell_cost,
+)
 from captioner.models.standardise import whitening_of
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
 from captioner.objectives import Degenerate, SelfCritical, chosen
@@ -95,6 +105,7 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
         Degenerate: what a self-critical training says became senseless.
     """
     quieten()
+    config = resolved(config)
     with claimed(folder, resumes=resume is not None) as claim:
         config = {**config, "run_dir": str(claim.folder), "seed": _seed(config["seed"])}
         try:
@@ -227,9 +238,31 @@ def inherit(config: Config, overrides: Sequence[str]) -> Config:
             continue
         named = [key.split(".")[1] for key in keys if key.startswith(f"{group}.")]
         changed = {name: config[group][name] for name in named if name in config[group]}
-        inherited: Config = saved.get(group) or config[group]
+        inherited: Config = dict(saved.get(group) or config[group])
+        if group == "encoder" and "precision" in inherited and "precision" not in named:
+            inherited["precision"] = stored(inherited["precision"], "encoder.precision")
         result[group] = {**inherited, **changed}
     return result
+
+
+def resolved(config: Config) -> Config:
+    """The configuration with the precisions that its device gives to each ``auto``.
+
+    Raises:
+        ValueError: ``trainer.precision`` is not one that the device trains in.
+    """
+    device = device_of(config["trainer"].get("accelerator", AUTO))
+    groups = {name: dict(config[name]) for name in ("trainer", "encoder", "decoding")}
+    trainer, encoder, decoding = groups.values()
+    trainer["precision"] = resolve_trainer(trainer.get("precision", AUTO), device)
+    decoding["precision"] = resolve(decoding.get("precision", FP32), device)
+    copied = device == "cpu" and not encoder.get("trainable")  # its copy alone has a precision
+    known = encoder.get("precision", FP32)
+    encoder["precision"] = FP32 if known == AUTO and not copied else resolve(known)
+    for name, group in groups.items():
+        if copied or name != "encoder":
+            tell_cost(f"{name}.precision", group["precision"], device, print)
+    return {**config, **groups}
 
 
 def _model(
@@ -288,7 +321,7 @@ def _warm_up(model: CaptioningModel, start: Checkpoint, config: Config) -> None:
         raise ValueError(
             f"{said} does not fit: {error}; leave encoder and decoder as they are there"
         ) from None
-    if config["encoder"] == start.config["encoder"]:
+    if checkpoint.same_part(config["encoder"], start.config["encoder"]):
         model.encoder.transform = start.transform
     scores = ", ".join(f"{name} {value:.2f}" for name, value in start.scores.items())
     print(f"weights of {start.path}{f' ({scores})' if scores else ''}")
@@ -317,6 +350,10 @@ def _introduce(reading: Reading, module: LitCaptioner, folder: Path) -> None:
     """Say what is trained on what."""
     for oddity, count in reading.oddities.items():
         print(f"data: {oddity}: {count}")
+    names = (module.config[group]["precision"] for group in ("trainer", "encoder", "decoding"))
+    device = device_of(module.config["trainer"].get("accelerator", AUTO))
+    has = "with" if resolve(AUTO, device) == BF16 else "without"
+    print("precision {}, encoder {}, decoding {}".format(*names), f"({device} {has} bfloat16)")
     counts = [f"{len(reading.split(name))} {name}" for name in ("train", "dev")]
     learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
     print(
@@ -342,7 +379,7 @@ def build_trainer(
     max_epochs: int = 15,
     accelerator: str = "auto",
     devices: int | str = 1,
-    precision: str = "32-true",
+    precision: int | str = "auto",
     gradient_clip_val: float = 5.0,
     accumulate_grad_batches: int = 1,
     check_val_every_n_epoch: int = 1,
@@ -359,7 +396,8 @@ def build_trainer(
         max_epochs: passes over the training captions, or images.
         accelerator: "auto", "cpu", "gpu", "mps".
         devices: how many, or "auto".
-        precision: "32-true", "bf16-mixed" or "16-mixed".
+        precision: "auto", "32-true", "bf16-mixed" or, on a GPU, "16-mixed"; "auto" is bf16-mixed
+            where the device multiplies bfloat16 itself, else 32-true.
         gradient_clip_val: largest norm of the gradient; 0 does not clip.
         accumulate_grad_batches: batches whose gradients are added up for one step.
         check_val_every_n_epoch: epochs between two looks at dev.
@@ -379,7 +417,7 @@ def build_trainer(
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,
-            precision=precision,  # type: ignore[arg-type]
+            precision=resolve_trainer(precision, device_of(accelerator)),  # type: ignore[arg-type]
             gradient_clip_val=gradient_clip_val,
             accumulate_grad_batches=accumulate_grad_batches,
             check_val_every_n_epoch=check_val_every_n_epoch,

@@ -164,4 +164,7 @@ def test_onednn_is_for_processors_that_mkl_uses_by_half(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: HAS)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")
     assert BY_ONEDNN.__wrapped__() is (found and HAS)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not BY_ONEDNN.__wrapped__()

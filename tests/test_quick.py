@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.data.features import fingerprint
-from captioner.models import encoding, quick
+from captioner.models import encoding, precision
 from captioner.models.encoders import Encoder, Features, build_encoder
 from captioner.models.quick import FusedConv, quick_copy
 
@@ -136,13 +136,26 @@ def test_what_bfloat16_breaks_stays_in_float32() -> None:
 def test_auto_is_bfloat16_where_the_processor_has_it(
     able: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "computes_in_bf16", lambda: able)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: able)
     encoder = stirred("timm", "test_resnet", precision="auto")
     assert encoder.computes_in == (torch.bfloat16 if able else torch.float32)
     assert stirred("timm", "test_resnet").computes_in == torch.float32
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: able, raising=False)
-    assert quick.computes_in_bf16() is able
+
+
+def test_bfloat16_by_name_is_obeyed_where_onednn_refuses_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on a processor without AVX-512, whatever this one is; what it costs is said once."""
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "_told", set())
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    images = torch.randn(2, 3, 32, 32)
+    for _ in range(2):
+        encoder = stirred("timm", "test_resnet", precision="bf16")
+        assert encoder.computes_in == torch.bfloat16
+        assert 1e-4 < distance(encoder(images).pooled, plain(encoder, images).pooled) < 0.15
+    assert len(caplog.messages) == 1
+    assert "encoder.precision=bf16 is emulated on this processor" in caplog.text
 
 
 def test_caches_of_different_precision_are_not_mixed() -> None:

@@ -12,7 +12,7 @@ from captioner.config import unknown, unknown_key
 
 LENGTH_RULES = ("power", "gnmt")
 ENSEMBLES = ("probability", "log_probability")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,8 @@ class DecodingOptions:
         prefix: how each caption begins.
         ensemble: where several models decode together, what is averaged: "probability" or
             "log_probability".
-        precision: of the decoder's products, "fp32" or "bf16"; bf16 is faster where the processor
-            has it, and moves some captions.
+        precision: of the decoder's products, "fp32", "bf16", or "auto", which is bf16 where the
+            device multiplies it itself; bf16 is faster there, and moves some captions.
 
     Raises:
         ValueError: a value out of range, or values that exclude each other.

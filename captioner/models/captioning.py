@@ -13,6 +13,7 @@ from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, tog
 from captioner.models.encoders import Encoder, Features
 from captioner.models.layout import Stepper
 from captioner.models.packing import Packing
+from captioner.models.precision import BF16, resolve, tell_cost
 from captioner.tokenizers import Tokenizer
 
 
@@ -109,7 +110,9 @@ def make_steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -
 def _precision(models: Sequence[CaptioningModel], options: DecodingOptions) -> torch.autocast:
     """fp32 is fp32 also in a training in bf16, so that dev scores are those of an evaluation."""
     device = next(models[0].decoder.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16")
+    tell_cost("decoding.precision", options.precision, device)
+    bf16 = resolve(options.precision, device) == BF16
+    return torch.autocast(device, torch.bfloat16, enabled=bf16)
 
 
 def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:

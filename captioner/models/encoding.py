@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captioner.data.transforms import Transform
-from captioner.models.quick import computes_in_bf16, quick_copy
+from captioner.models.precision import BF16, PRECISIONS, resolve, tell_cost
+from captioner.models.quick import quick_copy
 from captioner.models.stages import stages
 
 # Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
 _RUNNING_NORMS = nn.modules.batchnorm._NormBase
-PRECISIONS = ("auto", "fp32", "bf16")
 AT_ONCE = 8  # images: on a CPU their maps then stay in its cache
 
 
@@ -60,7 +60,7 @@ class Encoder(nn.Module):
         stage: take the map of an earlier stage, 0 the finest, as grid, and its mean as pooled: less
             abstract and with more positions. None is the last map. Networks of timm only.
         precision: of a frozen encoder on a CPU: fp32, bf16, or auto, which is bf16 where the
-            processor computes in it. Trainable encoders and other devices keep to fp32.
+            processor multiplies it itself. Trainable encoders and other devices keep to fp32.
         gradient_checkpointing: while the network learns, keep only the images and compute the maps
             of AT_ONCE images again when their gradients are due (Chen et al., 2016): less memory,
             one forward pass more.
@@ -226,8 +226,8 @@ class Encoder(nn.Module):
         def run(network: nn.Module) -> Tensor:
             return self.extract(network, image.to(next(network.parameters()).dtype)).pooled
 
-        bf16 = self.precision == "bf16" or (self.precision == "auto" and computes_in_bf16())
-        return quick_copy(self.backbone, run, bf16=bf16)
+        tell_cost("encoder.precision", self.precision)
+        return quick_copy(self.backbone, run, bf16=resolve(self.precision) == BF16)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the copy out: wherever the encoder is sent, it is made again."""

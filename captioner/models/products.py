@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from captioner.models.precision import BELOW_AVX512, instructions
+
 log = logging.getLogger(__name__)
 
 
@@ -32,6 +34,7 @@ def by_onednn() -> bool:
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and instructions() not in BELOW_AVX512
         and "AuthenticAMD" in _vendor()
     )
     log.debug("products of float32 are %s", "oneDNN's" if found else "torch's own")

@@ -64,12 +64,6 @@ def quick_copy(network: nn.Module, run: Run, *, bf16: bool) -> tuple[nn.Module, 
     return folded, torch.float32
 
 
-def computes_in_bf16() -> bool:
-    """Whether this machine's processor has instructions for bfloat16."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
 class FusedConv(nn.Module):
     """act(W' * x + b'): a convolution, the normalisation folded into it, and an activation.
 
@@ -99,12 +93,12 @@ class FusedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, D', rows, columns] -> [B, D, rows', columns']."""
         weight, padding = self._around(x) if self.same else (self.weight, self.padding)
-        # The operation behind torch.compile's convolutions; builds without oneDNN lack it.
-        pointwise = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
-        if pointwise is None or not torch.backends.mkldnn.is_available():
+        # The operation behind torch.compile's convolutions.
+        if not _has_pointwise(x.dtype):
             where = (self.stride, padding, self.dilation, self.groups)
             return self.act(F.conv2d(x, weight, self.bias, *where))
         where = (padding, self.stride, self.dilation, self.groups)
+        pointwise = torch.ops.mkldnn._convolution_pointwise
         return pointwise(x, weight, self.bias, *where, self.name, self.numbers, "")
 
     def _around(self, x: Tensor) -> tuple[Tensor, list[int]]:
@@ -117,6 +111,14 @@ class FusedConv(nn.Module):
         sizes = zip(x.shape[-2:], self.weight.shape[-2:], self.stride)
         down, across = (max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sizes)
         return F.pad(self.weight, (across % 2, 0, down % 2, 0)), [-(-down // 2), -(-across // 2)]
+
+
+def _has_pointwise(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is here and computes in a type; without AVX-512 it refuses bfloat16."""
+    mkldnn = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available() or not hasattr(mkldnn, "_convolution_pointwise"):
+        return False
+    return dtype != torch.bfloat16 or bool(mkldnn._is_mkldnn_bf16_supported())
 
 
 def _frozen(values: Tensor) -> nn.Parameter:

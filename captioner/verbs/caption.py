@@ -86,7 +86,7 @@ DECODING: dict[str, tuple[Any, str, str]] = {
     "required_words": (_listed, "LIST", "words and phrases that must be said"),
     "prefix": (str, "TEXT", "how each caption begins"),
     "ensemble": (str, "RULE", "with several models, average probability or log_probability"),
-    "precision": (str, "FORMAT", "of the decoder's products: fp32, or bf16, which is faster"),
+    "precision": (str, "FORMAT", "of the decoder's products: fp32, bf16, or auto, the faster one"),
 }
 """The options of decoding.DecodingOptions as flags: type, placeholder, help."""
 
