@@ -2,7 +2,7 @@
 
     import captioner
 
-    model = captioner.load("runs/demo")  # captioner.load() takes the bundled model
+    model = captioner.load()  # the bundled model; captioner.load("runs/nic") takes a run
     print(model.caption("photo.jpg").text)
 
 Importing the package is cheap: torch is loaded with the first model.

@@ -30,8 +30,9 @@ examples:
   captioner evaluate runs/demo data.split=test         score a run
   captioner compare runs/lstm runs/gru                 is one better, and how sure is that
   captioner caption photo.jpg                          caption a photograph by the bundled model
-  captioner caption photo.jpg --model runs/demo        or by one of your own
+  captioner caption photo.jpg --model runs/nic         or by one of your own
   captioner models                                     which models there are
+  captioner cache                                      which features are kept on disk
   captioner data stats data=flickr8k data.root=~/flickr8k
 
 `captioner VERB --help` tells more of each. CAPTIONER_TRACEBACK=1 shows where an error arose.

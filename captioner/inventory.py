@@ -46,11 +46,16 @@ def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
     """The bundled models, then the runs in a folder, by their names.
 
     Args:
-        runs: the folder of run folders; it need not exist.
+        runs: the folder of run folders; ``runs`` itself need not exist.
 
     Returns:
         the models, and a line for each that cannot be read.
+
+    Raises:
+        FileNotFoundError: another folder than ``runs`` that is not there.
     """
+    if runs != Path("runs") and not runs.is_dir():
+        raise FileNotFoundError(f"{runs}: no such folder; --runs names one that holds run folders")
     folders = [bundle.HOME / name for name in bundle.names()]
     folders += sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
     found, broken = [], []
@@ -84,6 +89,7 @@ def _of_run(folder: Path, file: Path) -> Entry:
 
 def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: str) -> Entry:
     config = content["config"]
-    data, scores = Path(config["data"]["root"]).name, content["scores"]
+    data, scores = config["data"], content["scores"]
+    name_of_data = Path(data["root"]).name or data["format"]  # data.root=. has no name
     dev = (scores.get("dev_bleu4"), scores.get("dev_cider"))
-    return Entry(name, kind, decoder_of(config), data, *dev, size, made)
+    return Entry(name, kind, decoder_of(config), name_of_data, *dev, size, made)

@@ -60,3 +60,9 @@ def test_every_experiment_is_mentioned() -> None:
     text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
     for name in options("experiment"):
         assert f"`{name}`" in text
+
+
+@pytest.mark.parametrize("group", ["decoding", "decoder", "training", "tokenizer"])
+def test_every_option_of_a_group_is_mentioned(group: str) -> None:
+    text = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
+    assert [name for name in options(group) if f"`{name}`" not in text] == []

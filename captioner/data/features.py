@@ -456,7 +456,8 @@ def _bar(total: int, shown: bool, what: str = "encoding images") -> Iterator[Any
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(file=sys.stderr), disable=not shown) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task("", total=total, speed="")
 
         def advance(count: int) -> None:

@@ -58,7 +58,7 @@ def _list(home: Path, *, json: bool) -> int:
         return print_json([one.as_dict() for one in found])
     if found:
         _print(found)
-    print(f"{_megabytes(found)} in {home}", file=sys.stderr)
+    print(f"{_megabytes(found) if found else 'no features'} in {home}", file=sys.stderr)
     return 0
 
 

@@ -27,6 +27,11 @@ class Parser(argparse.ArgumentParser):
     def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_intermixed_args(self._prepared(args), namespace)
 
+    def _add_action(self, action: Any) -> Any:
+        if action.nargs == "*":
+            action.required = False  # or argparse names it among what is lacking
+        return super()._add_action(action)
+
     def _prepared(self, args: Sequence[str] | None) -> list[str]:
         if "_ARGCOMPLETE" in os.environ:
             from captioner.verbs.candidates import answer
