@@ -12,6 +12,7 @@ judged.
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -218,24 +219,43 @@ def _written(word: str, following: str) -> str:
     return plain
 
 
+# Words of India's scripts are parted by spaces, and their characters are tokens: this one, which no
+# caption holds, says where a space stands.
+SPACE = "\u2581"
+_INDIC = re.compile("[\u0900-\u0dff\ua8e0-\ua8ff\U00011000-\U00011fff]")
+
+
 class CharacterTokenizer(Tokenizer):
-    """Chinese by characters; a run of Latin letters and digits is one token."""
+    """Chinese by characters, Thai and Hindi by grapheme clusters.
+
+    A run of letters that need no cluster is one token, as Latin ones and digits.
+    """
 
     name = "character"
 
     @staticmethod
     def split(text: str) -> list[str]:
-        """Cut a Chinese caption; see `captioner.metrics.tokenize.characters`."""
-        return characters(text)
+        """Cut a caption; see `captioner.metrics.tokenize.characters`."""
+        if not _INDIC.search(text):
+            return characters(text)
+        words: list[str] = []
+        for piece in text.split():
+            found = characters(piece)
+            if words and found and (_INDIC.match(words[-1]) or _INDIC.match(found[0])):
+                words.append(SPACE)
+            words += found
+        return words
 
     @staticmethod
     def join(words: Sequence[str]) -> str:
         """Write characters without spaces; a space parts only what would run together."""
-        text = ""
-        for previous, word in zip(["", *words], words):
-            apart = previous and characters(previous + word) != [previous, word]
-            text += f" {word}" if apart else word
-        return text
+        text, previous = "", ""
+        for word in words:
+            if previous and SPACE not in (previous, word):
+                text += " " * (characters(previous + word) != [previous, word])
+            text += " " if word == SPACE else word
+            previous = word
+        return " ".join(text.split())
 
 
 TOKENIZERS: dict[str, type[Tokenizer]] = {"word": WordTokenizer, "character": CharacterTokenizer}

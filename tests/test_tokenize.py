@@ -9,14 +9,24 @@ from __future__ import annotations
 import gc
 import os
 import random
+import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.metrics.tokenize import TOKENIZE, _ptb_tokens, characters, ptb_words
+from captioner.metrics import score
+from captioner.metrics.tokenize import (
+    _IDEOGRAPHS,
+    TOKENIZE,
+    _ptb_tokens,
+    characters,
+    clustered,
+    ptb_words,
+)
 
 EXPECTED = [
     # clitics
@@ -230,6 +240,16 @@ def test_a_long_caption_comes_back(unit: str) -> None:
         ("𠀀𠀁 한국", "𠀀 𠀁 한 국"),
         ("A dog_cat, 3D", "a dog cat 3d"),
         ("。，！ ...", ""),
+        # grapheme clusters, as Unicode's Annex 29 cuts them
+        ("हिन्दी में।", "हि न्दी में"),
+        ("একটি কুকুর", "এ ক টি কু কু র"),
+        ("ผู้ชายขี่ม้า", "ผู้ ช า ย ขี่ ม้ า"),
+        ("நாய் 3๒", "நா ய் 3 ๒"),
+        ("ကလေး", "က လေ း"),
+        ("café Cafe\u0301 A\u030angstrom q\u0301", "café café ångstrom q\u0301"),
+        ("か\u3099 \u1112\u1161\u11ab", "が 한"),  # composed first
+        ("שָׁלוֹם می\u200cخواهم", "שָׁלוֹם می\u200cخواهم"),
+        ("狗\ufe0f 👩\u200d👧 \uf914", "狗 \uf914"),  # a compatibility ideograph stays
     ],
 )
 def test_characters(text: str, expected: str) -> None:
@@ -241,6 +261,31 @@ def test_characters_lose_nothing_but_punctuation(text: str) -> None:
     kept = "".join(sign for sign in text.lower() if sign not in "。， -")
     assert "".join(characters(text)) == kept
     assert all(len(token) == 1 or token.isascii() for token in characters(text))
+
+
+def test_characters_without_clusters_are_what_they_were() -> None:
+    """Every character of Unicode but those with marks and of scripts of clusters, as in 0.1."""
+    old = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+")
+    for code in range(0x20000 + 0x800):
+        sign = chr(code)
+        if unicodedata.category(sign)[0] in "MC" or clustered([sign]):
+            continue
+        if sign == "\u0130":  # its lower case has a mark
+            continue
+        text = f"一{sign}犬T{sign}恤"
+        assert characters(text) == old.findall(text.lower()), hex(code)
+
+
+def test_a_signature_says_where_clusters_were_cut() -> None:
+    for text, parts in (
+        ("一只狗", "tok:character|case"),
+        ("café", "tok:character|case"),
+        ("cafe\u0301", "tok:character|case"),  # composed: no cluster is left
+        ("ผู้ชาย", "tok:character|units:clusters|case"),
+        ("हिन्दी", "tok:character|units:clusters|case"),
+    ):
+        assert score([text], [[text]], tokenize="character").signature.startswith(parts)
+    assert "units" not in score(["हिन्दी"], [["हिन्दी"]]).signature
 
 
 @pytest.mark.parametrize("collects", [True, False])

@@ -6,15 +6,18 @@ import json
 import pickle
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from captioner.metrics.tokenize import characters
 from captioner.tokenizers import (
     END,
     PAD,
+    SPACE,
     START,
     TOKENIZERS,
     UNKNOWN,
@@ -195,6 +198,37 @@ def test_characters_are_written_without_spaces() -> None:
 @given(st.text(alphabet="一二人々テ한。，Ab1é -<", max_size=30))
 def test_joined_characters_are_found_again(text: str) -> None:
     cut = CharacterTokenizer.split(text)
+    assert CharacterTokenizer.split(CharacterTokenizer.join(cut)) == cut
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("एक आदमी, घोड़े पर।", "ए क ▁ आ द मी ▁ घो ड़े ▁ प र"),
+        ("নীল pen 3", "নী ল ▁ pen 3"),
+        ("ผู้ชาย ขี่ม้า", "ผู้ ช า ย ขี่ ม้ า"),
+        ("狗 नी 狗", "狗 ▁ नी ▁ 狗"),
+        (" नी ", "नी"),
+    ],
+)
+def test_words_of_clusters_keep_their_spaces(text: str, words: str) -> None:
+    assert CharacterTokenizer.split(text) == words.split()
+    written = CharacterTokenizer.join(words.split())
+    assert CharacterTokenizer.split(written) == words.split()
+    assert characters(written) == [word for word in words.split() if word != SPACE]
+
+
+def test_hindi_and_thai_come_back_as_they_were_written() -> None:
+    for text in ("एक आदमी घोड़े पर", "একটি কুকুর দৌড়াচ্ছে", "ผู้ชายขี่ม้าที่ชายหาด"):
+        tokenizer = build_tokenizer([text], name="character", min_count=1)
+        composed = unicodedata.normalize("NFC", text)
+        assert tokenizer.decode(tokenizer.encode(text)) == composed
+        assert tokenizer.encode(unicodedata.normalize("NFD", text)) == tokenizer.encode(text)
+
+
+@given(st.lists(st.sampled_from([*"नमकยa犬。1, ", "हि", "न्दी", "टि", "ผู้", "q\u0301"])))
+def test_joined_clusters_are_found_again(parts: list[str]) -> None:
+    cut = CharacterTokenizer.split("".join(parts))
     assert CharacterTokenizer.split(CharacterTokenizer.join(cut)) == cut
 
 

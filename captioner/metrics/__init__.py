@@ -18,7 +18,7 @@ from captioner.config import pick, unknown
 from captioner.metrics import bleu, cider, clip, diversity, meteor, rouge, spice
 from captioner.metrics.corpus import Corpus, Result, Unavailable
 from captioner.metrics.statistics import Statistics
-from captioner.metrics.tokenize import TOKENIZE
+from captioner.metrics.tokenize import TOKENIZE, clustered
 
 __all__ = ["METRICS", "TOKENIZE", "Scores", "differences", "image_hash", "named", "score"]
 
@@ -226,8 +226,11 @@ def _joined(parts: Mapping[str, Any], *names: str) -> str:
 def _common(corpus: Corpus, context: Mapping[str, str]) -> dict[str, Any]:
     counts = [len(texts) for texts in corpus.references]
     fewest, most = min(counts), max(counts)
+    texts = (text for several in corpus.reference_texts for text in several)
+    by_cluster = corpus.tokenize == "character" and clustered(texts)
     return {
         "tok": corpus.tokenize,
+        **({"units": "clusters"} if by_cluster else {}),  # Chinese has none: as ever
         "case": "lower",
         "refs": f"{fewest}" if fewest == most else f"{fewest}-{most}",
         "n": len(counts),

@@ -16,11 +16,13 @@ from __future__ import annotations
 import gc
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import product
+from typing import Any
 
-__all__ = ["TOKENIZE", "characters", "ptb_jar_words", "ptb_words"]
+__all__ = ["TOKENIZE", "characters", "clustered", "composed", "ptb_jar_words", "ptb_words"]
 
 # Letters with their combining marks, by blocks of Unicode's basic plane. Stanford's tokenizer
 # drops what stands beyond that plane, emoji among others.
@@ -185,7 +187,55 @@ _IDEOGRAPHS = (
     "\u30a1-\u30fa\u30fc-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3"
     "\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
-_CHARACTER = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+")
+# Scripts whose characters are clusters, a consonant with its vowel signs: those of India and Sri
+# Lanka, which part words by spaces, and Thai, Lao, Tibetan, Burmese and Khmer, which do not.
+_INDIC = "\u0900-\u0dff\ua8e0-\ua8ff\U00011000-\U00011fff"
+_CLUSTERS = f"{_INDIC}\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\uaa60-\uaa7f"
+
+
+@cache
+def _character() -> Any:
+    """Compiled when the first caption is cut by characters, as `_token` is.
+
+    `regex` knows grapheme clusters, X, as Unicode's Annex 29 defines them. An ideograph is one
+    whatever stands behind it; a run of other letters goes on over accents and joiners.
+    """
+    import regex
+
+    return regex.compile(
+        rf"[{_IDEOGRAPHS}]|(?=[\p{{L}}\p{{N}}\p{{M}}])(?=[{_CLUSTERS}])\X"
+        rf"|(?:(?![{_IDEOGRAPHS}{_CLUSTERS}])[\p{{L}}\p{{N}}]"
+        r"(?:(?![\ufe00-\ufe0f])[\p{Mn}\p{Mc}]|[\u200c\u200d](?=\p{L}))*)+"
+    )
+
+
+@cache
+def _cluster() -> Any:
+    import regex
+
+    return regex.compile(r"\X")
+
+
+def composed(text: str) -> str:
+    """Write letters and their accents as one character where there is one (Unicode's NFC).
+
+    Single characters stay, even those that NFC would replace, as compatibility ideographs.
+    """
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    pieces = _cluster().findall(text)
+    return "".join(unicodedata.normalize("NFC", p) if len(p) > 1 else p for p in pieces)
+
+
+def clustered(texts: Iterable[str]) -> bool:
+    """Whether texts hold what `characters` cuts by clusters; a signature says so."""
+    import regex
+
+    found = regex.compile(rf"[{_CLUSTERS}]|\p{{L}}\p{{M}}")
+    return any(not text.isascii() and found.search(composed(text)) for text in texts)
+
+
+_PLAIN_RUN = re.compile("[a-z0-9]+")
 
 
 def ptb_words(text: str) -> list[str]:
@@ -214,16 +264,20 @@ def _ptb_tokens(text: str) -> list[str]:
 
 
 def characters(text: str) -> list[str]:
-    """Cut a Chinese caption into characters, the unit in which Chinese captions are scored.
+    """Cut a caption into characters, the unit in which Chinese captions are scored.
 
     Args:
         text: one caption, as written.
 
     Returns:
-        one token an ideograph; a run of other letters and digits is one lower-case token ("T\u6064"
-        gives "t", "\u6064"). Punctuation of either script and spaces are gone.
+        one token an ideograph, and one a grapheme cluster of Thai and the scripts of India
+        ("\u0e17\u0e35\u0e48" is one, its vowel and tone included); a run of other letters and
+        digits is one lower-case token ("T\u6064" gives "t", "\u6064"). Letters and accents are
+        composed first. Punctuation and spaces are gone.
     """
-    return _CHARACTER.findall(text.lower())
+    if text.isascii():
+        return _PLAIN_RUN.findall(text.lower())
+    return _character().findall(composed(text).lower())
 
 
 _JAR = "tokenizer/stanford-corenlp-3.4.1.jar"
