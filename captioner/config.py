@@ -106,12 +106,15 @@ def _fits(annotation: Any, value: object) -> bool:
         return isinstance(value, wanted) and not isinstance(value, bool)
     if annotation in (bool, str, type(None)):
         return isinstance(value, annotation)
+    if typing.get_origin(annotation) is list:
+        (inner,) = typing.get_args(annotation)
+        return isinstance(value, list) and all(_fits(inner, one) for one in value)
     return True
 
 
 def _in_words(annotation: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    words[type(None)] = "null"
+    words |= {type(None): "null", list[str]: "a list of texts"}
     parts = typing.get_args(annotation) or (annotation,)
     return " or ".join(words.get(part, getattr(part, "__name__", str(part))) for part in parts)
 

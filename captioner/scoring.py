@@ -15,12 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from captioner.data.encodings import decode, without_halves
+from captioner.data.entries import (
+    ANNOTATION,
+    IMAGE_NAMES,
+    Entry,
+    caption_keys,
+    captions_of,
+    image_key,
+    json_entries,
+)
 from captioner.data.records import write_whole
 from captioner.data.tables import table_rows
+from captioner.data.warnings import tokenizer_warnings
 from captioner.metrics import Scores, image_hash, score
 from captioner.metrics.statistics import FILE
 
-_IMAGE = ("image", "image_id", "image_name", "filename", "file_name", "file")
+# An id comes first here, so that captions of COCO's numbers meet COCO's annotations.
+_IMAGE = ("image", "image_id", *IMAGE_NAMES)
 _REFERENCE = re.compile(r"(references?|refs?)([ _-]?\d+)?")
 _SHAPE = '{"image": ..., "caption": ..., "references": [...]}'
 
@@ -35,6 +47,7 @@ class Row:
         caption: None where there is none.
         references: captions by people, where they stand beside it.
         several: several captions, best first, where there are such.
+        also: other names of the image, in an order that is the same for all rows of a file.
     """
 
     place: str
@@ -42,6 +55,7 @@ class Row:
     caption: str | None
     references: tuple[str, ...] = ()
     several: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
 
 def score_files(
@@ -94,6 +108,10 @@ def score_files(
             "here it is 0",
             file=sys.stderr,
         )
+    if tokenize.startswith("ptb"):
+        for warning in tokenizer_warnings([t for several in texts for t in several], "word"):
+            advice = warning.replace("tokenizer=character", "--tokenize character")
+            print(f"captioner: warning: {advice}", file=sys.stderr)
     text = FORMATS[format](scores)
     if output is None:
         print(text, end="")
@@ -140,9 +158,7 @@ def matched(
         rows[row.image] = row
     if references is None:
         return list(rows.values()), [_references_beside(row) for row in rows.values()]
-    people: dict[str, tuple[str, ...]] = {}
-    for row in read_rows(references):
-        people[row.image] = (*people.get(row.image, ()), *_written_by_people(row))
+    people = _by_people(references, rows)
     strange = [image for image in rows if not people.get(image)]
     if strange:
         raise ValueError(
@@ -158,6 +174,20 @@ def matched(
     return list(rows.values()), [people[image] for image in rows]
 
 
+def _by_people(references: Path, rows: Mapping[str, Row]) -> dict[str, tuple[str, ...]]:
+    """The captions of a file of references by image, by the names that most of `rows` have.
+
+    COCO gives an image a number and a file name, and here its id is `val2017/name.jpg`.
+    """
+    people: list[dict[str, tuple[str, ...]]] = []
+    for row in read_rows(references):
+        for place, name in enumerate((row.image, *row.also)):
+            if place == len(people):
+                people.append({})
+            people[place][name] = (*people[place].get(name, ()), *_written_by_people(row))
+    return max(people, key=lambda names: len(names.keys() & rows.keys()))
+
+
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file of captions, by its suffix .jsonl, .json, .csv or .tsv.
 
@@ -165,18 +195,14 @@ def read_rows(path: Path) -> list[Row]:
         ValueError: another suffix, not UTF-8, not the format that the suffix says, or no rows.
         FileNotFoundError: nothing is there.
     """
-    readers = {".jsonl": _lines, ".json": _objects, ".csv": _cells, ".tsv": _cells}
+    readers = {".jsonl": _objects, ".json": _objects, ".csv": _cells, ".tsv": _cells}
     suffix = path.suffix.lower()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there, or is not a file; give a file of captions")
     if suffix not in readers:
         raise ValueError(f"{path}: not a known kind of file; give {', '.join(readers)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 (byte {error.start}: {error.reason}); save it as UTF-8"
-        ) from None
+    text = decode(path.read_bytes(), "utf-8", path).removeprefix("\ufeff")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise ValueError(f"{path}: empty file; give one or more captions")
     rows = list(readers[suffix](text, path))
@@ -185,24 +211,9 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _lines(text: str, path: Path) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            place = f"{path}, line {number}"
-            yield _row(_parsed(line, place), place)
-
-
 def _objects(text: str, path: Path) -> Iterator[Row]:
-    content = _parsed(text, str(path))
-    if isinstance(content, dict):  # COCO's annotations
-        content = content.get("annotations")
-    if not isinstance(content, list):
-        raise ValueError(
-            f"{path}: neither a list of objects nor COCO's annotations; an object is such as "
-            f"{_SHAPE}"
-        )
-    for number, one in enumerate(content, start=1):
-        yield _row(one, f"{path}, object {number}")
+    for place, entry in json_entries(text, path):
+        yield _row(entry, place)
 
 
 def _cells(text: str, path: Path) -> Iterator[Row]:
@@ -217,34 +228,47 @@ def _cells(text: str, path: Path) -> Iterator[Row]:
                 "put a text with the mark between columns in quotes"
             )
         # A table as wide as its most captioned image has empty cells.
-        pairs = [(name, cell) for name, cell in zip(names, cells)]
+        pairs = list(zip(names, cells))
         references = [cell for name, cell in pairs if _REFERENCE.fullmatch(name) and cell.strip()]
-        found: dict[str, Any] = {n: c for n, c in pairs if not _REFERENCE.fullmatch(n)}
+        texts = [cell for name, cell in pairs if name in caption_keys(names)[0]]
+        found: dict[str, Any] = {n: c for n, c in pairs if n == image_key(names, _IMAGE)}
+        if len(texts) == 1:
+            found["caption"] = texts[0]
+        elif texts:
+            found["captions"] = [text for text in texts if text.strip()]
         yield _row({**found, "references": references}, place)
 
 
-def _parsed(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not JSON ({error})") from None
-
-
-def _row(content: Any, place: str) -> Row:
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{place}: not an object such as {_SHAPE}")
-    ids = [content[name] for name in _IMAGE if name in content]
-    if not ids or isinstance(ids[0], (dict, list, float, bool, type(None))) or ids[0] == "":
+def _row(content: Entry, place: str) -> Row:
+    key = image_key(content, _IMAGE)
+    image = None if key is None else content[key]
+    if isinstance(image, (dict, list, float, bool, type(None))) or image == "":
         raise ValueError(f"{place}: no image id; give it as {_IMAGE[0]!r} or {_IMAGE[1]!r}")
-    caption, references = content.get("caption"), _list(content, "references", place)
-    several: list[Any] = [
-        one.get("caption") if isinstance(one, Mapping) else one
-        for one in _list(content, "captions", place)
-    ]
-    for text in (caption or "", *references, *several):
+    keys = caption_keys(content)[0]
+    alone = next((key for key in keys if isinstance(content[key], str)), None)
+    several = captions_of({key: content[key] for key in keys if key != alone}, place)
+    texts = [*_list(content, "references", place), *several]
+    for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"{place}: {text!r} is not a caption; captions are texts")
-    return Row(place, str(ids[0]), caption, tuple(references), tuple(several))
+    texts = [without_halves(text) for text in texts]
+    return Row(
+        place,
+        str(image),
+        None if alone is None else without_halves(content[alone]),
+        tuple(texts[: len(texts) - len(several)]),
+        tuple(texts[len(texts) - len(several) :]),
+        _other_names(content, Path(place.partition(",")[0]).stem),
+    )
+
+
+def _other_names(content: Entry, file: str) -> tuple[str, ...]:
+    """The image ids that COCO's and Karpathy's readers give."""
+    if ANNOTATION in content and content["file_name"] is not None:
+        return content["file_name"], f"{file.removeprefix('captions_')}/{content['file_name']}"
+    if isinstance(content.get("filepath"), str) and "filename" in content:
+        return (f"{content['filepath']}/{content['filename']}",)
+    return ()
 
 
 def _list(content: Mapping[str, Any], name: str, place: str) -> list[Any]:
@@ -255,8 +279,8 @@ def _list(content: Mapping[str, Any], name: str, place: str) -> list[Any]:
 
 
 def _written_by_people(row: Row) -> tuple[str, ...]:
-    """In a file of references the caption is one, unless there are references beside it."""
-    return row.references or (() if row.caption is None else (row.caption,))
+    """In a file of references the captions are those, unless there are references beside them."""
+    return row.references or (*(() if row.caption is None else (row.caption,)), *row.several)
 
 
 def _references_beside(row: Row) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.data import read_records
-from captioner.data.ledger import held_out
+from captioner.data.ledger import fraction, held_out
 
 
 def touch(folder: Path, names: Iterable[str]) -> None:
@@ -79,3 +80,53 @@ def test_reading_is_the_same_whatever_the_order_of_lines(tmp_path):
     assert forward == backward
     assert list(backward) == names[::-1]
     assert len(set(forward.values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "least"), [(2, 1), (3, 1), (9, 1), (12, 2), (40, 8), (50, 10), (90, 10)]
+)
+def test_few_images_have_some_for_dev(tmp_path, count, least):
+    for start in range(5):  # several sets of names
+        names = [f"{start}-{place}.jpg" for place in range(count)]
+        touch(tmp_path, names)
+        splits = read_lines(tmp_path, [{"image": name, "caption": "A"} for name in names], 0.1)
+        by_hash = {name: held_out(name, 0.1) for name in names}
+        counts = Counter(splits.values())
+        assert counts["dev"] >= least
+        assert counts["dev"] == max(least, Counter(by_hash.values())["dev"])
+        assert counts["train"] >= 1
+        moved = [name for name in names if splits[name] != by_hash[name]]
+        assert {by_hash[name] for name in moved} <= {"train"} or count == 3
+        left = [name for name in names if splits[name] == "train"]
+        if moved:  # dev took those whose names come first
+            assert max(map(fraction, moved)) < min(map(fraction, left))
+
+
+def test_many_images_are_held_out_as_ever(tmp_path):
+    names = [f"{place}.jpg" for place in range(400)]
+    touch(tmp_path, names)
+    splits = read_lines(tmp_path, [{"image": name, "caption": "A"} for name in names], 0.1)
+    assert splits == {name: held_out(name, 0.1) for name in names}
+
+
+def test_no_image_is_held_out_where_none_is_asked_for(tmp_path):
+    touch(tmp_path, [f"{place}.jpg" for place in range(5)])
+    lines = [{"image": f"{place}.jpg", "caption": "A"} for place in range(5)]
+    assert set(read_lines(tmp_path, lines, 0.0).values()) == {"train"}
+    reading = read_records(format="json", root=str(tmp_path), holdout=0.0)
+    with pytest.raises(
+        ValueError, match=r"split='dev' is empty.*data\.holdout=0\.1 holds"
+    ) as error:
+        reading.split("dev")
+    assert "name dev images in the data (a column or key `split`)" in str(error.value)
+
+
+def test_dev_from_few_named_training_images(tmp_path):
+    names = [f"{place}.jpg" for place in range(25)]
+    touch(tmp_path, names)
+    lines = [
+        {"image": name, "caption": "A", "split": "train" if place < 20 else "test"}
+        for place, name in enumerate(names)
+    ]
+    splits = read_lines(tmp_path, lines, 0.01)
+    assert Counter(splits.values()) == {"train": 16, "dev": 4, "test": 5}

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from captioner.cli import main
 from captioner.data import Reading, Record, read_records
 from captioner.data.prepare import check, print_report, print_statistics, statistics
 
@@ -149,6 +150,7 @@ def test_check_names_every_planted_fault(folder):
     assert not report.sound
     plain = json.loads(json.dumps(report.as_dict()))
     assert plain["sound"] is False
+    assert plain["places"]["caption of an absent image"] == ["gone.jpg"]
     assert plain["leaks"] == [list(report.leaks[0])]
     assert plain["broken"] == report.broken
 
@@ -170,6 +172,55 @@ def test_check_of_clean_images_is_sound_although_one_is_there_twice(tmp_path):
     (tmp_path / "b.png").unlink()  # gone since it was read
     late = check(Reading(records), progress=False)
     assert not late.sound and list(late.broken) == ["b"]
+
+
+DAMAGES = {
+    "quote.csv": ('image,caption\n0.png,"a box\n0.png,a cat\n', "quote.csv, line 2"),
+    "columns.csv": ("image,caption,x\n0.png,a box,,,\n0.png,a cat,\n", "columns.csv, line 2"),
+    "half.jsonl": ('{"image": "0.png", "caption": "a box \\ud83d"}', "0.png"),
+    "spoilt.jsonl": ('{"image": "0.png", "caption": "a caf\\ufffd"}', "0.png"),
+    "unlisted.json": (
+        '{"images": [{"id": 1, "file_name": "0.png"}], "annotations": '
+        '[{"image_id": 1, "caption": "a"}, {"image_id": 2, "caption": "b"}]}',
+        "unlisted.json, annotations[1]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_check_names_what_is_damaged_in_the_caption_file(name, tmp_path, capsys):
+    text, place = DAMAGES[name]
+    save(tmp_path / "0.png", (1, 2, 3))
+    (tmp_path / name).write_text(text)
+    data = [f"data={'table' if name.endswith('csv') else 'json'}", f"data.root={tmp_path}"]
+    assert main(["data", "check", "--format", "json", *data, f"data.captions={name}"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["sound"] is False
+    (damaged,) = report["damaged"]
+    assert damaged.endswith(place)
+    assert [damaged] in report["places"].values()
+    assert main(["data", "check", *data, f"data.captions={name}"]) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "damaged in the caption file" in printed and "The data set is not sound" in printed
+
+
+def test_check_and_stats_say_what_does_not_fit(tmp_path, capsys):
+    save(tmp_path / "0.png", (1, 2, 3))
+    save(tmp_path / "1.png", (2, 2, 3))
+    rows = [{"image": "0.png", "caption": "两只狗在雪地里奔跑", "split": "train"}]
+    rows += [{"image": "1.png", "caption": "a dog", "split": "dev"}]
+    (tmp_path / "zh.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ["data=json", f"data.root={tmp_path}"]
+    assert main(["data", "check", *data]) == 1
+    assert "set tokenizer=character" in capsys.readouterr().out
+    assert main(["data", "check", *data, "tokenizer=character"]) == 0
+    assert "The data set is sound" in capsys.readouterr().out
+    short = ["tokenizer=character", "loader.max_words=8", "decoding.max_length=9"]
+    assert main(["data", "stats", *data, *short, "--format", "json"]) == 0
+    (warning,) = json.loads(capsys.readouterr().out)["warnings"]
+    assert warning.startswith("1 of 1 training captions are longer than loader.max_words=8")
+    assert main(["data", "stats", *data, *short]) == 0
+    assert f"warning: {warning}" in capsys.readouterr().out
 
 
 def test_long_lists_are_cut_in_print_and_whole_in_json(tmp_path):

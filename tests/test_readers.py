@@ -303,9 +303,9 @@ def test_table_mends_captions_that_lack_quotes(tmp_path):
     [
         ("a.jpg,A cat.\n", "no column 'image' among 'a.jpg', 'A cat.'"),
         ("image,title\na.jpg,A cat.\n", "no column 'caption' among 'image', 'title'"),
-        ("", "no column 'image'"),
+        ("", "no column 'image' among ''"),
         ("image,caption,split\na.jpg,A cat.,dve\n", "line 2: split='dve' is not known"),
-        ('image,caption\na.jpg,A cat.\na.jpg,"A cat' + "\na.jpg,A cat" * 50, "line 3: not a read"),
+        ('image,caption\na.jpg,A cat.\na.jpg,"A cat' + "\nor a dog" * 50, "line 3: not a read"),
         ('image,caption\na.jpg,"' + "x" * 200_000, "line 2: not a readable table"),
     ],
 )
@@ -355,8 +355,12 @@ def test_json_reads_a_list_and_lines(tmp_path, lines):
         ('[{"image": "a.jpg",\n "caption": }]', "line 2: not valid JSON"),
         ("[" * 100_000, "captions.json"),
         ('["a.jpg"]', "entry 1: expected an object"),
-        ('{"caption": "A cat."}', "line 1: 'image' must be a text, got None"),
-        ('{"image": "a.jpg", "caption": [3]}', "line 1: captions must be texts, got [3]"),
+        ('{"caption": "A cat."}', "line 1: no key 'image' among 'caption'; name"),
+        ('{"image": "a.jpg", "title": "A"}', "line 1: no key 'caption' among 'image', 'title'"),
+        ('{"image": 3, "caption": "A"}', "line 1: 'image' must be a text, got 3"),
+        ('{"a.jpg": "A cat.", "a.jpg": "A tom."}', "the key 'a.jpg' stands twice"),
+        ('"a.jpg"', "neither a list of objects nor COCO's JSON"),
+        ('{"image": "a.jpg", "caption": [3]}', "line 1: captions must be texts, got 3"),
         ('{"image": "a.jpg", "split": 3}', "line 1: 'split' must be a text, got 3"),
         ('{"image": "a.jpg", "caption": "A", "split": "x"}', "line 1: split='x' is not known"),
     ],
@@ -437,14 +441,19 @@ def test_text_in_another_encoding_is_named_by_line_and_read_when_told(tmp_path):
     touch(tmp_path / "images", ["a.jpg"])
     token = "a.jpg#0\tA cat .\na.jpg#1\tA café .\n"
     (tmp_path / "Flickr8k.token.txt").write_bytes(token.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"token\.txt, line 2: not valid utf-8.*=latin-1$"):
+    with pytest.raises(
+        ValueError,
+        match=r"token\.txt, line 2: not valid utf-8; cp1252 reads '.*A café \.'.*=cp1252$",
+    ):
         read_records(format="flickr", root=str(tmp_path))
     reading = read_records(format="flickr", root=str(tmp_path), encoding="latin-1")
     assert captions_of(reading) == {"a.jpg": ("A cat .", "A café .")}
-    (tmp_path / "Flickr8k.token.txt").write_bytes(token.encode("utf-16"))
-    with pytest.raises(ValueError, match=r"line 1: not valid utf-8.*data.encoding=utf-16"):
+    (tmp_path / "Flickr8k.token.txt").write_bytes(token.encode("utf-16"))  # with its mark
+    assert read_records(format="flickr", root=str(tmp_path)).records == reading.records
+    (tmp_path / "Flickr8k.token.txt").write_bytes(token.encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"not valid utf-8; utf-16-le reads .*=utf-16-le$"):
         read_records(format="flickr", root=str(tmp_path))
-    utf16 = read_records(format="flickr", root=str(tmp_path), encoding="utf-16")
+    utf16 = read_records(format="flickr", root=str(tmp_path), encoding="utf-16-le")
     assert captions_of(utf16) == captions_of(reading)
     with pytest.raises(ValueError, match=r"data.encoding='utf-88' is not known; choose utf-8"):
         read_records(format="flickr", root=str(tmp_path), encoding="utf-88")

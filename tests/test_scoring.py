@@ -188,6 +188,62 @@ def test_chinese_is_scored_by_character(tmp_path, capsys) -> None:
     assert "English" in found["missing"]["meteor"]
 
 
+SAME = {
+    "dataset.jsonl": "\n".join(json.dumps({"image": i, "captions": PEOPLE[i]}) for i in PEOPLE),
+    "dict.json": json.dumps(PEOPLE),
+    "ai_challenger.json": json.dumps([{"image_id": i, "caption": PEOPLE[i]} for i in PEOPLE]),
+    "metadata.jsonl": "\n".join(
+        json.dumps({"file_name": i, "text": text}) for i in PEOPLE for text in PEOPLE[i]
+    ),
+    "mine.csv": "path,caption_1,caption 2,comment\n"
+    + "".join(f'{i},"{one}","{two}",?\n' for i, (one, two) in PEOPLE.items()),
+    "karpathy.json": json.dumps(
+        {
+            "images": [
+                {"filename": i, "sentences": [{"raw": text} for text in PEOPLE[i]]} for i in PEOPLE
+            ]
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_what_a_model_is_trained_on_serves_as_references(name: str, tmp_path, capsys) -> None:
+    (tmp_path / name).write_text(SAME[name], encoding="utf-8")
+    said = write_jsonl(tmp_path / "a.jsonl", [{"image": i, "caption": SAID[i]} for i in SAID])
+    found = scored(capsys, said, tmp_path / name, "--metrics", METRICS)
+    assert found["scores"] == pytest.approx(EXPECTED.values)
+
+
+@pytest.mark.parametrize("written", ["{}", "{}.jpg", "val2017/{}.jpg"])
+def test_coco_is_met_by_number_or_by_name(written: str, tmp_path, capsys) -> None:
+    content = json.loads(annotations(tmp_path).read_text())
+    content["images"] = [{"id": int(i), "file_name": f"{i}.jpg"} for i in PEOPLE]
+    people = write_json(tmp_path / "captions_val2017.json", content)
+    rows = [{"image": written.format(i), "caption": SAID[i]} for i in SAID]
+    said = write_jsonl(tmp_path / "said.jsonl", rows)
+    found = scored(capsys, said, people, "--metrics", METRICS)
+    assert found["scores"] == pytest.approx(EXPECTED.values)
+    content["images"].append({"id": 1, "file_name": "other.jpg"})
+    write_json(people, content)
+    fails(capsys, said, people, says="id 1 names 1.jpg (images[0]) and other.jpg (images[3])")
+
+
+def test_chinese_by_words_is_warned_of(tmp_path, capsys) -> None:
+    row = {"image": "1", "caption": "一只黑狗在跑", "references": ["一只白狗在跑"]}
+    assert main(["score", str(write_jsonl(tmp_path / "zh.jsonl", [row])), "--metrics", "bleu"]) == 0
+    err = capsys.readouterr().err
+    assert "warning: captions have no spaces between words" in err
+    assert "--tokenize character" in err
+
+
+def test_half_an_emoji_is_no_crash(tmp_path, capsys) -> None:
+    text = '{"image": "1", "caption": "a dog \\ud83d", "references": ["a dog"]}'
+    (tmp_path / "half.jsonl").write_text(text)
+    found = scored(capsys, tmp_path / "half.jsonl", "--metrics", "bleu")
+    assert found["scores"]["BLEU-2"] == pytest.approx(100)
+
+
 # Mistakes -------------------------------------------------------------------------------------
 
 BAD = {
@@ -195,15 +251,18 @@ BAD = {
     "blank.csv": (" \n\n", "empty file"),
     "header.csv": ("image,caption\n", "holds no captions"),
     "list.json": ("[]", "holds no captions"),
-    "broken.jsonl": ('{"image": "1", "caption": "a"}\n{"image": \n', "line 2: not JSON"),
-    "broken.json": ("[1,", "not JSON"),
+    "broken.jsonl": ('{"image": "1", "caption": "a"}\n{"image": \n', "line 2: not valid JSON"),
+    "broken.json": ("[1,", "not valid JSON"),
     "number.json": ("5", "neither a list of objects nor COCO's"),
-    "other.json": ('{"images": []}', "neither a list of objects nor COCO's"),
-    "numbers.json": ("[1, 2]", "object 1: not an object"),
+    "other.json": ('{"images": []}', "no caption; a row is such as"),
+    "numbers.json": ("[1, 2]", "entry 1: expected an object"),
     "id.jsonl": ('{"caption": "a", "references": ["a"]}', "line 1: no image id"),
     "null.jsonl": ('{"image": null, "caption": "a"}', "line 1: no image id"),
     "caption.jsonl": ('{"image": "1", "references": ["a"]}', "line 1: no caption"),
-    "text.jsonl": ('{"image": "1", "caption": 5, "references": ["a"]}', "5 is not a caption"),
+    "text.jsonl": (
+        '{"image": "1", "caption": 5, "references": ["a"]}',
+        "captions must be texts, got 5",
+    ),
     "alone.jsonl": ('{"image": "1", "caption": "a"}', "image '1' has no references"),
     "one.jsonl": ('{"image": "1", "caption": "a", "references": "a"}', "give a list"),
     "twice.csv": ("image,caption\n1,a\n1,b\n", "line 3: image '1' has a caption already"),
@@ -232,7 +291,11 @@ def test_a_bad_file_is_told_in_one_line(name: str, tmp_path, capsys) -> None:
 
 def test_files_that_do_not_match_are_told_apart(tmp_path, capsys) -> None:
     (tmp_path / "latin.csv").write_bytes("image,caption\n1,caf\u00e9\n".encode("latin-1"))
-    fails(capsys, tmp_path / "latin.csv", says="not UTF-8 (byte 19")
+    fails(
+        capsys,
+        tmp_path / "latin.csv",
+        says="line 2: not valid utf-8; cp1252 reads '1,café'; save it as UTF-8",
+    )
     fails(capsys, tmp_path / "gone.csv", says="gone.csv is not there")
     some = results(tmp_path, "13"), annotations(tmp_path)
     fails(capsys, *some, says="no caption for 1 of 3 images (first '2')")

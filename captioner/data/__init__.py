@@ -16,7 +16,13 @@ class Reader(Protocol):
     """Reads the files of one layout; the arguments are those of `read_records`."""
 
     def __call__(
-        self, root: Path, *, captions: str | None, images: str | None, holdout: float, encoding: str
+        self,
+        root: Path,
+        *,
+        captions: readers.Captions,
+        images: str | None,
+        holdout: float,
+        encoding: str,
     ) -> Reading:
         """Return the records."""
         ...
@@ -38,7 +44,7 @@ def read_records(
     *,
     format: str,
     root: str,
-    captions: str | None = None,
+    captions: str | list[str] | None = None,
     images: str | None = None,
     holdout: float = 0.1,
     encoding: str = "utf-8",
@@ -49,9 +55,11 @@ def read_records(
         format: name of its layout, a key of DATASETS.
         root: its folder; ~ is the home folder.
         captions: the caption file relative to root, or absolute; None looks for the usual names.
+            For coco, json and table also several, or a glob pattern.
         images: the images folder relative to root, or absolute; None looks for the usual names.
         holdout: share of images for dev, and for test, where the data names no splits, in [0, 0.5);
-            a hash of the image's id decides, see `captioner.data.ledger`.
+            a hash of the image's id decides, and of few images some are dev whatever the share:
+            see `captioner.data.ledger`.
         encoding: of the caption files.
 
     Returns:

@@ -8,7 +8,9 @@ JSON) is an error instead.
 **Held-out images.** Where the data names no splits, an image's split follows from its name alone:
 the SHA-1 of `image_id`, read as a fraction u of 1, gives dev for u < holdout, test for
 u < 2 holdout, else train. Neither the order nor the company of an image matters, so adding images
-later moves none from one split to another. Where the data names splits but no dev, dev is drawn
+later moves none from one split to another. Only where that gives very few for dev (fewer than ten,
+and than a fifth of the images), the training images with the least u join them: forty photographs
+have eight for dev. holdout=0 holds none out. Where the data names splits but no dev, dev is drawn
 from its training images in the same way, and test stays as named. An image without a split beside
 others with one trains if no image is named for training, and is passed over otherwise.
 """
@@ -18,13 +20,16 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from captioner.data.encodings import decode, without_halves
 from captioner.data.files import ImageFolders
 from captioner.data.records import Reading, Record
+from captioner.metrics.tokenize import composed
 
 # oddities that others look up in a Reading
 ABSENT = "caption of an absent image"
@@ -32,18 +37,26 @@ ABSENT_IMAGE = "absent image, named without a caption"
 BLANK = "blank caption"
 UNCAPTIONED = "image without captions"
 
-_SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training", "restval"), "train"),
-    **dict.fromkeys(("dev", "development", "val", "valid", "validation"), "dev"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
+HALF = "half a character (lone surrogate) in a caption, left out"
+LOST = "caption with characters that a wrong encoding has spoilt, kept"
+COLUMNS = "row with too many or too few columns"
+NO_TAB = "line without a tab"
+SWALLOWED = "quote that is never closed, ended with its line"
+UNLISTED = "caption of an image_id that the file does not list"
+DAMAGED = (HALF, LOST, COLUMNS, NO_TAB, SWALLOWED, UNLISTED)
+"""Oddities that cost captions, or parts of them: the file wants mending."""
+
+DEV_IMAGES = 10  # at least so many are held out for dev, where they are a fifth at most
 # Flickr8k.token.txt has captions of 2258277193_586949ec62.jpg.1
 _COUNTED_SUFFIX = re.compile(r"(\.(?:jpe?g|png))\.\d+$", re.IGNORECASE)
+_HALF = re.compile("[\ud800-\udfff]")
+_SPOILT = re.compile("[\ufffd\x80-\x9f]")
 
 
-def standard_split(name: str) -> str | None:
-    """Return the split that a release means by a name: "train", "dev", "test", or None."""
-    return _SPLIT_NAMES.get(name.strip().lower())
+def fraction(image_id: str) -> float:
+    """The place of an image's name in [0, 1): its SHA-1."""
+    digest = hashlib.sha1(image_id.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def held_out(image_id: str, holdout: float, splits: Sequence[str] = ("dev", "test")) -> str:
@@ -57,10 +70,9 @@ def held_out(image_id: str, holdout: float, splits: Sequence[str] = ("dev", "tes
     Returns:
         one of the held-out splits, or "train".
     """
-    digest = hashlib.sha1(image_id.encode("utf-8", "surrogatepass"), usedforsecurity=False).digest()
-    fraction = int.from_bytes(digest[:8], "big") / 2**64
+    part = fraction(image_id)
     for place, split in enumerate(splits, start=1):
-        if fraction < place * holdout:
+        if part < place * holdout:
             return split
     return "train"
 
@@ -104,6 +116,7 @@ class Ledger:
             times: how often it was seen there.
         """
         self._oddities[oddity] += times
+        place = _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", place)  # can be printed
         self._places.setdefault(oddity, {})[place] = None
 
     def read(self, path: Path) -> str:
@@ -112,21 +125,7 @@ class Ledger:
         Raises:
             ValueError: the file is not in the expected encoding, or no such encoding is known.
         """
-        raw = path.read_bytes()
-        try:
-            text = raw.decode(self.encoding)
-        except LookupError:
-            raise ValueError(
-                f"data.encoding={self.encoding!r} is not known; choose utf-8, latin-1, gb18030 or "
-                "another text encoding of Python"
-            ) from None
-        except UnicodeDecodeError as error:
-            line = raw.count(b"\n", 0, error.start) + 1
-            likely = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
-            raise ValueError(
-                f"{path}, line {line}: not valid {self.encoding}; save the file as UTF-8, "
-                f"or say what it is, perhaps data.encoding={likely}"
-            ) from None
+        text = decode(path.read_bytes(), self.encoding, path, "data.encoding")
         if text.startswith("\ufeff"):
             self.note("byte-order mark", path.name)
             text = text.removeprefix("\ufeff")
@@ -162,7 +161,19 @@ class Ledger:
             lines = [line.strip() for line in caption.strip().splitlines()]
             if len(lines) > 1:
                 self.note("caption over several lines, joined", name)
-            self._write(page, " ".join(filter(None, lines)), name, number)
+            text = " ".join(filter(None, lines))
+            self._write(page, text if text.isascii() else self._mended(text, name), name, number)
+
+    def _mended(self, text: str, name: str) -> str:
+        """A caption as it may be written to a file, letters with their accents as one character."""
+        if (whole := without_halves(text)) != text:
+            self.note(HALF, name)
+            text = whole
+        if _SPOILT.search(text):
+            self.note(LOST, name)
+        if not unicodedata.is_normalized("NFC", text):
+            text = composed(text)
+        return text
 
     def _write(self, page: _Page, text: str, name: str, number: object) -> None:
         if not text:
@@ -206,13 +217,12 @@ class Ledger:
         for name in self._pages:
             if name not in captioned:
                 self.note(UNCAPTIONED, name)
-        named = {page.split for page in captioned.values() if page.split}
         records = []
-        for name, page in captioned.items():
-            split = self._settle(name, page.split, named)
+        for name, split in self._splits(captioned).items():
             if split is None:
                 self.note("image in none of the named splits", name)
             else:
+                page = captioned[name]
                 records.append(Record(page.path, name, tuple(page.captions), split))
         oddities = dict(self._oddities)
         if not records:
@@ -224,6 +234,15 @@ class Ledger:
         places = {oddity: tuple(places) for oddity, places in self._places.items()}
         return Reading(tuple(records), oddities, places)
 
+    def _splits(self, pages: Mapping[str, _Page]) -> dict[str, str | None]:
+        named = {page.split for page in pages.values() if page.split}
+        splits = {name: self._settle(name, page.split, named) for name, page in pages.items()}
+        if self.holdout and "dev" not in named:
+            drawn = [n for n in pages if pages[n].split in (None, "train") and splits[n]]
+            for name in _more_for_dev(drawn, splits):
+                splits[name] = "dev"
+        return splits
+
     def _settle(self, name: str, split: str | None, named: Collection[str | None]) -> str | None:
         if not named:
             return held_out(name, self.holdout)
@@ -232,3 +251,14 @@ class Ledger:
         if split in (None, "train") and "dev" not in named:
             return held_out(name, self.holdout, ("dev",))
         return split or "train"
+
+
+def _more_for_dev(drawn: Sequence[str], splits: Mapping[str, str | None]) -> list[str]:
+    """The images that dev takes from training, or else from test, because it has too few."""
+    least = min(DEV_IMAGES, max(1, len(drawn) // 5)) if len(drawn) > 1 else 0
+    short = max(0, least - sum(splits[name] == "dev" for name in drawn))
+    train, test = (
+        sorted((name for name in drawn if splits[name] == split), key=fraction)
+        for split in ("train", "test")
+    )
+    return (train[:-1] or test)[:short]  # one at least goes on training

@@ -21,32 +21,40 @@ from rich.console import Console
 from rich.progress import track
 
 from captioner.config import pick
-from captioner.data.ledger import ABSENT, ABSENT_IMAGE, BLANK, UNCAPTIONED
+from captioner.data.ledger import ABSENT, ABSENT_IMAGE, BLANK, DAMAGED, UNCAPTIONED
 from captioner.data.records import SPLITS, Reading, Record
+from captioner.data.warnings import length_warnings, tokenizer_warnings
 from captioner.printing import print_rows
+from captioner.tokenizers import TOKENIZERS
 
 MIN_COUNTS = (1, 2, 5)
 _PRINTED = 20  # names a table lists; the JSON form has them all
 
 
-def statistics(reading: Reading, tokenizer_name: str = "word") -> dict[str, Any]:
+def statistics(
+    reading: Reading,
+    tokenizer_name: str = "word",
+    max_words: int = 40,
+    max_length: int = 30,
+) -> dict[str, Any]:
     """Count images, captions and words of each split, and how far the training words reach.
 
     Args:
         reading: the data set.
         tokenizer_name: how captions are cut into words, a key of TOKENIZERS.
+        max_words: longer training captions would be cut, `loader.max_words`.
+        max_length: longer captions would not be decoded, `decoding.max_length`.
 
     Returns:
         plain data: `splits` (images, captions, captions per image, those that repeat
             another of the same image, words per caption, vocabulary),
         `vocabulary` (training words seen at least 1, 2, 5 times) and `coverage` (share of the
-        running words of dev and test that are in that vocabulary, in [0, 1]), `oddities`.
+        running words of dev and test that are in that vocabulary, in [0, 1]), `oddities`,
+        `warnings` (what does not fit the tokenizer and the lengths, in words).
 
     Raises:
         ValueError: the tokenizer is not known.
     """
-    from captioner.tokenizers import TOKENIZERS
-
     split_words = pick(TOKENIZERS, tokenizer_name, "tokenizer.name").split
     splits: dict[str, Any] = {}
     counts: dict[str, Counter[str]] = {}
@@ -61,7 +69,21 @@ def statistics(reading: Reading, tokenizer_name: str = "word") -> dict[str, Any]
         "splits": splits,
         **_reach(counts),
         "oddities": dict(reading.oddities),
+        "warnings": fit_warnings(reading, tokenizer_name, max_words, max_length),
     }
+
+
+def fit_warnings(
+    reading: Reading, tokenizer_name: str, max_words: int, max_length: int
+) -> list[str]:
+    """What of the training captions does not fit; arguments as of `statistics`."""
+    split_words = pick(TOKENIZERS, tokenizer_name, "tokenizer.name").split
+    texts = [text for one in reading.records if one.split == "train" for text in one.captions]
+    lengths = [len(split_words(text)) for text in texts]
+    return [
+        *tokenizer_warnings(texts, tokenizer_name),
+        *length_warnings(lengths, max_words, max_length),
+    ]
 
 
 def _numbers(
@@ -128,6 +150,7 @@ def print_statistics(numbers: Mapping[str, Any], console: Console | None = None)
     headings = (f"words by the {numbers['tokenizer']} tokenizer", *numbers["splits"])
     print_rows(rows, headings, console=console)
     _print_oddities(numbers["oddities"], console)
+    _print_warnings(numbers["warnings"], console)
 
 
 def _rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
@@ -153,6 +176,11 @@ def _print_oddities(oddities: Mapping[str, int], console: Console) -> None:
         console.print(f"{times:,} x {oddity}", markup=False, highlight=False)
 
 
+def _print_warnings(warnings: Iterable[str], console: Console) -> None:
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+
+
 @dataclass(frozen=True)
 class Report:
     """What `check` found.
@@ -165,7 +193,10 @@ class Report:
         leaks: groups of byte-identical images in different splits, each named `split/image`.
             Scores on such images measure memory.
         duplicates: groups of byte-identical images inside one split: harmless, but counted double.
-        oddities: what the reader passed over or mended.
+        damaged: places where a caption, or a part of one, was lost in the caption file.
+        oddities: what the reader passed over or mended, and how often.
+        places: where each oddity was seen.
+        warnings: what does not fit the tokenizer and the lengths chosen.
     """
 
     images: int
@@ -174,23 +205,27 @@ class Report:
     uncaptioned: tuple[str, ...]
     leaks: tuple[tuple[str, ...], ...]
     duplicates: tuple[tuple[str, ...], ...]
+    damaged: tuple[str, ...]
     oddities: Mapping[str, int]
+    places: Mapping[str, tuple[str, ...]]
+    warnings: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is broken or missing and no image leaks from one split to another."""
-        return not (self.broken or self.missing or self.leaks)
+        """Whether nothing is broken, missing or damaged, no image leaks, and all fits."""
+        return not (self.broken or self.missing or self.leaks or self.damaged or self.warnings)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields and `sound` as plain data that JSON can hold."""
         return {"sound": self.sound, **asdict(self)}
 
 
-def check(reading: Reading, *, progress: bool = True) -> Report:
+def check(reading: Reading, *, warnings: Sequence[str] = (), progress: bool = True) -> Report:
     """Open every image of a data set, and compare them all.
 
     Args:
         reading: the data set.
+        warnings: of `fit_warnings`.
         progress: show a progress bar on the standard error.
 
     Returns:
@@ -223,7 +258,10 @@ def check(reading: Reading, *, progress: bool = True) -> Report:
         uncaptioned=_places(reading, UNCAPTIONED, BLANK),
         leaks=_named(leaks),
         duplicates=_named(group for group in groups if group not in leaks),
+        damaged=_places(reading, *DAMAGED),
         oddities=dict(reading.oddities),
+        places=dict(reading.places),
+        warnings=tuple(warnings),
     )
 
 
@@ -263,13 +301,13 @@ def print_report(report: Report, console: Console | None = None) -> None:
         "the same in two splits": [" = ".join(group) for group in report.leaks],
         "twice in a split": [" = ".join(group) for group in report.duplicates],
         "without captions, or with a blank one": report.uncaptioned,
+        "damaged in the caption file": report.damaged,
     }
     for finding, names in findings.items():
         more = [f"and {len(names) - _PRINTED:,} more"] if len(names) > _PRINTED else []
         rows.append((finding, f"{len(names):,}", "\n".join([*names[:_PRINTED], *more])))
     print_rows(rows, ("finding", "how many", "which"), console=console)
     _print_oddities(report.oddities, console)
-    verdict = (
-        "sound" if report.sound else "not sound: mend or remove what is broken, missing or leaked"
-    )
+    _print_warnings(report.warnings, console)
+    verdict = "sound" if report.sound else "not sound: mend or remove what is named above"
     console.print(f"The data set is {verdict}.", highlight=False)

@@ -3,7 +3,8 @@
 Every reader takes the same five arguments:
 
     root      folder of the data set
-    captions  caption file relative to root, or absolute; None looks for the usual names
+    captions  caption file relative to root, or absolute; None looks for the usual names. COCO, JSON
+              and tables may have several: a list, or a glob pattern; a file's name gives its split
     images    images folder relative to root, or absolute; None looks for the usual names
     holdout   share of images for dev, and for test, where the data names no splits
     encoding  of the caption files
@@ -15,16 +16,37 @@ layout among them, are read in `captioner.data.tables`.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from captioner.data.files import IMAGE_SUFFIXES, ImageFolders, find_file
-from captioner.data.ledger import Ledger, standard_split
+from captioner.data.entries import (
+    ANNOTATION,
+    Entry,
+    caption_keys,
+    captions_of,
+    coco_entries,
+    entries_of,
+    image_key,
+    json_entries,
+    missing,
+    parse_json,
+    text_of,
+)
+from captioner.data.files import (
+    IMAGE_SUFFIXES,
+    ImageFolders,
+    find_file,
+    find_files,
+    single,
+    split_of_file,
+    standard_split,
+)
+from captioner.data.ledger import NO_TAB, UNLISTED, Ledger
 from captioner.data.records import Reading
+
+Captions = str | Sequence[str] | None
 
 # "Flicker8k" is how the release spells it
 FLICKR_IMAGES = (
@@ -46,13 +68,13 @@ _COCO_USUAL = tuple(
     f"{folder}captions_{split}{year}.json"
     for year in (2017, 2014)
     for folder in ("annotations/", "")
-    for split in ("train", "val")
+    for split in ("train", "val", "test")
 )
 _COCO_NAME = re.compile(r"captions_((train|val|test)\w*)\.json")
 
 
 def read_flickr(
-    root: Path, *, captions: str | None, images: str | None, holdout: float, encoding: str
+    root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
 ) -> Reading:
     """Read Flickr8k or Flickr30k as released: lines of `name.jpg#0<TAB>caption`.
 
@@ -66,13 +88,27 @@ def read_flickr(
     ledger = Ledger(ImageFolders(root, images, FLICKR_IMAGES), holdout=holdout, encoding=encoding)
     for line, text in enumerate(ledger.read(path).split("\n"), start=1):
         key, tab, caption = text.partition("\t")
-        name, _, number = key.partition("#")
         if tab:
+            name, number = _numbered(ledger, key)
             ledger.enter(name, [caption], number=number or None)
         elif text.strip():
-            ledger.note("line without a tab", f"{path.name}, line {line}")
+            ledger.note(NO_TAB, f"{path.name}, line {line}")
     enter_split_lists(ledger, (path.parent, root))
     return ledger.close(path)
+
+
+def _numbered(ledger: Ledger, key: str) -> tuple[str, str]:
+    """Cut `photo #3.jpg#0` into name and number: before the last # of a name that is there.
+
+    The last, since names hold # too; and of a name that is there, since Flickr8k-CN numbers its
+    captions by `a.jpg#zhc#0`.
+    """
+    parts = key.split("#")
+    if len(parts) < 3:
+        return parts[0], "#".join(parts[1:])
+    names = ["#".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
+    name = ledger.images.first_there(*(name.strip() for name in names))
+    return name, key[len(name) :].lstrip("# ")
 
 
 def enter_split_lists(ledger: Ledger, folders: Sequence[Path]) -> None:
@@ -93,7 +129,7 @@ def enter_split_lists(ledger: Ledger, folders: Sequence[Path]) -> None:
 
 
 def read_karpathy(
-    root: Path, *, captions: str | None, images: str | None, holdout: float, encoding: str
+    root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
 ) -> Reading:
     """Read the splits of Karpathy and Fei-Fei (CVPR 2015), `dataset_{flickr8k,...,coco}.json`.
 
@@ -103,16 +139,16 @@ def read_karpathy(
     path = find_file(root, captions, ("dataset.json", "dataset_*.json"))
     folders = ImageFolders(root, images, (".", *FLICKR_IMAGES))
     ledger = Ledger(folders, holdout=holdout, encoding=encoding)
-    data = _parse(ledger.read(path), path)
-    for count, entry in enumerate(_entries(data, "images", path)):
+    data = parse_json(ledger.read(path), str(path))
+    for count, entry in enumerate(entries_of(data, "images", path)):
         place = f"{path}, images[{count}]"
-        name = _text(entry, "filename", place)
+        name = text_of(entry, "filename", place)
         if entry.get("filepath"):
-            name = folders.first_there(f"{_text(entry, 'filepath', place)}/{name}", name)
+            name = folders.first_there(f"{text_of(entry, 'filepath', place)}/{name}", name)
         split = _split(entry, place)
-        sentences = _entries(entry, "sentences", place)
+        sentences = entries_of(entry, "sentences", place)
         for sentence in sentences:
-            caption = _text(sentence, "raw", place)
+            caption = text_of(sentence, "raw", place)
             ledger.enter(name, [caption], split=split, number=sentence.get("sentid"))
         if not sentences:
             ledger.enter(name, [], split=split)
@@ -120,79 +156,84 @@ def read_karpathy(
 
 
 def read_coco(
-    root: Path, *, captions: str | None, images: str | None, holdout: float, encoding: str
+    root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
 ) -> Reading:
-    """Read COCO's caption annotations, `annotations/captions_{train,val}{2017,2014}.json`.
+    """Read COCO's caption annotations, `annotations/captions_{train,val,test}{2017,2014}.json`.
 
-    Training and validation files are read together and val is dev; `captions` names a single file.
-    A file of another name brings no split. An image's id is `train2017/name.jpg`, or the file name
-    in a file of another name (Lin et al., arXiv 1405.0312; Chen et al., arXiv 1504.00325).
+    The files that are there are read together, and val is dev; `captions` names others, one or
+    several. A file's name gives its split: of a single file only if it is an official name, of
+    several if it holds the name of a split. An image's id is `train2017/name.jpg`, or the file
+    name in a file of another name (Lin et al., arXiv 1405.0312; Chen et al., arXiv 1504.00325).
     """
     folders = ImageFolders(root, images, (".", "images"))
-    if captions is not None:
-        paths = [find_file(root, captions, ())]
-    else:
-        first = find_file(root, None, _COCO_USUAL)
-        second = first.with_name(first.name.replace("train", "val"))
-        paths = [first, second] if second != first and second.is_file() else [first]
+    paths = find_files(root, captions, ()) if captions is not None else _official(root)
     ledger = Ledger(folders, holdout=holdout, encoding=encoding)
     for path in paths:
-        _enter_coco(ledger, path)
+        official = _COCO_NAME.fullmatch(path.name)
+        split = split_of_file(path) if official or len(paths) > 1 else None
+        folders_of = [official[1]] if official else [path.stem, split] if len(paths) > 1 else []
+        for place, entry in coco_entries(parse_json(ledger.read(path), str(path)), path):
+            _enter(ledger, entry, place, split, [one for one in folders_of if one])
     return ledger.close(paths[0])
 
 
-def _enter_coco(ledger: Ledger, path: Path) -> None:
-    data = _parse(ledger.read(path), path)
-    official = _COCO_NAME.fullmatch(path.name)
-    split = standard_split(official[2]) if official else None
-    names: dict[str, str] = {}
-    for count, entry in enumerate(_entries(data, "images", path)):
-        name = _text(entry, "file_name", f"{path}, images[{count}]")
-        if official:
-            name = ledger.images.first_there(f"{official[1]}/{name}", name)
-        names[str(entry.get("id"))] = name
-    captions: dict[str, list[tuple[Any, str]]] = {key: [] for key in names}
-    for count, entry in enumerate(_entries(data, "annotations", path)):
-        place = f"{path}, annotations[{count}]"
-        key = str(entry.get("image_id"))
-        if key in captions:
-            captions[key].append((entry.get("id"), _text(entry, "caption", place)))
-        else:
-            ledger.note("caption of an image_id that the file does not list", place)
-    for key, name in names.items():
-        for number, caption in captions[key]:
-            ledger.enter(name, [caption], split=split, number=number)
-        if not captions[key]:
-            ledger.enter(name, [], split=split)
+def _official(root: Path) -> list[Path]:
+    """The files that COCO released for one year, as far as they are there."""
+    first = find_file(root, None, _COCO_USUAL)
+    year = first.stem[-4:]
+    paths = (first.with_name(f"captions_{name}{year}.json") for name in ("train", "val", "test"))
+    return [path for path in paths if path.is_file()]
 
 
 def read_json(
-    root: Path, *, captions: str | None, images: str | None, holdout: float, encoding: str
+    root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
 ) -> Reading:
-    """Read a JSON list, or one JSON object a line, of images with their captions.
+    """Read JSON of any usual shape: see `captioner.data.entries.json_entries`.
 
-    Each object holds `image`, a path below the images folder (root by default) or an absolute one;
-    `caption` or `captions`, a text or a list of texts; and perhaps `split`. Objects with the same
-    image are joined. An image's id is its path as written.
+    An entry holds the image, a path below the images folder (root by default) or an absolute one;
+    captions, a text or a list of texts; and perhaps `split`. The keys are those of
+    `captioner.data.entries`. Entries with the same image are joined. An image's id is its path as
+    written.
     """
     usual = ("captions.jsonl", "captions.json", "*.jsonl", "*.json")
-    path = find_file(root, captions, usual)
+    paths = find_files(root, captions, usual)
     folders = ImageFolders(root, images, (".", "images", "Images"), absolute=True)
     ledger = Ledger(folders, holdout=holdout, encoding=encoding)
-    for place, entry in _objects(ledger.read(path), path):
-        texts: list[Any] = []
-        for key in ("caption", "captions"):
-            value = entry.get(key, [])
-            texts += value if isinstance(value, list) else [value]
-        if not all(isinstance(text, str) or text is None for text in texts):
-            raise ValueError(f"{place}: captions must be texts, got {str(texts)[:60]}")
-        name, split = _text(entry, "image", place), _split(entry, place)
-        ledger.enter(name, [text or "" for text in texts], split=split)
-    return ledger.close(path)
+    captioned = False
+    last: tuple[str, Entry] = ("", {})
+    for path in paths:
+        split = split_of_file(path) if len(paths) > 1 else None
+        for place, entry in json_entries(ledger.read(path), path):
+            _enter(ledger, entry, place, split)
+            captioned, last = captioned or bool(caption_keys(entry)[0]), (place, entry)
+    if last[0] and not captioned:
+        raise missing("caption", "key", last[1], last[0])
+    return ledger.close(paths[0])
+
+
+def _enter(
+    ledger: Ledger, entry: Entry, place: str, split: str | None, subfolders: Sequence[str] = ()
+) -> None:
+    """Enter what an entry says; its image may lie in one of the subfolders."""
+    if "file_name" in entry and entry["file_name"] is None:
+        ledger.note(UNLISTED, place)
+        return
+    key, (keys, others) = image_key(entry), caption_keys(entry)
+    if key is None:
+        raise missing("image", "key", entry, place)
+    name = text_of(entry, key, place)
+    if key == "filename" and isinstance(entry.get("filepath"), str):  # as Karpathy's
+        subfolders = [entry["filepath"]]
+    if subfolders:
+        name = ledger.images.first_there(*(f"{one}/{name}" for one in subfolders), name)
+    if others:
+        ledger.note(f"{others[0]!r} beside {keys[0]!r}, not read as a caption", place)
+    split = _split(entry, place) or split
+    ledger.enter(name, captions_of(entry, place), split=split, number=entry.get(ANNOTATION))
 
 
 def read_folder(
-    root: Path, *, captions: str | None, images: str | None, holdout: float, encoding: str
+    root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
 ) -> Reading:
     """Read a folder of images, each beside a text file of the same name, one caption a line.
 
@@ -202,6 +243,7 @@ def read_folder(
     """
     folders = ImageFolders(root, images, (".",))
     top = folders.folders[0]
+    captions = single(captions)
     beside = top if captions is None else root / Path(captions).expanduser()
     if not beside.is_dir():
         raise FileNotFoundError(
@@ -220,7 +262,7 @@ def read_folder(
 
 
 def read_shapes(
-    root: Path, *, captions: str | None, images: str | None, holdout: float, encoding: str
+    root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
 ) -> Reading:
     """Read the drawn scenes, and draw them first where `root/captions.jsonl` is not there yet."""
     if captions is None:
@@ -247,55 +289,10 @@ def _walk(top: Path, suffixes: frozenset[str] | set[str]) -> list[str]:
     return sorted(names)
 
 
-def _parse(text: str, path: Path, line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {line - 1 + error.lineno}: not valid JSON ({error.msg}); "
-            "the file may be cut off: fetch or write it again"
-        ) from None
-    except RecursionError:
-        raise ValueError(f"{path}: JSON nested too deeply for a caption file") from None
-
-
-def _objects(text: str, path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each object of a JSON list or of JSON lines, and where it stands."""
-    if text.lstrip().startswith("["):
-        data = _parse(text, path)
-        numbered = ((f"{path}, entry {count}", entry) for count, entry in enumerate(data, start=1))
-    else:
-        lines = ((count, line) for count, line in enumerate(text.split("\n"), 1) if line.strip())
-        numbered = ((f"{path}, line {count}", _parse(line, path, count)) for count, line in lines)
-    for place, entry in numbered:
-        if not isinstance(entry, dict):
-            raise ValueError(
-                f'{place}: expected an object like {{"image": "a.jpg", "captions": ["a dog"]}}, '
-                f"got {str(entry)[:60]}"
-            )
-        yield place, entry
-
-
-def _entries(data: Any, key: str, place: Path | str) -> list[dict[str, Any]]:
-    entries = data.get(key) if isinstance(data, dict) else None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ValueError(
-            f"{place}: {key!r} must be a list of objects; is this file of another data.format?"
-        )
-    return entries
-
-
-def _text(entry: dict[str, Any], key: str, place: str) -> str:
-    value = entry.get(key)
-    if not isinstance(value, str):
-        raise ValueError(f"{place}: {key!r} must be a text, got {str(value)[:60]}")
-    return value
-
-
-def _split(entry: dict[str, Any], place: str) -> str | None:
+def _split(entry: Entry, place: str) -> str | None:
     if entry.get("split") in (None, ""):
         return None
-    return require_split(_text(entry, "split", place), place)
+    return require_split(text_of(entry, "split", place), place)
 
 
 def require_split(name: str, place: str) -> str:

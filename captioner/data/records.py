@@ -62,9 +62,22 @@ class Reading:
         if not chosen:
             counts = Counter(record.split for record in self.records)
             there = ", ".join(f"{split} ({counts[split]} images)" for split in SPLITS)
-            fault = "is empty" if name in SPLITS else "is not known"
-            raise ValueError(f"split={name!r} {fault}: the data set has {there}; choose one")
+            if name not in SPLITS:
+                raise ValueError(f"split={name!r} is not known: the data set has {there}")
+            raise ValueError(
+                f"split={name!r} is empty: the data set has {there}; {_ways_out(name)}"
+            )
         return chosen
+
+
+def _ways_out(split: str) -> str:
+    """What gives a data set the split that it lacks."""
+    if split == "train":
+        return "name training images in the data, or lower data.holdout"
+    return (
+        "data.holdout=0.1 holds images out where the data name no splits; else name "
+        f"{split} images in the data (a column or key `split`), or choose a split that is there"
+    )
 
 
 def write_whole(path: str | Path, data: bytes | str | Iterable[bytes]) -> Path:

@@ -14,8 +14,9 @@ def run(argv: Sequence[str]) -> int:
         "data",
         "draw: draw the embedded data set.\n"
         "stats: counts, lengths and vocabulary coverage of each split.\n"
-        "check: open every image; name broken and missing ones, empty captions, and images that\n"
-        "       stand in two splits. The exit status is 1 where something is wrong.",
+        "check: open every image; name broken and missing ones, empty and damaged captions,\n"
+        "       images that are in two splits, and captions that do not fit tokenizer and\n"
+        "       lengths. The exit status is 1 where something is wrong.",
         "  captioner data draw\n"
         "  captioner data stats data=flickr8k data.root=~/flickr8k\n"
         "  captioner data check data=coco data.root=/data/coco --format json\n",
@@ -25,10 +26,11 @@ def run(argv: Sequence[str]) -> int:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="data=NAME, data.root=…, tokenizer=… (default: the embedded set); seed=… for draw",
+        help="data=NAME, data.root=…, tokenizer=…, loader.max_words=… (default: the embedded set); "
+        "seed=… for draw",
     )
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
 
     from captioner.config import compose, make
     from captioner.data import prepare, read_records, shapes
@@ -41,13 +43,18 @@ def run(argv: Sequence[str]) -> int:
         print(f"wrote {short(shapes.draw(Path(config['data']['root']).expanduser(), seed=seed))}")
         return 0
     reading = make(read_records, "data", config["data"])
+    fit = (
+        config["tokenizer"]["name"],
+        config["loader"]["max_words"],
+        config["decoding"]["max_length"],
+    )
     if options.job == "stats":
-        numbers = prepare.statistics(reading, config["tokenizer"]["name"])
+        numbers = prepare.statistics(reading, *fit)
         if options.format == "json":
             return print_json(numbers)
         prepare.print_statistics(numbers)
         return 0
-    report = prepare.check(reading)
+    report = prepare.check(reading, warnings=prepare.fit_warnings(reading, *fit))
     if options.format == "json":
         print_json(report.as_dict())
     else:

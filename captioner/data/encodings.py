@@ -1,0 +1,169 @@
+"""Bytes of a text file to text; where they are not in the encoding named, which one fits.
+
+Nearly any bytes can be read by nearly any old encoding, so what can be read says little. A judge
+asks what is *usual*: Chinese, Japanese and Korean standards list frequent characters first, in a
+range of their own, and letters with accents stand beside plain ones. Text read by the wrong
+encoding leaves those ranges at once.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+_BYTE_ORDER_MARKS = {  # the longer first: UTF-32 begins as UTF-16 does
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+_HALF = re.compile("[\ud800-\udfff]")
+_ENOUGH = 0.8  # share of usual characters from which an encoding is named
+_JUDGED = 100_000  # bytes that are judged
+
+
+def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> str:
+    """Decode a text file.
+
+    Args:
+        raw: its content.
+        encoding: a text encoding of Python; UTF-16 and UTF-32 that say what they are by their
+            byte-order mark are read as such whatever is named.
+        path: where it lies, for errors.
+        option: by which the user can name another encoding, for errors.
+
+    Raises:
+        ValueError: the encoding is not known, or does not fit; the message names the line and the
+            encodings that fit, with the text that they give.
+    """
+    marked = next((name for mark, name in _BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
+    try:
+        text = raw.decode(marked or encoding)
+    except LookupError:
+        raise ValueError(
+            f"{option}={encoding!r} is not known; choose utf-8, cp1252, gb18030, big5 or "
+            "another text encoding of Python"
+        ) from None
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        fault = f"{path}, line {line}: not valid {marked or encoding}"
+        raise ValueError(f"{fault}; {_way_out(raw, encoding, option)}") from None
+    if "\x00" in text:
+        raise ValueError(f"{path}: holds NUL characters; {_way_out(raw, encoding, option)}")
+    return text
+
+
+def without_halves(text: str) -> str:
+    """A text without lone surrogates, halves of characters that JSON lets through.
+
+    They come from software that cuts an emoji in two, and no file can hold them.
+    """
+    if text.isascii() or not _HALF.search(text):
+        return text
+    return " ".join(_HALF.sub("", text).split())
+
+
+def _way_out(raw: bytes, encoding: str, option: str | None) -> str:
+    """What to do about bytes, and as what they can be read."""
+    lines = [line for line in raw.split(b"\n") if not line.isascii()]
+    foreign = [line for line in lines if _decoded(line, encoding) is None]
+    good = len(lines) - len(foreign)
+    if encoding.lower() in ("utf-8", "utf8") and 0 < len(foreign) <= good:
+        return (
+            f"{good:,} other lines with letters beyond ASCII are valid: mend the {len(foreign):,} "
+            "that are not"
+        )
+    fitting = likely_encodings(raw if b"\x00" in raw else b"\n".join(foreign))
+    ways = [f"{name} reads {_sample(text)!r}" for name, text in fitting.items()]
+    ways += [
+        "save it as UTF-8" + (f", or set {option}={'|'.join(fitting) or '...'}" if option else "")
+    ]
+    return "; ".join(ways)
+
+
+def likely_encodings(raw: bytes) -> dict[str, str]:
+    """The encodings that fit bytes best, two at most, and the text that each gives."""
+    raw = raw[:_JUDGED]
+    if b"\x00" in raw:
+        even, odd = raw[::2].count(0), raw[1::2].count(0)
+        name = "utf-16-le" if odd > even else "utf-16-be"
+        text = _decoded(raw[: len(raw) // 2 * 2], name)
+        return {name: text} if text is not None and "\x00" not in text else {}
+    raw = raw[: raw.rfind(b"\n")] if len(raw) == _JUDGED and b"\n" in raw else raw
+    found: dict[str, tuple[float, str]] = {}
+    for name, usual in _JUDGES.items():
+        text = _decoded(raw, name)
+        if text is not None and all(text != other for _, other in found.values()):
+            found[name] = (_share(text, usual), text)
+    best = max((share for share, _ in found.values()), default=0.0)
+    fitting = {name: text for name, (share, text) in found.items() if share >= best - 0.02}
+    return dict(list(fitting.items())[:2]) if best >= _ENOUGH else {}
+
+
+def _decoded(raw: bytes, encoding: str) -> str | None:
+    try:
+        return raw.decode(encoding)
+    except (UnicodeDecodeError, LookupError):
+        return None
+
+
+def _sample(text: str) -> str:
+    """Some text around the first letter that is not ASCII."""
+    line = next((line for line in text.split("\n") if not line.isascii()), text)
+    start = next((i for i, sign in enumerate(line) if not sign.isascii()), 0)
+    return line[max(0, start - 12) : start + 12].strip()
+
+
+_PUNCTUATION = frozenset("‘’“”–—…•«»°№€£\u3000、。，！？：；（）《》「」")
+_LATIN = frozenset(chr(c) for c in range(0xC0, 0x180) if unicodedata.category(chr(c))[0] == "L")
+_CYRILLIC = re.compile("[А-ЯЁ]?[а-яёіїє]+|[А-ЯЁ]+")
+
+
+def _latin(word: str) -> int:
+    """Letters with accents, in words of which half is plain letters."""
+    accented = [sign for sign in word if not sign.isascii()]
+    if len(word) > 1 and 2 * len(accented) > len(word):
+        return 0
+    return sum(sign in _LATIN for sign in accented)
+
+
+def _cyrillic(word: str) -> int:
+    return len(word) if _CYRILLIC.fullmatch(word) else 0
+
+
+def _asian(
+    codec: str, first: int, last: int, *, second: int = 0, also: str = ""
+) -> Callable[[str], int]:
+    """Characters whose two bytes lie where a standard lists the frequent ones."""
+
+    def usual(word: str) -> int:
+        if sum(not sign.isascii() for sign in word) == 1 < len(word):  # one amid Latin letters
+            return 0
+        codes = [sign.encode(codec, "ignore") for sign in word if not sign.isascii()]
+        frequent = [c for c in codes if len(c) == 2 and first <= c[0] <= last and c[1] >= second]
+        return len(frequent) + sum(sign in also for sign in word)
+
+    return usual
+
+
+def _share(text: str, usual: Callable[[str], int]) -> float:
+    """The share of the signs beyond ASCII that are usual."""
+    foreign = [sign for sign in text if not sign.isascii()]
+    marks = sum(sign in _PUNCTUATION for sign in foreign)
+    words = (word for word in re.findall(r"[^\W\d_]+", text) if not word.isascii())
+    return (marks + sum(map(usual, words))) / max(1, len(foreign))
+
+
+_KANA = "".join(map(chr, range(0x3041, 0x30FD)))
+# The narrower range first: where all is usual in two, the narrower one is the greater coincidence.
+_JUDGES: dict[str, Callable[[str], int]] = {
+    "cp1252": _latin,
+    "cp1250": _latin,
+    "cp1251": _cyrillic,
+    "cp932": _asian("cp932", 0x88, 0x97, also=_KANA),
+    "cp949": _asian("cp949", 0xB0, 0xC8, second=0xA1),
+    "gb18030": _asian("gb18030", 0xB0, 0xD7, second=0xA1),
+    "big5": _asian("big5", 0xA4, 0xC6),
+}

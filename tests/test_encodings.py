@@ -1,0 +1,73 @@
+"""Text in old encodings is named for what it is, and read right once that is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from captioner.data import read_records
+from captioner.data.encodings import decode, likely_encodings
+
+TEXTS = [
+    ("gb18030", "一个盒子"),
+    ("gb18030", "两个男孩在公园里踢足球，一只狗在看着他们"),
+    ("gb18030", "穿着红色T恤的人"),
+    ("big5", "一個盒子"),
+    ("big5", "兩個男孩在公園裡踢足球，一隻狗在看著他們"),
+    ("cp932", "犬が走っている"),
+    ("cp949", "남자가 공원에서 개와 놀고 있다"),
+    ("cp1251", "собака бежит по траве"),
+    ("cp1252", "the man’s box – “red”"),
+    ("cp1252", "a café"),
+    ("cp1252", "ein Mädchen läuft über die Straße"),
+    ("cp1252", "El señor de España"),
+]
+
+
+@pytest.mark.parametrize(("encoding", "text"), TEXTS)
+def test_the_encoding_that_fits_is_named_first(encoding: str, text: str) -> None:
+    raw = f"image,caption\n0.png,{text}\n".encode(encoding)
+    found = likely_encodings(raw)
+    assert next(iter(found)) == encoding
+    assert text in found[encoding]
+
+
+@pytest.mark.parametrize(("encoding", "text"), TEXTS)
+def test_a_table_is_refused_with_the_way_out_and_read_by_it(encoding, text, tmp_path) -> None:
+    (tmp_path / "0.png").write_bytes(b"an image, as far as a reader looks")
+    (tmp_path / "captions.csv").write_bytes(f"image,caption\n0.png,{text}\n".encode(encoding))
+    with pytest.raises(ValueError, match="captions.csv, line 2: not valid utf-8") as error:
+        read_records(format="table", root=str(tmp_path))
+    assert f"data.encoding={encoding}" in str(error.value)
+    assert "\n" not in str(error.value)
+    reading = read_records(format="table", root=str(tmp_path), encoding=encoding)
+    assert reading.records[0].captions == (text,)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_what_a_byte_order_mark_says_is_believed(encoding: str) -> None:
+    raw = "image,caption\n0.png,一个\n".encode(encoding)
+    text = decode(raw, "utf-8", Path("a.csv")).removeprefix("\ufeff")
+    assert text == "image,caption\n0.png,一个\n"
+
+
+def test_sixteen_bits_without_a_mark_are_seen_although_they_are_valid() -> None:
+    for encoding in ("utf-16-le", "utf-16-be"):
+        raw = "image,caption\n0.png,a dog\n".encode(encoding)
+        fault = rf"NUL characters; {encoding} reads 'image,.*={encoding}"
+        with pytest.raises(ValueError, match=fault):
+            decode(raw, "utf-8", Path("a.csv"), "data.encoding")
+
+
+def test_one_bad_line_among_good_ones_is_to_be_mended() -> None:
+    raw = "0.png,café\n1.png,naïve\n".encode() + "2.png,é\n".encode("cp1252")
+    with pytest.raises(ValueError, match="line 3: not valid utf-8; 2 other lines .*mend the 1"):
+        decode(raw, "utf-8", Path("a.csv"), "data.encoding")
+
+
+def test_bytes_that_are_no_text_name_no_encoding() -> None:
+    assert likely_encodings(bytes(range(128, 256))) == {}
+    fault = r"not valid utf-8; save it as UTF-8, or set data.encoding=\.\.\.$"
+    with pytest.raises(ValueError, match=fault):
+        decode(bytes(range(128, 256)), "utf-8", Path("a.csv"), "data.encoding")

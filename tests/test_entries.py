@@ -1,0 +1,223 @@
+"""JSON of every shape that people have gives the same records, or says what it lacks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner.config import compose, make
+from captioner.data import Reading, read_records
+
+PEOPLE = {"0.png": ("a box", "a red box"), "1.png": ("a dog",)}
+
+
+def touch(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"an image, as far as a reader looks")
+
+
+def read(root: Path, format: str = "json", **options: Any) -> Reading:
+    return read_records(format=format, root=str(root), holdout=0.0, **options)
+
+
+def captions(reading: Reading) -> dict[str, tuple[str, ...]]:
+    return {record.image_id: record.captions for record in reading.records}
+
+
+def splits(reading: Reading) -> dict[str, str]:
+    return {record.image_id: record.split for record in reading.records}
+
+
+def coco(images: Iterable[tuple[Any, str]], annotations: Iterable[tuple[Any, str]]) -> str:
+    return json.dumps(
+        {
+            "images": [{"id": key, "file_name": name} for key, name in images],
+            "annotations": [
+                {"id": 1, "image_id": key, "caption": text} for key, text in annotations
+            ],
+        }
+    )
+
+
+def objects(image: str, captions: str, one: bool = False) -> str:
+    """One object a caption where `one`, otherwise one an image with a list."""
+    rows: list[dict[str, Any]] = [{image: name, captions: list(PEOPLE[name])} for name in PEOPLE]
+    if one:
+        rows = [{image: name, captions: text} for name in PEOPLE for text in PEOPLE[name]]
+    return json.dumps(rows)
+
+
+RAW = [
+    {"filename": name, "imgid": 3, "sentences": [{"raw": text, "sentid": 1} for text in texts]}
+    for name, texts in PEOPLE.items()
+]
+SHAPES = {
+    "list": objects("image", "captions"),
+    "AI Challenger": objects("image_id", "caption"),
+    "Hugging Face": objects("file_name", "text", one=True),
+    "path and sentences": objects("path", "sentences"),
+    "Filename": objects("Filename", "Caption", one=True),
+    "lines": "\n".join(json.dumps(row) for row in json.loads(objects("filename", "sentence"))),
+    "dict": json.dumps(PEOPLE, indent=1),
+    "dict in one line": json.dumps({"0.png": ["a box", "a red box"], "1.png": "a dog"}),
+    "dict of objects": json.dumps({name: {"captions": PEOPLE[name]} for name in PEOPLE}),
+    "COCO": coco([(0, "0.png"), (7, "1.png")], [(0, "a box"), (7.0, "a dog"), ("0", "a red box")]),
+    "Karpathy": json.dumps({"dataset": "mine", "images": RAW}),
+    "Karpathy's images": json.dumps(RAW),
+    "annotations alone": json.dumps({"annotations": json.loads(objects("image_id", "caption"))}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_gives_the_same_records(shape: str, tmp_path: Path) -> None:
+    touch(tmp_path / "images", PEOPLE)
+    (tmp_path / "mine.json").write_text(SHAPES[shape], encoding="utf-8")
+    reading = read(tmp_path, images="images")
+    assert captions(reading) == PEOPLE
+    assert reading.oddities == {}
+
+
+def test_one_object_alone_is_an_entry(tmp_path: Path) -> None:
+    touch(tmp_path, ["0.png"])
+    (tmp_path / "mine.json").write_text('{\n "image": "0.png",\n "caption": "a box"\n}')
+    assert captions(read(tmp_path)) == {"0.png": ("a box",)}
+
+
+def test_text_and_comment_beside_a_caption_are_said_once_and_left_alone(tmp_path: Path) -> None:
+    touch(tmp_path, PEOPLE)
+    rows = [{"image": name, "text": "STOP", "caption": "a sign", "comment": "?"} for name in PEOPLE]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    reading = read(tmp_path)
+    assert captions(reading) == {"0.png": ("a sign",), "1.png": ("a sign",)}
+    assert reading.oddities == {"'text' beside 'caption', not read as a caption": 2}
+
+
+def test_half_an_emoji_is_left_out_and_counted(tmp_path: Path) -> None:
+    touch(tmp_path, PEOPLE)
+    lines = [
+        '{"image": "0.png", "captions": ["a box", "a funny box \\ud83d", "\\ude00"]}',
+        '{"image": "1.png", "captions": ["a dog \\ud83d\\ude00 runs"]}',
+        '{"image": "\\ud83d.png", "captions": ["a dog"]}',
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    reading = read(tmp_path)
+    assert captions(reading) == {"0.png": ("a box", "a funny box"), "1.png": ("a dog 😀 runs",)}
+    half = "half a character (lone surrogate) in a caption, left out"
+    assert reading.oddities == {half: 2, "blank caption": 1, "caption of an absent image": 1}
+    assert reading.places[half] == ("0.png",)
+    assert reading.places["caption of an absent image"] == ("\\ud83d.png",)  # can be printed
+    "".join(place for places in reading.places.values() for place in places).encode("utf-8")
+
+
+def test_letters_and_accents_are_composed_and_spoilt_ones_counted(tmp_path: Path) -> None:
+    touch(tmp_path, ["cafe\u0301.png", "1.png"])  # as a Mac writes file names
+    rows = {"caf\u00e9.png": ["a cafe\u0301"], "1.png": ["a caf\ufffd", "the man\x92s dog"]}
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    reading = read(tmp_path)
+    assert captions(reading)["caf\u00e9.png"] == ("a caf\u00e9",)
+    spoilt = "caption with characters that a wrong encoding has spoilt, kept"
+    assert reading.oddities == {spoilt: 2}
+
+
+# COCO -----------------------------------------------------------------------------------------
+
+
+def test_an_id_of_two_images_is_refused_with_the_places(tmp_path: Path) -> None:
+    names = [f"{count}.png" for count in range(4)]
+    touch(tmp_path, names)
+    text = coco(zip((1, 2, 1, 2), names), [(1, "of 0"), (2, "of 1"), (1, "of 2"), (2, "of 3")])
+    (tmp_path / "merged.json").write_text(text)
+    for format in ("coco", "json"):
+        with pytest.raises(ValueError, match=r"merged\.json: id 1 names 0\.png") as error:
+            read(tmp_path, format, captions="merged.json")
+        places = "0.png (images[0]) and 2.png (images[2]); so do 1 other ids"
+        assert places in str(error.value)
+        assert "data.captions=[a.json,b.json]" in str(error.value)
+
+
+def test_an_id_that_is_repeated_but_can_be_told_is_read(tmp_path: Path) -> None:
+    touch(tmp_path, ["0.png", "1.png", "2.png"])
+    images = [(1, "0.png"), (1, "0.png"), (2, "1.png"), (2, "2.png"), (3, "2.png")]
+    (tmp_path / "mine.json").write_text(coco(images, [(1, "of 0"), (3, "of 2")]))
+    reading = read(tmp_path, "coco", captions="mine.json")
+    assert captions(reading) == {"0.png": ("of 0",), "2.png": ("of 2",)}  # nobody captions id 2
+    assert reading.oddities == {"image without captions": 1}
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "fault"),
+    [
+        ([(None, "0.png")], [(None, "a")], r"images\[0\]: 'id' must be a number or a text, got"),
+        ([(1, "0.png")], [(None, "a")], r"annotations\[0\]: 'image_id' must be .* got None"),
+        ([(True, "0.png")], [(True, "a")], r"images\[0\]: 'id' must be .* got True"),
+        ([(1, "0.png")], [(1, None)], r"annotations\[0\]: 'caption' must be a text"),
+    ],
+)
+def test_an_entry_without_an_id_is_no_entry(images, annotations, fault, tmp_path: Path) -> None:
+    touch(tmp_path, ["0.png"])
+    (tmp_path / "mine.json").write_text(coco(images, annotations))
+    with pytest.raises(ValueError, match=fault):
+        read(tmp_path, "coco", captions="mine.json")
+
+
+def test_coco_takes_several_files_whose_names_give_the_splits(tmp_path: Path) -> None:
+    """Ids begin at 1 in each; two images have one name, in folders named for the files."""
+    touch(tmp_path, ["train/a.png", "my_val/a.png", "b.png", "c.png"])
+    (tmp_path / "my_train.json").write_text(
+        coco([(1, "a.png"), (2, "b.png")], [(1, "of train/a"), (2, "of b")])
+    )
+    (tmp_path / "my_val.json").write_text(coco([(1, "a.png")], [(1, "of my_val/a")]))
+    (tmp_path / "Test-2.json").write_text(coco([(1, "c.png")], [(1, "of c")]))
+    several = ["my_train.json", "my_val.json", "Test-2.json"]
+    reading = read(tmp_path, "coco", captions=several)
+    assert captions(reading) == {
+        "train/a.png": ("of train/a",),
+        "b.png": ("of b",),
+        "my_val/a.png": ("of my_val/a",),
+        "c.png": ("of c",),
+    }
+    assert list(splits(reading).values()) == ["train", "train", "dev", "test"]
+    globbed = read(tmp_path, "coco", captions="*.json")
+    assert sorted(globbed.records, key=str) == sorted(reading.records, key=str)
+    config = compose(["data=coco", f"data.captions=[{','.join(several)}]", f"data.root={tmp_path}"])
+    assert make(read_records, "data", config["data"]).records == reading.records
+
+
+def test_coco_finds_its_test_file_too(tmp_path: Path) -> None:
+    touch(tmp_path, ["train2014/1.jpg", "val2014/1.jpg", "test2014/1.jpg"])
+    for split in ("train", "val", "test"):
+        name = f"captions_{split}2014.json"
+        (tmp_path / name).write_text(coco([(1, "1.jpg")], [(1, f"of {split}")]))
+    reading = read(tmp_path, "coco")
+    assert captions(reading)["test2014/1.jpg"] == ("of test",)
+    assert list(splits(reading).values()) == ["train", "dev", "test"]
+
+
+def test_json_and_tables_take_several_files_too(tmp_path: Path) -> None:
+    touch(tmp_path, ["a.jpg", "b.jpg"])
+    for suffix, format, one, other in (
+        ("json", "json", '{"a.jpg": "A cat."}', '{"b.jpg": "A dog."}'),
+        ("csv", "table", "image,caption\na.jpg,A cat.", "image,caption\nb.jpg,A dog."),
+    ):
+        (tmp_path / f"train.{suffix}").write_text(one)
+        (tmp_path / f"dev.{suffix}").write_text(other)
+        for given in (None, f"*.{suffix}", [f"train.{suffix}", f"dev.{suffix}"]):
+            reading = read(tmp_path, format, captions=given)
+            assert splits(reading) == {"a.jpg": "train", "b.jpg": "dev"}
+        (tmp_path / f"more.{suffix}").write_text(one)
+        with pytest.raises(ValueError, match=r"holds dev.*more.*train.*data.captions=\[a,b\]"):
+            read(tmp_path, format)
+
+
+def test_layouts_of_one_file_refuse_several(tmp_path: Path) -> None:
+    for format in ("flickr", "kaggle", "karpathy", "folder"):
+        with pytest.raises(ValueError, match="names 2 files; this data.format reads one"):
+            read(tmp_path, format, captions=["a", "b"], images=".")
+    with pytest.raises(ValueError, match=r"captions=5 is not accepted; choose a text or a list"):
+        make(read_records, "data", {"format": "json", "root": ".", "captions": 5})

@@ -1,0 +1,56 @@
+"""What does not fit the tokenizer and the lengths is said, and nothing where all fits."""
+
+from __future__ import annotations
+
+import pytest
+
+from captioner.data.warnings import length_warnings, tokenizer_warnings
+
+CHINESE = ["一个人在划船。", "两只狗在雪地里奔跑，一个男孩在看", "穿着红色T恤的人"]
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [
+        CHINESE,
+        ["犬が走っている", "男の人が公園で犬と遊んでいる"],
+        ["ผู้ชายขี่ม้าที่ชายหาด", "สุนัขวิ่งบนหิมะ"],
+        ["ក្មេងប្រុសកំពុងលេងបាល់"],
+        ["狗在奔跑"],
+        [*CHINESE, *["a dog runs"] * 6],  # a third of them
+    ],
+)
+def test_sentences_without_spaces_are_no_words(captions: list[str]) -> None:
+    (warning,) = tokenizer_warnings(captions, "word")
+    assert "set tokenizer=character" in warning
+    assert tokenizer_warnings(captions, "character") == []
+
+
+@pytest.mark.parametrize(
+    "captions",
+    [
+        ["a dog runs", "a sign that says 出口 in Chinese"],
+        ["一个 人 在 划船 。", "两只 狗 在 雪地 里 奔跑"],  # somebody has cut them
+        ["ผู้ชาย ขี่ ม้า ที่ ชายหาด"],
+        ["एक आदमी घोड़े पर", "남자가 공원에서 개와 놀고 있다", "собака бежит"],
+        ["a dog runs"] * 99 + CHINESE,
+        [],
+    ],
+)
+def test_words_with_spaces_are_words(captions: list[str]) -> None:
+    assert tokenizer_warnings(captions, "word") == []
+
+
+def test_cut_captions_are_counted_with_the_longest() -> None:
+    cut, short = length_warnings([5, 41, 92], 40, 30)
+    assert cut.startswith("2 of 3 training captions are longer than loader.max_words=40")
+    assert "the longest has 92 words" in cut
+    assert short.startswith("decoding.max_length=30 ends captions before")
+    assert "the longest at 92 words" in short
+
+
+def test_lengths_that_fit_are_not_told() -> None:
+    assert length_warnings([5, 30, 12], 40, 30) == []
+    assert length_warnings([], 40, 30) == []
+    assert length_warnings([31, *[9] * 99], 40, 30) == []  # one of a hundred
+    assert length_warnings([0, 3], 40, 30) == ["1 training captions hold no word and are skipped"]
