@@ -9,8 +9,12 @@ from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
-# what open_image can read; other files beside the images are none of the reader's business
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+# What open_image can read, HEIC with an extra; other files beside the images are none of the
+# reader's business.
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png"}
+    | {".tif", ".tiff", ".webp"}
+)
 
 _SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "restval"), "train"),

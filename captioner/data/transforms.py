@@ -1,6 +1,6 @@
-"""Image files to tensors: reading, the evaluation transform, and augmentation.
+"""Images to tensors: the evaluation transform, and augmentation.
 
-A photo is read once into plain 8-bit RGB, whatever its file looked like. Evaluation then takes
+A photo is plain 8-bit RGB, whatever its file looked like (``captioner.images``). Evaluation takes
 
     shorter side -> size / crop -> centre crop of size x size -> (x / 255 - mean) / std
 
@@ -17,118 +17,20 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-# Decoders for rarer formats are little tested against damaged or hostile files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+from captioner.images import open_image
+
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
-
-
-# A JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the pixels that are needed.
-REDUCING_GAP = 1.5
-
-
-def open_image(source: str | Path | Image.Image, *, shorter: int | None = None) -> Image.Image:
-    """Read an image as upright 8-bit RGB.
-
-    EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid on white,
-    and of an animation the first frame is taken.
-
-    Args:
-        source: a JPEG, PNG, WEBP, GIF, BMP or TIFF file, or a Pillow image of any mode.
-        shorter: pixels that the shorter side will be resized to. From a JPEG file much larger than
-            that fewer are decoded, REDUCING_GAP times as many or more. None: all.
-
-    Returns:
-        a Pillow image of mode RGB, fully loaded.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is a folder, empty, damaged, too large or of another kind.
-    """
-    if isinstance(source, Image.Image):
-        return _decode(source, getattr(source, "filename", "") or "the image")
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not path.is_file():
-        raise ValueError(f"{path}: not an image file but a folder or device; name a file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty (0 bytes); fetch or export it again")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return _decode(image, path, shorter)
-    except UnidentifiedImageError:
-        kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        raise ValueError(f"{path}: not a {kinds} image; convert it to one of these") from None
-    except Image.DecompressionBombError:
-        raise ValueError(_too_large(path)) from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
-
-
-def _decode(image: Image.Image, name: str | Path, shorter: int | None = None) -> Image.Image:
-    limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice this
-    if limit is not None and image.width * image.height > limit:
-        raise ValueError(_too_large(name))
-    if image.mode == "F":
-        raise ValueError(f"{name}: floating point pixels have no agreed range; save it with 8 bits")
-    try:
-        if shorter is not None:
-            image = _reduced(image, math.ceil(REDUCING_GAP * shorter))
-        image.load()  # a truncated file passes verify() and fails only here
-        return _to_rgb(_upright(image))
-    except Exception as error:  # decoders raise half a dozen types on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
-            f"{name}: damaged or not supported ({reason}); fetch or export it again"
-        ) from None
-
-
-def _reduced(image: Image.Image, least: int) -> Image.Image:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8, its shorter side no less than `least`."""
-    width, height = image.size
-    image.draft(None, (least, least))  # does nothing to other formats
-    scale = round(width / image.width)
-    if scale == 1:
-        return image
-    # Half pixels at the right and below are rounded up; the picture shall keep its proportions.
-    return image.crop((0, 0, round(width / scale), round(height / scale)))
-
-
-def _too_large(name: str | Path) -> str:
-    return (
-        f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels; "
-        "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-    )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image  # else it would be copied
-    except Exception:  # broken EXIF beside sound pixels: take them as they lie
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit greys at 255: nearly all white
-        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _without_ends(image: Image.Image, longest: int = 16) -> Image.Image:

@@ -1,0 +1,159 @@
+"""What people give as an image."""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from captioner import images
+from captioner.images import open_image, unreadable_suffixes
+
+PIXELS = numpy.random.default_rng(0).integers(0, 256, (7, 9, 3), numpy.uint8)
+"""A picture of 9 x 7."""
+
+
+def png(pixels: numpy.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+class Unseekable(io.BytesIO):
+    """A file as a download gives it."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def kinds(folder: Path) -> dict[str, object]:
+    path = folder / "photo.png"
+    path.write_bytes(png(PIXELS))
+    written = io.BytesIO()
+    written.write(png(PIXELS))  # and not rewound, as after Image.save
+    return {
+        "path": path,
+        "string": str(path),
+        "bytes": png(PIXELS),
+        "bytearray": bytearray(png(PIXELS)),
+        "memoryview": memoryview(png(PIXELS)),
+        "BytesIO": written,
+        "file": path.open("rb"),
+        "stream": Unseekable(png(PIXELS)),
+        "PIL": Image.fromarray(PIXELS),
+        "array": PIXELS,
+        "strided array": PIXELS[:, ::-1][:, ::-1],
+        "tensor": torch.from_numpy(PIXELS).permute(2, 0, 1),
+        "floats": torch.from_numpy(PIXELS).permute(2, 0, 1).double() / 255,
+    }
+
+
+def test_one_picture_is_the_same_however_it_is_given(tmp_path) -> None:
+    for kind, given in kinds(tmp_path).items():
+        assert numpy.array_equal(numpy.asarray(open_image(given)), PIXELS), kind
+
+
+def test_an_opened_file_may_be_given_twice(tmp_path) -> None:
+    file = io.BytesIO(png(PIXELS))
+    assert open_image(file).tobytes() == open_image(file).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "colour"),
+    [
+        (numpy.full((7, 9), 30, numpy.uint8), (30, 30, 30)),
+        (numpy.full((7, 9, 1), 30, numpy.uint8), (30, 30, 30)),
+        (numpy.full((7, 9), 257 * 30, numpy.uint16), (30, 30, 30)),
+        (numpy.full((7, 9, 4), (9, 8, 7, 0), numpy.uint8), (255, 255, 255)),
+        (numpy.full((7, 9, 4), (9, 8, 7, 255), numpy.uint8), (9, 8, 7)),
+    ],
+)
+def test_arrays_are_treated_as_files_are(pixels, colour) -> None:
+    image = open_image(pixels)
+    assert (image.mode, image.size) == ("RGB", (9, 7))
+    assert image.getpixel((4, 3)) == colour
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (PIXELS / 255, r"array of float64 .* give uint8"),
+        (PIXELS.astype(int), r"array of int64"),
+        (PIXELS.transpose(2, 0, 1), r"shape \[3, 7, 9\].* give \[height, width, 3\]"),
+        (PIXELS[None], r"shape \[1, 7, 9, 3\]"),
+        (PIXELS[:0], r"shape \[0, 9, 3\]"),
+        (torch.ones(3, 7, 9, dtype=torch.int64), r"tensor of int64 .* give uint8, or floats"),
+        (torch.ones(3, 0, 9), r"shape \[3, 0, 9\]"),
+        (b"", r"the bytes: empty"),
+        (b"no image", r"the bytes: not a JPEG"),
+        (io.BytesIO(), r"the BytesIO: empty"),
+        (io.StringIO("text"), r"opened as text; open it with mode 'rb'"),
+        (None, r"type NoneType is not accepted; give a path, bytes"),
+        (7, r"type int is not accepted"),
+    ],
+)
+def test_what_is_no_image_is_named(given, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        open_image(given)
+
+
+def test_a_closed_file_is_named(tmp_path) -> None:
+    file = io.BytesIO(png(PIXELS))
+    file.close()
+    with pytest.raises(ValueError, match="closed file; caption it while it is open"):
+        open_image(file)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".mpo", ".heic", ".unknown", ""])
+def test_a_jpeg_is_read_whatever_it_is_called(suffix, tmp_path) -> None:
+    path = tmp_path / f"photo{suffix}"
+    Image.new("RGB", (9, 7), "red").save(path, "JPEG")
+    assert open_image(path).getpixel((0, 0)) == (254, 0, 0)
+
+
+def test_of_a_stereo_pair_the_first_picture_is_taken(tmp_path) -> None:
+    right = Image.new("RGB", (9, 7), "blue")
+    Image.new("RGB", (9, 7), "red").save(
+        tmp_path / "pair.mpo", "MPO", save_all=True, append_images=[right]
+    )
+    assert Image.open(tmp_path / "pair.mpo").n_frames == 2
+    assert open_image(tmp_path / "pair.mpo", shorter=5).getpixel((0, 0)) == (254, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
+def test_heic_and_avif_are_read_where_they_can_be(kind, tmp_path) -> None:
+    heif = pytest.importorskip("pillow_heif") if kind == "HEIF" else None
+    if heif:
+        heif.register_heif_opener()
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"nothing here writes {kind}")
+    path = tmp_path / "photo.jpg"  # its name does not matter
+    Image.new("RGB", (40, 30), "red").save(path, kind)
+    red, green, blue = open_image(path).getpixel((5, 5))
+    assert red > 250
+    assert max(green, blue) < 5
+    assert not {s for s, k in images.RARE_SUFFIXES.items() if k == kind} & unreadable_suffixes()
+
+
+@pytest.fixture
+def no_heif(monkeypatch) -> None:
+    """As where pillow-heif is not installed."""
+    from PIL import Image
+
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "OPEN", {k: v for k, v in Image.OPEN.items() if k != "HEIF"})
+    images._rare_formats.cache_clear()
+    yield
+    images._rare_formats.cache_clear()
+
+
+def test_without_its_extra_heic_is_refused_with_the_extras_name(no_heif, tmp_path) -> None:
+    path = tmp_path / "IMG_0003.HEIC"
+    path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(ValueError, match=r"pip install 'captioner\[heic\]' reads it"):
+        open_image(path)
+    assert {".heic", ".heif"} <= unreadable_suffixes()
