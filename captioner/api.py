@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from captioner import bundle, checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
 from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
-from captioner.data.transforms import open_image, stack_pixels
+from captioner.data.transforms import stack_pixels
 from captioner.decoding import DecodingOptions, Hypothesis
+from captioner.images import Picture, content_of, is_picture, open_image
 from captioner.models import CaptioningModel, Features, generate, make_steppers
 from captioner.models.layout import Stepper
 from captioner.models.precision import resolve, stored
+from captioner.models.snapshot import Snapshot
 from captioner.tokenizers import Tokenizer
-
-Picture = str | Path | Image.Image | Tensor
-"""A path, a PIL image, or a tensor [3, height, width]: uint8, or float in [0, 1]."""
-
-WORTH_TABLES = 16
-"""Images at a time from which on a decoder's ``stepper`` is made: it costs as much as decoding
-some dozen images, once."""
 
 _Row = tuple[int, list[Tensor] | ValueError | OSError]
 """The key of an image, and the image as each of the encoders wants it or why it is not there."""
-
-"""Threads that read image files while the model works."""
+_MAKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,11 @@ class Captioner:
         distinct = list(dict.fromkeys(names))
         self.encoders = [self.models[names.index(name)].encoder for name in distinct]
         self._encoder_of = [distinct.index(name) for name in names]
-        self._steppers: dict[str, list[Stepper]] = {}  # by precision
+        self._steppers: dict[str, tuple[Snapshot, list[Stepper]]] = {}  # by precision
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the steppers out of copies: they would go on with these weights."""
+        return {**self.__dict__, "_steppers": {}}
 
     @classmethod
     def load(
@@ -154,16 +154,18 @@ class Captioner:
     def caption(self, images: Picture, **options: Any) -> Caption: ...
 
     @overload
-    def caption(self, images: Sequence[Picture], **options: Any) -> list[Caption]: ...
+    def caption(self, images: Iterable[Picture], **options: Any) -> list[Caption]: ...
 
     def caption(
-        self, images: Picture | Sequence[Picture], *, batch_size: int = 32, **options: Any
+        self, images: Picture | Iterable[Picture], *, batch_size: int = 32, **options: Any
     ) -> Caption | list[Caption]:
         """Caption one image or several.
 
         Args:
-            images: a path, PIL image or tensor [3, height, width] (uint8, or float in [0, 1]), or a
-                sequence of them.
+            images: one or any number of these, a generator too: a path; the content of a file as
+                bytes, or a file opened with "rb"; a PIL image; an array [height, width, 3] of uint8
+                (RGB; also [height, width, 4] and [height, width]); a tensor [3, height, width] of
+                uint8, or of floats in [0, 1].
             batch_size: images that are captioned at a time.
             options: any of DecodingOptions: beam_size=5, temperature=1.0, top_p=0.9, captions=3,
                 required_words=["dog"], prefix="two children", and so on.
@@ -174,12 +176,15 @@ class Captioner:
 
         Raises:
             FileNotFoundError: a path leads nowhere.
-            ValueError: an image that cannot be read, or an option that does not exist.
+            ValueError: an image that cannot be read, what is no image, or an option that does not
+                exist.
         """
-        if isinstance(images, (str, Path, Image.Image)) or _is_image(images):
+        if is_picture(images):
             return self.caption([cast(Picture, images)], batch_size=batch_size, **options)[0]
+        if not isinstance(images, Iterable) or getattr(images, "ndim", 1) == 0:
+            open_image(cast(Picture, images))  # says what is accepted
         captions = []
-        several = cast(Sequence[Picture], images)
+        several = cast(Iterable[Picture], images)
         for found in self.caption_each(several, batch_size=batch_size, **options):
             if isinstance(found, Exception):
                 raise found
@@ -207,24 +212,35 @@ class Captioner:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not accepted; choose 1 or more")
         self.decoding(**options)  # told before the work starts
+        self._evaluating()
         for encoder in self.encoders:
-            encoder.make_ready()  # otherwise each of the threads would
-        with threads(READERS) as readers, side_by_side(self.device) as (encoders, several):
+            encoder.make_ready()
+        with threads(READERS) as readers, side_by_side(self.device) as (encoders, several, rest):
             ahead = (1 + several) * batch_size
-            read = in_order(readers, self._read, enumerate(images), ahead=ahead)
+            taken = enumerate(map(_taken, images))
+            read = in_order(readers, self._read, taken, ahead=ahead)
             batches = in_order(
                 encoders, self._encode_read, batched(read, batch_size), ahead=several
             )
             for rows, features in batches:
                 keys = [key for key, one in rows if not isinstance(one, Exception)]
-                found = iter(self.caption_features(features, keys=keys, **options) if keys else ())
+                decode = partial(self.caption_features, features, keys=keys, **options)
+                found = iter(rest.submit(decode).result() if keys else ())
                 for _, one in rows:
                     yield one if isinstance(one, (ValueError, OSError)) else next(found)
 
-    def _read(self, numbered: tuple[int, Picture]) -> _Row:
+    def _evaluating(self) -> None:
+        """Captions are those of evaluation mode, even if a training has gone on meanwhile."""
+        for model in self.models:
+            if any(part.training for part in model.modules()):
+                model.eval()
+
+    def _read(self, numbered: tuple[int, Picture | Exception]) -> _Row:
         """The key and the prepared image, or why it cannot be read."""
         place, image = numbered
         try:
+            if isinstance(image, Exception):
+                raise image
             return image_key(image, place), self.prepare(image)
         except (ValueError, OSError) as error:
             return place, error
@@ -236,8 +252,6 @@ class Captioner:
 
     def prepare(self, image: Picture) -> list[Tensor]:
         """One image as each of the encoders wants it, uint8 [3, S, S]."""
-        if isinstance(image, Tensor):
-            image = _to_pil(image)
         shorter = max(encoder.transform.shorter for encoder in self.encoders)
         opened = open_image(image, shorter=shorter)
         return [encoder.transform.pixels(opened) for encoder in self.encoders]
@@ -260,13 +274,31 @@ class Captioner:
         """
         decoding = self.decoding(**options)
         sources = [features[encoder].to(self.device) for encoder in self._encoder_of]
-        if decoding.precision not in self._steppers and len(sources[0].pooled) >= WORTH_TABLES:
-            self._steppers[decoding.precision] = make_steppers(self.models, decoding)
-        steppers = self._steppers.get(decoding.precision)
+        self._evaluating()
         found = generate(
-            self.models, sources, self.tokenizer, decoding, keys=keys, steppers=steppers
+            self.models,
+            sources,
+            self.tokenizer,
+            decoding,
+            keys=keys,
+            steppers=self._ready_steppers(decoding),
         )
         return [self._caption(hypotheses[: decoding.captions], decoding) for hypotheses in found]
+
+    def _ready_steppers(self, decoding: DecodingOptions) -> list[Stepper]:
+        """The decoders' ``stepper``s, made anew where a weight has changed.
+
+        Making them takes as long as a caption, once; they are used for a single image too, since
+        what a model says must not depend on what it was asked before, to the last digit.
+        """
+        decoders = [model.decoder for model in self.models]
+        with _MAKING:
+            weights, steppers = self._steppers.get(decoding.precision, (None, []))
+            if weights is None or not weights.same(decoders):
+                weights = Snapshot(decoders).keep()
+                steppers = make_steppers(self.models, decoding)
+                self._steppers[decoding.precision] = weights, steppers
+        return steppers
 
     def decoding(self, **options: Any) -> DecodingOptions:
         """The model's decoding options with some of them changed, as its device takes them."""
@@ -290,10 +322,22 @@ class Captioner:
 
 def image_key(image: Picture, place: int) -> int:
     """The number from which an image's draws are made: of its file's name, or its place."""
-    if not isinstance(image, (str, Path)):
+    if not isinstance(image, (str, os.PathLike)):
         return place
-    digest = hashlib.blake2b(Path(image).name.encode("utf-8", "surrogateescape"), digest_size=7)
+    name = Path(os.fsdecode(image)).name
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=7)
     return int.from_bytes(digest.digest(), "big")
+
+
+def _taken(image: Picture) -> Picture | Exception:
+    """An image as it was given, but of an opened file its content, or why it cannot be read.
+
+    Whoever gives images one by one may close or go on to use a file after it was given.
+    """
+    try:
+        return cast(Picture, content_of(image))
+    except (ValueError, OSError) as error:
+        return error
 
 
 def choose_device(name: str) -> torch.device:
@@ -309,19 +353,3 @@ def choose_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f"device={name!r} is not there; choose auto, cpu, cuda or mps") from None
-
-
-def _is_image(value: object) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 3
-
-
-def _to_pil(image: Tensor) -> Image.Image:
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(
-            f"an image tensor of shape {list(image.shape)} is not accepted; give [3, height, width]"
-        )
-    if image.is_floating_point():
-        if not (image.min() >= 0 and image.max() <= 1):
-            raise ValueError("an image tensor of floats must lie in [0, 1]; do not normalise it")
-        image = (image * 255).round()
-    return Image.fromarray(image.to(torch.uint8).permute(1, 2, 0).cpu().numpy())

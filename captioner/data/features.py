@@ -412,7 +412,7 @@ def _encode(
             with torch.inference_mode():  # of this thread
                 return pixels, encoder(stack_pixels(good).to(device)) if good else None
 
-        with threads(READERS) as readers, side_by_side(device) as (encoders, count):
+        with threads(READERS) as readers, side_by_side(device) as (encoders, count, rest):
             pixels = in_order(readers, picture, missing.values(), ahead=(1 + count) * batch_size)
             batches = in_order(encoders, encode, batched(pixels, batch_size), ahead=count)
             keys, done = iter(missing), list[tuple[list[bytes], Features]]()
@@ -421,7 +421,7 @@ def _encode(
                 taken = [*done]
                 done.clear()  # first, so that nothing is written twice
                 if taken:
-                    store.append(taken)
+                    rest.submit(store.append, taken).result()
 
             try:
                 for pictures, features in batches:

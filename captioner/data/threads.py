@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -31,24 +32,68 @@ def threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-@contextmanager
-def side_by_side(device: torch.device) -> Iterator[tuple[ThreadPoolExecutor, int]]:
-    """Threads that encode, and how many: one for each core, four at most, and one off the CPU.
+class Workers(NamedTuple):
+    """Threads that encode, and one for what follows.
 
-    Each has one core for its operations: batches side by side use cores better than one batch that
-    all of them share, and features do not depend on the number of threads. Who waits for them has
-    the cores that are left, or one: more would wait, awake, for those that encode.
+    Attributes:
+        encoders: each has one core for its operations.
+        several: how many those are.
+        rest: one thread, with the cores that the encoders leave.
     """
-    count, before = 1, torch.get_num_threads()
+
+    encoders: ThreadPoolExecutor
+    several: int
+    rest: ThreadPoolExecutor
+
+
+@contextmanager
+def side_by_side(device: torch.device) -> Iterator[Workers]:
+    """Threads that encode, one for each core, four at most, and one off the CPU; and one more.
+
+    Each that encodes has one core for its operations: batches side by side use cores better than
+    one batch that all of them share, and features do not depend on the number of threads. What
+    waits for them has the cores that are left, or one: more would wait, awake, for those that
+    encode. It has a thread of its own, so that the caller's number of threads stays as it is.
+    """
+    count, left = 1, torch.get_num_threads()
     if device.type == "cpu":
         count = min(4, CORES)
-        torch.set_num_threads(max(1, min(before, CORES - count)))
-    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        left = max(1, min(left, CORES - count))
+    pools: list[ThreadPoolExecutor] = []
     try:
-        yield pool, count
+        with _SETTING:
+            before = torch.get_num_threads()
+            try:
+                pools += [_pool(count, cores=1), _pool(1, cores=left)]
+            finally:
+                torch.set_num_threads(before)
+        yield Workers(pools[0], count, pools[1])
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        torch.set_num_threads(before)  # MKL's number is one for all threads
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+_SETTING = threading.Lock()
+
+
+def _pool(count: int, *, cores: int) -> ThreadPoolExecutor:
+    """Threads that compute with a number of cores each, all of them started.
+
+    What a thread sets is its own, but a thread that has set nothing takes what was set last, in
+    whatever thread: so all are set at once, and the caller then sets what it had before.
+    """
+    pool = ThreadPoolExecutor(count, initializer=_compute_with, initargs=(cores,))
+    met = threading.Barrier(count)
+    for done in [pool.submit(met.wait) for _ in range(count)]:  # none is idle: each starts one
+        done.result()
+    return pool
+
+
+def _compute_with(cores: int) -> None:
+    """Give this thread a number of cores, and use it: first used, it takes what was set last."""
+    torch.set_num_threads(cores)
+    torch.get_num_threads()
+    torch.ones(1 << 16).add_(1)
 
 
 def in_order(

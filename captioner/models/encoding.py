@@ -9,9 +9,11 @@ as for VGG and MobileNetV3, whose heads widen it first, it is the mean of the gr
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -21,11 +23,16 @@ from torch.utils.checkpoint import checkpoint
 from captioner.data.transforms import Transform
 from captioner.models.precision import BF16, PRECISIONS, resolve, tell_cost
 from captioner.models.quick import quick_copy
+from captioner.models.snapshot import Snapshot
 from captioner.models.stages import stages
 
 # Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
 _RUNNING_NORMS = nn.modules.batchnorm._NormBase
 AT_ONCE = 8  # images: on a CPU their maps then stay in its cache
+
+_Quick = tuple[tuple[str, Snapshot], nn.Module, torch.dtype]
+"""What computes the features, its type, and the precision and weights that it was made for."""
+_MAKING = threading.Lock()
 
 
 class Features(NamedTuple):
@@ -102,7 +109,7 @@ class Encoder(nn.Module):
         self.unfrozen = False
         self.precision = precision
         self.gradient_checkpointing = gradient_checkpointing
-        self._quick: tuple[Any, nn.Module, torch.dtype] | None = None
+        self._quick: _Quick | None = None
         backbone, self.feature_size, self.transform = self.build(
             network, weights=pretrained and initialise, image_size=image_size
         )
@@ -197,26 +204,46 @@ class Encoder(nn.Module):
         return self._running()[1]
 
     def make_ready(self) -> None:
-        """Make what computes the features now: first needed by several threads, each would."""
-        self._running()
+        """Make what computes the features now; where weights have changed in any way, anew.
 
-    def _running(self) -> tuple[nn.Module, torch.dtype]:
+        ``forward`` sees the changes that torch counts; comparing all weights takes longer than
+        encoding a small image.
+        """
+        quick = self._quick
+        if quick is not None and not quick[0][1].same([self.backbone]):
+            self._quick = None
+        self._running(keep=True)
+
+    def _running(self, *, keep: bool = False) -> tuple[nn.Module, torch.dtype]:
         """What computes the features: the backbone or, of a frozen one on a CPU, a quick copy.
 
         The copy is made where it is first needed, and made anew where a weight or the precision has
         changed. An unfrozen encoder runs it as well where no gradients are wanted: dev then sees
         what a loaded checkpoint will say.
         """
-        weights = [*self.backbone.parameters(), *self.backbone.buffers()]
+        weights = chain(self.backbone.parameters(), self.backbone.buffers())
         learns = self.trainable or (self.unfrozen and torch.is_grad_enabled())
         if learns or any(one.device.type != "cpu" for one in weights):
             return self.backbone, torch.float32
-        versions = [(id(one), 0 if one.is_inference() else one._version) for one in weights]
-        state = (self.precision, versions)
-        if self._quick is None or self._quick[0] != state:
-            with torch.inference_mode(False), torch.no_grad():
-                self._quick = (state, *self._hastened())
-        return self._quick[1], self._quick[2]
+        quick = self._quick  # read once: another thread may put another one there
+        if self._is_stale(quick):
+            with _MAKING:  # of several threads one makes it
+                quick = self._quick
+                if self._is_stale(quick):
+                    quick = self._quick = self._made(keep)
+        assert quick is not None
+        return quick[1], quick[2]
+
+    def _is_stale(self, quick: _Quick | None) -> bool:
+        if quick is None:
+            return True
+        precision, weights = quick[0]
+        return precision != self.precision or not weights.counted([self.backbone])
+
+    def _made(self, keep: bool) -> _Quick:
+        with torch.inference_mode(False), torch.no_grad():
+            weights = Snapshot([self.backbone])
+            return (self.precision, weights.keep() if keep else weights), *self._hastened()
 
     def _hastened(self) -> tuple[nn.Module, torch.dtype]:
         side = self.transform.size

@@ -1,0 +1,198 @@
+"""A Captioner keeps no secrets: what it says does not depend on what it was asked before.
+
+Changed weights are seen, the caller's threads are left alone, and it may be shared and copied.
+"""
+
+import copy
+import gc
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy
+import pytest
+import torch
+
+import captioner
+from captioner import api
+from captioner.models import encoding
+
+
+@pytest.fixture
+def model(run):
+    return captioner.load(run)
+
+
+@pytest.fixture(scope="module")
+def photos(scenes):
+    return sorted((scenes / "images").glob("*.png"))[:20]
+
+
+def said(model, images, **options) -> list[tuple]:
+    found = model.caption(images, **options)
+    return [(one.text, one.log_probs) for one in found]
+
+
+def test_an_answer_does_not_depend_on_what_was_asked_before(run, model, photos) -> None:
+    """Not by a digit, also after twenty images at a time."""
+    first = said(model, photos[:1])
+    said(model, photos, beam_size=3)
+    assert said(model, photos[:1]) == first
+    other = captioner.load(run)
+    said(other, photos)
+    assert said(other, photos[:1]) == first
+
+
+def changes():
+    """Ways to change a weight, some of which torch does not count."""
+
+    def in_place(weight):
+        with torch.no_grad():
+            weight.mul_(-1)
+
+    def by_data(weight):
+        weight.data.mul_(-1)
+
+    def by_numpy(weight):
+        numpy.negative(weight.detach().numpy(), out=weight.detach().numpy())
+
+    def swapped(weight):
+        weight.data[:] = weight.data.flip(0)  # the same values elsewhere
+
+    def set_anew(weight):
+        weight.data = -weight.data
+
+    return [in_place, by_data, by_numpy, swapped, set_anew]
+
+
+@pytest.mark.parametrize("part", ["decoder.output.weight", "encoder.backbone.conv_head.weight"])
+@pytest.mark.parametrize("change", changes(), ids=lambda one: one.__name__)
+def test_changed_weights_are_seen(run, model, photos, change, part) -> None:
+    before = said(model, photos[:3])
+    untouched = captioner.load(run)
+    change(untouched.model.get_parameter(part))
+    expected = said(untouched, photos[:3])
+    assert expected != before
+    change(model.model.get_parameter(part))
+    assert said(model, photos[:3]) == expected
+
+
+def test_loaded_weights_and_new_layers_are_seen(run, model, photos) -> None:
+    before = said(model, photos[:3])
+    state = copy.deepcopy(model.model.state_dict())
+    state["decoder.output.weight"] = -state["decoder.output.weight"]
+    model.model.load_state_dict(state)
+    assert said(model, photos[:3]) != before
+    sound = captioner.load(run)
+    model.model.decoder.output = sound.model.decoder.output
+    assert said(model, photos[:3]) == before
+
+
+def test_another_type_and_back_again_is_seen(model, photos) -> None:
+    before = said(model, photos[:3])
+    model.model.decoder.double()
+    model.model.decoder.float()
+    assert said(model, photos[:3]) == before
+
+
+def test_a_training_that_went_on_meanwhile_drops_nothing(model, photos) -> None:
+    before = said(model, photos[:3])
+    model.model.train()
+    assert said(model, photos[:3]) == before
+    model.model.decoder.train()
+    assert said(captioner.api.Captioner.load(model.paths), photos[:3]) == before
+    assert said(model, photos[:3]) == before
+
+
+@pytest.mark.parametrize("used", [False, True])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copy_says_the_same_and_is_its_own(model, photos, copied, used) -> None:
+    if used:
+        said(model, photos)
+    other = copied(model)
+    expected = said(model, photos[:3])
+    assert said(other, photos[:3]) == expected
+    with torch.no_grad():
+        other.model.decoder.output.weight.mul_(-1)
+    assert said(other, photos[:3]) != expected
+    assert said(model, photos[:3]) == expected
+
+
+def test_several_threads_may_ask_from_the_first_use_on(run, model, photos, monkeypatch) -> None:
+    expected = said(captioner.load(run), photos, batch_size=7, beam_size=3)
+    made = {"steppers": 0, "networks": 0}
+    make_steppers, quick_copy = api.make_steppers, encoding.quick_copy
+    start = threading.Barrier(4)
+
+    def counted(name, make):
+        def making(*args, **options):
+            made[name] += 1
+            return make(*args, **options)
+
+        return making
+
+    monkeypatch.setattr(api, "make_steppers", counted("steppers", make_steppers))
+    monkeypatch.setattr(encoding, "quick_copy", counted("networks", quick_copy))
+
+    def ask(_):
+        start.wait()
+        return said(model, photos, batch_size=7, beam_size=3)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, range(4))) == [expected] * 4
+    assert made == {"steppers": 1, "networks": 1}
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def counts() -> tuple[int, int]:
+    """Threads of torch here, and in a thread that has set none."""
+    with ThreadPoolExecutor(1) as pool:
+        return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
+
+
+@pytest.mark.parametrize("cores", [1, 2, 6])
+def test_the_callers_threads_are_left_as_they_are(
+    cores, model, photos, three_threads, monkeypatch
+) -> None:
+    monkeypatch.setattr("captioner.data.threads.CORES", cores)
+    first, second = (model.caption_each(photos[:9], batch_size=2) for _ in range(2))
+    next(first)
+    assert counts() == (3, 3)  # also between two captions
+    next(second)
+    list(first)
+    assert counts() == (3, 3)
+    list(second)
+    assert counts() == (3, 3)
+    abandoned = model.caption_each(photos, batch_size=2)
+    next(abandoned)
+    del abandoned
+    gc.collect()
+    assert counts() == (3, 3)
+
+
+def test_the_callers_threads_are_left_as_they_are_after_an_error(
+    model, photos, three_threads, monkeypatch
+) -> None:
+    def broken(*args, **options):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(model, "caption_features", broken)
+    with pytest.raises(RuntimeError, match="out of order"):
+        model.caption(photos[:3])
+    assert counts() == (3, 3)
+
+
+def test_files_given_one_by_one_may_be_closed_at_once(model, photos) -> None:
+    def opened():
+        for path in photos:
+            with path.open("rb") as file:
+                yield file
+
+    assert said(model, opened(), batch_size=3) == said(model, photos, batch_size=3)
