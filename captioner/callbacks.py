@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 import time
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from captioner.checkpoint import FOLDER, LAST, read, write
 from captioner.config import Config, unknown
+from captioner.data.records import to_json
 from captioner.selection import BestCheckpoint, KeptEpochs, Patience
 
 MONITORS = ("dev_bleu4", "dev_cider")
@@ -291,8 +291,9 @@ class SampleCaptions(Callback):
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines(to_json(row) + "\n" for row in rows)
         text = "\n\n".join(f"{row['image']}: **{row['caption']}**" for row in rows)
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("dev captions", text, trainer.global_step)

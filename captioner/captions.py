@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import glob
 import io
-import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from captioner.api import Caption, Captioner
 from captioner.data.files import IMAGE_SUFFIXES
-from captioner.data.records import write_whole
-from captioner.progress import shown
+from captioner.data.records import partial, to_json, write_whole
+from captioner.images import HEIC_EXTRA, RARE_SUFFIXES, unreadable_suffixes
+from captioner.process import encode_names
+from captioner.progress import progress_bar
 
 
 def caption_files(
@@ -36,7 +40,7 @@ def caption_files(
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: images at a time.
         format: "text" (path: caption), "json" (a list of objects) or "csv" (with a header).
-        output: a file to write; None prints.
+        output: a file to write, as the captions come; None prints.
         decoding: changed options of ``DecodingOptions``.
 
     Returns:
@@ -52,18 +56,26 @@ def caption_files(
     captioner = Captioner.load(model, device=device)
     captioner.decoding(**decoding)  # a wrong option is told before the work starts
     failed: list[str] = []
-    found = _captioned(captioner, files, batch_size, decoding, failed)
-    if format == "text" and output is None:
-        for row in found:
-            sys.stdout.write(_as_text([row]))
-            sys.stdout.flush()
-    else:
-        text = _FORMATS[format](list(found))
+    with progress_bar("captioning", len(files), wanted=len(files) > 1) as advance:
+        rows = _captioned(captioner, files, batch_size, decoding, failed, advance)
+        pieces = _FORMATS[format](rows)
         if output is None:
-            sys.stdout.write(text)
+            for piece in pieces:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
         else:
-            write_whole(output, text)
+            _write(output, pieces)
     return 1 if failed else 0
+
+
+def _write(output: str, pieces: Iterable[str]) -> None:
+    """Write a file as the captions come; what there is of it is kept where the work breaks off."""
+    try:
+        write_whole(output, map(encode_names, pieces), keep=True)
+    except BaseException:
+        if partial(output).exists():
+            print(f"captioner: note: what was said is in {partial(output)}", file=sys.stderr)
+        raise
 
 
 def find_images(paths: Sequence[str]) -> Iterator[str]:
@@ -82,16 +94,9 @@ def find_images(paths: Sequence[str]) -> Iterator[str]:
 
 def _of(path: str) -> Iterable[str]:
     if path == "-":
-        listed = [line.strip() for line in sys.stdin]
-        return [line for line in listed if line]
+        return _listed()
     if Path(path).is_dir():
-        found = [str(one) for one in sorted(Path(path).rglob("*")) if one.is_file()]
-        found = [one for one in found if Path(one).suffix.lower() in IMAGE_SUFFIXES]
-        if not found:
-            raise FileNotFoundError(
-                f"{path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for)"
-            )
-        return found
+        return _in_folder(path)
     if Path(path).exists():
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
@@ -100,16 +105,49 @@ def _of(path: str) -> Iterable[str]:
     return [one for one in matches if Path(one).is_file()]
 
 
+def _listed() -> list[str]:
+    """The paths on standard input, one a line or, as of ``find -print0``, ended by null bytes.
+
+    They are read as bytes: a file's name need not be UTF-8.
+    """
+    content = getattr(sys.stdin, "buffer", sys.stdin).read()
+    text = content if isinstance(content, str) else os.fsdecode(content)
+    lines = text.split("\0") if "\0" in text else text.replace("\r\n", "\n").split("\n")
+    return [line for line in lines if line.strip()]
+
+
+def _in_folder(path: str) -> list[str]:
+    """The images in a folder and all below it; other files are counted in a line."""
+    files = [str(one) for one in sorted(Path(path).rglob("*")) if one.is_file()]
+    suffixes = [Path(one).suffix.lower() for one in files]
+    lacking = {one for one in suffixes if one in RARE_SUFFIXES} and unreadable_suffixes()
+    accepted = IMAGE_SUFFIXES - lacking
+    found = [file for file, suffix in zip(files, suffixes) if suffix in accepted]
+    skipped = Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in accepted)
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common())
+    extra = f"; {HEIC_EXTRA} reads HEIC" if lacking & {*skipped} else ""
+    if not found:
+        raise FileNotFoundError(
+            f"{path}: holds no images ({', '.join(sorted(accepted))} are looked for)"
+            + (f", but {counts}{extra}" if skipped else "")
+        )
+    if skipped:
+        print(f"captioner: note: {path}: {counts} skipped{extra}", file=sys.stderr)
+    return found
+
+
 def _captioned(
     captioner: Captioner,
     files: Sequence[str],
     batch_size: int,
     decoding: dict[str, Any],
     failed: list[str],
+    advance: Callable[[int], None],
 ) -> Iterator[tuple[str, Caption]]:
     """Captions in the order of the files; what cannot be read is named and added to `failed`."""
     found = captioner.caption_each(files, batch_size=batch_size, **decoding)
-    for name, caption in zip(shown(files, "captioning", wanted=len(files) > 1), found):
+    for name, caption in zip(files, found):
+        advance(1)
         if not isinstance(caption, Caption):
             print(f"captioner: error: {caption}", file=sys.stderr)
             failed.append(name)
@@ -119,13 +157,23 @@ def _captioned(
         yield name, caption
 
 
-def _as_text(rows: list[tuple[str, Caption]]) -> str:
-    return "".join(f"{path}: {one.text}\n" for path, one in _each(rows))
+Rows = Iterable[tuple[str, Caption]]
+"""A file and its caption."""
 
 
-def _as_json(rows: list[tuple[str, Caption]]) -> str:
-    objects = [{"image": path, **_object(caption)} for path, caption in rows]
-    return json.dumps(objects, indent=2, ensure_ascii=False) + "\n"
+def _as_text(rows: Rows) -> Iterator[str]:
+    for path, one in _each(rows):
+        yield f"{path}: {one.text}\n"
+
+
+def _as_json(rows: Rows) -> Iterator[str]:
+    """A list of objects, one after the other."""
+    before = "[\n"
+    for path, caption in rows:
+        text = to_json({"image": path, **_object(caption)}, indent=2)
+        yield before + textwrap.indent(text, "  ")
+        before = ",\n"
+    yield "[]\n" if before == "[\n" else "\n]\n"
 
 
 def _object(caption: Caption) -> dict[str, Any]:
@@ -137,15 +185,19 @@ def _object(caption: Caption) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value or name not in optional}
 
 
-def _as_csv(rows: list[tuple[str, Caption]]) -> str:
+def _as_csv(rows: Rows) -> Iterator[str]:
+    yield _csv_line("image", "caption", "log_prob")
+    for path, one in _each(rows):
+        yield _csv_line(path, one.text, f"{one.log_prob:.6f}")
+
+
+def _csv_line(*cells: str) -> str:
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["image", "caption", "log_prob"])
-    writer.writerows([path, one.text, f"{one.log_prob:.6f}"] for path, one in _each(rows))
+    csv.writer(file, lineterminator="\n").writerow(cells)
     return file.getvalue()
 
 
-def _each(rows: list[tuple[str, Caption]]) -> Iterator[tuple[str, Caption]]:
+def _each(rows: Rows) -> Iterator[tuple[str, Caption]]:
     """Every caption of every image, the best first."""
     for path, caption in rows:
         for one in (caption, *caption.alternatives):

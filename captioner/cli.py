@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from captioner import __version__
-from captioner.process import bound_caches, bound_spinning, keep_memory
+from captioner.process import bound_caches, bound_spinning, keep_memory, print_any_name
 from captioner.verbs import VERBS
 from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import Parser, fail
@@ -49,8 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     bound_caches()
     bound_spinning()
     keep_memory()
+    print_any_name()
     try:
-        with _ended_like_an_interrupt():
+        with _ended_like_an_interrupt(), _all_written():
             if arguments and arguments[0] in VERBS:
                 verb = importlib.import_module(f"captioner.verbs.{arguments[0]}")
                 return int(verb.run(arguments[1:]))
@@ -83,11 +84,35 @@ def _ended_like_an_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def _all_written() -> Iterator[None]:
+    """Write out what was printed: that its reader has gone, or the disk is full, is told here."""
+    try:
+        yield
+    except SystemExit:  # as --help leaves
+        _flush()
+        raise
+    _flush()
+
+
+def _flush() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_output()
+        raise
+
+
 def _output_closed() -> int:
     """End quietly where the reader of the output has gone, as after ``| head``."""
-    with suppress(OSError, ValueError):  # there is no file beneath it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+    _discard_output()
     return 141
+
+
+def _discard_output() -> None:
+    """Let what could not be written go, for Python tries once more at its exit."""
+    with suppress(OSError, ValueError):  # there is no file beneath it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _top_parser() -> Parser:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from captioner.inspection.sheets import Rows, contact_sheet, lacking_letters
 from captioner.metrics import METRICS, Scores, image_hash, score
 from captioner.metrics.statistics import FILE
 from captioner.models import Encoder, Features
-from captioner.progress import shown
+from captioner.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,15 @@ def evaluate(
     batches = _batches(captioner, records, loader)
     started = time.monotonic()
     captions: list[Caption] = []
-    for of_encoders in shown(batches, "captioning", wanted=progress):
-        features = [
-            _encoded(encoder, batch.source.to(captioner.device))
-            for encoder, batch in zip(captioner.encoders, of_encoders)
-        ]
-        keys = [image_key(record.image_id, 0) for record in of_encoders[0].records]
-        captions += captioner.caption_features(features, keys=keys, **decoding)
+    with progress_bar("captioning", len(batches), wanted=progress) as advance:
+        for of_encoders in batches:
+            features = [
+                _encoded(encoder, batch.source.to(captioner.device))
+                for encoder, batch in zip(captioner.encoders, of_encoders)
+            ]
+            keys = [image_key(record.image_id, 0) for record in of_encoders[0].records]
+            captions += captioner.caption_features(features, keys=keys, **decoding)
+            advance(1)
     seconds = time.monotonic() - started
     characters = captioner.tokenizer.name == "character"
     scores = score(
@@ -196,9 +198,7 @@ def write_config(captioner: Captioner, data: Config) -> list[Path]:
     return [write_whole(run_folder(path) / "config.yaml", text)]
 
 
-def _batches(
-    captioner: Captioner, records: Sequence[Record], loader: Config
-) -> Iterable[tuple[Batch, ...]]:
+def _batches(captioner: Captioner, records: Sequence[Record], loader: Config) -> _Together:
     """The images of a split, in batches; of each batch one for every encoder."""
     loaders = []
     for encoder, grid in zip(captioner.encoders, captioner.uses_grid):

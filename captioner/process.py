@@ -1,4 +1,4 @@
-"""Set up the process before torch loads: its memory, and how its threads wait.
+"""Set up the process before torch loads: its memory, how its threads wait, and what it can print.
 
 What oneDNN keeps is bounded, and so is how long threads wait awake. glibc may be asked to keep
 what is freed:
@@ -15,9 +15,11 @@ MALLOC_TOP_PAD_, GLIBC_TUNABLES). See mallopt(3).
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import os
 import sys
+from contextlib import suppress
 
 SWITCH = "CAPTIONER_KEEP_MEMORY"
 OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
@@ -65,3 +67,32 @@ def keep_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     mapped = any(mallopt(M_MMAP_THRESHOLD, size) for size in THRESHOLDS)
     return bool(mallopt(M_TRIM_THRESHOLD, LARGEST)) and mapped
+
+
+NAMES = "captioner.names"
+"""For ``errors=`` of text that holds file names: a name that is not UTF-8 is written as the bytes
+that it is; what the encoding lacks becomes an escape (``\\u6587``)."""
+
+
+def print_any_name() -> None:
+    """Let nothing that is printed fail, whatever the file names and the terminal's encoding."""
+    codecs.register_error(NAMES, _bytes_of_names)
+    with suppress(AttributeError, ValueError):  # no file, or a closed one
+        sys.stdout.reconfigure(errors=NAMES)  # type: ignore[union-attr]
+
+
+def encode_names(text: str) -> bytes:
+    """A text with file names as UTF-8, each name as the bytes that it is."""
+    codecs.register_error(NAMES, _bytes_of_names)
+    return text.encode("utf-8", NAMES)
+
+
+def _bytes_of_names(error: UnicodeError) -> tuple[bytes | str, int]:
+    if not isinstance(error, UnicodeEncodeError):  # who reads back what was printed
+        return codecs.lookup_error("surrogateescape")(error)
+    found = b""
+    for character in error.object[error.start : error.end]:
+        escaped = 0xDC80 <= ord(character) <= 0xDCFF  # as os.fsdecode leaves a byte, PEP 383
+        handler = "surrogateescape" if escaped else "backslashreplace"
+        found += character.encode("ascii", handler)
+    return found, error.end

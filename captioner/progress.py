@@ -1,25 +1,36 @@
-"""A progress bar over work that is taken item by item."""
+"""A progress bar on standard error, where that is a terminal; it ends however the work ends."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-Item = TypeVar("Item")
 
-
-def shown(items: Iterable[Item], what: str, *, wanted: bool = True) -> Iterable[Item]:
-    """The items, with a bar on standard error that goes when they are done.
+@contextmanager
+def progress_bar(what: str, total: int, *, wanted: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a bar while the block runs, and take it away at its end, also after an exception.
 
     Args:
-        items: with a length, which the bar goes up to.
         what: said before the bar.
-        wanted: False gives the items as they are, and so does a standard error that is no terminal.
+        total: what it goes up to.
+        wanted: False shows none, as does a standard error that is no terminal.
+
+    Yields:
+        what to call with the number of items done since the last call.
     """
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
 
     console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
-        return items
-    return track(items, description=what, console=console, transient=True)
+    # What is printed meanwhile goes above the bar, by way of standard error: so it must not where
+    # standard output is a file or a pipe.
+    bar = Progress(
+        console=console,
+        transient=True,
+        disable=not (wanted and console.is_terminal),
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)

@@ -1,11 +1,14 @@
-"""Bars are for terminals alone, and change nothing about the items."""
+"""Bars are for terminals alone, and end however the work ends."""
 
 import io
 import sys
 
 import pytest
 
-from captioner.progress import shown
+from captioner.progress import progress_bar
+
+SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
+"""What shows and hides a terminal's cursor."""
 
 
 class Terminal(io.StringIO):
@@ -18,5 +21,34 @@ def test_a_bar_is_drawn_only_where_it_is_wanted_and_seen(terminal, wanted, monke
     written = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     monkeypatch.setenv("TERM", "xterm")
-    assert list(shown(range(7), "counting", wanted=wanted)) == list(range(7))
+    with progress_bar("counting", 7, wanted=wanted) as advance:
+        for _ in range(7):
+            advance(1)
     assert ("counting" in written.getvalue()) == (terminal and wanted)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_bar_ends_with_an_exception(error, monkeypatch) -> None:
+    written = Terminal()
+    monkeypatch.setattr(sys, "stderr", written)
+    monkeypatch.setenv("TERM", "xterm")
+    with pytest.raises(error), progress_bar("counting", 7) as advance:
+        advance(1)
+        raise error
+    text = written.getvalue()
+    assert text.rindex(SHOW) > text.rindex(HIDE)
+    assert sys.stderr is written
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_printed_beside_a_bar_goes_to_standard_output(terminal, monkeypatch) -> None:
+    """A bar on a terminal must not draw to it what was meant for a file."""
+    written, output = Terminal(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written if terminal else io.StringIO())
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bar("counting", 7) as advance:
+        advance(1)
+        print("a caption")
+    assert output.getvalue() == "a caption\n"
+    assert "a caption" not in written.getvalue()

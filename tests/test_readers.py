@@ -493,19 +493,3 @@ def test_unknown_format_and_holdout_are_explained(tmp_path):
     for holdout in (-0.1, 0.5, float("nan")):
         with pytest.raises(ValueError, match=r"data.holdout=.* choose 0 <= holdout < 0.5"):
             read_records(format="folder", root=str(tmp_path), holdout=holdout)
-
-
-def test_write_whole_replaces_all_or_nothing(tmp_path, monkeypatch):
-    path = write_whole(tmp_path / "deep" / "文.txt", "vier\r\nfünf")
-    assert path.read_bytes() == "vier\r\nfünf".encode()
-    write_whole(path, b"\x00six")
-    assert path.read_bytes() == b"\x00six"
-
-    def fail(*_: Any) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("captioner.data.records.os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, "lost")
-    assert path.read_bytes() == b"\x00six"
-    assert [entry.name for entry in path.parent.iterdir()] == ["文.txt"]

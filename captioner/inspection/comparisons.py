@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from captioner.comparison import Comparison, Row
+from captioner.data.records import to_json
 from captioner.metrics.significance import ALPHA
 
 WIDTH = 100
@@ -40,7 +40,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 def as_json(comparison: Comparison) -> str:
     """All numbers of the comparison."""
-    return json.dumps(comparison.as_dict(), indent=2, ensure_ascii=False) + "\n"
+    return to_json(comparison.as_dict(), indent=2) + "\n"
 
 
 FORMATS: Mapping[str, Callable[[Comparison], str]] = MappingProxyType(

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from captioner.verbs.terminal import parser_of, progress_bar, short
+from captioner.progress import progress_bar
+from captioner.verbs.terminal import parser_of, short
 
 
 def run(argv: Sequence[str]) -> int:
     """Compare evaluated runs, with intervals and tests."""
-    options = _compare_parser().parse_args(argv)
+    options = _compare_parser().parse_intermixed_args(argv)
 
     from captioner.comparison import compare
     from captioner.inspection import comparisons, intervals

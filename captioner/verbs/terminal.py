@@ -6,8 +6,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +52,6 @@ def parser_of(verb: str, description: str, examples: str) -> Parser:
     )
 
 
-@contextmanager
-def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; yields what to tell of progress."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
-
-
 def add_metrics(parser: argparse.ArgumentParser) -> None:
     """Add --metrics; see ``metrics_of``."""
     parser.add_argument(
@@ -94,9 +81,9 @@ def print_table(title: str, rows: dict[str, str]) -> None:
 
 def print_json(value: Any) -> int:
     """Print plain data as JSON; returns exit status 0."""
-    import json
+    from captioner.data.records import to_json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(to_json(value, indent=2))
     return 0
 
 

@@ -1,0 +1,217 @@
+"""What ``captioner caption`` does with the files that people bring, and where it writes."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioner import captions
+from captioner.api import Captioner
+from captioner.cli import main
+
+
+@pytest.fixture
+def pictures(scenes, tmp_path) -> Path:
+    """A folder of three pictures, one of them with a name that is not UTF-8."""
+    folder = tmp_path / "my photos #1"
+    folder.mkdir()
+    names = ["a.png", "b 文.png", os.fsdecode(b"caf\xe9.png")]
+    for name, source in zip(names, sorted((scenes / "images").glob("test_*.png"))):
+        (folder / name).write_bytes(source.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """To be called: standard output as under PYTHONIOENCODING=utf-8:strict, the bytes written."""
+
+    def begin() -> io.BytesIO:
+        written = io.BytesIO()
+        text = io.TextIOWrapper(written, encoding="utf-8", errors="strict", newline="\n")
+        monkeypatch.setattr(sys, "stdout", text)
+        return written
+
+    return begin
+
+
+def caption(run, *argv: object) -> int:
+    return main(["caption", "--model", str(run), *map(str, argv)])
+
+
+# Folders --------------------------------------------------------------------------------------
+
+
+def test_jpegs_by_other_names_are_read_and_what_is_skipped_is_counted(
+    run, tmp_path, capsys
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("1.jfif", "2.jpe", "3.MPO", "deep/4.jpg"):
+        Image.new("RGB", (48, 48), "red").save(folder / name, "JPEG")
+    for name in ("a.txt", "deep/b.TXT", "c.cr2", "README"):
+        (folder / name).write_text("no image")
+    assert caption(run, folder) == 0
+    out, err = capsys.readouterr()
+    files = [line.partition(": ")[0] for line in out.splitlines()]
+    assert files == [str(folder / n) for n in ("1.jfif", "2.jpe", "3.MPO", "deep/4.jpg")]
+    counts = "2 .txt, 1 .cr2, 1 without a suffix"
+    assert err in {
+        f"captioner: note: {folder}: {counts} skipped\n",
+        f"captioner: note: {folder}: 2 .txt, 1 without a suffix, 1 .cr2 skipped\n",
+    }
+
+
+def test_without_the_extra_heic_is_skipped_in_one_line_with_its_name(
+    run, tmp_path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr(captions, "unreadable_suffixes", lambda: {".heic", ".heif"})
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "1.jpg")
+    for name in ("2.heic", "3.HEIC"):
+        (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    assert caption(run, tmp_path) == 0
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "2 .heic skipped; pip install 'captioner[heic]' reads HEIC" in error
+    (tmp_path / "1.jpg").unlink()
+    assert caption(run, tmp_path) == 1
+    assert "but 2 .heic; pip install 'captioner[heic]' reads HEIC" in capsys.readouterr().err
+
+
+# Names ----------------------------------------------------------------------------------------
+
+
+def test_any_name_is_printed_as_it_is(run, pictures, strict) -> None:
+    written = strict()
+    assert caption(run, pictures) == 0
+    lines = written.getvalue().splitlines()
+    expected = [os.fsencode(pictures / name) for name in sorted(os.listdir(pictures))]
+    assert [line.partition(b": ")[0] for line in lines] == expected
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "json"])
+def test_any_name_is_written(form, run, pictures, tmp_path, strict) -> None:
+    file, written = tmp_path / "out", strict()
+    assert caption(run, pictures, "--format", form) == 0
+    assert caption(run, pictures, "--format", form, "--output", file) == 0
+    content = file.read_bytes()
+    assert content == written.getvalue()
+    names = [os.fsencode(pictures / name) for name in sorted(os.listdir(pictures))]
+    if form == "json":
+        rows = json.loads(content.decode("utf-8"))
+        found = [os.fsencode(row["image"]) for row in rows]
+    else:
+        text = content.decode("utf-8", "surrogateescape")
+        rows = list(csv.reader(io.StringIO(text)))[1:] if form == "csv" else []
+        lines = [row[0] for row in rows] or [line.split(": ")[0] for line in text.splitlines()]
+        found = [os.fsencode(line) for line in lines]
+    assert found == names
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
+def test_a_list_may_hold_any_name(end, run, pictures, strict, monkeypatch) -> None:
+    names = [os.fsencode(pictures / name) for name in sorted(os.listdir(pictures))]
+    listed = io.BytesIO(end.join([*names, b""]))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(listed, encoding="utf-8", errors="strict"))
+    written = strict()
+    assert caption(run, "-") == 0
+    assert [line.partition(b": ")[0] for line in written.getvalue().splitlines()] == names
+
+
+# --output -------------------------------------------------------------------------------------
+
+
+def test_output_goes_through_a_pipe_and_leaves_links_and_permissions(
+    run, pictures, tmp_path, capsys
+) -> None:
+    image = pictures / "a.png"
+    assert caption(run, image) == 0
+    expected = capsys.readouterr().out
+    fifo, real, link = (tmp_path / name for name in ("fifo", "real.txt", "link.txt"))
+    os.mkfifo(fifo)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(fifo.read_text()))
+    reader.start()
+    assert caption(run, image, "--output", fifo) == 0
+    reader.join()
+    assert read == [expected]
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to("real.txt")
+    assert caption(run, image, "--output", link) == 0
+    assert link.is_symlink()
+    assert real.read_text() == expected
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert caption(run, image, "--output", os.devnull) == 0
+    assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "json"])
+def test_what_was_said_before_a_failure_is_kept_beside(
+    form, run, pictures, tmp_path, capsys, monkeypatch
+) -> None:
+    caption_features, calls = Captioner.caption_features, []
+
+    def failing(self, *args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("the third batch is too much")
+        return caption_features(self, *args, **options)
+
+    monkeypatch.setattr(Captioner, "caption_features", failing)
+    file = tmp_path / "out"
+    file.write_text("precious")
+    assert caption(run, pictures, "--batch-size", 1, "--format", form, "--output", file) == 1
+    assert file.read_text() == "precious"
+    kept = (tmp_path / "out.partial").read_text(encoding="utf-8")
+    assert kept.count("a.png") == 1
+    assert kept.count("b 文.png") == 1
+    error = capsys.readouterr().err
+    assert f"what was said is in {file}.partial" in error
+    assert "the third batch is too much" in error
+
+
+# The command line -----------------------------------------------------------------------------
+
+
+def test_flags_may_stand_between_paths(run, pictures, tmp_path, capsys) -> None:
+    a, b = pictures / "a.png", pictures / "b 文.png"
+    for argv in (
+        ["caption", a, "--beam-size", 2, b, "--model", run],
+        ["caption", "--model", run, a, b, "--beam-size", 2],
+        ["caption", "--model", run, "--beam-size", 2, a, b],
+    ):
+        assert main(list(map(str, argv))) == 0
+        out = capsys.readouterr().out
+        assert [line.partition(": ")[0] for line in out.splitlines()] == [str(a), str(b)]
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_where_the_output_cannot_be_written_there_is_no_traceback(unbuffered) -> None:
+    verb = f"{sys.executable} -m captioner completion bash"
+    for command in (f"set -o pipefail; {verb} | head -n 1", f"{verb} > /dev/full"):
+        done = subprocess.run(
+            ["bash", "-c", command],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+        full = "captioner: error: no space left on device"
+        assert done.stderr.startswith(full) if "full" in command else done.stderr == ""
+        # 0 where all was written before head had gone
+        assert done.returncode in ((1,) if "full" in command else (0, 141))
+
+
+def test_captions_end_quietly_where_nobody_reads_them(run, pictures, monkeypatch) -> None:
+    """As after ``| head``: the status of a process that SIGPIPE has ended."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert caption(run, pictures) == 141

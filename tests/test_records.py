@@ -1,0 +1,124 @@
+"""Files written whole or not at all."""
+
+import errno
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner.data import records
+from captioner.data.records import partial, to_json, whole_file, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir())
+
+
+def test_all_or_nothing(tmp_path, monkeypatch) -> None:
+    path = write_whole(tmp_path / "deep" / "文.txt", "vier\r\nfünf")
+    assert path.read_bytes() == "vier\r\nfünf".encode()
+    write_whole(path, b"\x00six")
+    assert path.read_bytes() == b"\x00six"
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("captioner.data.records.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, "lost")
+    assert path.read_bytes() == b"\x00six"
+    assert names(path.parent) == ["文.txt"]
+
+
+def test_what_is_no_character_is_escaped_as_json_does(tmp_path) -> None:
+    value = {"名": "caf\udce9.png \ud83d"}
+    path = write_whole(tmp_path / "a.json", json.dumps(value, ensure_ascii=False))
+    assert json.loads(path.read_text(encoding="utf-8")) == value
+    assert json.loads(to_json(value).encode("utf-8")) == value
+    assert "名" in to_json(value)
+
+
+def test_a_file_keeps_its_permissions(tmp_path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    write_whole(path, "new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o640)
+
+
+def test_a_link_stays_and_leads_to_the_new_file(tmp_path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "real.txt").write_text("old")
+    (tmp_path / "link").symlink_to("far/real.txt")
+    (tmp_path / "second").symlink_to("link")
+    write_whole(tmp_path / "second", "new")
+    assert (tmp_path / "second").is_symlink()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "real.txt").read_text() == "new"
+    (tmp_path / "dangling").symlink_to("far/later.txt")
+    write_whole(tmp_path / "dangling", "born")
+    assert (tmp_path / "far" / "later.txt").read_text() == "born"
+
+
+def test_pipes_and_devices_are_written_through(tmp_path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(fifo.read_text()))
+    reader.start()
+    write_whole(fifo, [b"one ", b"two"])
+    reader.join()
+    assert read == ["one two"]
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    device = os.stat(os.devnull)
+    write_whole(os.devnull, "nothing")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert os.stat(os.devnull).st_ino == device.st_ino
+
+
+def test_standard_output_is_added_to_and_not_cut_off(capfd, tmp_path) -> None:
+    print("before", flush=True)
+    write_whole("/dev/stdout", "between\n")
+    write_whole("/dev/fd/1", "between\n")
+    print("after", flush=True)
+    assert capfd.readouterr().out == "before\nbetween\nbetween\nafter\n"
+
+
+def test_a_folder_is_refused_before_the_work(tmp_path) -> None:
+    taken: list[int] = []
+    with pytest.raises(IsADirectoryError, match="name a file in it"):
+        write_whole(tmp_path, (taken.append(1) or b"x" for _ in range(3)))
+    assert not taken
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_was_written_may_be_kept_beside(error, tmp_path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("precious")
+
+    def pieces():
+        yield b"one,"
+        raise error
+
+    with pytest.raises(error):
+        write_whole(path, pieces(), keep=True)
+    assert path.read_text() == "precious"
+    assert partial(path).read_text() == "one,"
+    assert names(tmp_path) == ["a.csv", "a.csv.partial"]
+    with pytest.raises(error):
+        write_whole(tmp_path / "b.csv", pieces())
+    assert names(tmp_path) == ["a.csv", "a.csv.partial"]
+
+
+def test_errors_name_the_file_that_was_asked_for(tmp_path, monkeypatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(records.os, "fsync", full)
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "a.txt") as file:
+        file.write(b"x")
+    assert caught.value.filename == str(tmp_path / "a.txt")
