@@ -69,7 +69,7 @@ def load(
         device: "auto" (CUDA or MPS where there is one), "cpu", "cuda", "cuda:1", "mps".
 
     Returns:
-        a Captioner; its `caption` method takes paths, PIL images or tensors.
+        a Captioner; its `caption` method takes paths, bytes, PIL images, arrays or tensors.
 
     Raises:
         FileNotFoundError: nothing is there, or no model came with this installation.

@@ -149,7 +149,8 @@ def test_good_files_are_captioned_and_bad_ones_named(run, mixed, capsys) -> None
         str(mixed / "deep" / "b.png"),
     ]
     assert "broken.jpg" in err
-    assert err.count("\n") == 1
+    assert "1 .txt skipped" in err
+    assert err.count("\n") == 2
 
 
 def test_formats_agree(run, mixed, tmp_path, capsys) -> None:
@@ -199,6 +200,8 @@ def test_an_unknown_verb_or_flag_is_a_usage_error(capsys) -> None:
         ["capshun"],
         ["caption"],
         ["models", "export", "runs/x"],
+        ["models", "list", "runs/x"],
+        ["models", "eat"],
         ["evaluate"],
         ["data", "eat"],
     ):
@@ -206,6 +209,29 @@ def test_an_unknown_verb_or_flag_is_a_usage_error(capsys) -> None:
             main(argv)
         assert leaving.value.code == 2
         assert "usage: captioner" in capsys.readouterr().err
+
+
+def test_flags_may_stand_before_between_and_after(scenes, tmp_path, capsys) -> None:
+    """Of the verbs that need no model here; the others share the parser's call."""
+    root = f"data.root={scenes}"
+    said = set()
+    for argv in (["--format", "json", root, "seed=3"], [root, "--format", "json", "seed=3"]):
+        assert main(["data", "stats", *argv]) == 0
+        said.add(capsys.readouterr().out)
+    assert main(["data", "--format", "json", "stats", root]) == 0
+    assert {capsys.readouterr().out} == said
+    assert main(["models", "--json", "list", "--runs", str(tmp_path)]) == 0
+    assert [one["kind"] for one in json.loads(capsys.readouterr().out)] == ["bundled"]
+    rows = [{"image": n, "caption": "a dog runs", "references": ["a dog runs"]} for n in "ab"]
+    for name in ("a", "b"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    mine, references = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+    said = set()
+    for argv in ([mine, "--metrics", "bleu", references], ["--metrics", "bleu", mine, references]):
+        assert main(["score", *argv]) == 0
+        said.add(capsys.readouterr().out)
+    assert len(said) == 1
 
 
 def test_output_is_not_touched_when_the_model_is_missing(run, mixed, tmp_path, capsys) -> None:

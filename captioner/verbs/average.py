@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="a new file (default average.ckpt beside the first)"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
 
     from captioner import checkpoint
 

@@ -13,18 +13,20 @@ def run(argv: Sequence[str]) -> int:
     """Caption image files."""
     parser = parser_of(
         "caption",
-        "Caption image files. Files that are not readable images are named on standard error, the\n"
-        "others are captioned, and the exit status is 1.",
+        "Caption image files, photographs by the model that comes with the package. Files that\n"
+        "are not readable images are named on standard error, the others are captioned, and the\n"
+        "exit status is 1. Of a folder, other files are counted and skipped.",
         "  captioner caption photo.jpg\n"
-        "  captioner caption photo.jpg --model runs/demo\n"
-        "  captioner caption photos/ '*.png' --model runs/demo --beam-size 5 --format csv\n"
-        "  find . -name '*.jpg' | captioner caption - --model runs/demo --format json\n"
-        "  captioner caption photo.jpg --model runs/demo --beam-size 5 --captions 5\n"
-        "  captioner caption photo.jpg --model runs/demo --beam-size 20 --consensus 5\n"
-        "  captioner caption photo.jpg --model runs/demo --temperature 1 --top-p 0.9 --seed 3\n"
-        "  captioner caption photo.jpg --model runs/demo --required-words 'dog,red ball'\n"
-        "  captioner caption photo.jpg --model runs/demo --prefix 'a dog'\n"
-        "  captioner caption photo.jpg --model runs/a --model runs/b\n",
+        "  captioner caption photos/ '*.png' --beam-size 5 --format csv --output captions.csv\n"
+        "  find . -name '*.jpg' | captioner caption - --format json\n"
+        "  captioner caption photo.jpg --beam-size 5 --captions 5\n"
+        "  captioner caption photo.jpg --beam-size 20 --consensus 5\n"
+        "  captioner caption photo.jpg --temperature 1 --top-p 0.9 --seed 3\n"
+        "  captioner caption photo.jpg --required-words 'dog,red ball'\n"
+        "  captioner caption photo.jpg --prefix 'a dog'\n"
+        "drawn scenes by a model that was trained on them, and by two together:\n"
+        "  captioner caption datasets/shapes/images/test_00000.png --model runs/demo\n"
+        "  captioner caption datasets/shapes/images/ --model runs/a --model runs/b\n",
     )
     parser.add_argument(
         "paths",
@@ -41,10 +43,12 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images at a time")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
+    parser.add_argument(
+        "--output", metavar="FILE", help="write there, as captions come, instead of standard output"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     _add_decoding(parser)
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
 
     from captioner.captions import caption_files
 
@@ -82,8 +86,8 @@ DECODING: dict[str, tuple[Any, str, str]] = {
     "max_length": (int, "N", "most words, the end included"),
     "no_repeat_ngram": (int, "N", "no N words twice in the same order"),
     "no_repeat_word": (bool, "", "no word directly follows itself"),
-    "banned_words": (_listed, "LIST", "words and phrases never said, parted by commas"),
-    "required_words": (_listed, "LIST", "words and phrases that must be said"),
+    "banned_words": (_listed, "LIST", "words and phrases never said, separated by commas"),
+    "required_words": (_listed, "LIST", "words and phrases that must be said, separated by commas"),
     "prefix": (str, "TEXT", "how each caption begins"),
     "ensemble": (str, "RULE", "with several models, average probability or log_probability"),
     "precision": (str, "FORMAT", "of the decoder's products: fp32, bf16, or auto, the faster one"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,19 +25,21 @@ def run(argv: Sequence[str]) -> int:
         "  captioner models --runs /data/runs --json\n"
         "  captioner models export runs/nic captioner/bundled/flickr8k decoding=beam\n",
     )
-    jobs = parser.add_subparsers(dest="job", metavar="list | export")
-    listing, export = (jobs.add_parser(name, help=argparse.SUPPRESS) for name in ("list", "export"))
-    for one in (parser, listing):
-        one.add_argument("--runs", default="runs", metavar="FOLDER", help="(default runs)")
-        one.add_argument("--json", action="store_true", help="a list of objects")
-    export.add_argument("run", metavar="RUN", help="a run folder or a checkpoint")
-    export.add_argument("folder", metavar="FOLDER", help="a new one; its name is the model's")
-    export.add_argument(
+    parser.add_argument("job", nargs="?", choices=("list", "export"), default="list")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder or a checkpoint")
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="new; its name is the model's")
+    parser.add_argument(
         "overrides", nargs="*", metavar="decoding…", help="how it decodes, as for evaluate"
     )
-    options = parser.parse_args(argv)
+    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="(default runs)")
+    parser.add_argument("--json", action="store_true", help="list as JSON objects")
+    options = parser.parse_intermixed_args(argv)
     if options.job == "export":
+        if options.folder is None:
+            parser.error("export needs RUN and FOLDER: captioner models export runs/nic ./mine")
         return _export(options.run, options.folder, options.overrides)
+    if options.run is not None:
+        parser.error(f"list takes no {options.run!r}; for runs elsewhere give --runs FOLDER")
     return _list(Path(options.runs), json=options.json)
 
 

@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="default: report.html in the evaluation folder"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
 
     from captioner.inspection.report import report as write_report
 

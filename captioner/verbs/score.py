@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--statistics", metavar="FOLDER", help="write scores.json and statistics.npz there"
     )
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
 
     from captioner.scoring import score_files
 
