@@ -31,6 +31,7 @@ from captioner.data import Reading, read_records
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.records import write_whole
 from captioner.decoding import DecodingOptions
+from captioner.duration import EPOCHS, plural, require_batches, require_epochs, settled
 from captioner.loggers import build_loggers, close, log_configuration
 from captioner.models import CaptioningModel, build_model
 from captioner.models.precision import (
@@ -129,6 +130,11 @@ def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
     }
     objects = (reading, tokenizer, model.encoder)
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
+    config = {**config, "trainer": settled(config["trainer"], data.batches)}
+    require_batches(config["trainer"], train=data.batches, val=len(data.val_dataloader()))
+    if resume is not None:
+        found = checkpoint.read(resume).lightning
+        require_epochs(found, config["trainer"]["max_epochs"])
     callbacks = make(build_callbacks, "callbacks", config["callbacks"], folder)
     loggers = make(build_loggers, "logger", config["logger"], folder)
     callbacks += [LearningRateMonitor("step")] if loggers else []
@@ -176,9 +182,10 @@ def _ending(trainer: lightning.Trainer) -> str:
     if waited:
         return f"{waited[0].patience} validations without a better one (callbacks.patience)"
     if trainer.max_steps == trainer.global_step:
-        return f"all {trainer.max_steps} steps are done (trainer.max_steps)"
+        return f"{plural(trainer.max_steps, 'step is', 'steps are')} done (trainer.max_steps)"
     if trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch:
-        return f"all {trainer.max_epochs} epochs are done (trainer.max_epochs)"
+        done = plural(trainer.max_epochs, "epoch is", "epochs are")
+        return f"{done} done (trainer.max_epochs)"
     return "a callback or a limit of the trainer has ended it"
 
 
@@ -376,13 +383,13 @@ def build_trainer(
     callbacks: list[Callback],
     loggers: list[Logger],
     *,
-    max_epochs: int = 15,
+    max_epochs: int | None = EPOCHS,
     accelerator: str = "auto",
     devices: int | str = 1,
     precision: int | str = "auto",
     gradient_clip_val: float = 5.0,
     accumulate_grad_batches: int = 1,
-    check_val_every_n_epoch: int = 1,
+    check_val_every_n_epoch: int | None = 1,
     limit_train_batches: int | float = 1.0,
     limit_val_batches: int | float = 1.0,
     log_every_n_steps: int = 50,
@@ -393,7 +400,7 @@ def build_trainer(
         folder: the run folder.
         callbacks: of the run.
         loggers: of the run.
-        max_epochs: passes over the training captions, or images.
+        max_epochs: passes over the training captions, or images; ``train`` settles None.
         accelerator: "auto", "cpu", "gpu", "mps".
         devices: how many, or "auto".
         precision: "auto", "32-true", "bf16-mixed" or, on a GPU, "16-mixed"; "auto" is bf16-mixed

@@ -246,5 +246,5 @@ def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
 )
 def test_what_cannot_be_unfrozen_gets_one_line(overrides: list[str], says: str) -> None:
     with pytest.raises(ValueError, match=says) as error:
-        module(*overrides)
+        module("trainer.max_epochs=15", *overrides)
     assert "\n" not in str(error.value)

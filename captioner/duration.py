@@ -1,0 +1,82 @@
+"""How long a training is: settled where nobody says, and refused where nothing would be done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+EPOCHS, STEPS, STEPS_BETWEEN = 15, 300, 20
+"""Without trainer.max_epochs: so many epochs, or as many as make so many steps of the optimizer,
+and a validation after each epoch, or after so many steps. Forty photographs are one step an epoch;
+in 20 steps a model from scratch learns nothing that may be told from its score, in 300 it has
+passed its best."""
+
+
+def settled(trainer: Mapping[str, Any], batches: int) -> dict[str, Any]:
+    """The group ``trainer`` with numbers for max_epochs and check_val_every_n_epoch that are null.
+
+    Args:
+        trainer: the group.
+        batches: training batches in an epoch.
+    """
+    epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
+    if epochs is None:
+        steps = steps_of(trainer, batches)
+        every = every or max(1, STEPS_BETWEEN // steps)
+        epochs = max(EPOCHS, math.ceil(STEPS / steps))
+        epochs = every * math.ceil(epochs / every)  # the last one is validated
+    return {**trainer, "max_epochs": epochs, "check_val_every_n_epoch": every or 1}
+
+
+def steps_of(trainer: Mapping[str, Any], batches: int) -> int:
+    """Steps of the optimizer in an epoch, at least 1."""
+    limit = trainer.get("limit_train_batches", 1.0)
+    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(1, math.ceil(taken / max(1, trainer.get("accumulate_grad_batches", 1))))
+
+
+def require_batches(trainer: Mapping[str, Any], *, train: int, val: int) -> None:
+    """Refuse shares of the batches that are less than one, before the work begins.
+
+    Args:
+        trainer: the group.
+        train: training batches in an epoch.
+        val: batches of the dev split.
+
+    Raises:
+        ValueError: names the option and the least share.
+    """
+    for name, batches in (("train", train), ("val", val)):
+        option = f"limit_{name}_batches"
+        share = trainer[option]
+        if isinstance(share, float) and 0 < share < 1 and int(share * batches) < 1:
+            counted = "1 batch" if batches == 1 else f"{batches} batches"
+            raise ValueError(
+                f"trainer.{option}={share} of {counted} is less than one; choose "
+                f"{math.ceil(100 / batches) / 100} or more, or a whole number of batches"
+            )
+
+
+def require_epochs(checkpoint: Mapping[str, Any], max_epochs: int) -> None:
+    """Refuse to go on with a training that has all of its epochs behind it.
+
+    Args:
+        checkpoint: the file as Lightning wrote it.
+        max_epochs: of the training; negative is without end.
+
+    Raises:
+        ValueError: says how to go on.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    done = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    if 0 <= max_epochs <= done:
+        raise ValueError(
+            f"{plural(done, 'epoch is', 'epochs are')} done, and trainer.max_epochs={max_epochs}: "
+            f"set trainer.max_epochs above {done} to go on"
+        )
+
+
+def plural(count: int, one: str, more: str) -> str:
+    """A count and its noun."""
+    return f"{count} {one if count == 1 else more}"

@@ -1,0 +1,214 @@
+"""How a training may end before its time, and what is then said and left."""
+
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+
+from captioner import checkpoint
+from captioner.cli import main
+from captioner.config import compose
+from captioner.duration import settled
+from captioner.module import LitCaptioner
+from captioner.training import train
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Lets something happen at the start of one step of a training."""
+    original = LitCaptioner.training_step
+
+    def arrange(step: int, happen) -> None:
+        def watched(self, batch, batch_index):
+            if self.global_step == step:
+                happen()
+            return original(self, batch, batch_index)
+
+        monkeypatch.setattr(LitCaptioner, "training_step", watched)
+
+    return arrange
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def command(tiny, folder: Path, *more: str) -> int:
+    return main(["train", *tiny, f"run_dir={folder}", *more])
+
+
+def error_of(capsys) -> str:
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("captioner: error: ")]
+    assert len(lines) == 1 and "Traceback" not in error, error
+    return lines[0].removeprefix("captioner: error: ")
+
+
+# 24 images of five captions in batches of 20 are 6 steps an epoch.
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (0, "interrupted before the first checkpoint: there is nothing to resume, no run folder"),
+        (2, "interrupted before the first checkpoint: there is nothing to resume, {} has the logs"),
+        (7, "interrupted; `captioner train resume={}` goes on from the last checkpoint"),
+    ],
+)
+def test_an_interrupt_promises_what_is_there(tiny, tmp_path, at_step, capsys, step, says) -> None:
+    at_step(step, interrupt)
+    run = tmp_path / "run"
+    assert command(tiny, run) == 130
+    assert error_of(capsys).startswith(says.format(run))
+    assert run.exists() is (step > 0)
+
+
+def test_an_interrupt_while_features_are_cached_leaves_no_run(
+    tiny, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("captioner.data.datamodule.cached_features", lambda *a, **b: interrupt())
+    assert command(tiny, tmp_path / "run") == 130
+    assert "before the first checkpoint" in error_of(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_vanishes_is_named(
+    tiny, scenes, tmp_path, at_step, capsys, workers: int
+) -> None:
+    root = shutil.copytree(scenes, tmp_path / "data")
+    at_step(1, lambda: shutil.rmtree(root / "images"))
+    live = ("loader.cache=false", f"loader.workers={workers}", f"data.root={root}")
+    assert command(tiny, tmp_path / "run", *live) == 1
+    error = error_of(capsys)
+    assert error.startswith(str(root / "images"))
+    assert "no such file" in error.lower()
+
+
+def test_a_disk_that_fills_up_is_named_and_nothing_is_lost(
+    tiny, tmp_path, monkeypatch, capsys
+) -> None:
+    original = checkpoint._save
+    written = []
+
+    def save(content, file) -> None:
+        written.append(1)
+        if len(written) > 2:  # last.ckpt and best.ckpt of the first epoch
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(content, file)
+
+    monkeypatch.setattr(checkpoint, "_save", save)
+    run = tmp_path / "run"
+    assert command(tiny, run) == 1
+    error = error_of(capsys)
+    assert error.startswith(f"{run}/checkpoints/")
+    assert "no space left on device; make room and try again" in error
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
+    assert checkpoint.read(checkpoint.find(run, name=checkpoint.LAST)).lightning["epoch"] == 0
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_with(run, tmp_path, capsys) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    last = copy / "checkpoints" / "last.ckpt"
+    data = bytearray(last.read_bytes())
+    data[len(data) // 2] ^= 1
+    last.write_bytes(data)
+    assert main(["train", f"resume={copy}", "trainer.max_epochs=16"]) == 1
+    assert error_of(capsys).startswith(f"{last}: damaged (the checksum of ")
+    assert last.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "option", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=5"]
+)
+def test_without_a_validation_the_last_checkpoint_is_taken(
+    tiny, tmp_path, capsys, option: str
+) -> None:
+    run = tmp_path / "run"
+    assert command(tiny, run, option, "trainer.max_epochs=1") == 0
+    assert "no dev scores: no validation took place" in capsys.readouterr().out
+    assert checkpoint.find(run).name == "last.ckpt"
+    checkpoint.read(run).model()
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (
+            "trainer.limit_val_batches=0.1",
+            "trainer.limit_val_batches=0.1 of 1 batch is less",
+        ),
+        (
+            "trainer.limit_train_batches=0.01",
+            "trainer.limit_train_batches=0.01 of 6 batches is",
+        ),
+        ("seed=-1", "seed=-1 is not accepted"),
+        ("seed=abc", "seed='abc' is not accepted"),
+        ("decoder.hidden_size=0", "decoder.hidden_size=0 is not accepted; choose 1 or more"),
+        ("decoder.layers=-1", "decoder.layers=-1 is not accepted; choose 1 or more"),
+        ("decoder.dropout=2", "decoder.dropout=2 is not accepted"),
+        ("decoder.hidden_size=100000000000", "out of memory"),
+        ("run_dir=", "run_dir='' is not accepted"),
+        ("run_dir=null", "run_dir=None is not accepted"),
+    ],
+)
+def test_what_cannot_start_is_one_line_and_leaves_nothing(
+    tiny, tmp_path, capsys, monkeypatch, option: str, says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(tiny, Path("run"), option) == 1
+    assert error_of(capsys).startswith(says)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_that_is_left_open_is_drawn_and_recorded(tiny, tmp_path, capsys) -> None:
+    config = {**compose([*tiny, "trainer.max_epochs=1"]), "seed": None}
+    run = train(config, tmp_path / "run")
+    seed = checkpoint.read(run.best).config["seed"]
+    assert 0 <= seed < 2**32
+    assert f"seed={seed}, drawn at random" in capsys.readouterr().out
+
+
+def test_a_run_that_is_done_says_what_goes_on_with_it(tiny, tmp_path, capsys) -> None:
+    run = tmp_path / "run"
+    assert command(tiny, run, "trainer.max_epochs=1") == 0
+    before = (run / "checkpoints" / "last.ckpt").read_bytes()
+    for more in ((), ("trainer.max_epochs=1",)):
+        assert main(["train", f"resume={run}", *more]) == 1
+        assert "1 epoch is done" in error_of(capsys)
+    assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("batches", "given", "epochs", "every"),
+    [
+        (235, {}, 15, 1),  # Flickr8k in batches of 128
+        (1, {}, 300, 20),  # forty photographs
+        (8, {}, 38, 2),
+        (7, {}, 44, 2),  # 43 would end with an epoch that is not validated
+        (30, {}, 15, 1),
+        (200, {"limit_train_batches": 2}, 150, 10),
+        (200, {"limit_train_batches": 0.01, "accumulate_grad_batches": 2}, 300, 20),
+        (1, {"max_epochs": 7}, 7, 1),
+        (1, {"max_epochs": -1}, -1, 1),
+        (1, {"max_epochs": 7, "check_val_every_n_epoch": 2}, 7, 2),
+        (1, {"check_val_every_n_epoch": 1}, 300, 1),
+    ],
+)
+def test_a_small_data_set_gets_more_epochs_where_nobody_says(batches, given, epochs, every) -> None:
+    trainer = {**compose([])["trainer"], **given}
+    found = settled(trainer, batches)
+    assert (found["max_epochs"], found["check_val_every_n_epoch"]) == (epochs, every)
+    assert set(found) == set(trainer)
+
+
+def test_what_was_settled_is_recorded(tiny, tmp_path) -> None:
+    others = [one for one in tiny if not one.startswith("trainer.max_epochs")]
+    more = ("trainer.limit_train_batches=1", "callbacks.patience=1", "training.lr=0")
+    run = train(compose([*others, *more]), tmp_path / "run")
+    trainer = checkpoint.read(run.best).config["trainer"]
+    assert (trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (300, 20)
+    assert run.epoch == 20
+    assert "max_epochs: 300" in (run.folder / "config.yaml").read_text()
