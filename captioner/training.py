@@ -30,6 +30,7 @@ from captioner.costs import Costs
 from captioner.data import Reading, read_records
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.records import write_whole
+from captioner.data.warnings import length_warnings, tokenizer_warnings
 from captioner.decoding import DecodingOptions
 from captioner.duration import EPOCHS, plural, require_batches, require_epochs, settled
 from captioner.loggers import build_loggers, close, log_configuration
@@ -146,7 +147,7 @@ def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
         if kind is SelfCritical:
             print("rewards teach random weights little: resume_weights=RUN starts from a run's")
     write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-    _introduce(reading, module, folder)
+    _introduce(reading, data, module, folder)
     model.to(trainer.strategy.root_device)
     if module.unfreezing is not None and _epochs_before(resume) >= module.unfreezing.epoch:
         data.read_live()
@@ -353,10 +354,19 @@ def _fill_words(module: LitCaptioner, data: CaptionDataModule) -> None:
     )
 
 
-def _introduce(reading: Reading, module: LitCaptioner, folder: Path) -> None:
-    """Say what is trained on what."""
+def _introduce(
+    reading: Reading, data: CaptionDataModule, module: LitCaptioner, folder: Path
+) -> None:
+    """Say what is trained on what, and what of it does not fit."""
     for oddity, count in reading.oddities.items():
         print(f"data: {oddity}: {count}")
+    texts = (text for record in reading.split("train") for text in record.captions)
+    lengths, max_words = data.pairs.whole_lengths, module.config["loader"]["max_words"]
+    for warning in (
+        *tokenizer_warnings(texts, module.tokenizer.name),
+        *length_warnings(lengths, max_words, module.decoding.max_length),
+    ):
+        print(f"warning: {warning}")
     names = (module.config[group]["precision"] for group in ("trainer", "encoder", "decoding"))
     device = device_of(module.config["trainer"].get("accelerator", AUTO))
     has = "with" if resolve(AUTO, device) == BF16 else "without"

@@ -120,12 +120,9 @@ class TrainingPairs(Dataset[Batch]):
         self, records: Sequence[Record], tokenizer: Tokenizer, pictures: Pictures, *, max_words: int
     ) -> None:
         self.tokenizer, self.pictures = tokenizer, pictures
-        self.pairs = [
-            (record, tokenizer.encode(caption)[:max_words])
-            for record in records
-            for caption in record.captions
-        ]
-        self.pairs = [(record, words) for record, words in self.pairs if words]
+        whole = [(record, tokenizer.encode(text)) for record in records for text in record.captions]
+        self.whole_lengths = [len(words) for _, words in whole]  # of all captions, uncut
+        self.pairs = [(record, words[:max_words]) for record, words in whole if words]
         self.lengths = [len(words) for _, words in self.pairs]
 
     def __getitem__(self, key: Key) -> Batch:
