@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> int:
         "beside it or in REFERENCES. Both may be JSON lines (captions.jsonl of evaluate), JSON\n"
         "(COCO's results and annotations, or a list of objects), or CSV with columns named image,\n"
         "caption, and reference or reference_1, reference_2, ...; in REFERENCES an image may come\n"
-        "again and again, with a caption by a person each time.",
+        "again and again, with a caption by a person each time, or be any data that train reads.",
         "  captioner score runs/demo/evaluation/shapes-dev/greedy/captions.jsonl\n"
         "  captioner score results.json captions_val2014.json --subset --metrics bleu,cider-d\n"
         "  captioner score mine.csv references.csv --format markdown --output scores.md\n"
