@@ -21,6 +21,7 @@ from captioner.data.threads import READERS, batched, in_order, side_by_side, thr
 from captioner.data.transforms import stack_pixels
 from captioner.decoding import DecodingOptions, Hypothesis
 from captioner.images import Picture, content_of, is_picture, open_image
+from captioner.metrics.novelty import CaptionHashes
 from captioner.models import CaptioningModel, Features, generate, make_steppers
 from captioner.models.layout import Stepper
 from captioner.models.precision import resolve, stored
@@ -84,6 +85,7 @@ class Captioner:
         options: how captions are decoded unless told otherwise.
         config: the configuration that the first was trained with.
         paths: the checkpoints they came from.
+        training: the captions that any of them was trained on; None where they are not known.
 
     Attributes:
         encoders: those of the models, each once; models that share one share its features.
@@ -96,7 +98,9 @@ class Captioner:
         options: DecodingOptions,
         config: Config,
         paths: Sequence[Path],
+        training: CaptionHashes | None = None,
     ) -> None:
+        self.training = training
         self.models, self.tokenizer, self.options = [m.eval() for m in models], tokenizer, options
         self.config, self.paths = config, list(paths)
         names = [fingerprint(m.encoder) if len(models) > 1 else "" for m in models]
@@ -131,7 +135,14 @@ class Captioner:
         precision = stored(options.precision, "decoding.precision", place.type)
         options = replace(options, precision=precision)
         models = [one.model().to(place) for one in found]
-        return cls(models, first.tokenizer, options, first.config, [one.path for one in found])
+        return cls(
+            models,
+            first.tokenizer,
+            options,
+            first.config,
+            [one.path for one in found],
+            CaptionHashes.union(one.training for one in found),
+        )
 
     @property
     def model(self) -> CaptioningModel:

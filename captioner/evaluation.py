@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,19 @@ from captioner.api import Caption, Captioner, image_key
 from captioner.bundle import MODEL
 from captioner.checkpoint import BEST, run_folder
 from captioner.config import Config, make
-from captioner.data import read_records
+from captioner.data import Reading, read_records
 from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
 from captioner.data.records import Record, write_whole
 from captioner.inspection.sheets import Rows, contact_sheet, lacking_letters
 from captioner.metrics import METRICS, Scores, image_hash, score
+from captioner.metrics.diversity import NOVELTY
+from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.statistics import FILE
 from captioner.models import Encoder, Features
 from captioner.progress import progress_bar
+from captioner.systems import CONFIG
+
+_UNKNOWN = "unknown: this checkpoint does not know its training captions"
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,17 @@ class Evaluation:
         captions: one an image.
         scores: with their signature.
         seconds: spent on decoding, features not included.
+        config: what was evaluated and how: data, split and decoding.
     """
 
     records: Sequence[Record]
     captions: Sequence[Caption]
     scores: Scores
     seconds: float
+    config: Config = field(default_factory=dict)
 
     def write(self, folder: Path, *, sheet: int = 12) -> list[Path]:
-        """Write scores.json, captions.jsonl, statistics.npz and a contact sheet."""
+        """Write scores.json, captions.jsonl, statistics.npz, config.yaml and a contact sheet."""
         rows = [_row(record, caption) for record, caption in zip(self.records, self.captions)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         scores = json.dumps(self.scores.as_dict(), indent=2, ensure_ascii=False) + "\n"
@@ -57,6 +64,7 @@ class Evaluation:
             write_whole(folder / "scores.json", scores),
             write_whole(folder / "captions.jsonl", lines),
             self.scores.statistics.save(folder / FILE),
+            write_whole(folder / CONFIG, _yaml(self.config)),
             write_whole(folder / "sheet.png", contact_sheet(self._cells(sheet))),
         ]
 
@@ -110,19 +118,30 @@ def evaluate(
             captions += captioner.caption_features(features, keys=keys, **decoding)
             advance(1)
     seconds = time.monotonic() - started
-    characters = captioner.tokenizer.name == "character"
     scores = score(
         [caption.text for caption in captions],
         [record.captions for record in records],
-        tokenize="character" if characters else "ptb",
+        tokenize=captioner.tokenizer.scored_by,
         metrics=metrics,
         images=[record.image_id for record in records],
         several=[[one.text for one in (best, *best.alternatives)] for best in captions],
-        training=[t for r in reading.records if r.split == "train" for t in r.captions] or None,
+        training=_training(captioner, data, reading),
         pictures=[record.image for record in records],
         context=signature_context(captioner, decoding, data, split, records),
     )
-    return Evaluation(records, captions, scores, seconds)
+    if NOVELTY in scores.missing:
+        scores = replace(scores, missing={**scores.missing, NOVELTY: _UNKNOWN})
+    config = {"data": dict(data), "split": split, "decoding": dict(decoding)}
+    return Evaluation(records, captions, scores, seconds, config)
+
+
+def _training(captioner: Captioner, data: Config, reading: Reading) -> CaptionHashes | None:
+    """The captions that a model was trained on: as it knows them, or those of its own data set."""
+    own = len(captioner.paths) == 1 and data == captioner.config["data"]
+    if captioner.training is not None or not own:
+        return captioner.training
+    texts = [text for one in reading.records if one.split == "train" for text in one.captions]
+    return CaptionHashes.of_texts(texts, tokenize=captioner.tokenizer.scored_by)
 
 
 @torch.no_grad()
@@ -182,20 +201,22 @@ def ensemble_name(paths: Sequence[Path]) -> str:
     return f"ensemble{len(paths)}-{digest}"
 
 
-def write_config(captioner: Captioner, data: Config) -> list[Path]:
+def write_config(captioner: Captioner) -> list[Path]:
     """Leave a bundled model's configuration beside its evaluations, as a run has it, for reports.
 
     Args:
         captioner: the model; those of other kinds are left alone.
-        data: with which it was evaluated.
     """
-    from omegaconf import OmegaConf
-
     path = captioner.paths[0]
     if path.name != MODEL:
         return []
-    text = OmegaConf.to_yaml(OmegaConf.create({**captioner.config, "data": data}))
-    return [write_whole(run_folder(path) / "config.yaml", text)]
+    return [write_whole(run_folder(path) / CONFIG, _yaml(captioner.config))]
+
+
+def _yaml(config: Config) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
 def _batches(captioner: Captioner, records: Sequence[Record], loader: Config) -> _Together:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -74,9 +76,21 @@ def export_bundle(
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     described = card(folder.name, content, len(weights))
-    return _write_folder(
-        folder, {bundle.WEIGHTS: weights, bundle.MODEL: text, bundle.CARD: described}
-    )
+    files: dict[str, bytes | str] = {
+        bundle.WEIGHTS: weights,
+        bundle.MODEL: text,
+        bundle.CARD: described,
+    }
+    if found.training is not None:
+        files[bundle.TRAINING] = _array(found.training.hashes)
+    return _write_folder(folder, files)
+
+
+def _array(values: Any) -> bytes:
+    """Numbers as the content of a .npy file."""
+    file = io.BytesIO()
+    numpy.save(file, values, allow_pickle=False)
+    return file.getvalue()
 
 
 def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
 
 def _of_bundle(folder: Path) -> Entry:
     content = bundle.read_model(folder)
-    size = sum((folder / name).stat().st_size for name in (bundle.WEIGHTS, bundle.MODEL))
+    files = (folder / name for name in (bundle.WEIGHTS, bundle.MODEL, bundle.TRAINING))
+    size = sum(file.stat().st_size for file in files if file.is_file())
     inside = folder.parent == bundle.HOME
     name, kind = (folder.name, "bundled") if inside else (str(folder), "bundle")
     return _entry(name, kind, content, size, content["made"])

@@ -26,6 +26,7 @@ from captioner.decoding import DecodingOptions, Hypothesis
 from captioner.losses import IGNORED, cross_entropy
 from captioner.metrics import score
 from captioner.metrics.diversity import repeated_bigrams
+from captioner.metrics.novelty import CaptionHashes
 from captioner.models import CaptioningModel, generate, make_steppers
 from captioner.models.packing import Packing
 from captioner.objectives import Objective, chosen
@@ -132,6 +133,7 @@ class LitCaptioner(lightning.LightningModule):
         )
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.decoding, self.objective = decoding, objective
+        self.training_captions: CaptionHashes | None = None
         objective.accept(model)
         self.lr, self.encoder_lr, self.weight_decay = lr, encoder_lr, weight_decay
         self.word_vectors = word_vectors
@@ -276,10 +278,12 @@ class LitCaptioner(lightning.LightningModule):
             tokenizer=self.tokenizer,
             transform=self.model.encoder.transform,
             scores=self.dev_scores,
+            training=self.training_captions,
         )
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
         self.dev_scores = dict(content["captioner"]["scores"])
+        self.training_captions = checkpoint.training_of(content["captioner"])
         if "schedule" in content:  # checkpoints of captioner 0.1 lack it
             self.schedule.load_state_dict(content["schedule"])
 
@@ -304,7 +308,7 @@ class LitCaptioner(lightning.LightningModule):
         decoding = make(DecodingOptions, "decoding", found.config["decoding"])
         objects = (found.model(), found.tokenizer, found.config, 1, decoding)
         module = build_module(found.config["training"], *objects)
-        module.dev_scores = found.scores
+        module.dev_scores, module.training_captions = found.scores, found.training
         return module.to(map_location or "cpu").eval()
 
 

@@ -15,10 +15,10 @@ from captioner import bundle
 from captioner.metrics import differences
 from captioner.metrics.statistics import FILE, Statistics
 
-SCORES = "scores.json"
+SCORES, CONFIG = "scores.json", "config.yaml"
 SWEEP = "multirun.yaml"
 """What Hydra leaves in the folder of a sweep, beside the folders of its jobs."""
-MAY_DIFFER = ("decoding", "captioner")
+MAY_DIFFER = ("decoding", "captioner", "training")
 """Parts of a signature that two systems may differ in; it is said where they do."""
 MAY_DIFFER_INSIDE = ("captioner",)
 """Parts that seeds of one system may differ in."""
@@ -41,6 +41,7 @@ class Result:
         missing: metric to the reason why it was not computed.
         statistics: rows of the images.
         config: the run's config.yaml; None where there is none.
+        evaluated: the evaluation's own: data, split and decoding; None where there is none.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Result:
     missing: dict[str, str]
     statistics: Statistics
     config: dict[str, Any] | None
+    evaluated: dict[str, Any] | None = None
 
     @property
     def run(self) -> Path:
@@ -169,7 +171,8 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
                 f"{folder}: {FILE} gives {name} {float(value):.2f}, {SCORES} "
                 f"{content['scores'][name]:.2f}; {again}"
             )
-    return Result(folder, **content, statistics=statistics, config=_read_config(folder))
+    run, own = _read_config(_run_folder(folder)), _read_config(folder)
+    return Result(folder, **content, statistics=statistics, config=run, evaluated=own)
 
 
 def _read_scores(file: Path, again: str) -> dict[str, Any]:
@@ -195,11 +198,10 @@ def _run_folder(folder: Path) -> Path | None:
     return parents[2] if len(parents) > 2 and parents[1].name == "evaluation" else None
 
 
-def _read_config(folder: Path) -> dict[str, Any] | None:
+def _read_config(folder: Path | None) -> dict[str, Any] | None:
     import yaml
 
-    run = _run_folder(folder)
-    file = run / "config.yaml" if run else None
+    file = folder / CONFIG if folder else None
     if file is None or not file.is_file():
         return None
     try:

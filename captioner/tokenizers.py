@@ -125,6 +125,8 @@ class Tokenizer(ABC):
     """
 
     name: ClassVar[str]
+    scored_by: ClassVar[str] = "ptb"
+    """How scores cut captions of this kind: a key of `captioner.metrics.TOKENIZE`."""
 
     def __init__(self, *, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
@@ -232,6 +234,7 @@ class CharacterTokenizer(Tokenizer):
     """
 
     name = "character"
+    scored_by = "character"
 
     @staticmethod
     def split(text: str) -> list[str]:

@@ -34,6 +34,7 @@ from captioner.data.warnings import length_warnings, tokenizer_warnings
 from captioner.decoding import DecodingOptions
 from captioner.duration import EPOCHS, plural, require_batches, require_epochs, settled
 from captioner.loggers import build_loggers, close, log_configuration
+from captioner.metrics.novelty import CaptionHashes
 from captioner.models import CaptioningModel, build_model
 from captioner.models.precision import (
     AUTO,
@@ -142,6 +143,8 @@ def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
     trainer = make(build_trainer, "trainer", config["trainer"], folder, callbacks, loggers)
     steps = optimizer_steps(data.batches, trainer)
     module = build_module(config["training"], model, tokenizer, config, steps, decoding)
+    if resume is None:  # one that goes on knows them from its checkpoint
+        module.training_captions = _training_captions(config, reading, tokenizer)
     if new:
         _fill_words(module, data)
         if kind is SelfCritical:
@@ -338,6 +341,19 @@ def _warm_up(model: CaptioningModel, start: Checkpoint, config: Config) -> None:
 def _tokenizer(config: Config, reading: Reading) -> Tokenizer:
     texts = [text for record in reading.split("train") for text in record.captions]
     return make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
+
+
+def _training_captions(
+    config: Config, reading: Reading, tokenizer: Tokenizer
+) -> CaptionHashes | None:
+    """All captions that the model learns from, those before a warm start included."""
+    texts = [text for record in reading.split("train") for text in record.captions]
+    own = CaptionHashes.of_texts(texts, tokenize=tokenizer.scored_by)
+    if config.get("resume_weights") is None:
+        return own
+    before = checkpoint.read(config["resume_weights"])
+    same = before.config["data"] == config["data"]
+    return CaptionHashes.union([own, own if before.training is None and same else before.training])
 
 
 def _fill_words(module: LitCaptioner, data: CaptionDataModule) -> None:

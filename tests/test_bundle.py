@@ -70,7 +70,8 @@ def test_it_says_what_the_run_says(run, written, photos) -> None:
 
 
 def test_it_holds_the_decoder_in_float16_and_nothing_else(run, written) -> None:
-    assert {path.name for path in written.iterdir()} == {bundle.WEIGHTS, bundle.MODEL, bundle.CARD}
+    files = {bundle.WEIGHTS, bundle.MODEL, bundle.CARD, bundle.TRAINING}
+    assert {path.name for path in written.iterdir()} == files
     expected = {n: t for n, t in checkpoint.read(run).weights.items() if n.startswith("decoder.")}
     with safe_open(str(written / bundle.WEIGHTS), "numpy") as file:
         same = json.loads((written / bundle.MODEL).read_text())["same"]

@@ -65,7 +65,7 @@ def test_the_wheel_holds_every_yaml_and_module(wheel: Path) -> None:
 
 
 def test_wheel_and_sdist_hold_bundled_models(wheel: Path, source: Path, tmp_path) -> None:
-    files = {bundle.CARD, bundle.MODEL, bundle.WEIGHTS}
+    files = {bundle.CARD, bundle.MODEL, bundle.WEIGHTS, bundle.TRAINING}
     with tarfile.open(built("sdist", source, tmp_path / "sdist")) as archive:
         parts = [Path(name).parts[1:] for name in archive.getnames()]
     for names in ([Path(name).parts for name in zipfile.ZipFile(wheel).namelist()], parts):

@@ -177,7 +177,8 @@ def test_without_data_the_page_says_so(folder: Path, tmp_path: Path) -> None:
     page = Page(report(folder, data_root=str(tmp_path / "gone")))
     assert not page.all("img")
     assert page.text.count("No pictures, no training captions:") == 1  # one reason, said once
-    assert "Nothing to compare with" in page.text
+    assert "There is no nearest training caption" in page.text
+    assert "captions that are new" in page.text  # the checkpoint knows its training captions
     assert not (tmp_path / "gone").exists()  # the embedded set is not drawn for a report
 
 

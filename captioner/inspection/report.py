@@ -27,6 +27,7 @@ from captioner.inspection.errors import BUCKETS
 from captioner.inspection.page import marked, picture, rendered
 from captioner.inspection.results import CAPTIONS, look_around, read_captions
 from captioner.inspection.view import RANKINGS, View
+from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.significance import ENOUGH, bootstrap, interval
 from captioner.systems import read_result
 
@@ -322,21 +323,32 @@ def _frequencies(view: View) -> list[list[Any]]:
 
 
 def _novelty(view: View) -> list[tuple[str, str]]:
-    if view.training is None:
+    """What is new; empty where neither training captions nor their hashes are known."""
+    total, new = len(view.captions), _new(view)
+    if new is None:
         return []
-    total = len(view.captions)
-    known = sum(view.training.holds(words) for words in view.captions)
-    distinct = len(set(map(tuple, view.captions)))
-    near = [view.training.nearest(words).similarity for words in view.captions]
-    used = len({word for words in view.captions for word in words})
-    return [
-        ("captions that are in the training captions word for word", _share(known, total)),
-        ("captions that are new", _share(total - known, total)),
-        ("different captions", _share(distinct, total)),
-        ("mean similarity to the nearest training caption", f"{sum(near) / total:.2f}"),
-        ("different words used", f"{used:,}"),
-        ("different words of the training captions", f"{len(view.training.counts):,}"),
+    rows = [
+        ("captions that are in the training captions word for word", _share(total - new, total)),
+        ("captions that are new", _share(new, total)),
+        ("different captions", _share(len(set(map(tuple, view.captions))), total)),
+        ("different words used", f"{len({w for words in view.captions for w in words}):,}"),
     ]
+    if view.training is not None:
+        near = [view.training.nearest(words).similarity for words in view.captions]
+        rows += [
+            ("different words of the training captions", f"{len(view.training.counts):,}"),
+            ("mean similarity to the nearest training caption", f"{sum(near) / total:.2f}"),
+        ]
+    return rows
+
+
+def _new(view: View) -> int | None:
+    """How many captions the model was not trained on: by its own hashes, else by the data set."""
+    if NOVELTY in view.result.scores:
+        return round(view.result.scores[NOVELTY] / 100 * len(view.captions))
+    if view.training is None:
+        return None
+    return sum(not view.training.holds(words) for words in view.captions)
 
 
 def _share(count: int, total: int) -> str:

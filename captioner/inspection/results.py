@@ -1,7 +1,8 @@
 """What a report needs beside the scores (`captioner.systems`): what was said, and of which data.
 
 The captions are needed; the run's configuration and the data set may be gone, and then a reason
-stands in their place.
+stands in their place. Two data sets matter: the one that was evaluated has the pictures, the one
+that the model was trained on has its training captions; they are mostly the same.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from typing import Any
 
 from captioner.config import Config, make
 from captioner.data import Reading, read_records
-from captioner.systems import Result
+from captioner.metrics.novelty import CaptionHashes
+from captioner.systems import Result, signature_part
 
 CAPTIONS = "captions.jsonl"
 _DATA = ("pictures", "training captions")
 _AGAIN = "run captioner evaluate again"
+_NO_CONFIG = "the evaluation lies in no run folder with a config.yaml"
 
 
 @dataclass(frozen=True)
@@ -97,30 +100,69 @@ def look_around(
         data_root: where the data set lies, if not where the run's configuration says.
     """
     config = result.config or {}
-    if not isinstance(config.get("data"), dict):
-        reason = "the evaluation lies in no run folder with a config.yaml"
-        return Surroundings(absent=dict.fromkeys(("configuration", *_DATA), reason))
-    try:
-        reading = _read_data(config, data_root)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        return Surroundings(config, absent=dict.fromkeys(_DATA, reason))
-    odd = ", ".join(f"{what}: {count:,}" for what, count in reading.oddities.items())
-    odd = f" ({odd})" if odd else ""
-    wanted, absent = {one.image for one in said}, {}
-    pictures = {one.image_id: one.image for one in reading.records if one.image_id in wanted}
+    trained, evaluated = (_data_of(one) for one in (result.config, result.evaluated))
+    evaluated = evaluated or trained
+    absent = {} if config else {"configuration": _NO_CONFIG}
+    if evaluated is None:
+        return Surroundings(config, absent=absent | dict.fromkeys(_DATA, _NO_CONFIG))
+    reading, reason = _read_data(evaluated, data_root)
+    pictures = {one.image_id: one.image for one in reading.records} if reading else {}
+    pictures = {one.image: pictures[one.image] for one in said if one.image in pictures}
     if not any(Path(path).is_file() for path in pictures.values()):
-        absent["pictures"] = f"the data set has none of the images{odd}"
-    training = [t for one in reading.records if one.split == "train" for t in one.captions]
+        absent["pictures"] = reason or f"the data set has none of the images{_odd(reading)}"
+    training, reason = _training(result, trained, evaluated, reading, reason)
     if not training:
-        absent["training captions"] = f"the data set has none{odd}"
+        absent["training captions"] = reason
     return Surroundings(config, pictures, training, absent)
 
 
-def _read_data(config: Config, root: str | None) -> Reading:
-    data: dict[str, Any] = dict(config["data"])
+def _training(
+    result: Result,
+    trained: Config | None,
+    evaluated: Config,
+    reading: Reading | None,
+    reason: str,
+) -> tuple[list[str], str]:
+    """The captions that the model was trained on, or why they are not there.
+
+    The data set that was evaluated has them where the configurations say so, or where its captions
+    are those whose hashes novelty was computed by.
+    """
+    texts = _captions_of(reading)
+    tokenize = "character" if signature_part(result.signature, "tok") == "character" else "ptb"
+    signature = result.signatures.get("novelty", "")
+    hashed = signature_part(signature, "training").partition("-")[2]
+    same = trained is None or trained == evaluated
+    if same or (texts and CaptionHashes.of_texts(texts, tokenize=tokenize).digest == hashed):
+        return texts, reason or f"the data set has none{_odd(reading)}"
+    reading, reason = _read_data(trained or {}, None)
+    return _captions_of(reading), reason or f"the data set has none{_odd(reading)}"
+
+
+def _captions_of(reading: Reading | None) -> list[str]:
+    records = reading.records if reading else ()
+    return [text for one in records if one.split == "train" for text in one.captions]
+
+
+def _data_of(config: Config | None) -> Config | None:
+    data = (config or {}).get("data")
+    return data if isinstance(data, dict) else None
+
+
+def _odd(reading: Reading | None) -> str:
+    """What a data set warned of, in brackets."""
+    odd = ", ".join(f"{w}: {n:,}" for w, n in reading.oddities.items()) if reading else ""
+    return f" ({odd})" if odd else ""
+
+
+def _read_data(config: Config, root: str | None) -> tuple[Reading | None, str]:
+    """A data set, or the reason why it cannot be read."""
+    data: dict[str, Any] = dict(config)
     if root is not None:
         data["root"] = root
     if data.get("format") == "shapes" and data.get("captions") is None:
         data["captions"] = CAPTIONS  # named, it is not drawn where it is missing
-    return make(read_records, "data", data)
+    try:
+        return make(read_records, "data", data), ""
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        return None, " ".join(str(error).split())

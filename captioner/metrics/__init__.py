@@ -17,6 +17,7 @@ from captioner import __version__
 from captioner.config import pick, unknown
 from captioner.metrics import bleu, cider, clip, diversity, meteor, rouge, spice
 from captioner.metrics.corpus import Corpus, Result, Unavailable
+from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.statistics import Statistics
 from captioner.metrics.tokenize import TOKENIZE, clustered
 
@@ -123,7 +124,7 @@ def score(
     metrics: Sequence[str] = ("bleu",),
     images: Sequence[str] | None = None,
     several: Sequence[Sequence[str]] | None = None,
-    training: Sequence[str] | None = None,
+    training: Sequence[str] | CaptionHashes | None = None,
     pictures: Sequence[str] | None = None,
     context: Mapping[str, str] = MappingProxyType({}),
 ) -> Scores:
@@ -137,7 +138,7 @@ def score(
             here is named in `missing`.
         images: their ids, for the statistics; None numbers them.
         several: for each image several captions, best first, for what says how they differ.
-        training: the captions of the training images, for novelty.
+        training: the captions that the model was trained on, or their hashes, for novelty.
         pictures: paths of the images, for the scores that look at them.
         context: what else the score depends on (data set, split, decoding), for the signature.
 
@@ -151,7 +152,8 @@ def score(
     cut = pick(TOKENIZE, tokenize, "tokenize")
     measures = {name: METRICS[name] for name in named(metrics)}
     _check(candidates, references)
-    groups = [candidates, training or (), *references, *(several or ())]
+    texts = training if training is not None and not isinstance(training, CaptionHashes) else ()
+    groups = [candidates, texts, *references, *(several or ())]
     words = _cut(cut, groups)  # all at once, since starting Java takes longer than its work
     split = 2 + len(references)
     corpus = Corpus(
@@ -161,7 +163,7 @@ def score(
         references=words[2:split],
         tokenize=tokenize,
         several=None if several is None else words[split:],
-        training=None if training is None else words[1],
+        training=CaptionHashes.of(words[1]) if texts else _hashed(training),
         pictures=pictures,
     )
     results: list[Result] = []
@@ -186,6 +188,10 @@ def score(
         missing=missing,
         statistics=Statistics(tuple(str(image) for image in ids), rows),
     )
+
+
+def _hashed(training: Sequence[str] | CaptionHashes | None) -> CaptionHashes | None:
+    return training if isinstance(training, CaptionHashes) else None
 
 
 def image_hash(images: Iterable[str]) -> str:

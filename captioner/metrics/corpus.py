@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from captioner.metrics.ngrams import Matches, References, Words
+from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.statistics import Rows
 
 
@@ -25,7 +26,7 @@ class Corpus:
         references: their words.
         tokenize: how they were cut, a key of TOKENIZE.
         several: the words of several captions an image, best first, where there are such.
-        training: the words of the captions that the model was trained on, where they are known.
+        training: the captions that the model was trained on, where they are known.
         pictures: paths of the images, where they are known.
     """
 
@@ -35,7 +36,7 @@ class Corpus:
     references: Sequence[Sequence[Words]]
     tokenize: str = "ptb"
     several: Sequence[Sequence[Words]] | None = None
-    training: Sequence[Words] | None = None
+    training: CaptionHashes | None = None
     pictures: Sequence[str] | None = None
 
     @cached_property

@@ -3,7 +3,7 @@
     length       words of a caption, the mean
     vocabulary   different words in all captions together
     distinct     share of different captions among them
-    novelty      share of captions that no training image has
+    novelty      share of captions that are none of those that the model was trained on
 
 and, where several captions an image were asked for,
 
@@ -30,6 +30,7 @@ from captioner.metrics.ngrams import References, Words
 from captioner.metrics.statistics import from_bleu_rows
 
 _UNKNOWN_TRAINING = "needs the captions of training: training=, or captioner score --training"
+NOVELTY = "novelty"
 
 
 def measure(corpus: Corpus) -> Result:
@@ -43,11 +44,11 @@ def measure(corpus: Corpus) -> Result:
     }
     parts, missing = {}, {}
     if corpus.training is None:
-        missing["novelty"] = _UNKNOWN_TRAINING
+        missing[NOVELTY] = _UNKNOWN_TRAINING
     else:
-        known = {tuple(words) for words in corpus.training}
-        values["novelty"] = 100 * sum(words not in known for words in captions) / len(captions)
-        parts["training"] = str(len(corpus.training))
+        new = sum(words not in corpus.training for words in captions)
+        values[NOVELTY] = 100 * new / len(captions)
+        parts["training"] = f"{len(corpus.training)}-{corpus.training.digest}"
     sets = [texts for texts in corpus.several or () if len(texts) > 1]
     if sets:
         values.update(of_sets(sets))

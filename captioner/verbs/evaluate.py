@@ -71,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
     groups = {"data": data, "decoding": decoding, "loader": chosen["loader"]}
     result = evaluate(captioner, **groups, split=split, metrics=metrics)
     paths = result.write(result_folder(captioner, decoding, data, split))
-    paths += write_config(captioner, data)
+    paths += write_config(captioner)
     if options.format == "json":
         return print_json({**result.scores.as_dict(), "files": [str(path) for path in paths]})
     rate = len(result.captions) / max(result.seconds, 1e-9)

@@ -87,7 +87,7 @@ def _export(run: str, folder: str, overrides: Sequence[str]) -> int:
     if size > bundle.LARGEST:
         print(
             f"captioner: note: {target}: {size / 1e6:.1f} MB; a model in the package should have "
-            f"{bundle.LARGEST / 1e6:.0f} MB at most: make the decoder smaller",
+            f"{bundle.LARGEST / 1e6:.1f} MB at most: make the decoder smaller",
             file=sys.stderr,
         )
     return 0

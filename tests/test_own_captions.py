@@ -1,0 +1,210 @@
+"""Novelty is of the captions that the model itself was trained on, whatever it is scored on."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from evaluations import evaluation, system
+from hypothesis import given
+from hypothesis import strategies as st
+
+from captioner import bundle, checkpoint
+from captioner.api import Captioner
+from captioner.cli import main
+from captioner.config import compose
+from captioner.data import read_records
+from captioner.evaluation import evaluate
+from captioner.export import export_bundle
+from captioner.inspection.report import report
+from captioner.metrics.novelty import CaptionHashes
+from captioner.metrics.tokenize import ptb_words
+from captioner.training import inherit, train
+
+CAPTIONS = st.lists(st.lists(st.sampled_from(["a", "dog", "ab", "b", "狗"]), max_size=3))
+
+
+@given(CAPTIONS, CAPTIONS)
+def test_hashes_answer_as_a_set_of_captions_does(known: list, asked: list) -> None:
+    hashes, captions = CaptionHashes.of(known), {tuple(words) for words in known}
+    assert len(hashes) == len(captions)
+    assert [words in hashes for words in asked] == [tuple(words) in captions for words in asked]
+    both = CaptionHashes.union([hashes, CaptionHashes.of(asked)])
+    assert both is not None and len(both) == len(captions | {tuple(words) for words in asked})
+
+
+def test_a_set_that_is_not_known_makes_the_union_unknown() -> None:
+    some = CaptionHashes.of([["a"]])
+    assert CaptionHashes.union([some, None]) is CaptionHashes.union([]) is None
+
+
+def test_digests_tell_sets_apart_in_any_order() -> None:
+    first = CaptionHashes.of([["a", "b"], ["c"]])
+    assert first.digest == CaptionHashes.of([["c"], ["a", "b"], ["c"]]).digest
+    assert first.digest != CaptionHashes.of([["a", "b"], ["d"]]).digest
+
+
+# Of models ------------------------------------------------------------------------------------
+
+
+def captions_of(root: Path) -> set[tuple[str, ...]]:
+    records = read_records(format="shapes", root=str(root)).split("train")
+    return {tuple(ptb_words(text)) for record in records for text in record.captions}
+
+
+@pytest.fixture(scope="module")
+def other(run: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The data group of a second set: the same pictures, whose training captions are all said."""
+    root = tmp_path_factory.mktemp("other") / "set"
+    root.mkdir()
+    said = [one.text for one in Captioner.load(run, device="cpu").caption(images_of(scenes))]
+    rows = [
+        {"image": str(image), "captions": [text], "split": split}
+        for split in ("train", "dev")
+        for image, text in zip(images_of(scenes), said)
+    ]
+    for number, row in enumerate(rows):  # a picture in each split under a name of its own
+        copy = root / f"{number}.png"
+        shutil.copy(row["image"], copy)
+        row["image"] = copy.name
+    (root / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"format": "json", "root": str(root)}
+
+
+def images_of(scenes: Path) -> list[Path]:
+    return sorted(scenes.glob("images/dev_*.png"))
+
+
+def evaluated(path: Path, data: dict | None = None):
+    captioner = Captioner.load(path, device="cpu")
+    groups = {name: captioner.config[name] for name in ("data", "decoding", "loader")}
+    if data is not None:
+        base = compose(["data=json"])["data"]
+        groups["data"] = {**base, **{key: data[key] for key in data if key in base}}
+    found = evaluate(captioner, **groups, split="dev", metrics=["diversity"], progress=False)
+    return found, found.scores
+
+
+def novelty(found, known: set[tuple[str, ...]]) -> float:
+    """As the definition says."""
+    words = [tuple(ptb_words(caption.text)) for caption in found.captions]
+    return 100 * sum(one not in known for one in words) / len(words)
+
+
+def test_novelty_on_other_data_is_still_of_the_training_captions(run, scenes, other) -> None:
+    found, scores = evaluated(run, other)
+    own = captions_of(scenes)
+    assert scores.values["novelty"] == pytest.approx(novelty(found, own))
+    assert scores.values["novelty"] > 0  # by the captions of the other set it would be 0
+    digest = CaptionHashes.of(own).digest
+    assert f"|training:{len(own)}-{digest}|" in scores.signatures["novelty"]
+    assert evaluated(run)[1].signatures["novelty"].split("|")[1] == f"training:{len(own)}-{digest}"
+
+
+def forgetful(run: Path, folder: Path) -> Path:
+    """The best checkpoint as an older version wrote it."""
+    content = torch.load(checkpoint.find(run), weights_only=True)
+    del content["captioner"]["training"]
+    checkpoint.write(content, folder / "old.ckpt")
+    return folder / "old.ckpt"
+
+
+def test_an_older_checkpoint_knows_only_its_own_data(run, scenes, other, tmp_path) -> None:
+    old = forgetful(run, tmp_path)
+    found, scores = evaluated(old)
+    assert scores.values["novelty"] == pytest.approx(novelty(found, captions_of(scenes)))
+    scores = evaluated(old, other)[1]
+    assert "novelty" not in scores.values
+    assert scores.missing["novelty"] == (
+        "unknown: this checkpoint does not know its training captions"
+    )
+
+
+def test_captions_from_before_a_warm_start_count(run, other, scenes, tmp_path) -> None:
+    def started(start: Path, name: str) -> CaptionHashes | None:
+        given = [f"resume_weights={start}", "data=json", f"data.root={other['root']}"]
+        given += ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger.tensorboard=false"]
+        given += ["trainer.limit_train_batches=1"]
+        return checkpoint.read(train(inherit(compose(given), given), tmp_path / name).best).training
+
+    both = started(run, "warm")
+    assert both is not None
+    assert all(words in both for words in captions_of(scenes))
+    assert len(both) > len(captions_of(scenes))
+    assert started(forgetful(run, tmp_path), "unknown") is None
+
+
+def test_bundles_and_averages_carry_the_hashes(run, tmp_path) -> None:
+    own = checkpoint.read(run).training
+    assert own is not None
+    folder = export_bundle(run, tmp_path / "tiny")
+    bundled = checkpoint.read(folder).training
+    assert bundled is not None and bundled.digest == own.digest
+    checkpoint.average([checkpoint.find(run)] * 2, tmp_path / "mean.ckpt")
+    mean = checkpoint.read(tmp_path / "mean.ckpt").training
+    assert mean is not None and mean.digest == own.digest
+    (folder / bundle.TRAINING).write_bytes(b"\x93NUMPY")
+    with pytest.raises(ValueError, match=r"training\.npy: damaged"):
+        checkpoint.read(folder)
+    numpy.save(folder / bundle.TRAINING, numpy.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"training\.npy: damaged"):
+        checkpoint.read(folder)
+    (folder / bundle.TRAINING).unlink()
+    assert checkpoint.read(folder).training is None
+
+
+def test_the_bundled_model_knows_its_30000_captions() -> None:
+    known = bundle.read_training(bundle.default())
+    assert known is not None and len(known) == 29_789
+    assert (bundle.default() / bundle.TRAINING).stat().st_size < 300_000
+
+
+def test_a_second_data_set_leaves_the_configuration_and_has_its_pictures(
+    run, other, tmp_path, monkeypatch, capsys
+) -> None:
+    """A bundle evaluated on two sets: its config.yaml stays, and each report shows its own set."""
+    monkeypatch.setattr(bundle, "HOME", tmp_path / "home")
+    monkeypatch.chdir(tmp_path)
+    export_bundle(run, tmp_path / "home" / "tiny")
+    texts = []
+    for data in ([f"data.root={checkpoint.read(run).config['data']['root']}"], other):
+        given = data if isinstance(data, list) else ["data=json", f"data.root={data['root']}"]
+        assert main(["evaluate", "tiny", *given, "--metrics", "diversity,rouge-l"]) == 0
+        texts.append(Path("runs/bundled-tiny/config.yaml").read_text())
+    assert texts[0] == texts[1]
+    [folder] = Path("runs/bundled-tiny/evaluation").glob("set-dev/*")
+    page = report(folder).read_text(encoding="utf-8")
+    assert "data:image/jpeg" in page and "captions that are new" in page
+    [folder] = Path("runs/bundled-tiny/evaluation").glob("shapes-dev/*")
+    page = report(folder).read_text(encoding="utf-8")
+    assert "nearest training caption" in page and "There is no nearest" not in page
+
+
+def test_models_of_other_training_captions_are_compared_and_told_apart(tmp_path, capsys) -> None:
+    for name, known in (("a", "24-aa"), ("b", "40-bb")):
+        run = evaluation(tmp_path / name, system(len(name)))
+        file = run / "evaluation" / "toys-dev" / "greedy" / "scores.json"
+        content = json.loads(file.read_text())
+        content["scores"]["novelty"] = 50.0
+        common = content["signature"]
+        content["signatures"]["novelty"] = f"diversity|training:{known}|{common}"
+        file.write_text(json.dumps(content))
+    paths = [str(tmp_path / name) for name in "ab"]
+    assert main(["compare", *paths, "--resamples", "1000"]) == 0
+    assert "training differs (24-aa: a; 40-bb: b)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_captioners_of_several_checkpoints_know_all_their_captions(run, tmp_path) -> None:
+    found = checkpoint.read(run)
+    content = torch.load(found.path, weights_only=True)
+    more = replace(found, training=CaptionHashes.of([["one", "more"]])).training
+    assert more is not None
+    content["captioner"]["training"] = torch.from_numpy(more.hashes.view("i8"))
+    checkpoint.write(content, tmp_path / "other.ckpt")
+    known = Captioner.load([run, tmp_path / "other.ckpt"], device="cpu").training
+    assert known is not None and found.training is not None
+    assert len(known) == len(found.training) + 1
+    assert Captioner.load([run, forgetful(run, tmp_path)], device="cpu").training is None
