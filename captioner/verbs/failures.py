@@ -14,7 +14,11 @@ TRACEBACK = "CAPTIONER_TRACEBACK"
 """The environment variable that, where it is set, lets an exception pass with its traceback."""
 
 _MEANT_FOR_PEOPLE = {"MisconfigurationException", "HydraException", "OmegaConfBaseException"}
-_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory", re.IGNORECASE)
+_MEMORY = re.compile(
+    r"out of memory|can.t allocate memory|Cannot allocate memory|size calculation overflowed|"
+    r"Overflow when unpacking",
+    re.IGNORECASE,
+)
 _WORKER = re.compile(r"Caught (\w+) in DataLoader worker process.*\n\1: (.*)", re.DOTALL)
 _KILLED = re.compile(r"DataLoader worker .* (killed|exited)")
 _WAYS_OUT = {
