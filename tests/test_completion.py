@@ -1,6 +1,7 @@
 """Tab completion: what shells offer, asked of real ones where they are installed."""
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -91,15 +92,15 @@ def test_the_names_offered_are_those_of_the_table(option: str) -> None:
 
 def test_every_option_that_chooses_from_a_table_offers_its_names() -> None:
     """Each ``pick(TABLE, …, "group.key")`` and ``unknown("group.key", …)`` has its candidates."""
-    import re
-
     chosen = set()
     for path in (ROOT / "captioner").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         chosen |= set(re.findall(r'pick\([A-Z]\w*, .*?, "([a-z_]+\.[a-z_]+)"\)', text))
         chosen |= set(re.findall(r'unknown\("([a-z_]+\.[a-z_]+)", ', text))
     assert chosen
-    assert chosen <= set(candidates.TABLES)
+    assert chosen <= {*candidates.TABLES, *candidates.KINDS}
+    precisions = importlib.import_module("captioner.models.precision").TRAINER.values()
+    assert {"auto", *precisions} == set(candidates.values("trainer.precision", ""))
 
 
 def test_every_group_and_value_is_offered() -> None:

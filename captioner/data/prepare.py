@@ -18,13 +18,13 @@ from statistics import fmean, median
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from captioner.config import pick
 from captioner.data.ledger import ABSENT, ABSENT_IMAGE, BLANK, DAMAGED, UNCAPTIONED
 from captioner.data.records import SPLITS, Reading, Record
 from captioner.data.warnings import length_warnings, tokenizer_warnings
 from captioner.printing import print_rows
+from captioner.progress import progress_bar
 from captioner.tokenizers import TOKENIZERS
 
 MIN_COUNTS = (1, 2, 5)
@@ -236,15 +236,10 @@ def check(reading: Reading, *, warnings: Sequence[str] = (), progress: bool = Tr
     broken: dict[str, str] = {}
     same: dict[bytes, list[Record]] = {}
     # decoding leaves Python's lock, so threads share the work without copying images
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = track(
-            pool.map(_inspect, paths),
-            "opening images",
-            total=len(paths),
-            console=Console(stderr=True),
-            disable=not progress,
-        )
-        for record, (digest, fault) in zip(reading.records, results):
+    bar = progress_bar("opening images", len(paths), wanted=progress)
+    with bar as advance, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for record, (digest, fault) in zip(reading.records, pool.map(_inspect, paths)):
+            advance(1)
             if fault:
                 broken[record.image_id] = fault
             else:

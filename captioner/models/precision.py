@@ -20,7 +20,7 @@ from captioner.config import unknown
 log = logging.getLogger(__name__)
 
 AUTO, FP32, BF16 = "auto", "fp32", "bf16"
-PRECISIONS = (AUTO, FP32, BF16)
+PRECISIONS = ("auto", "fp32", "bf16")
 
 TRAINER = {FP32: "32-true", BF16: "bf16-mixed", "fp16": "16-mixed"}
 """Lightning's names of those that training knows."""

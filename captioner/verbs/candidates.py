@@ -34,7 +34,7 @@ TABLES: dict[str, str] = {
     "decoding.length_rule": "decoding/options.py:LENGTH_RULES",
     "decoding.precision": "decoding/options.py:PRECISIONS",
     "encoder.library": "models/encoders.py:ENCODERS",
-    "encoder.precision": "models/encoding.py:PRECISIONS",
+    "encoder.precision": "models/precision.py:PRECISIONS",
     "tokenizer.name": "tokenizers.py:TOKENIZERS",
     "training.baseline": "objectives/self_critical.py:BASELINES",
     "training.objective": "objectives/__init__.py:OBJECTIVES",
@@ -143,6 +143,7 @@ KINDS: dict[str, Callable[[str], list[str]]] = {
     **dict.fromkeys(("data.captions", "training.word_vectors"), paths),
     **dict.fromkeys(("FOLDER", "config_dir", "run_dir", "data.root", "data.images"), folders),
     "loader.cache_folder": folders,
+    "trainer.precision": lambda prefix: ["auto", "32-true", "bf16-mixed", "16-mixed"],
     "device": lambda prefix: ["auto", "cpu", "cuda", "mps"],
 }
 """Placeholder, argument or option -> what it may become."""
