@@ -218,7 +218,7 @@ def _objects(text: str, path: Path) -> Iterator[Row]:
 
 def _cells(text: str, path: Path) -> Iterator[Row]:
     rows = table_rows(text, path)
-    _, _, header = next(rows)
+    _, _, header = next(rows, (0, ",", [""]))
     names = [name.strip().lower() for name in header]
     for line, _, cells in rows:
         place = f"{path}, line {line}"

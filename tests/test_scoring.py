@@ -249,6 +249,7 @@ def test_half_an_emoji_is_no_crash(tmp_path, capsys) -> None:
 BAD = {
     "empty.jsonl": ("", "empty file"),
     "blank.csv": (" \n\n", "empty file"),
+    "marks.csv": (",,\n", "holds no captions"),
     "header.csv": ("image,caption\n", "holds no captions"),
     "list.json": ("[]", "holds no captions"),
     "broken.jsonl": ('{"image": "1", "caption": "a"}\n{"image": \n', "line 2: not valid JSON"),

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -171,9 +172,14 @@ def _rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield f"covered by training words seen {least}+ times", cells
 
 
-def _print_oddities(oddities: Mapping[str, int], console: Console) -> None:
+def _print_oddities(
+    oddities: Mapping[str, int],
+    console: Console,
+    places: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> None:
     for oddity, times in oddities.items():
-        console.print(f"{times:,} x {oddity}", markup=False, highlight=False)
+        where = f" (first: {places[oddity][0]})" if places.get(oddity) else ""
+        console.print(f"{times:,} x {oddity}{where}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_warnings(warnings: Iterable[str], console: Console) -> None:
@@ -302,7 +308,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         more = [f"and {len(names) - _PRINTED:,} more"] if len(names) > _PRINTED else []
         rows.append((finding, f"{len(names):,}", "\n".join([*names[:_PRINTED], *more])))
     print_rows(rows, ("finding", "how many", "which"), console=console)
-    _print_oddities(report.oddities, console)
+    _print_oddities(report.oddities, console, report.places)
     _print_warnings(report.warnings, console)
     verdict = "sound" if report.sound else "not sound: mend or remove what is named above"
     console.print(f"The data set is {verdict}.", highlight=False)
