@@ -17,6 +17,7 @@ from paired import (
     LARGE,
     compare,
     finish,
+    is_measured,
     make_parser,
     product,
     run_guarded,
@@ -141,12 +142,17 @@ class Ways:
         beam = model.decoding(beam_size=BEAM, length_penalty=0.0, max_length=MOST)
         greedy = model.decoding(beam_size=1, max_length=MOST)
         in_bf16 = beam.changed(beam_size=BEAM, precision="bf16")
+        self.rows_wanted = {
+            name: row for name, row in ROWS.items() if is_measured(name, half="bf16" in name)
+        }
+        needed = {way for row in self.rows_wanted.values() for way in (row.way, row.peer)}
         self.steppers = {
             options.precision: [
                 one._replace(step=self.counting(one.step))
                 for one in make_steppers([model.model], options)
             ]
             for options in (beam, in_bf16)
+            if options is beam or "32, bf16" in needed
         }
         words = model.tokenizer.vocabulary
         decoder = model.model.decoder
@@ -166,10 +172,11 @@ class Ways:
             "greedy": lambda: self.ours(greedy, IMAGES),
         }
         self.tasks = {
-            **{name: self.noted(name, way) for name, way in ways.items()},
+            **{name: self.noted(name, way) for name, way in ways.items() if name in needed},
             "product": product(half=False),
-            "product, bf16": product(half=True),
         }
+        if "32, bf16" in needed:
+            self.tasks["product, bf16"] = product(half=True)
 
     def counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def work(tokens: Tensor, *rest: Any) -> Any:
@@ -226,7 +233,7 @@ def main() -> None:
     matrices = [cell.of_hidden.weight for cell in decoder.recurrence.cells]
     of_row = 2 * sum(one.numel() for one in (*matrices, decoder.output.weight))
     rows = []
-    for name, (way, peer, goal) in ROWS.items():
+    for name, (way, peer, goal) in ways.rows_wanted.items():
         large = seconds["product, bf16" if "bf16" in way else "product"]
         same = sum(a == b for a, b in zip(ways.captions[peer], ways.captions[way]))
         rows.append(

@@ -31,11 +31,14 @@ from captioner.data.records import write_whole
 from captioner.data.shapes import describe, sample_scene
 from captioner.metrics.tokenize import ptb_words
 from captioner.models import products
+from captioner.models.precision import instructions, multiplies_bf16
 from captioner.process import keep_memory
 from captioner.progress import shown
 
 HERE = Path(__file__).resolve().parent
 QUARTILES_FROM = 7  # rounds
+SKIPPED: list[str] = []
+"""Rows that this processor does not measure, for it only emulates bfloat16."""
 
 
 def make_parser(description: str | None, *, rounds: int = 0) -> argparse.ArgumentParser:
@@ -124,7 +127,7 @@ def describe_machine(packages: Iterable[str] = ()) -> dict[str, str]:
 
 
 def processor() -> str:
-    """What the kernel calls it, and its instructions for bfloat16."""
+    """What the kernel calls it, its instructions for bfloat16, and what it is held to."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -133,7 +136,9 @@ def processor() -> str:
     lines = {name.strip(): value for name, value in lines.items()}
     has = [name for name in ("amx_bf16", "avx512_bf16") if name in lines.get("flags", "").split()]
     family = f"family {lines['cpu family']}" if "cpu family" in lines else ""
-    return " ".join([lines.get("model name", platform.machine()), family, *has[:1]]).strip()
+    held = f"held to {instructions().upper()}" if instructions() else ""
+    words = [lines.get("model name", platform.machine()), family, *has[:1], held]
+    return " ".join(filter(None, words))
 
 
 def commit() -> str:
@@ -166,6 +171,14 @@ def take_turns(
 
 
 # Rows
+
+
+def is_measured(name: str, *, half: bool) -> bool:
+    """Whether a row is measured here: of bfloat16 only where the processor multiplies it itself."""
+    if half and not multiplies_bf16():
+        SKIPPED.append(name)
+        return False
+    return True
 
 
 def compare(
@@ -288,6 +301,9 @@ def format_table(rows: Iterable[Mapping[str, Any]]) -> str:
 def finish(about: dict[str, Any], rows: list[dict[str, Any]], path: str | None) -> None:
     """Print the table, and write the numbers where they are wanted."""
     print(format_table(rows), flush=True)
+    if SKIPPED:
+        about = {**about, "skipped": f"{'; '.join(SKIPPED)} (bfloat16 is emulated here)"}
+        print(f"skipped {about['skipped']}", flush=True)
     if path:
         write_whole(path, json.dumps({"about": about, "rows": rows}, indent=2) + "\n")
 
@@ -357,7 +373,13 @@ def product(*, half: bool) -> Callable[[], Any]:
 def compare_shares(
     tasks: Mapping[str, Callable[[], Any]], pairs: Sequence[Pair], rounds: int
 ) -> list[dict[str, Any]]:
-    """Measure all tasks in turns; a row for each pair, bounded by the products of ours."""
+    """Measure all tasks in turns; a row for each pair, bounded by the products of ours.
+
+    Pairs of bfloat16, and tasks that only they need, are skipped where it is emulated.
+    """
+    pairs = [pair for pair in pairs if is_measured(pair.name, half=pair.half)]
+    needed = {name for pair in pairs for name in (pair.ours, pair.peer)}
+    tasks = {name: work for name, work in tasks.items() if name in needed}
     counts = {pair.ours: count_flops(tasks[pair.ours]) for pair in pairs}
     large = {f"product, {half}": product(half=half) for half in {pair.half for pair in pairs}}
     seconds, rows = take_turns({**tasks, **large}, rounds), []

@@ -32,6 +32,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from captioner.losses import IGNORED, cross_entropy
 from captioner.models import Features
 from captioner.models.packing import Packing
+from captioner.models.precision import multiplies_bf16
 from captioner.models.recurrent import ShowTell
 from captioner.models.up_down import UpDown
 
@@ -161,10 +162,12 @@ def main() -> None:
         tasks = {
             "tutorial": tutorial_step(tutorial, features, inputs, targets, words),
             "ours": our_step(peers[0], Features(features), inputs, targets, half=False),
-            "ours, bf16": our_step(peers[1], Features(features), inputs, targets, half=True),
         }
-        first, same, near = (work() for work in tasks.values())
-        assert abs(first - same) < 1e-4 and abs(first - near) < 1e-2, (first, same, near)
+        if multiplies_bf16():
+            tasks["ours, bf16"] = our_step(peers[1], Features(features), inputs, targets, half=True)
+        losses = [work() for work in tasks.values()]
+        assert max(losses[:2]) - min(losses[:2]) < 1e-4, losses
+        assert max(losses) - min(losses) < 1e-2, losses  # of bfloat16 too
         pairs = [
             Pair(f"V={vocabulary}, fp32", "ours", "tutorial", goal),
             Pair(f"V={vocabulary}, bf16 against fp32", "ours, bf16", "tutorial", half_goal, True),
