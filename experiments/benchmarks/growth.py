@@ -19,10 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from paired import finish, make_parser, report_value, run_guarded, start
+from paired import finish, make_parser, report_value, run_guarded, start, with_progress
 
 from captioner.inspection.intervals import require_matplotlib
-from captioner.progress import shown
 
 SIZES = ((200, 5), (1000, 5), (5000, 1), (2000, 5), (4000, 5), (6000, 5))  # images, captions each
 MARK = "measured: "
@@ -112,7 +111,7 @@ def main() -> None:
     if options.json:
         require_matplotlib("the figure beside --json")
     root, about = options.root.expanduser().resolve(), start(options)
-    found = [trained(root, *size) for size in shown(SIZES, "trainings")]
+    found = [trained(root, *size) for size in with_progress(SIZES, "trainings")]
     rows = []
     for one in found:
         name = f"{one['captions']} captions of {one['images']} images"

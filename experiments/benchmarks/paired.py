@@ -18,11 +18,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,7 +33,9 @@ from captioner.metrics.tokenize import ptb_words
 from captioner.models import products
 from captioner.models.precision import instructions, multiplies_bf16
 from captioner.process import keep_memory
-from captioner.progress import shown
+from captioner.progress import progress_bar
+
+Item = TypeVar("Item")
 
 HERE = Path(__file__).resolve().parent
 QUARTILES_FROM = 7  # rounds
@@ -156,12 +158,20 @@ def commit() -> str:
     return f"{name}{'+' if changed else ''}" if name else "unknown"
 
 
+def with_progress(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """The items, with a bar where there is a terminal."""
+    with progress_bar(what, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
 def take_turns(
     tasks: Mapping[str, Callable[[], Any]], rounds: int, *, what: str = "rounds"
 ) -> dict[str, list[float]]:
     """Seconds of every task in every round, after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in shown(range(rounds + 1), what):
+    for number in with_progress(range(rounds + 1), what):
         for name, work in tasks.items():
             started = time.perf_counter()
             work()

@@ -36,6 +36,7 @@ from paired import (
     report_value,
     run_guarded,
     start,
+    with_progress,
 )
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,7 +47,6 @@ from captioner.captions import find_images
 from captioner.data.features import cache_features
 from captioner.data.transforms import open_image
 from captioner.models import Encoder
-from captioner.progress import shown
 
 SIZES = {
     "500 x 375": (500, 375),
@@ -308,7 +308,7 @@ def main() -> None:
         tasks = {name: task for name, task in tasks.items() if name.startswith(options.only)}
         if not tasks:
             raise ValueError(f"--only {options.only}: no task begins so; take one of {WORDS}")
-        rounds = [measure(tasks) for _ in shown(range(options.rounds + 1), "rounds")][1:]
+        rounds = [measure(tasks) for _ in with_progress(range(options.rounds + 1), "rounds")][1:]
         rows += [row(name, [one[name] for one in rounds]) for name in tasks]
         if "input".startswith(options.only):
             rows += [levels(encoder, name, some) for name, some in pictures.items()]

@@ -18,7 +18,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy
-from paired import add_captions, compare, finish, make_parser, read_captions, run_guarded, start
+from paired import (
+    add_captions,
+    compare,
+    finish,
+    make_parser,
+    read_captions,
+    run_guarded,
+    start,
+    with_progress,
+)
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as CocoCider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
@@ -28,7 +37,6 @@ from captioner.metrics.cider import Cider
 from captioner.metrics.ngrams import ORDERS, References
 from captioner.metrics.statistics import from_bleu_rows
 from captioner.metrics.tokenize import TOKENIZE, ptb_words
-from captioner.progress import shown
 
 IMAGES, REFERENCES, TEXTS = 40_000, 5, 200_000
 SHIFT = 15  # bits of a word's number
@@ -129,7 +137,7 @@ def main() -> None:
     texts = [chance.choice(pool) for _ in range(TEXTS)]
     rounds = [
         {**score_once(said, people), **cut_once(texts)}
-        for _ in shown(range(options.rounds), "rounds")
+        for _ in with_progress(range(options.rounds), "rounds")
     ]
     rows = []
     for task, other, least, goal in ROWS:

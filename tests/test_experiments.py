@@ -1,0 +1,24 @@
+"""The scripts of experiments/, which the suite does not run, find what they import."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = sorted(Path(__file__).parent.parent.glob("experiments/*/*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_a_script_imports_is_there(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(script.parent)
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    for node in imports:
+        source = str(node.module)
+        if source.split(".")[0] not in ("captioner", "paired"):
+            continue
+        module = importlib.import_module(source)
+        for name in node.names:
+            if not hasattr(module, name.name):
+                importlib.import_module(f"{source}.{name.name}")
