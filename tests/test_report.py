@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import unicodedata
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -19,9 +20,10 @@ from captioner.evaluation import evaluate
 from captioner.inspection.errors import BUCKETS
 from captioner.inspection.page import marked
 from captioner.inspection.report import report
-from captioner.inspection.view import language_of
+from captioner.inspection.view import gaps_of, language_of
 from captioner.metrics.significance import bootstrap, interval
 from captioner.metrics.statistics import FILE, Statistics
+from captioner.metrics.tokenize import characters
 
 NASTY = "<script>alert(1)</script> & \"a\" 'dog'"
 
@@ -167,7 +169,15 @@ def test_names_are_data_too(folder: Path) -> None:
 def test_shared_runs_are_marked_by_length() -> None:
     found = marked(["two", "<dogs>", "run"], [["two", "<dogs>"], ["run"]])
     assert found == '<mark class="m2">two &lt;dogs&gt;</mark> <mark class="m1">run</mark>'
-    assert marked(["狗", "跑"], [["猫"]], space="") == "狗跑"
+    assert marked(["狗", "跑"], [["猫"]], gaps=["", ""]) == "狗跑"
+
+
+@pytest.mark.parametrize(
+    "text", ["एक कुत्ता दौड़ रहा है", "两只狗在跑", "t恤 和 狗", "สุนัข กำลัง วิ่ง", "é e\u0301 n", ""]
+)
+def test_characters_keep_the_spaces_of_their_text(text: str) -> None:
+    words = characters(text)
+    assert marked(words, [], gaps=gaps_of(text, words)) == unicodedata.normalize("NFC", text)
 
 
 # What is missing ------------------------------------------------------------------------------

@@ -52,13 +52,15 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def marked(words: Sequence[str], others: Iterable[Sequence[str]], *, space: str = " ") -> Markup:
+def marked(
+    words: Sequence[str], others: Iterable[Sequence[str]], *, gaps: Sequence[str] | None = None
+) -> Markup:
     """Words with their longest runs that are also in one of the others marked, by length.
 
     Args:
         words: to be shown.
         others: each the words of a text.
-        space: what is between words.
+        gaps: what follows each word; None is a space.
 
     Returns:
         HTML, the words escaped.
@@ -69,15 +71,17 @@ def marked(words: Sequence[str], others: Iterable[Sequence[str]], *, space: str 
         for first in range(len(other))
         for last in range(first + 1, len(other) + 1)
     }
+    gaps = [" "] * len(words) if gaps is None else gaps
     pieces, place = [], 0
     while place < len(words):
         lengths = range(len(words) - place, 0, -1)
         size = next((n for n in lengths if tuple(words[place : place + n]) in runs), 0)
-        text = space.join(words[place : place + max(1, size)])
+        last = place + max(1, size) - 1
+        text = "".join(words[n] + gaps[n] for n in range(place, last)) + words[last]
         mark = Markup('<mark class="m{}">{}</mark>')
-        pieces.append(mark.format(min(size, 4), text) if size else text)
-        place += max(1, size)
-    return Markup(space).join(pieces)
+        pieces += [mark.format(min(size, 4), text) if size else text, gaps[last]]
+        place = last + 1
+    return Markup("").join(pieces[:-1])
 
 
 @dataclass(frozen=True)

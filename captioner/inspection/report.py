@@ -194,18 +194,21 @@ def _validations(series: Mapping[str, Mapping[float, float]]) -> Values:
 
 def _card(view: View, index: int, note: str = "") -> Values:
     """One image with its caption, references, scores and nearest training caption."""
-    words, references = view.captions[index], view.references[index]
+    words, references, said = view.captions[index], view.references[index], view.said[index]
     nearest = None
     if view.training is not None:
         found = view.training.nearest(words)
         new = "in training word for word" if found.similarity == 1 else f"{found.similarity:.2f}"
         nearest = (new, view.space.join(found.words))
     return {
-        "image": view.said[index].image,
+        "image": said.image,
         "picture": view.picture(index, picture),
-        "said": marked(words, references, space=view.space),
+        "said": marked(words, references, gaps=view.gaps(said.caption, words)),
         "problem": note,
-        "references": [marked(one, [words], space=view.space) for one in references],
+        "references": [
+            marked(one, [words], gaps=view.gaps(text, one))
+            for one, text in zip(references, said.references)
+        ],
         "nearest": nearest,
         "meta": _meta(view, index),
     }

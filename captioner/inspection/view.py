@@ -14,7 +14,7 @@ from captioner.decoding import DecodingOptions
 from captioner.inspection.errors import Errors, find_errors
 from captioner.inspection.novelty import TrainingCaptions
 from captioner.inspection.results import Said, Surroundings
-from captioner.metrics.tokenize import characters, ptb_words
+from captioner.metrics.tokenize import characters, composed, ptb_words
 from captioner.systems import Result, signature_part
 
 _Picture = TypeVar("_Picture")
@@ -40,6 +40,15 @@ def language_of(text: str) -> str | None:
     if scripts["HIRAGANA"]:  # no other language has it, and Japanese has Chinese letters too
         return "ja"
     return LANGUAGES.get(scripts.most_common(1)[0][0]) if scripts else None
+
+
+def gaps_of(text: str, words: Sequence[str]) -> list[str]:
+    """For each of the characters of a text, as scores cut them, a space or nothing after it."""
+    text, place, gaps = composed(text).lower(), 0, []
+    for word in words:
+        place = max(place, text.find(word, place)) + len(word)
+        gaps.append(" " if text[place : place + 1].isspace() else "")
+    return gaps
 
 
 @dataclass(frozen=True)
@@ -111,8 +120,12 @@ class View:
 
     @property
     def space(self) -> str:
-        """What is between words."""
+        """What is between words of a text that is not kept."""
         return "" if self.by_character else " "
+
+    def gaps(self, text: str, words: Sequence[str]) -> list[str]:
+        """What follows each word of a text: of one cut by characters, a space where it has one."""
+        return gaps_of(text, words) if self.by_character else [" "] * len(words)
 
     @property
     def ranking(self) -> str | None:
