@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +115,8 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
     if (path / SCORES).is_file():
         return path
     if (path / SWEEP).is_file():
-        raise ValueError(f"{path}: a sweep of several runs, not a run; name them: {path}/*")
+        jobs = f"{shlex.quote(str(path))}/*"
+        raise ValueError(f"{path}: a sweep of several runs, not a run; name them: {jobs}")
     found = _evaluations(path)
     chosen = [
         folder
@@ -124,7 +126,9 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
     ]
     if chosen:
         return max(chosen, key=lambda folder: (folder / SCORES).stat().st_mtime_ns)
-    command = f"captioner evaluate {given}" + (f" data.split={split}" if split else "")
+    command = f"captioner evaluate {shlex.quote(str(given))}" + (
+        f" data.split={split}" if split else ""
+    )
     there = ", ".join(sorted(f"{one.parent.name}/{one.name}" for one in found))
     raise FileNotFoundError(
         f"{path}: holds {f'only {there}' if found else 'no evaluation'}; make one with: {command}"
@@ -141,7 +145,7 @@ def _evaluated(path: Path) -> Path:
     if not results.exists():
         raise FileNotFoundError(
             f"{path}: this bundled model was not evaluated here; do it with: captioner evaluate "
-            f"{path}"
+            f"{shlex.quote(str(path))}"
         )
     return results
 
@@ -239,7 +243,7 @@ def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if some
     ]
     if not kept:
-        again = f"; make evaluations with: captioner evaluate {jobs[0]}" if jobs else ""
+        again = f"; make one with: captioner evaluate {shlex.quote(jobs[0])}" if jobs else ""
         raise ValueError(f"there is nothing to compare: {'; '.join(said)}{again}")
     return kept, said
 

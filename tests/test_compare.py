@@ -14,6 +14,7 @@ from evaluations import evaluation, system
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
+from rich.cells import cell_len
 
 from captioner.cli import main
 from captioner.comparison import HIGHER, LOWER, TOO_FEW, UNDECIDED, Comparison, compare
@@ -155,6 +156,16 @@ def test_text_and_markdown_say_the_same(runs, tmp_path, capsys) -> None:
     lines = [line.split() for line in text.splitlines()]
     for line in cells[2:]:
         assert " ".join(line).split() in lines
+
+
+def test_columns_stand_below_each_other_in_any_script(tmp_path, capsys) -> None:
+    for index, name in enumerate(("基线模型", "b")):
+        evaluation(tmp_path / name, system(index))
+    paths = [str(tmp_path / name) for name in ("基线模型", "b")]
+    assert main(["compare", *paths, *QUICK, "--metrics", "CIDEr-D"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "[" in line and ", " in line]
+    assert len(lines) == 2
+    assert len({cell_len(line[: line.index("[")]) for line in lines}) == 1
 
 
 def test_the_same_seed_gives_the_same_table(runs, capsys) -> None:

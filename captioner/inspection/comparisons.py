@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
+from rich.cells import cell_len
+
 from captioner.comparison import Comparison, Row
 from captioner.data.records import to_json
 from captioner.metrics.significance import ALPHA
@@ -111,9 +113,12 @@ def _reading(comparison: Comparison) -> list[str]:
             f"p, of approximate randomisation over images, decides the verdict (below {ALPHA}); "
             "where both systems have seeds, p seeds does, over images and seeds; every p is "
             f"corrected by Holm over the {comparison.tests} differences of the table",
-            "shown from: a difference of about this size would surely have been called one; a "
-            "smaller one may be there all the same",
         ]
+    if any(row.difference and row.difference.shown_from is not None for row in comparison.rows):
+        said.append(
+            "shown from: a difference of about this size would surely have been called one; a "
+            "smaller one may be there all the same"
+        )
     return [*said, *comparison.notes, f"signature {comparison.signature}"]
 
 
@@ -130,15 +135,15 @@ def _p(value: float) -> str:
 
 def _aligned(table: Table) -> list[str]:
     head = table[0]
-    widths = [max(map(len, column)) for column in zip(*table)]
+    widths = [max(map(cell_len, column)) for column in zip(*table)]
     lines = []
     for line in table:
-        cells = [
-            cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for cell, width, name in zip(line, widths, head)
-        ]
+        cells = []
+        for cell, width, name in zip(line, widths, head):
+            blank = " " * (width - cell_len(cell))  # a Chinese letter is as wide as two
+            cells.append(cell + blank if name in _LEFT else blank + cell)
         lines.append("  ".join(cells).rstrip())
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+    return [lines[0], "-" * max(map(cell_len, lines)), *lines[1:]]
 
 
 def _lines(mark: str, texts: Sequence[str]) -> list[str]:
