@@ -12,9 +12,16 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from captioner import parts
+from captioner.overrides import Override, parse, quote
+
+if TYPE_CHECKING:
+    from hydra.core.config_loader import ConfigLoader
 
 Config = dict[str, Any]
 """A composed configuration as plain data: dicts, lists, strings, numbers, booleans and None."""
@@ -48,7 +55,15 @@ def check_range(option: str, value: float, high: float = math.inf) -> None:
 
 
 def pick(table: Mapping[str, _Made], name: str, what: str) -> _Made:
-    """The component called `name`; `what` is the override that chooses it, for the error."""
+    """The component called `name`; `what` is the override that chooses it, for the error.
+
+    Where `name` is that of a class (``captioner.parts``), the class, if it is like those of the
+    table.
+    """
+    if parts.is_own(name):
+        found: Any = parts.find_class(name, what)
+        parts.require_alike(found, typing.cast(Mapping[str, type[Any]], table), what)
+        return typing.cast(_Made, found)
     if name not in table:
         raise unknown(what, name, table)
     return table[name]
@@ -131,132 +146,301 @@ def conf_folder() -> Path:
     raise FileNotFoundError(f"no conf/config.yaml in or beside {package}: install captioner again")
 
 
-def groups() -> list[str]:
-    """The names of the groups: the folders of ``conf/``."""
-    return sorted({path.parent.name for path in conf_folder().glob("*/*.yaml")})
+def groups(config_dir: str | Path | None = None) -> list[str]:
+    """The names of the groups, as Hydra finds them in ``conf/`` and in `config_dir`, sorted."""
+    with hydra_loader() as loader:
+        return _groups(loader, _searched(config_dir))
 
 
-def options(group: str) -> list[str]:
-    """The names of a group's YAML files, sorted."""
-    return sorted(path.stem for path in (conf_folder() / group).glob("*.yaml"))
+def options(group: str, config_dir: str | Path | None = None) -> list[str]:
+    """The names that choose within a group, as Hydra finds them, sorted."""
+    with hydra_loader() as loader:
+        return _options(loader, group, _searched(config_dir))
+
+
+def _groups(loader: ConfigLoader, search: list[str]) -> list[str]:
+    from hydra.core.object_type import ObjectType
+
+    found = loader.get_group_options("", ObjectType.GROUP, *_primary(search))
+    return sorted(set(found) - {"hydra"})
+
+
+def _options(loader: ConfigLoader, group: str, search: list[str]) -> list[str]:
+    from hydra.core.object_type import ObjectType
+
+    found = loader.get_group_options(group, ObjectType.CONFIG, *_primary(search))
+    return sorted(name for name in set(found) if not parts.is_own(name))
+
+
+def _primary(search: list[str]) -> tuple[Any, ...]:
+    """What Hydra has to compose before it knows where to look; nothing, if in ``conf/`` alone."""
+    return ("config", search) if search else ()
+
+
+@contextmanager
+def hydra_loader() -> Iterator[ConfigLoader]:
+    """Hydra's loader over ``conf/``, also while an application of Hydra's runs."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_folder()), "captioner", version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().hydra = running
+
+
+def _searched(config_dir: str | Path | None, changes: Sequence[Override] = ()) -> list[str]:
+    """The override that makes Hydra look into a folder and where ``hydra.searchpath`` says."""
+    where = []
+    for change in changes:
+        if change.key_or_group == "hydra.searchpath":
+            where += [str(one) for one in change.value()]
+    if config_dir is not None:
+        folder = Path(config_dir).expanduser().absolute()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"--config-dir={config_dir}: no such folder")
+        where.append(f"file://{folder}")
+    return [f"hydra.searchpath=[{','.join(map(quote, where))}]"] if where else []
 
 
 # Composition ----------------------------------------------------------------------------------
 
 
-def compose(overrides: Sequence[str] = ()) -> Config:
+def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None) -> Config:
     """The configuration that ``captioner train`` sees with these overrides, as plain data.
+
+    Args:
+        overrides: ``key=value`` as typed.
+        config_dir: a folder with options of one's own, as ``--config-dir`` takes one.
 
     Raises:
         ValueError: an override that does not fit, in one line with the near miss.
     """
+    composed = compose_all(checked(overrides, config_dir=config_dir), config_dir=config_dir)
+    del composed["hydra"]
+    config = plain(composed)
+    parts.plug_in_all(config)
+    return config
+
+
+def compose_all(lines: Sequence[str], *, config_dir: str | Path | None = None) -> Any:
+    """The configuration of overrides as ``checked`` gives them, with Hydra's own beneath ``hydra``.
+
+    Returns:
+        an OmegaConf tree, nothing in it resolved; sweeps are left out, but for the first option of
+        a group.
+    """
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
 
-    overrides = checked(overrides)
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return plain(hydra_compose("config", overrides=list(overrides)))
+    with hydra_loader() as loader:
+        changes = parse(lines, several=True, loader=loader)
+        search = _searched(config_dir, changes)
+        sweeps = any(change.is_sweep_override() for change in changes)
+        known = _groups(loader, search) if sweeps else []
+        given = [_first(change, known) for change in changes]
+        others = [line for line in given if line and not line.startswith("hydra.searchpath=")]
+        composed = hydra_compose("config", [*others, *search], return_hydra_config=True)
+    OmegaConf.set_struct(composed, False)
+    return composed
 
 
-def checked(overrides: Sequence[str]) -> list[str]:
+def checked(
+    overrides: Sequence[str], *, several: bool = False, config_dir: str | Path | None = None
+) -> list[str]:
     """The overrides as Hydra understands them, each held against ``conf/`` first.
 
     ``encoder=NAME`` with the name of a timm or torchvision network, which has no YAML file of its
-    own, becomes ``encoder=LIBRARY encoder.network=NAME``; ``+key=value`` of a key that is there
-    loses its plus. Sweeps (``a=1,2``) pass.
+    own, becomes ``encoder=LIBRARY encoder.network=NAME``; of ``decoder=package.module:Class`` an
+    option is made; ``+key=value`` of a key that is there loses its plus.
+
+    Args:
+        overrides: ``key=value`` as typed.
+        several: whether they may sweep (``a=1,2``), as after ``train -m``.
+        config_dir: a folder with options of one's own.
 
     Raises:
         ValueError: bad grammar, an unknown group option or an unknown key.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    result: list[str] = []
-    for change in _parse(overrides):
-        result += _checked_group(change) if change.key_or_group in groups() else [change.input_line]
-    chosen = [change for change in _parse(result) if change.key_or_group in groups()]
-    first = [f"{change.key_or_group}={_values(change)[0]}" for change in chosen]
-    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        base = hydra_compose("config", overrides=first)
-    for place, change in enumerate(_parse(result)):
+    with hydra_loader() as loader:
+        changes = parse(overrides, several=several, loader=loader)
+        search = _searched(config_dir, changes)
+        known = _groups(loader, search)
+        result: list[str] = []
+        for change in changes:
+            if change.is_sweep_override() and not several:
+                raise _several(change)
+            group = change.key_or_group
+            if group in known and not change.is_delete():
+                result += _checked_group(change, _options(loader, group, search))
+            else:
+                result.append(str(change.input_line))
+    base = compose_all([*_choices(result, known), *search])
+    for place, change in enumerate(parse(result, several=several)):
         key = change.key_or_group
-        if key in groups() or key.startswith("hydra"):
+        if key in known or key.startswith("hydra"):
             continue
         if change.is_add() and _has(base, key):  # Hydra refuses +key=value of a key that is there
-            result[place] = change.input_line.lstrip("+")
+            result[place] = result[place].lstrip("+")
         elif not change.is_add():
             _check_key(base, key)
     return result
 
 
-def override(config: Config, overrides: Sequence[str]) -> Config:
+def _choices(lines: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Of overrides those that choose an option of a group."""
+    return [one for one in lines if one.partition("=")[0].partition("@")[0] in known]
+
+
+def _first(change: Override, known: Sequence[str]) -> str:
+    """An override without its sweep: the first option of a group; nothing for a value."""
+    if not change.is_sweep_override():
+        return str(change.input_line)
+    if change.key_or_group not in known:
+        return ""
+    return f"{change.get_key_element()}={_names(change)[0]}"
+
+
+def override(
+    config: Config,
+    overrides: Sequence[str],
+    *,
+    config_dir: str | Path | None = None,
+    extra: Mapping[str, Config] | None = None,
+) -> Config:
     """A copy of a checkpoint's configuration with overrides applied.
 
     What the overrides do not mention stays as the model was trained; ``group=name`` replaces the
-    whole group by one of its YAML files.
+    whole group by one of its YAML files, ``experiment=name`` changes what it sets of the groups
+    that the configuration has.
+
+    Args:
+        config: plain data.
+        overrides: ``key=value`` as typed.
+        config_dir: a folder with options of one's own.
+        extra: keys that are options here though no YAML lists them, by group.
 
     Raises:
         ValueError: bad grammar, a sweep, an unknown group option or an unknown key.
     """
     from omegaconf import OmegaConf
 
-    changes = _parse(overrides)
+    changes = parse(overrides)
     for change in changes:
         if change.is_sweep_override():
-            raise ValueError(f"{change.input_line}: give one value; sweeps are for train -m")
-    chosen = {c.key_or_group: c.input_line for c in changes if c.key_or_group in groups()}
-    replaced = compose(list(chosen.values())) if chosen else {}
-    result = OmegaConf.create({**config, **{group: replaced[group] for group in chosen}})
+            raise _several(change)
+        if change.is_delete():
+            raise ValueError(f"{change.input_line}: nothing can be taken away from a trained model")
+    known = groups(config_dir)
+    choices = {c.key_or_group: str(c.input_line) for c in changes if c.key_or_group in known}
+    search = [str(c.input_line) for c in changes if c.key_or_group == "hydra.searchpath"]
+    result = _with_choices(config, choices, search, config_dir)
+    for group, values in (extra or {}).items():
+        result[group] = {**result[group], **values}
+    tree = OmegaConf.create(result)
     for change in changes:
-        if change.key_or_group not in chosen:
-            _check_key(result, change.key_or_group)
-            OmegaConf.update(result, change.key_or_group, change.value())
-    return plain(result)
+        key = change.key_or_group
+        if key not in choices and not key.startswith("hydra."):
+            if not change.is_add():
+                _check_key(tree, key)
+            OmegaConf.update(tree, key, change.value(), force_add=True)
+    return plain(tree)
+
+
+def _with_choices(
+    config: Config, choices: Mapping[str, str], search: list[str], config_dir: str | Path | None
+) -> Config:
+    """A configuration with groups replaced by the options of theirs that overrides choose."""
+    result = dict(config)
+    if not choices:
+        return result
+    chosen = compose([*choices.values(), *search], config_dir=config_dir)
+    for group in choices:
+        if group in chosen:
+            if group not in config:
+                raise unknown_key("", group, config)
+            result[group] = chosen[group]
+    if "experiment" in choices:
+        others = [line for group, line in choices.items() if group != "experiment"]
+        without = compose([*others, *search], config_dir=config_dir)
+        for key in set(result) & set(chosen) - {*choices, "run_dir"}:  # its date differs
+            result[key] = _changed(result[key], without.get(key), chosen[key])
+    return result
+
+
+def _changed(values: Any, before: Any, after: Any) -> Any:
+    """`values` with what differs between `before` and `after`; whole where the keys differ."""
+    if not all(isinstance(one, dict) for one in (values, before, after)):
+        return values if before == after else after
+    if set(before) != set(after):
+        return after
+    return {**values, **{k: _changed(values.get(k), before[k], after[k]) for k in after}}
 
 
 def plain(config: Any) -> Config:
     """An OmegaConf tree as plain dicts and lists, interpolations resolved."""
-    from omegaconf import OmegaConf
+    from omegaconf import MissingMandatoryValue, OmegaConf
 
-    return typing.cast(Config, OmegaConf.to_container(config, resolve=True))
-
-
-def _parse(overrides: Sequence[str]) -> list[Any]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    changes = []
-    for line in overrides:
-        line = line.replace(
-            "=~/", f"={Path.home()}/"
-        )  # shells leave it, Hydra's grammar refuses it
-        try:
-            changes += OverridesParser.create().parse_overrides([line])
-        except HydraException:
-            raise ValueError(
-                f"{line!r} is not an override; write key=value, such as training.lr=1e-3 or "
-                "decoder.cell=gru"
-            ) from None
-    return changes
+    try:
+        found = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise ValueError(f"{key} has no value of its own: set {key}=...") from None
+    return typing.cast(Config, found)
 
 
-def _values(change: Any) -> list[str]:
-    """The option names of a group override, several where it sweeps."""
-    values = change.value().list if change.is_choice_sweep() else [change.value()]
-    return [str(value) for value in values]
+def _several(change: Override) -> ValueError:
+    line = str(change.input_line)
+    key, _, value = line.partition("=")
+    return ValueError(
+        f"{line}: several values are for train -m; a value with a comma in it stands in quotes: "
+        f"'{key}=\"{value}\"'"
+    )
 
 
-def _checked_group(change: Any) -> list[str]:
-    group, names = change.key_or_group, _values(change)
-    missing = [name for name in names if name not in options(group) and name != "None"]
+def _names(change: Override) -> list[str]:
+    """The option names of a group override, several where it sweeps.
+
+    Raises:
+        ValueError: a sweep that chooses no options.
+    """
+    if not change.is_sweep_override():
+        return [str(change.value())]
+    if not change.is_discrete_sweep():
+        raise ValueError(
+            f"{change.input_line}: a group takes names; write {change.key_or_group}=a,b"
+        )
+    names = [name.strip("'\"") for name in change.sweep_string_iterator()]
+    if not names:
+        raise ValueError(f"{change.input_line} matches no option of {change.key_or_group}")
+    return names
+
+
+def _checked_group(change: Override, known: Sequence[str]) -> list[str]:
+    group, names = change.key_or_group, _names(change)
+    for name in names:
+        if parts.is_own(name):
+            _add_option(group, name)
+    missing = [n for n in names if n not in known and n != "None" and not parts.is_own(n)]
     if not missing:
-        return [change.input_line]
+        return [str(change.input_line)]
     if group != "encoder" or len(missing) < len(names):
-        raise unknown(group, missing[0], options(group))
-    return [f"encoder={_library(names[0])}", f"encoder.network={','.join(names)}"]
+        raise unknown(group, missing[0], known)
+    return [f"encoder={_library(names[0], known)}", f"encoder.network={','.join(names)}"]
 
 
-def _library(network: str) -> str:
+def _add_option(group: str, name: str) -> None:
+    """Make an option of a group of a class that a person names."""
+    from hydra.core.config_store import ConfigStore
+
+    parts.plug_in(name)
+    ConfigStore.instance().store(group=group, name=name, node=parts.option_of(name, group))
+
+
+def _library(network: str, known: Sequence[str]) -> str:
     """The library that has a network of this name."""
     import timm
     import torchvision
@@ -267,7 +451,6 @@ def _library(network: str) -> str:
     ):
         if network.split(".")[0] in names:
             return library
-    known = options("encoder")
     near = _near(network, [*known, *timm.list_models(), *torchvision.models.list_models()])
     raise ValueError(
         f"encoder={network!r} is not known; choose {', '.join(known)} or any network of timm or "
@@ -283,7 +466,7 @@ def _check_key(config: Any, key: str) -> None:
     for part in key.lstrip("+~").split("."):
         if not OmegaConf.is_dict(within):
             raise ValueError(f"{key} is not an option; {path} is a single value")
-        if part not in within:
+        if part not in within.keys():  # `in` passes over values that are missing as yet
             raise unknown_key(path, part, [name for name in within if name != "hydra"])
         path = f"{path}.{part}" if path else part
         within = within._get_node(part)

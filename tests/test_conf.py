@@ -85,7 +85,7 @@ def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
     composed = config.compose(["encoder=googlenet"])["encoder"]
     assert (composed["library"], composed["network"]) == ("torchvision", "googlenet")
     assert {composed["library"], "bundled"} <= set(ENCODERS)
-    assert config.checked(["encoder=resnet18,resnet34"]) == [
+    assert config.checked(["encoder=resnet18,resnet34"], several=True) == [
         "encoder=timm",
         "encoder.network=resnet18,resnet34",
     ]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
+from captioner.config import pick
 from captioner.models.encoding import Encoder, Features
-from captioner.models.pretrained import (
-    BundledEncoder,
-    TimmEncoder,
-    TorchvisionEncoder,
-    unknown_network,
-)
+from captioner.models.pretrained import BundledEncoder, TimmEncoder, TorchvisionEncoder
 
 __all__ = ["ENCODERS", "Encoder", "Features", "build_encoder"]
 
@@ -46,9 +42,7 @@ def build_encoder(
         ValueError: the library or network is not known, not installed, or its weights cannot be
             fetched.
     """
-    if library not in ENCODERS:
-        raise unknown_network("encoder.library", library, ENCODERS)
-    return ENCODERS[library](
+    return pick(ENCODERS, library, "encoder.library")(
         network=network,
         pretrained=pretrained,
         trainable=trainable,

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from captioner.config import unknown
+from captioner.config import pick, unknown
 from captioner.models.cells import State
 from captioner.models.encoders import Features
 from captioner.models.layout import Stepper, laid_out
@@ -94,7 +94,8 @@ class ShowTell(nn.Module):
         self.regions = regions
         self.uses_grid = regions > 1
         self.standardise = Standardise(feature_size * regions**2, components)
-        states = len(CELLS[cell].state_names) * layers * hidden_size
+        kind = pick(CELLS, cell, "decoder.cell")
+        states = len(kind.state_names) * layers * hidden_size
         width = {"h0": states, "merge": hidden_size}.get(image, embedding_size)
         self.image = Linear(self.standardise.width, width)
         self.words = nn.Embedding(vocabulary_size, embedding_size)

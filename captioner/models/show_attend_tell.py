@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captioner.config import pick
 from captioner.models.attending import Attending
 from captioner.models.cells import State
 from captioner.models.products import Linear
@@ -74,7 +75,8 @@ class ShowAttendTell(Attending):
             hidden_size, self.recurrence.first.of_input.out_features, bias=False
         )
         self.gate = Linear(hidden_size, 1)
-        self.first = Linear(hidden_size, len(CELLS[cell].state_names) * layers * hidden_size)
+        kind = pick(CELLS, cell, "decoder.cell")
+        self.first = Linear(hidden_size, len(kind.state_names) * layers * hidden_size)
         self.deep = deep_output
 
     def begin(self, mean: Tensor) -> State:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captioner.config import pick
 from captioner.models import fused
 from captioner.models.cells import GRU, LSTM, RNN, Cell, State
 from captioner.models.variants import (
@@ -81,9 +82,8 @@ class Recurrence(nn.Module):
         if layers < 1:
             raise ValueError(f"layers={layers} is not accepted; choose 1 or more")
         sizes = [input_size] + [hidden_size] * (layers - 1)
-        self.cells = nn.ModuleList(
-            CELLS[cell](input_size=size, hidden_size=hidden_size) for size in sizes
-        )
+        kind = pick(CELLS, cell, "decoder.cell")
+        self.cells = nn.ModuleList(kind(input_size=size, hidden_size=hidden_size) for size in sizes)
         self.dropout = nn.Dropout(dropout)
 
     def zeros(self, rows: int) -> State:

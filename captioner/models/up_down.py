@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from captioner.config import pick
 from captioner.models.attending import Attending
 from captioner.models.cells import State
 from captioner.models.products import Linear
@@ -60,7 +61,8 @@ class UpDown(Attending):
             dropout=dropout,
             tie_weights=tie_weights,
         )
-        self.looking = CELLS[cell](input_size=embedding_size, hidden_size=hidden_size)
+        kind = pick(CELLS, cell, "decoder.cell")
+        self.looking = kind(input_size=embedding_size, hidden_size=hidden_size)
         gates = self.looking.of_input.out_features
         self.of_language = Linear(hidden_size, gates, bias=False)
         self.of_mean = Linear(hidden_size, gates, bias=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.verbs.terminal import parser_of, short
+from captioner.verbs.terminal import add_plugin, parser_of, plug_in, short
 
 
 def run(argv: Sequence[str]) -> int:
@@ -21,7 +21,9 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--output", metavar="FILE", help="a new file (default average.ckpt beside the first)"
     )
+    add_plugin(parser)
     options = parser.parse_intermixed_args(argv)
+    plug_in(options)
 
     from captioner import checkpoint
 

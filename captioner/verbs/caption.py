@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from captioner.verbs.terminal import parser_of
+from captioner.verbs.terminal import add_plugin, parser_of, plug_in
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,7 +48,9 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     _add_decoding(parser)
+    add_plugin(parser)
     options = parser.parse_intermixed_args(argv)
+    plug_in(options)
 
     from captioner.captions import caption_files
 

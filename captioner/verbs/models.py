@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.verbs.terminal import parser_of, print_json, short
+from captioner.verbs.terminal import add_plugin, parser_of, plug_in, print_json, short
 
 if TYPE_CHECKING:
     from captioner.inventory import Entry
@@ -33,7 +33,9 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--runs", default="runs", metavar="FOLDER", help="(default runs)")
     parser.add_argument("--json", action="store_true", help="list as JSON objects")
+    add_plugin(parser)
     options = parser.parse_intermixed_args(argv)
+    plug_in(options)
     if options.job == "export":
         if options.folder is None:
             parser.error("export needs RUN and FOLDER: captioner models export runs/nic ./mine")

@@ -62,6 +62,25 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    """Add --plugin, for every verb that loads models; see ``plug_in``."""
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import package.module, which has classes of your own that the model was trained with",
+    )
+
+
+def plug_in(options: argparse.Namespace) -> None:
+    """Import what ``--plugin`` names."""
+    from captioner import parts
+
+    for module in options.plugin:
+        parts.plug_in(module)
+
+
 def metrics_of(names: str | None) -> list[str]:
     """The names of a comma-separated list, all where there is none; told before the work."""
     from captioner.metrics import METRICS, named

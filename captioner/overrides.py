@@ -1,0 +1,159 @@
+"""Overrides: ``key=value`` as people type it, parsed once, by Hydra.
+
+Hydra's grammar refuses many a path as typed (``data.root=My Data (1)``, ``data.root=~/x``,
+``resume=runs/sw/0_seed=1``). ``as_hydra_reads`` quotes these for it, and leaves what it has a
+meaning for: lists, dicts, functions, sweeps, interpolations, numbers and what is quoted already.
+Everything else takes the values from Hydra's parser and never looks at the text again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+Override = Any
+"""Hydra's ``Override``, whose ``value()`` is of any type that plain data has, or a sweep."""
+
+PATHS = frozenset(
+    {
+        "run_dir",
+        "resume",
+        "resume_weights",
+        "data.root",
+        "data.captions",
+        "data.images",
+        "loader.cache_folder",
+        "training.word_vectors",
+        "hydra.run.dir",
+        "hydra.sweep.dir",
+    }
+)
+"""Keys whose value is a path: what is there under the typed name is meant, and 2024 is a name."""
+
+_SINGLE = ("resume",)  # never several, also where -m is given
+_ELEMENT = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|[^,]*""")
+_LISTS = re.compile(r"(\[|choice\()(.*)(\]|\))", re.DOTALL)
+_FUNCTIONS = re.compile(
+    r"(choice|range|interval|glob|tag|sort|shuffle|int|float|str|bool|json_str|extend_list)\(.*\)",
+    re.DOTALL,
+)
+
+
+def parse(lines: Sequence[str], *, several: bool = False, loader: Any = None) -> list[Override]:
+    """The overrides of a command line, as Hydra understands them.
+
+    Args:
+        lines: ``key=value`` as typed.
+        several: whether a comma separates the values of a sweep, as after ``train -m``; otherwise
+            it belongs to the value where Hydra has no other use for it.
+        loader: Hydra's, which knows the options that ``glob`` stands for.
+
+    Raises:
+        ValueError: no override, or one that Hydra cannot understand even when it is quoted.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create(config_loader=loader)
+    found = []
+    for line in lines:
+        try:
+            found += parser.parse_overrides([as_hydra_reads(line, several=several)])
+        except HydraException:
+            raise ValueError(
+                f"{line!r} is not an override; write key=value, such as training.lr=1e-3 or "
+                "decoder.cell=gru, and a text with marks of its own in quotes: 'key=\"a {b}\"'"
+            ) from None
+    return found
+
+
+def as_hydra_reads(line: str, *, several: bool = False) -> str:
+    """The override with its value quoted where Hydra's grammar would refuse or change it.
+
+    Args:
+        line: ``key=value`` as typed; other lines (``~key``) are given back as they are.
+        several: as of ``parse``.
+    """
+    key, equals, value = line.partition("=")
+    if not equals:
+        return line
+    name = key.lstrip("+~").partition("@")[0]
+    if name in PATHS:
+        value = _path(value, several=several and name not in _SINGLE)
+    elif not _accepts(value):
+        value = _quoted_parts(value, several=several)
+    return f"{key}={value}"
+
+
+def quote(text: str) -> str:
+    """A text as Hydra reads it whole, whatever it holds."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def _path(value: str, *, several: bool) -> str:
+    """A path: what lies there as typed, else what Hydra makes of it, if that is a text."""
+    if value and value != "null" and os.path.lexists(os.path.expanduser(value)):
+        return quote(_at_home(value))
+    if not _accepts(value):
+        return _quoted_parts(value, several=several)
+    change = _change(value)
+    if change.is_sweep_override():
+        plain = change.is_choice_sweep() and change.value().simple_form
+        return quote(value) if plain and not several else value
+    read = change.value()
+    if isinstance(read, (bool, int, float)):
+        return quote(value)
+    return quote(_at_home(read)) if isinstance(read, str) and read.startswith("~") else value
+
+
+def _quoted_parts(value: str, *, several: bool) -> str:
+    """A value that Hydra refuses, quoted: whole, or the elements of a list, choice or sweep."""
+    listed = _LISTS.fullmatch(value)
+    if listed:
+        begin, inner, end = listed.groups()
+        elements = _elements(inner)
+        nested = any(element.lstrip()[:1] in ("[", "{") for element in elements)
+        return value if nested else begin + ",".join(map(_quoted, elements)) + end
+    if _FUNCTIONS.fullmatch(value) or value.startswith("{"):
+        return value
+    return ",".join(map(_quoted, _elements(value))) if several else _quoted(value)
+
+
+def _elements(text: str) -> list[str]:
+    """What commas separate, but for those in quotes."""
+    found, place = [], 0
+    while place <= len(text):
+        element = _ELEMENT.match(text, place)
+        assert element is not None  # it matches nothing as well
+        found.append(element[0])
+        place = element.end() + 1
+    return found
+
+
+def _quoted(value: str) -> str:
+    return value if _accepts(value) else quote(_at_home(value.strip()))
+
+
+def _at_home(path: str) -> str:
+    """~ is the home folder: shells leave it behind a ``=``."""
+    return os.path.expanduser(path)
+
+
+def _accepts(value: str) -> bool:
+    from hydra.errors import HydraException
+
+    try:
+        _change(value)
+    except HydraException:
+        return False
+    return True
+
+
+def _change(value: str) -> Override:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides([f"key={value}"])[0]

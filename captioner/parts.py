@@ -1,0 +1,133 @@
+"""Parts of one's own: where a table's name stands, ``package.module:Class`` may stand.
+
+A class is imported because a person names it: on the command line, in a YAML of theirs, by
+``--plugin``, or by an import in Python. What a checkpoint names is looked for among the modules
+that are imported already, and must have what every entry of the table has; it is never imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+PLACES = (
+    ("decoder", "name"),
+    ("decoder", "cell"),
+    ("encoder", "library"),
+    ("tokenizer", "name"),
+    ("training", "objective"),
+)
+"""Where a configuration names a part."""
+
+_KEYS = {"decoder": "name", "encoder": "library", "tokenizer": "name"}  # groups chosen by a class
+_GIVEN = ("vocabulary_size", "feature_size", "initialise", "vocabulary")  # not for a user to choose
+
+
+def is_own(name: object) -> bool:
+    """Whether a name is that of a class, ``package.module:Class``."""
+    return isinstance(name, str) and ":" in name
+
+
+def plug_in(module: str) -> None:
+    """Import a module on a person's behalf; one in the current folder is found, too.
+
+    Args:
+        module: ``package.module``; what stands behind a colon is left out.
+
+    Raises:
+        ValueError: it cannot be imported.
+    """
+    name = module.partition(":")[0]
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        raise ValueError(
+            f"{module}: cannot import {name or 'nothing'} ({type(error).__name__}: {error}); name "
+            "a module that lies in this folder or is installed"
+        ) from error
+
+
+def plug_in_all(config: Mapping[str, Any]) -> None:
+    """Import the modules of the classes that a configuration names.
+
+    Args:
+        config: composed from overrides and YAML; never one that a checkpoint carries.
+
+    Raises:
+        ValueError: one cannot be imported.
+    """
+    for group, key in PLACES:
+        values = config.get(group)
+        name = values.get(key) if isinstance(values, Mapping) else None
+        if is_own(name):
+            plug_in(str(name))
+
+
+def find_class(name: str, what: str) -> type[Any]:
+    """The class of a name, of a module that is imported already.
+
+    Args:
+        name: ``package.module:Class``.
+        what: the option that names it, for the error.
+
+    Raises:
+        ValueError: the module is not imported, or has no such class.
+    """
+    module, _, attribute = name.partition(":")
+    if module not in sys.modules:
+        raise ValueError(
+            f"{what}={name} is a class of one's own, which no checkpoint may import: name it again "
+            f"with --plugin {module} (in Python: import {module} first)"
+        )
+    found = getattr(sys.modules[module], attribute, None)
+    if not inspect.isclass(found):
+        raise ValueError(f"{what}={name}: {module} has no class {attribute!r}")
+    return found
+
+
+def option_of(name: str, group: str) -> dict[str, Any]:
+    """What a YAML of a group would list for a class: its name, and its arguments with defaults.
+
+    Args:
+        name: ``package.module:Class``, of a module that is imported.
+        group: decoder, encoder or tokenizer.
+
+    Returns:
+        plain data; "???", which Hydra takes for missing, where an argument has no default.
+
+    Raises:
+        ValueError: there is no such class, or the group takes none.
+    """
+    if group not in _KEYS:
+        raise ValueError(f"{group}={name}: classes of one's own go with {', '.join(_KEYS)}")
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    parameters = inspect.signature(find_class(name, group)).parameters.values()
+    own = {one.name: one.default for one in parameters if one.kind is keyword_only}
+    values = {key: "???" if one is inspect.Parameter.empty else one for key, one in own.items()}
+    if group == "tokenizer":
+        values = {"min_count": 1}
+    if group == "encoder":
+        values["network"] = name.partition(":")[2]
+    return {_KEYS[group]: name, **{k: v for k, v in values.items() if k not in _GIVEN}}
+
+
+def require_alike(part: type[Any], table: Mapping[str, type[Any]], what: str) -> None:
+    """Raise unless a class has the public methods that every class of a table has."""
+    common = set.intersection(*(_methods(one) for one in table.values()))
+    missing = sorted(common - _methods(part))
+    if missing:
+        raise ValueError(
+            f"{what}={part.__module__}:{part.__qualname__} lacks {', '.join(missing[:6])}, which "
+            f"each of {', '.join(table)} has"
+        )
+
+
+def _methods(part: type[Any]) -> set[str]:
+    public = (name for name in dir(part) if not name.startswith("_"))
+    return {name for name in public if callable(getattr(part, name, None))}

@@ -1,0 +1,171 @@
+"""Classes and options of one's own: named by a person they are taken, by a checkpoint never."""
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import captioner
+from captioner import config, parts
+from captioner.cli import main
+from captioner.models import DECODERS, Features, build_model
+
+CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The folder with the module of CONTRIBUTING.md, as ``mine.py``; nothing is imported yet."""
+    (code,) = re.findall(r"```python\n(.*?)```", CONTRIBUTING.read_text("utf-8"), re.DOTALL)
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    importlib.invalidate_caches()
+    yield tmp_path
+    sys.modules.pop("mine", None)
+
+
+def test_the_example_is_a_decoder(mine) -> None:
+    parts.plug_in("mine")
+    torch.manual_seed(1)
+    decoder = sys.modules["mine"].Bigram(vocabulary_size=11, feature_size=8, width=7).eval()
+    features = Features(torch.randn(2, 8))
+    inputs = torch.randint(4, 11, (2, 5))
+    state, steps = decoder.start(features), []
+    for tokens in inputs.T:
+        logits, state = decoder.step(tokens, state)
+        steps.append(logits)
+    torch.testing.assert_close(decoder(features, inputs), torch.stack(steps, dim=1))
+
+
+def test_it_trains_and_loads_where_a_person_names_it(mine, tiny, scenes, capsys) -> None:
+    smaller = [one for one in tiny if not one.startswith("decoder.")]
+    given = [*smaller, "trainer.max_epochs=1", "run_dir=runs/mine"]
+    assert main(["train", "decoder=mine:Bigram", "decoder.width=9", *given]) == 0
+    capsys.readouterr()
+    del sys.modules["mine"]
+    photo = str(scenes / "images" / "test_00000.png")
+    assert main(["caption", photo, "--model", "runs/mine"]) == 1
+    assert "name it again with --plugin mine" in capsys.readouterr().err
+    assert "mine" not in sys.modules
+    assert main(["caption", photo, "--model", "runs/mine", "--plugin", "mine"]) == 0
+    assert captioner.load("runs/mine").config["decoder"] == {"name": "mine:Bigram", "width": 9}
+    more = ["resume=runs/mine", "trainer.max_epochs=2"]
+    assert main(["train", *more, "--plugin", "mine"]) == 0
+    evaluate = ["evaluate", "runs/mine", "--plugin", "mine:Bigram", "--metrics", "bleu"]
+    assert main(evaluate) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["decoder=gone:Bigram"], "cannot import gone .ModuleNotFoundError"),
+        (["decoder=mine:Bigam"], "mine has no class 'Bigam'"),
+        (["decoder=mine:torch"], "mine has no class 'torch'"),
+        (["decoder=mine:Bigram", "decoder.widht=3"], "did you mean decoder.width"),
+        (["data=mine:Bigram"], "classes of one's own go with decoder"),
+    ],
+)
+def test_a_wrong_name_gets_one_line(mine, overrides: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        config.compose(overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_arguments_are_held_against_the_signature(mine) -> None:
+    composed = config.compose(["decoder=mine:Bigram", "decoder.width=wide"])
+    with pytest.raises(ValueError, match="decoder.width='wide' is not accepted.*whole number"):
+        build_model({**composed["encoder"], "pretrained": False}, composed["decoder"],
+                    vocabulary_size=11)  # fmt: skip
+
+
+def test_an_argument_without_default_must_be_given(mine) -> None:
+    code = (mine / "mine.py").read_text("utf-8").replace("width: int = 64", "width: int")
+    (mine / "mine.py").write_text(code, encoding="utf-8")
+    with pytest.raises(
+        ValueError, match="decoder.width has no value of its own: set decoder.width"
+    ):
+        config.compose(["decoder=mine:Bigram"])
+    assert config.compose(["decoder=mine:Bigram", "decoder.width=3"])["decoder"]["width"] == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["subprocess:Popen", "torch.nn:LSTM", "os:system", "captioner.api:"]
+)
+def test_what_a_checkpoint_names_must_be_like_the_table(name: str) -> None:
+    with pytest.raises(ValueError, match="lacks .*which each of show_tell|has no class"):
+        config.pick(DECODERS, name, "decoder.name")
+
+
+def test_a_cell_of_ones_own(mine) -> None:
+    (mine / "mine.py").write_text(
+        "from captioner.models.cells import GRU\nclass Mine(GRU):\n    '''A GRU.'''\n"
+    )
+    composed = config.compose(["decoder.cell=mine:Mine", "encoder.pretrained=false"])
+    for name in ("show_tell", "show_attend_tell", "adaptive"):
+        chosen = config.compose([f"decoder={name}", "decoder.cell=mine:Mine"])["decoder"]
+        model = build_model(composed["encoder"], chosen, vocabulary_size=11)
+        assert type(model.decoder.recurrence.cells[0]) is sys.modules["mine"].Mine
+    chosen = config.compose(["decoder=up_down", "decoder.cell=mine:Mine"])["decoder"]
+    model = build_model(composed["encoder"], chosen, vocabulary_size=11)
+    assert type(model.decoder.looking) is sys.modules["mine"].Mine
+
+
+def test_a_tokenizer_of_ones_own(mine) -> None:
+    (mine / "mine.py").write_text(
+        "from captioner.tokenizers import WordTokenizer\n"
+        "class Mine(WordTokenizer):\n    name = 'mine:Mine'\n"
+    )
+    from captioner.tokenizers import build_tokenizer, restore_tokenizer
+
+    chosen = config.compose(["tokenizer=mine:Mine"])["tokenizer"]
+    built = config.make(build_tokenizer, "tokenizer", chosen, ["a dog"])
+    assert type(restore_tokenizer(built.as_dict())) is sys.modules["mine"].Mine
+
+
+# Options of one's own ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def myconf(mine) -> Path:
+    for file, text in {
+        "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /decoder: bigram\n"
+        "trainer:\n  max_epochs: 1\n",
+        "decoder/bigram.yaml": "name: mine:Bigram\nwidth: 5\n",
+        "data/ours.yaml": "format: json\nroot: /ours\ncaptions: null\nimages: null\nholdout: 0.2\n"
+        "encoding: utf-8\n",
+    }.items():
+        path = mine / "myconf" / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return mine / "myconf"
+
+
+def test_a_folder_of_options_is_asked_for_by_hydra(myconf) -> None:
+    chosen = ["experiment=mine", "data=ours"]
+    for found in (
+        config.compose(chosen, config_dir="myconf"),
+        config.compose([*chosen, f"hydra.searchpath=[file://{myconf}]"]),
+    ):
+        assert found["decoder"] == {"name": "mine:Bigram", "width": 5}
+        assert (found["data"]["root"], found["trainer"]["max_epochs"]) == ("/ours", 1)
+    assert "mine" in config.options("experiment", "myconf")
+    assert "mine" not in config.options("experiment")
+    with pytest.raises(ValueError, match="did you mean mine"):
+        config.compose(["experiment=mien"], config_dir="myconf")
+    with pytest.raises(FileNotFoundError, match="--config-dir=nowhere: no such folder"):
+        config.compose(chosen, config_dir="nowhere")
+    changed = config.override(config.compose(), ["data=ours"], config_dir="myconf")
+    assert changed["data"]["root"] == "/ours"
+
+
+def test_the_command_line_takes_them(myconf, tiny, capsys) -> None:
+    smaller = [one for one in tiny if not one.startswith("decoder.")]
+    assert main(["train", *smaller, "--config-dir", "myconf", "experiment=mine"]) == 0
+    assert "epoch   2/2" in capsys.readouterr().out
+    assert main(["train", "--config-dir", "nowhere", "experiment=mine"]) == 1
+    assert "no such folder" in capsys.readouterr().err
