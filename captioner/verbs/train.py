@@ -1,86 +1,102 @@
-"""Train a model: a Hydra application."""
+"""Train a model: a Hydra application, a sweep of several, or a run that is resumed."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from captioner.verbs.terminal import print_table, short
+from captioner.verbs.failures import TRACEBACK, explain
+from captioner.verbs.terminal import fail, print_table, short
+
+if TYPE_CHECKING:
+    from captioner.overrides import Override
+    from captioner.training import TrainedRun
+
+JOBS = "jobs.jsonl"
+"""In the folder of a sweep: a line for each job, with its scores or why it failed."""
+LONGEST = 120
+"""Bytes of a job's name, after which further keys are left out of it; file systems allow 255."""
 
 
 def run(argv: Sequence[str]) -> int:
     """A Hydra application: its flags and overrides, see ``captioner train --help``."""
-    import hydra
+    from captioner import config, parts
 
-    from captioner import config
-
-    flags = [one for one in argv if one.startswith("-")]
-    querying = any(flag in ("-sc", "--shell-completion", "-h", "--help") for flag in flags)
-    multirun = any(flag in ("-m", "--multirun") for flag in flags)
-    overrides = [one for one in argv if "=" in one and not one.startswith("-")]
-    ready = list(argv)
-    if not querying:
-        fixed = config.checked(overrides)
-        ready = [one for one in argv if one not in overrides] + fixed
-        ready += _resume_folder(fixed)
-        if multirun:
-            ready.append(_names_of_runs(fixed))
-    sys.argv = ["captioner train", *ready]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises; the command line says it in one line
+    plugins = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    plugins.add_argument("--plugin", action="append", default=[])
+    own, rest = plugins.parse_known_args(argv)
+    for module in own.plugin:
+        parts.plug_in(module)
+    options = _hydra_options(rest)
+    if options.shell_completion or options.help or options.hydra_help:
+        _under_hydra(rest, _train_job)
+        return 0
+    flags = [one for one in rest if one not in options.overrides]
+    if _resumes(options.overrides) is not None:
+        return _resume(options)
+    where = options.config_dir
+    lines = config.checked(options.overrides, several=options.multirun, config_dir=where)
+    if options.multirun:
+        return _sweep(flags, lines, where)
     failures: list[Exception] = []
 
-    def job(composed: Any) -> float:
+    def job(composed: Any) -> None:
         try:
-            return _train_job(composed)
-        except Exception as error:
-            if multirun:
-                raise  # Hydra goes on with the others
-            failures.append(error)  # past Hydra, which would say more than one line about it
-            return math.nan
+            _train_job(composed)
+        except Exception as error:  # past Hydra, which would say more than one line about it
+            failures.append(error)
 
-    hydra.main(str(config.conf_folder()), "config", version_base="1.3")(job)()
+    _under_hydra([*flags, *lines], job)
     if failures:
         raise failures[0]
     return 0
 
 
-def _resume_folder(overrides: Sequence[str]) -> list[str]:
-    """A resumed run goes on in its own folder."""
-    runs = [one.partition("=")[2] for one in overrides if one.startswith("resume=")]
-    if not runs or runs[-1] in ("null", ""):
-        return []
+def _hydra_options(argv: Sequence[str]) -> argparse.Namespace:
+    """Hydra's flags and the overrides, in whatever order they stand."""
+    from hydra._internal.utils import get_args_parser
 
-    from captioner import checkpoint
-
-    return [f"run_dir={checkpoint.run_folder(checkpoint.find(runs[-1], name=checkpoint.LAST))}"]
+    parser = get_args_parser()
+    parser.prog = "captioner train"
+    return parser.parse_intermixed_args(argv)
 
 
-def _names_of_runs(overrides: Sequence[str]) -> str:
-    """Runs of a sweep are named by what differs between them, if that is not a path."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _under_hydra(argv: Sequence[str], job: Callable[[Any], Any]) -> None:
+    """Run Hydra's application, which reads its command line from the process."""
+    import hydra
 
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    left_out = [
-        one.key_or_group
-        for one in parsed
-        if not one.is_sweep_override() or "/" in (one.input_line or "")
-    ]
-    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"
+    from captioner import config
+
+    sys.argv = ["captioner train", *argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises; the command line says it in one line
+    hydra.main(str(config.conf_folder()), "config", version_base="1.3")(job)()
 
 
-def _train_job(composed: Any) -> float:
-    """One training run; returns the monitored score to sweepers."""
+# One run ----------------------------------------------------------------------------------------
+
+
+def _train_job(composed: Any) -> TrainedRun:
+    """Train with a configuration that Hydra has composed."""
     from hydra.core.hydra_config import HydraConfig
 
+    from captioner import parts
     from captioner.config import plain
+    from captioner.training import inherit
 
     config = plain(composed)
-    folder = _run_folder(HydraConfig.get(), config["run_dir"])
-    return _train(config, folder, list(HydraConfig.get().overrides.task))
+    if config["resume"] is not None:
+        raise ValueError("resume is given on the command line alone, as resume=RUN")
+    parts.plug_in_all(config)
+    job = HydraConfig.get()
+    folder = _run_folder(job, config["run_dir"])
+    return _train(inherit(config, list(job.overrides.task)), folder)
 
 
 def _run_folder(hydra: Any, run_dir: Any) -> Path:
@@ -93,21 +109,9 @@ def _run_folder(hydra: Any, run_dir: Any) -> Path:
     return Path(run_dir)
 
 
-def _train(config: dict[str, Any], folder: Path, overrides: Sequence[str]) -> float:
-    from captioner import checkpoint
-    from captioner.config import override
-    from captioner.training import inherit, train
+def _train(config: dict[str, Any], folder: Path, resume: Path | None = None) -> TrainedRun:
+    from captioner.training import train
 
-    resume = None
-    if config["resume"] is not None:
-        if any(one.partition("=")[0] == "resume_weights" for one in overrides):
-            raise ValueError("resume and resume_weights exclude each other; give one of them")
-        resume = checkpoint.find(config["resume"], name=checkpoint.LAST)
-        kept = [o for o in overrides if o.partition("=")[0] not in ("resume", "run_dir")]
-        config = override(checkpoint.read(resume).config, kept)
-        folder = checkpoint.run_folder(resume)
-    else:
-        config = inherit(config, overrides)
     run = train(config, folder, resume=resume)
     if run.scores:
         print_table(
@@ -124,4 +128,181 @@ def _train(config: dict[str, Any], folder: Path, overrides: Sequence[str]) -> fl
         f"run folder       {short(run.folder)}\n"
         f"best checkpoint  {short(run.best)}"
     )
+    return run
+
+
+# A run that is resumed --------------------------------------------------------------------------
+
+
+def _resumes(overrides: Sequence[str]) -> str | None:
+    """The run that is to be resumed, if one is."""
+    from captioner.overrides import parse
+
+    given = [line for line in overrides if line.lstrip("+").startswith("resume=")]
+    value = parse(given)[-1].value() if given else None
+    return None if value in (None, "") else str(value)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    """Resume a run in its own folder; nothing is composed but what the overrides choose."""
+    from captioner import bundle, checkpoint, parts
+    from captioner.overrides import parse
+    from captioner.resuming import resumed
+
+    named = str(_resumes(options.overrides))
+    if options.multirun:
+        raise ValueError(f"resume={named} continues one run; leave --multirun out")
+    for change in parse(options.overrides):
+        if not change.is_sweep_override() and parts.is_own(change.value()):
+            parts.plug_in(change.value())
+    if bundle.find(named) is not None and not Path(named).exists():
+        raise ValueError(
+            f"resume={named}: a bundled model has no optimizer to continue with; "
+            f"resume_weights={named} starts another training from its weights"
+        )
+    last = checkpoint.find(named, name=checkpoint.LAST)
+    found, folder = checkpoint.read(last), checkpoint.run_folder(last)
+    if "optimizer_states" not in found.lightning:
+        raise ValueError(
+            f"resume={named}: {last.name} holds weights alone; resume={folder} continues from "
+            f"{checkpoint.LAST}, resume_weights={named} starts another training from it"
+        )
+    where = options.config_dir
+    config = resumed(found.config, options.overrides, run=named, folder=folder, config_dir=where)
+    if options.cfg:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
+        return 0
+    _train(config, folder, last)
+    return 0
+
+
+# Several runs -----------------------------------------------------------------------------------
+
+
+class JobFailed(RuntimeError):
+    """A job of a sweep could not be done; the others are."""
+
+
+def _sweep(flags: Sequence[str], lines: Sequence[str], config_dir: str | None) -> int:
+    """Train every combination; print what came of each, and return 1 where one failed."""
+    more, folder = sweep_overrides(lines, config_dir)
+    jobs = folder / JOBS
+    before = jobs.stat().st_size if jobs.is_file() else 0
+    try:
+        _under_hydra([*flags, *lines, *more], _sweep_job)
+    except Exception:
+        if not _said(jobs, before):  # not one job has run
+            raise
+    finally:
+        found = _said(jobs, before)
+        if found:
+            _print_jobs(found, folder)
+    return 1 if any("error" in one for one in found) else 0
+
+
+def sweep_overrides(
+    lines: Sequence[str], config_dir: str | Path | None = None
+) -> tuple[list[str], Path]:
+    """What a sweep needs besides its overrides, and the folder of its runs.
+
+    Args:
+        lines: overrides, as ``config.checked`` gives them.
+        config_dir: a folder with options of one's own.
+
+    Returns:
+        overrides that name its folder and its jobs, and tell a sweeper that searches that higher
+        scores are better; and the folder.
+
+    Raises:
+        ValueError: an interval, for a sweeper that takes lists alone.
+    """
+    from captioner.config import compose_all, hydra_loader
+    from captioner.overrides import parse, quote
+
+    hydra = compose_all(lines, config_dir=config_dir).hydra
+    with hydra_loader() as loader:
+        changes = parse(lines, several=True, loader=loader)
+    named = {change.key_or_group: change for change in changes}
+    searches = "direction" in hydra.sweeper
+    for change in changes:
+        if change.is_sweep_override() and not change.is_discrete_sweep() and not searches:
+            raise ValueError(
+                f"{change.input_line}: an interval has no list of values to try; write "
+                f"{change.key_or_group}=a,b,c, or add hydra/sweeper=optuna, which searches it"
+            )
+    folder = str(hydra.sweep.dir)
+    if "run_dir" in named and "hydra.sweep.dir" not in named:
+        folder = str(named["run_dir"].value())
+    more = [f"hydra.sweep.dir={quote(folder)}", _names_of_jobs(list(named.values()))]
+    if searches and "hydra.sweeper.direction" not in named:
+        more.append("hydra.sweeper.direction=maximize")
+    return more, Path(folder)
+
+
+def _names_of_jobs(changes: Sequence[Override]) -> str:
+    """Jobs are named by what differs between them, if that is no path and the name not too long."""
+    left_out, length = [], 0
+    for change in changes:
+        line = str(change.input_line)
+        if change.is_sweep_override() and "/" not in line:
+            key = change.get_key_element()
+            values = change.sweep_string_iterator() if change.is_discrete_sweep() else ["9" * 20]
+            longest = max((len(f"{key}={value},".encode()) for value in values), default=0)
+            length += longest
+            if length <= LONGEST:
+                continue
+            length -= longest
+        if not change.key_or_group.startswith("hydra"):
+            left_out.append(change.key_or_group)
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"
+
+
+def _sweep_job(composed: Any) -> float:
+    """One job of a sweep; gives sweepers the monitored score, of which more is better."""
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get()
+    path, folder = Path(job.sweep.dir) / JOBS, Path(job.runtime.output_dir)
+    row: dict[str, Any] = {"job": job.job.num, "folder": folder.name}
+    try:
+        run = _train_job(composed)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            traceback.print_exc()
+        reason = " ".join(explain(error).split())
+        _append(path, {**row, "error": reason})
+        fail(f"{folder.name}: {reason}")
+        if job.sweeper._target_.endswith(
+            "BasicSweeper"
+        ):  # it looks at no score, and would say more
+            return math.nan
+        raise JobFailed(reason) from None
+    _append(path, {**row, "monitor": run.monitor, "score": run.score, "scores": run.scores})
     return run.score
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line at once, for jobs may run side by side."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _said(path: Path, start: int) -> list[dict[str, Any]]:
+    """The lines of a sweep's jobs from a place in their file, in the order of the jobs."""
+    if not path.is_file():
+        return []
+    rows = path.read_bytes()[start:].decode("utf-8").splitlines()
+    return sorted((json.loads(row) for row in rows), key=lambda row: int(row["job"]))
+
+
+def _print_jobs(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    failed = sum("error" in row for row in rows)
+    print(f"\n{len(rows)} jobs, {failed} failed, in {short(folder)}")
+    width = max(len(row["folder"]) for row in rows)
+    for row in rows:
+        result = f"failed: {row['error']}" if "error" in row else ""
+        if not result:
+            result = f"{row['monitor']} {row['score']:.2f}"
+        print(f"  {row['folder']:<{width}}  {result}")

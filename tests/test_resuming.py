@@ -1,0 +1,144 @@
+"""What goes with resume=: obeyed and recorded, or refused in one line; nothing in between."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from captioner import checkpoint
+from captioner.cli import main
+from captioner.config import compose
+from captioner.resuming import resumed
+
+
+@pytest.fixture(scope="module")
+def saved() -> dict:
+    return compose(["experiment=demo", "decoder.cell=gru", "run_dir=runs/x"])
+
+
+def again(saved: dict, *overrides: str) -> dict:
+    return resumed(saved, overrides, run="runs/x", folder=Path("runs/x"))
+
+
+FIRST = ("experiment=demo", "decoder.cell=gru", "run_dir=runs/x")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        FIRST,
+        (*FIRST, "resume=runs/x"),
+        ("experiment=demo",),  # the run's own cell stays
+        ("training.lr=0.004", "seed=1", "tokenizer=word", "run_dir=./runs/../runs/x"),
+        ("decoder.name=show_tell", "resume_weights=null", "hydra.run.dir=."),
+    ],
+)
+def test_what_the_run_has_is_accepted(saved, overrides) -> None:
+    assert again(saved, *overrides) == saved
+
+
+def test_what_goes_with_a_resume_is_obeyed(saved) -> None:
+    config = again(
+        saved,
+        *FIRST,
+        "trainer.max_epochs=9",
+        "trainer.devices=2",
+        "callbacks.patience=7",
+        "decoding=beam",
+        "decoding.beam_size=4",
+        "data.root=/else/where",
+        "loader.workers=1",
+        "logger.csv=false",
+        "training.label_smoothing=0.2",
+    )
+    assert (config["trainer"]["max_epochs"], config["trainer"]["devices"]) == (9, 2)
+    assert config["callbacks"] == {**saved["callbacks"], "patience": 7}
+    assert config["decoding"] == {**compose(["decoding=beam"])["decoding"], "beam_size": 4}
+    assert config["data"] == {**saved["data"], "root": "/else/where"}
+    assert config["training"] == {**saved["training"], "label_smoothing": 0.2}
+    assert config["decoder"] == saved["decoder"]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("training.lr=0.5", "training.lr=0.5 does not go with resume=runs/x, which has 0.004"),
+        ("training.weight_decay=0.5", "training.weight_decay=0.5 does not go"),
+        ("training=scst", "training.* does not go"),
+        ("tokenizer.min_count=2", "tokenizer.min_count=2 does not go"),
+        ("tokenizer=character", "tokenizer.name=character does not go"),
+        ("encoder=efficientnet_lite2", "encoder.* does not go"),
+        ("decoder.cell=lstm", "decoder.cell=lstm does not go"),
+        ("decoder=up_down", "decoder.* does not go"),
+        ("data=json", "data.format=json does not go"),
+        ("loader.batch_size=3", "loader.batch_size=3 does not go"),
+        ("callbacks.monitor=dev_cider", "callbacks.monitor=dev_cider does not go"),
+        ("seed=2", "seed=2 does not go"),
+        ("experiment=debug", "decoder.* does not go"),
+        ("run_dir=runs/y", "run_dir=runs/y does not go with resume=runs/x, which continues in"),
+        ("resume_weights=runs/y", "exclude each other"),
+        ("trainer.max_epoch=3", "did you mean trainer.max_epochs"),
+        ("seed=1,2", "several values are for train -m"),
+        ("~decoder.regions", "nothing can be taken away"),
+    ],
+)
+def test_what_cannot_be_obeyed_is_refused(saved, override: str, says: str) -> None:
+    with pytest.raises(ValueError) as error:
+        again(saved, override)
+    before, _, after = says.partition("*")
+    assert before in str(error.value) and after in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_that_started_from_weights_keeps_what_it_brought_along(saved) -> None:
+    """Of a recipe that is named again only what was composed then counts."""
+    start = {**saved, "resume_weights": "/no/longer/there", "decoder": {"name": "show_tell"}}
+    config = again(start, "experiment=demo", "resume_weights=/no/longer/there")
+    assert config == start
+
+
+def test_a_run_from_before_an_option_takes_it(saved) -> None:
+    old = {**saved, "trainer": {"max_epochs": 6, "precision": "32-true"}}
+    assert again(old, "trainer.max_epochs=8")["trainer"] == {
+        "max_epochs": 8,
+        "precision": "32-true",
+    }
+    assert again(old, "trainer.accumulate_grad_batches=2")["trainer"] == {
+        **old["trainer"],
+        "accumulate_grad_batches": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["resume={run}/checkpoints/best.ckpt"], "best.ckpt holds weights alone; resume={run} con"),
+        (["resume=flickr8k"], "resume_weights=flickr8k starts"),
+        (["resume=5"], "5: no such run folder"),
+        (["resume=runs/lr=1_typo"], "runs/lr=1_typo: no such run folder"),
+        (["-m", "resume={run}"], "continues one run; leave --multirun out"),
+        (["resume={run}", "training.lr=5"], "training.lr=5 does not go with resume={run}"),
+        (["resume_weights=5"], "5: no such run folder or checkpoint"),
+    ],
+)
+def test_the_command_line_says_so_in_one_line(run, argv, says: str, capsys) -> None:
+    assert main(["train", *(one.format(run=run) for one in argv)]) == 1
+    error = capsys.readouterr().err
+    assert says.format(run=run) in error and error.count("\n") == 1
+
+
+def test_the_first_command_again_resumes_a_run_of_a_sweep(run, tiny, tmp_path, capsys) -> None:
+    """In a folder named as by a sweep, as typed; the configuration tells what was obeyed."""
+    folder = tmp_path / "0_decoder.cell=lstm,seed=1"
+    shutil.copytree(run, folder)
+    saved = checkpoint.read(folder).config
+    more = ["trainer.max_epochs=16", "trainer.limit_train_batches=1", "callbacks.samples=1"]
+    given = [f"data.root={saved['data']['root']}", "decoding=beam", "encoder.image_size=64", *more]
+    assert main(["train", f"resume={folder}", *given]) == 0
+    assert "epoch  16/16" in capsys.readouterr().out
+    config = checkpoint.read(folder / "checkpoints" / "last.ckpt").config
+    assert config["decoding"]["beam_size"] == 3
+    assert config["training"] == saved["training"]
+    assert config["callbacks"] == {**saved["callbacks"], "samples": 1}
+    assert config["resume"] is None

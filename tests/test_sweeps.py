@@ -1,0 +1,102 @@
+"""Sweeps: one bad job does not end them, names stay short, and searches look for the best."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from captioner import config
+from captioner.cli import main
+from captioner.verbs.train import JOBS, sweep_overrides
+
+DECODERS = ["adaptive", "show_attend_tell", "show_tell", "transformer", "up_down"]
+
+
+def prepared(*overrides: str) -> tuple[list[str], Path]:
+    return sweep_overrides(config.checked(overrides, several=True))
+
+
+def test_the_others_run_where_one_fails(tiny, tmp_path, capsys) -> None:
+    rates = "training.lr=0.01,-1,0.02"
+    argv = ["train", "-m", *tiny, "trainer.max_epochs=1", rates, f"hydra.sweep.dir={tmp_path}"]
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    table = out.partition("3 jobs, 1 failed, in ")[2].splitlines()[1:]
+    assert [line.split()[0] for line in table] == [
+        "0_training.lr=0.01",
+        "1_training.lr=-1",
+        "2_training.lr=0.02",
+    ]
+    assert "dev_bleu4" in table[0] and "dev_bleu4" in table[2]
+    assert "failed: training.lr=-1 is not accepted" in table[1]
+    assert err.count("\n") == 1
+    assert "captioner: error: 1_training.lr=-1: training.lr=-1 is not accepted" in err
+    trained = sorted(path.parent.name for path in tmp_path.glob("*/checkpoints"))
+    assert trained == ["0_training.lr=0.01", "2_training.lr=0.02"]
+    rows = [json.loads(line) for line in (tmp_path / JOBS).read_text().splitlines()]
+    assert [row["job"] for row in rows] == [0, 1, 2]
+    assert set(rows[0]["scores"]) > {"dev_bleu4", "dev_cider"}
+
+
+def test_a_sweep_that_cannot_be_composed_says_so_before_the_work(tiny, tmp_path, capsys) -> None:
+    argv = ["train", "-m", *tiny, f"hydra.sweep.dir={tmp_path}", "decoder=show_tell,up_down"]
+    assert main([*argv, "decoder.regions=1,2"]) == 1
+    assert "regions" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/checkpoints"))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("experiment", ["demo", "debug"])
+def test_these_recipes_go_with_every_decoder(experiment: str, decoder: str) -> None:
+    composed = config.compose([f"experiment={experiment}", f"decoder={decoder}"])["decoder"]
+    alone = config.compose([f"decoder={decoder}"])["decoder"]
+    assert set(composed) == set(alone)
+    assert composed["hidden_size"] == {"demo": 192, "debug": 64}[experiment]
+    if decoder == "show_tell":
+        assert composed["regions"] == {"demo": 3, "debug": 2}[experiment]
+
+
+def test_a_glob_stands_for_every_option_of_a_group() -> None:
+    lines = config.checked(["experiment=debug", "decoder=glob(*)"], several=True)
+    assert lines == ["experiment=debug", "decoder=glob(*)"]
+    assert sweep_overrides(lines)[0][1].endswith("exclude_keys=[experiment]")
+    with pytest.raises(ValueError, match="matches no option of decoder"):
+        config.checked(["decoder=glob(x*)"], several=True)
+
+
+def test_choice_and_range_are_lists_and_an_interval_is_not() -> None:
+    prepared("decoder.cell=choice(rnn,gru)", "seed=range(1,4)")
+    with pytest.raises(ValueError, match="an interval has no list of values.*hydra/sweeper=optuna"):
+        prepared("training.lr=interval(1e-4,1e-2)")
+
+
+def test_a_job_of_many_keys_has_a_short_name() -> None:
+    keys = [key for key, value in config.compose()["training"].items() if isinstance(value, float)]
+    assert len(keys) > 6
+    more, _ = prepared(*(f"training.{key}=0.123456789,0.2" for key in keys))
+    (excluded,) = (line for line in more if "exclude_keys" in line)
+    kept = [key for key in keys if f"training.{key}" not in excluded]
+    name = ",".join(f"training.{key}=0.123456789" for key in kept)
+    assert 1 < len(kept) < len(keys)
+    assert len(name) < 200
+
+
+def test_run_dir_is_the_folder_of_the_sweep() -> None:
+    more, folder = prepared("seed=1,2", "run_dir=runs/数据 (1)")
+    assert folder == Path("runs/数据 (1)")
+    assert more[0] == "hydra.sweep.dir='runs/数据 (1)'"
+    assert prepared("seed=1,2")[1].name.startswith("sweep_")
+
+
+def test_a_search_looks_for_the_highest_score() -> None:
+    if importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+        pytest.skip("hydra-optuna-sweeper is not installed")
+    given = ["hydra/sweeper=optuna", "training.lr=interval(1e-4,1e-2)"]
+    more, _ = prepared(*given)
+    composed = config.compose_all([*config.checked(given, several=True), *more])
+    assert composed.hydra.sweeper.direction == "maximize"
+    assert "OptunaSweeper" in composed.hydra.sweeper._target_
+    asked = prepared(*given, "hydra.sweeper.direction=minimize")[0]
+    assert not any("direction" in line for line in asked)
+    assert not any("direction" in line for line in prepared("seed=1,2")[0])
