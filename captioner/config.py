@@ -466,7 +466,7 @@ def _check_key(config: Any, key: str) -> None:
     for part in key.lstrip("+~").split("."):
         if not OmegaConf.is_dict(within):
             raise ValueError(f"{key} is not an option; {path} is a single value")
-        if part not in within.keys():  # `in` passes over values that are missing as yet
+        if part not in list(within):  # `in` alone passes over values that are missing as yet
             raise unknown_key(path, part, [name for name in within if name != "hydra"])
         path = f"{path}.{part}" if path else part
         within = within._get_node(part)

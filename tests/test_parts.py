@@ -127,6 +127,30 @@ def test_a_tokenizer_of_ones_own(mine) -> None:
     assert type(restore_tokenizer(built.as_dict())) is sys.modules["mine"].Mine
 
 
+def test_an_objective_of_ones_own(mine) -> None:
+    (mine / "mine.py").write_text(
+        "from captioner.objectives import CrossEntropy\n"
+        "class Mine(CrossEntropy):\n    '''The usual one.'''\n"
+    )
+    from captioner.objectives import chosen
+
+    training = config.compose(["training.objective=mine:Mine"])["training"]
+    assert chosen(training) is sys.modules["mine"].Mine
+
+
+def test_an_encoder_of_ones_own(mine) -> None:
+    (mine / "mine.py").write_text(
+        "from captioner.models.pretrained import TimmEncoder\n"
+        "class Net(TimmEncoder):\n"
+        "    def build(self, network, **options):\n"
+        "        assert network == 'Net'\n"
+        "        return super().build('test_resnet', **options)\n"
+    )
+    composed = config.compose(["encoder=mine:Net", "encoder.pretrained=false"])
+    model = build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
+    assert type(model.encoder) is sys.modules["mine"].Net
+
+
 # Options of one's own ---------------------------------------------------------------------------
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from captioner.verbs.terminal import (
     add_metrics,
+    add_plugin,
     metrics_of,
     parser_of,
+    plug_in,
     print_json,
     print_table,
     short,
@@ -26,6 +28,7 @@ def run(argv: Sequence[str]) -> int:
         "  captioner evaluate flickr8k data.root=~/flickr8k data.split=test\n"
         "  captioner evaluate runs/demo data.split=test decoding=beam decoding.beam_size=3\n"
         "  captioner evaluate copied.ckpt data.root=~/flickr8k decoding.length_penalty=0.7\n"
+        "  captioner evaluate copied.ckpt data=json data.root=~/mine data.split=test\n"
         "  captioner evaluate runs/demo --metrics bleu,cider-d\n"
         "  captioner evaluate runs/a runs/b decoding=beam decoding.ensemble=log_probability\n"
         "  captioner evaluate runs/demo decoding=top_p decoding.captions=5 decoding.seed=1\n",
@@ -50,24 +53,29 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--format", choices=("text", "json"), default="text", help="of what is printed"
     )
+    add_plugin(parser)
+    parser.add_argument(
+        "--config-dir", metavar="FOLDER", help="a folder of options of your own, as for train"
+    )
     options = parser.parse_intermixed_args(argv)
+    plug_in(options)
 
     from captioner.api import Captioner
     from captioner.config import override
     from captioner.evaluation import evaluate, result_folder, write_config
 
     metrics = metrics_of(options.metrics)
-    runs = [one for one in options.runs if "=" not in one or Path(one).exists()]
+    runs = [one for one in options.runs if _is_path(one)]
     overrides = [one for one in (*options.runs, *options.overrides) if one not in runs]
     if not runs:
         parser.error("name a run folder or a checkpoint before the overrides")
     captioner = Captioner.load(runs, device=options.device)
     base = {key: captioner.config[key] for key in ("data", "loader")}
-    base["data"] = {**base["data"], "split": "dev"}
     base["decoding"] = captioner.options.as_dict()
-    chosen = override(base, overrides)
+    extra = {"data": {"split": "dev"}}  # an option of this verb alone
+    chosen = override(base, overrides, config_dir=options.config_dir, extra=extra)
     data, decoding = chosen["data"], chosen["decoding"]
-    split = data.pop("split", "dev")
+    split = data.pop("split")
     groups = {"data": data, "decoding": decoding, "loader": chosen["loader"]}
     result = evaluate(captioner, **groups, split=split, metrics=metrics)
     paths = result.write(result_folder(captioner, decoding, data, split))
@@ -87,3 +95,9 @@ def run(argv: Sequence[str]) -> int:
     if lack := result.lacks():
         print(f"sheet.png: {lack}")
     return 0
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word names a run, and is not an override: no key of ours has a slash."""
+    key, equals, _ = word.partition("=")
+    return not equals or "/" in key or Path(word).exists()

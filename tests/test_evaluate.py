@@ -1,0 +1,75 @@
+"""`captioner evaluate`: which data, split and decoding it takes, and where it writes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from captioner import bundle
+from captioner.cli import main
+
+
+def evaluated(capsys, *argv: object) -> dict:
+    """The JSON that an evaluation by BLEU prints."""
+    more = ("--metrics", "bleu", "--format", "json")
+    assert main(["evaluate", *map(str, argv), *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture
+def copied(run, tmp_path) -> Path:
+    """A checkpoint without its run folder."""
+    return Path(shutil.copy(run / "checkpoints" / "best.ckpt", tmp_path / "copied.ckpt"))
+
+
+def test_another_data_set_and_a_split_of_it(copied, scenes, tmp_path, capsys) -> None:
+    root = shutil.copytree(scenes, tmp_path / "My Data (1) #=数据")
+    result = evaluated(capsys, copied, "data=json", f"data.root={root}", "data.split=test")
+    folder = Path(result["files"][0]).parent
+    assert folder.parent.name == "My Data (1) #=数据-test"
+    assert len((folder / "captions.jsonl").read_text("utf-8").splitlines()) == 6
+    first = evaluated(capsys, copied, "data.split=test", "data=json", f"data.root={root}")
+    assert first["scores"] == result["scores"]
+    assert "dev" in evaluated(capsys, copied, "data=json", f"data.root={root}")["signature"]
+
+
+def test_an_experiment_counts_in_what_evaluation_has(copied, scenes, capsys) -> None:
+    recipe = ["experiment=flickr8k_nic", f"data.root={scenes}", "data.format=shapes"]
+    result = evaluated(capsys, copied, *recipe, "data.captions=null")
+    assert "|decoding:beam3-lp0.7|" in result["signature"]  # of the recipe
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["runs/lr=1_typo"], "runs/lr=1_typo: no such run folder or checkpoint"),
+        (["{run}", "runs/lr=1_typo"], "runs/lr=1_typo: no such run folder or checkpoint"),
+        (["{run}", "seed=3"], "seed is not an option; there are data, loader, decoding"),
+        (["{run}", "decoder=up_down"], "decoder is not an option"),
+        (["{run}", "data.splits=test"], "did you mean data.split"),
+        (["{run}", "decoding.beam_size=1,3"], "several values are for train -m"),
+        (["{run}", "experiment=dmeo"], "did you mean demo"),
+    ],
+)
+def test_wrong_words_get_one_line(run, argv: list[str], says: str, capsys) -> None:
+    assert main(["evaluate", *(one.format(run=run) for one in argv)]) == 1
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_each_data_set_of_a_bundled_model_is_reported_with_its_own(
+    run, scenes, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundle, "HOME", tmp_path / "bundled")
+    assert main(["models", "export", str(run), "bundled/tiny"]) == 0
+    capsys.readouterr()
+    other = shutil.copytree(scenes, tmp_path / "other")
+    for root in (scenes, other):
+        evaluated(capsys, "tiny", f"data.root={root}")
+    shutil.rmtree(other / "images")
+    for root, pictures in ((scenes, True), (other, False)):
+        folder = tmp_path / "runs" / "bundled-tiny" / "evaluation" / f"{root.name}-dev" / "greedy"
+        assert main(["report", str(folder)]) == 0
+        assert ("data:image/" in (folder / "report.html").read_text("utf-8")) is pictures
