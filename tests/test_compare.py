@@ -19,6 +19,7 @@ from rich.cells import cell_len
 from captioner.cli import main
 from captioner.comparison import HIGHER, LOWER, TOO_FEW, UNDECIDED, Comparison, compare
 from captioner.inspection import intervals
+from captioner.inspection.comparisons import as_text
 from captioner.metrics.significance import (
     ALPHA,
     OverSeeds,
@@ -156,6 +157,17 @@ def test_text_and_markdown_say_the_same(runs, tmp_path, capsys) -> None:
     lines = [line.split() for line in text.splitlines()]
     for line in cells[2:]:
         assert " ".join(line).split() in lines
+
+
+@pytest.mark.parametrize("width", [40, 80, 100])
+def test_a_table_wider_than_the_terminal_is_folded(width: int, runs) -> None:
+    table = compared(*runs.values())
+    whole, folded = as_text(table), as_text(table, width=width)
+    lines = [line for line in folded.splitlines() if not line.startswith(("- sig", "  tok:"))]
+    assert max(map(len, lines)) <= width or width == 40  # two names and an interval need 45
+    assert folded.count("verdict") >= 1 and folded.count("metric") > whole.count("metric")
+    said = ({word for word in text.split() if set(word) != {"-"}} for text in (whole, folded))
+    assert next(said) == next(said)
 
 
 def test_columns_stand_below_each_other_in_any_script(tmp_path, capsys) -> None:

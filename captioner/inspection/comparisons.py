@@ -20,12 +20,21 @@ Table = list[list[str]]
 _LEFT = ("metric", "system", "verdict")
 
 
-def as_text(comparison: Comparison) -> str:
-    """The comparison for a terminal."""
-    parts = [*_lines("WARNING: ", comparison.warnings), _title(comparison), ""]
+def as_text(comparison: Comparison, *, width: int | None = None) -> str:
+    """The comparison for a terminal.
+
+    Args:
+        comparison: what is said.
+        width: of the terminal in letters; a wider table is folded into several. None folds none.
+    """
+    across = min(WIDTH, width or WIDTH)
+    parts = _lines("WARNING: ", comparison.warnings, across)
+    parts += [*_lines("", [_title(comparison)], across), ""]
     for name, table in _tables(comparison).items():
-        parts += [*([f"{name}:"] if name else []), *_aligned(table), ""]
-    return "\n".join(parts + _lines("- ", _reading(comparison))) + "\n"
+        parts += [f"{name}:"] if name else []
+        for part in _folded(table, width):
+            parts += [*_aligned(part), ""]
+    return "\n".join(parts + _lines("- ", _reading(comparison), across)) + "\n"
 
 
 def as_markdown(comparison: Comparison) -> str:
@@ -133,9 +142,24 @@ def _p(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _widths(table: Table) -> list[int]:
+    return [max(map(cell_len, column)) for column in zip(*table)]
+
+
+def _folded(table: Table, width: int | None) -> list[Table]:
+    """A table as several that are as narrow as a terminal, each with the names of its rows."""
+    widths, named = _widths(table), 2  # columns: metric and system
+    parts: list[list[int]] = [[]]
+    for column in range(named, len(widths)):
+        shown = [*range(named), *parts[-1], column]
+        if parts[-1] and width and sum(widths[n] + 2 for n in shown) - 2 > width:
+            parts.append([])
+        parts[-1].append(column)
+    return [[[line[n] for n in (*range(named), *part)] for line in table] for part in parts]
+
+
 def _aligned(table: Table) -> list[str]:
-    head = table[0]
-    widths = [max(map(cell_len, column)) for column in zip(*table)]
+    head, widths = table[0], _widths(table)
     lines = []
     for line in table:
         cells = []
@@ -146,12 +170,12 @@ def _aligned(table: Table) -> list[str]:
     return [lines[0], "-" * max(map(cell_len, lines)), *lines[1:]]
 
 
-def _lines(mark: str, texts: Sequence[str]) -> list[str]:
+def _lines(mark: str, texts: Sequence[str], width: int) -> list[str]:
     indent = " " * len(mark)
     return [
         textwrap.fill(
             text,
-            WIDTH,
+            width,
             initial_indent=mark,
             subsequent_indent=indent,
             break_on_hyphens=False,

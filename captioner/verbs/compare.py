@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +39,10 @@ def run(argv: Sequence[str]) -> int:
     result = replace(result, notes=(*result.notes, *skipped))
     if draw:
         draw(result, Path(options.figure))
-    text = comparisons.FORMATS[options.format](result)
+    if options.format == "text" and sys.stdout.isatty() and not options.output:
+        text = comparisons.as_text(result, width=shutil.get_terminal_size().columns)
+    else:
+        text = comparisons.FORMATS[options.format](result)
     if options.output:
         from captioner.data.records import write_whole
 
