@@ -149,6 +149,7 @@ class ImageFolders:
         names = usual if given is None else (str(Path(given).expanduser()),)
         self.folders = [root / name for name in names if (root / name).is_dir()]
         self._absolute = absolute
+        self._located: dict[str, str | None] = {}
         if not self.folders:
             fault = f"no images folder in {root}" if given is None else f"data.images={given!r}"
             raise FileNotFoundError(
@@ -168,6 +169,11 @@ class ImageFolders:
         Letters with accents may be one character or two (a Mac writes file names in the latter
         way): both are looked for.
         """
+        if name not in self._located:  # each caption asks again
+            self._located[name] = self._look_for(name)
+        return self._located[name]
+
+    def _look_for(self, name: str) -> str | None:
         names = [name]
         if not name.isascii():
             names += [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]

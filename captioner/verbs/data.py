@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from captioner.verbs.terminal import parser_of, print_json, short
 
 
 def run(argv: Sequence[str]) -> int:
     """Draw, describe and check data sets."""
+    options = _parser().parse_intermixed_args(argv)
+
+    from captioner.config import compose
+
+    config = compose(options.overrides)
+    if options.job == "draw":
+        seed = config["seed"] if any(o.startswith("seed=") for o in options.overrides) else 0
+        return _draw(config, seed)
+    return _describe(config, options.job, as_json=options.format == "json")
+
+
+def _draw(config: Mapping[str, Any], seed: int) -> int:
+    from captioner.data import shapes
+
+    if config["data"]["format"] != "shapes":
+        raise ValueError(f"only data=shapes is drawn, not {config['data']['format']!r}")
+    print(f"wrote {short(shapes.draw(Path(config['data']['root']).expanduser(), seed=seed))}")
+    return 0
+
+
+def _describe(config: Mapping[str, Any], job: str, *, as_json: bool) -> int:
+    from captioner.config import make
+    from captioner.data import prepare, read_records
+
+    reading = make(read_records, "data", config["data"])
+    fit = (
+        config["tokenizer"]["name"],
+        config["loader"]["max_words"],
+        config["decoding"]["max_length"],
+    )
+    if job == "stats":
+        numbers = prepare.statistics(reading, *fit)
+        print_json(numbers) if as_json else prepare.print_statistics(numbers)
+        return 0
+    report = prepare.check(reading, warnings=prepare.fit_warnings(reading, *fit))
+    print_json(report.as_dict()) if as_json else prepare.print_report(report)
+    return 0 if report.sound else 1
+
+
+def _parser() -> ArgumentParser:
     parser = parser_of(
         "data",
         "draw: draw the embedded data set.\n"
@@ -30,33 +72,4 @@ def run(argv: Sequence[str]) -> int:
         "seed=… for draw",
     )
     parser.add_argument("--format", choices=("text", "json"), default="text")
-    options = parser.parse_intermixed_args(argv)
-
-    from captioner.config import compose, make
-    from captioner.data import prepare, read_records, shapes
-
-    config = compose(options.overrides)
-    if options.job == "draw":
-        if config["data"]["format"] != "shapes":
-            raise ValueError(f"only data=shapes is drawn, not {config['data']['format']!r}")
-        seed = config["seed"] if any(o.startswith("seed=") for o in options.overrides) else 0
-        print(f"wrote {short(shapes.draw(Path(config['data']['root']).expanduser(), seed=seed))}")
-        return 0
-    reading = make(read_records, "data", config["data"])
-    fit = (
-        config["tokenizer"]["name"],
-        config["loader"]["max_words"],
-        config["decoding"]["max_length"],
-    )
-    if options.job == "stats":
-        numbers = prepare.statistics(reading, *fit)
-        if options.format == "json":
-            return print_json(numbers)
-        prepare.print_statistics(numbers)
-        return 0
-    report = prepare.check(reading, warnings=prepare.fit_warnings(reading, *fit))
-    if options.format == "json":
-        print_json(report.as_dict())
-    else:
-        prepare.print_report(report)
-    return 0 if report.sound else 1
+    return parser
