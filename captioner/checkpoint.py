@@ -17,13 +17,12 @@ the package hold the same block beside a decoder alone (``captioner.bundle``) an
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from captioner import __version__, bundle
 from captioner.config import Config
+from captioner.data.records import whole_file
 from captioner.data.transforms import Transform
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models import CaptioningModel, build_model
@@ -328,7 +328,7 @@ def average(paths: Sequence[Path], output: Path) -> None:
     """
     if len(paths) < 2:
         raise ValueError(f"{len(paths)} checkpoint to average; give two or more")
-    if output.exists():
+    if output.is_file() or output.is_dir():
         raise ValueError(f"{output} already exists; delete it, or choose another --output")
     found = [read(path) for path in paths]
     first = found[0]
@@ -365,25 +365,18 @@ def write(content: dict[str, Any], path: str | Path) -> None:
     Raises:
         OSError: the disk is full, or the folder cannot be written to; the old file is untouched.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
     sums = get_crc32_options()
     set_crc32_options(True)  # what `read` holds the file against
     try:
-        with partial.open("wb") as file:
+        with whole_file(path) as file:
             _save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(target)) from None
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         set_crc32_options(sums)
-        partial.unlink(missing_ok=True)
 
 
-def _save(content: dict[str, Any], file: BinaryIO) -> None:
+def _save(content: dict[str, Any], file: IO[bytes]) -> None:
     """torch.save, which on a full disk complains of the archive that it cannot close instead."""
     try:
         torch.save(content, file)

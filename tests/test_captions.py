@@ -124,6 +124,20 @@ def test_a_list_may_hold_any_name(end, run, pictures, strict, monkeypatch) -> No
     assert [line.partition(b": ")[0] for line in written.getvalue().splitlines()] == names
 
 
+def test_samples_of_a_training_may_have_any_name(tmp_path) -> None:
+    from types import SimpleNamespace
+
+    from captioner.callbacks import SampleCaptions
+
+    trainer = SimpleNamespace(
+        sanity_checking=False, current_epoch=0, loggers=[], is_global_zero=True
+    )
+    module = SimpleNamespace(dev_captions=[("caf\udce9.png", "a dog", ("half \ud83d",))])
+    SampleCaptions(tmp_path / "samples.jsonl", 4).on_validation_end(trainer, module)
+    row = json.loads((tmp_path / "samples.jsonl").read_text(encoding="utf-8"))
+    assert (row["image"], row["references"]) == ("caf\udce9.png", ["half \ud83d"])
+
+
 # --output -------------------------------------------------------------------------------------
 
 

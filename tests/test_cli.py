@@ -342,5 +342,8 @@ def test_average_makes_a_checkpoint_that_other_verbs_take(run, scenes, tmp_path,
         assert main(["caption", photo, "--model", str(model)]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1]
+    (tmp_path / "link.ckpt").symlink_to("later.ckpt")
+    assert main(["average", *map(str, copies), "--output", str(tmp_path / "link.ckpt")]) == 0
+    assert (tmp_path / "later.ckpt").read_bytes() == (tmp_path / "average.ckpt").read_bytes()
     fails(capsys, "average", run, says="kept no epochs to average")
     fails(capsys, "average", *copies, says="average.ckpt already exists")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from captioner.verbs.terminal import parser_of, short
@@ -48,5 +49,6 @@ def run(argv: Sequence[str]) -> int:
         data_root=options.data_root,
         output=options.output,
     )
-    print(f"wrote {short(path)}")
+    # beside a page that goes through a pipe nothing else may stand
+    print(f"wrote {short(path)}", file=sys.stdout if path.is_file() else sys.stderr)
     return 0
