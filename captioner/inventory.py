@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -60,12 +61,13 @@ def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
     folders += sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
     found, broken = [], []
     for folder in folders:
+        file = folder
         try:
-            file = checkpoint.find(folder)
-        except FileNotFoundError:
-            continue  # no run, but evaluations, or a sweep
-        try:
-            found.append(_of_bundle(folder) if file.name == bundle.MODEL else _of_run(folder, file))
+            with suppress(FileNotFoundError):  # no run, but evaluations, or a sweep
+                file = checkpoint.find(folder)
+            if file != folder:
+                is_bundle = file.name == bundle.MODEL
+                found.append(_of_bundle(folder) if is_bundle else _of_run(folder, file))
         except (ValueError, OSError) as error:
             broken.append(str(error))
         except (LookupError, TypeError, AttributeError) as error:

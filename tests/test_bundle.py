@@ -370,3 +370,20 @@ def test_the_model_in_the_box_captions_without_being_named() -> None:
     home = bundle.HOME / bundle.DEFAULT
     assert sum(path.stat().st_size for path in home.iterdir()) < bundle.LARGEST
     assert "non-commercial research" in (home / bundle.CARD).read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_read_does_not_hide_the_other_models(home, monkeypatch, capsys) -> None:
+    (Path("runs") / "locked" / "checkpoints").mkdir(parents=True)
+    find = checkpoint.find
+
+    def refuse(path: Path) -> Path:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return find(path)
+
+    monkeypatch.setattr(checkpoint, "find", refuse)
+    found, broken = inventory()
+    assert [one.name for one in found] == ["tiny"]
+    assert "Permission denied" in broken[0]
+    assert main(["models", "--runs", "runs/gone"]) == 1
+    assert "runs/gone: no such folder" in capsys.readouterr().err
