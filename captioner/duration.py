@@ -7,20 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 EPOCHS, STEPS, STEPS_BETWEEN = 15, 300, 20
-"""Without trainer.max_epochs: so many epochs, or as many as make so many steps of the optimizer,
-and a validation after each epoch, or after so many steps. Forty photographs are one step an epoch;
-in 20 steps a model from scratch learns nothing that may be told from its score, in 300 it has
-passed its best."""
+"""Without trainer.max_epochs: so many epochs, or, from nothing, as many as make so many steps of
+the optimizer, and a validation after each epoch, or after so many steps. Forty photographs are one
+step an epoch: a model from nothing is at its best after 200, one that starts from another's weights
+after a few."""
 
 
-def settled(trainer: Mapping[str, Any], batches: int) -> dict[str, Any]:
+def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str, Any]:
     """The group ``trainer`` with numbers for max_epochs and check_val_every_n_epoch that are null.
 
     Args:
         trainer: the group.
         batches: training batches in an epoch.
+        new: whether the model starts from nothing, not from the weights of another run.
     """
     epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
+    if epochs is None and not new:
+        epochs = EPOCHS
     if epochs is None:
         steps = steps_of(trainer, batches)
         every = every or max(1, STEPS_BETWEEN // steps)

@@ -160,7 +160,7 @@ class LitCaptioner(lightning.LightningModule):
             raise NonFiniteLoss(
                 f"the loss is {loss.item()} at step {self.global_step}; nothing was overwritten. "
                 "Lower training.lr, set trainer.gradient_clip_val, or look at the data with "
-                "`captioner data check`; resume=RUN goes on from the last checkpoint"
+                "`captioner data check`; resume=RUN goes on from a checkpoint, if any"
             )
         self.log("train_loss", loss, prog_bar=True)
         self.log_dict(logs)
@@ -269,8 +269,8 @@ class LitCaptioner(lightning.LightningModule):
         for name, tensor in content["state_dict"].items():
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 raise NonFiniteLoss(
-                    f"the weights {name} are not finite at step {self.global_step}; the last "
-                    "checkpoint is kept. Lower training.lr or set trainer.gradient_clip_val"
+                    f"the weights {name} are not finite at step {self.global_step}; nothing was "
+                    "overwritten. Lower training.lr or set trainer.gradient_clip_val"
                 )
         content["schedule"] = self.schedule.state_dict()
         content["captioner"] = checkpoint.block(

@@ -132,7 +132,7 @@ def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
     }
     objects = (reading, tokenizer, model.encoder)
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
-    config = {**config, "trainer": settled(config["trainer"], data.batches)}
+    config = {**config, "trainer": settled(config["trainer"], data.batches, new=new)}
     require_batches(config["trainer"], train=data.batches, val=len(data.val_dataloader()))
     if resume is not None:
         found = checkpoint.read(resume).lightning

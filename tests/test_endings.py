@@ -199,7 +199,10 @@ def test_a_run_that_is_done_says_what_goes_on_with_it(tiny, tmp_path, capsys) ->
 )
 def test_a_small_data_set_gets_more_epochs_where_nobody_says(batches, given, epochs, every) -> None:
     trainer = {**compose([])["trainer"], **given}
-    found = settled(trainer, batches)
+    found = settled(trainer, batches, new=True)
+    warm = settled(trainer, batches, new=False)
+    assert warm["max_epochs"] == given.get("max_epochs", 15)
+    assert warm["check_val_every_n_epoch"] == given.get("check_val_every_n_epoch", 1)
     assert (found["max_epochs"], found["check_val_every_n_epoch"]) == (epochs, every)
     assert set(found) == set(trainer)
 

@@ -73,7 +73,7 @@ def _with_cause(text: str, error: BaseException) -> str:
 def _of_the_system(error: OSError) -> str:
     """Of an exception of the operating system: the file, what is the matter, and the way out."""
     said = (error.strerror or "").lower()
-    line = f"{error.filename}: {said}" if error.filename is not None else said
+    line = f"{'writing or reading a file' if error.filename is None else error.filename}: {said}"
     way_out = _WAYS_OUT.get(error.errno or 0)
     return f"{line}; {way_out}" if way_out else line
 
