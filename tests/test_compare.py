@@ -18,7 +18,7 @@ from rich.cells import cell_len
 
 from captioner.cli import main
 from captioner.comparison import HIGHER, LOWER, TOO_FEW, UNDECIDED, Comparison, compare
-from captioner.inspection import intervals
+from captioner.inspection import fonts, intervals
 from captioner.inspection.comparisons import as_text
 from captioner.metrics.significance import (
     ALPHA,
@@ -542,6 +542,16 @@ def test_chinese_and_odd_names_are_drawn_and_no_letter_is_read_as_mathematics(tm
     texts = ["".join(one.itertext()).strip() for one in xml.fromstring(drawing).iter()]
     assert {names[0], names[1]} <= set(texts)
     assert {"a_name_of_more_than_fort", "…_forty_letters_of_seed_1"} & set(texts)
+
+
+def test_a_lacking_font_is_said_of_pictures_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(fonts, "_files", lambda: ())
+    run = evaluation(tmp_path / "基线", system(1))
+    for kind, said in ((".png", True), (".svg", False)):
+        assert main(["compare", str(run), "--figure", str(tmp_path / f"x{kind}"), *QUICK]) == 0
+        error = capsys.readouterr().err
+        assert ("no font of this machine has 2 of its letters (Chinese)" in error) == said
+        assert error.count("\n") == 1 + said
 
 
 def test_a_name_keeps_both_ends_and_two_lines() -> None:

@@ -90,8 +90,13 @@ def figure(comparison: Comparison, kind: str = ".svg") -> bytes:
     return file.getvalue()
 
 
-def missing_letters(comparison: Comparison) -> str | None:
-    """What to say of the letters that a figure shows as boxes; None where there are none."""
+def missing_letters(comparison: Comparison, file: str | Path) -> str | None:
+    """What to say of the letters that a picture shows as boxes; None where there are none.
+
+    An SVG keeps its letters as text, which the fonts of its reader draw.
+    """
+    if Path(file).suffix.lower() == ".svg":
+        return None
     from matplotlib.font_manager import findfont
     from PIL import ImageFont
 

@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     for path in (options.output, options.figure):
         if path:
             print(f"wrote {short(Path(path))}", file=sys.stderr)
-    if options.figure and (lack := intervals.missing_letters(result)):
+    if options.figure and (lack := intervals.missing_letters(result, options.figure)):
         print(f"{Path(options.figure).name}: {lack}", file=sys.stderr)
     return 0
 
