@@ -115,6 +115,15 @@ def test_every_group_and_value_is_offered() -> None:
     assert "training.rewards.cider=" in candidates.overrides("tr.", ["train", "training=scst"])
 
 
+def test_options_of_a_folder_of_the_user_are_offered(tmp_path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    offered = candidates.overrides("experiment=", ["train"], str(tmp_path))
+    assert {"experiment=mine", "experiment=demo"} <= set(offered)
+    assert "experiment=mine" not in candidates.overrides("experiment=", ["train"])
+    assert candidates.overrides("seed=", ["train", "experiment=mine"], str(tmp_path)) == ["seed=7"]
+
+
 def test_a_home_that_shells_leave_is_taken(tmp_path, monkeypatch) -> None:
     from captioner.verbs.terminal import parser_of
 

@@ -80,10 +80,12 @@ def _words() -> list[str]:
 
 
 def _train_parser() -> argparse.ArgumentParser:
-    """The parser of ``train``, which is Hydra's."""
+    """The parser of ``train``: Hydra's, and --plugin."""
     from hydra._internal.utils import get_args_parser
 
-    return get_args_parser()
+    parser = get_args_parser()
+    parser.add_argument("--plugin", action="append", metavar="MODULE", help="import it first")
+    return parser
 
 
 # Kinds of candidates ----------------------------------------------------------------------------
@@ -95,9 +97,12 @@ class _Candidates(BaseCompleter):
     def __init__(self, words: Sequence[str]) -> None:
         self.words = words
 
-    def __call__(self, *, prefix: str, action: argparse.Action, **_: Any) -> list[str]:
+    def __call__(
+        self, *, prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: Any
+    ) -> list[str]:
         if action.dest == "overrides":
-            return overrides(prefix, self.words)
+            mine = getattr(parsed_args, "config_dir", None)
+            return overrides(prefix, self.words, mine)
         flag = max(action.option_strings, key=len, default="")
         for what in (flag, f"decoding.{action.dest}", action.metavar, action.dest):
             if what in TABLES or what in KINDS:
@@ -152,39 +157,46 @@ KINDS: dict[str, Callable[[str], list[str]]] = {
 # Overrides --------------------------------------------------------------------------------------
 
 
-def overrides(prefix: str, words: Sequence[str]) -> list[str]:
-    """What an override that begins with `prefix` may become, after other words of the line."""
+def overrides(prefix: str, words: Sequence[str], config_dir: str | None = None) -> list[str]:
+    """What an override that begins with `prefix` may become.
+
+    Args:
+        prefix: the word so far.
+        words: those before it; the groups chosen among them decide which options there are.
+        config_dir: the user's folder of options, of ``train --config-dir``.
+    """
     key, equals, value = prefix.partition("=")
     if equals:
-        return [f"{key}={one}" for one in _values_of(key, value, words)]
-    composed = _composed(words)
+        return [f"{key}={one}" for one in _values_of(key, value, words, config_dir)]
+    composed = _composed(words, config_dir)
     taken = TAKEN.get(words[0], ()) if words else ()
     shown = {name: one for name, one in composed.items() if not taken or name in taken}
     if "." in key:
         return [f"{name}=" for name in _leaves(shown)]
-    chosen = [name for name in config.groups() if not taken or name in taken]
+    chosen = [name for name in config.groups(config_dir) if not taken or name in taken]
     within = [f"{name}." for name, one in shown.items() if isinstance(one, dict)]
     single = [f"{name}=" for name, one in shown.items() if not isinstance(one, dict)]
     return [*(f"{name}=" for name in chosen), *within, *single]
 
 
-def _values_of(key: str, prefix: str, words: Sequence[str]) -> list[str]:
-    if key in config.groups():
+def _values_of(key: str, prefix: str, words: Sequence[str], config_dir: str | None) -> list[str]:
+    if key in config.groups(config_dir):
         before, comma, _ = prefix.rpartition(",")
-        return [f"{before}{comma}{name}" for name in config.options(key)]
+        return [f"{before}{comma}{name}" for name in config.options(key, config_dir)]
     if key in TABLES or key in KINDS:
         return values(key, prefix)
-    now = _leaves(_composed(words)).get(key)
+    now = _leaves(_composed(words, config_dir)).get(key)
     if isinstance(now, bool):
         return ["true", "false"]
     return [str(now)] if isinstance(now, (int, float, str)) and now != "" else []
 
 
-def _composed(words: Sequence[str]) -> dict[str, Any]:
+def _composed(words: Sequence[str], config_dir: str | None) -> dict[str, Any]:
     """The configuration with the groups that are chosen on the line, as far as they fit."""
-    chosen = [one for one in words if one.partition("=")[0] in config.groups() and "," not in one]
+    groups = config.groups(config_dir)
+    chosen = [one for one in words if one.partition("=")[0] in groups and "," not in one]
     try:
-        return config.compose(chosen)
+        return config.compose(chosen, config_dir=config_dir)
     except ValueError:
         return config.compose()
 
