@@ -13,6 +13,12 @@ step an epoch: a model from nothing is at its best after 200, one that starts fr
 after a few."""
 
 
+_ABOVE_ZERO = (
+    *("max_epochs", "limit_train_batches"),
+    *("accumulate_grad_batches", "check_val_every_n_epoch"),
+)
+
+
 def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str, Any]:
     """The group ``trainer`` with numbers for max_epochs and check_val_every_n_epoch that are null.
 
@@ -20,7 +26,14 @@ def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str,
         trainer: the group.
         batches: training batches in an epoch.
         new: whether the model starts from nothing, not from the weights of another run.
+
+    Raises:
+        ValueError: a number with which nothing would be done.
     """
+    for name in _ABOVE_ZERO:
+        value = trainer.get(name)
+        if isinstance(value, int | float) and (value == 0 or (value < 0 and name != "max_epochs")):
+            raise ValueError(f"trainer.{name}={value} is not accepted; choose a number above 0")
     epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
     if epochs is None and not new:
         epochs = EPOCHS
