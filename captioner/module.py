@@ -27,7 +27,7 @@ from captioner.losses import IGNORED, cross_entropy
 from captioner.metrics import score
 from captioner.metrics.diversity import repeated_bigrams
 from captioner.metrics.novelty import CaptionHashes
-from captioner.models import CaptioningModel, generate, make_steppers
+from captioner.models import CaptioningModel, Features, generate, make_steppers
 from captioner.models.packing import Packing
 from captioner.objectives import Objective, chosen
 from captioner.schedules import Schedule
@@ -220,15 +220,10 @@ class LitCaptioner(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         features = self.model.encode(batch.source)
-        images = len(batch.records)
-        # Each caption once with its own image and once with its neighbour's.
-        packing = Packing.of((batch.targets != IGNORED).sum(1))
-        targets = packing.pack(batch.targets)  # [N], of real words only
-        for name, rows in (("right", batch.rows), ("shuffled", (batch.rows + 1) % images)):
-            logits = self.model.decoder(features.rows(rows), batch.inputs, packing)
-            total = cross_entropy(logits, targets, label_smoothing=0.0, reduction="sum")
-            self._dev.loss[name] += total.item()
-        self._dev.words += len(targets)
+        losses, words = _dev_losses(self.model.decoder, features, batch)
+        self._dev.loss["right"] += losses[0]
+        self._dev.loss["shuffled"] += losses[-1]
+        self._dev.words += words
         found = generate(
             [self.model], [features], self.tokenizer, self.decoding, steppers=self._steppers
         )
@@ -310,6 +305,40 @@ class LitCaptioner(lightning.LightningModule):
         module = build_module(found.config["training"], *objects)
         module.dev_scores, module.training_captions = found.scores, found.training
         return module.to(map_location or "cpu").eval()
+
+
+_CAPTIONS = 320  # of which the dev loss is computed at once: 64 images with five each
+
+
+def _dev_losses(
+    decoder: nn.Module, features: Features, batch: Batch, captions: int = _CAPTIONS
+) -> tuple[list[float], int]:
+    """The loss of captions with their own images and with each other's, and of how many words.
+
+    All captions at once would take too much memory where an image has fifty.
+
+    Args:
+        decoder: gives the logits.
+        features: of B images.
+        batch: of those images and R captions.
+        captions: how many are computed at once.
+
+    Returns:
+        the sums over all words, of one image only the first; and the number of words.
+    """
+    images = len(batch.records)
+    losses, words = [0.0] * min(images, 2), 0
+    for first in range(0, len(batch.rows), captions):
+        part = slice(first, first + captions)
+        packing = Packing.of((batch.targets[part] != IGNORED).sum(1))
+        targets = packing.pack(batch.targets[part])  # [N], of real words only
+        for place in range(len(losses)):
+            rows = (batch.rows[part] + place) % images
+            logits = decoder(features.rows(rows), batch.inputs[part], packing)
+            total = cross_entropy(logits, targets, label_smoothing=0.0, reduction="sum")
+            losses[place] += total.item()
+        words += len(targets)
+    return losses, words
 
 
 class _DevResults:

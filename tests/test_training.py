@@ -10,12 +10,13 @@ import torch
 
 from captioner import checkpoint, losses
 from captioner.callbacks import ImageMatters, WeightAverage
-from captioner.config import compose
-from captioner.data.datamodule import Batch, Bucketed, CaptionDataModule
+from captioner.config import compose, make
+from captioner.data import read_records
+from captioner.data.datamodule import Batch, Bucketed, CaptionDataModule, Pictures, image_loader
 from captioner.data.features import CachedFeatures
 from captioner.losses import IGNORED
 from captioner.models import Features, build_model
-from captioner.module import LitCaptioner, NonFiniteLoss, build_module
+from captioner.module import LitCaptioner, NonFiniteLoss, _dev_losses, build_module
 from captioner.objectives import cross_entropy
 from captioner.training import train
 
@@ -356,3 +357,21 @@ def test_a_penalty_on_attention_needs_attention(tiny) -> None:
     model = build_model(config["encoder"], config["decoder"], vocabulary_size=11)
     with pytest.raises(ValueError, match="attends, and ShowTell does not; choose 0"):
         build_module({"attention_penalty": 1.0}, model, None, config, 1, None)
+
+
+def test_the_dev_loss_is_the_same_however_many_captions_at_once(run) -> None:
+    """Of 24 images with five captions each, all at once, 7 at once, and one at once."""
+    found = LitCaptioner.load_from_checkpoint(run)
+    reading = make(read_records, "data", checkpoint.read(run).config["data"])
+    pictures = Pictures(found.model.encoder)
+    batch = next(iter(image_loader(reading.split("train"), found.tokenizer, pictures)))
+    with torch.no_grad():
+        features = found.model.encode(batch.source)
+        (whole, words), *others = (
+            _dev_losses(found.model.decoder, features, batch, captions) for captions in (320, 7, 1)
+        )
+    assert words == int((batch.targets != IGNORED).sum())
+    assert whole[0] < whole[1]  # with another image it is worse
+    for found_losses, count in others:
+        assert found_losses == pytest.approx(whole, rel=1e-5)
+        assert count == words

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+from PIL import Image
+
+from captioner.config import compose
 from captioner.data.warnings import length_warnings, tokenizer_warnings
+from captioner.training import train
 
 CHINESE = ["一个人在划船。", "两只狗在雪地里奔跑，一个男孩在看", "穿着红色T恤的人"]
 
@@ -54,3 +59,24 @@ def test_lengths_that_fit_are_not_told() -> None:
     assert length_warnings([], 40, 30) == []
     assert length_warnings([31, *[9] * 99], 40, 30) == []  # one of a hundred
     assert length_warnings([0, 3], 40, 30) == ["1 training captions hold no word and are skipped"]
+
+
+def test_a_training_says_what_does_not_fit_and_survives_half_an_emoji(
+    tiny, tmp_path, capsys
+) -> None:
+    rows = []
+    for place in range(8):
+        Image.new("RGB", (32, 32), (9 * place, 5, 7)).save(tmp_path / f"{place}.png")
+        texts = ["两只狗在雪地里奔跑\ud83d", "一个男孩在看" + "，狗" * 40]
+        split = "dev" if place > 5 else "train"
+        rows.append({"image": f"{place}.png", "captions": texts, "split": split})
+    (tmp_path / "zh.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = ["data=json", f"data.root={tmp_path}", "trainer.max_epochs=1"]
+    run = train(compose([*tiny, *data]), tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "data: half a character (lone surrogate) in a caption, left out: 8" in said
+    assert "warning: captions have no spaces between words" in said
+    assert said.index("set tokenizer=character") < said.index("features:")  # before any work
+    assert "6 of 12 training captions are longer than loader.max_words=40" in said
+    assert "the longest has 81 words" in said  # 狗 and ，, 40 times, and the first
+    assert run.folder.is_dir()
