@@ -20,6 +20,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from captioner import ranks
 from captioner.checkpoint import FOLDER, LAST, read, write
 from captioner.config import Config, unknown
 from captioner.data.records import to_json
@@ -176,35 +177,51 @@ class LastCheckpoint(Callback):
 
 
 class RandomState(Callback):
-    """Keeps every random generator in the checkpoint, as tensors and plain lists."""
+    """Keeps every random generator of every rank in the checkpoint, as tensors and plain lists.
+
+    Rank 0 draws what a single process would; the others, unless they are resumed, begin elsewhere.
+    """
 
     def __init__(self) -> None:
-        self._restored: dict[str, Any] = {}
+        self._restored: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
-        version, words, gauss_next = random.getstate()
-        return {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy": [kind, [int(key) for key in keys], position, has_gauss, gauss],
-            "python": [version, list(words), gauss_next],
-        }
+        first, *others = ranks.gather(_generators())
+        return {**first, "others": others} if others else first
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._restored = state
+        self._restored = [state, *state.get("others", [])]
 
     def on_train_start(self, trainer: lightning.Trainer, *unused: Any) -> None:
-        if not self._restored:
-            return
-        torch.set_rng_state(self._restored["torch"].cpu())
-        if self._restored["cuda"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._restored["cuda"]])
-        kind, keys, *rest = self._restored["numpy"]
-        numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
-        version, words, gauss_next = self._restored["python"]
-        random.setstate((version, tuple(words), gauss_next))
-        self._restored = {}
+        rank = ranks.number()
+        if rank < len(self._restored):
+            _set_generators(self._restored[rank])
+        elif rank:
+            place = 1_000_003 * rank + trainer.global_step
+            lightning.seed_everything((torch.initial_seed() + place) % 2**32, verbose=False)
+        self._restored = []
+
+
+def _generators() -> dict[str, Any]:
+    """The state of every generator of this process."""
+    kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
+    version, words, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, [int(key) for key in keys], position, has_gauss, gauss],
+        "python": [version, list(words), gauss_next],
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+    version, words, gauss_next = state["python"]
+    random.setstate((version, tuple(words), gauss_next))
 
 
 class EpochLine(Callback):
@@ -222,15 +239,18 @@ class EpochLine(Callback):
         if trainer.sanity_checking:
             return
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        last = "∞" if trainer.max_epochs == -1 else trainer.max_epochs
         learned = f"train loss {scores.get('train_loss', float('nan')):.3f}"
         if "train_reward" in scores:
             learned = f"reward {scores['train_reward']:.3f}"
+        wrong = ""
+        if "dev_loss_shuffled" in scores:
+            wrong = f" (wrong image {scores['dev_loss_shuffled']:.3f})"
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         print(
-            f"epoch {trainer.current_epoch + 1:>3}/{trainer.max_epochs}"
+            f"epoch {trainer.current_epoch + 1:>3}/{last}"
             f"   {learned}"
-            f"   dev loss {scores['dev_loss']:.3f}"
-            f" (wrong image {scores['dev_loss_shuffled']:.3f})"
+            f"   dev loss {scores['dev_loss']:.3f}{wrong}"
             f"   BLEU-4 {scores['dev_bleu4']:5.1f}"
             f"   CIDEr-D {scores['dev_cider']:5.1f}"
             f"   distinct {scores['dev_distinct']:3.0f} %"
@@ -244,7 +264,8 @@ class ImageMatters(Callback):
 
     Two signs are looked at after every epoch but the first: the dev loss with each caption beside
     its neighbour's image, which must be higher than with its own, and the share of distinct
-    captions. A decoder that has become a plain language model fails both.
+    captions. A decoder that has become a plain language model fails both. Of a single dev image
+    neither says anything.
 
     Args:
         least_gain: by what share of the dev loss the wrong image must be worse.
@@ -260,6 +281,8 @@ class ImageMatters(Callback):
         if trainer.sanity_checking or trainer.current_epoch == 0:
             return
         scores = trainer.callback_metrics
+        if "dev_loss_shuffled" not in scores:
+            return
         gain = float(scores["dev_loss_shuffled"] / scores["dev_loss"]) - 1
         distinct = float(scores["dev_distinct"])
         if gain < self.least_gain or distinct < self.least_distinct:
@@ -278,7 +301,7 @@ class SampleCaptions(Callback):
         self.path, self.count = path, count
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
         rows = [
             {

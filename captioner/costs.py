@@ -26,7 +26,8 @@ class Costs(Callback):
     Keys of the file: minutes (of training with its looks at dev; features of images, which are
     cached once, are not among them, and what a killed process spent after its last epoch is lost),
     epochs, peak_memory_gib (of the process, without the pages of mapped files; on a GPU of that),
-    learned_parameters, all_parameters, threads, torch.
+    learned_parameters, all_parameters, threads, processes, torch. On several devices memory and
+    threads are those of the first process, which alone writes the file.
 
     Args:
         folder: the run folder; a training that goes on adds to what is written there.
@@ -43,6 +44,8 @@ class Costs(Callback):
             self.peak = max(self.peak, memory())
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: Any) -> None:
+        if not trainer.is_global_zero:
+            return
         self.peak = max(self.peak, memory())
         parameters = list(self.module.parameters())
         spent: dict[str, Any] = {
@@ -52,6 +55,7 @@ class Costs(Callback):
             "learned_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "all_parameters": sum(p.numel() for p in parameters),
             "threads": torch.get_num_threads(),
+            "processes": trainer.world_size,
             "torch": torch.__version__,
         }
         write_whole(self.file, json.dumps(spent, indent=2) + "\n")

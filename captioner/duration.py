@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 EPOCHS, STEPS, STEPS_BETWEEN = 15, 300, 20
-"""Without trainer.max_epochs: so many epochs, or, from nothing, as many as make so many steps of
-the optimizer, and a validation after each epoch, or after so many steps. Forty photographs are one
-step an epoch: a model from nothing is at its best after 200, one that starts from another's weights
-after a few."""
+"""Without trainer.max_epochs, and trainer.max_steps: so many epochs, or, from nothing, as many as
+make so many steps of the optimizer, and a validation after each epoch, or after so many steps.
+Forty photographs are one step an epoch: a model from nothing is at its best after 200, one that
+starts from another's weights after a few."""
 
 
 _ABOVE_ZERO = (
@@ -35,19 +35,20 @@ def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str,
         if isinstance(value, int | float) and (value == 0 or (value < 0 and name != "max_epochs")):
             raise ValueError(f"trainer.{name}={value} is not accepted; choose a number above 0")
     epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
-    if epochs is None and not new:
+    if epochs is None and not new and trainer.get("max_steps", -1) < 0:
         epochs = EPOCHS
     if epochs is None:
         steps = steps_of(trainer, batches)
         every = every or max(1, STEPS_BETWEEN // steps)
-        epochs = max(EPOCHS, math.ceil(STEPS / steps))
+        most = trainer.get("max_steps", -1)
+        epochs = max(EPOCHS, math.ceil(STEPS / steps)) if most < 0 else math.ceil(most / steps)
         epochs = every * math.ceil(epochs / every)  # the last one is validated
     return {**trainer, "max_epochs": epochs, "check_val_every_n_epoch": every or 1}
 
 
 def steps_of(trainer: Mapping[str, Any], batches: int) -> int:
     """Steps of the optimizer in an epoch, at least 1."""
-    limit = trainer.get("limit_train_batches", 1.0)
+    limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches", 1.0)
     taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     return max(1, math.ceil(taken / max(1, trainer.get("accumulate_grad_batches", 1))))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from captioner.config import Config
+from captioner.process import is_first
 
 
 def build_loggers(
@@ -48,7 +49,8 @@ def build_loggers(
     if wandb:
         if not importlib.util.find_spec("wandb"):
             raise ValueError("logger.wandb=true needs wandb: pip install 'captioner[logging]'")
-        mode = None if os.environ.get("WANDB_MODE") else _wandb_mode(folder)
+        known = os.environ.get("WANDB_MODE") or not is_first()  # other processes log nothing
+        mode = None if known else _wandb_mode(folder)
         name = folder.resolve().name
         found.append(WandbLogger(name, folder / "logs", project=project, mode=mode))
     return found

@@ -36,6 +36,7 @@ def cross_entropy(
     *,
     label_smoothing: float,
     reduction: str = "mean",
+    divisor: float | None = None,
     in_place: bool = False,
 ) -> Tensor:
     """Cross-entropy over real targets; positions past <end> contribute nothing.
@@ -45,21 +46,24 @@ def cross_entropy(
         targets: [R, T] or [N]; IGNORED past <end>.
         label_smoothing: [0, 1).
         reduction: "mean" over words, or "sum".
+        divisor: of a mean, another number of words than there are: of a share of a batch.
         in_place: the mean's gradient may take the place of the logits, which nobody reads again; no
             target is IGNORED. It saves two more tensors of their size.
     """
     logits, targets = logits.flatten(0, -2), targets.flatten()
     if in_place and reduction == "mean" and logits.device.type == "cpu" and len(targets):
-        return _InPlace.apply(logits, targets, label_smoothing, None, len(targets))
+        words = len(targets) if divisor is None else divisor
+        return _InPlace.apply(logits, targets, label_smoothing, None, words)
     if in_place:
         log.debug("the loss keeps the logits: %s, %d words", logits.device, len(targets))
-    return functional.cross_entropy(
+    loss = functional.cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)),
         targets,
         ignore_index=IGNORED,
         label_smoothing=label_smoothing,
-        reduction=reduction,
+        reduction=reduction if divisor is None else "sum",
     )
+    return loss if divisor is None else loss / divisor
 
 
 def policy_gradient(
@@ -67,7 +71,7 @@ def policy_gradient(
     words: Tensor,
     advantages: Tensor,
     *,
-    captions: int,
+    captions: float,
     in_place: bool = False,
 ) -> Tensor:
     """A loss whose gradient is that of the expected reward, its sign turned (REINFORCE).
@@ -76,7 +80,7 @@ def policy_gradient(
         logits: of N words, [N, V]; -inf where a word could not be sampled.
         words: those that were sampled, [N].
         advantages: reward less baseline of each word's caption, [N].
-        captions: S, how many captions the words belong to.
+        captions: S, how many captions the words belong to; of a share of a batch another number.
         in_place: the gradient may take the place of the logits, which nobody reads again.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
@@ -97,7 +101,7 @@ class _InPlace(torch.autograd.Function):
         targets: Tensor,
         smoothing: float,
         weights: Tensor | None,
-        divisor: int,
+        divisor: float,
     ) -> Tensor:
         vocabulary = logits.shape[1]
         exact = torch.promote_types(logits.dtype, torch.float32)
@@ -126,7 +130,9 @@ class _InPlace(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def doubly_stochastic(weights: Tensor, packing: Packing) -> Tensor:
+def doubly_stochastic(
+    weights: Tensor, packing: Packing, *, captions: float | None = None
+) -> Tensor:
     """The mean of (1 - Σ_t α_ti)² over captions and positions: look everywhere once in a caption.
 
     Of Xu et al., 2015, who sum over positions beside a log-likelihood summed over words.
@@ -134,6 +140,8 @@ def doubly_stochastic(weights: Tensor, packing: Packing) -> Tensor:
     Args:
         weights: of the real words, [N, P], each row's sum being 1 (or less, beside a sentinel).
         packing: the captions that they belong to.
+        captions: another number of them to divide by: of a share of a batch.
     """
     sums = weights.new_zeros(len(packing.order), weights.shape[1])  # [B, P]
-    return (1 - sums.index_add(0, packing.rows, weights)).square().mean()
+    penalty = (1 - sums.index_add(0, packing.rows, weights)).square().mean()
+    return penalty if captions is None else penalty * (len(sums) / captions)

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
-from captioner import checkpoint, vectors
+from captioner import checkpoint, ranks, vectors
 from captioner.callbacks import monitored
 from captioner.config import Config, arguments, check_range, make, unknown_key
 from captioner.data.datamodule import Batch
@@ -149,20 +149,21 @@ class LitCaptioner(lightning.LightningModule):
                 steps=total_steps,
             )
         self.dev_scores: dict[str, float] = {}
-        self._dev = _DevResults()
+        self._dev: list[_DevBatch] = []
 
     # Training ---------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         done = min(1.0, self.global_step / self.schedule.total_steps)
         loss, logs = self.objective.outcome(self.model, batch, done)
-        if not torch.isfinite(loss):
+        of_all, logs = _over_ranks(loss, logs, batch)
+        if not torch.isfinite(of_all):
             raise NonFiniteLoss(
-                f"the loss is {loss.item()} at step {self.global_step}; nothing was overwritten. "
+                f"the loss is {of_all.item()} at step {self.global_step}; nothing was overwritten. "
                 "Lower training.lr, set trainer.gradient_clip_val, or look at the data with "
                 "`captioner data check`; resume=RUN goes on from a checkpoint, if any"
             )
-        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_loss", of_all, prog_bar=True)
         self.log_dict(logs)
         return loss
 
@@ -215,47 +216,54 @@ class LitCaptioner(lightning.LightningModule):
     # Dev --------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._dev = _DevResults()
+        self._dev = []
+        if self.model.encoder.trainable:  # its statistics may have been taken from a rank's share
+            ranks.align(self.model.encoder.buffers())
         self._steppers = make_steppers([self.model], self.decoding)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
+        if not batch.records:  # nothing is left for this rank
+            return
         features = self.model.encode(batch.source)
         losses, words = _dev_losses(self.model.decoder, features, batch)
-        self._dev.loss["right"] += losses[0]
-        self._dev.loss["shuffled"] += losses[-1]
-        self._dev.words += words
         found = generate(
             [self.model], [features], self.tokenizer, self.decoding, steppers=self._steppers
         )
-        self._dev.found += [best[0] for best in found]
-        self._dev.captions += [self.tokenizer.decode(best[0].tokens) for best in found]
-        self._dev.records += batch.records
+        best = [one[0] for one in found]
+        self._dev.append(_DevBatch(losses, words, best, batch.records))
 
     def on_validation_epoch_end(self) -> None:
-        dev, cut = self._dev, "character" if self.tokenizer.name == "character" else "ptb"
-        references = [record.captions for record in dev.records]
-        scores = score(dev.captions, references, tokenize=cut, metrics=("bleu", "cider-d"))
-        share = 100 / len(dev.captions)
-        self.dev_scores = {
+        self._dev = ranks.in_turn(ranks.gather(self._dev))
+        found = [one for batch in self._dev for one in batch.found]
+        captions, cut = [caption for _, caption, _ in self.dev_captions], "ptb"
+        if self.tokenizer.name == "character":
+            cut = "character"
+        references = [record.captions for batch in self._dev for record in batch.records]
+        scores = score(captions, references, tokenize=cut, metrics=("bleu", "cider-d"))
+        share, words = 100 / len(captions), sum(batch.words for batch in self._dev)
+        right, *wrong = (sum(losses) for losses in zip(*(batch.losses for batch in self._dev)))
+        scores_of_all = {
             "dev_bleu4": scores.values["BLEU-4"],
             "dev_bleu1": scores.values["BLEU-1"],
             "dev_cider": scores.values["CIDEr-D"],
-            "dev_loss": dev.loss["right"] / dev.words,
-            "dev_loss_shuffled": dev.loss["shuffled"] / dev.words,
-            "dev_distinct": share * len(set(dev.captions)),
-            "dev_repeats": 100 * repeated_bigrams([one.tokens for one in dev.found]),
-            "dev_endless": share * sum(not one.finished for one in dev.found),
+            "dev_loss": right / words,
+            **dict(zip(["dev_loss_shuffled"], [total / words for total in wrong])),
+            "dev_distinct": share * len(set(captions)),
+            "dev_repeats": 100 * repeated_bigrams([one.tokens for one in found]),
+            "dev_endless": share * sum(not one.finished for one in found),
         }
+        self.dev_scores = ranks.from_first(scores_of_all)
         self.log_dict(self.dev_scores)
-        self.objective.check(self.dev_scores, dev.captions)
+        self.objective.check(self.dev_scores, captions)
         self.schedule.look(rank(self.dev_scores, monitored(self.config)))
 
     @property
     def dev_captions(self) -> list[tuple[str, str, Sequence[str]]]:
         """Of the last look at the dev split: image_id, caption and references."""
         return [
-            (record.image_id, caption, record.captions)
-            for caption, record in zip(self._dev.captions, self._dev.records)
+            (record.image_id, self.tokenizer.decode(one.tokens), record.captions)
+            for batch in self._dev
+            for one, record in zip(batch.found, batch.records)
         ]
 
     # Checkpoints ------------------------------------------------------------------------------
@@ -341,12 +349,22 @@ def _dev_losses(
     return losses, words
 
 
-class _DevResults:
-    """What one look at the dev split gathers."""
+class _DevBatch(NamedTuple):
+    """What a look at dev leaves of B images."""
 
-    def __init__(self) -> None:
-        self.loss = {"right": 0.0, "shuffled": 0.0}
-        self.words = 0
-        self.found: list[Hypothesis] = []
-        self.captions: list[str] = []
-        self.records: list[Record] = []
+    losses: list[float]  # with their own images, and each other's; of all words. One of one image
+    words: int
+    found: list[Hypothesis]
+    records: list[Record]
+
+
+def _over_ranks(
+    loss: Tensor, logs: Mapping[str, float], batch: Batch
+) -> tuple[Tensor, dict[str, float]]:
+    """The loss of the whole batch, and the means over its images, from those of a rank's share."""
+    if batch.share is None:
+        return loss, dict(logs)
+    weight = len(batch.records) / batch.share.images
+    values = torch.tensor([weight * value for value in logs.values()]).to(loss)
+    of_all = ranks.mean(torch.cat([loss.detach().reshape(1), values]))
+    return of_all[0], dict(zip(logs, of_all[1:].tolist()))

@@ -1,4 +1,4 @@
-"""Set up the process before torch loads: its memory, how its threads wait, and what it can print.
+"""Set up the process before torch loads: its memory, how threads wait, what it prints; which it is.
 
 What oneDNN keeps is bounded, and so is how long threads wait awake. glibc may be asked to keep
 what is freed:
@@ -20,6 +20,7 @@ import ctypes
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 SWITCH = "CAPTIONER_KEEP_MEMORY"
 OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
@@ -96,3 +97,22 @@ def _bytes_of_names(error: UnicodeError) -> tuple[bytes | str, int]:
         handler = "surrogateescape" if escaped else "backslashreplace"
         found += character.encode("ascii", handler)
     return found, error.end
+
+
+# What torchrun, Lightning or SLURM tell a process of several; 0, or nothing, in the first one.
+NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes of a training, as its environment says."""
+    return not any(int(os.environ.get(name) or 0) for name in NUMBERS)
+
+
+def this_program() -> list[str]:
+    """What starts this program again: the installed script, or ``python -m captioner``."""
+    import __main__
+
+    script = Path(sys.argv[0])
+    if getattr(__main__, "__spec__", None) is None and script.is_file():
+        return [sys.executable, str(script.absolute())]
+    return [sys.executable, "-m", "captioner"]

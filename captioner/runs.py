@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from captioner.process import is_first
+
 FOLDER = "checkpoints"
 VARIABLE = "CAPTIONER_RUN_DIR"
 """Names the claimed folder to the other processes of a training."""
@@ -129,7 +131,7 @@ def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
     try:
         yield claim
     except BaseException:
-        if not claim.worth and _leads():
+        if not claim.worth and is_first():
             claim.discard()
         raise
     finally:
@@ -140,7 +142,7 @@ def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
 
 
 def _first(folder: Path, resumes: bool) -> Claim:
-    if not _leads():
+    if not is_first():
         return Claim(Path(os.environ.get(VARIABLE, folder)))
     if resumes or not _DATE.fullmatch(folder.name):
         return Claim(folder).take(resumes=resumes)
@@ -149,11 +151,6 @@ def _first(folder: Path, resumes: bool) -> Claim:
         with suppress(Taken):
             return Claim(folder.with_name(name)).take(resumes=False)
     raise AssertionError
-
-
-def _leads() -> bool:
-    """Whether this process is the first of its training, or the only one."""
-    return not any(int(os.environ.get(one) or 0) for one in ("RANK", "LOCAL_RANK", "NODE_RANK"))
 
 
 def _locked(folder: Path) -> int | None:

@@ -16,6 +16,9 @@ from typing import Any
 
 from captioner.config import unknown
 
+ENDLESS = 2**62
+"""N of a training that something else than its length ends."""
+
 SCHEDULES = ("constant", "linear", "cosine", "plateau")
 
 
@@ -24,7 +27,7 @@ class Schedule:
 
     Args:
         name: one of SCHEDULES: what follows the warm-up.
-        total_steps: N.
+        total_steps: N; ENDLESS is for a constant rate or a plateau, without a warm-up.
         warmup: w, the share of the steps in which the rate rises linearly from 0, [0, 1].
         factor: of a plateau, by which the rate falls, (0, 1).
         patience: of a plateau, looks at dev without a better score before the rate falls, from 1.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import secrets
 import warnings
 from collections.abc import Sequence
@@ -18,12 +19,10 @@ from typing import Any
 
 import pytorch_lightning as lightning
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import Callback, LearningRateMonitor, ProgressBar
-from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import LearningRateMonitor
 
-from captioner import checkpoint, vectors
-from captioner.callbacks import WholeFiles, build_callbacks, monitored
+from captioner import checkpoint, ranks, vectors
+from captioner.callbacks import build_callbacks, monitored
 from captioner.checkpoint import Checkpoint
 from captioner.config import Config, make
 from captioner.costs import Costs
@@ -32,7 +31,8 @@ from captioner.data.datamodule import CaptionDataModule
 from captioner.data.records import write_whole
 from captioner.data.warnings import length_warnings, tokenizer_warnings
 from captioner.decoding import DecodingOptions
-from captioner.duration import EPOCHS, plural, require_batches, require_epochs, settled
+from captioner.duration import plural, require_batches, require_epochs, settled
+from captioner.launcher import RankLost, require_startable, started_here, together
 from captioner.loggers import build_loggers, close, log_configuration
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models import CaptioningModel, build_model
@@ -52,11 +52,13 @@ from captioner.objectives import Degenerate, SelfCritical, chosen
 from captioner.runs import Claim, claimed
 from captioner.selection import Patience
 from captioner.tokenizers import Tokenizer, build_tokenizer
+from captioner.trainer import build_trainer, optimizer_steps, require_end
 
 __all__ = [
     "Degenerate",
     "LitCaptioner",
     "NonFiniteLoss",
+    "RankLost",
     "TrainedRun",
     "build_loggers",
     "build_trainer",
@@ -91,14 +93,24 @@ class TrainedRun:
         return self.scores.get(self.monitor, math.nan)
 
 
-def train(config: Config, folder: Path, *, resume: Path | None = None) -> TrainedRun:
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: Path | None = None,
+    command: Sequence[str] | None = None,
+) -> TrainedRun:
     """Train a captioner and leave a run folder: checkpoints, configuration, logs, sample captions.
+
+    On several devices it starts the other processes, which end where it returns (``launcher``).
 
     Args:
         config: a composed configuration, as plain data.
         folder: the run folder; must not hold a run yet, unless it is resumed. It is claimed, and
             named by the result: see ``runs.claimed``.
         resume: the checkpoint to go on from, exactly as if it had never stopped.
+        command: on several devices, what starts this training in another process; None is the
+            script that runs now, from its start.
 
     Raises:
         ValueError: an option that does not fit, or a folder that already holds a run.
@@ -106,18 +118,27 @@ def train(config: Config, folder: Path, *, resume: Path | None = None) -> Traine
         FileNotFoundError: the data are not where the configuration says.
         NonFiniteLoss: the loss or a weight became infinite or NaN.
         Degenerate: what a self-critical training says became senseless.
+        RankLost: one of several processes was ended.
     """
     quieten()
-    config = resolved(config)
+    with ranks.muted():
+        return _claimed(resolved(config), folder, resume, command)
+
+
+def _claimed(
+    config: Config, folder: Path, resume: Path | None, command: Sequence[str] | None
+) -> TrainedRun:
     with claimed(folder, resumes=resume is not None) as claim:
         config = {**config, "run_dir": str(claim.folder), "seed": _seed(config["seed"])}
         try:
-            return _train(config, claim, resume)
+            return _train(config, claim, resume, command)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(_interrupted(claim, error)) from None
 
 
-def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
+def _train(
+    config: Config, claim: Claim, resume: Path | None, command: Sequence[str] | None
+) -> TrainedRun:
     folder = claim.folder
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     reading = make(read_records, "data", config["data"])
@@ -129,6 +150,7 @@ def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
         "grid": model.decoder.uses_grid,
         "unfreezes": config["training"].get("unfreeze_at") is not None,
         "by_image": kind.by_image,
+        "repeats": bool(config["trainer"].get("overfit_batches")),
     }
     objects = (reading, tokenizer, model.encoder)
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
@@ -141,7 +163,9 @@ def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
     loggers = make(build_loggers, "logger", config["logger"], folder)
     callbacks += [LearningRateMonitor("step")] if loggers else []
     trainer = make(build_trainer, "trainer", config["trainer"], folder, callbacks, loggers)
+    require_startable(trainer, command)
     steps = optimizer_steps(data.batches, trainer)
+    require_end(config, steps)
     module = build_module(config["training"], model, tokenizer, config, steps, decoding)
     if resume is None:  # one that goes on knows them from its checkpoint
         module.training_captions = _training_captions(config, reading, tokenizer)
@@ -149,27 +173,31 @@ def _train(config: Config, claim: Claim, resume: Path | None) -> TrainedRun:
         _fill_words(module, data)
         if kind is SelfCritical:
             print("rewards teach random weights little: resume_weights=RUN starts from a run's")
-    write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    if ranks.first():
+        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     _introduce(reading, data, module, folder)
     model.to(trainer.strategy.root_device)
     if module.unfreezing is not None and _epochs_before(resume) >= module.unfreezing.epoch:
         data.read_live()
     data.setup("fit")
     module.objective.prepare(data.training_records)
-    if new:
-        model.decoder.fit(data.training_features())
-    whitening = whitening_of(model.decoder)
-    if whitening is not None:
-        data.reduce(whitening)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
-    try:
-        log_configuration(loggers, config)
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    except SystemExit as leaving:  # what Lightning makes of an interruption
-        raise KeyboardInterrupt(*_arguments(leaving.__context__)) from None
-    finally:
-        claim.worth = claim.worth or trainer.global_step > 0
-        close(loggers)
+    with together(trainer, folder, command):
+        folder = ranks.from_first(folder)
+        if new:
+            model.decoder.fit(data.training_features())
+            ranks.align(model.decoder.buffers())
+        whitening = whitening_of(model.decoder)
+        if whitening is not None:
+            data.reduce(whitening)
+        try:
+            log_configuration(loggers, config)
+            trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+        except SystemExit as leaving:  # what Lightning makes of an interruption
+            raise KeyboardInterrupt(*_arguments(leaving.__context__)) from None
+        finally:
+            claim.worth = claim.worth or trainer.global_step > 0
+            close(loggers)
     return _trained(folder, config, trainer)
 
 
@@ -208,6 +236,10 @@ def _interrupted(claim: Claim, error: KeyboardInterrupt) -> str:
 
 def _seed(given: Any) -> int:
     """The seed of a run; null draws one, which the run's configuration then names."""
+    if given is None and started_here():
+        return int(os.environ["PL_GLOBAL_SEED"])  # what the first process has drawn
+    if given is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("seed=null: each of several processes would draw its own; name a number")
     if given is None:
         drawn = secrets.randbelow(2**32)
         print(f"seed={drawn}, drawn at random")
@@ -396,79 +428,9 @@ def _introduce(
     )
 
 
-def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:
-    """How many steps the optimiser takes in the whole training of `batches` batches an epoch."""
-    limit = trainer.limit_train_batches
-    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = math.ceil(taken / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
-    return max(1, steps)
-
-
-def build_trainer(
-    folder: Path,
-    callbacks: list[Callback],
-    loggers: list[Logger],
-    *,
-    max_epochs: int | None = EPOCHS,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    precision: int | str = "auto",
-    gradient_clip_val: float = 5.0,
-    accumulate_grad_batches: int = 1,
-    check_val_every_n_epoch: int | None = 1,
-    limit_train_batches: int | float = 1.0,
-    limit_val_batches: int | float = 1.0,
-    log_every_n_steps: int = 50,
-) -> lightning.Trainer:
-    """A Lightning Trainer; the options have Lightning's names and meaning.
-
-    Args:
-        folder: the run folder.
-        callbacks: of the run.
-        loggers: of the run.
-        max_epochs: passes over the training captions, or images; ``train`` settles None.
-        accelerator: "auto", "cpu", "gpu", "mps".
-        devices: how many, or "auto".
-        precision: "auto", "32-true", "bf16-mixed" or, on a GPU, "16-mixed"; "auto" is bf16-mixed
-            where the device multiplies bfloat16 itself, else 32-true.
-        gradient_clip_val: largest norm of the gradient; 0 does not clip.
-        accumulate_grad_batches: batches whose gradients are added up for one step.
-        check_val_every_n_epoch: epochs between two looks at dev.
-        limit_train_batches: a number of batches (whole number) or a share of them.
-        limit_val_batches: likewise.
-        log_every_n_steps: steps between two rows of the logs.
-
-    Raises:
-        ValueError: a value that Lightning does not accept.
-    """
-    try:
-        return lightning.Trainer(
-            default_root_dir=folder,
-            callbacks=callbacks,
-            logger=loggers,
-            plugins=[WholeFiles()],
-            max_epochs=max_epochs,
-            accelerator=accelerator,
-            devices=devices,
-            precision=resolve_trainer(precision, device_of(accelerator)),  # type: ignore[arg-type]
-            gradient_clip_val=gradient_clip_val,
-            accumulate_grad_batches=accumulate_grad_batches,
-            check_val_every_n_epoch=check_val_every_n_epoch,
-            limit_train_batches=limit_train_batches,
-            limit_val_batches=limit_val_batches,
-            log_every_n_steps=log_every_n_steps,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # our sampler knows its place; theirs would reorder it
-            enable_model_summary=False,
-            enable_progress_bar=any(isinstance(one, ProgressBar) for one in callbacks),
-        )
-    except (MisconfigurationException, TypeError) as error:
-        raise ValueError(f"trainer: {error}") from None
-
-
 def quieten() -> None:
     """Keep Lightning's advertisements and hints off the screen; its warnings stay."""
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
@@ -477,5 +439,7 @@ def quieten() -> None:
         r".*dirpath has changed.*",
         r".*number of training batches .* is smaller than the logging interval.*",
         r".*isinstance\(treespec, LeafSpec\).*",
+        r".*`broadcast_buffers` is deprecated.*",  # the new name is not in every torch that we take
+        r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # all ranks have one value
     ):
         warnings.filterwarnings("ignore", message=message)

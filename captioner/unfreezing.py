@@ -12,6 +12,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 
 from captioner.models import Encoder
@@ -68,6 +69,9 @@ class Unfreezing(Callback):
             return
         encoder.unfreeze(self.parameters)
         trainer.datamodule.read_live()
+        if isinstance(trainer.strategy, DDPStrategy):  # it knows the parameters that learned so far
+            trainer.strategy.model = module
+            trainer.strategy.configure_ddp()
         count = sum(parameter.numel() for parameter in self.parameters)
         print(
             f"from epoch {trainer.current_epoch + 1} on the encoder learns {count / 1e6:.1f} "

@@ -17,7 +17,7 @@ from captioner.training import LitCaptioner, build_loggers, build_trainer
 
 CONF = config.conf_folder()
 # Not for a user to choose.
-GIVEN = {"by_image", "grid", "unfreezes", "initialise"}
+GIVEN = {"by_image", "grid", "repeats", "unfreezes", "initialise"}
 COMPONENTS = {
     "data": read_records,
     "tokenizer": build_tokenizer,
@@ -74,7 +74,7 @@ def test_the_recurrence_is_one_override(cell: str) -> None:
 
 
 def test_a_plus_before_a_key_that_is_there_is_dropped() -> None:
-    given = ["+training.lr=0.1", "++training.lr=0.2", "+trainer.fast_dev_run=true"]
+    given = ["+training.lr=0.1", "++training.lr=0.2", "+trainer.max_depth=1"]
     assert config.checked(given) == ["training.lr=0.1", *given[1:]]
     assert config.compose(config.checked(given[:1]))["training"]["lr"] == 0.1
 

@@ -3,10 +3,14 @@
 The order of the batches is a function of (seed, epoch), augmentation of (seed, epoch, pair), and
 the training loader counts what it has served. A run that was interrupted can therefore go on with
 exactly the batch that would have come next.
+
+On several devices the order is the same: each training batch is dealt out to the ranks, row by row,
+and dev is dealt out batch by batch.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,11 +18,12 @@ from typing import Any, NamedTuple
 import pytorch_lightning as lightning
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from captioner.data.cache import cache_home
 from captioner.data.features import CachedFeatures, cache_features
 from captioner.data.records import Reading, Record
+from captioner.data.samplers import Bucketed, InOrder, Key
 from captioner.data.transforms import Augmentation, open_image, stack_pixels
 from captioner.data.views import View, drawn_view, names_a_side, other_views
 from captioner.losses import IGNORED
@@ -26,8 +31,28 @@ from captioner.models.encoders import Encoder, Features
 from captioner.models.standardise import Standardise
 from captioner.tokenizers import Tokenizer
 
-Key = tuple[int, list[int]]
-"""What a sampler asks of a dataset: the epoch, and the places of one batch."""
+DEV_BATCH = 64
+"""Images that are captioned and scored at once."""
+
+
+class Share(NamedTuple):
+    """What a rank needs to know of a whole batch, to learn from its share of it.
+
+    The mean of all ranks' losses is to be the loss of the whole batch. Their shares differ in size,
+    so a rank divides sums by what falls to a rank on average instead of by what it has. All are
+    infinite for a rank that nothing was left for: it repeats a row of others, and adds nothing.
+
+    Attributes:
+        places: where in the whole batch the rank's own items are.
+        words: of the whole batch, <end> included, by the number of ranks.
+        captions: likewise.
+        images: likewise.
+    """
+
+    places: tuple[int, ...]
+    words: float
+    captions: float
+    images: float
 
 
 class Batch(NamedTuple):
@@ -39,6 +64,7 @@ class Batch(NamedTuple):
         inputs: <start> and the words, [R, T].
         targets: the words and <end>, IGNORED past it, [R, T].
         records: where the images come from, B of them.
+        share: where other ranks have the rest of the batch; None where this is all of it.
     """
 
     source: Tensor | Features
@@ -46,6 +72,7 @@ class Batch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     records: list[Record]
+    share: Share | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on another device."""
@@ -133,6 +160,10 @@ class TrainingPairs(Dataset[Batch]):
         inputs, targets = pad([words for _, words in pairs], self.tokenizer)
         return Batch(source, torch.arange(len(pairs)), inputs, targets, records)
 
+    def counts(self, place: int) -> tuple[int, int, int]:
+        """Words with <end>, captions and images of an item."""
+        return self.lengths[place] + 1, 1, 1
+
 
 class TrainingImages(Dataset[Batch]):
     """Every image of the training pairs once, with its captions; an item is a batch of images."""
@@ -151,6 +182,34 @@ class TrainingImages(Dataset[Batch]):
         source = self.pictures(records, [(epoch, place) for place in places])
         return image_batch(source, records, captions, self.tokenizer)
 
+    def counts(self, place: int) -> tuple[int, int, int]:
+        """Words with <end>, captions and images of an item."""
+        captions = self.images[place][1]
+        return sum(len(words) + 1 for words in captions), len(captions), 1
+
+
+class Dealt(Dataset[Batch]):
+    """A rank's share of each training batch: every so many-th item, so that lengths are alike.
+
+    Args:
+        whole: makes batches.
+        rank: from 0.
+        ranks: how many share a batch.
+    """
+
+    def __init__(self, whole: TrainingPairs | TrainingImages, rank: int, ranks: int) -> None:
+        self.whole, self.rank, self.ranks = whole, rank, ranks
+
+    def __getitem__(self, key: Key) -> Batch:
+        epoch, places = key
+        own = range(self.rank, len(places), self.ranks)
+        batch = self.whole[epoch, [places[one] for one in own] or places[:1]]
+        if not own:
+            return batch._replace(share=Share((0,), math.inf, math.inf, math.inf))
+        words, captions, images = map(sum, zip(*map(self.whole.counts, places)))
+        sizes = (one / self.ranks for one in (words, captions, images))
+        return batch._replace(share=Share(tuple(own), *sizes))
+
 
 class WholeImages(Dataset[Batch]):
     """Images with all their captions, each image once; an item is a batch of images."""
@@ -160,6 +219,9 @@ class WholeImages(Dataset[Batch]):
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, places = key
+        if not places:
+            nothing = torch.empty(0, dtype=torch.long)
+            return Batch(torch.empty(0), nothing, nothing, nothing, [])
         records = [self.records[place] for place in places]
         captions = [[self.tokenizer.encode(text) for text in one.captions] for one in records]
         source = self.pictures(records, [(epoch, place) for place in places])
@@ -179,64 +241,11 @@ def image_batch(
     return Batch(source, rows, inputs[: len(rows)], targets[: len(rows)], list(records))
 
 
-class InOrder(Sampler[Key]):
-    """All places, in order, `batch_size` at a time."""
-
-    def __init__(self, count: int, batch_size: int) -> None:
-        self.count, self.batch_size = count, batch_size
-
-    def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def __iter__(self) -> Iterator[Key]:
-        for first in range(0, self.count, self.batch_size):
-            yield 0, list(range(first, min(first + self.batch_size, self.count)))
-
-
-class Bucketed(Sampler[Key]):
-    """Shuffled batches of captions of like length, so that little is computed for padding.
-
-    The pairs are shuffled, cut into pools of `pool` batches, sorted by length within a pool and cut
-    into batches, which are shuffled: the order depends on seed and epoch alone.
-    """
-
-    def __init__(
-        self, lengths: Sequence[int], batch_size: int, *, seed: int, pool: int = 50
-    ) -> None:
-        self.lengths = torch.tensor(lengths)
-        self.batch_size, self.seed, self.pool = batch_size, seed, pool
-        self.epoch = 0
-        self.first = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; Lightning calls it."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[Key]:
-        for places in self.order()[self.first :]:
-            yield self.epoch, places
-
-    def order(self) -> list[list[int]]:
-        """The batches of this epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        shuffled = torch.randperm(len(self.lengths), generator=generator)
-        pools = shuffled.split(self.pool * self.batch_size)
-        batches = [
-            batch
-            for one in pools
-            for batch in one[self.lengths[one].argsort(stable=True)].split(self.batch_size)
-        ]
-        return [batches[k].tolist() for k in torch.randperm(len(batches), generator=generator)]
-
-
 class TrainingLoader(DataLoader[Batch]):
     """A loader that says how many batches of an epoch it has served, and can go on from there."""
 
     def __init__(
-        self, pairs: TrainingPairs | TrainingImages, sampler: Bucketed, *, workers: int
+        self, pairs: TrainingPairs | TrainingImages | Dealt, sampler: Bucketed, *, workers: int
     ) -> None:
         # A generator of its own: otherwise every epoch would draw from the global one.
         super().__init__(
@@ -280,7 +289,8 @@ class CaptionDataModule(lightning.LightningDataModule):
         unfreezes: the encoder is frozen at first, until `read_live` is called.
         by_image: whether a training batch is of images with all their captions, each image once an
             epoch, rather than of captions.
-        batch_size: captions in a training batch, or images.
+        repeats: whether every epoch has the batches of the first one.
+        batch_size: captions in a training batch, or images, of all devices together.
         workers: processes that read images; 0 reads in the main process.
         cache: compute the features of a frozen encoder once and keep them on disk.
         cache_folder: where; null is $CAPTIONER_CACHE, or captioner/ in $XDG_CACHE_HOME or ~/.cache.
@@ -303,6 +313,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         seed: int,
         unfreezes: bool = False,
         by_image: bool = False,
+        repeats: bool = False,
         batch_size: int = 128,
         workers: int = 0,
         cache: bool = True,
@@ -334,7 +345,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             )
         self.tokenizer, self.encoder, self.seed = tokenizer, encoder, seed
         self.batch_size, self.workers = batch_size, workers
-        self.caches, self.grid = caches, grid
+        self.caches, self.grid, self.repeats = caches, grid, repeats
         self.cache_folder = cache_folder
         self.dev = reading.split("dev")
         self.dev_pictures = Pictures(encoder)
@@ -411,11 +422,38 @@ class CaptionDataModule(lightning.LightningDataModule):
         return found.to("cpu")
 
     def train_dataloader(self) -> TrainingLoader:
-        order = Bucketed(self.training.lengths, self.batch_size, seed=self.seed)
-        return TrainingLoader(self.training, order, workers=self.workers)
+        order = Bucketed(
+            self.training.lengths, self.batch_size, seed=self.seed, repeats=self.repeats
+        )
+        rank, ranks = self._place()
+        batches = self.training if ranks == 1 else Dealt(self.training, rank, ranks)
+        return TrainingLoader(batches, order, workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return image_loader(self.dev, self.tokenizer, self.dev_pictures, workers=self.workers)
+        rank, ranks = self._place()
+        limit = None
+        if ranks > 1 and self.trainer is not None:
+            # Of the batches of all ranks; what is left for each is for Lightning no more to cut.
+            limit = self.dev_batches(self.trainer.limit_val_batches)
+            self.trainer.limit_val_batches = limit
+        order = InOrder(len(self.dev), DEV_BATCH, rank=rank, ranks=ranks, limit=limit)
+        return _loader(self.dev, self.tokenizer, self.dev_pictures, order, self.workers)
+
+    def dev_batches(self, limit: int | float = 1.0) -> int:
+        """Dev batches in all, or as many of them as Lightning makes of a limit."""
+        batches = len(InOrder(len(self.dev), DEV_BATCH))
+        found = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if limit and not found:
+            raise ValueError(
+                f"trainer.limit_val_batches={limit} of {batches} dev batches is less than one; "
+                "choose a whole number of batches"
+            )
+        return found
+
+    def _place(self) -> tuple[int, int]:
+        """The number of this rank, and how many there are."""
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def image_loader(
@@ -423,14 +461,23 @@ def image_loader(
     tokenizer: Tokenizer,
     pictures: Pictures,
     *,
-    batch_size: int = 64,
     workers: int = 0,
 ) -> DataLoader[Batch]:
     """Batches of whole images, in the order of the records."""
+    return _loader(records, tokenizer, pictures, InOrder(len(records), DEV_BATCH), workers)
+
+
+def _loader(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    pictures: Pictures,
+    order: InOrder,
+    workers: int,
+) -> DataLoader[Batch]:
     return DataLoader(
         WholeImages(records, tokenizer, pictures),
         batch_size=None,
-        sampler=InOrder(len(records), batch_size),
+        sampler=order,
         num_workers=workers,
         generator=torch.Generator(),
     )

@@ -70,6 +70,7 @@ class CrossEntropy(Objective):
     def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
         packing = Packing.of((batch.targets != IGNORED).sum(1))
         features = model.encode(batch.source)
+        whole = batch.share
         share = self.scheduled_sampling * done
         penalty: Tensor | None = None
         if share:
@@ -78,12 +79,19 @@ class CrossEntropy(Objective):
             logits, weights = model.decoder.look(features, batch.inputs, packing)
             if features.grid is not None:
                 weights = weights[:, : features.grid.shape[1]]  # without a sentinel's
-            penalty = self.attention_penalty * doubly_stochastic(weights, packing)
+            captions = None if whole is None else whole.captions
+            unseen = doubly_stochastic(weights, packing, captions=captions)
+            penalty = self.attention_penalty * unseen
         else:
             logits = model(features, batch.inputs, packing)  # [N, V], of real words only
         targets = packing.pack(batch.targets)  # [N]
-        smoothing = self.label_smoothing
-        loss = cross_entropy(logits, targets, label_smoothing=smoothing, in_place=True)
+        loss = cross_entropy(
+            logits,
+            targets,
+            label_smoothing=self.label_smoothing,
+            divisor=None if whole is None else whole.words,
+            in_place=True,
+        )
         return Outcome(loss if penalty is None else loss + penalty, {})
 
 

@@ -33,6 +33,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from captioner import ranks
 from captioner.config import check_range, unknown
 from captioner.data.datamodule import Batch, pad
 from captioner.data.records import Record
@@ -122,7 +123,8 @@ class SelfCritical(Objective):
     def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
         decoder = model.decoder.train(self.dropout)
         features = model.encode(batch.source)
-        say = self._speaker(decoder, features)
+        keys = None if batch.share is None else batch.share.places
+        say = self._speaker(decoder, features, keys)
         images = numpy.array([self._images[record.image_id] for record in batch.records])
         samples = say(self.samples)  # B * N of them
         rewards = self._reward(samples, images.repeat(self.samples)).reshape(len(images), -1)
@@ -131,7 +133,8 @@ class SelfCritical(Objective):
         else:
             baseline = leave_one_out(rewards)  # [B, N]
         advantages = rewards - baseline  # [B, N]
-        loss = self._loss(decoder, features, samples, advantages.ravel())
+        captions = None if batch.share is None else self.samples * batch.share.images
+        loss = self._loss(decoder, features, samples, advantages.ravel(), captions)
         if self.cross_entropy_weight:
             loss = loss + self.cross_entropy_weight * _of_people(decoder, features, batch)
         words = [one.tokens for one in samples]
@@ -161,8 +164,13 @@ class SelfCritical(Objective):
                 )
 
     @torch.no_grad()
-    def _speaker(self, decoder: Any, features: Features) -> Callable[[int], list[Hypothesis]]:
-        """What draws a number of captions of each image, or says the greedy one of each for 0."""
+    def _speaker(
+        self, decoder: Any, features: Features, keys: Sequence[int] | None = None
+    ) -> Callable[[int], list[Hypothesis]]:
+        """What draws a number of captions of each image, or says the greedy one of each for 0.
+
+        Each image draws by its place in the whole batch, so that any number of ranks draws alike.
+        """
         words = self.tokenizer.vocabulary
         speaker = decoder if self.dropout else decoder.stepper()
         state, step = speaker.start(features), speaker.step
@@ -172,9 +180,16 @@ class SelfCritical(Objective):
             options = DecodingOptions(max_length=self.decoding.max_length)
             if samples:
                 seed = int(torch.randint(2**31, ()))  # of the generator that checkpoints keep
+                seed = ranks.from_first(seed)
                 options = options.changed(temperature=self.temperature, captions=samples, seed=seed)
             found = decode(
-                step, state, start=words.start, end=words.end, options=options, banned=self._banned
+                step,
+                state,
+                start=words.start,
+                end=words.end,
+                options=options,
+                banned=self._banned,
+                keys=keys,
             )
             return [one for of_image in found for one in of_image]
 
@@ -190,9 +205,17 @@ class SelfCritical(Objective):
         return self._rewards(texts, images)
 
     def _loss(
-        self, decoder: Any, features: Features, samples: Sequence[Hypothesis], advantages: Rows
+        self,
+        decoder: Any,
+        features: Features,
+        samples: Sequence[Hypothesis],
+        advantages: Rows,
+        captions: float | None = None,
     ) -> Tensor:
-        """The policy gradient of samples, those of an image side by side."""
+        """The policy gradient of samples, those of an image side by side.
+
+        It is divided by their number, or, of a share of a batch, by `captions`.
+        """
         device = features.pooled.device
         inputs, targets = (
             t.to(device) for t in pad([one.tokens for one in samples], self.tokenizer)
@@ -207,7 +230,8 @@ class SelfCritical(Objective):
         with torch.no_grad():  # their gradient is 0 without being told
             logits[:, list(self._banned)] = -torch.inf
         of_words = torch.from_numpy(advantages).float().to(device)[packing.rows]  # [N]
-        words, captions = packing.pack(targets), len(samples)
+        words = packing.pack(targets)
+        captions = len(samples) if captions is None else captions
         return policy_gradient(logits, words, of_words, captions=captions, in_place=True)
 
     @property
@@ -225,4 +249,6 @@ def _of_people(decoder: Any, features: Features, batch: Batch) -> Tensor:
     """The cross-entropy of a word of the images' own captions."""
     packing = Packing.of((batch.targets != IGNORED).sum(1))
     logits = decoder(features.rows(batch.rows), batch.inputs, packing)
-    return cross_entropy(logits, packing.pack(batch.targets), label_smoothing=0.0, in_place=True)
+    targets = packing.pack(batch.targets)
+    words = None if batch.share is None else batch.share.words
+    return cross_entropy(logits, targets, label_smoothing=0.0, divisor=words, in_place=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.process import is_first, this_program
 from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import fail, print_table, short
 
@@ -38,18 +39,20 @@ def run(argv: Sequence[str]) -> int:
     if options.shell_completion or options.help or options.hydra_help:
         _under_hydra(rest, _train_job)
         return 0
+    again = [*this_program(), "train", *argv]
     flags = [one for one in rest if one not in options.overrides]
     if _resumes(options.overrides) is not None:
-        return _resume(options)
+        return _resume(options, again)
     where = options.config_dir
     lines = config.checked(options.overrides, several=options.multirun, config_dir=where)
     if options.multirun:
-        return _sweep(flags, lines, where)
+        own_parts = [f"--plugin={module}" for module in own.plugin]
+        return _sweep(flags, lines, where, own_parts)
     failures: list[Exception] = []
 
     def job(composed: Any) -> None:
         try:
-            _train_job(composed)
+            _train_job(composed, again)
         except Exception as error:  # past Hydra, which would say more than one line about it
             failures.append(error)
 
@@ -82,8 +85,8 @@ def _under_hydra(argv: Sequence[str], job: Callable[[Any], Any]) -> None:
 # One run ----------------------------------------------------------------------------------------
 
 
-def _train_job(composed: Any) -> TrainedRun:
-    """Train with a configuration that Hydra has composed."""
+def _train_job(composed: Any, again: Sequence[str] = ()) -> TrainedRun:
+    """Train with a configuration that Hydra has composed; `again` as of _train."""
     from hydra.core.hydra_config import HydraConfig
 
     from captioner import parts
@@ -96,7 +99,7 @@ def _train_job(composed: Any) -> TrainedRun:
     parts.plug_in_all(config)
     job = HydraConfig.get()
     folder = _run_folder(job, config["run_dir"])
-    return _train(inherit(config, list(job.overrides.task)), folder)
+    return _train(inherit(config, list(job.overrides.task)), folder, again)
 
 
 def _run_folder(hydra: Any, run_dir: Any) -> Path:
@@ -109,10 +112,20 @@ def _run_folder(hydra: Any, run_dir: Any) -> Path:
     return Path(run_dir)
 
 
-def _train(config: dict[str, Any], folder: Path, resume: Path | None = None) -> TrainedRun:
+def _train(
+    config: dict[str, Any], folder: Path, again: Sequence[str], resume: Path | None = None
+) -> TrainedRun:
+    """Train, and print what came of it; `again` is what starts another process of the training."""
+    from captioner import ranks
     from captioner.training import train
 
-    run = train(config, folder, resume=resume)
+    with ranks.muted():
+        run = train(config, folder, resume=resume, command=again)
+        _print_run(run)
+    return run
+
+
+def _print_run(run: TrainedRun) -> None:
     if run.scores:
         print_table(
             f"dev scores of the best checkpoint, epoch {run.epoch}",
@@ -128,7 +141,6 @@ def _train(config: dict[str, Any], folder: Path, resume: Path | None = None) -> 
         f"run folder       {short(run.folder)}\n"
         f"best checkpoint  {short(run.best)}"
     )
-    return run
 
 
 # A run that is resumed --------------------------------------------------------------------------
@@ -143,7 +155,7 @@ def _resumes(overrides: Sequence[str]) -> str | None:
     return None if value in (None, "") else str(value)
 
 
-def _resume(options: argparse.Namespace) -> int:
+def _resume(options: argparse.Namespace, again: Sequence[str]) -> int:
     """Resume a run in its own folder; nothing is composed but what the overrides choose."""
     from captioner import bundle, checkpoint, parts
     from captioner.overrides import parse
@@ -174,7 +186,7 @@ def _resume(options: argparse.Namespace) -> int:
 
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return 0
-    _train(config, folder, last)
+    _train(config, folder, again, last)
     return 0
 
 
@@ -185,13 +197,22 @@ class JobFailed(RuntimeError):
     """A job of a sweep could not be done; the others are."""
 
 
-def _sweep(flags: Sequence[str], lines: Sequence[str], config_dir: str | None) -> int:
+def _sweep(
+    flags: Sequence[str], lines: Sequence[str], config_dir: str | None, own_parts: Sequence[str]
+) -> int:
     """Train every combination; print what came of each, and return 1 where one failed."""
+    if not is_first():
+        raise ValueError(
+            "a sweep starts the processes of its trainings itself: captioner train -m ... "
+            "trainer.devices=2, without torchrun"
+        )
+    kept = [one for one in flags if one not in ("-m", "--multirun")]
+    again = [*this_program(), "train", *own_parts, *kept]
     more, folder = sweep_overrides(lines, config_dir)
     jobs = folder / JOBS
     before = jobs.stat().st_size if jobs.is_file() else 0
     try:
-        _under_hydra([*flags, *lines, *more], _sweep_job)
+        _under_hydra([*flags, *lines, *more], lambda composed: _sweep_job(composed, again))
     except Exception:
         if not _said(jobs, before):  # not one job has run
             raise
@@ -259,7 +280,7 @@ def _names_of_jobs(changes: Sequence[Override]) -> str:
     return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"
 
 
-def _sweep_job(composed: Any) -> float:
+def _sweep_job(composed: Any, again: Sequence[str]) -> float:
     """One job of a sweep; gives sweepers the monitored score, of which more is better."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -267,7 +288,8 @@ def _sweep_job(composed: Any) -> float:
     path, folder = Path(job.sweep.dir) / JOBS, Path(job.runtime.output_dir)
     row: dict[str, Any] = {"job": job.job.num, "folder": folder.name}
     try:
-        run = _train_job(composed)
+        paths = [one for one in job.overrides.hydra if one.startswith("hydra.searchpath")]
+        run = _train_job(composed, [*again, *job.overrides.task, *paths])
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()

@@ -1,0 +1,102 @@
+"""The processes of a training on several devices: who this one is, and what they tell each other.
+
+Each process is a rank; rank 0 prints and writes. In a training of one process every function gives
+back what it was given. What passes between ranks is plain data and tensors of their own, never a
+file's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as group
+from torch import Tensor
+
+from captioner.process import is_first
+
+_Value = TypeVar("_Value")
+
+
+def joined() -> bool:
+    """Whether this process is in a group with others."""
+    return group.is_available() and group.is_initialized()
+
+
+def count() -> int:
+    """How many ranks there are."""
+    return group.get_world_size() if joined() else 1
+
+
+def number() -> int:
+    """Which rank this is, from 0."""
+    return group.get_rank() if joined() else 0
+
+
+def first() -> bool:
+    """Whether this is rank 0, also before the ranks have met."""
+    if joined():
+        return number() == 0
+    return is_first()
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Within, ranks other than the first print nothing and do not warn."""
+    if first():
+        yield
+        return
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def gather(value: _Value) -> list[_Value]:
+    """The values of all ranks, in their order, on every rank; they must be picklable."""
+    if not joined():
+        return [value]
+    found: list[Any] = [None] * count()
+    group.all_gather_object(found, value)
+    return found
+
+
+def from_first(value: _Value) -> _Value:
+    """Rank 0's value, on every rank; it must be picklable."""
+    if not joined():
+        return value
+    found = [value]
+    group.broadcast_object_list(found)
+    return found[0]
+
+
+@torch.no_grad()
+def align(tensors: Iterable[Tensor]) -> None:
+    """Fill tensors with what rank 0 has in them; all lie on the rank's own device."""
+    if joined():
+        for tensor in tensors:
+            group.broadcast(tensor.detach(), 0)
+
+
+@torch.no_grad()
+def mean(values: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks, on the rank's own device."""
+    if not joined():
+        return values
+    total = values.detach().clone()
+    group.all_reduce(total)
+    return total / count()
+
+
+def in_turn(dealt: Sequence[Sequence[_Value]]) -> list[_Value]:
+    """What was dealt to the ranks in turn, in its order again."""
+    turns = zip_longest(*([(one,) for one in of_rank] for of_rank in dealt), fillvalue=())
+    return [one for turn in turns for kept in turn for one in kept]

@@ -1,0 +1,205 @@
+"""Several devices: two processes learn and score what one does, and neither outlives the other."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import two_ranks
+
+from captioner import checkpoint, ranks
+from captioner.callbacks import ImageMatters
+from captioner.config import compose
+from captioner.data.datamodule import Dealt
+from captioner.data.samplers import Bucketed, InOrder
+from captioner.data.shapes import draw
+from captioner.schedules import ENDLESS
+from captioner.trainer import build_trainer, optimizer_steps, require_end
+from captioner.training import train
+
+
+class Items:
+    """Batches that are the places asked for, of lengths that differ."""
+
+    lengths = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5)
+
+    def __getitem__(self, key):
+        return two_ranks.batch_of(key)
+
+    def counts(self, place: int) -> tuple[int, int, int]:
+        return self.lengths[place] + 1, 1, 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_ranks_share_the_same_batches_in_the_same_order(count: int) -> None:
+    order = Bucketed(Items.lengths, 4, seed=3, pool=1)
+    order.set_epoch(5)
+    keys = list(order)
+    assert sorted(chain.from_iterable(places for _, places in keys)) == list(range(11))
+    dealt = [Dealt(Items(), rank, count) for rank in range(count)]
+    for key in keys:
+        shares = [one[key] for one in dealt]
+        real = [one for one in shares if one.share.words < float("inf")]
+        placed = dict(pair for one in real for pair in zip(one.share.places, one.records))
+        assert [placed[place] for place in range(len(key[1]))] == key[1]
+        own = [[key[1][place] for place in one.share.places] for one in shares]
+        words = [sum(Items.lengths[item] + 1 for item in items) for items in own]
+        # The mean over the ranks of sums that are divided so is the mean over the whole batch.
+        mean = sum(n / one.share.words for n, one in zip(words, shares)) / count
+        assert mean == pytest.approx(1)
+        assert sum(len(items) / one.share.images for items, one in zip(own, shares)) == count
+
+
+def test_a_rank_for_which_nothing_is_left_adds_nothing() -> None:
+    share = Dealt(Items(), 1, 2)[0, [7]].share
+    assert share.words == share.captions == share.images == float("inf")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(("images", "limit"), [(17, None), (16, None), (17, 3), (1, None), (3, 1)])
+def test_dev_batches_are_dealt_in_turn(count: int, images: int, limit: int | None) -> None:
+    whole = [places for _, places in InOrder(images, 4, limit=limit)]
+    if limit is None:
+        assert list(chain.from_iterable(whole)) == list(range(images))
+    assert images == 1 or all(len(places) > 1 for places in whole)
+    dealt = [list(InOrder(images, 4, rank=rank, ranks=count, limit=limit)) for rank in range(count)]
+    assert len({len(one) for one in dealt}) == 1
+    found = ranks.in_turn([[places for _, places in one] for one in dealt])
+    assert [places for places in found if places] == whole
+
+
+def test_a_single_dev_image_has_no_wrong_one(tiny, tmp_path) -> None:
+    root = draw(tmp_path / "scenes", train=4, dev=1, test=1, size=32, progress=False).parent
+    config = compose([*tiny, f"data.root={root}"])
+    run = train(config, tmp_path / "run")
+    assert "dev_loss" in run.scores
+    assert "dev_loss_shuffled" not in run.scores
+    trainer = SimpleNamespace(
+        sanity_checking=False, current_epoch=3, callback_metrics={"dev_loss": 1, "dev_distinct": 0}
+    )
+    ImageMatters().on_validation_end(trainer, None)  # says nothing
+
+
+# Two processes ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def together(tiny, tmp_path_factory) -> Path:
+    """What two processes left of ``two_ranks.CASES``."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, two_ranks.__file__, str(folder), *tiny]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ended.stdout.count("parameters to learn") == 5  # trainings, each said once
+    assert (folder / "after").read_text() == "once\n"
+    return folder
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "scst"])
+def test_a_step_of_two_processes_is_that_of_one(tiny, together, tmp_path, name: str) -> None:
+    alone = two_ranks.run(name, tiny, tmp_path)
+    both = torch.load(together / f"{name}.pt")
+    assert len(alone) == len(both) > 1
+    assert max(g.abs().max() for g in alone[0].values()) > 1e-3
+    for one, two in zip(alone, both):
+        assert one.keys() == two.keys()
+        assert all(torch.allclose(one[key], two[key], atol=1e-6, rtol=0) for key in one)
+    single, several = (checkpoint.read(path / name) for path in (tmp_path, together))
+    assert single.scores == several.scores  # of the same weights, to the bit
+    samples = [(path / name / "samples.jsonl").read_text() for path in (tmp_path, together)]
+    assert samples[0] == samples[1]
+
+
+def test_two_processes_resume_to_the_bit(together) -> None:
+    whole, cut = (
+        checkpoint.read(together / name / "checkpoints" / "last.ckpt").lightning
+        for name in ("whole", "cut")
+    )
+    assert whole["global_step"] == cut["global_step"] > 8
+    assert all(torch.equal(t, cut["state_dict"][name]) for name, t in whole["state_dict"].items())
+    moments = (one["optimizer_states"][0]["state"] for one in (whole, cut))
+    for one, two in zip(*(states.values() for states in moments)):
+        assert all(torch.equal(torch.as_tensor(one[k]), torch.as_tensor(two[k])) for k in one)
+    first, second = (one["callbacks"]["RandomState"] for one in (whole, cut))
+    assert torch.equal(first["torch"], second["torch"])
+    assert torch.equal(first["others"][0]["torch"], second["others"][0]["torch"])
+    assert not torch.equal(first["torch"], first["others"][0]["torch"])
+    averages = (one["callbacks"]["WeightAverage"]["average"] for one in (whole, cut))
+    assert all(torch.equal(a, b) for a, b in zip(*(one.values() for one in averages)))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the other process in /proc")
+def test_a_process_that_is_killed_ends_the_other_with_one_line(tiny, tmp_path) -> None:
+    several = ("trainer.devices=2", "trainer.max_epochs=9999", "callbacks.patience=0")
+    options = [*tiny, *several, f"run_dir={tmp_path / 'run'}"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "captioner", "train", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+        text=True,
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    until = time.monotonic() + 240
+    while not last.is_file() and first.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, errors = first.communicate(timeout=120)
+    assert first.returncode == 1
+    lines = [line for line in errors.splitlines() if "hardly depend" not in line]
+    assert len(lines) == 1
+    assert "rank 1" in lines[0]
+    assert "SIGKILL" in lines[0]
+    assert f"resume={tmp_path / 'run'}" in lines[0]
+
+
+# Lightning's options ----------------------------------------------------------------------------
+
+
+def trainer_of(tmp_path: Path, **options):
+    return build_trainer(tmp_path, [], [], accelerator="cpu", precision="32-true", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_epochs": 3}, 30),
+        ({"max_epochs": 3, "accumulate_grad_batches": 4}, 9),
+        ({"max_epochs": 3, "max_steps": 7}, 7),
+        ({"max_epochs": 3, "max_steps": 70}, 30),
+        ({"max_epochs": -1, "max_steps": 70}, 70),
+        ({"max_epochs": -1}, ENDLESS),
+        ({"max_epochs": 3, "limit_train_batches": 4}, 12),
+        ({"max_epochs": 3, "limit_train_batches": 0.5, "accumulate_grad_batches": 2}, 9),
+        ({"max_epochs": 3, "overfit_batches": 2}, 6),
+        ({"max_epochs": 3, "fast_dev_run": True}, 1),
+        ({"max_epochs": 3, "fast_dev_run": 2}, 2),
+        ({"max_epochs": 3, "devices": 2}, 30),
+    ],
+)
+def test_the_steps_of_a_training_are_counted(tmp_path, options, steps: int) -> None:
+    assert optimizer_steps(10, trainer_of(tmp_path, **options)) == steps
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({}, "training.schedule=cosine and training.warmup=0.05"),
+        ({"schedule": "constant"}, "training.warmup=0.05 needs"),
+        ({"schedule": "constant", "warmup": 0, "scheduled_sampling": 0.2}, "scheduled_sampling"),
+    ],
+)
+def test_a_training_without_end_takes_no_share_of_it(options, named: str) -> None:
+    config = compose(["trainer.max_epochs=-1"])
+    config["training"] |= options
+    with pytest.raises(ValueError, match=named):
+        require_end(config, ENDLESS)
+    config["training"] |= {"schedule": "plateau", "warmup": 0, "scheduled_sampling": 0}
+    require_end(config, ENDLESS)

@@ -1,0 +1,107 @@
+"""A script that two processes run, and a test runs alone: what they learn is to be the same."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import captioner  # noqa: F401
+from captioner import checkpoint, ranks
+from captioner.config import compose
+from captioner.data import datamodule
+from captioner.data.datamodule import Batch
+from captioner.launcher import together
+from captioner.module import LitCaptioner
+from captioner.trainer import build_trainer
+from captioner.training import quieten, train
+
+# At a rate of 0 the weights stay, so that every step can be compared. Of 120 captions in batches of
+# 7, and of 24 images in batches of 23, the last batch is a single one.
+STILL = (
+    "training.lr=0",
+    "decoder.dropout=0",
+    "trainer.max_epochs=1",
+    "trainer.precision=32-true",
+)
+CASES = {
+    "cross_entropy": (*STILL, "loader.batch_size=7"),
+    "scst": (
+        "training=scst",
+        *STILL,
+        "loader.batch_size=23",
+        "training.samples=3",
+        "training.rewards.rouge_l=1",
+        "training.cross_entropy_weight=0.5",
+        "training.least_distinct=0",
+        "training.most_repeats=100",
+        "training.most_endless=100",
+    ),
+}
+DROPPING = ("decoder.dropout=0.3", "callbacks.save_every=3", "callbacks.ema=0.9")
+
+
+def run(name: str, tiny: tuple[str, ...], folder: Path) -> list[dict[str, torch.Tensor]]:
+    """Train a case; the gradients of every step."""
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def watch(self: LitCaptioner, *unused: Any, **named: Any) -> None:
+        steps.append(
+            {name: p.grad.clone() for name, p in self.named_parameters() if p.grad is not None}
+        )
+
+    original, size = LitCaptioner.configure_gradient_clipping, datamodule.DEV_BATCH
+    LitCaptioner.configure_gradient_clipping = watch  # type: ignore[method-assign]
+    datamodule.DEV_BATCH = 3  # 8 images are 3 batches: the second rank has one less
+    try:
+        train(compose([*tiny, *CASES[name], f"trainer.devices={ranks.count()}"]), folder / name)
+    finally:
+        LitCaptioner.configure_gradient_clipping = original  # type: ignore[method-assign]
+        datamodule.DEV_BATCH = size
+    return steps
+
+
+def cut_and_resume(tiny: tuple[str, ...], folder: Path) -> None:
+    """Train once without and once with a power cut in step 8, from which it is resumed."""
+    config = compose([*tiny, *DROPPING, f"trainer.devices={ranks.count()}"])
+    train(config, folder / "whole")
+    original = LitCaptioner.training_step
+
+    def crash(self: LitCaptioner, batch: Batch, batch_index: int) -> torch.Tensor:
+        if self.global_step == 8:
+            raise RuntimeError("power cut")
+        return original(self, batch, batch_index)
+
+    LitCaptioner.training_step = crash  # type: ignore[method-assign]
+    try:
+        train(config, folder / "cut")
+    except RuntimeError as error:
+        assert str(error) == "power cut"
+    LitCaptioner.training_step = original  # type: ignore[method-assign]
+    last = checkpoint.find(folder / "cut", name=checkpoint.LAST)
+    train(config, folder / "cut", resume=last)
+
+
+def batch_of(key: tuple[int, list[int]]) -> Batch:
+    """A batch of nothing but names."""
+    nothing = torch.empty(0)
+    return Batch(nothing, nothing, nothing, nothing, list(key[1]))  # type: ignore[arg-type]
+
+
+def main(folder: Path, tiny: tuple[str, ...]) -> None:
+    quieten()
+    trainer = build_trainer(folder, [], [], accelerator="cpu", devices=2)
+    command = [sys.executable, __file__, str(folder), *tiny]
+    with together(trainer, folder, command):
+        for name in CASES:
+            steps = run(name, tiny, folder)
+            if ranks.first():
+                torch.save(steps, folder / f"{name}.pt")
+        cut_and_resume(tiny, folder)
+    with (folder / "after").open("a") as file:  # the other process does not come here
+        file.write("once\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), tuple(sys.argv[2:]))
