@@ -167,6 +167,10 @@ class LitCaptioner(lightning.LightningModule):
         self.log_dict(logs)
         return loss
 
+    def on_train_batch_end(self, *unused: Any) -> None:
+        if 0 <= self.trainer.max_steps <= self.global_step:
+            self.trainer.should_stop = True  # then dev is scored, also within an epoch
+
     def configure_optimizers(self) -> Any:
         scaled = self.config.get("trainer", {}).get("precision") == "16-mixed"
         groups = self._parameter_groups()

@@ -203,3 +203,10 @@ def test_a_training_without_end_takes_no_share_of_it(options, named: str) -> Non
         require_end(config, ENDLESS)
     config["training"] |= {"schedule": "plateau", "warmup": 0, "scheduled_sampling": 0}
     require_end(config, ENDLESS)
+
+
+def test_a_training_of_so_many_steps_ends_with_dev_scores(tiny, tmp_path) -> None:
+    run = train(compose([*tiny, "trainer.max_steps=2"]), tmp_path / "run")  # of 6 an epoch
+    assert "dev_cider" in run.scores
+    last = checkpoint.read(checkpoint.find(run.folder, name=checkpoint.LAST))
+    assert last.lightning["global_step"] == 2
