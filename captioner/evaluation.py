@@ -26,7 +26,7 @@ from captioner.data import Reading, read_records
 from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
 from captioner.data.records import Record, write_whole
 from captioner.inspection.sheets import Rows, contact_sheet, lacking_letters
-from captioner.metrics import METRICS, Scores, image_hash, score
+from captioner.metrics import METRICS, TOKENIZE, Scores, image_hash, score
 from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.statistics import FILE
@@ -141,7 +141,7 @@ def _training(captioner: Captioner, data: Config, reading: Reading) -> CaptionHa
     if captioner.training is not None or not own:
         return captioner.training
     texts = [text for one in reading.records if one.split == "train" for text in one.captions]
-    return CaptionHashes.of_texts(texts, tokenize=captioner.tokenizer.scored_by)
+    return CaptionHashes.of(TOKENIZE[captioner.tokenizer.scored_by](texts))
 
 
 @torch.no_grad()

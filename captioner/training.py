@@ -34,6 +34,7 @@ from captioner.decoding import DecodingOptions
 from captioner.duration import plural, require_batches, require_epochs, settled
 from captioner.launcher import RankLost, require_startable, started_here, together
 from captioner.loggers import build_loggers, close, log_configuration
+from captioner.metrics import TOKENIZE
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models import CaptioningModel, build_model
 from captioner.models.precision import (
@@ -380,7 +381,7 @@ def _training_captions(
 ) -> CaptionHashes | None:
     """All captions that the model learns from, those before a warm start included."""
     texts = [text for record in reading.split("train") for text in record.captions]
-    own = CaptionHashes.of_texts(texts, tokenize=tokenizer.scored_by)
+    own = CaptionHashes.of(TOKENIZE[tokenizer.scored_by](texts))
     if config.get("resume_weights") is None:
         return own
     before = checkpoint.read(config["resume_weights"])

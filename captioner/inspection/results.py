@@ -15,6 +15,7 @@ from typing import Any
 
 from captioner.config import Config, make
 from captioner.data import Reading, read_records
+from captioner.metrics import TOKENIZE
 from captioner.metrics.novelty import CaptionHashes
 from captioner.systems import Result, signature_part
 
@@ -133,7 +134,7 @@ def _training(
     signature = result.signatures.get("novelty", "")
     hashed = signature_part(signature, "training").partition("-")[2]
     same = trained is None or trained == evaluated
-    if same or (texts and CaptionHashes.of_texts(texts, tokenize=tokenize).digest == hashed):
+    if same or (texts and CaptionHashes.of(TOKENIZE[tokenize](texts)).digest == hashed):
         return texts, reason or f"the data set has none{_odd(reading)}"
     reading, reason = _read_data(trained or {}, None)
     return _captions_of(reading), reason or f"the data set has none{_odd(reading)}"

@@ -16,8 +16,6 @@ from collections.abc import Iterable, Sequence
 import numpy
 from numpy.typing import NDArray
 
-from captioner.metrics.tokenize import TOKENIZE
-
 Hashes = NDArray[numpy.uint64]
 
 
@@ -38,16 +36,6 @@ class CaptionHashes:
     def of(cls, captions: Iterable[Sequence[str]]) -> CaptionHashes:
         """Hash the words of captions."""
         return cls(numpy.array([_hash(words) for words in captions], dtype=numpy.uint64))
-
-    @classmethod
-    def of_texts(cls, texts: Sequence[str], *, tokenize: str) -> CaptionHashes:
-        """Hash captions as they are written.
-
-        Args:
-            texts: the captions.
-            tokenize: a key of TOKENIZE: how scores cut them.
-        """
-        return cls.of(TOKENIZE[tokenize](texts))
 
     @classmethod
     def union(cls, several: Iterable[CaptionHashes | None]) -> CaptionHashes | None:
