@@ -414,6 +414,8 @@ def _names(change: Override) -> list[str]:
             f"{change.input_line}: a group takes names; write {change.key_or_group}=a,b"
         )
     names = [name.strip("'\"") for name in change.sweep_string_iterator()]
+    if "glob(" in str(change.input_line):  # of options that lie in files
+        names = [name for name in names if not parts.is_own(name)]
     if not names:
         raise ValueError(f"{change.input_line} matches no option of {change.key_or_group}")
     return names

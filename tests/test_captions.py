@@ -216,7 +216,7 @@ def test_where_the_output_cannot_be_written_there_is_no_traceback(unbuffered) ->
             text=True,
             env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )
-        full = "captioner: error: no space left on device"
+        full = "captioner: error: writing or reading a file: no space left on device"
         assert done.stderr.startswith(full) if "full" in command else done.stderr == ""
         # 0 where all was written before head had gone
         assert done.returncode in ((1,) if "full" in command else (0, 141))

@@ -120,7 +120,7 @@ def test_nothing_in_a_checkpoint_runs(tmp_path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("group", "values", "says"),
     [
-        ("decoder", {"name": "os:system"}, "decoder.name='os:system' is not known"),
+        ("decoder", {"name": "os:system"}, "decoder.name=os:system: os has no class 'system'"),
         ("decoder", {"_target_": "os.system"}, "decoder._target_ is not an option"),
         ("encoder", {"network": "hf-hub:someone/model"}, "is not known"),
         ("decoder", {"hidden_size": 23}, "weights and configuration disagree"),
