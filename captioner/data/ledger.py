@@ -129,9 +129,10 @@ class Ledger:
         if text.startswith("\ufeff"):
             self.note("byte-order mark", path.name)
             text = text.removeprefix("\ufeff")
+        text = text.replace("\r\n", "\n")  # which CSV has by its standard, RFC 4180
         if "\r" in text:
-            self.note("line end of Windows or old Mac OS", path.name, text.count("\r"))
-            text = text.replace("\r\n", "\n").replace("\r", "\n")
+            self.note("line end of old Mac OS", path.name, text.count("\r"))
+            text = text.replace("\r", "\n")
         return text
 
     def enter(
