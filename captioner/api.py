@@ -20,7 +20,7 @@ from captioner.data.features import fingerprint
 from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
 from captioner.data.transforms import stack_pixels
 from captioner.decoding import DecodingOptions, Hypothesis
-from captioner.images import Picture, content_of, is_picture, open_image
+from captioner.images import Picture, as_several, content_of, is_picture, open_image
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models import CaptioningModel, Features, generate, make_steppers
 from captioner.models.layout import Stepper
@@ -41,7 +41,8 @@ class Caption:
         text: the caption.
         words: its tokens.
         log_probs: log p of each word, then of <end> where it was reached.
-        score: what it was ranked by: the sum of log_probs over a power of their number.
+        score: what it was ranked by: the sum of log_probs over a power of their number, or by
+            consensus how much the others agree.
         finished: whether <end> was reached within max_length.
         missing: of required_words those that it does not hold.
         broken: the options that it could not keep, because no word was left to say.
@@ -192,18 +193,15 @@ class Captioner:
         """
         if is_picture(images):
             return self.caption([cast(Picture, images)], batch_size=batch_size, **options)[0]
-        if not isinstance(images, Iterable) or getattr(images, "ndim", 1) == 0:
-            open_image(cast(Picture, images))  # says what is accepted
         captions = []
-        several = cast(Iterable[Picture], images)
-        for found in self.caption_each(several, batch_size=batch_size, **options):
+        for found in self.caption_each(images, batch_size=batch_size, **options):
             if isinstance(found, Exception):
                 raise found
             captions.append(found)
         return captions
 
     def caption_each(
-        self, images: Iterable[Picture], *, batch_size: int = 32, **options: Any
+        self, images: Picture | Iterable[Picture], *, batch_size: int = 32, **options: Any
     ) -> Iterator[Caption | ValueError | OSError]:
         """Caption images one after the other, whatever their number.
 
@@ -218,17 +216,19 @@ class Captioner:
             the caption of each image in their order, or why it cannot be read.
 
         Raises:
-            ValueError: an option that does not exist, or a batch_size below 1.
+            ValueError: an option that does not exist, a batch_size below 1, or what is neither an
+                image nor several.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not accepted; choose 1 or more")
+        several_images = as_several(images)
         self.decoding(**options)  # told before the work starts
         self._evaluating()
         for encoder in self.encoders:
             encoder.make_ready()
         with threads(READERS) as readers, side_by_side(self.device) as (encoders, several, rest):
             ahead = (1 + several) * batch_size
-            taken = enumerate(map(_taken, images))
+            taken = enumerate(map(_taken, several_images))
             read = in_order(readers, self._read, taken, ahead=ahead)
             batches = in_order(
                 encoders, self._encode_read, batched(read, batch_size), ahead=several

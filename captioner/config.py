@@ -314,7 +314,7 @@ def override(
     """A copy of a checkpoint's configuration with overrides applied.
 
     What the overrides do not mention stays as the model was trained; ``group=name`` replaces the
-    whole group by one of its YAML files, ``experiment=name`` changes what it sets of the groups
+    whole group by one of its YAML files, ``experiment=NAME`` changes what it sets of the groups
     that the configuration has.
 
     Args:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -45,6 +46,20 @@ def is_picture(value: object) -> bool:
         return value.ndim in (2, 3)
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
     return isinstance(value, kinds) or hasattr(value, "read")
+
+
+def as_several(images: Any) -> Iterable[Picture]:
+    """What was given as images, one by one: a single one, or any number but those of a mapping.
+
+    Raises:
+        ValueError: it is neither an image nor iterable.
+    """
+    if is_picture(images):
+        return [images]
+    number = getattr(images, "ndim", 1) == 0  # an array of one number
+    if number or isinstance(images, Mapping) or not isinstance(images, Iterable):
+        open_image(images)  # says what is accepted
+    return cast("Iterable[Picture]", images)
 
 
 def open_image(source: Picture, *, shorter: int | None = None) -> Image.Image:

@@ -42,6 +42,14 @@ def test_a_list_gives_a_list_in_its_order(model, photos) -> None:
     assert model.caption([]) == []
 
 
+def test_one_picture_may_be_captioned_as_several_are(model, photos) -> None:
+    (found,) = model.caption_each(photos[0])
+    assert found == model.caption(photos[0])
+    for nothing in ({}, {"a.png": 1}, 7, None):
+        with pytest.raises(ValueError, match=f"type {type(nothing).__name__} is not accepted"):
+            model.caption(nothing)
+
+
 def test_log_probs_are_those_of_the_decoder(model, photos) -> None:
     """Reading the caption back, teacher-forced, gives the same log probabilities."""
     found = model.caption(photos[0], beam_size=3, length_penalty=0.7, max_length=12)

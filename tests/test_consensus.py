@@ -115,5 +115,8 @@ def test_what_it_needs_and_how_it_is_named() -> None:
     assert beam.label == "beam20-lp0.7-consensus5"
     assert beam.changed(beam_size=1).label == "greedy"
     assert beam.changed(temperature=1.0).label == "sample-t1-seed0"
-    drawn = beam.changed(temperature=1.0, captions=10)
+    assert beam.changed(beam_size=3).label == "beam3-lp0.7"
+    assert beam.changed(captions=5).label == "beam20-lp0.7-consensus5-n5"
+    assert beam.changed(temperature=1.0, captions=10).label == "sample-t1-seed0-n10"
+    drawn = beam.changed(temperature=1.0, captions=10, consensus=1.0)
     assert drawn.label == "sample-t1-seed0-consensus-n10"

@@ -195,8 +195,8 @@ class DecodingOptions:
     def changed(self, **options: Any) -> DecodingOptions:
         """The options with some of them changed.
 
-        To ask for samples turns a beam off, to ask for a beam turns samples off, and to ask for one
-        hypothesis turns consensus off, unless both are given.
+        To ask for samples turns a beam off, to ask for a beam turns samples off, and either turns
+        consensus off, unless both are given: what is asked for is what is ranked by.
 
         Raises:
             ValueError: an option that does not exist, or that does not fit.
@@ -209,11 +209,9 @@ class DecodingOptions:
             implied = {"beam_size": 1, "groups": 1}
         elif "beam_size" in options and "temperature" not in options:
             implied = {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
-        changed = {**implied, **options}
-        of_each = (changed.get(name, getattr(self, name)) for name in ("beam_size", "captions"))
-        if "consensus" not in options and max(of_each) == 1:
-            changed["consensus"] = 0.0
-        return replace(self, **changed)
+        if options.get("temperature") or "beam_size" in options:
+            implied["consensus"] = 0.0
+        return replace(self, **{**implied, **options})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
