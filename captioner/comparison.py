@@ -38,6 +38,7 @@ from captioner.metrics.statistics import Rows, Statistics
 from captioner.systems import (
     MAY_DIFFER,
     MAY_DIFFER_INSIDE,
+    REFERENCES,
     Result,
     System,
     configuration_differences,
@@ -144,7 +145,8 @@ class Comparison:
         """What was scored, in a few words."""
         parts = [signature_part(self.signature, name) for name in ("data", "split", "decoding")]
         refs = signature_part(self.signature, "refs")
-        return ", ".join([*filter(None, parts), f"{self.images} images", f"{refs} references"])
+        references = f"{refs} reference{'' if refs == '1' else 's'}"
+        return ", ".join([*filter(None, parts), f"{self.images} images", references])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -177,11 +179,11 @@ def compare(
             too few resamples for so many tests.
     """
     tell = progress or (lambda _: None)
+    names = _metrics(systems, metrics)
     warnings = _checked(systems, anyway)
     aligned = _aligned(systems, anyway)
     images = len(aligned[0][0].images)
     most = max(len(one.statistics.images) for system in systems for one in system.results)
-    names = _metrics(systems, metrics)
     tested = [name for name in names if all(name in s.scores() for g in aligned for s in g)]
     tests = len(tested) * (len(systems) - 1)
     _enough(resamples, tests)
@@ -329,6 +331,7 @@ def _checked(systems: Sequence[System], anyway: bool) -> list[str]:
             _refuse(system.results[0], result, inside, MAY_DIFFER_INSIDE, anyway)
         if unlike := configuration_differences(system.results):
             warnings.append(f"{system.name} puts together runs that differ in {', '.join(unlike)}")
+    _same_references([result for system in systems for result in system.results], anyway)
     usual = {part: pair[0] for _, parts in found for part, pair in parts.items()}
     for part, value in usual.items():
         names: dict[str, dict[str, None]] = {}  # value -> systems, in order
@@ -337,6 +340,15 @@ def _checked(systems: Sequence[System], anyway: bool) -> list[str]:
         said = "; ".join(f"{value}: {', '.join(systems)}" for value, systems in names.items())
         warnings.append(f"{part} differs ({said}): a difference may come from it, not the model")
     return warnings
+
+
+def _same_references(results: Sequence[Result], anyway: bool) -> None:
+    """Raise where two results know their references and these differ, whatever the first knows."""
+    known = [one for one in results if one.references]
+    for one in known[1:]:
+        if one.references != known[0].references:
+            found = {REFERENCES: (known[0].references, one.references)}
+            _refuse(known[0], one, found, (), anyway)
 
 
 def _refuse(
@@ -419,6 +431,12 @@ def _notes(systems: Sequence[System], names: Sequence[str], tested: Sequence[str
         has = "has no interval: it is" if len(untested) == 1 else "have no intervals: they are"
         notes.append(f"{', '.join(untested)} {has} of all captions together, or a system lacks it")
     results = [result for system in systems for result in system.results]
+    older = list(dict.fromkeys(one.run.name for one in results if not one.references))
+    if older and len(results) > 1:
+        notes.append(
+            f"that the references are the same could not be checked: the signature of "
+            f"{', '.join(older)} is older and holds none of them; run captioner evaluate again"
+        )
     everywhere = set.intersection(*(set(result.missing) for result in results))
     for result in results:
         reasons = ((m, why) for m, why in result.missing.items() if m not in everywhere)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -171,10 +172,40 @@ def signature_context(
     """What a score depends on besides the texts: decoding, data, split and the list of images."""
     return {
         "decoding": captioner.decoding(**decoding).label,
-        "data": Path(data["root"]).expanduser().resolve().name,
+        "data": data_name(data),
         "split": split,
         "images": image_hash([record.image_id for record in records]),
     }
+
+
+def data_name(data: Config) -> str:
+    """What signatures and folders call a data set: its root, and the caption file where one is set.
+
+    Args:
+        data: the arguments of ``read_records``.
+
+    Returns:
+        such as "flickr8k", or "flickr8k-Flickr8k-CN.token" where data.captions is
+        Flickr8k-CN.token.txt; files that their short names do not tell apart get a digest besides.
+    """
+    root = Path(data["root"]).expanduser().resolve()
+    captions = data.get("captions")
+    if captions is None:
+        return root.name
+    files = [captions] if isinstance(captions, str) else list(captions)
+    files = [_below(root, one) for one in files]
+    names = "+".join(Path(one).name.removesuffix(".txt") for one in files)
+    short = re.sub(r'[/\\*?\[\]|:"<>\x00-\x1f]+', "_", names)[:60]
+    whole = "+".join(str(one).removesuffix(".txt") for one in files)
+    if short != whole:
+        short += f"-{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+    return f"{root.name}-{short}"
+
+
+def _below(root: Path, file: str) -> str:
+    """A file as it is called from a folder, where it is in it."""
+    path = root / Path(file).expanduser()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def result_folder(captioner: Captioner, decoding: Config, data: Config, split: str) -> Path:
@@ -185,13 +216,12 @@ def result_folder(captioner: Captioner, decoding: Config, data: Config, split: s
     Other checkpoints than the best one, and ensembles (in the folder of the first), are named
     behind an @.
     """
-    name = Path(data["root"]).expanduser().resolve().name
     label = captioner.decoding(**decoding).label[:180]
     if len(captioner.paths) > 1:
         label = f"{label}@{ensemble_name(captioner.paths)}"
     elif captioner.paths[0].name not in (BEST, MODEL):
         label = f"{label}@{captioner.paths[0].stem}"
-    return run_folder(captioner.paths[0]) / "evaluation" / f"{name}-{split}" / label
+    return run_folder(captioner.paths[0]) / "evaluation" / f"{data_name(data)}-{split}" / label
 
 
 def ensemble_name(paths: Sequence[Path]) -> str:

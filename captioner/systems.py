@@ -24,6 +24,9 @@ MAY_DIFFER = ("decoding", "captioner", "training")
 MAY_DIFFER_INSIDE = ("captioner",)
 """Parts that seeds of one system may differ in."""
 
+REFERENCES = "references"
+"""The part of a signature that is a hash of the references; an older evaluation has none."""
+
 _DAMAGES = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, zlib.error)
 """What else a damaged archive of arrays raises on its way through zipfile and numpy."""
 
@@ -63,6 +66,11 @@ class Result:
     def decoding(self) -> str:
         """How the captions were decoded."""
         return signature_part(self.signature, "decoding")
+
+    @property
+    def references(self) -> str:
+        """A hash of the references; empty where the evaluation is older than that."""
+        return signature_part(self.signature, REFERENCES)
 
     @property
     def label(self) -> str:
@@ -297,10 +305,21 @@ def signature_part(signature: str, name: str) -> str:
 
 
 def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, str]]:
-    """In what the signatures of two results differ, over the metrics that both have."""
+    """In what the signatures of two results differ, over the metrics that both have.
+
+    References differ only where both know theirs, and data not where they are the same references
+    of the same images, or where an older evaluation did not name the caption file.
+    """
     found = differences(first.signature, other.signature)
     for metric in first.signatures.keys() & other.signatures.keys():
         found.update(differences(first.signatures[metric], other.signatures[metric]))
+    if not (first.references and other.references):
+        found.pop(REFERENCES, None)
+        older, newer = sorted(found.get("data", ("", "")), key=len)
+        if older and newer.startswith(f"{older}-"):
+            del found["data"]
+    elif REFERENCES not in found:
+        found.pop("data", None)
     return found
 
 

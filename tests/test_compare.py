@@ -388,6 +388,39 @@ def test_what_cannot_be_compared_is_refused_or_said(part, tmp_path, capsys) -> N
         assert "warning" in text.lower()
 
 
+def test_other_references_are_refused_though_all_else_is_alike(tmp_path, capsys) -> None:
+    first = evaluation(tmp_path / "a", system(1), references="aaaaaaaa")
+    same = evaluation(tmp_path / "b", system(2), references="aaaaaaaa", data="a-copy")
+    other = evaluation(tmp_path / "c", system(3), references="cccccccc")
+    older = evaluation(tmp_path / "d", system(4))
+    said = "cannot be compared: references aaaaaaaa and cccccccc; "
+    fails(capsys, first, other, says=said)
+    fails(capsys, older, first, other, says=said)
+    fails(capsys, f"{first},{other}", same, says=said)
+    found = as_json(capsys, first, other, "--anyway")
+    assert any("references differs (aaaaaaaa: a; cccccccc: c)" in w for w in found["warnings"])
+    found = as_json(capsys, first, same)
+    assert found["warnings"] == []
+    assert not any("could not be checked" in note for note in found["notes"])
+
+
+def test_results_from_before_references_were_signed_are_compared_with_a_note(
+    tmp_path, capsys
+) -> None:
+    older = evaluation(tmp_path / "old", system(1))
+    newer = evaluation(tmp_path / "new", system(2), references="aaaaaaaa", data="toys-mine.csv")
+    for pair in ((older, newer), (newer, older)):
+        found = as_json(capsys, *pair)
+        assert found["warnings"] == []
+        assert any("the signature of old is older" in note for note in found["notes"])
+
+
+def test_metrics_of_no_such_name_are_told_before_anything_else(tmp_path, capsys) -> None:
+    first = evaluation(tmp_path / "a", system(1))
+    other = evaluation(tmp_path / "b", system(2), tok="character")
+    fails(capsys, first, other, "--metrics", "foo", says="metrics='foo' is not known")
+
+
 def test_other_images_are_refused_and_what_is_shared_compared(tmp_path, capsys) -> None:
     whole = system(1)
     names = (*whole.images[:150], *(f"other-{index}" for index in range(50)))

@@ -8,6 +8,8 @@ import pytest
 
 from captioner import bundle
 from captioner.cli import main
+from captioner.evaluation import data_name
+from captioner.systems import signature_part
 
 
 def evaluated(capsys, *argv: object) -> dict:
@@ -56,6 +58,74 @@ def test_wrong_words_get_one_line(run, argv: list[str], says: str, capsys) -> No
     assert main(["evaluate", *(one.format(run=run) for one in argv)]) == 1
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def test_other_captions_of_the_same_images_are_another_evaluation(
+    copied, scenes, tmp_path, capsys
+) -> None:
+    root = shutil.copytree(scenes, tmp_path / "toys")
+    rows = [json.loads(line) for line in (root / "captions.jsonl").read_text("utf-8").splitlines()]
+    others = [{**row, "captions": ["another text"]} for row in rows]
+    (root / "others.json").write_text(json.dumps(others), "utf-8")
+    data = ["data=json", f"data.root={root}"]
+    results = {
+        folder: evaluated(capsys, copied, *data, *more)
+        for folder, more in {
+            "toys-dev": ["data.captions=null"],
+            "toys-others.json-dev": ["data.captions=others.json"],
+            "toys-captions.jsonl-dev": [f"data.captions={root}/captions.jsonl"],
+        }.items()
+    }
+    signatures = [one["signature"] for one in results.values()]
+    for folder, result in results.items():
+        scores = Path(result["files"][0])
+        assert scores.parent.parent.name == folder
+        assert signature_part(result["signature"], "data") == folder.removesuffix("-dev")
+        assert json.loads(scores.read_text("utf-8"))["signature"] == result["signature"]
+    hashes = [signature_part(one, "references") for one in signatures]
+    assert hashes[0] == hashes[2] != hashes[1]
+    files = [str(Path(one["files"][0]).parent) for one in results.values()]
+    assert main(["compare", files[0], files[2], "--resamples", "1000"]) == 0
+    capsys.readouterr()
+    assert main(["compare", files[0], files[1], "--resamples", "1000"]) == 1
+    assert f"references {hashes[0]} and {hashes[1]}" in capsys.readouterr().err
+
+
+def test_files_are_signed_with_the_references_of_their_evaluation(
+    copied, scenes, tmp_path, capsys
+) -> None:
+    root = shutil.copytree(scenes, tmp_path / "toys")
+    result = evaluated(capsys, copied, "data=json", f"data.root={root}")
+    own = signature_part(result["signature"], "references")
+    captions = Path(result["files"][1])
+    for files in ([captions], [captions, root / "captions.jsonl"]):
+        argv = [*map(str, files), "--format", "json", "--metrics", "bleu"]
+        assert main(["score", *argv, *(["--subset"] if len(files) > 1 else [])]) == 0
+        assert signature_part(json.loads(capsys.readouterr().out)["signature"], "references") == own
+
+
+@pytest.mark.parametrize(
+    ("captions", "name"),
+    [
+        (None, "flickr8k"),
+        ("Flickr8k-CN.token.txt", "flickr8k-Flickr8k-CN.token"),
+        ("/data/flickr8k/描述 #1.csv", "flickr8k-描述 #1.csv"),
+        (["a.json", "b.json"], "flickr8k-a.json+b.json"),
+        ("de/captions.txt", "flickr8k-captions-"),
+        ("en/captions.txt", "flickr8k-captions-"),
+        ("/elsewhere/captions.txt", "flickr8k-captions-"),
+        ("captions_*.json", "flickr8k-captions__.json-"),
+        ([f"part{n}.json" for n in range(30)], "flickr8k-part0.json+"),
+    ],
+)
+def test_data_are_called_by_root_and_caption_file(captions, name: str) -> None:
+    found = data_name({"root": "/data/flickr8k", "captions": captions})
+    assert found.startswith(name) if name[-1] in "-+" else found == name
+    assert len(found) < 80 and not set(found) & set("/*?\\")
+    others = ["de/captions.txt", "captions_*.json", None, "captions.json"]
+    assert found not in [
+        data_name({"root": "/data/flickr8k", "captions": one}) for one in others if one != captions
+    ]
 
 
 def test_each_data_set_of_a_bundled_model_is_reported_with_its_own(

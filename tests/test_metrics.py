@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.data.shapes import describe, sample_scene
-from captioner.metrics import METRICS, SCORES, clip, differences, named, score, spice
+from captioner.metrics import (
+    METRICS,
+    SCORES,
+    clip,
+    differences,
+    named,
+    reference_hash,
+    score,
+    spice,
+)
 from captioner.metrics.bleu import bleu, bleu_rows
 from captioner.metrics.cider import Cider
 from captioner.metrics.corpus import Corpus, Unavailable
@@ -453,11 +463,28 @@ def test_two_signatures_are_told_apart_by_their_parts() -> None:
     assert differences(one.signature, other.signature) == {
         "n": ("1", "2"),
         "decoding": ("beam3", "greedy"),
+        "references": (reference_hash("0", [["a"]]), reference_hash("01", [["a"], ["a"]])),
     }
     bleu_1, cider_d = one.signatures["BLEU-1"], one.signatures["CIDEr-D"]
     assert differences(bleu_1, cider_d).keys() == {"metric", "nltk", "df"}
     assert differences(bleu_1, cider_d)["metric"] == ("BLEU", "CIDEr-D")
     assert differences(bleu_1, cider_d)["df"] == ("", "references")
+
+
+def test_references_are_signed_by_their_texts_in_any_order() -> None:
+    said = {"b": ["Two dogs .", "a dog"], "a": ["café"]}
+    rows = '[["a", ["caf\\u00e9"]], ["b", ["Two dogs .", "a dog"]]]'
+    expected = hashlib.sha256(rows.encode()).hexdigest()[:8]
+    assert reference_hash(said, said.values()) == expected
+    assert reference_hash("ab", [["cafe\u0301 "], ["a  dog", "Two dogs ."]]) == expected
+    scored = score(["a", "b"], list(said.values()), images=list(said))
+    assert f"|references:{expected}|" in scored.signature
+    for others in (
+        [["Two dogs .", "a dog"], ["cafe"]],
+        [["Two dogs .", "a dog", "a dog"], ["café"]],
+        [["café"], ["Two dogs .", "a dog"]],
+    ):
+        assert reference_hash("ba", others) != expected
 
 
 def test_a_metric_that_is_not_known_is_named() -> None:

@@ -12,6 +12,7 @@ import pytest
 from captioner.cli import main
 from captioner.metrics import score
 from captioner.metrics.statistics import Statistics
+from captioner.systems import signature_part
 
 SAID = {"1": "a dog runs fast", "2": 'a "red" cat, asleep', "3": "two cows in a field"}
 PEOPLE = {
@@ -109,6 +110,8 @@ def test_every_layout_gives_the_same(layout: str, tmp_path, capsys) -> None:
     found = scored(capsys, *LAYOUTS[layout](tmp_path), "--metrics", METRICS)
     assert found["scores"] == pytest.approx(EXPECTED.values)
     assert "|refs:2|n:3|" in found["signature"]
+    references = signature_part(found["signature"], "references")
+    assert references and references == signature_part(EXPECTED.signature, "references")
 
 
 def test_a_subset_is_scored_where_it_is_asked_for(tmp_path, capsys) -> None:

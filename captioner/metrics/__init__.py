@@ -8,6 +8,7 @@ agree in all but the model (the idea is sacreBLEU's: Post, WMT 2018).
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -19,9 +20,18 @@ from captioner.metrics import bleu, cider, clip, diversity, meteor, rouge, spice
 from captioner.metrics.corpus import Corpus, Result, Unavailable
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.statistics import Statistics
-from captioner.metrics.tokenize import TOKENIZE, clustered
+from captioner.metrics.tokenize import TOKENIZE, clustered, composed
 
-__all__ = ["METRICS", "TOKENIZE", "Scores", "differences", "image_hash", "named", "score"]
+__all__ = [
+    "METRICS",
+    "TOKENIZE",
+    "Scores",
+    "differences",
+    "image_hash",
+    "named",
+    "reference_hash",
+    "score",
+]
 
 METRICS: Mapping[str, Callable[[Corpus], Result]] = MappingProxyType(
     {
@@ -95,7 +105,7 @@ class Scores:
             where coco-caption's 1.0 is 100.
         signatures: name to signature: metric, its own parts, then the common ones; parted by "|".
         signature: the common parts: tokenizer, case, references per candidate, candidates, what
-            the caller added, version of this package.
+            the caller added, a hash of the references, version of this package.
         missing: metric to the reason why it was not computed.
         statistics: one row an image, from which the corpus scores follow.
     """
@@ -174,9 +184,9 @@ def score(
             missing.update(results[-1].missing)
         except Unavailable as reason:
             missing[name] = str(reason)
-    ids = range(len(candidates)) if images is None else images
+    ids = [str(one) for one in (range(len(candidates)) if images is None else images)]
     rows = {family: rows for result in results for family, rows in result.rows.items()}
-    common = _common(corpus, context)
+    common = _common(corpus, context, reference_hash(ids, references))
     return Scores(
         values={name: float(value) for one in results for name, value in one.values.items()},
         signatures={
@@ -186,7 +196,7 @@ def score(
         },
         signature=_joined(common),
         missing=missing,
-        statistics=Statistics(tuple(str(image) for image in ids), rows),
+        statistics=Statistics(tuple(ids), rows),
     )
 
 
@@ -197,6 +207,23 @@ def _hashed(training: Sequence[str] | CaptionHashes | None) -> CaptionHashes | N
 def image_hash(images: Iterable[str]) -> str:
     """What a signature calls a list of image ids, whatever their order: 8 hexadecimal digits."""
     return hashlib.sha256("\n".join(sorted(images)).encode("utf-8", "replace")).hexdigest()[:8]
+
+
+def reference_hash(images: Iterable[str], references: Iterable[Sequence[str]]) -> str:
+    """What a signature calls the references of images: 8 hexadecimal digits.
+
+    Neither the order of the images nor that of an image's texts matters, for no score depends on
+    them; nor do blanks beside one another and forms of Unicode, which readers of data compose.
+
+    Args:
+        images: their ids.
+        references: for each image its captions by people, as text.
+    """
+    rows = (
+        (i, sorted(composed(" ".join(t.split())) for t in one))
+        for i, one in zip(images, references)
+    )
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:8]
 
 
 def differences(a: str, b: str) -> dict[str, tuple[str, str]]:
@@ -229,7 +256,7 @@ def _joined(parts: Mapping[str, Any], *names: str) -> str:
     return "|".join([*names, *entries])
 
 
-def _common(corpus: Corpus, context: Mapping[str, str]) -> dict[str, Any]:
+def _common(corpus: Corpus, context: Mapping[str, str], references: str) -> dict[str, Any]:
     counts = [len(texts) for texts in corpus.references]
     fewest, most = min(counts), max(counts)
     texts = (text for several in corpus.reference_texts for text in several)
@@ -241,6 +268,7 @@ def _common(corpus: Corpus, context: Mapping[str, str]) -> dict[str, Any]:
         "refs": f"{fewest}" if fewest == most else f"{fewest}-{most}",
         "n": len(counts),
         **context,
+        "references": references,
         "captioner": __version__,
     }
 
