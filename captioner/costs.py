@@ -39,6 +39,9 @@ class Costs(Callback):
         self.before, self.peak = self._before()
         self.started = time.monotonic()
 
+    def on_fit_start(self, *_: Any) -> None:
+        self.started = time.monotonic()  # the ranks have met
+
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.global_step % EVERY == 1:
             self.peak = max(self.peak, memory())

@@ -8,6 +8,9 @@ one process by killing all without a word.
 A rank that is killed leaves the others in the middle of a sum. Over gloo that raises at once, over
 NCCL after half an hour; so each process watches the others besides: the first one its children, and
 a child its parent.
+
+SIGTERM, too, would leave them there: Lightning's answer to it sends to the other ranks from within
+whatever it interrupts. Here it unwinds a process as it would without Lightning.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
+from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 
 from captioner import ranks
@@ -67,9 +71,11 @@ def together(
     watch = _watch_for(trainer.strategy, command)
     # The others have it; Lightning would give all ranks one seed when they meet.
     os.environ.pop("PL_GLOBAL_SEED", None)
+    trainer.callbacks.append(OwnAnswer(signal.SIGTERM))  # type: ignore[attr-defined]
     try:
         watch.start()
-        trainer.strategy.setup_environment()
+        with _ended_at_once(signal.SIGTERM):
+            trainer.strategy.setup_environment()
         yield
         done = True
     except BaseException as error:
@@ -83,6 +89,33 @@ def together(
         torch.set_num_threads(threads)
     if isinstance(watch, _Child):
         raise SystemExit(0)
+
+
+class OwnAnswer(Callback):
+    """Keeps a process's answer to a signal through a training, instead of Lightning's."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number, self.answer = number, signal.getsignal(number)
+
+    def on_train_start(self, *unused: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(self.number, self.answer)
+
+
+@contextlib.contextmanager
+def _ended_at_once(number: signal.Signals) -> Iterator[None]:
+    """Within, a signal ends a rank but the first, which may wait for one that never comes.
+
+    Python answers signals between its own steps only, and to wait for the others is one step.
+    """
+    if ranks.first() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _restore(environment: dict[str, str]) -> None:

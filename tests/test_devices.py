@@ -135,7 +135,16 @@ def test_two_processes_resume_to_the_bit(together) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the other process in /proc")
-def test_a_process_that_is_killed_ends_the_other_with_one_line(tiny, tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("number", "to_the_first", "status", "says"),
+    [
+        (signal.SIGKILL, False, 1, ("rank 1", "SIGKILL")),
+        (signal.SIGTERM, True, 130, ("terminated (SIGTERM)",)),
+    ],
+)
+def test_a_process_that_is_ended_ends_the_other_with_one_line(
+    tiny, tmp_path, number, to_the_first: bool, status: int, says: tuple[str, ...]
+) -> None:
     several = ("trainer.devices=2", "trainer.max_epochs=9999", "callbacks.patience=0")
     options = [*tiny, *several, f"run_dir={tmp_path / 'run'}"]
     first = subprocess.Popen(
@@ -150,13 +159,12 @@ def test_a_process_that_is_killed_ends_the_other_with_one_line(tiny, tmp_path) -
     while not last.is_file() and first.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    os.kill(int(children[0]), signal.SIGKILL)
+    os.kill(first.pid if to_the_first else int(children[0]), number)
     _, errors = first.communicate(timeout=120)
-    assert first.returncode == 1
+    assert first.returncode == status
     lines = [line for line in errors.splitlines() if "hardly depend" not in line]
     assert len(lines) == 1
-    assert "rank 1" in lines[0]
-    assert "SIGKILL" in lines[0]
+    assert all(one in lines[0] for one in says)
     assert f"resume={tmp_path / 'run'}" in lines[0]
 
 
