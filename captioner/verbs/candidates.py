@@ -36,6 +36,8 @@ TABLES: dict[str, str] = {
     "encoder.library": "models/encoders.py:ENCODERS",
     "encoder.precision": "models/precision.py:PRECISIONS",
     "tokenizer.name": "tokenizers.py:TOKENIZERS",
+    "trainer.profiler": "trainer.py:PROFILERS",
+    "trainer.strategy": "trainer.py:STRATEGIES",
     "training.baseline": "objectives/self_critical.py:BASELINES",
     "training.objective": "objectives/__init__.py:OBJECTIVES",
     "training.schedule": "schedules.py:SCHEDULES",
