@@ -206,8 +206,9 @@ def _not_read(content: Path | BytesIO) -> str:
     if _is_heif(content):
         way_out = f"{HEIC_EXTRA} reads it" if unreadable_suffixes() else "export it again"
         return f"a HEIC or AVIF image that cannot be read; {way_out}"
-    kinds = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-    return f"not a {kinds} image; convert it to one of these"
+    rare = {"HEIF": "HEIC", "AVIF": "AVIF"}
+    kinds = [*FORMATS, *(rare[kind] for kind in _rare_formats())]
+    return f"not a {', '.join(kinds[:-1])} or {kinds[-1]} image; convert it to one of these"
 
 
 def _of_array(array: np.ndarray) -> np.ndarray:

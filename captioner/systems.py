@@ -135,7 +135,7 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
     if chosen:
         return max(chosen, key=lambda folder: (folder / SCORES).stat().st_mtime_ns)
     command = f"captioner evaluate {shlex.quote(str(given))}" + (
-        f" data.split={split}" if split else ""
+        f" --split {split}" if split else ""
     )
     there = ", ".join(sorted(f"{one.parent.name}/{one.name}" for one in found))
     raise FileNotFoundError(

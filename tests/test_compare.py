@@ -359,7 +359,7 @@ def test_the_newest_evaluation_is_meant_or_the_one_chosen(tmp_path, capsys) -> N
     )
     found = as_json(capsys, greedy, beam, evaluation(tmp_path / "b", system(4), split="test"))
     assert "(greedy: run greedy, b greedy; beam3: run beam3)" in found["warnings"][0]
-    fails(capsys, run, "--split", "train", says="data.split=train")
+    fails(capsys, run, "--split", "train", says="--split train")
     fails(capsys, run, "--decoding", "beam9", says="only toys-dev/greedy, toys-test/beam3")
 
 
@@ -552,6 +552,8 @@ def test_an_axis_of_scores_does_not_begin_far_below_zero(tmp_path) -> None:
     for axes in drawn(compared(tmp_path / "a", tmp_path / "b")).axes:
         low, high = axes.get_xlim()
         assert -0.1 < low <= 0 < 1 <= high
+        assert [text.get_text() for text in axes.texts] == ["all 0", "0.00", "0.00"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["0"]
 
 
 @pytest.mark.parametrize("kind", [".svg", ".png"])
@@ -598,3 +600,30 @@ def test_a_name_keeps_both_ends_and_two_lines() -> None:
 def test_without_matplotlib_one_line_names_the_extra(runs, monkeypatch, capsys) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     fails(capsys, runs["first"], "--figure", "x.svg", says="pip install 'captioner[figures]'")
+
+
+def test_one_reference_is_one_and_a_folder_made_elsewhere_is_named(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    runs = [str(evaluation(tmp_path / name, system(3), refs="1")) for name in "ab"]
+    here, away = tmp_path / "here", tmp_path / "away"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    for output, said in (
+        (away / "deep" / "t.md", f"wrote {away}/deep/t.md (made the folder {away})\n"),
+        (away / "t.md", f"wrote {away}/t.md\n"),
+        (Path("tables/t.md"), "wrote tables/t.md\n"),
+        (
+            Path("../there/t.md"),
+            f"wrote ../there/t.md (made the folder {tmp_path}/there)\n",
+        ),
+    ):
+        assert main(["compare", *runs, *QUICK, "--output", str(output)]) == 0
+        assert capsys.readouterr().err == said
+        assert "200 images, 1 reference;" in output.read_text()
+
+
+def test_a_split_that_there_is_not_is_told_with_those_that_are(runs, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", str(runs["first"]), "--split", "val"])
+    assert "train" in capsys.readouterr().err

@@ -33,6 +33,8 @@ def test_bash_completes_verbs_flags_paths_models_groups_and_values(capsys, tmp_p
         "captioner caption --model ru": ["runs/", "runs/nic"],
         "captioner caption 'my photos/": ["my photos/a.jpg"],
         "captioner evaluate flic": ["flickr8k"],
+        "captioner evaluate flickr8k --split ": ["dev", "test", "train"],
+        "captioner compare runs/nic --split t": ["test", "train"],
         "captioner score x.csv --metrics bleu,c": ["bleu,cider", "bleu,cider-d", "bleu,clip"],
         "captioner train --multi": ["--multirun"],
         "captioner train decoder.cell=": sorted(cells),

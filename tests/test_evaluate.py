@@ -36,6 +36,17 @@ def test_another_data_set_and_a_split_of_it(copied, scenes, tmp_path, capsys) ->
     assert "dev" in evaluated(capsys, copied, "data=json", f"data.root={root}")["signature"]
 
 
+def test_a_split_is_named_by_flag_or_override(copied, scenes, capsys) -> None:
+    data = ["data=json", f"data.root={scenes}"]
+    flagged = evaluated(capsys, copied, *data, "--split", "test")
+    assert flagged == evaluated(capsys, copied, "--split=test", *data)
+    assert flagged == evaluated(capsys, copied, *data, "data.split=test")
+    assert "|n:6|" in flagged["signature"] and "|split:test|" in flagged["signature"]
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(copied), "--split", "test", "data.split=dev"])
+    assert "give --split or data.split=, not both" in capsys.readouterr().err
+
+
 def test_an_experiment_counts_in_what_evaluation_has(copied, scenes, capsys) -> None:
     recipe = ["experiment=flickr8k_nic", f"data.root={scenes}", "data.format=shapes"]
     result = evaluated(capsys, copied, *recipe, "data.captions=null")

@@ -88,7 +88,7 @@ def test_arrays_are_treated_as_files_are(pixels, colour) -> None:
         (torch.ones(3, 7, 9, dtype=torch.int64), r"tensor of int64 .* give uint8, or floats"),
         (torch.ones(3, 0, 9), r"shape \[3, 0, 9\]"),
         (b"", r"the bytes: empty"),
-        (b"no image", r"the bytes: not a JPEG"),
+        (b"no image", r"the bytes: not a JPEG, PNG, .*TIFF"),
         (io.BytesIO(), r"the BytesIO: empty"),
         (io.StringIO("text"), r"opened as text; open it with mode 'rb'"),
         (None, r"type NoneType is not accepted; give a path, bytes"),
@@ -98,6 +98,16 @@ def test_arrays_are_treated_as_files_are(pixels, colour) -> None:
 def test_what_is_no_image_is_named(given, says) -> None:
     with pytest.raises(ValueError, match=says):
         open_image(given)
+
+
+@pytest.mark.parametrize(
+    ("formats", "says"),
+    [((), "BMP or TIFF image"), (("AVIF",), "TIFF or AVIF"), (("AVIF", "HEIF"), "AVIF or HEIC")],
+)
+def test_kinds_are_named_that_can_be_read_here(formats, says, monkeypatch) -> None:
+    monkeypatch.setattr(images, "_rare_formats", lambda: formats)
+    with pytest.raises(ValueError, match=says):
+        open_image(b"no image")
 
 
 def test_a_closed_file_is_named(tmp_path) -> None:

@@ -346,3 +346,16 @@ def test_wrong_inputs_get_one_line(
     (place / "scores.json").write_text('{"BLEU-4": 3}')
     fails(folder, says="scores.json")
     assert not (place / "report.html").exists()
+
+
+def test_columns_that_the_log_lacks_are_named(evaluated: Path, tmp_path) -> None:
+    assert "The CSV log has no" not in report(evaluated, output=tmp_path / "a.html").read_text()
+    copy = shutil.copytree(evaluated, tmp_path / "copy")
+    for log in copy.glob("logs/csv/*/metrics.csv"):
+        log.write_text(log.read_text().replace("train_loss", "other", 1))
+    page = report(copy).read_text(encoding="utf-8")
+    assert "The CSV log has no training loss (train_loss)." in page
+    for log in copy.glob("logs/csv/*/metrics.csv"):
+        log.write_text("step,dev_loss\n3,2.5\n")
+    page = report(copy).read_text(encoding="utf-8")
+    assert "no training loss (train_loss), no dev loss with the wrong image (dev_loss_shu" in page

@@ -166,7 +166,7 @@ def test_what_is_printed_and_written(tmp_path, capsys) -> None:
     output = tmp_path / "scores.md"
     command = ["score", file, "--metrics", METRICS, "--format", "markdown"]
     assert main([*command, "--output", str(output)]) == 0
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", f"wrote {output}\n")
     text = output.read_text(encoding="utf-8")
     assert f"| CIDEr-D | {EXPECTED.values['CIDEr-D']:.2f} |" in text
     assert "- `CIDEr-D|df:references|tok:ptb|" in text

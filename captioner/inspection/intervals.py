@@ -171,6 +171,9 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
     axes.spines[["left", "right", "top"]].set_visible(False)
     if len(rows) > 1:
         axes.axvline(rows[0].score, color=GREY, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
+    if not any(_values(rows)):
+        axes.set_xticks([0])  # the other end of the axis means nothing
+        axes.text(0.5, 0.5, "all 0", transform=axes.transAxes, ha="center", color=GREY)
     for row in rows:
         _draw_row(axes, row, names.index(row.system))
 
@@ -196,10 +199,14 @@ def _draw_row(axes: Axes, row: Row, y: float) -> None:
     )
 
 
+def _values(rows: Sequence[Row]) -> list[float]:
+    """All that a panel shows."""
+    return [value for row in rows for value in (*(row.interval or ()), row.score, *row.seeds)]
+
+
 def _limits(rows: Sequence[Row]) -> tuple[float, float]:
     """The ends of an axis, with room beside; no score is below 0."""
-    values = [value for row in rows for value in (*(row.interval or ()), row.score, *row.seeds)]
-    low, high = min(values), max(values)
+    low, high = min(_values(rows)), max(_values(rows))
     room = 0.1 * (high - low) or max(1.0, 0.1 * high)
     low = low - room if low > room else -0.04 * (high + room)  # a dot on 0 is seen whole
     return low, high + room

@@ -170,6 +170,9 @@ def _training(view: View) -> Values:
     log = curves.read_log(view.result.run)
     if "train_reward" in log:
         log.pop("train_loss", None)  # of a policy gradient, which is no loss of words
+    other = "train_loss" if "train_reward" in log else "train_reward"  # which it has no need of
+    every = {name: called for lines in CHARTS.values() for name, called in lines.items()}
+    lacking = [f"{every[n]} ({n})" for n in every if n not in log and n != other]
     charts, validations = [], {}
     for (title, unit), lines in CHARTS.items():
         series = {called: log[name] for name, called in lines.items() if name in log}
@@ -177,7 +180,7 @@ def _training(view: View) -> Values:
         if series:
             drawing, legend = curves.line_chart(series, title=title), curves.legend(list(series))
             charts.append({"title": title, "unit": unit, "drawing": drawing, "legend": legend})
-    return {"charts": charts, "validations": _validations(validations)}
+    return {"charts": charts, "validations": _validations(validations), "lacking": lacking}
 
 
 def _validations(series: Mapping[str, Mapping[float, float]]) -> Values:

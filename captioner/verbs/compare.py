@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from captioner.progress import progress_bar
-from captioner.verbs.terminal import parser_of, short
+from captioner.verbs.terminal import add_split, new_folder, parser_of, wrote
 
 
 def run(argv: Sequence[str]) -> int:
@@ -36,6 +36,8 @@ def run(argv: Sequence[str]) -> int:
             anyway=options.anyway,
             progress=progress,
         )
+    files = [path for path in (options.output, options.figure) if path]
+    made = [new_folder(path) for path in files]
     result = replace(result, notes=(*result.notes, *skipped))
     if draw:
         draw(result, Path(options.figure))
@@ -49,9 +51,8 @@ def run(argv: Sequence[str]) -> int:
         write_whole(options.output, text)
     else:
         print(text, end="")
-    for path in (options.output, options.figure):
-        if path:
-            print(f"wrote {short(Path(path))}", file=sys.stderr)
+    for path, folder in zip(files, made):
+        print(wrote(path, folder), file=sys.stderr)
     if options.figure and (lack := intervals.missing_letters(result, options.figure)):
         print(f"{Path(options.figure).name}: {lack}", file=sys.stderr)
     return 0
@@ -79,7 +80,7 @@ def _compare_parser() -> argparse.ArgumentParser:
         "scores.json; the first is the baseline; commas join seeds of one configuration; of a "
         "sweep's folder, what is no run and jobs without an evaluation are skipped",
     )
-    add("--split", metavar="S", help="of run folders, take evaluations of this split")
+    add_split(parser, "of run folders, take evaluations of this split")
     add("--decoding", metavar="D", help="of run folders, take this decoding, such as beam3-lp0.7")
     add(
         "--metrics",

@@ -8,6 +8,7 @@ from pathlib import Path
 from captioner.verbs.terminal import (
     add_metrics,
     add_plugin,
+    add_split,
     metrics_of,
     parser_of,
     plug_in,
@@ -25,8 +26,8 @@ def run(argv: Sequence[str]) -> int:
         "scores.json, captions.jsonl, statistics.npz and sheet.png into the run folder, by split\n"
         "and decoding.",
         "  captioner evaluate runs/demo\n"
-        "  captioner evaluate flickr8k data.root=~/flickr8k data.split=test\n"
-        "  captioner evaluate runs/demo data.split=test decoding=beam decoding.beam_size=3\n"
+        "  captioner evaluate flickr8k data.root=~/flickr8k --split test\n"
+        "  captioner evaluate runs/demo --split test decoding=beam decoding.beam_size=3\n"
         "  captioner evaluate copied.ckpt data.root=~/flickr8k decoding.length_penalty=0.7\n"
         "  captioner evaluate copied.ckpt data=json data.root=~/mine data.split=test\n"
         "  captioner evaluate runs/demo --metrics bleu,cider-d\n"
@@ -48,6 +49,7 @@ def run(argv: Sequence[str]) -> int:
         "consensus, diverse_beam, sample, top_k, top_p), decoding.… (any option of captioner "
         "caption)",
     )
+    add_split(parser, "the same as data.split= (default dev)")
     add_metrics(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.add_argument(
@@ -69,10 +71,12 @@ def run(argv: Sequence[str]) -> int:
     overrides = [one for one in (*options.runs, *options.overrides) if one not in runs]
     if not runs:
         parser.error("name a run folder or a checkpoint before the overrides")
+    if options.split and any(one.startswith("data.split=") for one in overrides):
+        parser.error("give --split or data.split=, not both")
     captioner = Captioner.load(runs, device=options.device)
     base = {key: captioner.config[key] for key in ("data", "loader")}
     base["decoding"] = captioner.options.as_dict()
-    extra = {"data": {"split": "dev"}}  # an option of this verb alone
+    extra = {"data": {"split": options.split or "dev"}}  # an option of this verb alone
     chosen = override(base, overrides, config_dir=options.config_dir, extra=extra)
     data, decoding = chosen["data"], chosen["decoding"]
     split = data.pop("split")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from captioner.verbs.terminal import parser_of, short
+from captioner.verbs.terminal import add_split, new_folder, parser_of, wrote
 
 
 def run(argv: Sequence[str]) -> int:
@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
         help="a run folder or bundled model, of which the newest evaluation is taken, or an "
         "evaluation folder",
     )
-    parser.add_argument("--split", choices=("train", "dev", "test"), help="of the evaluation")
+    add_split(parser, "of the evaluation")
     parser.add_argument("--decoding", metavar="LABEL", help="of the evaluation, as its folder")
     parser.add_argument(
         "--images", type=int, default=8, metavar="N", help="captions shown in each part (default 8)"
@@ -41,6 +41,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.inspection.report import report as write_report
 
+    made = new_folder(options.output)
     path = write_report(
         options.run,
         split=options.split,
@@ -50,5 +51,5 @@ def run(argv: Sequence[str]) -> int:
         output=options.output,
     )
     # beside a page that goes through a pipe nothing else may stand
-    print(f"wrote {short(path)}", file=sys.stdout if path.is_file() else sys.stderr)
+    print(wrote(path, made), file=sys.stdout if path.is_file() else sys.stderr)
     return 0

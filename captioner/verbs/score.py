@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
-from captioner.verbs.terminal import add_metrics, metrics_of, parser_of
+from captioner.verbs.terminal import add_metrics, metrics_of, new_folder, parser_of, wrote
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,7 +46,8 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.scoring import score_files
 
-    return score_files(
+    made = new_folder(options.output)
+    status = score_files(
         options.file,
         options.references,
         tokenize=options.tokenize,
@@ -56,3 +58,6 @@ def run(argv: Sequence[str]) -> int:
         output=options.output,
         statistics=options.statistics,
     )
+    if options.output:
+        print(wrote(options.output, made), file=sys.stderr)
+    return status

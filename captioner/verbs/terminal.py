@@ -62,6 +62,11 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_split(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add --split, which evaluations are of."""
+    parser.add_argument("--split", choices=("train", "dev", "test"), help=what)
+
+
 def add_plugin(parser: argparse.ArgumentParser) -> None:
     """Add --plugin, for every verb that loads models; see ``plug_in``."""
     parser.add_argument(
@@ -112,3 +117,21 @@ def short(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def wrote(path: str | Path, made: Path | None = None) -> str:
+    """What is said of a file that was written.
+
+    Args:
+        path: the file.
+        made: a folder that was made for it, see ``new_folder``.
+    """
+    return f"wrote {short(Path(path))}" + (f" (made the folder {made})" if made else "")
+
+
+def new_folder(path: str | Path | None) -> Path | None:
+    """The folder that writing a file will make outside the current one, of several the topmost."""
+    if path is None:
+        return None
+    lacking = [one for one in Path(os.path.abspath(path)).parents if not one.exists()]
+    return lacking[-1] if lacking and not lacking[-1].is_relative_to(Path.cwd()) else None
