@@ -84,6 +84,15 @@ def test_a_shell_does_not_wait_for_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_only_what_has_an_optimizer_is_offered_to_be_resumed(tmp_path, monkeypatch) -> None:
+    (tmp_path / "runs" / "nic" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "best.ckpt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert candidates.overrides("resume=", ["train"]) == ["resume=runs/nic", "resume=runs/"]
+    for name in ("flickr8k", "runs/nic", "best.ckpt"):
+        assert f"resume_weights={name}" in candidates.overrides("resume_weights=", ["train"])
+
+
 @pytest.mark.parametrize("option", candidates.TABLES)
 def test_the_names_offered_are_those_of_the_table(option: str) -> None:
     file, _, name = candidates.TABLES[option].partition(":")

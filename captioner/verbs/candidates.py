@@ -121,9 +121,19 @@ def values(what: str, prefix: str) -> list[str]:
 
 def models(prefix: str) -> list[str]:
     """Bundled models, run folders in runs/, and folders and checkpoints."""
-    runs = sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))
-    others = (path for path in paths(prefix, (".ckpt",)) if path.rstrip("/") not in runs)
-    return [*bundle.names(), *runs, *others]
+    known = _runs()
+    others = (path for path in paths(prefix, (".ckpt",)) if path.rstrip("/") not in known)
+    return [*bundle.names(), *known, *others]
+
+
+def resumable(prefix: str) -> list[str]:
+    """Run folders in runs/, and folders: what has an optimizer to continue with."""
+    known = _runs()
+    return [*known, *(path for path in folders(prefix) if path.rstrip("/") not in known)]
+
+
+def _runs() -> list[str]:
+    return sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))
 
 
 def folders(prefix: str) -> list[str]:
@@ -145,7 +155,8 @@ def paths(prefix: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
 
 
 KINDS: dict[str, Callable[[str], list[str]]] = {
-    **dict.fromkeys(("RUN", "resume", "resume_weights"), models),
+    **dict.fromkeys(("RUN", "resume_weights"), models),
+    "resume": resumable,
     **dict.fromkeys(("FILE", "REFERENCES", "PATH"), paths),
     **dict.fromkeys(("data.captions", "training.word_vectors"), paths),
     **dict.fromkeys(("FOLDER", "config_dir", "run_dir", "data.root", "data.images"), folders),
