@@ -13,14 +13,16 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from captioner import __version__
 from captioner.process import bound_caches, bound_spinning, keep_memory, print_any_name
 from captioner.verbs import VERBS
 from captioner.verbs.failures import TRACEBACK, explain
-from captioner.verbs.terminal import Parser, fail
+from captioner.verbs.terminal import Parser, fail, warn
 
 __all__ = ["VERBS", "main"]
 
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     print_any_name()
     try:
-        with _ended_like_an_interrupt(), _all_written():
+        with _ended_like_an_interrupt(), _plain_warnings(), _all_written():
             if arguments and arguments[0] in VERBS:
                 verb = importlib.import_module(f"captioner.verbs.{arguments[0]}")
                 return int(verb.run(arguments[1:]))
@@ -82,6 +84,22 @@ def _ended_like_an_interrupt() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Warnings are lines for people; from Python they stay warnings, with the place they are of."""
+
+    def show(message: Warning | str, *unused: Any, **also: Any) -> None:
+        warn(str(message))
+
+    before = warnings.showwarning
+    if not os.environ.get(TRACEBACK):
+        warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -95,6 +96,20 @@ def test_sigterm_unwinds_as_an_interrupt_does_and_is_handled_as_before_afterward
     assert unwound == [1]
     assert capsys.readouterr().err == "captioner: error: terminated (SIGTERM)\n"
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_warning_is_one_line_on_the_command_line_alone(monkeypatch, capsys) -> None:
+    verb = SimpleNamespace(
+        run=lambda argv: warnings.warn("look at\nthe encoder", stacklevel=1) or 0
+    )
+    monkeypatch.setitem(sys.modules, "captioner.verbs.models", verb)
+    before = warnings.showwarning
+    assert cli.main(["models"]) == 0
+    assert capsys.readouterr().err == "captioner: warning: look at the encoder\n"
+    assert warnings.showwarning is before
+    monkeypatch.setenv("CAPTIONER_TRACEBACK", "1")
+    with pytest.warns(UserWarning, match="look at"):  # with its place, as from Python
+        cli.main(["models"])
 
 
 def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd) -> None:

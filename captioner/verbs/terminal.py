@@ -17,6 +17,11 @@ def fail(message: str, status: int = 1) -> int:
     return status
 
 
+def warn(message: str) -> None:
+    """Print a warning in one line."""
+    print("captioner: warning: " + " ".join(message.split()), file=sys.stderr)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that answers a shell at TAB, and takes ``~/`` where shells leave it."""
 
