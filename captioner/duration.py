@@ -20,7 +20,10 @@ _ABOVE_ZERO = (
 
 
 def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str, Any]:
-    """The group ``trainer`` with numbers for max_epochs and check_val_every_n_epoch that are null.
+    """The group ``trainer`` with what depends on the length of an epoch.
+
+    Numbers for max_epochs and check_val_every_n_epoch that are null, and log_every_n_steps at most
+    the steps of an epoch: the training loss is logged once an epoch at least.
 
     Args:
         trainer: the group.
@@ -34,16 +37,18 @@ def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str,
         value = trainer.get(name)
         if isinstance(value, int | float) and (value == 0 or (value < 0 and name != "max_epochs")):
             raise ValueError(f"trainer.{name}={value} is not accepted; choose a number above 0")
+    steps = steps_of(trainer, batches)
+    logged = min(trainer.get("log_every_n_steps", 50), steps)
     epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
     if epochs is None and not new and trainer.get("max_steps", -1) < 0:
         epochs = EPOCHS
     if epochs is None:
-        steps = steps_of(trainer, batches)
         every = every or max(1, STEPS_BETWEEN // steps)
         most = trainer.get("max_steps", -1)
         epochs = max(EPOCHS, math.ceil(STEPS / steps)) if most < 0 else math.ceil(most / steps)
         epochs = every * math.ceil(epochs / every)  # the last one is validated
-    return {**trainer, "max_epochs": epochs, "check_val_every_n_epoch": every or 1}
+    lengths = {"max_epochs": epochs, "check_val_every_n_epoch": every or 1}
+    return {**trainer, **lengths, "log_every_n_steps": logged}
 
 
 def steps_of(trainer: Mapping[str, Any], batches: int) -> int:
@@ -75,16 +80,18 @@ def require_batches(trainer: Mapping[str, Any], *, train: int, val: int) -> None
             )
 
 
-def require_epochs(checkpoint: Mapping[str, Any], max_epochs: int) -> None:
+def require_epochs(checkpoint: Mapping[str, Any] | None, max_epochs: int | None) -> None:
     """Refuse to go on with a training that has all of its epochs behind it.
 
     Args:
-        checkpoint: the file as Lightning wrote it.
-        max_epochs: of the training; negative is without end.
+        checkpoint: the file as Lightning wrote it; None where the training is new.
+        max_epochs: of the training; negative is without end, None is not known yet.
 
     Raises:
         ValueError: says how to go on.
     """
+    if checkpoint is None or max_epochs is None:
+        return
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
     done = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
     if 0 <= max_epochs <= done:

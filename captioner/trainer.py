@@ -78,7 +78,8 @@ def build_trainer(
         limit_val_batches: likewise; of the batches of all devices.
         overfit_batches: likewise, the same ones in every epoch, and as many of dev; 0 is all.
         fast_dev_run: run so many steps and dev batches (True is 1) and stop, without logs.
-        log_every_n_steps: steps between two rows of the logs.
+        log_every_n_steps: steps between two rows of the logs; ``train`` takes at most those of an
+            epoch.
         profiler: a key of PROFILERS: write a table of the time spent below logs/.
         detect_anomaly: stop where a gradient becomes NaN, and say where; slow.
 

@@ -1,5 +1,6 @@
 """How a training may end before its time, and what is then said and left."""
 
+import csv
 import errno
 import shutil
 from pathlib import Path
@@ -209,6 +210,31 @@ def test_a_small_data_set_gets_more_epochs_where_nobody_says(batches, given, epo
     assert warm["check_val_every_n_epoch"] == given.get("check_val_every_n_epoch", 1)
     assert (found["max_epochs"], found["check_val_every_n_epoch"]) == (epochs, every)
     assert set(found) == set(trainer)
+
+
+@pytest.mark.parametrize(
+    ("batches", "given", "every"),
+    [
+        (235, {}, 50),
+        (1, {}, 1),
+        (7, {"accumulate_grad_batches": 2}, 4),
+        (200, {"limit_train_batches": 3}, 3),
+        (200, {"log_every_n_steps": 10}, 10),
+        (200, {"log_every_n_steps": 0}, 0),  # never
+    ],
+)
+def test_the_log_has_a_row_an_epoch_at_least(batches, given, every) -> None:
+    trainer = {**compose([])["trainer"], **given}
+    assert settled(trainer, batches, new=True)["log_every_n_steps"] == every
+
+
+def test_the_loss_of_an_epoch_of_few_steps_is_logged(tiny, tmp_path, recwarn) -> None:
+    config = compose([*tiny, "trainer.log_every_n_steps=50", "trainer.limit_train_batches=2"])
+    train(config, tmp_path / "run")
+    with (tmp_path / "run/logs/csv/version_0/metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train_loss"]]
+    assert [(row["epoch"], row["step"]) for row in rows] == [("0", "1"), ("1", "3")]
+    assert not [one for one in recwarn if "logging interval" in str(one.message)]
 
 
 def test_what_was_settled_is_recorded(tiny, tmp_path) -> None:
