@@ -9,6 +9,7 @@ Beside what Lightning keeps (weights, optimiser, progress), a checkpoint has a b
     transform   how images are made ready, as plain data
     scores      those on the dev split by which it was chosen
     training    hashes of the captions it was trained on, for novelty; older ones lack it
+    own         of those of its own data set, where the weights of another run brought more along
 
 Reading is ``torch.load(weights_only=True)`` and nothing else: a checkpoint holds tensors and plain
 data, chooses components by their names in the tables, and cannot run code. Models that come with
@@ -57,6 +58,7 @@ class Checkpoint:
         weights: of the CaptioningModel, by name; of a bundled model those of the decoder alone.
         lightning: the whole file as Lightning wrote it; empty for a bundled model.
         training: the captions it was trained on; None where it does not know them.
+        own: those of its own data set, without what it started from; None where not known.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     lightning: dict[str, Any]
     training: CaptionHashes | None = None
+    own: CaptionHashes | None = None
 
     @property
     def without_encoder(self) -> bool:
@@ -122,9 +125,10 @@ def block(
     transform: Transform,
     scores: Mapping[str, float],
     training: CaptionHashes | None = None,
+    own: CaptionHashes | None = None,
 ) -> dict[str, Any]:
-    """The part of a checkpoint that makes it suffice by itself, as plain data and one tensor."""
-    known = {} if training is None else {"training": torch.from_numpy(training.hashes.view("i8"))}
+    """The part of a checkpoint that makes it suffice by itself, as plain data and two tensors."""
+    known = {"training": training, "own": own if config.get("resume_weights") else None}
     return {
         "format": FORMAT,
         "version": __version__,
@@ -132,7 +136,7 @@ def block(
         "tokenizer": tokenizer.as_dict(),
         "transform": transform.as_dict(),
         "scores": dict(scores),
-        **known,
+        **{k: torch.from_numpy(v.hashes.view("i8")) for k, v in known.items() if v is not None},
     }
 
 
@@ -240,6 +244,7 @@ def _understood(
             weights=weights,
             lightning=lightning,
             training=training_of(found),
+            own=own_of(found),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged captioner checkpoint ({error!r})") from None
@@ -247,8 +252,17 @@ def _understood(
 
 def training_of(found: Mapping[str, Any]) -> CaptionHashes | None:
     """The captions that the model of a captioner block was trained on; None where it lacks them."""
-    hashes = found.get("training")
-    return None if hashes is None else CaptionHashes(hashes.numpy().view("u8"))
+    return _hashes(found.get("training"))
+
+
+def own_of(found: Mapping[str, Any]) -> CaptionHashes | None:
+    """Those of the data set of its own run; None where older ones do not tell them apart."""
+    warm = found["config"].get("resume_weights") is not None
+    return _hashes(found.get("own" if warm else "training"))
+
+
+def _hashes(tensor: Tensor | None) -> CaptionHashes | None:
+    return None if tensor is None else CaptionHashes(tensor.numpy().view("u8"))
 
 
 def _load(path: Path, *, mmap: bool = False) -> Any:

@@ -32,6 +32,7 @@ from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.statistics import FILE
 from captioner.models import Encoder, Features
+from captioner.places import anchored
 from captioner.progress import progress_bar
 from captioner.systems import CONFIG
 
@@ -132,13 +133,14 @@ def evaluate(
     )
     if NOVELTY in scores.missing:
         scores = replace(scores, missing={**scores.missing, NOVELTY: _UNKNOWN})
-    config = {"data": dict(data), "split": split, "decoding": dict(decoding)}
+    config = anchored({"data": dict(data), "split": split, "decoding": dict(decoding)})
     return Evaluation(records, captions, scores, seconds, config)
 
 
 def _training(captioner: Captioner, data: Config, reading: Reading) -> CaptionHashes | None:
     """The captions that a model was trained on: as it knows them, or those of its own data set."""
-    own = len(captioner.paths) == 1 and data == captioner.config["data"]
+    trained, evaluated = (anchored({"data": one}) for one in (captioner.config["data"], data))
+    own = len(captioner.paths) == 1 and trained == evaluated
     if captioner.training is not None or not own:
         return captioner.training
     texts = [text for one in reading.records if one.split == "train" for text in one.captions]

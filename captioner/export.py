@@ -23,6 +23,7 @@ from captioner.checkpoint import Checkpoint
 from captioner.config import make
 from captioner.data.records import write_whole
 from captioner.decoding import DecodingOptions
+from captioner.places import without_places
 
 
 def export_bundle(
@@ -58,8 +59,9 @@ def export_bundle(
     _require_separable(found)
     options = make(DecodingOptions, "decoding", decoding or found.config["decoding"])
     config = {name: found.config[name] for name in (*checkpoint.GROUPS, "tokenizer", "seed")}
-    config["data"] = _without_places(config["data"])
+    config["data"] = _of_anyone(config["data"])
     config["loader"] = {**config["loader"], "cache_folder": None}
+    config["training"] = without_places(config["training"], ("word_vectors",))
     halves, same = _once(_halves(found))
     weights = save(halves)
     content = {
@@ -93,10 +95,10 @@ def _array(values: Any) -> bytes:
     return file.getvalue()
 
 
-def _without_places(data: Mapping[str, Any]) -> dict[str, Any]:
+def _of_anyone(data: Mapping[str, Any]) -> dict[str, Any]:
     """The data group without paths of the machine: the data set is looked for in datasets/."""
-    paths = {n: Path(v).name for n, v in data.items() if isinstance(v, str) and os.path.isabs(v)}
-    return {**data, **paths, "root": f"datasets/{Path(data['root']).name}"}
+    name = Path(data["root"]).name or data["format"]  # data.root=. of an older run has no name
+    return {**without_places(data), "root": f"datasets/{name}"}
 
 
 def _write_folder(folder: Path, files: Mapping[str, bytes | str]) -> Path:

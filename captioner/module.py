@@ -134,6 +134,7 @@ class LitCaptioner(lightning.LightningModule):
         self.model, self.tokenizer, self.config = model, tokenizer, config
         self.decoding, self.objective = decoding, objective
         self.training_captions: CaptionHashes | None = None
+        self.own_captions: CaptionHashes | None = None
         objective.accept(model)
         self.lr, self.encoder_lr, self.weight_decay = lr, encoder_lr, weight_decay
         self.word_vectors = word_vectors
@@ -286,11 +287,13 @@ class LitCaptioner(lightning.LightningModule):
             transform=self.model.encoder.transform,
             scores=self.dev_scores,
             training=self.training_captions,
+            own=self.own_captions,
         )
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
         self.dev_scores = dict(content["captioner"]["scores"])
         self.training_captions = checkpoint.training_of(content["captioner"])
+        self.own_captions = checkpoint.own_of(content["captioner"])
         if "schedule" in content:  # checkpoints of captioner 0.1 lack it
             self.schedule.load_state_dict(content["schedule"])
 
@@ -316,6 +319,7 @@ class LitCaptioner(lightning.LightningModule):
         objects = (found.model(), found.tokenizer, found.config, 1, decoding)
         module = build_module(found.config["training"], *objects)
         module.dev_scores, module.training_captions = found.scores, found.training
+        module.own_captions = found.own
         return module.to(map_location or "cpu").eval()
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from captioner.config import Config, compose, override
+from captioner.metrics.novelty import CaptionHashes
 from captioner.overrides import parse
+from captioner.places import anchored
 
 GOES_WITH = (
     "trainer.*",
@@ -80,6 +82,7 @@ def resumed(
     Raises:
         ValueError: an override that does not go with a resume and differs from what the run has.
     """
+    saved = anchored(saved)
     named = {change.key_or_group: change for change in parse(overrides)}
     _require_same_places(saved, named, run, folder)
     ignored = {"resume", "run_dir", "resume_weights"}
@@ -90,7 +93,7 @@ def resumed(
     ]
     defaults = compose() if lines else {}
     whole = {key: _completed(saved[key], defaults.get(key), key) for key in saved}
-    wanted = override(whole, lines, config_dir=config_dir)
+    wanted = anchored(override(whole, lines, config_dir=config_dir))
     if saved.get("resume_weights") is not None and "experiment" in named:
         own = [line for line in lines if not line.startswith("experiment=")]
         without = override(whole, own, config_dir=config_dir)
@@ -105,13 +108,46 @@ def resumed(
 def _require_same_places(saved: Config, named: Mapping[str, Any], run: str, folder: Path) -> None:
     """Refuse another run folder, and other weights to start from."""
     weights = named["resume_weights"].value() if "resume_weights" in named else None
-    if weights is not None and str(weights) != str(saved.get("resume_weights")):
+    start = None if weights is None else anchored({"resume_weights": str(weights)})
+    if start is not None and start["resume_weights"] != saved.get("resume_weights"):
         raise ValueError("resume and resume_weights exclude each other; give one of them")
     place = named["run_dir"].value() if "run_dir" in named else None
     if place is not None and Path(str(place)).expanduser().resolve() != folder.resolve():
         raise ValueError(
             f"run_dir={place} does not go with resume={run}, which continues in {folder}; leave "
             f"run_dir out, or start another run from its weights: resume_weights={run}"
+        )
+
+
+def require_same_captions(
+    now: CaptionHashes,
+    *,
+    known: CaptionHashes | None,
+    more: CaptionHashes | None = None,
+    root: str,
+    run: Path,
+) -> None:
+    """Refuse to resume a run on other training captions than those it was trained on.
+
+    Args:
+        now: those that the data set has.
+        known: those that the run was trained on; None where its checkpoint does not know them.
+        more: where it does not tell them apart, those with what it started from.
+        root: of the data set, for errors.
+        run: the run folder, for errors.
+
+    Raises:
+        ValueError: says how many are new, and gone.
+    """
+    before = known if known is not None else more
+    if before is None:
+        return
+    new, gone = now.without(before), known.without(now) if known is not None else 0
+    if new or gone:
+        raise ValueError(
+            f"data.root={root} has other training captions than resume={run} was trained on: "
+            f"{new:,} are new, {gone:,} are gone; name its data with data.root=..., or start "
+            f"another run on these with resume_weights={run}"
         )
 
 

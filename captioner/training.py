@@ -50,6 +50,8 @@ from captioner.models.precision import (
 from captioner.models.standardise import whitening_of
 from captioner.module import LitCaptioner, NonFiniteLoss, build_module
 from captioner.objectives import Degenerate, SelfCritical, chosen
+from captioner.places import anchored
+from captioner.resuming import require_same_captions
 from captioner.runs import Claim, claimed
 from captioner.selection import Patience
 from captioner.tokenizers import Tokenizer, build_tokenizer
@@ -123,7 +125,7 @@ def train(
     """
     quieten()
     with ranks.muted():
-        return _claimed(resolved(config), folder, resume, command)
+        return _claimed(anchored(resolved(config)), folder, resume, command)
 
 
 def _claimed(
@@ -142,9 +144,12 @@ def _train(
 ) -> TrainedRun:
     folder = claim.folder
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    start = _start(config, resume)
+    before = start.lightning if resume is not None and start is not None else None
+    require_epochs(before, config["trainer"]["max_epochs"])
     reading = make(read_records, "data", config["data"])
     decoding = make(DecodingOptions, "decoding", config["decoding"])
-    model, tokenizer, new = _model(config, reading, resume)
+    model, tokenizer, new = _model(config, reading, start, resumes=resume is not None)
     kind = chosen(config["training"])
     given = {
         "seed": config["seed"],
@@ -157,9 +162,7 @@ def _train(
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
     config = {**config, "trainer": settled(config["trainer"], data.batches, new=new)}
     require_batches(config["trainer"], train=data.batches, val=len(data.val_dataloader()))
-    if resume is not None:
-        found = checkpoint.read(resume).lightning
-        require_epochs(found, config["trainer"]["max_epochs"])
+    require_epochs(before, config["trainer"]["max_epochs"])
     callbacks = make(build_callbacks, "callbacks", config["callbacks"], folder)
     loggers = make(build_loggers, "logger", config["logger"], folder)
     callbacks += [LearningRateMonitor("step")] if loggers else []
@@ -169,7 +172,8 @@ def _train(
     require_end(config, steps)
     module = build_module(config["training"], model, tokenizer, config, steps, decoding)
     if resume is None:  # one that goes on knows them from its checkpoint
-        module.training_captions = _training_captions(config, reading, tokenizer)
+        own = module.own_captions = _own_captions(reading, tokenizer)
+        module.training_captions = _with_earlier(own, config, start)
     if new:
         _fill_words(module, data)
         if kind is SelfCritical:
@@ -178,7 +182,7 @@ def _train(
         write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
     _introduce(reading, data, module, folder)
     model.to(trainer.strategy.root_device)
-    if module.unfreezing is not None and _epochs_before(resume) >= module.unfreezing.epoch:
+    if module.unfreezing is not None and (before or {}).get("epoch", 0) >= module.unfreezing.epoch:
         data.read_live()
     data.setup("fit")
     module.objective.prepare(data.training_records)
@@ -310,10 +314,17 @@ def resolved(config: Config) -> Config:
 
 
 def _model(
-    config: Config, reading: Reading, resume: Path | None
+    config: Config, reading: Reading, start: Checkpoint | None, *, resumes: bool
 ) -> tuple[CaptioningModel, Tokenizer, bool]:
     """The model to be trained, its tokenizer, and whether it starts from nothing."""
-    start = _start(config, resume)
+    if start is not None and resumes:
+        require_same_captions(
+            _own_captions(reading, start.tokenizer),
+            known=start.own,
+            more=start.training,
+            root=config["data"]["root"],
+            run=checkpoint.run_folder(start.path),
+        )
     tokenizer = _tokenizer(config, reading) if start is None else start.tokenizer
     model = build_model(
         config["encoder"],
@@ -321,7 +332,7 @@ def _model(
         vocabulary_size=len(tokenizer.vocabulary),
         initialise=start is None or start.without_encoder,
     )
-    if start is not None and resume is None:
+    if start is not None and not resumes:
         _warm_up(model, start, config)
     elif start is not None:  # now, not when Lightning does: features are cached before
         start.fill(model)
@@ -342,11 +353,6 @@ def _start(config: Config, resume: Path | None) -> Checkpoint | None:
             f"resume_weights={resume} and a run_dir of its own"
         )
     return found
-
-
-def _epochs_before(resume: Path | None) -> int:
-    """How many epochs a training that goes on has behind it."""
-    return 0 if resume is None else checkpoint.read(resume).lightning.get("epoch", 0)
 
 
 def _warm_up(model: CaptioningModel, start: Checkpoint, config: Config) -> None:
@@ -376,16 +382,19 @@ def _tokenizer(config: Config, reading: Reading) -> Tokenizer:
     return make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
 
 
-def _training_captions(
-    config: Config, reading: Reading, tokenizer: Tokenizer
-) -> CaptionHashes | None:
-    """All captions that the model learns from, those before a warm start included."""
+def _own_captions(reading: Reading, tokenizer: Tokenizer) -> CaptionHashes:
+    """The captions of the data set that the model learns from."""
     texts = [text for record in reading.split("train") for text in record.captions]
-    own = CaptionHashes.of(TOKENIZE[tokenizer.scored_by](texts))
-    if config.get("resume_weights") is None:
+    return CaptionHashes.of(TOKENIZE[tokenizer.scored_by](texts))
+
+
+def _with_earlier(
+    own: CaptionHashes, config: Config, before: Checkpoint | None
+) -> CaptionHashes | None:
+    """All captions that the model has learned from, those before a warm start included."""
+    if before is None:
         return own
-    before = checkpoint.read(config["resume_weights"])
-    same = before.config["data"] == config["data"]
+    same = anchored({"data": before.config["data"]})["data"] == config["data"]
     return CaptionHashes.union([own, own if before.training is None and same else before.training])
 
 
@@ -438,7 +447,6 @@ def quieten() -> None:
         r"Found \d+ module\(s\) in eval mode.*",  # a frozen encoder is meant to be
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*dirpath has changed.*",
-        r".*number of training batches .* is smaller than the logging interval.*",
         r".*isinstance\(treespec, LeafSpec\).*",
         r".*`broadcast_buffers` is deprecated.*",  # the new name is not in every torch that we take
         r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # all ranks have one value

@@ -17,6 +17,7 @@ from captioner.config import Config, make
 from captioner.data import Reading, read_records
 from captioner.metrics import TOKENIZE
 from captioner.metrics.novelty import CaptionHashes
+from captioner.places import anchored
 from captioner.systems import Result, signature_part
 
 CAPTIONS = "captions.jsonl"
@@ -133,7 +134,7 @@ def _training(
     tokenize = "character" if signature_part(result.signature, "tok") == "character" else "ptb"
     signature = result.signatures.get("novelty", "")
     hashed = signature_part(signature, "training").partition("-")[2]
-    same = trained is None or trained == evaluated
+    same = trained is None or anchored({"data": trained}) == anchored({"data": evaluated})
     if same or (texts and CaptionHashes.of(TOKENIZE[tokenize](texts)).digest == hashed):
         return texts, reason or f"the data set has none{_odd(reading)}"
     reading, reason = _read_data(trained or {}, None)

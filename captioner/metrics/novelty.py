@@ -54,6 +54,10 @@ class CaptionHashes:
         place = int(numpy.searchsorted(self.hashes, one))
         return place < len(self.hashes) and self.hashes[place] == one
 
+    def without(self, others: CaptionHashes) -> int:
+        """How many of them the others lack."""
+        return len(numpy.setdiff1d(self.hashes, others.hashes, assume_unique=True))
+
     @property
     def digest(self) -> str:
         """What tells sets apart, for signatures: 8 hexadecimal digits."""

@@ -158,6 +158,7 @@ def _resumes(overrides: Sequence[str]) -> str | None:
 def _resume(options: argparse.Namespace, again: Sequence[str]) -> int:
     """Resume a run in its own folder; nothing is composed but what the overrides choose."""
     from captioner import bundle, checkpoint, parts
+    from captioner.duration import require_epochs
     from captioner.overrides import parse
     from captioner.resuming import resumed
 
@@ -186,6 +187,7 @@ def _resume(options: argparse.Namespace, again: Sequence[str]) -> int:
 
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return 0
+    require_epochs(found.lightning, config["trainer"]["max_epochs"])  # before all that takes long
     _train(config, folder, again, last)
     return 0
 

@@ -1,0 +1,165 @@
+"""A run means the same files from whatever folder it is resumed, evaluated and reported on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from captioner import bundle, checkpoint
+from captioner.api import Captioner
+from captioner.cli import main
+from captioner.config import compose
+from captioner.export import export_bundle
+from captioner.metrics.novelty import CaptionHashes
+from captioner.places import EMBEDDED, absolute, anchored, without_places
+from captioner.resuming import require_same_captions, resumed
+from captioner.training import train
+
+
+def test_paths_of_a_stored_configuration_are_absolute(tmp_path, monkeypatch) -> None:
+    here = tmp_path / "Meine Fotos #1"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    given = ["data=table", "data.root=.", "data.captions=c.csv", "data.images=photos"]
+    given += ["loader.cache_folder=../cache", "training.word_vectors=glove.txt"]
+    found = anchored(compose([*given, "resume_weights=runs/x"]))
+    assert found["data"]["root"] == str(here)
+    assert (found["data"]["captions"], found["data"]["images"]) == ("c.csv", "photos")
+    assert found["loader"]["cache_folder"] == str(tmp_path / "cache")
+    assert found["training"]["word_vectors"] == str(here / "glove.txt")
+    assert found["resume_weights"] == str(here / "runs" / "x")
+    monkeypatch.chdir("/")
+    assert anchored(found) == found
+    assert absolute("~/x") == str(Path.home() / "x")
+
+
+def test_what_is_the_same_everywhere_keeps_its_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = compose([f"resume_weights={bundle.DEFAULT}"])
+    assert EMBEDDED.items() <= config["data"].items()
+    assert anchored(config) == config
+    (tmp_path / bundle.DEFAULT / "checkpoints").mkdir(parents=True)  # a path wins, if it is a run
+    assert anchored(config) == config
+    (tmp_path / bundle.DEFAULT / "checkpoints" / "best.ckpt").touch()
+    assert anchored(config)["resume_weights"] == str(tmp_path / bundle.DEFAULT)
+
+
+def test_a_run_is_resumed_and_evaluated_on_its_own_data_from_another_folder(
+    tiny, scenes, tmp_path, monkeypatch, capsys
+) -> None:
+    """In the other folder lie other captions, which no word is said of and nothing is read from."""
+    mine, other = tmp_path / "Meine Fotos #1", tmp_path / "other"
+    shutil.copytree(scenes, mine)
+    shutil.copytree(scenes, other)
+    rows = [json.loads(line) for line in (other / "captions.jsonl").read_text().splitlines()]
+    changed = [{**row, "captions": ["two words"]} for row in rows[::2]]
+    (other / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    monkeypatch.chdir(mine)
+    others = [one for one in tiny if not one.startswith(("data.root", "trainer.max_epochs"))]
+    given = [*others, "data=json", "data.root=.", "trainer.limit_train_batches=1", "run_dir=r"]
+    assert main(["train", *given, "trainer.max_epochs=1"]) == 0
+    assert yaml.safe_load(Path("r/config.yaml").read_text())["data"]["root"] == str(mine)
+    monkeypatch.chdir(other)
+    run = "../Meine Fotos #1/r"
+    assert main(["train", f"resume={run}", "trainer.max_epochs=2"]) == 0
+    assert "24 train and 8 dev images" in capsys.readouterr().out
+    assert main(["evaluate", run, "--metrics", "bleu"]) == 0
+    assert "dev: 8 images" in capsys.readouterr().out
+    assert main(["evaluate", run, "data.root=.", "--metrics", "bleu"]) == 0
+    assert "dev: 4 images" in capsys.readouterr().out
+    stored = yaml.safe_load(
+        next((mine / "r").glob("evaluation/other-dev/*/config.yaml")).read_text()
+    )
+    assert stored["data"]["root"] == str(other)
+
+    before = {path: path.read_bytes() for path in (mine / "r").rglob("*") if path.is_file()}
+    assert main(["train", f"resume={run}", "trainer.max_epochs=3", "data.root=."]) == 1
+    error = capsys.readouterr().err
+    known, now = captions_of(mine), captions_of(other)
+    assert error.count("\n") == 1 and f"data.root={other} has other training captions" in error
+    assert f"{len(now - known)} are new, {len(known - now)} are gone" in error
+    assert f"resume_weights={mine / 'r'}" in error or "resume_weights=../Meine" in error
+    assert before == {path: path.read_bytes() for path in (mine / "r").rglob("*") if path.is_file()}
+
+    moved = mine.rename(tmp_path / "moved")  # with the same captions
+    given = [f"resume={moved / 'r'}", "trainer.max_epochs=3", f"data.root={moved}"]
+    assert main(["train", *given]) == 0
+    last = checkpoint.read(moved / "r/checkpoints/last.ckpt")
+    assert last.config["data"]["root"] == str(moved)
+
+
+def captions_of(root: Path) -> set[str]:
+    rows = [json.loads(line) for line in (root / "captions.jsonl").read_text().splitlines()]
+    return {text for row in rows if row["split"] == "train" for text in row["captions"]}
+
+
+def test_a_run_that_started_from_weights_knows_its_own_captions(
+    run, tiny, scenes, tmp_path
+) -> None:
+    """A part of its data is refused, though all of it is among what the weights were trained on."""
+    half = tmp_path / "half"
+    shutil.copytree(scenes, half)
+    lines = (half / "captions.jsonl").read_text().splitlines(keepends=True)
+    (half / "captions.jsonl").write_text("".join(lines[12:]))
+    config = {**checkpoint.read(run).config, "resume_weights": str(run)}
+    config["trainer"] = {**config["trainer"], "max_epochs": 1, "limit_train_batches": 1}
+    folder = train(config, tmp_path / "warm").folder
+    last = folder / "checkpoints" / "last.ckpt"
+    found = checkpoint.read(last)
+    assert found.own is not None and found.own.digest == CaptionHashes.of(words_of(scenes)).digest
+    config = resumed(found.config, ["trainer.max_epochs=2"], run=str(folder), folder=folder)
+    config["data"]["root"] = str(half)
+    with pytest.raises(ValueError, match="0 are new, [1-9]"):
+        train(config, folder, resume=last)
+
+
+def words_of(root: Path) -> list[list[str]]:
+    from captioner.metrics.tokenize import ptb_words
+
+    return [ptb_words(text) for text in captions_of(root)]
+
+
+@pytest.mark.parametrize(
+    ("known", "more", "says"),
+    [
+        ("ab", None, None),
+        ("abc", None, "0 are new, 1 are gone"),
+        ("ac", None, "1 are new, 1 are gone"),
+        (None, "abc", None),  # with what it started from; older ones do not tell them apart
+        (None, "ac", "1 are new, 0 are gone"),
+        (None, None, None),  # an older checkpoint
+    ],
+)
+def test_captions_are_held_against_those_of_the_checkpoint(known, more, says) -> None:
+    now, known, more = (
+        one if one is None else CaptionHashes.of(one) for one in ("ab", known, more)
+    )
+    given = {"known": known, "more": more, "root": "/x", "run": Path("runs/a b")}
+    if says is None:
+        require_same_captions(now, **given)
+    else:
+        with pytest.raises(ValueError, match=says):
+            require_same_captions(now, **given)
+
+
+def test_a_bundle_names_no_place_of_the_machine(run, tmp_path) -> None:
+    content = torch.load(checkpoint.find(run), weights_only=True)
+    config = content["captioner"]["config"]
+    config["training"]["word_vectors"] = "/home/me/glove.txt"
+    config["data"]["captions"] = ["/home/me/a.json", "b.json"]
+    config["loader"]["cache_folder"] = config["resume_weights"] = "/home/me/x"
+    checkpoint.write(content, tmp_path / "mine.ckpt")
+    text = (export_bundle(tmp_path / "mine.ckpt", tmp_path / "tiny") / bundle.MODEL).read_text()
+    assert "/home/me" not in text and str(tmp_path) not in text
+    stored = json.loads(text)["config"]
+    assert stored["data"]["captions"] == ["a.json", "b.json"]
+    assert stored["training"]["word_vectors"] == "glove.txt"
+    assert Captioner.load(tmp_path / "tiny", device="cpu").config["data"]["root"].startswith("data")
+    assert without_places({"a": "/x/y", "b": "/x/y", "c": 1}, ("b", "c")) == {
+        "a": "/x/y",
+        "b": "y",
+        "c": 1,
+    }
