@@ -151,12 +151,12 @@ def _content(source: Any) -> tuple[str | Path, Path | BytesIO]:
 def _checked(path: Path) -> Path:
     """A path that leads to a file with something in it."""
     try:
-        there = path.exists()
+        whole = path.is_file()  # asked first: it may vanish between two questions
     except ValueError as error:  # a null byte, or half of a pair
         raise ValueError(f"{str(path)!r}: cannot be the name of a file ({error})") from None
-    if not there:
+    if not whole and not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    if not path.is_file():
+    if not whole:
         raise ValueError(f"{path}: not an image file but a folder or device; name a file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty (0 bytes); fetch or export it again")
