@@ -142,3 +142,10 @@ def test_the_first_command_again_resumes_a_run_of_a_sweep(run, tiny, tmp_path, c
     assert config["training"] == saved["training"]
     assert config["callbacks"] == {**saved["callbacks"], "samples": 1}
     assert config["resume"] is None
+
+
+def test_epochs_that_are_done_are_refused_before_data_and_model(run, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("captioner.training.train", lambda *_, **__: 1 / 0)
+    assert main(["train", f"resume={run}", "trainer.max_epochs=3"]) == 1
+    error = capsys.readouterr().err
+    assert "15 epochs are done, and trainer.max_epochs=3" in error and error.count("\n") == 1
