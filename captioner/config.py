@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -40,10 +41,17 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
     )
 
 
-def unknown_key(group: str, key: str, names: Iterable[str]) -> ValueError:
-    """The error for an option that does not exist: its neighbours and the near miss."""
+def unknown_key(group: str, key: str, names: Iterable[str], choice: str = "") -> ValueError:
+    """The error for an option that does not exist: its neighbours and the near miss.
+
+    Args:
+        group: whose option it would be; empty at the top.
+        key: the option.
+        names: the options that there are.
+        choice: what is chosen of the group, where that decides which options there are.
+    """
     names = [str(name) for name in names]
-    prefix, whose = (f"{group}.", f"{group} has") if group else ("", "there are")
+    prefix, whose = (f"{group}.", f"{choice or group} has") if group else ("", "there are")
     hint = _near(key, names, prefix)
     return ValueError(f"{prefix}{key} is not an option; {whose} {', '.join(names)}{hint}")
 
@@ -234,6 +242,7 @@ def compose_all(lines: Sequence[str], *, config_dir: str | Path | None = None) -
         a group.
     """
     from hydra import compose as hydra_compose
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     with hydra_loader() as loader:
@@ -243,9 +252,18 @@ def compose_all(lines: Sequence[str], *, config_dir: str | Path | None = None) -
         known = _groups(loader, search) if sweeps else []
         given = [_first(change, known) for change in changes]
         others = [line for line in given if line and not line.startswith("hydra.searchpath=")]
-        composed = hydra_compose("config", [*others, *search], return_hydra_config=True)
+        try:
+            composed = hydra_compose("config", [*others, *search], return_hydra_config=True)
+        except HydraException as error:
+            raise ValueError(_one_line(error)) from None
     OmegaConf.set_struct(composed, False)
     return composed
+
+
+def _one_line(error: Exception) -> str:
+    """What Hydra says, with what OmegaConf says where that is the cause."""
+    said = [str(one).strip() for one in (error, error.__cause__) if one is not None]
+    return " ".join(": ".join(one for one in said if one).split())
 
 
 def checked(
@@ -278,21 +296,60 @@ def checked(
                 result += _checked_group(change, _options(loader, group, search))
             else:
                 result.append(str(change.input_line))
-    base = compose_all([*_choices(result, known), *search])
+    base, others = _bases(result, config_dir)
     for place, change in enumerate(parse(result, several=several)):
         key = change.key_or_group
         if key in known or key.startswith("hydra"):
             continue
-        if change.is_add() and _has(base, key):  # Hydra refuses +key=value of a key that is there
+        there = has(base, key) or any(has(one, key) for one in others())
+        if change.is_add() and there:  # Hydra refuses +key=value of a key that is there
             result[place] = result[place].lstrip("+")
-        elif not change.is_add():
+        elif not change.is_add() and not there:
             _check_key(base, key)
     return result
 
 
-def _choices(lines: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Of overrides those that choose an option of a group."""
-    return [one for one in lines if one.partition("=")[0].partition("@")[0] in known]
+def compose_base(lines: Sequence[str], *, config_dir: str | Path | None = None) -> Any:
+    """As ``compose_all``, of what overrides choose and set of Hydra's own, without other values.
+
+    Of a sweep it is the first combination that can be composed.
+    """
+    return _bases(lines, config_dir)[0]
+
+
+def _bases(
+    lines: Sequence[str], config_dir: str | Path | None
+) -> tuple[Any, Callable[[], Iterator[Any]]]:
+    """What overrides choose, composed: of a sweep the first combination, and what gives the others.
+
+    Raises:
+        ValueError: not one can be composed.
+    """
+    with hydra_loader() as loader:
+        changes = parse(lines, several=True, loader=loader)
+        known = _groups(loader, _searched(config_dir, changes))
+    kept = [c for c in changes if c.key_or_group in known or c.key_or_group.startswith("hydra")]
+    each = [
+        _single_choices(change) if change.key_or_group in known else [str(change.input_line)]
+        for change in kept
+    ]
+    combinations = [list(one) for one in itertools.product(*each)]
+
+    def composed() -> Iterator[Any]:
+        for one in combinations:
+            with suppress(ValueError):
+                yield compose_all(one, config_dir=config_dir)
+
+    first = next(composed(), None)
+    base = compose_all(combinations[0], config_dir=config_dir) if first is None else first
+    return base, lambda: itertools.islice(composed(), 1, None)
+
+
+def _single_choices(change: Override) -> list[str]:
+    """An override that chooses an option, once for each option that a sweep chooses."""
+    if not change.is_sweep_override():
+        return [str(change.input_line)]
+    return [f"{change.get_key_element()}={name}" for name in _names(change)]
 
 
 def _first(change: Override, known: Sequence[str]) -> str:
@@ -469,12 +526,22 @@ def _check_key(config: Any, key: str) -> None:
         if not OmegaConf.is_dict(within):
             raise ValueError(f"{key} is not an option; {path} is a single value")
         if part not in list(within):  # `in` alone passes over values that are missing as yet
-            raise unknown_key(path, part, [name for name in within if name != "hydra"])
+            names = [name for name in within if name != "hydra"]
+            raise unknown_key(path, part, names, _choice(config, path))
         path = f"{path}.{part}" if path else part
         within = within._get_node(part)
 
 
-def _has(config: Any, key: str) -> bool:
+def _choice(config: Any, group: str) -> str:
+    """``group=option``, as an error names it; nothing where Hydra has not composed it."""
+    from omegaconf import OmegaConf
+
+    choices = OmegaConf.select(config, "hydra.runtime.choices", default=None) or {}
+    return f"{group}={choices[group]}" if group in choices else ""
+
+
+def has(config: Any, key: str) -> bool:
+    """Whether a dotted key is in what was composed."""
     try:
         _check_key(config, key)
     except ValueError:

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.errors import HydraException
 
 from captioner import config
 from captioner.cli import main
@@ -39,11 +41,71 @@ def test_the_others_run_where_one_fails(tiny, tmp_path, capsys) -> None:
     assert set(rows[0]["scores"]) > {"dev_bleu4", "dev_cider"}
 
 
-def test_a_sweep_that_cannot_be_composed_says_so_before_the_work(tiny, tmp_path, capsys) -> None:
-    argv = ["train", "-m", *tiny, f"hydra.sweep.dir={tmp_path}", "decoder=show_tell,up_down"]
-    assert main([*argv, "decoder.regions=1,2"]) == 1
-    assert "regions" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*/checkpoints"))
+@pytest.fixture
+def untrained(monkeypatch) -> None:
+    """Jobs that are composed, and score 1 without a training."""
+    done = SimpleNamespace(monitor="dev_bleu4", score=1.0, scores={"dev_bleu4": 1.0})
+    monkeypatch.setattr("captioner.verbs.train._train_job", lambda composed, again: done)
+
+
+@pytest.mark.parametrize(
+    ("given", "fails"),
+    [
+        (["decoder=show_tell,transformer"], {"transformer": "embedding_size"}),
+        (["decoder=transformer,show_tell"], {"transformer": "embedding_size"}),
+        (["decoder=glob(*)"], {"transformer": "embedding_size"}),
+        (["decoder=show_tell,up_down", "+decoder.score=dot"], {"show_tell": "score"}),
+    ],
+)  # fmt: skip
+def test_a_combination_that_cannot_be_composed_is_one_job_that_fails(
+    tiny, tmp_path, capsys, untrained, given: list[str], fails: dict[str, str]
+) -> None:
+    folder = tmp_path / "sweep"
+    assert main(["train", "-m", *tiny, *given, f"hydra.sweep.dir={folder}"]) == 1
+    rows = [json.loads(line) for line in (folder / JOBS).read_text().splitlines()]
+    assert [row["job"] for row in rows] == list(range(len(rows)))
+    names = DECODERS if "glob" in given[0] else given[0].partition("=")[2].split(",")
+    assert {row["folder"].rpartition("=")[2] for row in rows} == set(names)
+    for row in rows:
+        name = row["folder"].rpartition("=")[2]
+        if name in fails:
+            says = f"decoder.{fails[name]} is not an option; decoder={name} has name, "
+            assert row["error"].startswith(says)
+            assert not (folder / row["folder"]).exists()
+        else:
+            assert row["score"] == 1.0
+    assert f"{len(rows)} jobs, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["decoder=show_tell,up_down", "decoder.nothing=1"],
+        ["decoder=transformer", "decoder.cell=rnn,gru"],
+        ["training.nothing=1,2"],
+    ],
+)
+def test_an_option_that_no_job_has_is_refused_before_the_work(
+    tmp_path, capsys, untrained, given: list[str]
+) -> None:
+    folder = tmp_path / "sweep"
+    assert main(["train", "-m", *given, f"hydra.sweep.dir={folder}"]) == 1
+    assert "is not an option" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_a_sweep_of_which_nothing_started_leaves_no_folder(tmp_path, capsys, monkeypatch) -> None:
+    folder = tmp_path / "sweep"
+
+    def broken(*unused: object) -> None:
+        folder.mkdir()
+        (folder / "multirun.yaml").touch()
+        raise HydraException("no launcher today")
+
+    monkeypatch.setattr("captioner.verbs.train._under_hydra", broken)
+    assert main(["train", "-m", "seed=1,2", f"hydra.sweep.dir={folder}"]) == 1
+    assert "no launcher today" in capsys.readouterr().err
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -6,9 +6,11 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,14 +213,17 @@ def _sweep(
     kept = [one for one in flags if one not in ("-m", "--multirun")]
     again = [*this_program(), "train", *own_parts, *kept]
     more, folder = sweep_overrides(lines, config_dir)
-    jobs = folder / JOBS
+    jobs, new = folder / JOBS, not folder.exists()
     before = jobs.stat().st_size if jobs.is_file() else 0
     try:
-        _under_hydra([*flags, *lines, *more], lambda composed: _sweep_job(composed, again))
+        given = [*flags, *for_each_job(lines, config_dir), *more]
+        _under_hydra(given, lambda composed: _sweep_job(composed, again))
     except Exception:
         if not _said(jobs, before):  # not one job has run
             raise
     finally:
+        if new and {path.name for path in folder.glob("*")} == {"multirun.yaml"}:
+            shutil.rmtree(folder)
         found = _said(jobs, before)
         if found:
             _print_jobs(found, folder)
@@ -241,10 +246,10 @@ def sweep_overrides(
     Raises:
         ValueError: an interval, for a sweeper that takes lists alone.
     """
-    from captioner.config import compose_all, hydra_loader
+    from captioner.config import compose_base, hydra_loader
     from captioner.overrides import parse, quote
 
-    hydra = compose_all(lines, config_dir=config_dir).hydra
+    hydra = compose_base(lines, config_dir=config_dir).hydra
     with hydra_loader() as loader:
         changes = parse(lines, several=True, loader=loader)
     named = {change.key_or_group: change for change in changes}
@@ -259,9 +264,37 @@ def sweep_overrides(
     if "run_dir" in named and "hydra.sweep.dir" not in named:
         folder = str(named["run_dir"].value())
     more = [f"hydra.sweep.dir={quote(folder)}", _names_of_jobs(list(named.values()))]
+    own = "null" if config_dir is None else quote(str(config_dir))
+    more.append(
+        "+hydra.callbacks.refusals={_target_:captioner.sweeps.Refusals,config_dir:" + own + "}"
+    )
     if searches and "hydra.sweeper.direction" not in named:
         more.append("hydra.sweeper.direction=maximize")
     return more, Path(folder)
+
+
+def for_each_job(lines: Sequence[str], config_dir: str | Path | None = None) -> list[str]:
+    """Overrides so that Hydra holds no value against the default of a group that is swept.
+
+    Before it composes the jobs it composes the defaults, with all that is no sweep: there a value
+    of another option becomes a sweep of one.
+    """
+    from captioner.config import compose_base, hydra_loader
+    from captioner.config import has as is_option
+    from captioner.overrides import parse
+
+    with hydra_loader() as loader:
+        changes = parse(lines, several=True, loader=loader)
+    fixed = [str(one.input_line) for one in changes if not one.is_sweep_override()]
+    defaults = compose_base(fixed, config_dir=config_dir)
+    result = []
+    for line, change in zip(lines, changes):
+        key, sets = change.key_or_group, not (change.is_add() or change.is_delete())
+        absent = "." in key and not key.startswith("hydra") and not is_option(defaults, key)
+        if sets and absent and not change.is_sweep_override():
+            line = f"{key}=choice({change.get_value_element_as_str()})"
+        result.append(line)
+    return result
 
 
 def _names_of_jobs(changes: Sequence[Override]) -> str:
@@ -286,13 +319,19 @@ def _sweep_job(composed: Any, again: Sequence[str]) -> float:
     """One job of a sweep; gives sweepers the monitored score, of which more is better."""
     from hydra.core.hydra_config import HydraConfig
 
+    from captioner.sweeps import REFUSED
+
     job = HydraConfig.get()
     path, folder = Path(job.sweep.dir) / JOBS, Path(job.runtime.output_dir)
     row: dict[str, Any] = {"job": job.job.num, "folder": folder.name}
     try:
+        if composed.get(REFUSED):
+            raise ValueError(composed[REFUSED])
         paths = [one for one in job.overrides.hydra if one.startswith("hydra.searchpath")]
         run = _train_job(composed, [*again, *job.overrides.task, *paths])
     except Exception as error:
+        with suppress(OSError):
+            folder.rmdir()  # Hydra's, if there is nothing in it
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         reason = " ".join(explain(error).split())
