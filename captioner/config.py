@@ -11,6 +11,7 @@ import difflib
 import inspect
 import itertools
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -207,7 +208,7 @@ def _searched(config_dir: str | Path | None, changes: Sequence[Override] = ()) -
         if change.key_or_group == "hydra.searchpath":
             where += [str(one) for one in change.value()]
     if config_dir is not None:
-        folder = Path(config_dir).expanduser().absolute()
+        folder = Path(os.path.expanduser(config_dir)).absolute()
         if not folder.is_dir():
             raise FileNotFoundError(f"--config-dir={config_dir}: no such folder")
         where.append(f"file://{folder}")

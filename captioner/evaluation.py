@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -190,7 +191,7 @@ def data_name(data: Config) -> str:
         such as "flickr8k", or "flickr8k-Flickr8k-CN.token" where data.captions is
         Flickr8k-CN.token.txt; files that their short names do not tell apart get a digest besides.
     """
-    root = Path(data["root"]).expanduser().resolve()
+    root = Path(os.path.expanduser(data["root"])).resolve()
     captions = data.get("captions")
     if captions is None:
         return root.name
@@ -206,7 +207,7 @@ def data_name(data: Config) -> str:
 
 def _below(root: Path, file: str) -> str:
     """A file as it is called from a folder, where it is in it."""
-    path = root / Path(file).expanduser()
+    path = root / os.path.expanduser(file)
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 

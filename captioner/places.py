@@ -7,6 +7,7 @@ data set (data.captions, data.images) stays as it is, so that ``data.root`` alon
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def anchored(config: Config) -> Config:
 
 def absolute(path: str) -> str:
     """A path from the root of the file system; links in it stay, unless .. follows one."""
-    found = Path(path).expanduser().absolute()
+    found = Path(os.path.expanduser(path)).absolute()
     return str(found.resolve() if ".." in found.parts else found)
 
 

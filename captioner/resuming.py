@@ -7,6 +7,7 @@ obeyed and recorded, and what cannot is refused where it differs from what the r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -112,7 +113,7 @@ def _require_same_places(saved: Config, named: Mapping[str, Any], run: str, fold
     if start is not None and start["resume_weights"] != saved.get("resume_weights"):
         raise ValueError("resume and resume_weights exclude each other; give one of them")
     place = named["run_dir"].value() if "run_dir" in named else None
-    if place is not None and Path(str(place)).expanduser().resolve() != folder.resolve():
+    if place is not None and Path(os.path.expanduser(str(place))).resolve() != folder.resolve():
         raise ValueError(
             f"run_dir={place} does not go with resume={run}, which continues in {folder}; leave "
             f"run_dir out, or start another run from its weights: resume_weights={run}"

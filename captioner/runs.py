@@ -125,7 +125,7 @@ def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
         Taken: another training is at work in it, or it holds a run.
         OSError: it cannot be made.
     """
-    claim = _first(Path(folder).expanduser(), resumes)
+    claim = _first(Path(os.path.expanduser(folder)), resumes)
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = os.path.abspath(claim.folder)
     try:

@@ -11,6 +11,7 @@ Subword Information", TACL 2017.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def read(
         FileNotFoundError: there is no such file.
         ValueError: another width, or no such file.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"training.word_vectors={path}: no such file")
     found: dict[int, NDArray[numpy.float32]] = {}

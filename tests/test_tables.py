@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import captioner
 from captioner.data import Reading, read_records
 
 SWALLOWED = "quote that is never closed, ended with its line"
@@ -101,3 +102,17 @@ def test_the_last_sign_of_a_flickr_key_counts(numbered, tmp_path) -> None:
     reading = read_records(format="flickr", root=str(tmp_path), captions="mine.token", holdout=0)
     assert captions(reading) == {"photo #3.jpg": ("A dog .",)}
     assert reading.places["caption of an absent image"] == ("gone #1.jpg",)
+
+
+def test_a_folder_may_begin_with_a_tilde(tmp_path, monkeypatch) -> None:
+    (tmp_path / "~nobody-of-this-name").mkdir()
+    monkeypatch.chdir(tmp_path)
+    reading = read(Path("~nobody-of-this-name"), "image,caption\n0.png,a dog\n")
+    assert captions(reading) == {"0.png": ("a dog",)}
+
+
+def test_no_path_asks_for_the_home_of_a_user_who_is_not_there() -> None:
+    for file in Path(captioner.__file__).parent.rglob(
+        "*.py"
+    ):  # pathlib's raises where os.path's leaves the name alone
+        assert ".expanduser()" not in file.read_text(encoding="utf-8"), file

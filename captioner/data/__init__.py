@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -69,5 +70,5 @@ def read_records(
         FileNotFoundError: the root, the caption file or the images folder is not there.
         ValueError: an argument is not known, or a file is not what it should be.
     """
-    reader, folder = pick(DATASETS, format, "data.format"), Path(root).expanduser()
+    reader, folder = pick(DATASETS, format, "data.format"), Path(os.path.expanduser(root))
     return reader(folder, captions=captions, images=images, holdout=holdout, encoding=encoding)

@@ -38,7 +38,7 @@ def cache_home(folder: str | None = None) -> Path:
     """
     chosen = folder or os.environ.get("CAPTIONER_CACHE")
     if chosen:
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     plain = Path.home() / ".cache" / "captioner"
     home = os.environ.get("XDG_CACHE_HOME", "")
     wanted = Path(home) / "captioner"

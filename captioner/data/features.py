@@ -239,7 +239,7 @@ def cache_features(
             features do not fit into float16; or the disk has too little room.
     """
     positions = _count_positions(encoder) if grid else 0
-    home = Path(folder).expanduser() / fingerprint(encoder)
+    home = Path(os.path.expanduser(folder)) / fingerprint(encoder)
     with_grid = home.with_name(f"{home.name}-grid")
     keys, broken = _identities([*(View(image) for image in images), *others])
     store = _Store(with_grid if grid else home, encoder.feature_size, positions)

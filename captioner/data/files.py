@@ -106,7 +106,7 @@ def find_files(
 
 
 def _matching(root: Path, given: str) -> list[Path]:
-    path = root / Path(given).expanduser()
+    path = root / Path(os.path.expanduser(given))
     found = [path] if path.is_file() else [Path(name) for name in sorted(glob(str(path)))]
     found = [path for path in found if path.is_file()]
     if not found:
@@ -146,7 +146,7 @@ class ImageFolders:
         self, root: Path, given: str | None, usual: Sequence[str], *, absolute: bool = False
     ) -> None:
         require_root(root)
-        names = usual if given is None else (str(Path(given).expanduser()),)
+        names = usual if given is None else (str(Path(os.path.expanduser(given))),)
         self.folders = [root / name for name in names if (root / name).is_dir()]
         self._absolute = absolute
         self._located: dict[str, str | None] = {}

@@ -244,7 +244,7 @@ def read_folder(
     folders = ImageFolders(root, images, (".",))
     top = folders.folders[0]
     captions = single(captions)
-    beside = top if captions is None else root / Path(captions).expanduser()
+    beside = top if captions is None else root / Path(os.path.expanduser(captions))
     if not beside.is_dir():
         raise FileNotFoundError(
             f"data.captions={captions!r} is not a folder: for format folder it holds the text files"

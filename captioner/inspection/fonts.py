@@ -39,7 +39,7 @@ def font_files() -> list[Path]:
     files = {
         path
         for root in roots
-        for path in Path(root).expanduser().rglob("*")
+        for path in Path(os.path.expanduser(root)).rglob("*")
         if path.suffix.lower() in _SUFFIXES
     }
     return sorted(files, key=lambda path: (*_oddity(path.stem), str(path)))

@@ -104,7 +104,7 @@ def load() -> Clip:
     """
     if importlib.util.find_spec("open_clip") is None:
         raise Unavailable("needs open_clip: pip install 'captioner[clip]', and CAPTIONER_CLIP")
-    path = Path(os.environ.get(WEIGHTS) or "nowhere").expanduser()
+    path = Path(os.path.expanduser(os.environ.get(WEIGHTS) or "nowhere"))
     if not path.is_file():
         raise Unavailable(
             f"needs the weights of {ARCHITECTURE}: set {WEIGHTS} to the file of its state dict"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,9 @@ def _draw(config: Mapping[str, Any], seed: int) -> int:
 
     if config["data"]["format"] != "shapes":
         raise ValueError(f"only data=shapes is drawn, not {config['data']['format']!r}")
-    print(f"wrote {short(shapes.draw(Path(config['data']['root']).expanduser(), seed=seed))}")
+    print(
+        f"wrote {short(shapes.draw(Path(os.path.expanduser(config['data']['root'])), seed=seed))}"
+    )
     return 0
 
 
