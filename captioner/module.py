@@ -358,7 +358,7 @@ def _dev_losses(
 
 
 class _DevBatch(NamedTuple):
-    """What a look at dev leaves of B images."""
+    """What a validation leaves of B images."""
 
     losses: list[float]  # with their own images, and each other's; of all words. One of one image
     words: int

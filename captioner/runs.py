@@ -78,7 +78,7 @@ class Claim:
         except FileExistsError:
             if os.listdir(self.folder / FOLDER):
                 raise Taken(
-                    f"run_dir={self.folder} already holds a run: resume={self.folder} goes on with "
+                    f"run_dir={self.folder} already holds a run: resume={self.folder} resumes "
                     "it, or choose another run_dir"
                 ) from None
             if self._lock is None:  # else one that was killed before its first checkpoint

@@ -221,8 +221,8 @@ def _written(word: str, following: str) -> str:
     return plain
 
 
-# Words of India's scripts are parted by spaces, and their characters are tokens: this one, which no
-# caption holds, says where a space stands.
+# Words of India's scripts are separated by spaces, and their characters are tokens: this one, which
+# no caption holds, says where a space stands.
 SPACE = "\u2581"
 _INDIC = re.compile("[\u0900-\u0dff\ua8e0-\ua8ff\U00011000-\U00011fff]")
 

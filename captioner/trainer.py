@@ -73,7 +73,7 @@ def build_trainer(
             where the device multiplies bfloat16 itself, else 32-true.
         gradient_clip_val: largest norm of the gradient; 0 does not clip.
         accumulate_grad_batches: batches whose gradients are added up for one step.
-        check_val_every_n_epoch: epochs between two looks at dev.
+        check_val_every_n_epoch: epochs between two validations.
         limit_train_batches: a number of batches (whole number) or a share of them.
         limit_val_batches: likewise; of the batches of all devices.
         overfit_batches: likewise, the same ones in every epoch, and as many of dev; 0 is all.

@@ -200,7 +200,7 @@ class Report:
             Scores on such images measure memory.
         duplicates: groups of byte-identical images inside one split: harmless, but counted double.
         damaged: places where a caption, or a part of one, was lost in the caption file.
-        oddities: what the reader passed over or mended, and how often.
+        oddities: what the reader skipped or mended, and how often.
         places: where each oddity was seen.
         warnings: what does not fit the tokenizer and the lengths chosen.
     """
