@@ -93,6 +93,10 @@ class Claim:
             os.close(self._lock)
             self._lock = None
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on from."""
+        return any((self.folder / FOLDER).glob("*.ckpt"))
+
     def discard(self) -> None:
         """Remove what this training has made, and the folder if nothing else is in it."""
         for name in set(_OWN) - self._before:
@@ -130,6 +134,10 @@ def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
     os.environ[VARIABLE] = os.path.abspath(claim.folder)
     try:
         yield claim
+    except OSError:  # a full disk, say: without a checkpoint nothing can go on from here
+        if is_first() and not claim.has_checkpoint():
+            claim.discard()
+        raise
     except BaseException:
         if not claim.worth and is_first():
             claim.discard()

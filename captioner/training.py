@@ -217,7 +217,8 @@ def _ending(trainer: lightning.Trainer) -> str:
     """Why a training has ended."""
     waited = [one for one in trainer.callbacks if isinstance(one, Patience) and one.exhausted]  # type: ignore[attr-defined]
     if waited:
-        return f"{waited[0].patience} validations without a better one (callbacks.patience)"
+        looks = plural(waited[0].patience, "validation", "validations")
+        return f"{looks} without a better one (callbacks.patience)"
     if trainer.max_steps == trainer.global_step:
         return f"{plural(trainer.max_steps, 'step is', 'steps are')} done (trainer.max_steps)"
     if trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch:

@@ -245,3 +245,15 @@ def test_what_was_settled_is_recorded(tiny, tmp_path) -> None:
     assert (trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (300, 20)
     assert run.epoch == 20
     assert "max_epochs: 300" in (run.folder / "config.yaml").read_text()
+
+
+def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_no_run(
+    tiny, tmp_path, monkeypatch, capsys
+) -> None:
+    def save(content, file) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_save", save)
+    assert command(tiny, tmp_path / "run") == 1
+    assert "no space left on device; make room and try again" in error_of(capsys)
+    assert not (tmp_path / "run").exists()
