@@ -6,6 +6,7 @@ import csv
 import glob
 import io
 import os
+import re
 import sys
 import textwrap
 from collections import Counter
@@ -101,7 +102,11 @@ def _of(path: str) -> Iterable[str]:
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
     if not matches:
-        raise FileNotFoundError(f"{path}: no such file or folder, and no file fits it as a pattern")
+        flag = re.match(r"\+*(?:decoding\.)?(\w+)=(.*)", path)
+        hint = f"; options are flags here: --{flag[1].replace('_', '-')} {flag[2]}" if flag else ""
+        raise FileNotFoundError(
+            f"{path}: no such file or folder, and no file fits it as a pattern{hint}"
+        )
     return [one for one in matches if Path(one).is_file()]
 
 

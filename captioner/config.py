@@ -60,7 +60,8 @@ def unknown_key(group: str, key: str, names: Iterable[str], choice: str = "") ->
 def check_range(option: str, value: float, high: float = math.inf) -> None:
     """Raise unless an option's value lies from 0 to `high`, both included."""
     if not 0 <= value <= high:
-        raise ValueError(f"{option}={value} is not accepted; choose a number from 0 to {high:g}")
+        most = "" if high == math.inf else f" to {high:g}"
+        raise ValueError(f"{option}={value} is not accepted; choose a number from 0{most}")
 
 
 def pick(table: Mapping[str, _Made], name: str, what: str) -> _Made:

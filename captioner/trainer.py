@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as lightning
+import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
@@ -16,7 +18,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from captioner.callbacks import WholeFiles
-from captioner.config import Config, pick, unknown
+from captioner.config import Config, check_range, pick, unknown
 from captioner.duration import EPOCHS
 from captioner.launcher import started_by_torchrun
 from captioner.models.precision import device_of, resolve_trainer
@@ -24,6 +26,8 @@ from captioner.schedules import ENDLESS
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 """How several devices work together: all of them, each with all of the weights."""
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 PROFILERS: Mapping[str, type[Profiler]] = MappingProxyType(
     {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
@@ -65,7 +69,7 @@ def build_trainer(
             settles None.
         max_steps: of the optimiser; -1 is without end.
         max_time: days:hours:minutes:seconds after which the training stops; None is without end.
-        accelerator: "auto", "cpu", "gpu", "mps".
+        accelerator: one of ACCELERATORS.
         devices: how many on each machine, which ones ("0,2"), or "auto".
         num_nodes: machines.
         strategy: one of STRATEGIES.
@@ -88,6 +92,8 @@ def build_trainer(
     """
     if strategy not in STRATEGIES:
         raise unknown("trainer.strategy", strategy, STRATEGIES)
+    check_range("trainer.gradient_clip_val", gradient_clip_val)
+    _require_devices(accelerator, devices, num_nodes)
     profile = None
     if profiler is not None:
         kind = pick(PROFILERS, profiler, "trainer.profiler")
@@ -130,6 +136,31 @@ def build_trainer(
         return lightning.Trainer(**options, strategy=several)
     except (MisconfigurationException, TypeError) as error:
         raise ValueError(f"trainer: {error}") from None
+
+
+def _require_devices(accelerator: str, devices: int | str, num_nodes: int) -> None:
+    """Refuse devices that are not there, or are none, in words of the options."""
+    if accelerator not in ACCELERATORS:
+        raise unknown("trainer.accelerator", accelerator, ACCELERATORS)
+    there = {
+        "auto": True,
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    there["gpu"] = there["cuda"] or there["mps"]
+    if not there[accelerator]:
+        raise ValueError(
+            f"trainer.accelerator={accelerator} is not there: torch finds no such device on this "
+            "machine; choose auto or cpu"
+        )
+    if not re.fullmatch(r"auto|-1|0*[1-9]\d*|\d+(,\d+)+,?|\d+,", str(devices)):
+        raise ValueError(
+            f"trainer.devices={devices!r} is not accepted; choose a number from 1, which ones "
+            "('0,2'), or auto"
+        )
+    if num_nodes < 1:
+        raise ValueError(f"trainer.num_nodes={num_nodes} is not accepted; choose 1 or more")
 
 
 def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:

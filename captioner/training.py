@@ -279,7 +279,10 @@ def inherit(config: Config, overrides: Sequence[str]) -> Config:
     """
     if config.get("resume_weights") is None:
         return config
-    saved = checkpoint.read(config["resume_weights"]).config
+    try:
+        saved = checkpoint.read(config["resume_weights"]).config
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"resume_weights={error}") from None
     keys = [one.partition("=")[0].lstrip("+~") for one in overrides]
     result = dict(config)
     for group in _INHERITED:

@@ -206,6 +206,11 @@ def test_flags_may_stand_between_paths(run, pictures, tmp_path, capsys) -> None:
         assert [line.partition(": ")[0] for line in out.splitlines()] == [str(a), str(b)]
 
 
+def test_an_override_among_the_paths_is_told_its_flag() -> None:
+    with pytest.raises(FileNotFoundError, match="options are flags here: --beam-size 3$"):
+        list(captions.find_images(["decoding.beam_size=3"]))
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_where_the_output_cannot_be_written_there_is_no_traceback(unbuffered) -> None:
     verb = f"{sys.executable} -m captioner completion bash"

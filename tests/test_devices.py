@@ -197,6 +197,28 @@ def test_the_steps_of_a_training_are_counted(tmp_path, options, steps: int) -> N
 
 
 @pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"accelerator": "gpux"}, "trainer.accelerator='gpux' is not known; choose auto, cpu, gpu"),
+        ({"devices": 0}, "trainer.devices=0 is not accepted; choose a number from 1"),
+        ({"devices": "foo"}, "trainer.devices='foo' is not accepted; choose a number from 1"),
+        ({"num_nodes": 0}, "trainer.num_nodes=0 is not accepted; choose 1 or more"),
+        ({"gradient_clip_val": -1}, "trainer.gradient_clip_val=-1 is not accepted; choose a num"),
+    ],
+)
+def test_devices_that_cannot_be_are_refused_by_option(tmp_path, options, says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}"):
+        build_trainer(tmp_path, [], [], **{"accelerator": "cpu", **options})
+
+
+def test_a_gpu_that_is_not_there_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="trainer.accelerator=gpu is not there: .* auto or cpu"):
+        build_trainer(tmp_path, [], [], accelerator="gpu")
+
+
+@pytest.mark.parametrize(
     ("options", "named"),
     [
         ({}, "training.schedule=cosine and training.warmup=0.05"),

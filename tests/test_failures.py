@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from captioner import cli
@@ -30,6 +32,7 @@ class WorkerError(ValueError):
         (OSError(errno.ENOSPC, "No space left", "a.ckpt"), "a.ckpt: no space left; make room and"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), "aaa: file name too long; cho"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: permission denied; choose"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "/x: no such file; look for a"),
         (MemoryError(), "out of memory; lower loader.batch_size"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"),
          "out of memory (20.00 GiB could not be had); lower"),
@@ -49,6 +52,15 @@ def test_memory_that_cannot_be_had_is_known_by_what_torch_says() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)
     assert explain(error.value).startswith("out of memory (4,194,304.0 GiB could not be had); l")
+
+
+def test_a_reference_to_nothing_says_how_the_letters_are_meant_as_they_stand() -> None:
+    config = OmegaConf.create({"data": {"root": "${z}"}})
+    with pytest.raises(OmegaConfBaseException) as error:
+        OmegaConf.to_container(config, resolve=True)
+    assert explain(error.value) == (
+        "data.root: Interpolation key 'z' not found; where ${ is meant as it stands, write \\${"
+    )
 
 
 def verb_that(monkeypatch: pytest.MonkeyPatch, run) -> None:

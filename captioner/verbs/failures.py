@@ -25,6 +25,7 @@ _WAYS_OUT = {
     errno.ENOSPC: "make room and try again; files that were there are whole",
     errno.EDQUOT: "make room and try again; files that were there are whole",
     errno.EFBIG: "allow larger files (ulimit -f) and try again; files that were there are whole",
+    errno.ENOENT: "look for a slip in the path, or choose another place",
     errno.ENAMETOOLONG: "choose a shorter one (run_dir=...)",
     errno.EACCES: "choose another place, or change its permissions",
     errno.EPERM: "choose another place, or change its permissions",
@@ -54,6 +55,8 @@ def explain(error: BaseException) -> str:
         )
     if _KILLED.search(text):
         return f"{_first_sentence(text)}: most likely out of memory; try loader.workers=0"
+    if "InterpolationResolutionError" in _names(error.__cause__ or error):
+        return f"{_interpolation(error)}; where ${{ is meant as it stands, write \\${{"
     if isinstance(error, ValueError | OSError) or _names(error) & _MEANT_FOR_PEOPLE:
         return _with_cause(text, error)
     if type(error).__module__.startswith("wandb"):
@@ -68,6 +71,13 @@ def _with_cause(text: str, error: BaseException) -> str:
     cause = error.__cause__
     known = cause is not None and "OmegaConfBaseException" in _names(cause)
     return f"{text}: {cause}" if known else text or type(error).__name__
+
+
+def _interpolation(error: BaseException) -> str:
+    """Which key refers to something that is not there."""
+    cause = error.__cause__ or error
+    key = getattr(cause, "full_key", None)
+    return (f"{key}: " if key else "") + str(cause).splitlines()[0]
 
 
 def _of_the_system(error: OSError) -> str:
