@@ -294,6 +294,8 @@ def checked(
             if change.is_sweep_override() and not several:
                 raise _several(change)
             group = change.key_or_group
+            if group in ("hydra/sweeper", "hydra/launcher"):
+                _require_plugin(change, _options(loader, group, search))
             if group in known and not change.is_delete():
                 result += _checked_group(change, _options(loader, group, search))
             else:
@@ -491,6 +493,15 @@ def _checked_group(change: Override, known: Sequence[str]) -> list[str]:
     if group != "encoder" or len(missing) < len(names):
         raise unknown(group, missing[0], known)
     return [f"encoder={_library(names[0], known)}", f"encoder.network={','.join(names)}"]
+
+
+def _require_plugin(change: Override, known: Sequence[str]) -> None:
+    """Raise for a sweeper or launcher of Hydra's that is not installed."""
+    if change.value() not in known:
+        raise ValueError(
+            f"{change.input_line} is not installed; choose {', '.join(known)}, or install optuna, "
+            "joblib and submitit: pip install 'captioner[sweep]'"
+        )
 
 
 def _add_option(group: str, name: str) -> None:

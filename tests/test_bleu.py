@@ -12,7 +12,7 @@ from importlib.metadata import version
 import pytest
 
 import captioner
-from captioner.metrics import Scores, score
+from captioner.metrics import Scores, reference_hash, score
 from captioner.metrics.bleu import bleu
 
 _NOUNS = "man woman dog cat boy girl ball bike tree street".split()
@@ -166,7 +166,8 @@ def test_the_signature_says_how_scores_were_computed() -> None:
     references = [texts[:3] for texts in references]
     scores = score(candidates, references, context={"data": "shapes", "decoding": "beam3"})
     assert scores.signature == (
-        f"tok:ptb|case:lower|refs:3|n:7|data:shapes|decoding:beam3|captioner:{captioner.__version__}"
+        "tok:ptb|case:lower|refs:3|n:7|data:shapes|decoding:beam3"
+        f"|references:{reference_hash([''] * 7, references)}|captioner:{captioner.__version__}"
     )
     whole = f"BLEU|nltk:{version('nltk')}|{scores.signature}"
     assert scores.signatures == {f"BLEU-{n}": whole for n in (1, 2, 3, 4)}

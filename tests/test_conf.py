@@ -97,7 +97,7 @@ def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
         ("experiment=dmeo", "did you mean demo"),
         ("decodr.cell=gru", "did you mean decoder"),
         ("decoder.cel=gru", "did you mean decoder.cell"),
-        ("training.learning_rate=1", "training has objective, lr"),
+        ("training.learning_rate=1", "training=default has objective, lr"),
         ("encoder=resnet51", "did you mean resnet5"),
         ("data=flickr9k", "did you mean flickr8k"),
         ("seed.x=3", "seed is a single value"),

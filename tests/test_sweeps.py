@@ -152,7 +152,9 @@ def test_run_dir_is_the_folder_of_the_sweep() -> None:
 
 
 def test_a_search_looks_for_the_highest_score() -> None:
-    if importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
+    if importlib.util.find_spec("optuna") is None:
+        with pytest.raises(ValueError, match=r"hydra/sweeper=optuna .* 'captioner\[sweep\]'"):
+            config.checked(["hydra/sweeper=optuna"], several=True)
         pytest.skip("hydra-optuna-sweeper is not installed")
     given = ["hydra/sweeper=optuna", "training.lr=interval(1e-4,1e-2)"]
     more, _ = prepared(*given)

@@ -186,7 +186,8 @@ def score(
             missing[name] = str(reason)
     ids = [str(one) for one in (range(len(candidates)) if images is None else images)]
     rows = {family: rows for result in results for family, rows in result.rows.items()}
-    common = _common(corpus, context, reference_hash(ids, references))
+    alike = ids if images is not None else [""] * len(ids)  # an order alone names no image
+    common = _common(corpus, context, reference_hash(alike, references))
     return Scores(
         values={name: float(value) for one in results for name, value in one.values.items()},
         signatures={
