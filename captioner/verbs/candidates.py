@@ -37,6 +37,7 @@ TABLES: dict[str, str] = {
     "encoder.precision": "models/precision.py:PRECISIONS",
     "tokenizer.name": "tokenizers.py:TOKENIZERS",
     "trainer.profiler": "trainer.py:PROFILERS",
+    "trainer.accelerator": "trainer.py:ACCELERATORS",
     "trainer.strategy": "trainer.py:STRATEGIES",
     "training.baseline": "objectives/self_critical.py:BASELINES",
     "training.objective": "objectives/__init__.py:OBJECTIVES",
