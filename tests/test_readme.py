@@ -31,7 +31,7 @@ def test_commands_name_what_exists(page: Path) -> None:
     for command in commands(page):
         _, verb, *words = shlex.split(command)
         assert verb in {*VERBS, "VERB", "--help"}, command
-        overrides = [word for word in words if re.match(r"[a-z_.]+=", word)]
+        overrides = [word for word in words if re.match(r"[a-z_./]+=", word)]
         plugins = any(word.startswith("hydra/") for word in words)  # of the extra [sweep]
         if plugins and importlib.util.find_spec("optuna") is None:
             continue
