@@ -168,6 +168,45 @@ def test_a_process_that_is_ended_ends_the_other_with_one_line(
     assert f"resume={tmp_path / 'run'}" in lines[0]
 
 
+SCRIPT = """
+import sys
+from pathlib import Path
+import captioner
+from captioner.config import compose
+from captioner.training import train
+if __name__ == "__main__":
+    folder, *overrides = sys.argv[1:]
+    train(compose(overrides), Path(folder))
+    print("trained once", flush=True)
+"""
+
+
+def test_torchrun_and_a_script_train_as_one_process_does(tiny, tmp_path) -> None:
+    options = [*tiny, "trainer.max_epochs=1", "decoder.dropout=0", "trainer.precision=32-true"]
+    train(compose(options), tmp_path / "one")
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    python = [sys.executable]
+    torchrun = [*python, *"-m torch.distributed.run --standalone --nproc-per-node 2".split()]
+    commands = {
+        "torchrun": [*torchrun, "-m", "captioner", "train", f"run_dir={tmp_path / 'torchrun'}"],
+        "script": [*python, "script.py", str(tmp_path / "script"), "trainer.devices=2"],
+    }
+    for name, command in commands.items():
+        ended = subprocess.run(
+            [*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        assert ended.stdout.count("parameters to learn") == 1
+        assert ended.stdout.count("trained once") == (name == "script")
+        alone, both = (
+            checkpoint.read(checkpoint.find(tmp_path / one, name=checkpoint.LAST)).lightning
+            for one in ("one", name)
+        )
+        assert alone["global_step"] == both["global_step"] == 6
+        for key, weight in alone["state_dict"].items():
+            torch.testing.assert_close(weight, both["state_dict"][key], atol=2e-4, rtol=0)
+
+
 # Lightning's options ----------------------------------------------------------------------------
 
 

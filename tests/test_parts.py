@@ -193,3 +193,11 @@ def test_the_command_line_takes_them(myconf, tiny, capsys) -> None:
     assert "epoch   2/2" in capsys.readouterr().out
     assert main(["train", "--config-dir", "nowhere", "experiment=mine"]) == 1
     assert "no such folder" in capsys.readouterr().err
+
+
+def test_data_are_described_by_options_of_ones_own(myconf, scenes, capsys) -> None:
+    root = [f"data.root={scenes}", "data.captions=captions.jsonl"]
+    assert main(["data", "stats", "data=ours", *root, "--config-dir", "myconf"]) == 0
+    assert "train" in capsys.readouterr().out
+    assert main(["data", "stats", "data=ours", *root]) == 1
+    assert "data='ours' is not known" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.verbs.terminal import parser_of, print_json, short
+from captioner.verbs.terminal import add_config_dir, parser_of, print_json, short
 
 
 def run(argv: Sequence[str]) -> int:
@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.config import compose
 
-    config = compose(options.overrides)
+    config = compose(options.overrides, config_dir=options.config_dir)
     if options.job == "draw":
         seed = config["seed"] if any(o.startswith("seed=") for o in options.overrides) else 0
         return _draw(config, seed)
@@ -75,4 +75,5 @@ def _parser() -> ArgumentParser:
         "seed=… for draw",
     )
     parser.add_argument("--format", choices=("text", "json"), default="text")
+    add_config_dir(parser)
     return parser

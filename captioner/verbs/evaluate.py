@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captioner.verbs.terminal import (
+    add_config_dir,
     add_metrics,
     add_plugin,
     add_split,
@@ -56,9 +57,7 @@ def run(argv: Sequence[str]) -> int:
         "--format", choices=("text", "json"), default="text", help="of what is printed"
     )
     add_plugin(parser)
-    parser.add_argument(
-        "--config-dir", metavar="FOLDER", help="a folder of options of your own, as for train"
-    )
+    add_config_dir(parser)
     options = parser.parse_intermixed_args(argv)
     plug_in(options)
 

@@ -83,6 +83,13 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_config_dir(parser: argparse.ArgumentParser) -> None:
+    """Add --config-dir, for every verb that takes overrides."""
+    parser.add_argument(
+        "--config-dir", metavar="FOLDER", help="a folder of options of your own, as for train"
+    )
+
+
 def plug_in(options: argparse.Namespace) -> None:
     """Import what ``--plugin`` names."""
     from captioner import parts
