@@ -1,0 +1,56 @@
+"""Short trainings of every cell, decoder and objective give what they gave when recorded.
+
+``golden/record.py`` says how a change proves itself equal to the bit; here, on any processor,
+numbers may differ by rounding.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+from golden.record import CELLS, record
+
+import captioner
+from captioner import checkpoint
+from captioner.cli import main
+from captioner.models import CELLS as KNOWN
+
+GOLDEN = Path(__file__).parent / "golden" / "golden.json"
+
+
+def test_every_cell_is_recorded() -> None:
+    assert set(CELLS) == set(KNOWN)
+
+
+def test_trainings_give_what_they_gave(tmp_path) -> None:
+    known = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    compared = 0
+    for name, found in record(tmp_path):
+        if name == "learned":
+            break
+        assert found.keys() == known[name].keys(), name
+        for key, values in found.items():
+            if key == "weights":  # checkpoints know weights by these names
+                assert values == known[name][key], name
+            elif key == "captions":
+                assert len(values) == len(known[name][key])
+            elif key in ("train_loss", "dev_loss", "dev_loss_shuffled") or key.startswith("lr"):
+                assert values == pytest.approx(known[name][key], rel=1e-4), (name, key)
+                compared += len(values)
+    assert compared > 1000
+
+
+def test_a_checkpoint_of_before_loads_and_resumes(tmp_path, scenes) -> None:
+
+    folder = tmp_path / "old"
+    (folder / "checkpoints").mkdir(parents=True)
+    copy = folder / "checkpoints" / "last.ckpt"
+    copy.write_bytes(GOLDEN.with_name("old.ckpt").read_bytes())
+    photo = scenes / "images" / "test_00000.png"
+    known = json.loads(GOLDEN.with_name("old.json").read_text(encoding="utf-8"))
+    caption = captioner.load(copy).caption(str(photo), beam_size=3)
+    assert caption.text == known["text"]
+    assert caption.log_prob == pytest.approx(known["log_prob"], rel=1e-4)
+    more = [f"resume={folder}", f"data.root={scenes}", "trainer.max_epochs=3"]
+    assert main(["train", *more]) == 0
+    assert checkpoint.read(copy).lightning["global_step"] == 18
