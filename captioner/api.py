@@ -14,19 +14,22 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor
 
-from captioner import bundle, checkpoint
+from captioner.checkpoints import bundle, checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
 from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
-from captioner.data.transforms import stack_pixels
-from captioner.decoding import DecodingOptions, Hypothesis
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.search import Hypothesis
+from captioner.generation import generate, make_steppers
 from captioner.images import Picture, as_several, content_of, is_picture, open_image
 from captioner.metrics.novelty import CaptionHashes
-from captioner.models import CaptioningModel, Features, generate, make_steppers
-from captioner.models.layout import Stepper
+from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.decoder import Stepper
+from captioner.models.features import Features
 from captioner.models.precision import resolve, stored
 from captioner.models.snapshot import Snapshot
 from captioner.tokenizers import Tokenizer
+from captioner.transforms import stack_pixels
 
 _Row = tuple[int, list[Tensor] | ValueError | OSError]
 """The key of an image, and the image as each of the encoders wants it or why it is not there."""

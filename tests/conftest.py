@@ -54,9 +54,9 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 @pytest.fixture
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Path, int], Path]:
     """Trains until the power goes in the middle of a step; gives the last checkpoint."""
-    from captioner import checkpoint
-    from captioner.module import LitCaptioner
-    from captioner.training import train
+    from captioner.checkpoints import checkpoint
+    from captioner.training.module import LitCaptioner
+    from captioner.training.train import train
 
     original = LitCaptioner.training_step
 
@@ -94,7 +94,7 @@ def tiny(scenes: Path) -> tuple[str, ...]:
 def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder, of a model that has learned a little; not to be changed."""
     from captioner.config import compose
-    from captioner.training import train
+    from captioner.training.train import train
 
     learning = (
         "encoder=efficientnet_lite0",

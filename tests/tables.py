@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from captioner.decoding import DecodingOptions
+from captioner.decoding.options import DecodingOptions
 
 PAD, START, END = 0, 1, 2
 

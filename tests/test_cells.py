@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from captioner.models.cells import LSTM, RNN
-from captioner.models.unroll import CELLS, Recurrence
+from captioner.models.recurrence.cells import LSTM, RNN
+from captioner.models.recurrence.unroll import CELLS, Recurrence
 
 B, T, E, H = 2, 5, 7, 6
 PEERS = {

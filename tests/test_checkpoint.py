@@ -13,9 +13,9 @@ import torch
 from torch.serialization import get_crc32_options, set_crc32_options
 
 import captioner
-from captioner import checkpoint
-from captioner.callbacks import WholeFiles
-from captioner.training import LitCaptioner
+from captioner.checkpoints import checkpoint
+from captioner.training.callbacks import WholeFiles
+from captioner.training.module import LitCaptioner
 
 
 def changed(source: Path, target: Path, **block: object) -> Path:

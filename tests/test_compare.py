@@ -17,9 +17,17 @@ from PIL import Image
 from rich.cells import cell_len
 
 from captioner.cli import main
-from captioner.comparison import HIGHER, LOWER, TOO_FEW, UNDECIDED, Comparison, compare
-from captioner.inspection import fonts, intervals
-from captioner.inspection.comparisons import as_text
+from captioner.evaluation import comparison_figure, fonts
+from captioner.evaluation.comparison import (
+    HIGHER,
+    LOWER,
+    TOO_FEW,
+    UNDECIDED,
+    Comparison,
+    compare,
+)
+from captioner.evaluation.comparison_tables import as_text
+from captioner.evaluation.results import read_result, read_systems
 from captioner.metrics.significance import (
     ALPHA,
     OverSeeds,
@@ -29,7 +37,6 @@ from captioner.metrics.significance import (
     smallest_p,
 )
 from captioner.metrics.statistics import Statistics
-from captioner.systems import read_result, read_systems
 
 QUICK = ("--resamples", "1000")
 
@@ -504,7 +511,7 @@ def test_an_object_in_the_statistics_is_not_unpickled(tmp_path, capsys) -> None:
 
 
 def drawn(table: Comparison) -> Figure:
-    figure = intervals._drawn(table, intervals._panels(table))
+    figure = comparison_figure._drawn(table, comparison_figure._panels(table))
     FigureCanvasAgg(figure).draw()
     return figure
 
@@ -573,7 +580,7 @@ def test_both_kinds_of_figure_are_the_same_whenever_they_are_drawn(kind, runs, t
 def test_chinese_and_odd_names_are_drawn_and_no_letter_is_read_as_mathematics(tmp_path) -> None:
     names = ("基线模型", "a$b_c$ #1", "a_name_of_more_than_forty_letters_of_seed_1")
     runs = [evaluation(tmp_path / name, system(index)) for index, name in enumerate(names)]
-    drawing = intervals.figure(compared(*runs, metrics=["CIDEr-D"]), ".svg").decode()
+    drawing = comparison_figure.figure(compared(*runs, metrics=["CIDEr-D"]), ".svg").decode()
     texts = ["".join(one.itertext()).strip() for one in xml.fromstring(drawing).iter()]
     assert {names[0], names[1]} <= set(texts)
     assert {"a_name_of_more_than_fort", "…_forty_letters_of_seed_1"} & set(texts)
@@ -590,11 +597,11 @@ def test_a_lacking_font_is_said_of_pictures_in_one_line(tmp_path, monkeypatch, c
 
 
 def test_a_name_keeps_both_ends_and_two_lines() -> None:
-    assert intervals._shortened("short") == "short"
-    assert intervals._shortened("x" * 24 + "y" * 10) == "x" * 24 + "\n" + "y" * 10
-    long = intervals._shortened("a" * 30 + "b" * 30 + "c" * 30)
+    assert comparison_figure._shortened("short") == "short"
+    assert comparison_figure._shortened("x" * 24 + "y" * 10) == "x" * 24 + "\n" + "y" * 10
+    long = comparison_figure._shortened("a" * 30 + "b" * 30 + "c" * 30)
     assert long == "a" * 24 + "\n…" + "c" * 23
-    assert intervals._shortened("模" * 13) == "模" * 12 + "\n模"  # as wide as two
+    assert comparison_figure._shortened("模" * 13) == "模" * 12 + "\n模"  # as wide as two
 
 
 def test_without_matplotlib_one_line_names_the_extra(runs, monkeypatch, capsys) -> None:

@@ -26,7 +26,7 @@ def test_bash_completes_verbs_flags_paths_models_groups_and_values(capsys, tmp_p
     (tmp_path / "my photos").mkdir()
     (tmp_path / "my photos" / "a.jpg").touch()
     (tmp_path / "runs" / "nic" / "checkpoints").mkdir(parents=True)
-    cells = list(importlib.import_module("captioner.models.unroll").CELLS)
+    cells = list(importlib.import_module("captioner.models.recurrence.unroll").CELLS)
     expected = {
         "captioner ": sorted(VERBS),
         "captioner caption --length-r": ["--length-rule"],

@@ -6,14 +6,18 @@ import pytest
 import yaml
 
 from captioner import config
-from captioner.callbacks import build_callbacks
-from captioner.data import DATASETS, read_records
 from captioner.data.datamodule import CaptionDataModule
-from captioner.decoding import DecodingOptions
-from captioner.models import CELLS, DECODERS, ENCODERS, build_encoder, build_model
-from captioner.objectives import chosen
+from captioner.data.read import DATASETS, read_records
+from captioner.decoding.options import DecodingOptions
+from captioner.models.captioning import DECODERS, build_model
+from captioner.models.encoders.libraries import ENCODERS, build_encoder
+from captioner.models.recurrence.unroll import CELLS
 from captioner.tokenizers import TOKENIZERS, build_tokenizer
-from captioner.training import LitCaptioner, build_loggers, build_trainer
+from captioner.training.callbacks import build_callbacks
+from captioner.training.loggers import build_loggers
+from captioner.training.module import LitCaptioner
+from captioner.training.objectives.table import chosen
+from captioner.training.trainer import build_trainer
 
 CONF = config.conf_folder()
 # Not for a user to choose.

@@ -7,8 +7,10 @@ import pytest
 from pycocoevalcap.cider.cider import Cider
 from tables import END, START, everything, random_table, start_state, table_step
 
-from captioner.decoding import DecodingOptions, Hypothesis, decode
 from captioner.decoding.consensus import by_consensus, similarities
+from captioner.decoding.decode import decode
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.search import Hypothesis
 from captioner.tokenizers import Vocabulary
 
 CAPTIONS = [

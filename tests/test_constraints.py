@@ -6,8 +6,9 @@ import pytest
 import torch
 from tables import END, START, everything, random_table, start_state, table_step
 
-from captioner.decoding import DecodingOptions, Phrases, decode
-from captioner.decoding.constraints import MOST_STATES, Required
+from captioner.decoding.constraints import MOST_STATES, Phrases, Required
+from captioner.decoding.decode import decode
+from captioner.decoding.options import DecodingOptions
 
 V, T = 6, 5
 WIDE = (V - 1) ** (T - 1)  # as many hypotheses as there are beginnings of captions

@@ -17,7 +17,7 @@ STATUS = Path("/proc/self/status")
 def test_memory_is_that_of_the_process_and_not_of_mapped_files(tmp_path) -> None:
     program = f"""
 import torch
-from captioner.costs import memory
+from captioner.training.costs import memory
 before = memory()
 held = torch.ones(2**25)  # 128 MiB
 print(memory() - before)

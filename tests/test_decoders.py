@@ -9,11 +9,17 @@ import torch
 from torch import nn
 
 from captioner import config
-from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
-from captioner.losses import IGNORED, cross_entropy
-from captioner.models import CELLS, DECODERS, Features
-from captioner.models.layout import Packed, laid_out
-from captioner.models.packing import Packing
+from captioner.decoding.constraints import Phrases
+from captioner.decoding.decode import decode
+from captioner.decoding.ensemble import together
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.search import Hypothesis
+from captioner.models.captioning import DECODERS
+from captioner.models.features import Features
+from captioner.models.packing import IGNORED, Packing
+from captioner.models.recurrence.unroll import CELLS
+from captioner.models.weight_layout import Packed, laid_out
+from captioner.training.losses import cross_entropy
 
 B, T, V, D, E, H, P = 3, 5, 11, 8, 7, 6, 4
 SIZES: dict[str, Any] = {"embedding_size": E, "hidden_size": H, "dropout": 0.0}

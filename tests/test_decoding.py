@@ -4,10 +4,12 @@ import pytest
 import torch
 from tables import END, START, everything, random_table, start_state, table_step
 
-from captioner.decoding import DecodingOptions, Hypothesis, Phrases, decode, together
 from captioner.decoding.beam import _top, beam_search
-from captioner.decoding.constraints import Constraints, Required
-from captioner.decoding.search import Reader
+from captioner.decoding.constraints import Constraints, Phrases, Required
+from captioner.decoding.decode import decode
+from captioner.decoding.ensemble import together
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.search import Hypothesis, Reader
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])

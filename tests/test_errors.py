@@ -2,9 +2,9 @@
 
 import pytest
 
-from captioner.inspection.errors import BUCKETS, Case, find_errors
-from captioner.inspection.lexicon import mentions, totals
 from captioner.metrics.tokenize import characters, ptb_words
+from captioner.report.errors import BUCKETS, Case, find_errors
+from captioner.report.lexicon import mentions, totals
 
 
 def judge(bucket: str, caption: str, *references: str, **known: object) -> str | None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from captioner import bundle
+from captioner.checkpoints import bundle
 from captioner.cli import main
-from captioner.evaluation import data_name
-from captioner.systems import signature_part
+from captioner.evaluation.evaluate import data_name
+from captioner.evaluation.results import signature_part
 
 
 def evaluated(capsys, *argv: object) -> dict:

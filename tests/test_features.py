@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from captioner.data import features as cache
 from captioner.data import views
 from captioner.data.features import CachedFeatures, cache_features, fingerprint
-from captioner.data.transforms import Transform, open_image
-from captioner.models.encoders import Encoder, Features
-from captioner.models.standardise import Standardise, whitening_of
-from captioner.models.up_down import UpDown
+from captioner.models.decoders.standardize import Standardise, whitening_of
+from captioner.models.decoders.up_down import UpDown
+from captioner.models.encoders.encoder import Encoder
+from captioner.models.features import Features
+from captioner.transforms import Transform, open_image
 
 SIDE, SIZE, POSITIONS = 12, 6, 4  # S, D, P
 

@@ -10,12 +10,12 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioner.data.datamodule import pad
-from captioner.losses import IGNORED, cross_entropy
-from captioner.models.cells import GRU, RNN
-from captioner.models.fused import LOOPS, _tanh_
-from captioner.models.packing import Packing
-from captioner.models.unroll import CELLS, Recurrence
+from captioner.models.packing import IGNORED, Packing
+from captioner.models.recurrence.cells import GRU, RNN
+from captioner.models.recurrence.fused import LOOPS, _tanh_
+from captioner.models.recurrence.unroll import CELLS, Recurrence
 from captioner.tokenizers import build_tokenizer
+from captioner.training.losses import cross_entropy
 
 LENGTHS = torch.tensor([2, 5, 1, 4, 4])
 PACKING = Packing.of(LENGTHS)
@@ -209,7 +209,9 @@ def test_packed_logits_are_those_of_the_padded_batch(cell: str, layers: int) -> 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_the_loss_in_place_is_torchs(smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("captioner.losses.AT_ONCE", 4 * V)  # several parts, the last a short one
+    monkeypatch.setattr(
+        "captioner.training.losses.AT_ONCE", 4 * V
+    )  # several parts, the last a short one
     targets = torch.randint(V, (10,))
     logits = (5 * torch.randn(10, V, dtype=torch.float64)).requires_grad_()
     right = nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)

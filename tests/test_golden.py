@@ -11,9 +11,9 @@ import pytest
 from golden.record import CELLS, record
 
 import captioner
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.cli import main
-from captioner.models import CELLS as KNOWN
+from captioner.models.recurrence.unroll import CELLS as KNOWN
 
 GOLDEN = Path(__file__).parent / "golden" / "golden.json"
 

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from captioner.data.datamodule import pad
-from captioner.decoding import DecodingOptions, decode
-from captioner.losses import IGNORED, cross_entropy
-from captioner.models import CELLS, DECODERS, Features
-from captioner.models.packing import Packing
+from captioner.decoding.decode import decode
+from captioner.decoding.options import DecodingOptions
+from captioner.models.captioning import DECODERS
+from captioner.models.features import Features
+from captioner.models.packing import IGNORED, Packing
+from captioner.models.recurrence.unroll import CELLS
 from captioner.tokenizers import build_tokenizer
+from captioner.training.losses import cross_entropy
 
 CAPTIONS = [
     "a red dog runs over the green grass",

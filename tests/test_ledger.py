@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.data import read_records
 from captioner.data.ledger import fraction, held_out
+from captioner.data.read import read_records
 
 
 def touch(folder: Path, names: Iterable[str]) -> None:

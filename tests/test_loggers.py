@@ -5,8 +5,8 @@ import yaml
 from pytorch_lightning.loggers import WandbLogger
 
 from captioner.config import compose
-from captioner.loggers import build_loggers
-from captioner.training import train
+from captioner.training.loggers import build_loggers
+from captioner.training.train import train
 
 
 @pytest.fixture

@@ -17,16 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.data.shapes import describe, sample_scene
-from captioner.metrics import (
-    METRICS,
-    SCORES,
-    clip,
-    differences,
-    named,
-    reference_hash,
-    score,
-    spice,
-)
+from captioner.metrics import clip, spice
 from captioner.metrics.bleu import bleu, bleu_rows
 from captioner.metrics.cider import Cider
 from captioner.metrics.corpus import Corpus, Unavailable
@@ -34,6 +25,7 @@ from captioner.metrics.diversity import of_sets
 from captioner.metrics.meteor import meteor
 from captioner.metrics.ngrams import References
 from captioner.metrics.rouge import rouge_rows
+from captioner.metrics.scores import METRICS, SCORES, differences, named, reference_hash, score
 from captioner.metrics.statistics import Statistics, from_bleu_rows, from_meteor_rows
 from captioner.metrics.tokenize import ptb_jar_words, ptb_words
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from captioner.inspection.breakdown import by_frequency, by_length
-from captioner.inspection.curves import line_chart, read_log, ticks
-from captioner.inspection.novelty import TrainingCaptions
+from captioner.report.breakdown import by_frequency, by_length
+from captioner.report.curves import line_chart, read_log, ticks
+from captioner.report.novelty import TrainingCaptions
 
 
 def dice(a: list[str], b: list[str]) -> float:

@@ -12,17 +12,17 @@ from evaluations import evaluation, system
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner import bundle, checkpoint
 from captioner.api import Captioner
+from captioner.checkpoints import bundle, checkpoint
+from captioner.checkpoints.export import export_bundle
 from captioner.cli import main
 from captioner.config import compose
-from captioner.data import read_records
-from captioner.evaluation import evaluate
-from captioner.export import export_bundle
-from captioner.inspection.report import report
+from captioner.data.read import read_records
+from captioner.evaluation.evaluate import evaluate
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.tokenize import ptb_words
-from captioner.training import inherit, train
+from captioner.report.report import report
+from captioner.training.train import inherit, train
 
 CAPTIONS = st.lists(st.lists(st.sampled_from(["a", "dog", "ab", "b", "狗"]), max_size=3))
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from captioner import bundle
-from captioner.export import export_bundle
+from captioner.checkpoints import bundle
+from captioner.checkpoints.export import export_bundle
 
 ROOT = Path(__file__).resolve().parent.parent
 YAML = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
@@ -123,6 +123,6 @@ def run_copy(run, scenes, tmp_path) -> tuple[Path, Path]:
 
 
 def run_best(folder: Path) -> Path:
-    from captioner.checkpoint import find
+    from captioner.checkpoints.checkpoint import find
 
     return find(folder)

@@ -12,7 +12,8 @@ import torch
 import captioner
 from captioner import config, parts
 from captioner.cli import main
-from captioner.models import DECODERS, Features, build_model
+from captioner.models.captioning import DECODERS, build_model
+from captioner.models.features import Features
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
@@ -103,7 +104,7 @@ def test_what_a_checkpoint_names_must_be_like_the_table(name: str) -> None:
 
 def test_a_cell_of_ones_own(mine) -> None:
     (mine / "mine.py").write_text(
-        "from captioner.models.cells import GRU\nclass Mine(GRU):\n    '''A GRU.'''\n"
+        "from captioner.models.recurrence.cells import GRU\nclass Mine(GRU):\n    '''A GRU.'''\n"
     )
     composed = config.compose(["decoder.cell=mine:Mine", "encoder.pretrained=false"])
     for name in ("show_tell", "show_attend_tell", "adaptive"):
@@ -132,7 +133,7 @@ def test_an_objective_of_ones_own(mine) -> None:
         "from captioner.objectives import CrossEntropy\n"
         "class Mine(CrossEntropy):\n    '''The usual one.'''\n"
     )
-    from captioner.objectives import chosen
+    from captioner.training.objectives.table import chosen
 
     training = config.compose(["training.objective=mine:Mine"])["training"]
     assert chosen(training) is sys.modules["mine"].Mine
@@ -140,7 +141,7 @@ def test_an_objective_of_ones_own(mine) -> None:
 
 def test_an_encoder_of_ones_own(mine) -> None:
     (mine / "mine.py").write_text(
-        "from captioner.models.pretrained import TimmEncoder\n"
+        "from captioner.models.encoders.libraries import TimmEncoder\n"
         "class Net(TimmEncoder):\n"
         "    def build(self, network, **options):\n"
         "        assert network == 'Net'\n"

@@ -8,15 +8,15 @@ import pytest
 import torch
 import yaml
 
-from captioner import bundle, checkpoint
 from captioner.api import Captioner
+from captioner.checkpoints import bundle, checkpoint
+from captioner.checkpoints.export import export_bundle
+from captioner.checkpoints.places import EMBEDDED, absolute, anchored, without_places
 from captioner.cli import main
 from captioner.config import compose
-from captioner.export import export_bundle
 from captioner.metrics.novelty import CaptionHashes
-from captioner.places import EMBEDDED, absolute, anchored, without_places
-from captioner.resuming import require_same_captions, resumed
-from captioner.training import train
+from captioner.training.resuming import require_same_captions, resumed
+from captioner.training.train import train
 
 
 def test_paths_of_a_stored_configuration_are_absolute(tmp_path, monkeypatch) -> None:

@@ -10,12 +10,12 @@ import torch
 import yaml
 
 import captioner
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.config import compose, options
-from captioner.decoding import DecodingOptions
-from captioner.evaluation import signature_context
+from captioner.decoding.options import DecodingOptions
+from captioner.evaluation.evaluate import signature_context
 from captioner.models import precision
-from captioner.training import inherit, resolved, train
+from captioner.training.train import inherit, resolved, train
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_process_held_to_avx2_has_no_bfloat16() -> None:
     }
     script = (
         "from captioner.models.precision import multiplies_bf16\n"
-        "from captioner.models.products import by_onednn\n"
+        "from captioner.models.matmul import by_onednn\n"
         "print(multiplies_bf16(), by_onednn())\n"
     )
     found = subprocess.run(

@@ -11,8 +11,9 @@ from PIL import Image
 from rich.console import Console
 
 from captioner.cli import main
-from captioner.data import Reading, Record, read_records
 from captioner.data.prepare import check, print_report, print_statistics, statistics
+from captioner.data.read import read_records
+from captioner.data.records import Reading, Record
 
 
 def record(name: str, split: str, *captions: str) -> Record:

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from captioner.printing import print_rows
+from captioner.verbs.printing import print_rows
 
 ROWS = [
     [

@@ -10,12 +10,12 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from captioner.models import products
-from captioner.models.layout import Packed, laid_out
-from captioner.models.products import Linear, add_product, affine, product
-from captioner.models.recurrent import ShowTell
+from captioner.models import matmul
+from captioner.models.decoders.show_tell import ShowTell
+from captioner.models.matmul import Linear, add_product, affine, product
+from captioner.models.weight_layout import Packed, laid_out
 
-BY_ONEDNN = products.by_onednn
+BY_ONEDNN = matmul.by_onednn
 HAS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -24,8 +24,8 @@ def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
     """Both ways, whatever processor this is."""
     if request.param and not HAS:
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(products, "by_onednn", lambda: request.param)
-    monkeypatch.setattr("captioner.models.layout.by_onednn", lambda: request.param)
+    monkeypatch.setattr(matmul, "by_onednn", lambda: request.param)
+    monkeypatch.setattr("captioner.models.weight_layout.by_onednn", lambda: request.param)
     return bool(request.param)
 
 
@@ -71,8 +71,8 @@ def test_a_layer_gives_what_torchs_gives(shape: tuple[int, ...], bias: bool) -> 
 
 
 def test_it_is_onednn_that_multiplies(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    multiply, calls = products._multiply, []
-    monkeypatch.setattr(products, "_multiply", lambda *a: calls.append(a) or multiply(*a))
+    multiply, calls = matmul._multiply, []
+    monkeypatch.setattr(matmul, "_multiply", lambda *a: calls.append(a) or multiply(*a))
     Linear(4, 6)(torch.randn(3, 4)).sum().backward()
     assert len(calls) == (2 if onednn else 0)  # forward, and the gradient of W
 
@@ -160,7 +160,7 @@ def test_a_decoder_is_packed_where_onednn_multiplies(onednn: bool) -> None:
 def test_onednn_is_for_processors_that_mkl_uses_by_half(
     vendor: str, capability: str, found: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_vendor", lambda: vendor)
+    monkeypatch.setattr(matmul, "_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: HAS)

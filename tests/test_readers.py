@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from captioner.data import DATASETS, Reading, read_records
-from captioner.data.records import Record, write_whole
+from captioner.data.read import DATASETS, read_records
+from captioner.data.records import Reading, Record
+from captioner.files import write_whole
 
 Captions = dict[str, tuple[str, ...]]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from captioner.data import records
-from captioner.data.records import partial, to_json, whole_file, write_whole
+from captioner.files import partial, to_json, whole_file, write_whole
 
 
 def names(folder: Path) -> list[str]:

@@ -6,11 +6,14 @@ from test_cells import PEERS, peer_of
 from torch import nn
 
 from captioner.data.datamodule import IGNORED, pad
-from captioner.decoding import DecodingOptions
-from captioner.losses import cross_entropy
-from captioner.models import CELLS, CaptioningModel, Features, generate, make_steppers
-from captioner.models.recurrent import ShowTell
+from captioner.decoding.options import DecodingOptions
+from captioner.generation import generate, make_steppers
+from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.show_tell import ShowTell
+from captioner.models.features import Features
+from captioner.models.recurrence.unroll import CELLS
 from captioner.tokenizers import build_tokenizer
+from captioner.training.losses import cross_entropy
 
 B, T, V, D, E, H = 2, 5, 11, 8, 7, 6
 

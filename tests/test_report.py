@@ -16,14 +16,14 @@ from PIL import Image
 
 from captioner.api import Captioner
 from captioner.cli import main
-from captioner.evaluation import evaluate
-from captioner.inspection.errors import BUCKETS
-from captioner.inspection.page import marked
-from captioner.inspection.report import report
-from captioner.inspection.view import gaps_of, language_of
+from captioner.evaluation.evaluate import evaluate
 from captioner.metrics.significance import bootstrap, interval
 from captioner.metrics.statistics import FILE, Statistics
 from captioner.metrics.tokenize import characters
+from captioner.report.errors import BUCKETS
+from captioner.report.page import marked
+from captioner.report.report import report
+from captioner.report.view import gaps_of, language_of
 
 NASTY = "<script>alert(1)</script> & \"a\" 'dog'"
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.config import compose
-from captioner.training import inherit, train
+from captioner.training.train import inherit, train
 
 
 def config_of(run, *overrides: str) -> dict:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.config import compose
-from captioner.resuming import resumed
+from captioner.training.resuming import resumed
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from captioner.metrics.cider import Cider
 from captioner.metrics.ngrams import References
 from captioner.metrics.rouge import rouge_rows
-from captioner.objectives.rewards import Rewards
+from captioner.training.objectives.rewards import Rewards
 
 REFERENCES = [
     ["a dog runs over the grass", "a brown dog is running on grass"],

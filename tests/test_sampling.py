@@ -8,7 +8,8 @@ import pytest
 import torch
 from tables import END, START, everything, random_table, start_state, table_step
 
-from captioner.decoding import DecodingOptions, decode
+from captioner.decoding.decode import decode
+from captioner.decoding.options import DecodingOptions
 from captioner.decoding.sampling import draw
 
 

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.config import compose
-from captioner.models import CELLS, Features
+from captioner.models.decoders.show_tell import ShowTell
+from captioner.models.features import Features
 from captioner.models.packing import Packing
-from captioner.models.recurrent import ShowTell
-from captioner.objectives import CrossEntropy, cross_entropy
-from captioner.objectives.cross_entropy import draw_words, read_own_words
-from captioner.training import train
+from captioner.models.recurrence.unroll import CELLS
+from captioner.training.objectives import cross_entropy
+from captioner.training.objectives.cross_entropy import CrossEntropy, draw_words, read_own_words
+from captioner.training.train import train
 
 LENGTHS = torch.tensor([3, 6, 1, 4])
 

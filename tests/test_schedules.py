@@ -2,10 +2,10 @@
 
 import pytest
 
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.config import compose
-from captioner.schedules import Schedule
-from captioner.training import train
+from captioner.training.schedules import Schedule
+from captioner.training.train import train
 
 
 def plateau(**options) -> Schedule:
@@ -50,7 +50,9 @@ def test_options_out_of_range_are_refused(options) -> None:
 def test_a_training_lowers_its_rate_and_resumes_to_the_bit(
     tiny, tmp_path, cut_short, monkeypatch
 ) -> None:
-    monkeypatch.setattr("captioner.module.rank", lambda scores, monitor: (0.0,))  # never better
+    monkeypatch.setattr(
+        "captioner.training.module.rank", lambda scores, monitor: (0.0,)
+    )  # never better
     options = ("training.schedule=plateau", "training.plateau_patience=1", "trainer.max_epochs=4")
     config = compose([*tiny, *options, "callbacks.save_every=5", "callbacks.patience=0"])
     train(config, tmp_path / "whole")

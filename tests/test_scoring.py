@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from captioner.cli import main
-from captioner.metrics import score
+from captioner.evaluation.results import signature_part
+from captioner.metrics.scores import score
 from captioner.metrics.statistics import Statistics
-from captioner.systems import signature_part
 
 SAID = {"1": "a dog runs fast", "2": 'a "red" cat, asleep', "3": "two cows in a field"}
 PEOPLE = {

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.config import compose
-from captioner.module import LitCaptioner
-from captioner.schedules import Schedule
-from captioner.selection import KeptEpochs, Patience, rank
-from captioner.training import train
+from captioner.training.module import LitCaptioner
+from captioner.training.schedules import Schedule
+from captioner.training.selection import KeptEpochs, Patience, rank
+from captioner.training.train import train
 
 NAMES = ("dev_bleu4", "dev_cider", "dev_loss")
 

@@ -8,18 +8,20 @@ import pytest
 import torch
 from torch import nn
 
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.data.datamodule import Batch
 from captioner.data.records import Record
-from captioner.decoding import DecodingOptions, Hypothesis
-from captioner.losses import policy_gradient
-from captioner.models import CaptioningModel, Features
-from captioner.models.recurrent import ShowTell
-from captioner.objectives import Degenerate, SelfCritical
-from captioner.objectives.self_critical import leave_one_out
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.search import Hypothesis
+from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.show_tell import ShowTell
+from captioner.models.features import Features
 from captioner.tokenizers import build_tokenizer
-from captioner.training import inherit, train
+from captioner.training.losses import policy_gradient
+from captioner.training.objectives.objective import Degenerate
+from captioner.training.objectives.self_critical import SelfCritical, leave_one_out
+from captioner.training.train import inherit, train
 
 CAPTIONS = {
     "a.png": ("a red dog runs", "the dog is red"),

@@ -15,7 +15,7 @@ import torch
 
 import captioner
 from captioner import api
-from captioner.models import encoding
+from captioner.models.encoders import encoder
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_copy_says_the_same_and_is_its_own(model, photos, copied, used) -> Non
 def test_several_threads_may_ask_from_the_first_use_on(run, model, photos, monkeypatch) -> None:
     expected = said(captioner.load(run), photos, batch_size=7, beam_size=3)
     made = {"steppers": 0, "networks": 0}
-    make_steppers, quick_copy = api.make_steppers, encoding.quick_copy
+    make_steppers, quick_copy = api.make_steppers, encoder.quick_copy
     start = threading.Barrier(4)
 
     def counted(name, make):
@@ -132,7 +132,7 @@ def test_several_threads_may_ask_from_the_first_use_on(run, model, photos, monke
         return making
 
     monkeypatch.setattr(api, "make_steppers", counted("steppers", make_steppers))
-    monkeypatch.setattr(encoding, "quick_copy", counted("networks", quick_copy))
+    monkeypatch.setattr(encoder, "quick_copy", counted("networks", quick_copy))
 
     def ask(_):
         start.wait()

@@ -8,8 +8,9 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image, ImageFont
 
-from captioner.inspection import fonts, sheets
-from captioner.inspection.sheets import SIDE, contact_sheet, lacking_letters
+from captioner.evaluation import contact_sheet as sheets
+from captioner.evaluation import fonts
+from captioner.evaluation.contact_sheet import SIDE, contact_sheet, lacking_letters
 
 
 def make_font(path: Path, letters: str) -> Path:

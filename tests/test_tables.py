@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import captioner
-from captioner.data import Reading, read_records
+from captioner.data.read import read_records
+from captioner.data.records import Reading
 
 SWALLOWED = "quote that is never closed, ended with its line"
 

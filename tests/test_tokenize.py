@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.metrics import score
+from captioner.metrics.scores import score
 from captioner.metrics.tokenize import (
     _IDEOGRAPHS,
     TOKENIZE,

@@ -8,17 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from captioner import checkpoint, losses
-from captioner.callbacks import ImageMatters, WeightAverage
+from captioner.checkpoints import checkpoint
 from captioner.config import compose, make
-from captioner.data import read_records
 from captioner.data.datamodule import Batch, Bucketed, CaptionDataModule, Pictures, image_loader
 from captioner.data.features import CachedFeatures
-from captioner.losses import IGNORED
-from captioner.models import Features, build_model
-from captioner.module import LitCaptioner, NonFiniteLoss, _dev_losses, build_module
-from captioner.objectives import cross_entropy
-from captioner.training import train
+from captioner.data.read import read_records
+from captioner.models.captioning import build_model
+from captioner.models.features import Features
+from captioner.models.packing import IGNORED
+from captioner.training import losses
+from captioner.training.callbacks import ImageMatters, WeightAverage
+from captioner.training.module import LitCaptioner, NonFiniteLoss, _dev_losses, build_module
+from captioner.training.objectives import cross_entropy
+from captioner.training.train import train
 
 
 def weights_and_optimiser(folder: Path) -> list[torch.Tensor]:

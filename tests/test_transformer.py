@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from captioner.models import Features
-from captioner.models.transformer import Layer, Transformer, sinusoids
+from captioner.models.decoders.transformer import Layer, Transformer, sinusoids
+from captioner.models.features import Features
 
 B, T, V, D, H, P, HEADS, WIDE = 2, 5, 11, 8, 6, 4, 3, 9
 

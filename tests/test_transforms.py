@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner.data.transforms import Augmentation, Transform, open_image, stack_pixels
+from captioner.transforms import Augmentation, Transform, open_image, stack_pixels
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -206,7 +206,7 @@ def test_reading_starts_no_threads_and_asks_for_none(tmp_path: Path) -> None:
     Image.fromarray(noise(640, 480)).save(picture)
     code = f"""
 import os, threading, torch
-from captioner.data.transforms import Transform, open_image
+from captioner.transforms import Transform, open_image
 transform = Transform(size=224, crop=0.875, interpolation="bicubic", mean=[0] * 3, std=[1] * 3)
 read = lambda: transform.pixels(open_image({str(picture)!r}))
 torch.set_num_threads(1)

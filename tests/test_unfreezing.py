@@ -9,14 +9,15 @@ import torch
 from torch import nn
 
 import captioner
-from captioner import checkpoint
+from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.data import datamodule
-from captioner.models import build_encoder, build_model
-from captioner.models.encoding import AT_ONCE, Encoder
-from captioner.models.stages import stages
-from captioner.module import LitCaptioner, build_module
-from captioner.training import train
+from captioner.models.captioning import build_model
+from captioner.models.encoders.encoder import AT_ONCE, Encoder
+from captioner.models.encoders.libraries import build_encoder
+from captioner.models.encoders.stages import stages
+from captioner.training.module import LitCaptioner, build_module
+from captioner.training.train import train
 
 
 def small(library: str, network: str, **options: Any) -> Encoder:

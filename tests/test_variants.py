@@ -9,8 +9,8 @@ from numpy import tanh
 from test_cells import B, E, H, T
 from torch import nn
 
-from captioner.models.cells import Cell
-from captioner.models.unroll import CELLS, Recurrence
+from captioner.models.recurrence.cells import Cell
+from captioner.models.recurrence.unroll import CELLS, Recurrence
 
 VARIANTS = [name for name in CELLS if name not in ("rnn", "gru", "lstm")]
 

@@ -7,11 +7,12 @@ import numpy
 import pytest
 import torch
 
-from captioner import checkpoint, vectors
+from captioner.checkpoints import checkpoint
 from captioner.config import compose
-from captioner.models.recurrent import ShowTell
+from captioner.models.decoders.show_tell import ShowTell
 from captioner.tokenizers import Vocabulary
-from captioner.training import train
+from captioner.training import word_vectors
+from captioner.training.train import train
 
 VOCABULARY = Vocabulary.build([["a", "dog", "runs"], ["a", "cat"], ["a", "zyzzyva"]])
 GLOVE = "the 1 2 3\na 0.5 -1.5 2e-1\n. . . 7 8 9\ndog 4 5 6\ndog 9 9 9\n<end> 1 1 1\ncat -4 -5 -6\n"
@@ -35,7 +36,7 @@ def test_vectors_are_copied_and_the_rest_is_left(tmp_path, header: str) -> None:
     part = decoder()
     before = part.words.weight.detach().clone()
     captions = [[VOCABULARY.id("a"), VOCABULARY.id("dog")], [VOCABULARY.id("runs")], []]
-    found = vectors.fill(part, VOCABULARY, write(tmp_path, header + GLOVE), captions)
+    found = word_vectors.fill(part, VOCABULARY, write(tmp_path, header + GLOVE), captions)
     expected = {"a": [0.5, -1.5, 0.2], "dog": [4, 5, 6], "cat": [-4, -5, -6]}
     for id, word in enumerate(VOCABULARY.words):
         row = torch.tensor(expected.get(word, before[id].tolist()), dtype=torch.float32)
@@ -47,7 +48,7 @@ def test_vectors_are_copied_and_the_rest_is_left(tmp_path, header: str) -> None:
 
 def test_only_the_vocabulary_is_kept_of_a_large_file(tmp_path) -> None:
     lines = [f"word{n} 1 2 3\n" for n in range(20_000)]
-    found = vectors.read(write(tmp_path, "".join(lines) + "cat 3 2 1\n"), VOCABULARY, width=3)
+    found = word_vectors.read(write(tmp_path, "".join(lines) + "cat 3 2 1\n"), VOCABULARY, width=3)
     assert list(found) == [VOCABULARY.id("cat")]
     numpy.testing.assert_array_equal(found[VOCABULARY.id("cat")], [3, 2, 1])
 
@@ -62,24 +63,24 @@ def test_only_the_vocabulary_is_kept_of_a_large_file(tmp_path) -> None:
         ("the 1 2 3\n", "holds none of the 5 words"),
         (b"\x80\x04\x00\x00", "line 1: not a text file of word vectors"),
         (b"x" * 100_000, "line 1: not a text file of word vectors"),
-        (pickle.dumps({"a": [1.0, 2.0, 3.0]}), "training.word_vectors=.*vectors.txt"),
+        (pickle.dumps({"a": [1.0, 2.0, 3.0]}), "training.word_vectors=.*word_vectors.txt"),
         ("", "holds none of the 5 words"),
     ],
 )
 def test_a_file_that_does_not_fit_gets_one_line(tmp_path, content, says: str) -> None:
     with pytest.raises(ValueError, match=says) as error:
-        vectors.fill(decoder(), VOCABULARY, write(tmp_path, content), [])
+        word_vectors.fill(decoder(), VOCABULARY, write(tmp_path, content), [])
     assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_not_there(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="training.word_vectors=.*no such file"):
-        vectors.read(tmp_path / "absent.txt", VOCABULARY, width=3)
+        word_vectors.read(tmp_path / "absent.txt", VOCABULARY, width=3)
 
 
 def test_a_decoder_without_words_is_told() -> None:
     with pytest.raises(ValueError, match="Linear has no embedding of words"):
-        vectors.words_of(torch.nn.Linear(1, 1))
+        word_vectors.words_of(torch.nn.Linear(1, 1))
 
 
 def test_frozen_words_stay_as_the_file_has_them(tiny, tmp_path, capsys) -> None:

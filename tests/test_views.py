@@ -11,15 +11,15 @@ from PIL import Image
 from test_features import Small, draw
 
 from captioner.config import compose
-from captioner.data import read_records
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.features import cache_features
+from captioner.data.read import read_records
 from captioner.data.records import Record
-from captioner.data.transforms import Transform, open_image
 from captioner.data.views import View, drawn_view, names_a_side, other_views
-from captioner.models import build_encoder
+from captioner.models.encoders.libraries import build_encoder
 from captioner.tokenizers import build_tokenizer
-from captioner.training import train
+from captioner.training.train import train
+from captioner.transforms import Transform, open_image
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from PIL import Image
 
 from captioner.config import compose
 from captioner.data.warnings import length_warnings, tokenizer_warnings
-from captioner.training import train
+from captioner.training.train import train
 
 CHINESE = ["一个人在划船。", "两只狗在雪地里奔跑，一个男孩在看", "穿着红色T恤的人"]
 

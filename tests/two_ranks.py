@@ -7,14 +7,15 @@ from typing import Any
 import torch
 
 import captioner  # noqa: F401
-from captioner import checkpoint, ranks
+from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.data import datamodule
 from captioner.data.datamodule import Batch
-from captioner.launcher import together
-from captioner.module import LitCaptioner
-from captioner.trainer import build_trainer
-from captioner.training import quieten, train
+from captioner.training import ranks
+from captioner.training.launcher import together
+from captioner.training.module import LitCaptioner
+from captioner.training.train import quieten, train
+from captioner.training.trainer import build_trainer
 
 # At a rate of 0 the weights stay, so that every step can be compared. Of 120 captions in batches of
 # 7, and of 24 images in batches of 23, the last batch is a single one.

@@ -76,7 +76,7 @@ class Cached:
 
 def describe(folder: Path, encoder: Sequence[str]) -> None:
     """Write down whose features a folder holds, in a few words each, where it can be written to."""
-    from captioner.data.records import write_whole
+    from captioner.files import write_whole
 
     if not (folder / ABOUT).exists():
         with suppress(OSError):

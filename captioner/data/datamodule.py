@@ -24,12 +24,13 @@ from captioner.data.cache import cache_home
 from captioner.data.features import CachedFeatures, cache_features
 from captioner.data.records import Reading, Record
 from captioner.data.samplers import Bucketed, InOrder, Key
-from captioner.data.transforms import Augmentation, open_image, stack_pixels
 from captioner.data.views import View, drawn_view, names_a_side, other_views
-from captioner.losses import IGNORED
-from captioner.models.encoders import Encoder, Features
-from captioner.models.standardise import Standardise
+from captioner.models.decoders.standardize import Standardise
+from captioner.models.encoders.encoder import Encoder
+from captioner.models.features import Features
+from captioner.models.packing import IGNORED
 from captioner.tokenizers import Tokenizer
+from captioner.transforms import Augmentation, open_image, stack_pixels
 
 DEV_BATCH = 64
 """Images that are captioned and scored at once."""

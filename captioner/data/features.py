@@ -36,12 +36,13 @@ import torch
 from torch import Tensor
 
 from captioner.data import cache
-from captioner.data.records import write_whole
 from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
-from captioner.data.transforms import stack_pixels
 from captioner.data.views import View
-from captioner.models.encoders import Encoder, Features
-from captioner.models.standardise import Standardise
+from captioner.files import write_whole
+from captioner.models.decoders.standardize import Standardise
+from captioner.models.encoders.encoder import Encoder
+from captioner.models.features import Features
+from captioner.transforms import stack_pixels
 
 _LAYOUT = 3  # raised when what is stored changes, so that older caches are not read; 2: since
 # large JPEGs are decoded at reduced size, 3: since torch resizes, which differs by a level or two

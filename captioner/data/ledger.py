@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from captioner.data.encodings import decode, without_halves
-from captioner.data.files import ImageFolders
+from captioner.data.layout import ImageFolders
 from captioner.data.records import Reading, Record
 from captioner.metrics.tokenize import composed
 

@@ -24,9 +24,9 @@ from captioner.config import pick
 from captioner.data.ledger import ABSENT, ABSENT_IMAGE, BLANK, DAMAGED, UNCAPTIONED
 from captioner.data.records import SPLITS, Reading, Record
 from captioner.data.warnings import length_warnings, tokenizer_warnings
-from captioner.printing import print_rows
 from captioner.progress import progress_bar
 from captioner.tokenizers import TOKENIZERS
+from captioner.verbs.printing import print_rows
 
 MIN_COUNTS = (1, 2, 5)
 _PRINTED = 20  # names a table lists; the JSON form has them all
@@ -274,7 +274,7 @@ def _places(reading: Reading, *oddities: str) -> tuple[str, ...]:
 
 def _inspect(path: str) -> tuple[bytes, str]:
     """Return the digest of an image file and why it cannot be read, or "" where it can."""
-    from captioner.data.transforms import open_image
+    from captioner.transforms import open_image
 
     try:
         open_image(path)

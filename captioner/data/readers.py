@@ -34,7 +34,7 @@ from captioner.data.entries import (
     parse_json,
     text_of,
 )
-from captioner.data.files import (
+from captioner.data.layout import (
     IMAGE_SUFFIXES,
     ImageFolders,
     find_file,

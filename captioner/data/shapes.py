@@ -30,7 +30,8 @@ from captioner.data.canvas import (
     draw_figure,
     draw_ground,
 )
-from captioner.data.records import SPLITS, write_whole
+from captioner.data.records import SPLITS
+from captioner.files import write_whole
 
 SHAPES = tuple(FIGURES)
 COLOUR_WORDS = tuple(COLOURS)

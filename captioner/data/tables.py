@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from captioner.data.entries import caption_keys, image_key, missing
-from captioner.data.files import IMAGE_SUFFIXES, ImageFolders, find_file, find_files, split_of_file
+from captioner.data.layout import (
+    IMAGE_SUFFIXES,
+    ImageFolders,
+    find_file,
+    find_files,
+    split_of_file,
+)
 from captioner.data.ledger import COLUMNS, SWALLOWED, Ledger
 from captioner.data.readers import FLICKR_IMAGES, Captions, enter_split_lists, require_split
 from captioner.data.records import Reading

@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from captioner.data.records import Record
-from captioner.data.transforms import Augmentation, Transform, open_image, to_pixels
+from captioner.transforms import Augmentation, Transform, open_image, to_pixels
 
 SIDES_ENGLISH = ("left", "right", "clockwise", "counterclockwise", "anticlockwise")
 """Words that a mirror image makes wrong; so do those that begin with left or right, as leftmost or

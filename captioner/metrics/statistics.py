@@ -18,7 +18,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from captioner.data.records import write_whole
+from captioner.files import write_whole
 
 Rows = NDArray[numpy.float64]
 """Statistics of images [n, k], or their weighted means [..., k]."""

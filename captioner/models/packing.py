@@ -68,3 +68,7 @@ class Packing(NamedTuple):
     def unflatten(self, packed: Tensor) -> Tensor:
         """``pad`` of a ``whole`` packing, as a view: [T * B, ...] -> [B, T, ...]."""
         return packed.unflatten(0, (len(self.sizes), len(self.order))).transpose(0, 1)
+
+
+IGNORED = -100
+"""The target past a caption's <end>: it takes no part in the loss."""

@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     plug_in(options)
 
-    from captioner import checkpoint
+    from captioner.checkpoints import checkpoint
 
     paths = [path for run in options.runs for path in checkpoint.kept(run)]
     output = Path(options.output) if options.output else paths[0].parent / "average.ckpt"

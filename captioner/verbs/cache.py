@@ -63,7 +63,7 @@ def _list(home: Path, *, json: bool) -> int:
 
 
 def _print(found: Sequence[Cached]) -> None:
-    from captioner.printing import print_rows
+    from captioner.verbs.printing import print_rows
 
     headings = ("encoder", "kept", "images", "MB", "last use", "folder")
     rows = [

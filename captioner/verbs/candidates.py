@@ -19,30 +19,31 @@ import argcomplete
 from argcomplete.completers import BaseCompleter
 from argcomplete.lexers import split_line
 
-from captioner import bundle, config
+from captioner import config
+from captioner.checkpoints import bundle
 from captioner.verbs import VERBS
 
 TABLES: dict[str, str] = {
-    "callbacks.monitor": "callbacks.py:MONITORS",
-    "data.format": "data/__init__.py:DATASETS",
-    "decoder.cell": "models/unroll.py:CELLS",
-    "decoder.image": "models/recurrent.py:IMAGES",
-    "decoder.name": "models/__init__.py:DECODERS",
-    "decoder.positions": "models/transformer.py:POSITIONS",
-    "decoder.score": "models/attention.py:SCORES",
+    "callbacks.monitor": "training/callbacks.py:MONITORS",
+    "data.format": "data/read.py:DATASETS",
+    "decoder.cell": "models/recurrence/unroll.py:CELLS",
+    "decoder.image": "models/decoders/show_tell.py:IMAGES",
+    "decoder.name": "models/captioning.py:DECODERS",
+    "decoder.positions": "models/decoders/transformer.py:POSITIONS",
+    "decoder.score": "models/decoders/attention.py:SCORES",
     "decoding.ensemble": "decoding/options.py:ENSEMBLES",
     "decoding.length_rule": "decoding/options.py:LENGTH_RULES",
     "decoding.precision": "decoding/options.py:PRECISIONS",
-    "encoder.library": "models/encoders.py:ENCODERS",
+    "encoder.library": "models/encoders/libraries.py:ENCODERS",
     "encoder.precision": "models/precision.py:PRECISIONS",
     "tokenizer.name": "tokenizers.py:TOKENIZERS",
-    "trainer.profiler": "trainer.py:PROFILERS",
-    "trainer.accelerator": "trainer.py:ACCELERATORS",
-    "trainer.strategy": "trainer.py:STRATEGIES",
-    "training.baseline": "objectives/self_critical.py:BASELINES",
-    "training.objective": "objectives/__init__.py:OBJECTIVES",
-    "training.schedule": "schedules.py:SCHEDULES",
-    "--metrics": "metrics/__init__.py:METRICS",
+    "trainer.profiler": "training/trainer.py:PROFILERS",
+    "trainer.accelerator": "training/trainer.py:ACCELERATORS",
+    "trainer.strategy": "training/trainer.py:STRATEGIES",
+    "training.baseline": "training/objectives/self_critical.py:BASELINES",
+    "training.objective": "training/objectives/table.py:OBJECTIVES",
+    "training.schedule": "training/schedules.py:SCHEDULES",
+    "--metrics": "metrics/scores.py:METRICS",
     "--tokenize": "metrics/tokenize.py:TOKENIZE",
 }
 """Option -> the table of the names that it takes, as FILE:NAME in this package."""

@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     plug_in(options)
 
-    from captioner.captions import caption_files
+    from captioner.verbs.caption_files import caption_files
 
     given = ((name, getattr(options, name)) for name in DECODING)
     decoding = {name: value for name, value in given if value is not None}

@@ -17,11 +17,11 @@ def run(argv: Sequence[str]) -> int:
     """Compare evaluated runs, with intervals and tests."""
     options = _compare_parser().parse_intermixed_args(argv)
 
-    from captioner.comparison import compare
-    from captioner.inspection import comparisons, intervals
-    from captioner.systems import read_systems, runs_among
+    from captioner.evaluation import comparison_figure, comparison_tables
+    from captioner.evaluation.comparison import compare
+    from captioner.evaluation.results import read_systems, runs_among
 
-    draw = intervals.drawing(options.figure) if options.figure else None
+    draw = comparison_figure.drawing(options.figure) if options.figure else None
     metrics = None if options.metrics is None else options.metrics.split(",")
     runs, skipped = runs_among(options.runs)
     systems = read_systems(
@@ -42,18 +42,18 @@ def run(argv: Sequence[str]) -> int:
     if draw:
         draw(result, Path(options.figure))
     if options.format == "text" and sys.stdout.isatty() and not options.output:
-        text = comparisons.as_text(result, width=shutil.get_terminal_size().columns)
+        text = comparison_tables.as_text(result, width=shutil.get_terminal_size().columns)
     else:
-        text = comparisons.FORMATS[options.format](result)
+        text = comparison_tables.FORMATS[options.format](result)
     if options.output:
-        from captioner.data.records import write_whole
+        from captioner.files import write_whole
 
         write_whole(options.output, text)
     else:
         print(text, end="")
     for path, folder in zip(files, made):
         print(wrote(path, folder), file=sys.stderr)
-    if options.figure and (lack := intervals.missing_letters(result, options.figure)):
+    if options.figure and (lack := comparison_figure.missing_letters(result, options.figure)):
         print(f"{Path(options.figure).name}: {lack}", file=sys.stderr)
     return 0
 

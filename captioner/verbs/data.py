@@ -37,7 +37,8 @@ def _draw(config: Mapping[str, Any], seed: int) -> int:
 
 def _describe(config: Mapping[str, Any], job: str, *, as_json: bool) -> int:
     from captioner.config import make
-    from captioner.data import prepare, read_records
+    from captioner.data import prepare
+    from captioner.data.read import read_records
 
     reading = make(read_records, "data", config["data"])
     fit = (

@@ -63,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.api import Captioner
     from captioner.config import override
-    from captioner.evaluation import evaluate, result_folder, write_config
+    from captioner.evaluation.evaluate import evaluate, result_folder, write_config
 
     metrics = metrics_of(options.metrics)
     runs = [one for one in options.runs if _is_path(one)]

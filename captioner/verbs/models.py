@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from captioner.verbs.terminal import add_plugin, parser_of, plug_in, print_json, short
 
 if TYPE_CHECKING:
-    from captioner.inventory import Entry
+    from captioner.checkpoints.inventory import Entry
 
 
 def run(argv: Sequence[str]) -> int:
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _list(runs: Path, *, json: bool) -> int:
-    from captioner.inventory import inventory
+    from captioner.checkpoints.inventory import inventory
 
     found, broken = inventory(runs)
     if json:
@@ -61,7 +61,7 @@ def _list(runs: Path, *, json: bool) -> int:
 
 
 def _print(found: Sequence[Entry]) -> None:
-    from captioner.printing import print_rows
+    from captioner.verbs.printing import print_rows
 
     headings = ("name", "kind", "model", "data", "dev BLEU-4", "CIDEr-D", "MB", "date")
     rows = []
@@ -73,9 +73,9 @@ def _print(found: Sequence[Entry]) -> None:
 
 
 def _export(run: str, folder: str, overrides: Sequence[str]) -> int:
-    from captioner import bundle, checkpoint
+    from captioner.checkpoints import bundle, checkpoint
+    from captioner.checkpoints.export import export_bundle
     from captioner.config import override
-    from captioner.export import export_bundle
 
     for one in overrides:
         if not one.startswith("decoding"):

@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
     )
     options = parser.parse_intermixed_args(argv)
 
-    from captioner.inspection.report import report as write_report
+    from captioner.report.report import report as write_report
 
     made = new_folder(options.output)
     path = write_report(

@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     )
     options = parser.parse_intermixed_args(argv)
 
-    from captioner.scoring import score_files
+    from captioner.evaluation.score_files import score_files
 
     made = new_folder(options.output)
     status = score_files(

@@ -100,7 +100,7 @@ def plug_in(options: argparse.Namespace) -> None:
 
 def metrics_of(names: str | None) -> list[str]:
     """The names of a comma-separated list, all where there is none; told before the work."""
-    from captioner.metrics import METRICS, named
+    from captioner.metrics.scores import METRICS, named
 
     chosen = list(METRICS) if names is None else [name.strip() for name in names.split(",")]
     named(chosen)
@@ -109,7 +109,7 @@ def metrics_of(names: str | None) -> list[str]:
 
 def print_table(title: str, rows: dict[str, str]) -> None:
     """Print names and values under a title."""
-    from captioner.printing import print_rows
+    from captioner.verbs.printing import print_rows
 
     print(title)
     print_rows(list(rows.items()), right=(1,))
@@ -117,7 +117,7 @@ def print_table(title: str, rows: dict[str, str]) -> None:
 
 def print_json(value: Any) -> int:
     """Print plain data as JSON; returns exit status 0."""
-    from captioner.data.records import to_json
+    from captioner.files import to_json
 
     print(to_json(value, indent=2))
     return 0

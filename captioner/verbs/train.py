@@ -20,7 +20,7 @@ from captioner.verbs.terminal import fail, print_table, short
 
 if TYPE_CHECKING:
     from captioner.overrides import Override
-    from captioner.training import TrainedRun
+    from captioner.training.train import TrainedRun
 
 JOBS = "jobs.jsonl"
 """In the folder of a sweep: a line for each job, with its scores or why it failed."""
@@ -93,7 +93,7 @@ def _train_job(composed: Any, again: Sequence[str] = ()) -> TrainedRun:
 
     from captioner import parts
     from captioner.config import plain
-    from captioner.training import inherit
+    from captioner.training.train import inherit
 
     config = plain(composed)
     if config["resume"] is not None:
@@ -118,8 +118,8 @@ def _train(
     config: dict[str, Any], folder: Path, again: Sequence[str], resume: Path | None = None
 ) -> TrainedRun:
     """Train, and print what came of it; `again` is what starts another process of the training."""
-    from captioner import ranks
-    from captioner.training import train
+    from captioner.training import ranks
+    from captioner.training.train import train
 
     with ranks.muted():
         run = train(config, folder, resume=resume, command=again)
@@ -159,10 +159,11 @@ def _resumes(overrides: Sequence[str]) -> str | None:
 
 def _resume(options: argparse.Namespace, again: Sequence[str]) -> int:
     """Resume a run in its own folder; nothing is composed but what the overrides choose."""
-    from captioner import bundle, checkpoint, parts
-    from captioner.duration import require_epochs
+    from captioner import parts
+    from captioner.checkpoints import bundle, checkpoint
     from captioner.overrides import parse
-    from captioner.resuming import resumed
+    from captioner.training.duration import require_epochs
+    from captioner.training.resuming import resumed
 
     named = str(_resumes(options.overrides))
     if options.multirun:
@@ -266,7 +267,9 @@ def sweep_overrides(
     more = [f"hydra.sweep.dir={quote(folder)}", _names_of_jobs(list(named.values()))]
     own = "null" if config_dir is None else quote(str(config_dir))
     more.append(
-        "+hydra.callbacks.refusals={_target_:captioner.sweeps.Refusals,config_dir:" + own + "}"
+        "+hydra.callbacks.refusals={_target_:captioner.training.sweeps.Refusals,config_dir:"
+        + own
+        + "}"
     )
     if searches and "hydra.sweeper.direction" not in named:
         more.append("hydra.sweeper.direction=maximize")
@@ -319,7 +322,7 @@ def _sweep_job(composed: Any, again: Sequence[str]) -> float:
     """One job of a sweep; gives sweepers the monitored score, of which more is better."""
     from hydra.core.hydra_config import HydraConfig
 
-    from captioner.sweeps import REFUSED
+    from captioner.training.sweeps import REFUSED
 
     job = HydraConfig.get()
     path, folder = Path(job.sweep.dir) / JOBS, Path(job.runtime.output_dir)

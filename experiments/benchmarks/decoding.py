@@ -29,10 +29,11 @@ from torch import Tensor
 import captioner
 from captioner.api import Captioner
 from captioner.config import make
-from captioner.data import read_records
 from captioner.data.datamodule import cached_features
-from captioner.models import Features, generate, make_steppers
-from captioner.models.recurrent import ShowTell
+from captioner.data.read import read_records
+from captioner.generation import generate, make_steppers
+from captioner.models.decoders.show_tell import ShowTell
+from captioner.models.features import Features
 
 BEAM, BATCH, MANY, IMAGES, MOST = 5, 32, 128, 256, 30
 NEVER = [0, 1, 3]  # <pad>, <start>, <unk>

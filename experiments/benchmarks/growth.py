@@ -21,7 +21,7 @@ from typing import Any
 
 from paired import finish, make_parser, report_value, run_guarded, start, with_progress
 
-from captioner.inspection.intervals import require_matplotlib
+from captioner.evaluation.comparison_figure import require_matplotlib
 
 SIZES = ((200, 5), (1000, 5), (5000, 1), (2000, 5), (4000, 5), (6000, 5))  # images, captions each
 MARK = "measured: "
@@ -62,7 +62,8 @@ def run_measured(arguments: list[str]) -> None:
     """`captioner train` with a look at the clock at both ends of an epoch's batches."""
     import resource
 
-    from captioner import cli, module
+    from captioner import cli
+    from captioner.training import module
 
     seen: dict[str, Any] = {"seconds": []}
 

@@ -27,10 +27,10 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from captioner.data.records import write_whole
 from captioner.data.shapes import describe, sample_scene
+from captioner.files import write_whole
 from captioner.metrics.tokenize import ptb_words
-from captioner.models import products
+from captioner.models import matmul
 from captioner.models.precision import instructions, multiplies_bf16
 from captioner.process import keep_memory
 from captioner.progress import progress_bar
@@ -377,7 +377,7 @@ LARGE = 2 * SIDE**3  # FLOPs of the large product
 def product(*, half: bool) -> Callable[[], Any]:
     """A large product, which shows how fast the machine multiplies."""
     a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16 if half else None) for _ in range(2))
-    return lambda: products.product(a, b)  # by the library that is fastest here
+    return lambda: matmul.product(a, b)  # by the library that is fastest here
 
 
 def compare_shares(

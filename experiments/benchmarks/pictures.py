@@ -43,10 +43,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import captioner
 from captioner.api import Captioner
-from captioner.captions import find_images
 from captioner.data.features import cache_features
-from captioner.data.transforms import open_image
-from captioner.models import Encoder
+from captioner.models.encoders.encoder import Encoder
+from captioner.transforms import open_image
+from captioner.verbs.caption_files import find_images
 
 SIZES = {
     "500 x 375": (500, 375),
@@ -209,7 +209,7 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
 COLD = """
 import time; times = [time.perf_counter()]
 def lap(name): times.append(time.perf_counter()); print(name, times[-1] - times[-2])
-import captioner.captions, timm; lap("imports")
+import captioner.verbs.caption_files, timm; lap("imports")
 from captioner import load; model = load({run!r}, device="cpu"); lap("weights")
 images = [model.prepare({file!r})]; lap("reading the picture")
 model.encoders[0].precision = "auto"; model.encoders[0].computes_in; lap("quick copy")

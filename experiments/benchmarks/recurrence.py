@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioner.models.packing import Packing
-from captioner.models.unroll import Recurrence
+from captioner.models.recurrence.unroll import Recurrence
 
 E = H = 512
 T = 16

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from paired import HERE, format_table, positive, run_guarded
 
-from captioner.data.records import write_whole
+from captioner.files import write_whole
 
 FILES = ("Flickr8k.token.txt", "Flickr_8k.trainImages.txt", "Flickr_8k.devImages.txt")
 

@@ -29,12 +29,12 @@ from paired import (
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioner.losses import IGNORED, cross_entropy
-from captioner.models import Features
-from captioner.models.packing import Packing
+from captioner.models.decoders.show_tell import ShowTell
+from captioner.models.decoders.up_down import UpDown
+from captioner.models.features import Features
+from captioner.models.packing import IGNORED, Packing
 from captioner.models.precision import multiplies_bf16
-from captioner.models.recurrent import ShowTell
-from captioner.models.up_down import UpDown
+from captioner.training.losses import cross_entropy
 
 B, D, E, H, P = 128, 512, 512, 512, 81
 GOALS = {3000: (0.75, 0.30), 10_000: (0.75, 0.38)}  # float32, bfloat16

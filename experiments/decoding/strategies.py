@@ -20,8 +20,8 @@ import torch
 
 import captioner
 from captioner.api import Captioner
-from captioner.data.records import write_whole
-from captioner.evaluation import Evaluation, evaluate, result_folder
+from captioner.evaluation.evaluate import Evaluation, evaluate, result_folder
+from captioner.files import write_whole
 from captioner.metrics.significance import bootstrap, interval
 
 HERE = Path(__file__).resolve().parent

@@ -34,13 +34,13 @@ import torch
 import yaml
 
 import captioner
-from captioner import checkpoint
-from captioner.comparison import UNDECIDED, compare
-from captioner.costs import FILE as COSTS
-from captioner.data.records import write_whole
-from captioner.evaluation import ensemble_name
-from captioner.inspection.sheets import contact_sheet
-from captioner.systems import SCORES, System, read_result, read_systems
+from captioner.checkpoints import checkpoint
+from captioner.evaluation.comparison import UNDECIDED, compare
+from captioner.evaluation.contact_sheet import contact_sheet
+from captioner.evaluation.evaluate import ensemble_name
+from captioner.evaluation.results import SCORES, System, read_result, read_systems
+from captioner.files import write_whole
+from captioner.training.costs import FILE as COSTS
 
 HERE = Path(__file__).resolve().parent
 RECIPES = (

@@ -23,9 +23,9 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from captioner.metrics import score
+from captioner.evaluation.score_files import matched
+from captioner.metrics.scores import score
 from captioner.metrics.tokenize import ptb_words
-from captioner.scoring import matched
 
 Texts = list[str]
 Column = dict[str, float]

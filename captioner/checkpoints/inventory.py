@@ -1,0 +1,98 @@
+"""What models there are: those that come with the package, and the runs of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from captioner.checkpoints import bundle, checkpoint
+from captioner.checkpoints.model_card import decoder_of
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that other verbs take by its name.
+
+    Attributes:
+        name: of a bundled model, or the path of a run folder.
+        kind: "bundled", "run", or "bundle" for an exported one that lies among the runs.
+        model: the decoder in a few words.
+        data: the data set it was trained on.
+        dev_bleu4: BLEU-4 on dev of its checkpoint, decoded as training looked; None where it has
+            none.
+        dev_cider: CIDEr-D likewise.
+        size: of its files that are read, in bytes.
+        date: on which it was made, as in 2026-01-31.
+    """
+
+    name: str
+    kind: str
+    model: str
+    data: str
+    dev_bleu4: float | None
+    dev_cider: float | None
+    size: int
+    date: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
+    """The bundled models, then the runs in a folder, by their names.
+
+    Args:
+        runs: the folder of run folders; ``runs`` itself need not exist.
+
+    Returns:
+        the models, and a line for each that cannot be read.
+
+    Raises:
+        FileNotFoundError: another folder than ``runs`` that is not there.
+    """
+    if runs != Path("runs") and not runs.is_dir():
+        raise FileNotFoundError(f"{runs}: no such folder; --runs names one that holds run folders")
+    folders = [bundle.HOME / name for name in bundle.names()]
+    folders += sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
+    found, broken = [], []
+    for folder in folders:
+        file = folder
+        try:
+            with suppress(FileNotFoundError):  # no run, but evaluations, or a sweep
+                file = checkpoint.find(folder)
+            if file != folder:
+                is_bundle = file.name == bundle.MODEL
+                found.append(_of_bundle(folder) if is_bundle else _of_run(folder, file))
+        except (ValueError, OSError) as error:
+            broken.append(str(error))
+        except (LookupError, TypeError, AttributeError) as error:
+            broken.append(f"{file}: damaged ({error!r})")
+    return found, broken
+
+
+def _of_bundle(folder: Path) -> Entry:
+    content = bundle.read_model(folder)
+    files = (folder / name for name in (bundle.WEIGHTS, bundle.MODEL, bundle.TRAINING))
+    size = sum(file.stat().st_size for file in files if file.is_file())
+    inside = folder.parent == bundle.HOME
+    name, kind = (folder.name, "bundled") if inside else (str(folder), "bundle")
+    return _entry(name, kind, content, size, content["made"])
+
+
+def _of_run(folder: Path, file: Path) -> Entry:
+    status = file.stat()
+    made = date.fromtimestamp(status.st_mtime).isoformat()
+    return _entry(str(folder), "run", checkpoint.read_block(file), status.st_size, made)
+
+
+def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: str) -> Entry:
+    config = content["config"]
+    data, scores = config["data"], content["scores"]
+    name_of_data = Path(data["root"]).name or data["format"]  # data.root=. has no name
+    dev = (scores.get("dev_bleu4"), scores.get("dev_cider"))
+    return Entry(name, kind, decoder_of(config), name_of_data, *dev, size, made)

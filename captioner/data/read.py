@@ -1,0 +1,74 @@
+"""Data sets: one table of readers by name, and one function that reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+from captioner.config import pick
+from captioner.data import readers, tables
+from captioner.data.records import SPLITS, Reading, Record
+
+__all__ = ["DATASETS", "SPLITS", "Reader", "Reading", "Record", "read_records"]
+
+
+class Reader(Protocol):
+    """Reads the files of one layout; the arguments are those of `read_records`."""
+
+    def __call__(
+        self,
+        root: Path,
+        *,
+        captions: readers.Captions,
+        images: str | None,
+        holdout: float,
+        encoding: str,
+    ) -> Reading:
+        """Return the records."""
+        ...
+
+
+DATASETS: dict[str, Reader] = {
+    "flickr": readers.read_flickr,
+    "kaggle": tables.read_kaggle,
+    "karpathy": readers.read_karpathy,
+    "coco": readers.read_coco,
+    "table": tables.read_table,
+    "json": readers.read_json,
+    "folder": readers.read_folder,
+    "shapes": readers.read_shapes,
+}
+
+
+def read_records(
+    *,
+    format: str,
+    root: str,
+    captions: str | list[str] | None = None,
+    images: str | None = None,
+    holdout: float = 0.1,
+    encoding: str = "utf-8",
+) -> Reading:
+    """Read a data set.
+
+    Args:
+        format: name of its layout, a key of DATASETS.
+        root: its folder; ~ is the home folder.
+        captions: the caption file relative to root, or absolute; None looks for the usual names.
+            For coco, json and table also several, or a glob pattern.
+        images: the images folder relative to root, or absolute; None looks for the usual names.
+        holdout: share of images for dev, and for test, where the data names no splits, in [0, 0.5);
+            a hash of the image's id decides, and of few images some are dev whatever the share:
+            see `captioner.data.ledger`.
+        encoding: of the caption files.
+
+    Returns:
+        the records and what was odd about the files.
+
+    Raises:
+        FileNotFoundError: the root, the caption file or the images folder is not there.
+        ValueError: an argument is not known, or a file is not what it should be.
+    """
+    reader, folder = pick(DATASETS, format, "data.format"), Path(os.path.expanduser(root))
+    return reader(folder, captions=captions, images=images, holdout=holdout, encoding=encoding)

@@ -1,0 +1,129 @@
+"""Contact sheets: images with what was said of them, as one PNG to look at."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from captioner.evaluation.fonts import Font, font_of, has, lack, letters_of
+from captioner.transforms import open_image
+
+Rows = Sequence[tuple[str, str, Sequence[str]]]
+"""(path of the image, caption, references), one for each cell."""
+
+SIDE, MARGIN, COLUMNS = 232, 16, 4
+TEXT, SMALL = 15, 12
+INK, GREY, PAPER = (24, 24, 27), (113, 113, 122), (255, 255, 255)
+
+
+def contact_sheet(rows: Rows, *, references: int = 2) -> bytes:
+    """Draw images, each with its caption below and some references in grey.
+
+    Args:
+        rows: of the cells; an image that cannot be read leaves its place empty.
+        references: how many references are shown.
+
+    Returns:
+        a PNG. Letters that no font of this machine has are boxes; see `lacking_letters`.
+    """
+    cells = [_cell(path, caption, texts[:references]) for path, caption, texts in rows]
+    columns = min(COLUMNS, max(1, len(cells)))
+    lines = [cells[first : first + columns] for first in range(0, len(cells), columns)]
+    heights = [max(cell.height for cell in line) for line in lines]
+    width = columns * (SIDE + MARGIN) + MARGIN
+    sheet = Image.new("RGB", (width, sum(heights) + MARGIN * (len(lines) + 1)), PAPER)
+    top = MARGIN
+    for line, height in zip(lines, heights):
+        for column, cell in enumerate(line):
+            sheet.paste(cell, (MARGIN + column * (SIDE + MARGIN), top))
+        top += height + MARGIN
+    file = io.BytesIO()
+    sheet.save(file, "PNG", optimize=True)
+    return file.getvalue()
+
+
+def lacking_letters(rows: Rows, *, references: int = 2) -> str | None:
+    """What to say of the letters that a contact sheet shows as boxes; None where there are none."""
+    texts = [text for _, caption, others in rows for text in (caption, *others[:references])]
+    return lack(texts, _own(TEXT))
+
+
+def _cell(path: str, caption: str, references: Sequence[str]) -> Image.Image:
+    """One image with the texts below it."""
+    texts = [(caption or "(no words)", TEXT, INK), *((text, SMALL, GREY) for text in references)]
+    placed, top = [], SIDE + 4
+    for text, size, colour in texts:
+        font = _font(text, size)
+        top += 4
+        for line in _wrapped(text, font):
+            placed.append((top, line, font, colour))
+            top += _height(font, size)
+    cell = Image.new("RGB", (SIDE, top), PAPER)
+    picture = _picture(path)
+    cell.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
+    draw = ImageDraw.Draw(cell)
+    for y, line, font, colour in placed:
+        draw.text((0, y), line, fill=colour, font=font)
+    return cell
+
+
+def _height(font: Font, size: int) -> int:
+    """Of a line: marks above and below letters need more room than 1.3 sizes in some scripts."""
+    own = sum(font.getmetrics()) if isinstance(font, ImageFont.FreeTypeFont) else 0
+    return max(own, round(1.3 * size))
+
+
+def _picture(path: str) -> Image.Image:
+    try:
+        return ImageOps.contain(open_image(path), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    except (ValueError, OSError):
+        return Image.new("RGB", (SIDE, SIDE), GREY)
+
+
+def _wrapped(text: str, font: Font) -> list[str]:
+    """Lines no wider than a cell, broken at spaces, and anywhere in what has none for so long."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".lstrip()
+        if font.getlength(joined) <= SIDE:
+            lines[-1] = joined
+        elif font.getlength(word) <= SIDE:
+            lines.append(word)
+        else:
+            *full, last = _broken(joined, font)
+            lines[-1:] = [*full, last]
+    return lines
+
+
+def _broken(text: str, font: Font) -> list[str]:
+    """Lines filled letter by letter; a mark stays with the letter that it stands on."""
+    lines = [""]
+    for letter in text:
+        mark = unicodedata.category(letter).startswith("M")
+        if lines[-1] and not mark and font.getlength(lines[-1] + letter) > SIDE:
+            lines.append("")
+        lines[-1] += letter
+    return lines
+
+
+def _font(text: str, size: int) -> Font:
+    """Pillow's own font, or one of the machine where that lacks a letter of the text."""
+    own = _own(size)
+    if all(has(own, letter) for letter in letters_of([text])):
+        return own
+    file = font_of(text)
+    return own if file is None else _opened(str(file), size)
+
+
+@cache
+def _own(size: int) -> Font:
+    return ImageFont.load_default(size)
+
+
+@cache
+def _opened(file: str, size: int) -> Font:
+    return ImageFont.truetype(file, size)

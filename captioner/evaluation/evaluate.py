@@ -1,0 +1,281 @@
+"""Evaluation: decode a split freely, score it, and leave what was said beside the score.
+
+Nothing here is teacher-forced: each word is chosen from the words that the model itself has chosen
+before, as in ``captioner caption``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from captioner.api import Caption, Captioner, image_key
+from captioner.checkpoints.bundle import MODEL
+from captioner.checkpoints.checkpoint import BEST, run_folder
+from captioner.checkpoints.places import anchored
+from captioner.config import Config, make
+from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
+from captioner.data.read import read_records
+from captioner.data.records import Reading, Record
+from captioner.evaluation.contact_sheet import Rows, contact_sheet, lacking_letters
+from captioner.evaluation.results import CONFIG
+from captioner.files import write_whole
+from captioner.metrics.diversity import NOVELTY
+from captioner.metrics.novelty import CaptionHashes
+from captioner.metrics.scores import METRICS, Scores, image_hash, score
+from captioner.metrics.statistics import FILE
+from captioner.metrics.tokenize import TOKENIZE
+from captioner.models.encoders.encoder import Encoder
+from captioner.models.features import Features
+from captioner.progress import progress_bar
+
+_UNKNOWN = "unknown: this checkpoint does not know its training captions"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The captions of a split and what they score.
+
+    Attributes:
+        records: the images, with their references.
+        captions: one an image.
+        scores: with their signature.
+        seconds: spent on decoding, features not included.
+        config: what was evaluated and how: data, split and decoding.
+    """
+
+    records: Sequence[Record]
+    captions: Sequence[Caption]
+    scores: Scores
+    seconds: float
+    config: Config = field(default_factory=dict)
+
+    def write(self, folder: Path, *, sheet: int = 12) -> list[Path]:
+        """Write scores.json, captions.jsonl, statistics.npz, config.yaml and a contact sheet."""
+        rows = [_row(record, caption) for record, caption in zip(self.records, self.captions)]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        scores = json.dumps(self.scores.as_dict(), indent=2, ensure_ascii=False) + "\n"
+        return [
+            write_whole(folder / "scores.json", scores),
+            write_whole(folder / "captions.jsonl", lines),
+            self.scores.statistics.save(folder / FILE),
+            write_whole(folder / CONFIG, _yaml(self.config)),
+            write_whole(folder / "sheet.png", contact_sheet(self._cells(sheet))),
+        ]
+
+    def lacks(self, *, sheet: int = 12) -> str | None:
+        """What to say of the letters that the contact sheet shows as boxes; None without such."""
+        return lacking_letters(self._cells(sheet))
+
+    def _cells(self, count: int) -> Rows:
+        every = list(zip(self.records, self.captions))
+        shown = every[:: max(1, len(every) // count)][:count]
+        return [(record.image, caption.text, record.captions) for record, caption in shown]
+
+
+def evaluate(
+    captioner: Captioner,
+    *,
+    data: Config,
+    decoding: Config,
+    loader: Config,
+    split: str = "dev",
+    metrics: Sequence[str] = tuple(METRICS),
+    progress: bool = True,
+) -> Evaluation:
+    """Caption every image of a split and score the captions.
+
+    Args:
+        captioner: the model.
+        data: the arguments of ``read_records``.
+        decoding: the options of ``DecodingOptions``.
+        loader: of it, cache, cache_folder and workers are used.
+        split: "train", "dev" or "test".
+        metrics: keys of METRICS.
+        progress: a progress bar, where the output is a terminal.
+
+    Raises:
+        ValueError: an option or split that does not exist, or a split without captions.
+        FileNotFoundError: the data are not where the configuration says.
+    """
+    reading = make(read_records, "data", data)
+    records = reading.split(split)
+    batches = _batches(captioner, records, loader)
+    started = time.monotonic()
+    captions: list[Caption] = []
+    with progress_bar("captioning", len(batches), wanted=progress) as advance:
+        for of_encoders in batches:
+            features = [
+                _encoded(encoder, batch.source.to(captioner.device))
+                for encoder, batch in zip(captioner.encoders, of_encoders)
+            ]
+            keys = [image_key(record.image_id, 0) for record in of_encoders[0].records]
+            captions += captioner.caption_features(features, keys=keys, **decoding)
+            advance(1)
+    seconds = time.monotonic() - started
+    scores = score(
+        [caption.text for caption in captions],
+        [record.captions for record in records],
+        tokenize=captioner.tokenizer.scored_by,
+        metrics=metrics,
+        images=[record.image_id for record in records],
+        several=[[one.text for one in (best, *best.alternatives)] for best in captions],
+        training=_training(captioner, data, reading),
+        pictures=[record.image for record in records],
+        context=signature_context(captioner, decoding, data, split, records),
+    )
+    if NOVELTY in scores.missing:
+        scores = replace(scores, missing={**scores.missing, NOVELTY: _UNKNOWN})
+    config = anchored({"data": dict(data), "split": split, "decoding": dict(decoding)})
+    return Evaluation(records, captions, scores, seconds, config)
+
+
+def _training(captioner: Captioner, data: Config, reading: Reading) -> CaptionHashes | None:
+    """The captions that a model was trained on: as it knows them, or those of its own data set."""
+    trained, evaluated = (anchored({"data": one}) for one in (captioner.config["data"], data))
+    own = len(captioner.paths) == 1 and trained == evaluated
+    if captioner.training is not None or not own:
+        return captioner.training
+    texts = [text for one in reading.records if one.split == "train" for text in one.captions]
+    return CaptionHashes.of(TOKENIZE[captioner.tokenizer.scored_by](texts))
+
+
+@torch.no_grad()
+def _encoded(encoder: Encoder, source: Tensor | Features) -> Features:
+    return source if isinstance(source, Features) else encoder(source)
+
+
+def _row(record: Record, caption: Caption) -> dict[str, Any]:
+    """A line of captions.jsonl."""
+    row: dict[str, Any] = {
+        "image": record.image_id,
+        "caption": caption.text,
+        "log_prob": round(caption.log_prob, 6),
+        "references": list(record.captions),
+    }
+    if caption.alternatives:
+        row["captions"] = [
+            {"caption": one.text, "log_prob": round(one.log_prob, 6)}
+            for one in (caption, *caption.alternatives)
+        ]
+    return row
+
+
+def signature_context(
+    captioner: Captioner, decoding: Config, data: Config, split: str, records: Sequence[Record]
+) -> dict[str, str]:
+    """What a score depends on besides the texts: decoding, data, split and the list of images."""
+    return {
+        "decoding": captioner.decoding(**decoding).label,
+        "data": data_name(data),
+        "split": split,
+        "images": image_hash([record.image_id for record in records]),
+    }
+
+
+def data_name(data: Config) -> str:
+    """What signatures and folders call a data set: its root, and the caption file where one is set.
+
+    Args:
+        data: the arguments of ``read_records``.
+
+    Returns:
+        such as "flickr8k", or "flickr8k-Flickr8k-CN.token" where data.captions is
+        Flickr8k-CN.token.txt; files that their short names do not tell apart get a digest besides.
+    """
+    root = Path(os.path.expanduser(data["root"])).resolve()
+    captions = data.get("captions")
+    if captions is None:
+        return root.name
+    files = [captions] if isinstance(captions, str) else list(captions)
+    files = [_below(root, one) for one in files]
+    names = "+".join(Path(one).name.removesuffix(".txt") for one in files)
+    short = re.sub(r'[/\\*?\[\]|:"<>\x00-\x1f]+', "_", names)[:60]
+    whole = "+".join(str(one).removesuffix(".txt") for one in files)
+    if short != whole:
+        short += f"-{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+    return f"{root.name}-{short}"
+
+
+def _below(root: Path, file: str) -> str:
+    """A file as it is called from a folder, where it is in it."""
+    path = root / os.path.expanduser(file)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def result_folder(captioner: Captioner, decoding: Config, data: Config, split: str) -> Path:
+    """Where an evaluation is written: in the run folder, by data and split, then by decoding.
+
+    That of a bundled model is runs/bundled-NAME in the current directory.
+
+    Other checkpoints than the best one, and ensembles (in the folder of the first), are named
+    behind an @.
+    """
+    label = captioner.decoding(**decoding).label[:180]
+    if len(captioner.paths) > 1:
+        label = f"{label}@{ensemble_name(captioner.paths)}"
+    elif captioner.paths[0].name not in (BEST, MODEL):
+        label = f"{label}@{captioner.paths[0].stem}"
+    return run_folder(captioner.paths[0]) / "evaluation" / f"{data_name(data)}-{split}" / label
+
+
+def ensemble_name(paths: Sequence[Path]) -> str:
+    """What tells evaluations of the same number of checkpoints apart."""
+    places = "\n".join(str(path.resolve()) for path in paths)
+    digest = hashlib.sha256(places.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    return f"ensemble{len(paths)}-{digest}"
+
+
+def write_config(captioner: Captioner) -> list[Path]:
+    """Leave a bundled model's configuration beside its evaluations, as a run has it, for reports.
+
+    Args:
+        captioner: the model; those of other kinds are left alone.
+    """
+    path = captioner.paths[0]
+    if path.name != MODEL:
+        return []
+    return [write_whole(run_folder(path) / CONFIG, _yaml(captioner.config))]
+
+
+def _yaml(config: Config) -> str:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(config))
+
+
+def _batches(captioner: Captioner, records: Sequence[Record], loader: Config) -> _Together:
+    """The images of a split, in batches; of each batch one for every encoder."""
+    loaders = []
+    for encoder, grid in zip(captioner.encoders, captioner.uses_grid):
+        pictures = Pictures(encoder)
+        if loader["cache"] and not encoder.trainable:
+            images = [record.image for record in records]
+            pictures.cached = cached_features(encoder, images, loader["cache_folder"], grid=grid)
+        workers = loader["workers"]
+        loaders.append(image_loader(records, captioner.tokenizer, pictures, workers=workers))
+    return _Together(loaders)
+
+
+class _Together:
+    """Loaders side by side, with a length for the progress bar."""
+
+    def __init__(self, loaders: Sequence[DataLoader[Batch]]) -> None:
+        self.loaders = loaders
+
+    def __len__(self) -> int:
+        return len(self.loaders[0].sampler)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
+        return zip(*self.loaders)

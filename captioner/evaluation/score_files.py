@@ -1,0 +1,322 @@
+"""Score captions that lie in files: of another system, of a person, of an earlier evaluation.
+
+A file becomes rows of image, caption and references, whatever its format; the references come from
+the same rows or from a second file. What would change a score silently is an error: an image
+captioned twice, left out, or unknown to the references.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioner.data.encodings import decode, without_halves
+from captioner.data.entries import (
+    ANNOTATION,
+    IMAGE_NAMES,
+    Entry,
+    caption_keys,
+    captions_of,
+    image_key,
+    json_entries,
+)
+from captioner.data.tables import table_rows
+from captioner.data.warnings import tokenizer_warnings
+from captioner.files import write_whole
+from captioner.metrics.scores import Scores, image_hash, score
+from captioner.metrics.statistics import FILE
+
+# An id comes first here, so that captions of COCO's numbers meet COCO's annotations.
+_IMAGE = ("image", "image_id", *IMAGE_NAMES)
+_REFERENCE = re.compile(r"(references?|refs?)([ _-]?\d+)?")
+_SHAPE = '{"image": ..., "caption": ..., "references": [...]}'
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a file says of an image.
+
+    Attributes:
+        place: file and line, or number, for errors.
+        image: its id.
+        caption: None where there is none.
+        references: captions by people, where they stand beside it.
+        several: several captions, best first, where there are such.
+        also: other names of the image, in an order that is the same for all rows of a file.
+    """
+
+    place: str
+    image: str
+    caption: str | None
+    references: tuple[str, ...] = ()
+    several: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
+
+
+def score_files(
+    file: str,
+    references: str | None = None,
+    *,
+    tokenize: str = "ptb",
+    metrics: Sequence[str] = ("bleu",),
+    subset: bool = False,
+    training: str | None = None,
+    format: str = "text",
+    output: str | None = None,
+    statistics: str | None = None,
+) -> int:
+    """Score a file of captions, and print or write the scores.
+
+    Args:
+        file: one caption an image.
+        references: captions by people; None takes those of `file`.
+        tokenize: a key of TOKENIZE.
+        metrics: keys of METRICS.
+        subset: leave out images that `file` does not caption.
+        training: a file with the captions of training, for novelty.
+        format: "text", "json" or "markdown".
+        output: a file to write; None prints.
+        statistics: a folder for scores.json and statistics.npz; None writes none.
+
+    Returns:
+        the exit status, 0.
+
+    Raises:
+        ValueError: a file that cannot be read as captions, or whose images do not match.
+        FileNotFoundError: a file that is not there.
+    """
+    rows, texts = matched(Path(file), Path(references) if references else None, subset=subset)
+    known = training and [t for row in read_rows(Path(training)) for t in _written_by_people(row)]
+    scores = score(
+        [row.caption or "" for row in rows],
+        texts,
+        tokenize=tokenize,
+        metrics=metrics,
+        images=[row.image for row in rows],
+        several=[row.several for row in rows],
+        training=known or None,
+        context=context(Path(file), Path(references) if references else None, rows),
+    )
+    if len(rows) == 1 and any(name.startswith("CIDEr") for name in scores.values):
+        print(
+            "captioner: warning: one image: CIDEr weighs n-grams by the images that lack them, so "
+            "here it is 0",
+            file=sys.stderr,
+        )
+    if tokenize.startswith("ptb"):
+        for warning in tokenizer_warnings([t for several in texts for t in several], "word"):
+            advice = warning.replace("tokenizer=character", "--tokenize character")
+            print(f"captioner: warning: {advice}", file=sys.stderr)
+    text = FORMATS[format](scores)
+    if output is None:
+        print(text, end="")
+    else:
+        write_whole(output, text)
+    if statistics is not None:
+        write_whole(Path(statistics) / "scores.json", _as_json(scores))
+        scores.statistics.save(Path(statistics) / FILE)
+    return 0
+
+
+def context(file: Path, references: Path | None, rows: Sequence[Row]) -> dict[str, str]:
+    """What the files tell of decoding, data and images, for the signature.
+
+    Captions that ``captioner evaluate`` left with their scores keep what it knew of them.
+    """
+    images = image_hash(row.image for row in rows)
+    try:
+        beside = json.loads(file.with_name("scores.json").read_text(encoding="utf-8"))
+        known = dict(part.partition(":")[::2] for part in beside["signature"].split("|"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        known = {}
+    if references is None and file.name == "captions.jsonl" and known.get("images") == images:
+        return {name: known[name] for name in ("decoding", "data", "split") if name in known} | {
+            "images": images
+        }
+    return {"data": (references or file).stem, "images": images}
+
+
+def matched(
+    file: Path, references: Path | None, *, subset: bool = False
+) -> tuple[list[Row], list[tuple[str, ...]]]:
+    """The captions of a file, each with its references.
+
+    Raises:
+        ValueError: an image without caption or references, captioned twice, or left out.
+    """
+    rows = {}
+    for row in read_rows(file):
+        if row.caption is None:
+            raise ValueError(f"{row.place}: no caption; a row is such as {_SHAPE}")
+        if row.image in rows:
+            raise ValueError(f"{row.place}: image {row.image!r} has a caption already; give one")
+        rows[row.image] = row
+    if references is None:
+        return list(rows.values()), [_references_beside(row) for row in rows.values()]
+    people = _by_people(references, rows)
+    strange = [image for image in rows if not people.get(image)]
+    if strange:
+        raise ValueError(
+            f"{references}: no reference for {_some(strange, rows)} of {file}; "
+            "are these captions of other images?"
+        )
+    absent = [image for image in people if image not in rows]
+    if absent and not subset:
+        raise ValueError(
+            f"{file}: no caption for {_some(absent, people)} of {references}; "
+            "caption them too, or leave them out with --subset"
+        )
+    return list(rows.values()), [people[image] for image in rows]
+
+
+def _by_people(references: Path, rows: Mapping[str, Row]) -> dict[str, tuple[str, ...]]:
+    """The captions of a file of references by image, by the names that most of `rows` have.
+
+    COCO gives an image a number and a file name, and here its id is `val2017/name.jpg`.
+    """
+    people: list[dict[str, tuple[str, ...]]] = []
+    for row in read_rows(references):
+        for place, name in enumerate((row.image, *row.also)):
+            if place == len(people):
+                people.append({})
+            people[place][name] = (*people[place].get(name, ()), *_written_by_people(row))
+    return max(people, key=lambda names: len(names.keys() & rows.keys()))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of captions, by its suffix .jsonl, .json, .csv or .tsv.
+
+    Raises:
+        ValueError: another suffix, not UTF-8, not the format that the suffix says, or no rows.
+        FileNotFoundError: nothing is there.
+    """
+    readers = {".jsonl": _objects, ".json": _objects, ".csv": _cells, ".tsv": _cells}
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, or is not a file; give a file of captions")
+    if suffix not in readers:
+        raise ValueError(f"{path}: not a known kind of file; give {', '.join(readers)}")
+    text = decode(path.read_bytes(), "utf-8", path).removeprefix("\ufeff")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.strip():
+        raise ValueError(f"{path}: empty file; give one or more captions")
+    rows = list(readers[suffix](text, path))
+    if not rows:
+        raise ValueError(f"{path}: holds no captions; give one or more")
+    return rows
+
+
+def _objects(text: str, path: Path) -> Iterator[Row]:
+    for place, entry in json_entries(text, path):
+        yield _row(entry, place)
+
+
+def _cells(text: str, path: Path) -> Iterator[Row]:
+    rows = table_rows(text, path)
+    _, _, header = next(rows, (0, ",", [""]))
+    names = [name.strip().lower() for name in header]
+    for line, _, cells in rows:
+        place = f"{path}, line {line}"
+        if len(cells) != len(names):
+            raise ValueError(
+                f"{place}: {len(cells)} cells under {len(names)} column names; "
+                "put a text with the mark between columns in quotes"
+            )
+        # A table as wide as its most captioned image has empty cells.
+        pairs = list(zip(names, cells))
+        references = [cell for name, cell in pairs if _REFERENCE.fullmatch(name) and cell.strip()]
+        texts = [cell for name, cell in pairs if name in caption_keys(names)[0]]
+        found: dict[str, Any] = {n: c for n, c in pairs if n == image_key(names, _IMAGE)}
+        if len(texts) == 1:
+            found["caption"] = texts[0]
+        elif texts:
+            found["captions"] = [text for text in texts if text.strip()]
+        yield _row({**found, "references": references}, place)
+
+
+def _row(content: Entry, place: str) -> Row:
+    key = image_key(content, _IMAGE)
+    image = None if key is None else content[key]
+    if isinstance(image, (dict, list, float, bool, type(None))) or image == "":
+        raise ValueError(f"{place}: no image id; give it as {_IMAGE[0]!r} or {_IMAGE[1]!r}")
+    keys = caption_keys(content)[0]
+    alone = next((key for key in keys if isinstance(content[key], str)), None)
+    several = captions_of({key: content[key] for key in keys if key != alone}, place)
+    texts = [*_list(content, "references", place), *several]
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{place}: {text!r} is not a caption; captions are texts")
+    texts = [without_halves(text) for text in texts]
+    return Row(
+        place,
+        str(image),
+        None if alone is None else without_halves(content[alone]),
+        tuple(texts[: len(texts) - len(several)]),
+        tuple(texts[len(texts) - len(several) :]),
+        _other_names(content, Path(place.partition(",")[0]).stem),
+    )
+
+
+def _other_names(content: Entry, file: str) -> tuple[str, ...]:
+    """The image ids that COCO's and Karpathy's readers give."""
+    if ANNOTATION in content and content["file_name"] is not None:
+        return content["file_name"], f"{file.removeprefix('captions_')}/{content['file_name']}"
+    if isinstance(content.get("filepath"), str) and "filename" in content:
+        return (f"{content['filepath']}/{content['filename']}",)
+    return ()
+
+
+def _list(content: Mapping[str, Any], name: str, place: str) -> list[Any]:
+    found = content.get(name) or []
+    if not isinstance(found, list):
+        raise ValueError(f"{place}: {name!r} is {found!r}; give a list")
+    return found
+
+
+def _written_by_people(row: Row) -> tuple[str, ...]:
+    """In a file of references the captions are those, unless there are references beside them."""
+    return row.references or (*(() if row.caption is None else (row.caption,)), *row.several)
+
+
+def _references_beside(row: Row) -> tuple[str, ...]:
+    if not row.references:
+        raise ValueError(
+            f"{row.place}: image {row.image!r} has no references; put them beside the caption, or "
+            "name a file of them: captioner score FILE REFERENCES"
+        )
+    return row.references
+
+
+def _some(images: Sequence[str], among: Iterable[str]) -> str:
+    return f"{len(images)} of {len(list(among))} images (first {images[0]!r})"
+
+
+# What is printed ------------------------------------------------------------------------------
+
+
+def _as_text(scores: Scores) -> str:
+    width = max(map(len, scores.values), default=0)
+    lines = [f"{name:<{width}} {value:9.2f}" for name, value in scores.values.items()]
+    lines += ["", *dict.fromkeys(scores.signatures.values())]
+    lines += [f"no {metric}: {reason}" for metric, reason in scores.missing.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _as_json(scores: Scores) -> str:
+    return json.dumps(scores.as_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+def _as_markdown(scores: Scores) -> str:
+    lines = ["| score | value |", "|---|---:|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in scores.values.items()]
+    lines += ["", *(f"- `{one}`" for one in dict.fromkeys(scores.signatures.values()))]
+    lines += [f"- no {metric}: {reason}" for metric, reason in scores.missing.items()]
+    return "\n".join(lines) + "\n"
+
+
+FORMATS = {"text": _as_text, "json": _as_json, "markdown": _as_markdown}

@@ -1,0 +1,116 @@
+"""From models, features and options to hypotheses: the one way from a model to captions."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captioner.decoding.constraints import Phrases
+from captioner.decoding.decode import decode
+from captioner.decoding.ensemble import together
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.search import Hypothesis
+from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.decoder import Stepper
+from captioner.models.features import Features
+from captioner.models.precision import BF16, resolve, tell_cost
+from captioner.tokenizers import Tokenizer
+
+
+@torch.inference_mode()
+def generate(
+    models: Sequence[CaptioningModel],
+    sources: Sequence[Tensor | Features],
+    tokenizer: Tokenizer,
+    options: DecodingOptions,
+    *,
+    keys: Sequence[int] | None = None,
+    steppers: Sequence[Stepper] | None = None,
+) -> list[list[Hypothesis]]:
+    """Decode freely: for each image its hypotheses, best first.
+
+    <pad>, <start> and <unk> are never emitted. The models must be in evaluation mode.
+
+    Args:
+        models: one, or several over the same vocabulary that decode together.
+        sources: for each model the images [B, 3, S, S] or their Features.
+        tokenizer: of all models.
+        options: how captions are chosen.
+        keys: of each image, for its draws (``decode``).
+        steppers: of each model, where ``make_steppers`` has made them.
+
+    Raises:
+        ValueError: a required word or prefix that the models cannot say.
+    """
+    words = tokenizer.vocabulary
+    with _precision(models, options):
+        features = [model.encode(source) for model, source in zip(models, sources)]
+        decoders = [model.decoder for model in models] if steppers is None else steppers
+        starts = [decoder.start(one) for decoder, one in zip(decoders, features)]
+        step, state = together([one.step for one in decoders], starts, average=options.ensemble)
+        return decode(
+            step,
+            state,
+            start=words.start,
+            end=words.end,
+            options=options,
+            phrases=phrases(options, tokenizer),
+            banned=(words.pad, words.start, words.unknown),
+            keys=keys,
+            rarity=words.rarity if options.consensus else (),
+        )
+
+
+@torch.inference_mode()
+def make_steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -> list[Stepper]:
+    """What ``generate`` needs for many calls with options of the same precision."""
+    with _precision(models, options):
+        return [model.decoder.stepper() for model in models]
+
+
+def _precision(models: Sequence[CaptioningModel], options: DecodingOptions) -> torch.autocast:
+    """fp32 is fp32 also in a training in bf16, so that dev scores are those of an evaluation."""
+    device = next(models[0].decoder.parameters()).device.type
+    tell_cost("decoding.precision", options.precision, device)
+    bf16 = resolve(options.precision, device) == BF16
+    return torch.autocast(device, torch.bfloat16, enabled=bf16)
+
+
+def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:
+    """The words of the options as tokens; banned ones that the vocabulary lacks are passed over.
+
+    Raises:
+        ValueError: a required word or prefix that the vocabulary lacks, or that is banned.
+    """
+    vocabulary = tokenizer.vocabulary
+    banned = [tuple(tokenizer.encode(text)) for text in options.banned_words]
+    banned = [phrase for phrase in banned if phrase and vocabulary.unknown not in phrase]
+    required = [_said("required_words", text, tokenizer) for text in options.required_words]
+    for text, phrase in zip(options.required_words, required):
+        if any(phrase[at : at + len(b)] == b for b in banned for at in range(len(phrase))):
+            raise ValueError(f"decoding.required_words={text!r} is banned by banned_words as well")
+    prefix = _said("prefix", options.prefix, tokenizer) if options.prefix.strip() else ()
+    if len(prefix) >= options.max_length:
+        raise ValueError(
+            f"decoding.prefix={options.prefix!r} has {len(prefix)} words; raise max_length above "
+            "that"
+        )
+    return Phrases(tuple(banned), tuple(required), prefix)
+
+
+def _said(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    words = tokenizer.split(text)
+    if not words:
+        raise ValueError(f"decoding.{option}={text!r} holds no word")
+    for word in words:
+        if tokenizer.vocabulary.id(word) == tokenizer.vocabulary.unknown:
+            near = difflib.get_close_matches(word, tokenizer.vocabulary.words[4:], n=1, cutoff=0.6)
+            raise ValueError(
+                f"decoding.{option}={text!r}: the model cannot say {word!r}, which is not among "
+                f"its {len(tokenizer.vocabulary) - 4} words"
+                + (f" (did you mean {near[0]}?)" if near else "")
+            )
+    return tuple(tokenizer.encode(text))

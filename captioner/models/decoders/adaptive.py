@@ -1,0 +1,105 @@
+"""Read, then look, or look at nothing.
+
+Adaptive is the adaptive attention of Lu et al., "Knowing When to Look", CVPR 2017: a sentinel, made
+of what the cell remembers, is one more value that it may look at. Words like "of" need no picture.
+
+    v_i     = ReLU(W a_i + b)                   v̂ = ReLU(W_b v̄ + b_b)
+    h_t     = cell([y_t; v̂], h_{t-1})
+    s_t     = σ(W_x [y_t; v̂] + b_x + W_h h_{t-1}) * tanh(c_t)
+    ĉ_t     = Σ_i α_ti v_i + β_t s_t            α_t and β_t, which sum to 1, from the query h_t
+    p_t     = softmax(W_p (ĉ_t + h_t) + b_p)
+
+a_i are the positions of the grid, standardised, y_t words. A cell without c has h_t for tanh(c_t).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captioner.models.decoders.attention_decoder import Attending
+from captioner.models.decoders.standardize import with_image
+from captioner.models.features import Features
+from captioner.models.matmul import Linear
+from captioner.models.recurrence.cells import State
+from captioner.models.recurrence.unroll import Recurrence
+
+
+class Adaptive(Attending):
+    """Reads the word, then looks with h_t, or at what it remembers (Lu et al., 2017).
+
+    With a sentinel, the weights of ``look`` are [..., P + 1]; the last is β_t, the sentinel's.
+
+    Args:
+        vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
+            score, dropout, tie_weights: as of ``Attending``.
+        cell: a name in ``CELLS``.
+        layers: L; the last one looks and speaks.
+        sentinel: it may look at its memory; False is the paper's "spatial attention".
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        components: int | None = None,
+        cell: str = "lstm",
+        embedding_size: int = 512,
+        hidden_size: int = 512,
+        layers: int = 1,
+        attention_size: int = 256,
+        score: str = "additive",
+        sentinel: bool = True,
+        dropout: float = 0.5,
+        tie_weights: bool = False,
+    ) -> None:
+        super().__init__(
+            vocabulary_size=vocabulary_size,
+            feature_size=feature_size,
+            components=components,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+            attention_size=attention_size,
+            score=score,
+            dropout=dropout,
+            tie_weights=tie_weights,
+            sentinel=sentinel,
+        )
+        self.recurrence = Recurrence(
+            cell=cell,
+            input_size=embedding_size,
+            hidden_size=hidden_size,
+            layers=layers,
+            dropout=dropout,
+        )
+        self.image = Linear(hidden_size, embedding_size)
+        self.gates = self.recurrence.first.of_input.out_features
+        self.sentinel = sentinel
+        read = self.gates + (hidden_size if sentinel else 0)
+        self.of_image = Linear(embedding_size, read, bias=False)
+        if sentinel:
+            self.of_word = Linear(embedding_size, hidden_size)
+            self.of_hidden = Linear(hidden_size, hidden_size, bias=False)
+
+    def values(self, features: Features) -> Tensor:
+        return torch.relu(super().values(features))
+
+    def begin(self, mean: Tensor) -> State:
+        image = self.dropout(torch.relu(self.image(mean)))  # [B, E]
+        return {**self.recurrence.zeros(len(mean)), "image.part": self.of_image(image)}
+
+    def project(self, words: Tensor) -> Tensor:
+        of_cell = self.recurrence.project(words)  # [..., gates * H]
+        return torch.cat([of_cell, self.of_word(words)], dim=-1) if self.sentinel else of_cell
+
+    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        projected = with_image(projected, state["image.part"])
+        read = projected[:, : self.gates]
+        h, after = self.recurrence.advance(read, self.recurrence.own(state))  # [B, H]
+        sentinel = None
+        if self.sentinel:
+            shown = torch.sigmoid(projected[:, self.gates :] + self.of_hidden(state["h"][:, -1]))
+            sentinel = shown * (torch.tanh(after["c"][:, -1]) if "c" in after else h)
+        context, weights = self.attention(h, state, sentinel)
+        return context + h, weights, {**state, **after}

@@ -1,0 +1,240 @@
+"""Recurrent decoders without attention.
+
+ShowTell is the Neural Image Caption generator (Vinyals et al., "Show and Tell", CVPR 2015): the
+image is the first word the network reads.
+
+    X_0     = W_I feature + b_I                 h_{-1} = c_{-1} = 0     (feature standardised)
+    X_t     = W_e word_{t-1}                    word_0 = <start>
+    h_t     = cell(X_t, h_{t-1})
+    p_t     = softmax(W_p h_t + b_p)            until <end>
+
+There are three other places where the image may enter (Tanti et al., "Where to put the image in an
+image caption generator", 2018, compare them); then X_0 is left out:
+
+    h0      h_{-1}, c_{-1} = tanh(W_I feature + b_I)                    init-inject (Devlin 2015)
+    every   X_t = [W_e word_{t-1}; W_I feature + b_I]                   par-inject (Donahue 2015)
+    merge   p_t = softmax(W_p tanh(W_m h_t + W_I feature + b) + b_p)    merge (Mao 2015, m-RNN)
+
+Tied weights take W_e for W_p (Press & Wolf, EACL 2017), after a projection where H is not E.
+
+Nothing in it knows that the feature came from a picture: with a sentence as X_0 the same network
+translates, with a zero vector it is a language model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioner.config import pick, unknown
+from captioner.models.decoders.decoder import Stepper
+from captioner.models.decoders.standardize import Standardise, with_image
+from captioner.models.features import Features
+from captioner.models.matmul import Linear
+from captioner.models.packing import Packing
+from captioner.models.recurrence.cells import State
+from captioner.models.recurrence.unroll import CELLS, Recurrence
+from captioner.models.weight_layout import laid_out
+
+IMAGES = ("x0", "h0", "every", "merge")
+
+Advance = Callable[[Tensor, State], tuple[Tensor, State]]
+"""Projected words [B, gates * H] and the state before -> h of the last layer, the state after."""
+
+
+class ShowTell(nn.Module):
+    """X_0 = projected image feature, then <start>, then words until <end> (Vinyals et al., 2015).
+
+    Args:
+        vocabulary_size: V.
+        feature_size: D, width of the encoder's features.
+        image: where the image enters, a name in ``IMAGES``.
+        regions: 1 reads the encoder's pooled feature; R the means of R x R regions of its grid,
+            side by side, so that X_0 knows where things are.
+        components: K, to read the feature by its principal components (``Standardise``).
+        cell: a name in ``CELLS``.
+        embedding_size: E, width of a word and of X_0.
+        hidden_size: H.
+        layers: L.
+        dropout: share dropped from words, the image, h and between layers while training, [0, 1).
+        tie_weights: the words' embeddings are the rows of W_p as well.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    attends = False
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        image: str = "x0",
+        regions: int = 1,
+        components: int | None = None,
+        cell: str = "lstm",
+        embedding_size: int = 512,
+        hidden_size: int = 512,
+        layers: int = 1,
+        dropout: float = 0.5,
+        tie_weights: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in (("regions", regions), ("components", components)):
+            if value is not None and value < 1:
+                raise ValueError(f"decoder.{name}={value} is not accepted; choose 1 or more")
+        if image not in IMAGES:
+            raise unknown("decoder.image", image, IMAGES)
+        self.enters = image
+        self.regions = regions
+        self.uses_grid = regions > 1
+        self.standardise = Standardise(feature_size * regions**2, components)
+        kind = pick(CELLS, cell, "decoder.cell")
+        states = len(kind.state_names) * layers * hidden_size
+        width = {"h0": states, "merge": hidden_size}.get(image, embedding_size)
+        self.image = Linear(self.standardise.width, width)
+        self.words = nn.Embedding(vocabulary_size, embedding_size)
+        self.recurrence = Recurrence(
+            cell=cell,
+            input_size=embedding_size * (2 if image == "every" else 1),
+            hidden_size=hidden_size,
+            layers=layers,
+            dropout=dropout,
+        )
+        if image == "merge":
+            self.merge = Linear(hidden_size, hidden_size, bias=False)
+        narrows = tie_weights and hidden_size != embedding_size
+        self.narrow = Linear(hidden_size, embedding_size) if narrows else nn.Identity()
+        self.output = Linear(embedding_size if narrows else hidden_size, vocabulary_size)
+        if tie_weights:
+            self.output.weight = self.words.weight
+        self.dropout = nn.Dropout(dropout)
+        nn.init.uniform_(self.words.weight, -0.1, 0.1)
+        nn.init.zeros_(self.output.bias)
+
+    # The image --------------------------------------------------------------------------------
+
+    def read_image(self, features: Features) -> Tensor:
+        """The projected feature of each image: X_0 [B, E], or as wide as it must be elsewhere."""
+        return self.image(self.standardise(self.read(features)))
+
+    def read(self, features: Features) -> Tensor:
+        """The feature as the encoder gives it: pooled [B, D], or R x R regions side by side."""
+        if not self.uses_grid:
+            return features.pooled
+        if features.grid is None:
+            raise ValueError("decoder.regions above 1 needs features with a grid")
+        positions = features.grid.shape[1]
+        side = math.isqrt(positions)
+        if side * side != positions or self.regions > side:
+            raise ValueError(
+                f"decoder.regions={self.regions} does not fit a grid of {positions} positions; "
+                "choose 1, or no more than its side, and a square image"
+            )
+        maps = features.grid.transpose(1, 2).unflatten(2, (side, side))  # [B, D, side, side]
+        return functional.adaptive_avg_pool2d(maps, self.regions).flatten(1)  # [B, D * R * R]
+
+    def fit(self, features: Features) -> None:
+        """Fit what is not learned by gradient to features of training images."""
+        self.standardise.fit(self.read(features))
+
+    # Step by step -----------------------------------------------------------------------------
+
+    def start(self, features: Features) -> State:
+        """The state before <start>, when the network has read what it reads of the image once.
+
+        That is all of it as X_0, or as h and c. Otherwise the state carries what the image adds
+        to every step: ``image.part``, [B, gates * H] or, where it is merged, [B, H].
+        """
+        image = self.dropout(self.read_image(features))  # [B, E]
+        if self.enters == "h0":
+            return self.recurrence.filled(torch.tanh(image))
+        nothing = self.recurrence.zeros(len(image))
+        if self.enters == "x0":
+            return self.recurrence.step(image, nothing)[1]
+        if self.enters == "every":
+            image = functional.linear(image, self._halves()[1])  # [B, gates * H]
+        return {**nothing, "image.part": image}
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
+        h, state = self._advance(self._project(self.dropout(self.words(tokens))), state)
+        return self._answer(h), state
+
+    @torch.no_grad()
+    def stepper(self) -> Stepper:
+        """``start`` and ``step`` for decoding: W_x of every word is computed once.
+
+        A word's projected input is then a row of a table [V, gates * H].
+        """
+        table = self._project(self.words.weight)  # [V, gates * H]
+        copied = laid_out(self)
+        advance = partial(copied.recurrence.advance, one=self.recurrence.quickest())
+
+        @torch.no_grad()
+        def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
+            h, state = copied._advance(table.index_select(0, tokens), state, advance)
+            return copied._answer(h), state
+
+        return Stepper(torch.no_grad()(copied.start), step)
+
+    def _advance(
+        self, projected: Tensor, state: State, advance: Advance | None = None
+    ) -> tuple[Tensor, State]:
+        """One step from projected words [B, gates * H] -> what is answered from [B, H], state."""
+        if self.enters == "every":
+            projected = with_image(projected, state["image.part"])
+        h, after = (advance or self.recurrence.advance)(projected, self.recurrence.own(state))
+        if self.enters == "merge":
+            h = torch.tanh(with_image(self.merge(h), state["image.part"]))
+        return h, {**state, **after}
+
+    def _project(self, words: Tensor) -> Tensor:
+        """What the first layer makes of words: [..., E] -> [..., gates * H]."""
+        if self.enters != "every":
+            return self.recurrence.project(words)
+        of_words, _ = self._halves()
+        return functional.linear(words, of_words, self.recurrence.first.of_input.bias)
+
+    def _halves(self) -> tuple[Tensor, ...]:
+        """W_x of the word and of the image, each [gates * H, E]."""
+        return self.recurrence.first.of_input.weight.chunk(2, dim=1)
+
+    def _answer(self, h: Tensor) -> Tensor:
+        return self.output(self.narrow(self.dropout(h)))
+
+    # Whole captions ---------------------------------------------------------------------------
+
+    def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
+        """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.
+
+        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
+        are read and answered: logits [N, V], in its order.
+        """
+        whole = packing or Packing.whole(inputs)
+        image = self.read_image(features)  # [B, E]
+        words = self.words(whole.pack(inputs))  # [N, E]
+        if self.enters == "x0":  # every X_0 first, which is read, not answered
+            sequence = self.dropout(torch.cat([image[whole.order], words]))  # [B + N, E]
+            sizes = (len(image), *whole.sizes)
+            h, _ = self.recurrence(sequence, self.recurrence.zeros(len(image)), sizes=sizes)
+            h = h[len(image) :]  # [N, H]
+        else:
+            h = self._read(self.dropout(image), self.dropout(words), whole)
+        return self._answer(whole.unflatten(h) if packing is None else h)
+
+    def _read(self, image: Tensor, words: Tensor, packing: Packing) -> Tensor:
+        """Words [N, E] beside the images that they belong to -> [N, H]."""
+        state = self.recurrence.zeros(len(image))
+        if self.enters == "h0":
+            state = self.recurrence.filled(torch.tanh(image[packing.order]))
+        if self.enters == "every":
+            words = torch.cat([words, image[packing.rows]], dim=1)  # [N, 2 * E]
+        h, _ = self.recurrence(words, state, sizes=packing.sizes)
+        return torch.tanh(self.merge(h) + image[packing.rows]) if self.enters == "merge" else h

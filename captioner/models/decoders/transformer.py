@@ -1,0 +1,308 @@
+"""The Transformer as decoder (Vaswani et al., "Attention Is All You Need", NeurIPS 2017).
+
+Words attend to the words before them and to the image. Over x, a word and its position, each of L
+layers adds three things; normalised before, not after (Xiong et al., ICML 2020):
+
+    x_0     = sqrt(H) W_e word + position
+    x       = x + self(norm x)                  over words up to this one
+    x       = x + cross(norm x, m)              over m_1 .. m_P, the grid, standardised, projected
+    x       = x + W_2 relu(W_1 norm x)
+    p_t     = softmax(W_p norm x + b_p)
+
+    self, cross:    W_o [softmax(q_i K_i^T / sqrt(H / heads)) V_i for each head i] + b_o
+
+Whole captions are read at once, under a causal mask. Word by word, the state keeps what earlier
+words offer to later ones, the keys and values of each layer, and of the image m alone: with
+q^T (W_k m) = (W_k^T q)^T m and Σ α (W_v m) = W_v (Σ α m) no keys or values of it are ever formed,
+and an image costs P x H numbers, whatever L is and however many beams it has.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import unknown
+from captioner.models.decoders.decoder import Stepper
+from captioner.models.decoders.standardize import Positions
+from captioner.models.features import Features
+from captioner.models.matmul import Linear
+from captioner.models.packing import Packing
+from captioner.models.recurrence.cells import State
+from captioner.models.weight_layout import laid_out
+
+POSITIONS = ("learned", "sinusoidal")
+
+
+class Layer(nn.Module):
+    """Words attend to words, then to the image, then pass two layers each by itself.
+
+    Args:
+        hidden_size: H.
+        heads: how many share H.
+        feedforward_size: width between W_1 and W_2.
+        dropout: share dropped from each of the three before it is added, [0, 1).
+    """
+
+    def __init__(
+        self, *, hidden_size: int, heads: int, feedforward_size: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.self_norm, self.cross_norm, self.norm = (nn.LayerNorm(hidden_size) for _ in range(3))
+        self.of_word = Linear(hidden_size, 3 * hidden_size)  # query, key, value
+        self.self_output = Linear(hidden_size, hidden_size)
+        self.query = Linear(hidden_size, hidden_size)
+        self.key = Linear(hidden_size, hidden_size, bias=False)  # a bias would change no weight
+        self.value = Linear(hidden_size, hidden_size)
+        self.cross_output = Linear(hidden_size, hidden_size)
+        self.wide = Linear(hidden_size, feedforward_size)
+        self.narrow = Linear(feedforward_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        for linear in (self.of_word, self.self_output, self.query, self.value, self.cross_output):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole captions.
+
+        Args:
+            x: [B, T, H].
+            memory: m, [B, P, H].
+
+        Returns:
+            x after the layer, and the weights of the cross attention, [B, heads, T, P].
+        """
+        query, key, value = map(self._split, self.of_word(self.self_norm(x)).chunk(3, dim=-1))
+        found, _ = attend(query, key, value, causal=True)
+        x = x + self.dropout(self.self_output(self._join(found)))
+        key, value = self._split(self.key(memory)), self._split(self.value(memory))
+        found, weights = attend(self._split(self.query(self.cross_norm(x))), key, value)
+        x = x + self.dropout(self.cross_output(self._join(found)))
+        return self._last(x), weights
+
+    def step(self, x: Tensor, memory: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+        """One word for each row.
+
+        Args:
+            x: [R, H].
+            memory: m, [B, P, H]; of each image K = R / B rows, side by side.
+            past: keys and values of the words before, [R, t, 2 * H].
+
+        Returns:
+            x after the layer, and the past with this word's, [R, t + 1, 2 * H].
+        """
+        query, offered = self.of_word(self.self_norm(x)).tensor_split([x.shape[1]], dim=1)
+        past = torch.cat([past, offered.unsqueeze(1)], dim=1)
+        key, value = map(self._split, past.chunk(2, dim=2))  # [R, heads, t + 1, H / heads]
+        found, _ = attend(self._split(query.unsqueeze(1)), key, value)
+        x = x + self.dropout(self.self_output(self._join(found).squeeze(1)))
+        x = x + self.dropout(self.cross_output(self._look(self.cross_norm(x), memory)))
+        return self._last(x), past
+
+    def _look(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Cross attention of one word, [R, H] -> [R, H], without keys and values of the image."""
+        of_keys, of_values = (
+            linear.weight.unflatten(0, (self.heads, -1)) for linear in (self.key, self.value)
+        )  # [heads, H / heads, H]
+        query = self.query(x).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [heads, R, ...]
+        sought = (query @ of_keys).transpose(0, 1)  # [R, heads, H]
+        sought = sought.reshape(len(memory), -1, memory.shape[2])  # [B, K * heads, H]
+        weights = _softmax(sought @ memory.transpose(1, 2) * query.shape[2] ** -0.5)
+        seen = weights.to(memory.dtype) @ memory  # [B, K * heads, H]
+        seen = seen.view(len(x), self.heads, -1).transpose(0, 1)  # [heads, R, H]
+        return (seen @ of_values.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value.bias
+
+    def _last(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.narrow(torch.relu(self.wide(self.norm(x)))))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[B, T, H] -> [B, heads, T, H / heads]"""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def _join(self, x: Tensor) -> Tensor:
+        """[B, heads, T, H / heads] -> [B, T, H]"""
+        return x.transpose(1, 2).flatten(2)
+
+
+class Transformer(nn.Module):
+    """L layers of self and cross attention (Vaswani et al., 2017), normalised before each.
+
+    Args:
+        vocabulary_size: V.
+        feature_size: D, width of the encoder's features.
+        grid: attend to the positions of the grid; False: to the pooled feature, as the only one.
+        components: K, to read positions by their principal components (``Standardise``).
+        hidden_size: H, of words, positions and everything between.
+        heads: of each attention; H is a multiple.
+        layers: L.
+        feedforward_size: width between W_1 and W_2.
+        positions: of words, a name in ``POSITIONS``.
+        max_words: longest caption that learned positions reach, <start> included.
+        dropout: share dropped from words, from the dimensions of an image's values and from what
+            layers add while training, [0, 1).
+        tie_weights: the words' embeddings are the rows of W_p as well.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    attends = True
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        grid: bool = True,
+        components: int | None = None,
+        hidden_size: int = 512,
+        heads: int = 8,
+        layers: int = 3,
+        feedforward_size: int = 2048,
+        positions: str = "learned",
+        max_words: int = 64,
+        dropout: float = 0.1,
+        tie_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        if heads < 1 or hidden_size % heads or hidden_size % 2:
+            raise ValueError(
+                f"decoder.heads={heads} do not share decoder.hidden_size={hidden_size}; choose "
+                "heads of which an even hidden_size is a multiple"
+            )
+        if layers < 1:
+            raise ValueError(f"decoder.layers={layers} is not accepted; choose 1 or more")
+        if positions not in POSITIONS:
+            raise unknown("decoder.positions", positions, POSITIONS)
+        self.uses_grid = grid
+        self.image = Positions(feature_size, components, hidden_size, grid=grid, dropout=dropout)
+        self.words = nn.Embedding(vocabulary_size, hidden_size)
+        self.places = nn.Embedding(max_words, hidden_size) if positions == "learned" else None
+        self.layers = nn.ModuleList(
+            Layer(
+                hidden_size=hidden_size,
+                heads=heads,
+                feedforward_size=feedforward_size,
+                dropout=dropout,
+            )
+            for _ in range(layers)
+        )
+        self.norm = nn.LayerNorm(hidden_size)
+        self.output = Linear(hidden_size, vocabulary_size)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.words.weight, std=hidden_size**-0.5)
+        if self.places is not None:
+            nn.init.normal_(self.places.weight, std=0.1)
+        nn.init.zeros_(self.output.bias)
+        if tie_weights:
+            self.output.weight = self.words.weight
+
+    def fit(self, features: Features) -> None:
+        """Fit what is not learned by gradient to features of training images."""
+        self.image.fit(features)
+
+    def read(self, tokens: Tensor, first: int) -> Tensor:
+        """Words and their places: tokens [B, T], the first at place `first` -> x_0 [B, T, H].
+
+        Raises:
+            ValueError: a caption longer than the learned positions reach.
+        """
+        words = math.sqrt(self.words.embedding_dim) * self.words(tokens)
+        last = first + tokens.shape[1]
+        if self.places is None:
+            places = sinusoids(torch.arange(first, last, device=words.device), words.shape[2])
+            return self.dropout(words + places.to(words.dtype))
+        if last > self.places.num_embeddings:
+            raise ValueError(
+                f"captions of {last} words: the model has learned only positions below "
+                f"decoder.max_words={self.places.num_embeddings}; cut them (loader.max_words, "
+                "decoding.max_length), or train with more, or with decoder.positions=sinusoidal"
+            )
+        return self.dropout(words + self.places.weight[first:last])
+
+    def start(self, features: Features) -> State:
+        """The state before <start>: ``image.memory`` [B, P, H], a ``past`` of each layer, empty."""
+        memory = self.image(features)
+        past = memory.new_empty(len(memory), 0, 2 * memory.shape[2])
+        return {"image.memory": memory, **dict.fromkeys(self._pasts(), past)}
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
+        x = self.read(tokens.unsqueeze(1), state["past.0"].shape[1]).squeeze(1)  # [R, H]
+        after = {**state}
+        for name, layer in zip(self._pasts(), self._layers()):
+            x, after[name] = layer.step(x, state["image.memory"], state[name])
+        return self.output(self.norm(x)), after
+
+    @torch.no_grad()
+    def stepper(self) -> Stepper:
+        """``start`` and ``step`` for decoding."""
+        copied = laid_out(self)
+        copied.words = self.words  # rows of tied weights are read as they lie
+        return Stepper(torch.no_grad()(copied.start), torch.no_grad()(copied.step))
+
+    def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
+        """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.
+
+        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
+        are answered: logits [N, V], in its order. They never see the padding, which comes after.
+        """
+        return self.look(features, inputs, packing)[0]
+
+    def look(
+        self, features: Features, inputs: Tensor, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``forward``, and where the last layer looked: weights [B, T, P] or [N, P].
+
+        They are the mean over its heads.
+        """
+        memory = self.image(features)  # [B, P, H]
+        x = self.read(inputs, 0)  # [B, T, H]
+        for layer in self._layers():
+            x, weights = layer(x, memory)
+        weights = weights.mean(1)  # [B, T, P]
+        if packing is not None:
+            x, weights = packing.pack(x), packing.pack(weights)
+        return self.output(self.norm(x)), weights
+
+    def _pasts(self) -> list[str]:
+        return [f"past.{layer}" for layer in range(len(self.layers))]
+
+    def _layers(self) -> list[Layer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+
+def sinusoids(places: Tensor, size: int) -> Tensor:
+    """Sines and cosines of places [T] -> [T, size], from 1 to 1 / 10,000 turns (section 3.5)."""
+    rates = torch.exp(torch.arange(0, size, 2, device=places.device) * (-math.log(10_000) / size))
+    angles = places[:, None] * rates  # [T, size / 2]
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Queries [B, heads, T, ...] over keys and values [B, heads, P, ...] -> results and weights.
+
+    torch.nn.functional.scaled_dot_product_attention gives no weights, and its gradient takes ten
+    times as long in bfloat16 on CPUs where T and P are small (torch 2.13).
+
+    Args:
+        causal: the query at t sees the keys up to t.
+    """
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5  # [B, heads, T, P]
+    if causal:
+        later = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    weights = _softmax(scores)
+    return weights.to(value.dtype) @ value, weights
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    exact = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=exact)

@@ -1,0 +1,94 @@
+"""Read, look, then speak.
+
+UpDown is the captioning model of Anderson et al., "Bottom-Up and Top-Down Attention for Image
+Captioning and Visual Question Answering", CVPR 2018. Over the values v_1 .. v_P, v̄ their mean, and
+words y_t:
+
+    h¹_t    = cell¹([h²_{t-1}; v̄; y_t], h¹_{t-1})
+    z_t     = Σ_i α_ti v_i                      α_t from the query h¹_t
+    h²_t    = cell²([z_t; h¹_t], h²_{t-1})
+    p_t     = softmax(W_p h²_t + b_p)
+
+Its values are here the positions of the grid, as in the paper's baseline, not detected objects.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captioner.config import pick
+from captioner.models.decoders.attention_decoder import Attending
+from captioner.models.decoders.standardize import with_image
+from captioner.models.matmul import Linear
+from captioner.models.recurrence.cells import State
+from captioner.models.recurrence.unroll import CELLS, Recurrence
+
+
+class UpDown(Attending):
+    """One cell looks, another speaks (Anderson et al., 2018).
+
+    Args:
+        vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
+            score, dropout, tie_weights: as of ``Attending``.
+        cell: a name in ``CELLS``, of both.
+        layers: L of the one that speaks.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        feature_size: int,
+        components: int | None = None,
+        cell: str = "lstm",
+        embedding_size: int = 512,
+        hidden_size: int = 512,
+        layers: int = 1,
+        attention_size: int = 256,
+        score: str = "additive",
+        dropout: float = 0.5,
+        tie_weights: bool = False,
+    ) -> None:
+        super().__init__(
+            vocabulary_size=vocabulary_size,
+            feature_size=feature_size,
+            components=components,
+            embedding_size=embedding_size,
+            hidden_size=hidden_size,
+            attention_size=attention_size,
+            score=score,
+            dropout=dropout,
+            tie_weights=tie_weights,
+        )
+        kind = pick(CELLS, cell, "decoder.cell")
+        self.looking = kind(input_size=embedding_size, hidden_size=hidden_size)
+        gates = self.looking.of_input.out_features
+        self.of_language = Linear(hidden_size, gates, bias=False)
+        self.of_mean = Linear(hidden_size, gates, bias=False)
+        self.language = Recurrence(
+            cell=cell,
+            input_size=2 * hidden_size,
+            hidden_size=hidden_size,
+            layers=layers,
+            dropout=dropout,
+        )
+
+    def begin(self, mean: Tensor) -> State:
+        rows = len(mean)
+        looking = {f"looking_{n}": tensor for n, tensor in self.looking.zeros(rows).items()}
+        return {**looking, **self.language.zeros(rows), "image.part": self.of_mean(mean)}
+
+    def project(self, words: Tensor) -> Tensor:
+        return self.looking.project(words)  # [..., gates * H]
+
+    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+        looking = {name: state[f"looking_{name}"] for name in self.looking.state_names}
+        projected = with_image(projected, state["image.part"])
+        projected = projected + self.of_language(state["h"][:, -1])
+        looking = self.looking.step(self.looking.gates(projected, looking), looking)
+        context, weights = self.attention(looking["h"], state)  # [B, H]
+        heard = torch.cat([context, looking["h"]], dim=1)  # [B, 2 * H]
+        h, after = self.language.step(heard, self.language.own(state))
+        after.update({f"looking_{name}": tensor for name, tensor in looking.items()})
+        return h, weights, {**state, **after}

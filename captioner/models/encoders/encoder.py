@@ -1,0 +1,303 @@
+"""What an encoder is: images [B, 3, S, S] -> Features(pooled [B, D], grid [B, P, D]).
+
+An encoder is a classification network that stops before its classifier. The grid is its last
+spatial map, flattened row by row to P positions (for a transformer: its patch tokens, without
+class or register tokens). `pooled` is what the network itself pools from the grid and hands to its
+classifier where that still has D values, as in ResNet, EfficientNet-Lite, ConvNeXt and ViT; else,
+as for VGG and MobileNetV3, whose heads widen it first, it is the mean of the grid.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from captioner.models.encoders.folded import quick_copy
+from captioner.models.encoders.stages import stages
+from captioner.models.features import Features
+from captioner.models.precision import BF16, PRECISIONS, resolve, tell_cost
+from captioner.models.snapshot import Snapshot
+from captioner.transforms import Transform
+
+# Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
+_RUNNING_NORMS = nn.modules.batchnorm._NormBase
+AT_ONCE = 8  # images: on a CPU their maps then stay in its cache
+
+_Quick = tuple[tuple[str, Snapshot], nn.Module, torch.dtype]
+"""What computes the features, its type, and the precision and weights that it was made for."""
+_MAKING = threading.Lock()
+
+
+class Encoder(nn.Module):
+    """The interface of all encoders; a subclass writes `build` and `extract`.
+
+    Args:
+        network: its name in its library, such as efficientnet_lite0 or resnet50.
+        pretrained: start from ImageNet weights, and keep the statistics of normalisation layers.
+        trainable: learn the network's parameters; otherwise it is frozen and stays in eval mode.
+        image_size: S in pixels, at least 1; None takes the side the network was trained with.
+        crop: share of the shorter side that the centre crop keeps, (0, 1]; None: as trained.
+        stage: take the map of an earlier stage, 0 the finest, as grid, and its mean as pooled: less
+            abstract and with more positions. None is the last map. Networks of timm only.
+        precision: of a frozen encoder on a CPU: fp32, bf16, or auto, which is bf16 where the
+            processor multiplies it itself. Trainable encoders and other devices keep to fp32.
+        gradient_checkpointing: while the network learns, keep only the images and compute the maps
+            of AT_ONCE images again when their gradients are due (Chen et al., 2016): less memory,
+            one forward pass more.
+        initialise: False loads no weights at all, for a checkpoint will fill them.
+
+    Raises:
+        ValueError: the network is not known, or its weights cannot be had, or S does not fit it.
+    """
+
+    backbone: nn.Module
+    feature_size: int  # D
+    transform: Transform
+
+    def __init__(
+        self,
+        *,
+        network: str,
+        pretrained: bool = True,
+        trainable: bool = False,
+        image_size: int | None = None,
+        crop: float | None = None,
+        stage: int | None = None,
+        precision: str = "fp32",
+        gradient_checkpointing: bool = False,
+        initialise: bool = True,
+    ) -> None:
+        super().__init__()
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"encoder.precision={precision!r} is not known; choose {', '.join(PRECISIONS)}"
+            )
+        if image_size is not None and image_size < 1:
+            raise ValueError(f"encoder.image_size={image_size} is not positive; give pixels")
+        if crop is not None and not 0 < crop <= 1:
+            raise ValueError(f"encoder.crop={crop} is not accepted; choose a share in (0, 1]")
+        self.network = network
+        self.pretrained = pretrained
+        self.trainable = trainable
+        self.unfrozen = False
+        self.precision = precision
+        self.gradient_checkpointing = gradient_checkpointing
+        self._quick: _Quick | None = None
+        backbone, self.feature_size, self.transform = self.build(
+            network, weights=pretrained and initialise, image_size=image_size
+        )
+        # In channels_last the same convolutions run 1.3 to 1.9 times as fast on a CPU.
+        backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.backbone = backbone.requires_grad_(trainable)
+        self.stage = stage
+        if stage is not None:
+            self.feature_size = self._stage_size(stage)
+        if image_size is not None:
+            self._try_size(image_size)
+        if crop is not None:
+            self.transform = replace(self.transform, crop=crop)
+        if gradient_checkpointing and trainable and not pretrained and self._running_norms():
+            raise ValueError(
+                "encoder.gradient_checkpointing=true runs a few images at a time, and twice, which "
+                "the statistics of a network trained from scratch do not bear; set it to false"
+            )
+        self.train()
+
+    def _stage_size(self, stage: int) -> int:
+        """D of a stage's map."""
+        known = getattr(self.backbone, "feature_info", None)
+        if not hasattr(self.backbone, "forward_intermediates") or known is None:
+            raise ValueError(f"encoder.stage={stage}: {self.network} has no stages; leave it empty")
+        if not 0 <= stage < len(known):
+            raise ValueError(
+                f"encoder.stage={stage} is not there; {self.network} has 0 to {len(known) - 1}"
+            )
+        return int(known[stage]["num_chs"])
+
+    def _try_size(self, size: int) -> None:
+        self.eval()
+        image = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+        try:
+            with torch.no_grad():
+                self.extract(self.backbone, image)  # the quick copy is not worth making yet
+        except Exception:  # patches, windows, position embeddings: each network says it its way
+            raise ValueError(
+                f"encoder.image_size={size} does not fit {self.network}; leave it empty, or try "
+                "a multiple of 32, or timm's network of that name, which takes more sizes"
+            ) from None
+
+    def build(
+        self, network: str, *, weights: bool, image_size: int | None
+    ) -> tuple[nn.Module, int, Transform]:
+        """Return the network without its classifier, D, and its transform."""
+        raise NotImplementedError
+
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
+        """Run a network, self.backbone or a copy of it, on images [B, 3, S, S]."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Features:
+        """Encode images.
+
+        Args:
+            images: [B, 3, S, S], float32 as `transform` makes them, or uint8 as its `pixels`.
+
+        Returns:
+            pooled [B, D] and grid [B, P, D]; without gradients where the encoder is frozen.
+        """
+        learns = (self.trainable or self.unfrozen) and torch.is_grad_enabled()
+        if learns:
+            self._quick = None  # fused optimisers change weights and do not count it as a change
+        with torch.set_grad_enabled(learns):
+            network, dtype = self._running()
+            again = learns and self.gradient_checkpointing
+            most = AT_ONCE if again or network is not self.backbone else max(1, len(images))
+            encode = (
+                partial(checkpoint, self._encode, use_reentrant=False) if again else self._encode
+            )
+            parts = [encode(network, dtype, part) for part in images.split(most)]
+        if len(parts) == 1:
+            return parts[0]
+        grid = None if parts[0].grid is None else torch.cat([part.grid for part in parts])  # type: ignore[misc]
+        return Features(torch.cat([part.pooled for part in parts]), grid)
+
+    def _encode(self, network: nn.Module, dtype: torch.dtype, images: Tensor) -> Features:
+        images = images.contiguous(memory_format=torch.channels_last)
+        if images.dtype == torch.uint8:
+            images = self.transform.normalise_batch(images)
+        if dtype == torch.float32:
+            return self.extract(network, images)
+        with torch.autocast(images.device.type, enabled=False):  # it has its own precision
+            pooled, grid = self.extract(network, images.to(dtype))
+        return Features(pooled.float(), None if grid is None else grid.float())
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """The type that features are computed in: bfloat16 changes them by a few percent."""
+        return self._running()[1]
+
+    def make_ready(self) -> None:
+        """Make what computes the features now; where weights have changed in any way, anew.
+
+        ``forward`` sees the changes that torch counts; comparing all weights takes longer than
+        encoding a small image.
+        """
+        quick = self._quick
+        if quick is not None and not quick[0][1].same([self.backbone]):
+            self._quick = None
+        self._running(keep=True)
+
+    def _running(self, *, keep: bool = False) -> tuple[nn.Module, torch.dtype]:
+        """What computes the features: the backbone or, of a frozen one on a CPU, a quick copy.
+
+        The copy is made where it is first needed, and made anew where a weight or the precision has
+        changed. An unfrozen encoder runs it as well where no gradients are wanted: dev then sees
+        what a loaded checkpoint will say.
+        """
+        weights = chain(self.backbone.parameters(), self.backbone.buffers())
+        learns = self.trainable or (self.unfrozen and torch.is_grad_enabled())
+        if learns or any(one.device.type != "cpu" for one in weights):
+            return self.backbone, torch.float32
+        quick = self._quick  # read once: another thread may put another one there
+        if self._is_stale(quick):
+            with _MAKING:  # of several threads one makes it
+                quick = self._quick
+                if self._is_stale(quick):
+                    quick = self._quick = self._made(keep)
+        assert quick is not None
+        return quick[1], quick[2]
+
+    def _is_stale(self, quick: _Quick | None) -> bool:
+        if quick is None:
+            return True
+        precision, weights = quick[0]
+        return precision != self.precision or not weights.counted([self.backbone])
+
+    def _made(self, keep: bool) -> _Quick:
+        with torch.inference_mode(False), torch.no_grad():
+            weights = Snapshot([self.backbone])
+            return (self.precision, weights.keep() if keep else weights), *self._hastened()
+
+    def _hastened(self) -> tuple[nn.Module, torch.dtype]:
+        side = self.transform.size
+        image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 0.5
+        image = image.contiguous(memory_format=torch.channels_last)
+
+        def run(network: nn.Module) -> Tensor:
+            return self.extract(network, image.to(next(network.parameters()).dtype)).pooled
+
+        tell_cost("encoder.precision", self.precision)
+        return quick_copy(self.backbone, run, bf16=resolve(self.precision) == BF16)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the copy out: wherever the encoder is sent, it is made again."""
+        return {**self.__dict__, "_quick": None}
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Switch training mode on or off, but keep in eval mode what must not drift.
+
+        A frozen encoder always stays in eval mode. In a pretrained trainable one the normalisation
+        layers do: caption batches are too small to estimate statistics from, while their scale and
+        shift still learn.
+        """
+        super().train(mode and self.trainable)
+        if self.pretrained:
+            for module in self._running_norms():
+                module.eval()
+        return self
+
+    def _running_norms(self) -> list[nn.Module]:
+        return [one for one in self.backbone.modules() if isinstance(one, _RUNNING_NORMS)]
+
+    # Fine-tuning ------------------------------------------------------------------------------
+
+    def last_stages(self, count: int | None = None) -> list[nn.Parameter]:
+        """The parameters of the last stages that the features depend on (``stages``).
+
+        Args:
+            count: how many stages, at least 1; None takes all.
+
+        Raises:
+            ValueError: the network has fewer.
+        """
+        read = self._parameters_read()
+        groups = [[p for p in stage if p in read] for stage in stages(self.backbone)]
+        groups = [stage for stage in groups if stage]
+        if count is not None and not 1 <= count <= len(groups):
+            raise ValueError(
+                f"training.unfreeze_stages={count} is not accepted; {self.network} has "
+                f"{len(groups)}: choose 1 to {len(groups)}, or null for all"
+            )
+        return [p for stage in groups[-(count or len(groups)) :] for p in stage]
+
+    def _parameters_read(self) -> set[nn.Parameter]:
+        """Those that features depend on: an earlier `stage` leaves the later ones aside."""
+        parameters = list(self.backbone.parameters())
+        learned = [one.requires_grad for one in parameters]
+        side = self.transform.size
+        image = torch.zeros(1, 3, side, side, device=parameters[0].device)
+        with torch.inference_mode(False), torch.enable_grad():
+            self.backbone.requires_grad_(True)
+            pooled = self.extract(self.backbone, image).pooled.sum()
+            gradients = torch.autograd.grad(pooled, parameters, allow_unused=True)
+        for parameter, learns in zip(parameters, learned):
+            parameter.requires_grad_(learns)
+        return {one for one, found in zip(parameters, gradients) if found is not None}
+
+    def unfreeze(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Let parameters of a frozen encoder learn.
+
+        The network stays in eval mode: normalisation keeps its running statistics, while its scale
+        and shift learn where they are among the parameters, and nothing is dropped.
+        """
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        self.unfrozen = True

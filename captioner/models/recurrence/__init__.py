@@ -1,0 +1,1 @@
+"""Recurrence: the cells as the textbook writes them, and the loop over time around them."""

@@ -1,0 +1,363 @@
+"""The loops of the three cells with their gradients written out: what ``unroll.py`` runs on CPUs.
+
+Autograd over the readable loop keeps a dozen small tensors a step and multiplies out the gradients
+of the weights step by step. Here the gates overwrite their own sums, and only what must wait for
+the step before stays in the loop. With X all N inputs, A the sums inside the gates and D = ∂loss/∂A
+
+    forward     A = X W_x^T + b                           one product for all
+                A_t += h_{t-1} W_h^T, then the gates      one product a step
+    backward    D_t from ∂h_t, then ∂h_{t-1} = D_t W_h    one product a step
+                ∂X = D W_x, ∂W_x = D^T X, ∂W_h = D^T H    one product each for all, H = h_{t-1}
+
+Rows are laid out time after time, longest first, as in ``packing.py``: the batch shrinks as
+captions end. In bfloat16 the products and the gates are rounded; the weights, the c of an LSTM and
+the running h of a GRU stay float32.
+
+The equations are those of ``cells.py``; a test holds outputs and all gradients equal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captioner.models.matmul import add_product, product
+from captioner.models.recurrence.cells import GRU, LSTM, RNN, Cell, State
+
+Unrolled = Callable[[Cell, Tensor, State, tuple[int, ...]], tuple[Tensor, State]]
+"""A loop: cell, packed inputs [N, input_size], state, sizes -> h [N, H], last state of each row."""
+
+# gradient * y * (1 - y) and gradient * (1 - y²), each in one pass, as autograd itself calls them.
+_through_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
+_through_tanh = torch.ops.aten.tanh_backward.grad_input
+
+
+def run(
+    cell: Cell, inputs: Tensor, state: State, sizes: tuple[int, ...], *, readable: Unrolled
+) -> tuple[Tensor, State]:
+    """A whole sequence: packed inputs [N, input_size] -> h [N, H], and the last state of each row.
+
+    Under autocast the outputs have its dtype, as those of a linear layer have.
+
+    Args:
+        cell: one of the classes in ``LOOPS``.
+        inputs: laid out time after time, rows sorted, longest first.
+        state: before the first step, [B, H] each, rows in the same order.
+        sizes: how many rows go on at each step; falling, the first is B.
+        readable: the same under autograd; it gives the gradients of gradients.
+    """
+    x, h = cell.of_input, cell.of_hidden
+    before = [state[name] for name in cell.state_names]
+    how = _How(cell, sizes, _dtype(inputs), readable)
+    outputs, *last = _Sequence.apply(how, inputs, x.weight, x.bias, h.weight, h.bias, *before)
+    return outputs, dict(zip(cell.state_names, last))
+
+
+@torch.no_grad()
+def step(cell: Cell, projected: Tensor, state: State) -> State:
+    """One step without gradient; the projected input [B, gates * H] is overwritten."""
+    return LOOPS[type(cell)].step(cell, projected, state)
+
+
+def obstacle(cell: Cell, inputs: Tensor) -> str | None:
+    """Why these loops cannot stand in for the readable one here; None where they can."""
+    linears = (cell.of_input, cell.of_hidden)
+    dtype = _dtype(inputs)
+    autocast = torch.is_autocast_enabled(inputs.device.type)
+    accepted = {dtype, torch.float32} if autocast else {dtype}
+    dtypes = {inputs.dtype, *(parameter.dtype for parameter in cell.parameters())}
+    if type(cell) not in LOOPS:
+        return f"{type(cell).__name__} has no loop of its own"
+    if inputs.device.type != "cpu":
+        return f"the loops are for CPUs, the inputs are on {inputs.device}"
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16) or dtypes - accepted:
+        return f"dtypes are {', '.join(sorted(map(str, dtypes)))}"
+    if any(type(linear) is not nn.Linear or hooked(linear) for linear in linears):
+        return "of_input or of_hidden is changed or has hooks"
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return "the model is being compiled or exported"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms it"
+    return None
+
+
+def _dtype(inputs: Tensor) -> torch.dtype:
+    """In which the products are computed: that of the inputs, or autocast's."""
+    device = inputs.device.type
+    if inputs.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return inputs.dtype
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something else looks at what a module computes."""
+    own = (module._forward_hooks, module._forward_pre_hooks)
+    return any((*own, module._backward_hooks, module._backward_pre_hooks))
+
+
+class _How(NamedTuple):
+    """What a sequence is computed with, beside tensors."""
+
+    cell: Cell
+    sizes: tuple[int, ...]
+    dtype: torch.dtype
+    readable: Unrolled
+
+
+class _Sequence(torch.autograd.Function):
+    """The product of the inputs, a loop, and the products of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, how: _How, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(tensors[0].device.type, enabled=False):
+            x, w_x, b_x, w_h, b_h = (t if t is None else t.to(how.dtype) for t in tensors[:5])
+            sums = add_product(b_x, x, w_x.t())  # [N, gates * H]
+            loop = LOOPS[type(how.cell)]
+            outputs, last, kept = loop.forward(sums, w_h, b_h, tensors[5:], how.sizes)
+        ctx.how, ctx.given = how, len(tensors)
+        ctx.save_for_backward(*tensors, x, w_x, w_h, outputs, *kept)
+        return (outputs, *last)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        how, tensors = ctx.how, ctx.saved_tensors[: ctx.given]
+        wanted = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # asked for gradients of gradients
+            return (None, *_differentiable(how, tensors, gradients, wanted))
+        x, w_x, w_h, outputs, *kept = ctx.saved_tensors[ctx.given :]
+        with torch.autocast(x.device.type, enabled=False):
+            loop = LOOPS[type(how.cell)]
+            of_x, of_h, of_state = loop.backward(
+                kept, outputs, w_h, tensors[5:], gradients, how.sizes
+            )
+            found = [
+                product(of_x, w_x) if wanted[0] else None,
+                product(of_x.t(), x) if wanted[1] else None,
+                of_x.sum(0) if wanted[2] else None,
+                product(of_h.t(), _before(tensors[5], outputs, how.sizes)) if wanted[3] else None,
+                of_h.sum(0) if wanted[4] else None,
+                *of_state,
+            ]
+        return (None, *(g if g is None else g.to(t.dtype) for g, t in zip(found, tensors)))
+
+
+def _differentiable(
+    how: _How, tensors: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients from the readable loop, with a graph of their own."""
+    state = dict(zip(how.cell.state_names, tensors[5:]))
+    half = how.dtype != tensors[1].dtype  # as the weights are kept
+    with torch.autocast(tensors[0].device.type, how.dtype if half else None, enabled=half):
+        outputs, last = how.readable(how.cell, tensors[0], state, how.sizes)
+    found = iter(
+        torch.autograd.grad(
+            (outputs, *last.values()),
+            [tensor for tensor, asked in zip(tensors, wanted) if asked],
+            [g.to(o.dtype) for g, o in zip(gradients, (outputs, *last.values()))],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if asked else None for asked in wanted]
+
+
+def _before(start: Tensor, outputs: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """h_{t-1} beside each h_t, [N, H]."""
+    earlier = [h[:rows] for h, rows in zip(outputs.split(sizes), sizes[1:])]
+    return torch.cat([start.to(outputs.dtype), *earlier])
+
+
+def _tanh_(x: Tensor) -> Tensor:
+    """tanh in place: torch's own takes four times as long in bfloat16, and gives the same."""
+    return x.copy_(x.float().tanh_()) if x.dtype == torch.bfloat16 else x.tanh_()
+
+
+def _with_hidden(sums: Tensor, cell: Cell, state: State) -> Tensor:
+    """W_h h + b_h on top of sums, [B, gates * H]."""
+    hidden = cell.of_hidden
+    if hidden.bias is None and type(hidden) is nn.Linear:
+        return add_product(sums, state["h"].to(sums.dtype), hidden.weight.t(), out=sums)
+    return sums.add_(hidden(state["h"]))
+
+
+def _ended(steps: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
+    """The last step of each row, [B, H]."""
+    if len(sizes) == 1:
+        return steps[0]
+    after = [*sizes[1:], 0]
+    return torch.cat([step[rows:] for step, rows in zip(steps, after)][::-1])
+
+
+# The cells ----------------------------------------------------------------------------------------
+
+
+class _Gradients(NamedTuple):
+    """What a loop backward gives.
+
+    Attributes:
+        of_input: of W_x x + b_x, [N, gates * H].
+        of_hidden: of W_h h + b_h, [N, gates * H]; the same tensor where the two are only added.
+        of_state: of the state before the first step, [B, H] each.
+    """
+
+    of_input: Tensor
+    of_hidden: Tensor
+    of_state: list[Tensor]
+
+
+class _RNN:
+    """h_t = tanh(A_t); nothing is kept but h."""
+
+    @staticmethod
+    def step(cell: Cell, sums: Tensor, state: State) -> State:
+        return {"h": _tanh_(_with_hidden(sums, cell, state))}
+
+    @staticmethod
+    def forward(sums: Tensor, w_h: Tensor, b_h: Tensor, state: Any, sizes: Any) -> Any:
+        steps = sums.add_(b_h).split(sizes)
+        h = state[0].to(sums.dtype)
+        for rows, step in zip(sizes, steps):
+            h = _tanh_(add_product(step, h[:rows], w_h.t(), out=step))
+        return sums, [_ended(steps, sizes)], []
+
+    @staticmethod
+    def backward(
+        kept: Any, outputs: Tensor, w_h: Tensor, state: Any, gradients: Any, sizes: Any
+    ) -> _Gradients:
+        of_sums = torch.empty_like(outputs)
+        hs, of_outputs, ds = (x.split(sizes) for x in (outputs, gradients[0], of_sums))
+        of_h = gradients[1].clone()
+        for t, rows in reversed([*enumerate(sizes)]):
+            now = of_h[:rows].add_(of_outputs[t])
+            _through_tanh(now, hs[t], grad_input=ds[t])
+            product(ds[t], w_h, out=now)
+        return _Gradients(of_sums, of_sums, [of_h])
+
+
+class _GRU:
+    """Keeps the gates, and W_hn h + b_hn, which stands inside the reset."""
+
+    @staticmethod
+    def step(cell: Cell, sums: Tensor, state: State) -> State:
+        h, width = state["h"], cell.hidden_size
+        of_hidden = cell.of_hidden(h)
+        r_and_z = sums[:, : 2 * width].add_(of_hidden[:, : 2 * width]).sigmoid_()
+        r, z = r_and_z.chunk(2, dim=1)
+        n = _tanh_(sums[:, 2 * width :].addcmul_(r, of_hidden[:, 2 * width :]))
+        return {"h": (h - n).mul_(z).add_(n)}
+
+    @staticmethod
+    def forward(sums: Tensor, w_h: Tensor, b_h: Tensor, state: Any, sizes: Any) -> Any:
+        width = w_h.shape[1]
+        outputs, inside = sums.new_empty(2, len(sums), width)
+        hs, insides, r_and_zs = (x.split(sizes) for x in (outputs, inside, sums[:, : 2 * width]))
+        rs, zs, ns = (gate.split(sizes) for gate in sums.chunk(3, dim=1))
+        products = sums.new_empty(len(state[0]), 3 * width)
+        h, running = state[0].to(sums.dtype), state[0].clone()  # one rounded, one not
+        for t, rows in enumerate(sizes):
+            of_hidden = add_product(b_h, h[:rows], w_h.t(), out=products[:rows])
+            r_and_zs[t].add_(of_hidden[:, : 2 * width]).sigmoid_()
+            insides[t].copy_(of_hidden[:, 2 * width :])
+            _tanh_(ns[t].addcmul_(rs[t], insides[t]))
+            running[:rows].sub_(ns[t]).mul_(zs[t]).add_(ns[t])  # n + z * (h - n)
+            h = hs[t].copy_(running[:rows])
+        return outputs, [running], [sums, inside]
+
+    @staticmethod
+    def backward(
+        kept: Any, outputs: Tensor, w_h: Tensor, state: Any, gradients: Any, sizes: Any
+    ) -> _Gradients:
+        gates, inside = kept
+        width = w_h.shape[1]
+        of_hidden, of_n = torch.empty_like(gates), torch.empty_like(inside)
+        befores, insides, of_outputs, ds, of_ns = (
+            x.split(sizes)
+            for x in (_before(state[0], outputs, sizes), inside, gradients[0], of_hidden, of_n)
+        )
+        rs, zs, ns = (gate.split(sizes) for gate in gates.chunk(3, dim=1))
+        of_rs, of_zs, of_products = (gate.split(sizes) for gate in of_hidden.chunk(3, dim=1))
+        of_h = gradients[1].to(outputs.dtype, copy=True)
+        spare = torch.empty_like(of_h)
+        for t, rows in reversed([*enumerate(sizes)]):
+            now = of_h[:rows].add_(of_outputs[t])
+            torch.sub(befores[t], ns[t], out=of_zs[t]).mul_(now)
+            _through_sigmoid(of_zs[t], zs[t], grad_input=of_zs[t])
+            through = torch.mul(now, zs[t], out=spare[:rows])
+            torch.sub(now, through, out=of_ns[t])
+            _through_tanh(of_ns[t], ns[t], grad_input=of_ns[t])
+            torch.mul(of_ns[t], insides[t], out=of_rs[t])
+            _through_sigmoid(of_rs[t], rs[t], grad_input=of_rs[t])
+            torch.mul(of_ns[t], rs[t], out=of_products[t])
+            add_product(through, ds[t], w_h, out=now)
+        of_input = torch.cat([of_hidden[:, : 2 * width], of_n], dim=1)
+        return _Gradients(of_input, of_hidden, [of_h])
+
+
+class _LSTM:
+    """Keeps the gates, c and tanh(c); f and i lie side by side and are computed together."""
+
+    @staticmethod
+    def step(cell: Cell, sums: Tensor, state: State) -> State:
+        width = cell.hidden_size
+        sums = _with_hidden(sums, cell, state)
+        f, i = sums[:, : 2 * width].sigmoid_().chunk(2, dim=1)
+        candidate, o = _tanh_(sums[:, 2 * width : 3 * width]), sums[:, 3 * width :].sigmoid_()
+        c = (f * state["c"]).add_(i * candidate)
+        return {"h": torch.tanh(c).to(o.dtype).mul_(o), "c": c}
+
+    @staticmethod
+    def forward(sums: Tensor, w_h: Tensor, b_h: None, state: Any, sizes: Any) -> Any:
+        width = w_h.shape[1]
+        outputs, memory, shown = sums.new_empty(3, len(sums), width)
+        hs, cs, tanh_cs = (x.split(sizes) for x in (outputs, memory, shown))
+        steps, f_and_is = (x.split(sizes) for x in (sums, sums[:, : 2 * width]))
+        fs, is_, candidates, os = (gate.split(sizes) for gate in sums.chunk(4, dim=1))
+        h, c = state[0].to(sums.dtype), state[1].clone()  # c is never rounded
+        for t, rows in enumerate(sizes):
+            add_product(steps[t], h[:rows], w_h.t(), out=steps[t])
+            f_and_is[t].sigmoid_()
+            _tanh_(candidates[t])
+            os[t].sigmoid_()
+            torch.mul(is_[t], candidates[t], out=cs[t])
+            now = c[:rows].mul_(fs[t]).add_(cs[t])
+            cs[t].copy_(now)
+            torch.tanh(now, out=tanh_cs[t])
+            h = torch.mul(os[t], tanh_cs[t], out=hs[t])
+        return outputs, [_ended(hs, sizes), c], [sums, memory, shown]
+
+    @staticmethod
+    def backward(
+        kept: Any, outputs: Tensor, w_h: Tensor, state: Any, gradients: Any, sizes: Any
+    ) -> _Gradients:
+        gates, memory, shown = kept
+        width = w_h.shape[1]
+        of_sums = torch.empty_like(gates)
+        cs, tanh_cs, of_outputs, ds = (
+            x.split(sizes) for x in (memory, shown, gradients[0], of_sums)
+        )
+        fs, is_, candidates, os = (gate.split(sizes) for gate in gates.chunk(4, dim=1))
+        of_fs, of_is, of_candidates, of_os = (g.split(sizes) for g in of_sums.chunk(4, dim=1))
+        f_and_is, of_f_and_is = (x[:, : 2 * width].split(sizes) for x in (gates, of_sums))
+        of_h, of_c = (gradient.clone() for gradient in gradients[1:])
+        spare = torch.empty_like(of_h)
+        for t, rows in reversed([*enumerate(sizes)]):
+            now = of_h[:rows].add_(of_outputs[t])
+            torch.mul(now, tanh_cs[t], out=of_os[t])
+            _through_sigmoid(of_os[t], os[t], grad_input=of_os[t])
+            through = torch.mul(now, os[t], out=spare[:rows])
+            _through_tanh(through, tanh_cs[t], grad_input=through)
+            through.copy_(of_c[:rows].add_(through))
+            torch.mul(through, cs[t - 1][:rows] if t else state[1], out=of_fs[t])
+            torch.mul(through, candidates[t], out=of_is[t])
+            _through_sigmoid(of_f_and_is[t], f_and_is[t], grad_input=of_f_and_is[t])
+            torch.mul(through, is_[t], out=of_candidates[t])
+            _through_tanh(of_candidates[t], candidates[t], grad_input=of_candidates[t])
+            of_c[:rows].mul_(fs[t])
+            product(ds[t], w_h, out=now)
+        return _Gradients(of_sums, of_sums, [of_h, of_c])
+
+
+LOOPS: dict[type[Cell], Any] = {RNN: _RNN, GRU: _GRU, LSTM: _LSTM}

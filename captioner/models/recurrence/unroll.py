@@ -1,0 +1,216 @@
+"""A cell over time: the loop around the equations of a cell, in one layer or several.
+
+``Recurrence.step`` is one step of all layers, as a decoder takes it when each word depends on the
+last. ``Recurrence.forward`` is a whole sentence, as in training: it gives what repeated steps give,
+but computes W_x x_t for all T steps in one product before the loop starts. ``readable`` is that
+loop; where its gradients need not be differentiated again and nothing looks inside, ``fused.py``
+computes the same faster for the cells that have a loop there. The cells stay as the textbook has
+them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captioner.config import pick
+from captioner.models.recurrence import fused
+from captioner.models.recurrence.cells import GRU, LSTM, RNN, Cell, State
+from captioner.models.recurrence.variants import (
+    IRNN,
+    MGU,
+    CoupledLSTM,
+    LayerNormLSTM,
+    NoForgetLSTM,
+    NoInputLSTM,
+    NoOutputLSTM,
+    NoOutputTanhLSTM,
+    PeepholeLSTM,
+    ResetFirstGRU,
+)
+
+log = logging.getLogger(__name__)
+
+CELLS: dict[str, type[Any]] = {
+    "rnn": RNN,
+    "gru": GRU,
+    "lstm": LSTM,
+    "irnn": IRNN,
+    "gru_reset_first": ResetFirstGRU,
+    "mgu": MGU,
+    "lstm_peephole": PeepholeLSTM,
+    "lstm_coupled": CoupledLSTM,
+    "lstm_no_forget": NoForgetLSTM,
+    "lstm_no_input": NoInputLSTM,
+    "lstm_no_output": NoOutputLSTM,
+    "lstm_no_output_tanh": NoOutputTanhLSTM,
+    "lstm_layer_norm": LayerNormLSTM,
+}
+"""Every cell by the name that chooses it (``decoder.cell``)."""
+
+OneStep = Callable[[Cell, Tensor, State], State]
+"""What one cell does: its projected input [B, gates * H] and the state before -> state after."""
+
+_OFF = "Recurrence.fused is off"
+
+
+class Recurrence(nn.Module):
+    """L layers of one kind of cell; each layer reads the h of the layer below.
+
+    Args:
+        cell: a name in ``CELLS``.
+        input_size: width of the input of the first layer.
+        hidden_size: H.
+        layers: L, at least 1.
+        dropout: share of h dropped between layers while training, [0, 1).
+
+    Raises:
+        ValueError: no layers.
+    """
+
+    fused = True
+    """Whether ``fused.py`` may be used; False takes the readable loop always."""
+
+    def __init__(
+        self, *, cell: str, input_size: int, hidden_size: int, layers: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if layers < 1:
+            raise ValueError(f"layers={layers} is not accepted; choose 1 or more")
+        sizes = [input_size] + [hidden_size] * (layers - 1)
+        kind = pick(CELLS, cell, "decoder.cell")
+        self.cells = nn.ModuleList(kind(input_size=size, hidden_size=hidden_size) for size in sizes)
+        self.dropout = nn.Dropout(dropout)
+
+    def zeros(self, rows: int) -> State:
+        """The state before the first step: each tensor [rows, L, H], all zero.
+
+        Under autocast at least float32, also where the weights lie in bfloat16 for decoding: what
+        is remembered is not rounded.
+        """
+        zeros = _stack([cell.zeros(rows) for cell in self._layers()])
+        if not torch.is_autocast_enabled(zeros["h"].device.type):
+            return zeros
+        wide = torch.promote_types(zeros["h"].dtype, torch.float32)
+        return {name: zero.to(wide) for name, zero in zeros.items()}
+
+    def filled(self, values: Tensor) -> State:
+        """The state that has these values, [rows, tensors * L * H], in the order of ``zeros``."""
+        zeros = self.zeros(len(values))
+        parts = values.chunk(len(zeros), dim=1)  # [rows, L * H] each
+        return {
+            name: part.reshape(zero.shape).to(zero.dtype)
+            for (name, zero), part in zip(zeros.items(), parts)
+        }
+
+    def own(self, state: State) -> State:
+        """The tensors of a decoder's state that are this recurrence's."""
+        return {name: state[name] for name in self.first.state_names}
+
+    @property
+    def first(self) -> Cell:
+        """The cell that reads the inputs."""
+        return self._layers()[0]
+
+    def project(self, inputs: Tensor) -> Tensor:
+        """What the first layer makes of any inputs: [..., input_size] -> [..., gates * H]."""
+        return self.first.project(inputs)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One step: x [B, input_size] -> h of the top layer [B, H], and the state after."""
+        return self.advance(self.project(x), state)
+
+    def advance(
+        self, projected: Tensor, state: State, *, one: OneStep | None = None
+    ) -> tuple[Tensor, State]:
+        """One step from an input that is projected already, [B, gates * H]; as ``step``.
+
+        Args:
+            one: what one cell does; None is what its own methods say.
+        """
+        states: list[State] = []
+        for layer, cell in enumerate(self._layers()):
+            before = _of_layer(state, layer)
+            projected = projected if layer == 0 else cell.project(self.dropout(states[-1]["h"]))
+            states.append((one or _as_written)(cell, projected, before))
+        return states[-1]["h"], _stack(states)
+
+    def quickest(self) -> OneStep | None:
+        """What one cell of a copy that is ``laid_out`` does, for ``advance`` without gradient.
+
+        It overwrites the projected input. None is the readable step.
+        """
+        for cell in self._layers():
+            obstacle = fused.obstacle(cell, cell.of_hidden.weight) if self.fused else _OFF
+            if obstacle is not None:
+                log.debug("the readable step runs: %s", obstacle)
+                return None
+        return fused.step
+
+    def forward(
+        self, inputs: Tensor, state: State, *, sizes: tuple[int, ...] | None = None
+    ) -> tuple[Tensor, State]:
+        """A sequence: inputs [B, T, input_size] -> h of the top layer [B, T, H], the last state.
+
+        Args:
+            inputs: padded, or with `sizes` only the N real ones, [N, input_size], laid out time
+                after time (``packing.py``); h comes in the same layout.
+            state: before the first step; with `sizes` its rows are sorted, longest first.
+            sizes: how many rows go on at each step; falling, the first is B.
+        """
+        if sizes is None:
+            rows, steps = inputs.shape[:2]
+            inputs = inputs.transpose(0, 1).flatten(0, 1)  # [T * B, input_size]
+            h, last = self.forward(inputs, state, sizes=(rows,) * steps)
+            return h.unflatten(0, (steps, rows)).transpose(0, 1), last  # [B, T, H]
+        states = []
+        for layer, cell in enumerate(self._layers()):
+            inputs = inputs if layer == 0 else self.dropout(inputs)
+            inputs, last = self._one_layer(cell, inputs, _of_layer(state, layer), sizes)  # [N, H]
+            states.append(last)
+        return inputs, _stack(states)
+
+    def _one_layer(
+        self, cell: Cell, inputs: Tensor, state: State, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, State]:
+        obstacle = fused.obstacle(cell, inputs) if self.fused else _OFF
+        if obstacle is None:
+            return fused.run(cell, inputs, state, sizes, readable=readable)
+        log.debug("the readable loop runs: %s", obstacle)
+        return readable(cell, inputs, state, sizes)
+
+    def _layers(self) -> list[Cell]:
+        return list(self.cells)  # type: ignore[arg-type]
+
+
+def _as_written(cell: Cell, projected: Tensor, state: State) -> State:
+    return cell.step(cell.gates(projected, state), state)
+
+
+def readable(
+    cell: Cell, inputs: Tensor, state: State, sizes: tuple[int, ...]
+) -> tuple[Tensor, State]:
+    """The loop as it is meant: packed inputs [N, input_size] -> h [N, H], each row's last state."""
+    outputs, ended = [], []
+    for step_input in cell.project(inputs).split(sizes):  # [rows that go on, gates * H]
+        rows = len(step_input)
+        ended.append({name: tensor[rows:] for name, tensor in state.items()})
+        state = {name: tensor[:rows] for name, tensor in state.items()}
+        state = _as_written(cell, step_input, state)
+        outputs.append(state["h"])
+    last = [state, *reversed(ended)]
+    return torch.cat(outputs), {name: torch.cat([one[name] for one in last]) for name in state}
+
+
+def _of_layer(state: State, layer: int) -> State:
+    return {name: tensor[:, layer] for name, tensor in state.items()}
+
+
+def _stack(states: list[State]) -> State:
+    if len(states) == 1:
+        return {name: tensor.unsqueeze(1) for name, tensor in states[0].items()}
+    return {name: torch.stack([state[name] for state in states], dim=1) for name in states[0]}

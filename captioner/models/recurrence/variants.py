@@ -1,0 +1,233 @@
+"""Variants of the three cells: what each part of a recurrence is for, seen by changing it.
+
+Every class says only what differs from the cell that it varies (``cells.py``). Of the LSTM most are
+those of Greff et al., "LSTM: A Search Space Odyssey", 2017, who found that they all do about as
+well, except where the forget gate or the tanh before the output is missing. Their LSTM has
+peepholes; the one here has none, as is common now.
+
+A gate that a variant holds open is returned all the same, as ones, so that every LSTM can be looked
+into alike.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captioner.models.recurrence.cells import LSTM, RNN, Cell, GRUGates, LSTMGates, RNNGates, State
+
+# Without gates ------------------------------------------------------------------------------------
+
+
+class IRNN(RNN):
+    """An RNN that begins by remembering: ReLU, and W_hh the identity (Le et al., 2015).
+
+        h_t = max(0, W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
+
+    At first h is the sum of the inputs, and its gradient neither fades nor grows. Biases start at 0
+    and W_ih, as in the paper, near it.
+    """
+
+    def __init__(self, *, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size=input_size, hidden_size=hidden_size)
+        nn.init.normal_(self.of_input.weight, std=0.001)
+        nn.init.eye_(self.of_hidden.weight)
+        nn.init.zeros_(self.of_input.bias)
+        nn.init.zeros_(self.of_hidden.bias)
+
+    def gates(self, projected: Tensor, state: State) -> RNNGates:
+        return RNNGates(torch.relu(projected + self.of_hidden(state["h"])))
+
+
+# A gate before the product ------------------------------------------------------------------------
+
+
+class _GatesFirst(Cell):
+    """A cell whose candidate reads a gated h_{t-1}: its product, ``of_gated``, waits for a gate."""
+
+    def __init__(self, *, input_size: int, hidden_size: int) -> None:
+        gates = len(self.gate_names) - 1
+        super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_gates=gates)
+        self.of_gated = nn.Linear(hidden_size, hidden_size, bias=False)
+        nn.init.uniform_(self.of_gated.weight, -(hidden_size**-0.5), hidden_size**-0.5)
+
+
+class ResetFirstGRU(_GatesFirst):
+    """The GRU as Cho et al. (2014) print it: what is reset is not seen by the product.
+
+        r_t  = σ(W_r [h_{t-1}, x_t] + b_r)
+        z_t  = σ(W_z [h_{t-1}, x_t] + b_z)
+        n_t  = tanh(W_n [r_t * h_{t-1}, x_t] + b_n)
+        h_t  = (1 - z_t) * n_t + z_t * h_{t-1}
+
+    cuDNN resets after the product, so that one product serves all three.
+    """
+
+    gate_names = ("r", "z", "candidate")
+
+    def gates(self, projected: Tensor, state: State) -> GRUGates:
+        h = state["h"]
+        r_input, z_input, n_input = projected.chunk(3, dim=-1)
+        r_hidden, z_hidden = self.of_hidden(h).chunk(2, dim=-1)
+        r, z = torch.sigmoid(r_input + r_hidden), torch.sigmoid(z_input + z_hidden)
+        return GRUGates(r, z, torch.tanh(n_input + self.of_gated(r * h)))
+
+    def step(self, gates: GRUGates, state: State) -> State:
+        return {"h": (1 - gates.z) * gates.candidate + gates.z * state["h"]}
+
+
+class MGUGates(NamedTuple):
+    """f and the candidate of one step, each [B, H]; f in (0, 1), the candidate in (-1, 1)."""
+
+    f: Tensor
+    candidate: Tensor
+
+
+class MGU(_GatesFirst):
+    """The minimal gated unit: one gate both resets and updates (Zhou et al., 2016).
+
+    f_t  = σ(W_f [h_{t-1}, x_t] + b_f)
+    n_t  = tanh(W_n [f_t * h_{t-1}, x_t] + b_n)
+    h_t  = (1 - f_t) * h_{t-1} + f_t * n_t
+    """
+
+    gate_names = ("f", "candidate")
+
+    def gates(self, projected: Tensor, state: State) -> MGUGates:
+        h = state["h"]
+        f_input, n_input = projected.chunk(2, dim=-1)
+        f = torch.sigmoid(f_input + self.of_hidden(h))
+        return MGUGates(f, torch.tanh(n_input + self.of_gated(f * h)))
+
+    def step(self, gates: MGUGates, state: State) -> State:
+        return {"h": (1 - gates.f) * state["h"] + gates.f * gates.candidate}
+
+
+# LSTMs with more ----------------------------------------------------------------------------------
+
+
+class PeepholeLSTM(LSTM):
+    """The gates see the memory that they guard (Gers & Schmidhuber, 2000).
+
+        f_t  = σ(W_f [h_{t-1}, x_t] + p_f * C_{t-1} + b_f)
+        i_t  = σ(W_i [h_{t-1}, x_t] + p_i * C_{t-1} + b_i)
+        o_t  = σ(W_o [h_{t-1}, x_t] + p_o * C_t + b_o)
+
+    A peephole is one weight for each of the H memories: nothing looks into another's.
+    """
+
+    def __init__(self, *, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size=input_size, hidden_size=hidden_size)
+        self.peepholes = nn.Parameter(torch.empty(3 * hidden_size))  # of f, i and o
+        nn.init.uniform_(self.peepholes, -(hidden_size**-0.5), hidden_size**-0.5)
+
+    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+        c = state["c"]
+        f, i, candidate, o = self.sums(projected, state)
+        p_f, p_i, p_o = self.peepholes.chunk(3)
+        f, i, candidate = torch.sigmoid(f + p_f * c), torch.sigmoid(i + p_i * c), candidate.tanh()
+        o = torch.sigmoid(o + p_o * (f * c + i * candidate))  # sees C_t, as ``step`` will have it
+        return LSTMGates(f, i, candidate, o)
+
+
+class LayerNormLSTM(LSTM):
+    """Sums are normalised over the units of the layer (Ba et al., 2016, equations 20 to 22).
+
+        sums  = g_x * norm(W_x x_t) + g_h * norm(W_h h_{t-1}) + b        inside f, i, C~ and o
+        h_t   = o_t * tanh(g_C * norm(C_t) + b_C)
+
+    norm(a) = (a - mean(a)) / sqrt(var(a) + 1e-5), over all 4 H sums together, as in the paper. Of
+    the three biases that the paper adds up there is one.
+    """
+
+    def __init__(self, *, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size=input_size, hidden_size=hidden_size)
+        self.bias = self.of_input.bias  # added after the norm, not before
+        self.of_input.register_parameter("bias", None)
+        self.norm_input = nn.LayerNorm(4 * hidden_size, bias=False)
+        self.norm_hidden = nn.LayerNorm(4 * hidden_size, bias=False)
+        self.norm_memory = nn.LayerNorm(hidden_size)
+
+    def sums(self, projected: Tensor, state: State) -> tuple[Tensor, ...]:
+        of_hidden = self.norm_hidden(self.of_hidden(state["h"]))
+        return (self.norm_input(projected) + of_hidden + self.bias).chunk(4, dim=-1)
+
+    def step(self, gates: LSTMGates, state: State) -> State:
+        f, i, candidate, o = gates
+        c = f * state["c"] + i * candidate
+        return {"h": o * torch.tanh(self.norm_memory(c)), "c": c}
+
+
+# LSTMs with less ----------------------------------------------------------------------------------
+
+
+class CoupledLSTM(LSTM):
+    """What is forgotten makes room for what is written: i_t = 1 - f_t (Greff et al., "CIFG").
+
+        C_t = f_t * C_{t-1} + (1 - f_t) * C~_t
+
+    So C stays between -1 and 1, as the h of a GRU does.
+    """
+
+    gate_names = ("f", "candidate", "o")
+
+    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+        f, candidate, o = self.sums(projected, state)
+        f = torch.sigmoid(f)
+        return LSTMGates(f, 1 - f, torch.tanh(candidate), torch.sigmoid(o))
+
+
+class NoForgetLSTM(LSTM):
+    """f_t = 1: the LSTM of Hochreiter & Schmidhuber (1997), whose memory only adds up.
+
+    C_t = C_{t-1} + i_t * C~_t
+    """
+
+    gate_names = ("i", "candidate", "o")
+
+    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+        i, candidate, o = self.sums(projected, state)
+        i, o = torch.sigmoid(i), torch.sigmoid(o)
+        return LSTMGates(torch.ones_like(i), i, torch.tanh(candidate), o)
+
+
+class NoInputLSTM(LSTM):
+    """i_t = 1: every candidate is written in full (Greff et al., "NIG").
+
+    C_t = f_t * C_{t-1} + C~_t
+    """
+
+    gate_names = ("f", "candidate", "o")
+
+    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+        f, candidate, o = self.sums(projected, state)
+        f, o = torch.sigmoid(f), torch.sigmoid(o)
+        return LSTMGates(f, torch.ones_like(f), torch.tanh(candidate), o)
+
+
+class NoOutputLSTM(LSTM):
+    """o_t = 1: the whole memory is shown (Greff et al., "NOG").
+
+    h_t = tanh(C_t)
+    """
+
+    gate_names = ("f", "i", "candidate")
+
+    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+        f, i, candidate = self.sums(projected, state)
+        f, i = torch.sigmoid(f), torch.sigmoid(i)
+        return LSTMGates(f, i, torch.tanh(candidate), torch.ones_like(f))
+
+
+class NoOutputTanhLSTM(LSTM):
+    """The memory is shown as it is, however large (Greff et al., "NOAF").
+
+    h_t = o_t * C_t
+    """
+
+    def step(self, gates: LSTMGates, state: State) -> State:
+        f, i, candidate, o = gates
+        c = f * state["c"] + i * candidate
+        return {"h": o * c, "c": c}

@@ -1,0 +1,15 @@
+"""Training: from a configuration to a run folder."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_EXPORTS = {"LitCaptioner": "captioner.training.module"}
+
+
+def __getattr__(name: str) -> Any:
+    """The names that documentation promises here, imported when they are asked for."""
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,336 @@
+"""What watches a training: checkpoints, exact resuming, sample captions, and honest warnings."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import (
+    Callback,
+    RichProgressBar,
+)
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from captioner.checkpoints.checkpoint import FOLDER, LAST, read, write
+from captioner.config import Config, unknown
+from captioner.files import to_json
+from captioner.training import ranks
+from captioner.training.selection import BestCheckpoint, KeptEpochs, Patience
+
+MONITORS = ("dev_bleu4", "dev_cider")
+"""The dev scores that may choose the best checkpoint and stop early; higher is better."""
+
+
+def monitored(config: Config) -> str:
+    """The dev score that chooses in a run; BLEU-4 in those from before there was a choice."""
+    return config["callbacks"].get("monitor", MONITORS[0]) if "callbacks" in config else MONITORS[0]
+
+
+def build_callbacks(
+    folder: Path,
+    *,
+    monitor: str = "dev_bleu4",
+    patience: int = 5,
+    save_every: int = 200,
+    samples: int = 8,
+    ema: float = 0.0,
+    keep: int = 0,
+    progress: bool = True,
+) -> list[Callback]:
+    """The callbacks of a training run.
+
+    Args:
+        folder: the run folder.
+        monitor: one of MONITORS: the dev score that chooses the best checkpoint and stops early.
+        patience: looks at dev without a better score before the training stops; 0 never stops it.
+        save_every: optimiser steps between two writings of last.ckpt, besides every epoch's end.
+        samples: dev captions logged at every look at dev; 0 for none.
+        ema: decay of the running average of the weights that dev is looked at with and the best
+            checkpoint holds, [0, 1); 0 takes the weights as they are.
+        keep: of how many epochs, the best ones, a checkpoint is kept besides best.ckpt, for
+            ``captioner average``.
+        progress: a live progress bar, where the output is a terminal.
+    """
+    if monitor not in MONITORS:
+        raise unknown("callbacks.monitor", monitor, MONITORS)
+    wholes = (("patience", patience, 0), ("samples", samples, 0), ("keep", keep, 0))
+    for name, value, least in wholes:
+        if value < least:
+            raise ValueError(f"callbacks.{name}={value} is not accepted; choose {least} or more")
+    if save_every < 1:
+        raise ValueError(f"callbacks.save_every={save_every} is not accepted; choose 1 or more")
+    found: list[Callback] = [WeightAverage(ema)] if ema else []
+    found += [EpochLine(), ImageMatters(), RandomState()]
+    if samples:
+        found.append(SampleCaptions(folder / "samples.jsonl", samples))
+    if progress and sys.stderr.isatty():
+        found.append(RichProgressBar())
+    if patience:
+        found.append(Patience(monitor, patience))
+    if keep:
+        found.append(KeptEpochs(folder, monitor, keep))
+    return [*found, LastCheckpoint(folder, save_every), BestCheckpoint(folder, monitor)]
+
+
+class WeightAverage(Callback):
+    """Keeps an exponential moving average of the weights, which dev sees in their place.
+
+        a_n = d a_{n-1} + (1 - d) w_n        d = min(decay, (1 + n) / (10 + n)) at step n
+
+    The average of many late steps lies nearer to the middle of a valley than the last step does
+    (Polyak & Juditsky, 1992; Tarvainen & Valpola, 2017). From the start of a look at dev until the
+    epoch's end the model holds the average, so best.ckpt has it; last.ckpt has the weights
+    themselves, and the average beside them.
+
+    Args:
+        decay: (0, 1); about 1 / (1 - decay) steps are averaged.
+    """
+
+    def __init__(self, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"callbacks.ema={decay} is not accepted; choose a number in [0, 1)")
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+        self._steps = 0
+        self._aside: dict[str, Tensor] = {}  # the weights, while the model holds the average
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "steps": self._steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.average, self._steps = dict(state["average"]), state["steps"]
+
+    def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        start = {**_learned(module), **self.average}
+        devices = {name: weight.device for name, weight in module.named_parameters()}
+        self.average = {name: one.to(devices[name]).clone() for name, one in start.items()}
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, *unused: Any
+    ) -> None:
+        for name, weight in _learned(module).items():
+            if name not in self.average:  # unfrozen since
+                self.average[name] = weight.clone()
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule, *unused: Any
+    ) -> None:
+        if trainer.global_step == self._steps:
+            return  # gradients were only added up
+        self._steps = trainer.global_step
+        decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
+        for name, weight in _learned(module).items():
+            self.average[name].lerp_(weight, 1 - decay)
+
+    def on_validation_start(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        if self.average and not self._aside:
+            self._aside = {name: weight.clone() for name, weight in _learned(module).items()}
+            _fill(module, self.average)
+
+    def on_train_epoch_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        if self._aside:
+            _fill(module, self._aside)
+            self._aside = {}
+
+
+def _learned(module: lightning.LightningModule) -> dict[str, Tensor]:
+    return {n: p.detach() for n, p in module.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def _fill(module: lightning.LightningModule, values: dict[str, Tensor]) -> None:
+    for name, weight in _learned(module).items():
+        weight.copy_(values[name])
+
+
+class LastCheckpoint(Callback):
+    """Writes last.ckpt, from which a run goes on exactly as if it had never stopped."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.path = folder / FOLDER / LAST
+        self.every = every
+        self._saved_at = 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        step = trainer.global_step
+        if step and step % self.every == 0 and step != self._saved_at:
+            self._saved_at = step
+            trainer.save_checkpoint(self.path)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        self._saved_at = trainer.global_step
+        trainer.save_checkpoint(self.path)
+
+
+class RandomState(Callback):
+    """Keeps every random generator of every rank in the checkpoint, as tensors and plain lists.
+
+    Rank 0 draws what a single process would; the others, unless they are resumed, begin elsewhere.
+    """
+
+    def __init__(self) -> None:
+        self._restored: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        first, *others = ranks.gather(_generators())
+        return {**first, "others": others} if others else first
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._restored = [state, *state.get("others", [])]
+
+    def on_train_start(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        rank = ranks.number()
+        if rank < len(self._restored):
+            _set_generators(self._restored[rank])
+        elif rank:
+            place = 1_000_003 * rank + trainer.global_step
+            lightning.seed_everything((torch.initial_seed() + place) % 2**32, verbose=False)
+        self._restored = []
+
+
+def _generators() -> dict[str, Any]:
+    """The state of every generator of this process."""
+    kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
+    version, words, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, [int(key) for key in keys], position, has_gauss, gauss],
+        "python": [version, list(words), gauss_next],
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+    kind, keys, *rest = state["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+    version, words, gauss_next = state["python"]
+    random.setstate((version, tuple(words), gauss_next))
+
+
+class EpochLine(Callback):
+    """Prints one line for each look at the dev split."""
+
+    def __init__(self) -> None:
+        self._started = 0.0
+
+    def on_train_start(self, *unused: Any) -> None:
+        self._started = time.monotonic()
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        if trainer.sanity_checking:
+            return
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        last = "∞" if trainer.max_epochs == -1 else trainer.max_epochs
+        learned = f"train loss {scores.get('train_loss', float('nan')):.3f}"
+        if "train_reward" in scores:
+            learned = f"reward {scores['train_reward']:.3f}"
+        wrong = ""
+        if "dev_loss_shuffled" in scores:
+            wrong = f" (wrong image {scores['dev_loss_shuffled']:.3f})"
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        print(
+            f"epoch {trainer.current_epoch + 1:>3}/{last}"
+            f"   {learned}"
+            f"   dev loss {scores['dev_loss']:.3f}{wrong}"
+            f"   BLEU-4 {scores['dev_bleu4']:5.1f}"
+            f"   CIDEr-D {scores['dev_cider']:5.1f}"
+            f"   distinct {scores['dev_distinct']:3.0f} %"
+            f"   {minutes}:{seconds:02d}",
+            flush=True,
+        )
+
+
+class ImageMatters(Callback):
+    """Warns when the captions do not depend on the picture.
+
+    Two signs are looked at after every epoch but the first: the dev loss with each caption beside
+    its neighbour's image, which must be higher than with its own, and the share of distinct
+    captions. A decoder that has become a plain language model fails both. Of a single dev image
+    neither says anything.
+
+    Args:
+        least_gain: by what share of the dev loss the wrong image must be worse.
+        least_distinct: per cent of dev captions that must differ.
+    """
+
+    def __init__(self, least_gain: float = 0.01, least_distinct: float = 2.0) -> None:
+        self.least_gain, self.least_distinct = least_gain, least_distinct
+
+    def on_validation_end(
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
+    ) -> None:
+        if trainer.sanity_checking or trainer.current_epoch == 0:
+            return
+        scores = trainer.callback_metrics
+        if "dev_loss_shuffled" not in scores:
+            return
+        gain = float(scores["dev_loss_shuffled"] / scores["dev_loss"]) - 1
+        distinct = float(scores["dev_distinct"])
+        if gain < self.least_gain or distinct < self.least_distinct:
+            warnings.warn(
+                f"the captions hardly depend on the images: the wrong image raises the dev loss by "
+                f"{100 * gain:.1f} %, and {distinct:.0f} % of the captions differ. Look at the "
+                "encoder, its transform and training.lr",
+                stacklevel=2,
+            )
+
+
+class SampleCaptions(Callback):
+    """Appends a few dev captions to a file at each look at dev, and gives them to TensorBoard."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self.path, self.count = path, count
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        rows = [
+            {
+                "epoch": trainer.current_epoch + 1,
+                "image": image,
+                "caption": caption,
+                "references": list(references),
+            }
+            for image, caption, references in module.dev_captions[: self.count]
+        ]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(to_json(row) + "\n" for row in rows)
+        text = "\n\n".join(f"{row['image']}: **{row['caption']}**" for row in rows)
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("dev captions", text, trainer.global_step)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Lightning's checkpoint files, written whole or not at all, and read without running code."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        write(checkpoint, path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read(path).lightning

@@ -1,0 +1,87 @@
+"""What a training cost: ``costs.json`` in the run folder, for the tables that compare recipes."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import nn
+
+from captioner.files import write_whole
+
+FILE = "costs.json"
+EVERY = 50  # steps between two looks at the memory
+
+
+class Costs(Callback):
+    """Watches a training, and leaves after every epoch what was spent until then.
+
+    Keys of the file: minutes (of training with its looks at dev; features of images, which are
+    cached once, are not among them, and what a killed process spent after its last epoch is lost),
+    epochs, peak_memory_gib (of the process, without the pages of mapped files; on a GPU of that),
+    learned_parameters, all_parameters, threads, processes, torch. On several devices memory and
+    threads are those of the first process, which alone writes the file.
+
+    Args:
+        folder: the run folder; a training that goes on adds to what is written there.
+        module: what learns.
+    """
+
+    def __init__(self, folder: Path, module: nn.Module) -> None:
+        self.file, self.module = folder / FILE, module
+        self.before, self.peak = self._before()
+        self.started = time.monotonic()
+
+    def on_fit_start(self, *_: Any) -> None:
+        self.started = time.monotonic()  # the ranks have met
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step % EVERY == 1:
+            self.peak = max(self.peak, memory())
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, _: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.peak = max(self.peak, memory())
+        parameters = list(self.module.parameters())
+        spent: dict[str, Any] = {
+            "minutes": round(self.before + (time.monotonic() - self.started) / 60, 2),
+            "epochs": trainer.current_epoch + 1,
+            "peak_memory_gib": round(self.peak / 2**30, 2),
+            "learned_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+            "all_parameters": sum(p.numel() for p in parameters),
+            "threads": torch.get_num_threads(),
+            "processes": trainer.world_size,
+            "torch": torch.__version__,
+        }
+        write_whole(self.file, json.dumps(spent, indent=2) + "\n")
+
+    def _before(self) -> tuple[float, float]:
+        """Minutes and bytes of what goes on."""
+        try:
+            spent = json.loads(self.file.read_text(encoding="utf-8"))
+            return float(spent["minutes"]), float(spent["peak_memory_gib"]) * 2**30
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0.0, 0.0
+
+
+def memory() -> float:
+    """Bytes that this process holds: on the GPU the most ever, where there is one; 0 unknown."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    try:
+        held = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if held:
+            return 1024 * int(held[1])
+        import resource
+    except (OSError, ImportError):  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # with mapped pages
+    return most if sys.platform == "darwin" else most * 1024

@@ -1,0 +1,348 @@
+"""Several processes for one training: start them, and let none outlive another.
+
+``torchrun`` and SLURM start the processes themselves. Otherwise the first process of a machine
+starts the others by the command that started it, and tells them by the environment who they are, as
+Lightning does. Lightning's own launcher takes ``sys.argv`` for that command, and answers the end of
+one process by killing all without a word.
+
+A rank that is killed leaves the others in the middle of a sum. Over gloo that raises at once, over
+NCCL after half an hour; so each process watches the others besides: the first one its children, and
+a child its parent.
+
+SIGTERM, too, would leave them there: Lightning's answer to it sends to the other ranks from within
+whatever it interrupts. Here it unwinds a process as it would without Lightning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.strategies import DDPStrategy
+
+from captioner.training import ranks
+
+PARENT = "CAPTIONER_PARENT"
+"""In the environment of a process that another one has started: the other's id."""
+
+LOOK = 0.5  # seconds between two looks at the other processes
+GRACE = 5.0  # seconds in which a process may end by itself after another one has
+PATIENCE = 30.0  # seconds that the others have to end after the training
+
+
+class RankLost(ValueError):
+    """Another process of this training has ended."""
+
+
+@contextlib.contextmanager
+def together(
+    trainer: lightning.Trainer, folder: Path, command: Sequence[str] | None = None
+) -> Iterator[None]:
+    """Within, all ranks of a training are there and can talk (``captioner.training.ranks``).
+
+    The processes that are started here end here: nothing after it runs in them. With one device
+    nothing is done.
+
+    Args:
+        trainer: not started yet.
+        folder: of the run, for the advice where a rank is lost.
+        command: starts this training again, in a process that is to be another rank; None is the
+            script that runs now.
+
+    Raises:
+        RankLost: another rank ended before the training did.
+        ValueError: there is no script to start.
+    """
+    if not isinstance(trainer.strategy, DDPStrategy):
+        yield
+        return
+    environment, threads, done = dict(os.environ), torch.get_num_threads(), False
+    watch = _watch_for(trainer.strategy, command)
+    # The others have it; Lightning would give all ranks one seed when they meet.
+    os.environ.pop("PL_GLOBAL_SEED", None)
+    trainer.callbacks.append(OwnAnswer(signal.SIGTERM))  # type: ignore[attr-defined]
+    try:
+        watch.start()
+        with _ended_at_once(signal.SIGTERM):
+            trainer.strategy.setup_environment()
+        yield
+        done = True
+    except BaseException as error:
+        watch.explain(error, folder)
+        raise
+    finally:
+        watch.end(PATIENCE if done else 0.0)
+        if watch.owns and ranks.joined():
+            torch.distributed.destroy_process_group()
+        _restore(environment)
+        torch.set_num_threads(threads)
+    if isinstance(watch, _Child):
+        raise SystemExit(0)
+
+
+class OwnAnswer(Callback):
+    """Keeps a process's answer to a signal through a training, instead of Lightning's."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number, self.answer = number, signal.getsignal(number)
+
+    def on_train_start(self, *unused: Any) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(self.number, self.answer)
+
+
+@contextlib.contextmanager
+def _ended_at_once(number: signal.Signals) -> Iterator[None]:
+    """Within, a signal ends a rank but the first, which may wait for one that never comes.
+
+    Python answers signals between its own steps only, and to wait for the others is one step.
+    """
+    if ranks.first() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _restore(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+
+
+def started_here() -> bool:
+    """Whether another process of this training has started this one."""
+    return PARENT in os.environ
+
+
+def require_startable(trainer: lightning.Trainer, command: Sequence[str] | None) -> None:
+    """Refuse what ``together`` could not start, before anything is written.
+
+    Raises:
+        ValueError: several devices, and no script to start.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy) and command is None and not started_here():
+        assert strategy.cluster_environment is not None
+        if not strategy.cluster_environment.creates_processes_externally:
+            _own_command()
+
+
+def _watch_for(strategy: DDPStrategy, command: Sequence[str] | None) -> _Watch:
+    if ranks.joined():
+        return _Watch()
+    if started_here():
+        return _Child(int(os.environ[PARENT]))
+    assert strategy.cluster_environment is not None
+    if strategy.cluster_environment.creates_processes_externally:
+        return _Watch()
+    global _scripts_started
+    if command is None:
+        command = _own_command()
+        _scripts_started += 1
+    return _Parent(_start(strategy, command))
+
+
+def _start(strategy: DDPStrategy, command: Sequence[str]) -> dict[int, subprocess.Popen[bytes]]:
+    """The other processes of this machine, by rank."""
+    cluster = strategy.cluster_environment
+    assert cluster is not None
+    each, node = strategy.num_processes, cluster.node_rank()
+    os.environ.update(
+        MASTER_ADDR=cluster.main_address,
+        MASTER_PORT=str(cluster.main_port),
+        NODE_RANK=str(node),
+        LOCAL_RANK="0",
+        WORLD_SIZE=str(each * strategy.num_nodes),
+    )
+    return {
+        node * each + place: subprocess.Popen(
+            command,
+            env={**os.environ, "LOCAL_RANK": str(place), PARENT: str(os.getpid())},
+            stdin=subprocess.DEVNULL,
+        )
+        for place in range(1, each)
+    }
+
+
+_scripts_started = 0
+
+
+def _own_command() -> list[str]:
+    """What runs the script again that runs now.
+
+    Raises:
+        ValueError: there is none, or it has been run again already.
+    """
+    import __main__
+
+    if _scripts_started:
+        raise ValueError(
+            "a script trains on several devices once, for the other processes run it from its "
+            "start; train by `captioner train`, or each model by a script of its own"
+        )
+    module, file = getattr(__main__, "__spec__", None), getattr(__main__, "__file__", None)
+    if module is None and (file is None or not Path(file).is_file()):
+        raise ValueError(
+            "trainer.devices: the other processes run the script that trains, and here is none; "
+            "put it into a file, use `captioner train`, or set trainer.devices=1"
+        )
+    script = ["-m", module.name] if module is not None else [os.path.abspath(str(file))]
+    return [sys.executable, *script, *sys.argv[1:]]
+
+
+def started_by_torchrun(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
+    """Devices on each machine, and machines; where they are left at 1, as many as torchrun started.
+
+    Raises:
+        ValueError: torchrun has started another number of processes.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return devices, num_nodes
+    each, every = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if str(devices) in ("1", "auto"):
+        devices = each
+    if num_nodes == 1:
+        num_nodes = every // each
+    if str(devices).isdigit() and int(devices) * num_nodes != every:
+        raise ValueError(
+            f"trainer.devices={devices} and trainer.num_nodes={num_nodes} are not the {every} "
+            "processes that torchrun has started; leave them out"
+        )
+    return devices, num_nodes
+
+
+# Watching -------------------------------------------------------------------------------------
+
+
+class _Watch(threading.Thread):
+    """Watches nobody: of processes that something else has started, which ends them together."""
+
+    owns = False  # whether the group ends with the training
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True, name="ranks")
+        self._over = threading.Event()
+
+    def lost(self) -> str | None:
+        """Which rank has ended, and how, in words."""
+        return None
+
+    def run(self) -> None:
+        while not self._over.wait(LOOK):
+            lost = self.lost()
+            if lost is not None:
+                if not self._over.wait(GRACE):  # it waits for the lost one: nothing else ends it
+                    self.end(0.0)
+                    _leave(_line(lost, None))
+                return
+
+    def explain(self, error: BaseException, folder: Path) -> None:
+        """Raise what is to be said instead of an error, where another rank's end was the cause."""
+        if _of_others(error):
+            raise RankLost(_line("another rank was ended", folder)) from None
+
+    def end(self, patience: float) -> None:
+        """Stop watching."""
+        self._over.set()
+
+
+class _Parent(_Watch):
+    """Watches the processes that it has started."""
+
+    owns = True
+
+    def __init__(self, children: dict[int, subprocess.Popen[bytes]]) -> None:
+        super().__init__()
+        self.children = children
+
+    def lost(self) -> str | None:
+        for rank, child in self.children.items():
+            status = child.poll()
+            if status is not None and status < 0:
+                return f"rank {rank} (process {child.pid}) was ended by {_signal(-status)}"
+            if status is not None:
+                return f"rank {rank} (process {child.pid}) ended with exit status {status}"
+        return None
+
+    def explain(self, error: BaseException, folder: Path) -> None:
+        if _of_others(error):
+            lost = _wait_for(self.lost) or "another rank was ended"
+            raise RankLost(_line(lost, folder)) from None
+
+    def end(self, patience: float) -> None:
+        """Stop watching, and kill what has not ended after so many seconds."""
+        super().end(patience)
+        until = time.monotonic() + patience
+        for child in self.children.values():
+            try:
+                child.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+class _Child(_Watch):
+    """Watches the process that has started it; says why it ends only where that cannot."""
+
+    def __init__(self, parent: int) -> None:
+        super().__init__()
+        self.parent = parent
+
+    def lost(self) -> str | None:
+        return None if os.getppid() == self.parent else f"rank 0 (process {self.parent}) was ended"
+
+    def explain(self, error: BaseException, folder: Path) -> None:
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise SystemExit(130) from None
+        lost = _wait_for(self.lost)  # a parent that fails alike kills this process meanwhile
+        if lost:
+            _leave(_line(lost, folder))
+
+
+def _wait_for(lost: Callable[[], str | None]) -> str | None:
+    """Which rank has ended, or ends soon."""
+    until = time.monotonic() + GRACE
+    while (found := lost()) is None and time.monotonic() < until:
+        time.sleep(0.05)
+    return found
+
+
+def _of_others(error: BaseException) -> bool:
+    """Whether an error tells of another rank's end; gloo's errors have no class of their own."""
+    kinds: Any = getattr(torch.distributed, "DistError", ())
+    return isinstance(error, kinds) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    )
+
+
+def _line(lost: str, folder: Path | None) -> str:
+    again = "" if folder is None else f"; resume={folder} goes on from the last checkpoint, if any"
+    return f"{lost}, and the training with it{again}"
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _leave(line: str) -> None:
+    """End this process at once, whatever its threads wait for."""
+    print(f"captioner: error: {line}", file=sys.stderr, flush=True)
+    os._exit(1)

@@ -1,0 +1,132 @@
+"""Cross-entropy: what people said, word by word.
+
+    loss = -Σ_t log p(word_t | image, word_0 .. word_{t-1})      over real words and <end> only
+
+With scheduled sampling the decoder reads, at a share of the places that grows over the training, a
+word drawn from itself instead of word_{t-1}, as it will have to when it decodes; what it must
+answer stays word_t (Bengio et al., "Scheduled Sampling for Sequence Prediction", NeurIPS 2015).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captioner.config import check_range
+from captioner.data.datamodule import Batch
+from captioner.decoding.options import DecodingOptions
+from captioner.models.captioning import CaptioningModel
+from captioner.models.features import Features
+from captioner.models.packing import IGNORED, Packing
+from captioner.tokenizers import Tokenizer
+from captioner.training.losses import cross_entropy, doubly_stochastic
+from captioner.training.objectives.objective import Objective, Outcome
+
+SPECIALS = 4
+"""<pad>, <start>, <end> and <unk> are the first ids of a vocabulary."""
+
+
+class CrossEntropy(Objective):
+    """Learn what people said.
+
+    Args:
+        label_smoothing: share of the target's probability spread over all words, [0, 1)
+            (Szegedy et al., 2016).
+        scheduled_sampling: share of the words read that are the model's own at the training's end,
+            rising from 0 along a line, [0, 1]. Words are then read one after the other.
+        attention_penalty: weight of ``losses.doubly_stochastic`` beside the cross-entropy; for
+            decoders that attend.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        decoding: DecodingOptions,
+        *,
+        label_smoothing: float = 0.1,
+        scheduled_sampling: float = 0.0,
+        attention_penalty: float = 0.0,
+    ) -> None:
+        super().__init__(tokenizer, decoding)
+        check_range("training.label_smoothing", label_smoothing, 0.999)
+        check_range("training.scheduled_sampling", scheduled_sampling, 1.0)
+        check_range("training.attention_penalty", attention_penalty)
+        if scheduled_sampling and attention_penalty:
+            raise ValueError(
+                "training.attention_penalty and training.scheduled_sampling do not go together; "
+                "set one of them to 0"
+            )
+        self.label_smoothing, self.scheduled_sampling = label_smoothing, scheduled_sampling
+        self.attention_penalty = attention_penalty
+
+    def accept(self, model: CaptioningModel) -> None:
+        if self.attention_penalty and not model.decoder.attends:
+            raise ValueError(
+                f"training.attention_penalty={self.attention_penalty} needs a decoder that attends,"
+                f" and {type(model.decoder).__name__} does not; choose 0, or another decoder"
+            )
+
+    def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
+        packing = Packing.of((batch.targets != IGNORED).sum(1))
+        features = model.encode(batch.source)
+        whole = batch.share
+        share = self.scheduled_sampling * done
+        penalty: Tensor | None = None
+        if share:
+            logits = read_own_words(model.decoder, features, batch.inputs, packing, share=share)
+        elif self.attention_penalty:
+            logits, weights = model.decoder.look(features, batch.inputs, packing)
+            if features.grid is not None:
+                weights = weights[:, : features.grid.shape[1]]  # without a sentinel's
+            captions = None if whole is None else whole.captions
+            unseen = doubly_stochastic(weights, packing, captions=captions)
+            penalty = self.attention_penalty * unseen
+        else:
+            logits = model(features, batch.inputs, packing)  # [N, V], of real words only
+        targets = packing.pack(batch.targets)  # [N]
+        loss = cross_entropy(
+            logits,
+            targets,
+            label_smoothing=self.label_smoothing,
+            divisor=None if whole is None else whole.words,
+            in_place=True,
+        )
+        return Outcome(loss if penalty is None else loss + penalty, {})
+
+
+def read_own_words(
+    decoder: Any, features: Features, inputs: Tensor, packing: Packing, *, share: float
+) -> Tensor:
+    """Read captions as ``forward`` does, but some words of them drawn from the decoder.
+
+    Each word waits for the one before: one ``step`` a place instead of one product for all.
+
+    Args:
+        decoder: any.
+        features: of each caption's image.
+        inputs: <start> and the words of captions, [B, T].
+        packing: where they are real.
+        share: of the words after <start> that are drawn, [0, 1].
+
+    Returns:
+        logits [N, V], in the packing's order.
+    """
+    given = inputs[packing.order]  # [B, T], longest first
+    state = decoder.start(features.rows(packing.order))
+    tokens, found = given[:, 0], []
+    for place, rows in enumerate(packing.sizes):
+        state = {name: tensor[:rows] for name, tensor in state.items()}
+        logits, state = decoder.step(tokens[:rows], state)  # [rows, V]
+        found.append(logits)
+        if place + 1 < len(packing.sizes):
+            own = torch.rand(rows, device=logits.device) < share
+            tokens = torch.where(own, draw_words(logits), given[:rows, place + 1])
+    return torch.cat(found)
+
+
+def draw_words(logits: Tensor) -> Tensor:
+    """Draw a word a row, never a special one, since decoding never reads one: [R, V] -> [R]."""
+    words = torch.softmax(logits.detach()[:, SPECIALS:].float(), dim=1)
+    return SPECIALS + torch.multinomial(words, 1).squeeze(1)

@@ -1,0 +1,257 @@
+"""Self-critical training: raise the expected reward of what the model says itself.
+
+    c_1 .. c_N ~ p(. | image)
+    loss = -1/N Σ_i (r(c_i) - b_i) Σ_t log p(c_it | image, c_i1 .. c_i(t-1))
+
+    b_i = r(greedy caption)                     "greedy": Rennie et al., "Self-critical Sequence
+                                                Training for Image Captioning", CVPR 2017
+    b_i = 1/(N-1) Σ_{j≠i} r(c_j)                "leave_one_out": Mnih & Rezende, ICML 2016; Luo, "A
+                                                Better Variant of Self-Critical Sequence
+                                                Training", arXiv:2003.09971
+
+Neither baseline depends on c_i, so the gradient is that of the expected reward. The sum over the
+words of a caption is not divided by their number: that would pay a word of a long caption less.
+
+p is the policy that decodes: it never says <pad>, <start> or <unk>, and the other words share their
+probability; a temperature τ makes it softmax(logits / τ). Below 1 it is nearer to what a search
+says, and less of what is learned is to be sure of a caption.
+
+Samples are drawn without a gradient, all images and samples in one batch, by the decoder's
+``stepper``; their probabilities then come from one teacher-forced ``forward``. So any decoder can
+be trained. Dropout is off in both: with it a sample would be drawn by one mask and differentiated
+under another, so that it is not a sample of what is differentiated. ``dropout`` leaves it on all
+the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from captioner.config import check_range, unknown
+from captioner.data.datamodule import Batch, pad
+from captioner.data.records import Record
+from captioner.decoding.decode import decode
+from captioner.decoding.options import DecodingOptions
+from captioner.decoding.search import Hypothesis
+from captioner.metrics.diversity import repeated_bigrams
+from captioner.metrics.ngrams import Integers
+from captioner.metrics.statistics import Rows
+from captioner.models.captioning import CaptioningModel
+from captioner.models.features import Features
+from captioner.models.packing import IGNORED, Packing
+from captioner.tokenizers import END, Tokenizer
+from captioner.training import ranks
+from captioner.training.losses import cross_entropy, policy_gradient
+from captioner.training.objectives.objective import Degenerate, Objective, Outcome
+from captioner.training.objectives.rewards import Rewards, check_weights
+
+BASELINES = ("leave_one_out", "greedy")
+
+
+class SelfCritical(Objective):
+    """Learn from rewards.
+
+    Args:
+        samples: N, captions drawn of each image; "leave_one_out" needs 2 or more.
+        baseline: "leave_one_out" or "greedy".
+        temperature: τ > 0 of the policy.
+        rewards: keys of `rewards.REWARDS` and their weights; None is CIDEr-D alone.
+        dropout: leave the decoder's dropout on, with other masks where samples are drawn than where
+            they are differentiated.
+        cross_entropy_weight: λ ≥ 0; adds λ times the cross-entropy of a word of the images' own
+            captions, which keeps the language near to that of people.
+        least_distinct: per cent of the dev captions that must differ, [0, 100].
+        most_repeats: per cent of the dev captions' bigrams that may repeat an earlier one of the
+            same caption, [0, 100].
+        most_endless: per cent of the dev captions that may lack <end>, [0, 100].
+
+    Raises:
+        ValueError: a value out of range, or an unknown name.
+    """
+
+    by_image = True
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        decoding: DecodingOptions,
+        *,
+        samples: int = 5,
+        baseline: str = "leave_one_out",
+        temperature: float = 1.0,
+        rewards: Mapping[str, float] | None = None,
+        dropout: bool = False,
+        cross_entropy_weight: float = 0.0,
+        least_distinct: float = 2.0,
+        most_repeats: float = 30.0,
+        most_endless: float = 30.0,
+    ) -> None:
+        super().__init__(tokenizer, decoding)
+        if baseline not in BASELINES:
+            raise unknown("training.baseline", baseline, BASELINES)
+        least = 2 if baseline == "leave_one_out" else 1
+        if samples < least:
+            raise ValueError(
+                f"training.samples={samples} is not accepted; training.baseline={baseline} needs "
+                f"{least} or more"
+            )
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"training.temperature={temperature} is not accepted; above 0 is")
+        self.weights = {"cider": 1.0} if rewards is None else dict(rewards)
+        check_weights(self.weights)
+        check_range("training.cross_entropy_weight", cross_entropy_weight)
+        check_range("training.least_distinct", least_distinct, 100)
+        check_range("training.most_repeats", most_repeats, 100)
+        check_range("training.most_endless", most_endless, 100)
+        self.samples, self.baseline, self.dropout = samples, baseline, dropout
+        self.temperature = temperature
+        self.cross_entropy_weight = cross_entropy_weight
+        self.least_distinct, self.most_repeats = least_distinct, most_repeats
+        self.most_endless = most_endless
+
+    def prepare(self, records: Sequence[Record]) -> None:
+        """Number the references, and count in how many images each n-gram stands."""
+        split = self.tokenizer.split
+        self._images = {record.image_id: place for place, record in enumerate(records)}
+        self._rewards = Rewards(
+            [[split(text) for text in record.captions] for record in records], self.weights
+        )
+
+    def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
+        decoder = model.decoder.train(self.dropout)
+        features = model.encode(batch.source)
+        keys = None if batch.share is None else batch.share.places
+        say = self._speaker(decoder, features, keys)
+        images = numpy.array([self._images[record.image_id] for record in batch.records])
+        samples = say(self.samples)  # B * N of them
+        rewards = self._reward(samples, images.repeat(self.samples)).reshape(len(images), -1)
+        if self.baseline == "greedy":
+            baseline = self._reward(say(0), images)[:, None]  # [B, 1]
+        else:
+            baseline = leave_one_out(rewards)  # [B, N]
+        advantages = rewards - baseline  # [B, N]
+        captions = None if batch.share is None else self.samples * batch.share.images
+        loss = self._loss(decoder, features, samples, advantages.ravel(), captions)
+        if self.cross_entropy_weight:
+            loss = loss + self.cross_entropy_weight * _of_people(decoder, features, batch)
+        words = [one.tokens for one in samples]
+        logs = {
+            "train_reward": rewards.mean(),
+            "train_baseline": baseline.mean(),
+            "train_advantage": numpy.abs(advantages).mean(),
+            "sample_length": sum(map(len, words)) / len(words),
+            "sample_repeats": 100 * repeated_bigrams(words),
+            "sample_endless": 100 * sum(not one.finished for one in samples) / len(samples),
+        }
+        return Outcome(loss, {name: float(value) for name, value in logs.items()})
+
+    def check(self, scores: Mapping[str, float], captions: Sequence[str]) -> None:
+        """Stop where dev captions are all alike, repeat themselves, or do not end."""
+        for name, bound, low, what in (
+            ("dev_distinct", "least_distinct", True, "of the dev captions differ"),
+            ("dev_repeats", "most_repeats", False, "of their bigrams repeat one before"),
+            ("dev_endless", "most_endless", False, "of the dev captions lack <end>"),
+        ):
+            value, limit = scores[name], getattr(self, bound)
+            if value < limit if low else value > limit:
+                raise Degenerate(
+                    f"the captions degenerate: {value:.0f} % {what} (training.{bound}={limit:g}), "
+                    f"such as {captions[0]!r}; best.ckpt holds an earlier epoch, if there was a "
+                    "better one. Lower training.lr, or set training.cross_entropy_weight"
+                )
+
+    @torch.no_grad()
+    def _speaker(
+        self, decoder: Any, features: Features, keys: Sequence[int] | None = None
+    ) -> Callable[[int], list[Hypothesis]]:
+        """What draws a number of captions of each image, or says the greedy one of each for 0.
+
+        Each image draws by its place in the whole batch, so that any number of ranks draws alike.
+        """
+        words = self.tokenizer.vocabulary
+        speaker = decoder if self.dropout else decoder.stepper()
+        state, step = speaker.start(features), speaker.step
+
+        @torch.no_grad()
+        def say(samples: int) -> list[Hypothesis]:
+            options = DecodingOptions(max_length=self.decoding.max_length)
+            if samples:
+                seed = int(torch.randint(2**31, ()))  # of the generator that checkpoints keep
+                seed = ranks.from_first(seed)
+                options = options.changed(temperature=self.temperature, captions=samples, seed=seed)
+            found = decode(
+                step,
+                state,
+                start=words.start,
+                end=words.end,
+                options=options,
+                banned=self._banned,
+                keys=keys,
+            )
+            return [one for of_image in found for one in of_image]
+
+        return say
+
+    def _reward(self, said: Sequence[Hypothesis], images: Integers) -> Rows:
+        """The reward of captions, <end> included where they reached it, [C]."""
+        words = self.tokenizer.vocabulary.words
+        texts = [
+            [*(words[token] for token in one.tokens), *([END] if one.finished else [])]
+            for one in said
+        ]
+        return self._rewards(texts, images)
+
+    def _loss(
+        self,
+        decoder: Any,
+        features: Features,
+        samples: Sequence[Hypothesis],
+        advantages: Rows,
+        captions: float | None = None,
+    ) -> Tensor:
+        """The policy gradient of samples, those of an image side by side.
+
+        It is divided by their number, or, of a share of a batch, by `captions`.
+        """
+        device = features.pooled.device
+        inputs, targets = (
+            t.to(device) for t in pad([one.tokens for one in samples], self.tokenizer)
+        )
+        # Of a sample that was cut off, <end> was not drawn.
+        drawn = torch.tensor([len(one.log_probs) for one in samples], device=device)
+        packing = Packing.of(drawn)
+        rows = torch.arange(len(features.pooled), device=device).repeat_interleave(self.samples)
+        logits = decoder(features.rows(rows), inputs, packing)  # [N, V]
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        with torch.no_grad():  # their gradient is 0 without being told
+            logits[:, list(self._banned)] = -torch.inf
+        of_words = torch.from_numpy(advantages).float().to(device)[packing.rows]  # [N]
+        words = packing.pack(targets)
+        captions = len(samples) if captions is None else captions
+        return policy_gradient(logits, words, of_words, captions=captions, in_place=True)
+
+    @property
+    def _banned(self) -> tuple[int, ...]:
+        words = self.tokenizer.vocabulary
+        return words.pad, words.start, words.unknown
+
+
+def leave_one_out(rewards: Rows) -> Rows:
+    """The mean reward of an image's other samples: [B, N] -> [B, N]."""
+    return (rewards.sum(axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
+
+
+def _of_people(decoder: Any, features: Features, batch: Batch) -> Tensor:
+    """The cross-entropy of a word of the images' own captions."""
+    packing = Packing.of((batch.targets != IGNORED).sum(1))
+    logits = decoder(features.rows(batch.rows), batch.inputs, packing)
+    targets = packing.pack(batch.targets)
+    words = None if batch.share is None else batch.share.words
+    return cross_entropy(logits, targets, label_smoothing=0.0, divisor=words, in_place=True)

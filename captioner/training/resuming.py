@@ -1,0 +1,180 @@
+"""What goes with ``resume=RUN``: the run's own configuration, with what may change changed.
+
+A resumed run continues exactly as if it had never stopped: optimizer, schedule and the order of
+batches are those of its checkpoint, whatever an override says of them. So what can be obeyed is
+obeyed and recorded, and what cannot is refused where it differs from what the run has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from captioner.checkpoints.places import anchored
+from captioner.config import Config, compose, override
+from captioner.metrics.novelty import CaptionHashes
+from captioner.overrides import parse
+
+GOES_WITH = (
+    "trainer.*",
+    "decoding.*",
+    "logger.*",
+    "callbacks.patience",
+    "callbacks.save_every",
+    "callbacks.samples",
+    "callbacks.keep",
+    "callbacks.progress",
+    "loader.workers",
+    "loader.cache",
+    "loader.cache_folder",
+    "data.root",
+    "data.captions",
+    "data.images",
+    "encoder.precision",
+    "encoder.gradient_checkpointing",
+    "training.label_smoothing",
+    "training.scheduled_sampling",
+    "training.attention_penalty",
+    "training.samples",
+    "training.baseline",
+    "training.temperature",
+    "training.rewards.*",
+    "training.dropout",
+    "training.cross_entropy_weight",
+    "training.least_distinct",
+    "training.most_repeats",
+    "training.most_endless",
+)
+"""What may change when a run is resumed: where it runs, how long, what is watched and written, and
+what the objective makes of a batch."""
+
+_IN_WORDS = (
+    "trainer.*, decoding.*, logger.*, callbacks.* but monitor and ema, loader.workers and cache, "
+    "data.root, encoder.precision and the options of the objective"
+)
+
+_GROWING = ("trainer", "decoding", "logger", "callbacks", "loader")  # may be from before an option
+_INHERITED = ("tokenizer", "encoder", "decoder")  # from the run that resume_weights names
+
+
+def resumed(
+    saved: Config,
+    overrides: Sequence[str],
+    *,
+    run: str,
+    folder: Path,
+    config_dir: str | Path | None = None,
+) -> Config:
+    """The configuration with which a run is resumed.
+
+    Args:
+        saved: the configuration in its checkpoint.
+        overrides: ``key=value`` as typed; those of Hydra's own, and ``resume``, are ignored.
+        run: the run as the user named it, for errors.
+        folder: its run folder, in which it continues.
+        config_dir: a folder with options of one's own.
+
+    Returns:
+        what is to be obeyed and recorded.
+
+    Raises:
+        ValueError: an override that does not go with a resume and differs from what the run has.
+    """
+    saved = anchored(saved)
+    named = {change.key_or_group: change for change in parse(overrides)}
+    _require_same_places(saved, named, run, folder)
+    ignored = {"resume", "run_dir", "resume_weights"}
+    lines = [
+        str(change.input_line)
+        for key, change in named.items()
+        if key not in ignored and (key == "hydra.searchpath" or not key.startswith("hydra"))
+    ]
+    defaults = compose() if lines else {}
+    whole = {key: _completed(saved[key], defaults.get(key), key) for key in saved}
+    wanted = anchored(override(whole, lines, config_dir=config_dir))
+    if saved.get("resume_weights") is not None and "experiment" in named:
+        own = [line for line in lines if not line.startswith("experiment=")]
+        without = override(whole, own, config_dir=config_dir)
+        wanted |= {group: without[group] for group in _INHERITED if group in without}
+    _require_open(_leaves(saved), _leaves(whole), _leaves(wanted), run)
+    for group in _GROWING:  # what the run was without, and nobody asked for, stays away
+        old, new = saved.get(group, {}), wanted.get(group, {})
+        wanted[group] = {k: v for k, v in new.items() if k in old or v != whole[group].get(k)}
+    return {**wanted, "run_dir": saved.get("run_dir", str(folder))}
+
+
+def _require_same_places(saved: Config, named: Mapping[str, Any], run: str, folder: Path) -> None:
+    """Refuse another run folder, and other weights to start from."""
+    weights = named["resume_weights"].value() if "resume_weights" in named else None
+    start = None if weights is None else anchored({"resume_weights": str(weights)})
+    if start is not None and start["resume_weights"] != saved.get("resume_weights"):
+        raise ValueError("resume and resume_weights exclude each other; give one of them")
+    place = named["run_dir"].value() if "run_dir" in named else None
+    if place is not None and Path(os.path.expanduser(str(place))).resolve() != folder.resolve():
+        raise ValueError(
+            f"run_dir={place} does not go with resume={run}, which continues in {folder}; leave "
+            f"run_dir out, or start another run from its weights: resume_weights={run}"
+        )
+
+
+def require_same_captions(
+    now: CaptionHashes,
+    *,
+    known: CaptionHashes | None,
+    more: CaptionHashes | None = None,
+    root: str,
+    run: Path,
+) -> None:
+    """Refuse to resume a run on other training captions than those it was trained on.
+
+    Args:
+        now: those that the data set has.
+        known: those that the run was trained on; None where its checkpoint does not know them.
+        more: where it does not tell them apart, those with what it started from.
+        root: of the data set, for errors.
+        run: the run folder, for errors.
+
+    Raises:
+        ValueError: says how many are new, and gone.
+    """
+    before = known if known is not None else more
+    if before is None:
+        return
+    new, gone = now.without(before), known.without(now) if known is not None else 0
+    if new or gone:
+        raise ValueError(
+            f"data.root={root} has other training captions than resume={run} was trained on: "
+            f"{new:,} are new, {gone:,} are gone; name its data with data.root=..., or start "
+            f"another run on these with resume_weights={run}"
+        )
+
+
+def _require_open(
+    saved: Mapping[str, Any], whole: Mapping[str, Any], wanted: Mapping[str, Any], run: str
+) -> None:
+    for key in sorted({*whole, *wanted}):
+        before, after = whole.get(key), wanted.get(key)
+        if before == after or any(fnmatchcase(key, one) for one in GOES_WITH):
+            continue
+        raise ValueError(
+            f"{key}={after} does not go with resume={run}, which has {saved.get(key)}: with a "
+            f"resume go {_IN_WORDS}; resume_weights={run} starts another training from its weights"
+        )
+
+
+def _completed(values: Any, defaults: Any, group: str) -> Any:
+    """A group of a run from before some of its options were there, with these."""
+    if group in _GROWING and isinstance(values, dict) and isinstance(defaults, dict):
+        return {**defaults, **values}
+    return values
+
+
+def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Dotted key -> value."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    parts = (_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items())
+    return {key: value for part in parts for key, value in part.items()}

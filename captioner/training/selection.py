@@ -1,0 +1,135 @@
+"""Which epoch is best: one order for the best checkpoint, the kept epochs and early stopping.
+
+    rank = (monitored score, CIDEr-D, -dev loss)        compared from the left; higher is better
+
+BLEU-4 of a few images is 0 until four words in a row are right: then CIDEr-D decides, and where
+both are equal the loss. Of equal ranks the earlier epoch is the better one.
+
+What has been best so far is read from the checkpoints in the run folder itself: each has its dev
+scores. So a run may be moved, and no state that came from a file names files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+from pytorch_lightning.callbacks import Callback, Checkpoint
+
+from captioner.checkpoints.checkpoint import BEST, FOLDER, read_block
+
+Rank = tuple[float, ...]
+
+
+def rank(scores: Mapping[str, float], monitor: str) -> Rank:
+    """The place of an epoch among others, the higher the better.
+
+    Args:
+        scores: of its validation, with dev_cider and dev_loss.
+        monitor: the name of the score that counts first.
+    """
+    return scores[monitor], scores["dev_cider"], -scores["dev_loss"]
+
+
+class BestCheckpoint(Checkpoint):
+    """Writes best.ckpt whenever a validation ranks higher than all before.
+
+    Args:
+        folder: the run folder.
+        monitor: see `rank`.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        self.path, self.monitor = folder / FOLDER / BEST, monitor
+        self.best: Rank | None = None
+
+    def setup(self, *unused: Any, **named: Any) -> None:
+        self.best = _rank_of(self.path, self.monitor) if self.path.is_file() else None
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        now = rank(module.dev_scores, self.monitor)
+        if self.best is None or now > self.best:
+            trainer.save_checkpoint(self.path, weights_only=True)
+            self.best = now
+
+
+class KeptEpochs(Checkpoint):
+    """Keeps epoch-NN.ckpt of the best epochs, counted from 1 as on the screen.
+
+    Args:
+        folder: the run folder.
+        monitor: see `rank`.
+        count: how many.
+    """
+
+    def __init__(self, folder: Path, monitor: str, count: int) -> None:
+        self.folder, self.monitor, self.count = folder / FOLDER, monitor, count
+        self.ranks: dict[Path, Rank] = {}
+
+    def setup(self, *unused: Any, **named: Any) -> None:
+        files = sorted(self.folder.glob("epoch-*.ckpt"))
+        self.ranks = {file: _rank_of(file, self.monitor) for file in files}
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        file = self.folder / f"epoch-{trainer.current_epoch + 1:02d}.ckpt"
+        now = rank(module.dev_scores, self.monitor)
+        others = {one: value for one, value in self.ranks.items() if one != file}
+        if len(others) >= self.count and now <= min(others.values()):
+            return
+        trainer.save_checkpoint(file, weights_only=True)
+        self.ranks = {**others, file: now}
+        if len(others) >= self.count:
+            worst = min(others, key=lambda one: others[one])
+            del self.ranks[worst]
+            if trainer.is_global_zero:
+                worst.unlink(missing_ok=True)
+
+
+class Patience(Callback):
+    """Stops a training after so many validations in a row that none ranks highest.
+
+    Args:
+        monitor: see `rank`.
+        patience: from 1.
+    """
+
+    def __init__(self, monitor: str, patience: int) -> None:
+        self.monitor, self.patience = monitor, patience
+        self.best: Rank | None = None
+        self.waited = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether it has ended the training."""
+        return self.waited >= self.patience
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": None if self.best is None else list(self.best), "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = None if state["best"] is None else tuple(state["best"])
+        self.waited = state["waited"]
+
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
+        if trainer.sanity_checking:
+            return
+        now = rank(module.dev_scores, self.monitor)
+        if self.best is None or now > self.best:
+            self.best, self.waited = now, 0
+            return
+        self.waited += 1
+        trainer.should_stop = trainer.should_stop or self.exhausted
+
+
+def _rank_of(file: Path, monitor: str) -> Rank:
+    """Of a checkpoint in the run folder; one without dev scores ranks below all others."""
+    try:
+        return rank(read_block(file)["scores"], monitor)
+    except KeyError:
+        return (float("-inf"),)
