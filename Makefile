@@ -28,7 +28,7 @@ test: .venv/.tested
 # The tests that compute, which are those that speak of torch, as on a processor with AVX2 alone.
 test-avx2: .venv/.tested
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
-	$(BIN)/python -m pytest -n auto --dist loadfile $$(grep -l torch tests/test_*.py)
+	$(BIN)/python -m pytest -n auto --dist loadfile $$(grep -rl torch tests --include='test_*.py')
 
 .venv/.tested: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'

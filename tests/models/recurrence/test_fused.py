@@ -4,8 +4,8 @@ import logging
 
 import pytest
 import torch
-from test_cells import PEERS, B, E, H, T, peer_of
-from test_recurrent import V, features, show_tell
+from support.peers import PEERS, peer_of
+from support.small_show_tell import features, show_tell
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -17,6 +17,7 @@ from captioner.models.recurrence.unroll import CELLS, Recurrence
 from captioner.tokenizers import build_tokenizer
 from captioner.training.losses import cross_entropy
 
+B, T, E, H, V = 2, 5, 7, 6, 11
 LENGTHS = torch.tensor([2, 5, 1, 4, 4])
 PACKING = Packing.of(LENGTHS)
 FULL = (B,) * T

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy
 import pytest
 import torch
-from tables import END, START, everything, random_table, start_state, table_step
+from support.tables import END, START, everything, random_table, start_state, table_step
 
 from captioner.decoding.decode import decode
 from captioner.decoding.options import DecodingOptions

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from evaluations import evaluation, system
 from hypothesis import given
 from hypothesis import strategies as st
+from support.evaluations import evaluation, system
 
 from captioner.api import Captioner
 from captioner.checkpoints import bundle, checkpoint

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_decoders import B, T, V, build, features
+from support.decoders import B, T, V, build, features
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -13,7 +13,7 @@ from captioner import config
 from captioner.cli import VERBS, main
 from captioner.verbs import candidates
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def script(shell: str, capsys: pytest.CaptureFixture) -> str:

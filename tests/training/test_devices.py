@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import two_ranks
+from support import two_ranks
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose

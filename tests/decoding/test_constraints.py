@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from tables import END, START, everything, random_table, start_state, table_step
+from support.tables import END, START, everything, random_table, start_state, table_step
 
 from captioner.decoding.constraints import MOST_STATES, Phrases, Required
 from captioner.decoding.decode import decode

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tables import END, START, everything, random_table, start_state, table_step
+from support.tables import END, START, everything, random_table, start_state, table_step
 
 from captioner.decoding.beam import _top, beam_search
 from captioner.decoding.constraints import Constraints, Phrases, Required

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from test_cells import PEERS, peer_of
+from support.peers import PEERS, peer_of
+from support.small_show_tell import features, show_tell
 from torch import nn
 
 from captioner.data.datamodule import IGNORED, pad
 from captioner.decoding.options import DecodingOptions
 from captioner.generation import generate, make_steppers
 from captioner.models.captioning import CaptioningModel
-from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.features import Features
 from captioner.models.recurrence.unroll import CELLS
 from captioner.tokenizers import build_tokenizer
@@ -19,17 +19,6 @@ B, T, V, D, E, H = 2, 5, 11, 8, 7, 6
 
 
 TOKENIZER = build_tokenizer(["a b c d e f g"], name="word", min_count=1)  # V with the special ones
-
-
-def show_tell(cell: str = "lstm", **options: object) -> ShowTell:
-    options = {"dropout": 0.0, **options}
-    return ShowTell(
-        vocabulary_size=V, feature_size=D, cell=cell, embedding_size=E, hidden_size=H, **options
-    ).double()
-
-
-def features(rows: int = B) -> Features:
-    return Features(torch.randn(rows, D, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("layers", [1, 2])

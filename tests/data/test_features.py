@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.small_encoder import Small, draw
 from torch import Tensor, nn
 
 from captioner.data import features as cache
@@ -23,41 +23,9 @@ from captioner.data import views
 from captioner.data.features import CachedFeatures, cache_features, fingerprint
 from captioner.models.decoders.standardize import Standardise, whitening_of
 from captioner.models.decoders.up_down import UpDown
-from captioner.models.encoders.encoder import Encoder
-from captioner.models.features import Features
 from captioner.transforms import Transform, open_image
 
 SIDE, SIZE, POSITIONS = 12, 6, 4  # S, D, P
-
-
-class Small(Encoder):
-    """A convolution over 2 x 2 patches; counts the images it encodes."""
-
-    def build(
-        self, network: str, *, weights: bool, image_size: int | None
-    ) -> tuple[nn.Module, int, Transform]:
-        self.encoded: list[int] = []
-        transform = Transform(
-            size=SIDE, crop=0.75, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
-        )
-        patches = nn.Conv2d(3, SIZE, SIDE // 2, stride=SIDE // 2)
-        source = torch.Generator().manual_seed(len(network))
-        for parameter in patches.parameters():
-            nn.init.normal_(parameter, generator=source)
-        return patches, SIZE, transform
-
-    def extract(self, network: nn.Module, images: Tensor) -> Features:
-        self.encoded.append(len(images))
-        grid = network(images).flatten(2).transpose(1, 2)  # [B, P, D]
-        return Features(grid.mean(1), grid)
-
-
-def draw(folder: Path, count: int, first: int = 0) -> list[str]:
-    paths = [folder / f"{number}.png" for number in range(first, first + count)]
-    for number, path in enumerate(paths, start=first):
-        pixels = np.random.default_rng(number).integers(0, 256, (15, 19, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-    return [str(path) for path in paths]
 
 
 @pytest.fixture
@@ -385,7 +353,8 @@ def test_two_processes_and_a_kill(images: list[str], tmp_path: Path) -> None:
         import sys, time
         import captioner
         sys.path.insert(0, sys.argv[1])
-        from test_features import Small, cache_features
+        from support.small_encoder import Small
+        from captioner.data.features import cache_features
         encoder = Small(network="small")
         encoder.register_forward_pre_hook(lambda *_: time.sleep(float(sys.argv[3])))
         cache_features(encoder, sys.argv[4:], sys.argv[2], batch_size=2, progress=False)
@@ -395,7 +364,14 @@ def test_two_processes_and_a_kill(images: list[str], tmp_path: Path) -> None:
 
     def start(pause: float) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path), str(pause)]
+            [
+                sys.executable,
+                "-c",
+                script,
+                str(Path(__file__).parents[1]),
+                str(tmp_path),
+                str(pause),
+            ]
             + images,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

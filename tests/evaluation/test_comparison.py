@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy
 import pytest
-from evaluations import evaluation, system
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.cells import cell_len
+from support.evaluations import evaluation, system
 
 from captioner.cli import main
 from captioner.evaluation import comparison_figure, fonts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_features import Small, draw
+from support.small_encoder import Small, draw
 
 from captioner.config import compose
 from captioner.data.datamodule import CaptionDataModule

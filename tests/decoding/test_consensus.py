@@ -5,7 +5,7 @@ import math
 import numpy
 import pytest
 from pycocoevalcap.cider.cider import Cider
-from tables import END, START, everything, random_table, start_state, table_step
+from support.tables import END, START, everything, random_table, start_state, table_step
 
 from captioner.decoding.consensus import by_consensus, similarities
 from captioner.decoding.decode import decode

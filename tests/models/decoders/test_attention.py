@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_cells import torch_order
+from support.peers import torch_order
 from torch import Tensor, nn
 
 from captioner.models.decoders.adaptive import Adaptive
