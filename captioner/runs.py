@@ -1,9 +1,24 @@
-"""A run folder: how a new one is claimed, so that no two trainings share one.
+"""A run folder: where everything in it is, how a run or evaluation is found, how one is claimed.
+
+    RUN/
+      config.yaml                            the composed configuration
+      checkpoints/best.ckpt, last.ckpt, epoch-NN.ckpt
+      logs/csv/version_N/metrics.csv, logs/tensorboard/, logs/wandb/, logs/profile*
+      samples.jsonl                          dev captions of each validation
+      costs.json                             time, memory and parameters
+      evaluation/DATA-SPLIT/DECODING/        scores.json, captions.jsonl, statistics.npz, sheet.png,
+                                             config.yaml, report.html
+    SWEEP/
+      multirun.yaml                          written by Hydra
+      jobs.jsonl                             one line for each job
+      JOB/                                   a run folder for each job
+
+No other module knows these names.
 
 A training takes the lock of its folder (``flock`` on the folder itself, which the system frees when
 the process ends, however that happens, and which leaves no file) and makes the folder of its
-checkpoints, which only one process can. Of several processes of one training the first claims; the
-others find the folder's name in an environment variable.
+checkpoints, which only one process can. Of several processes of one training the first claims the
+folder; the others find its name in an environment variable.
 """
 
 from __future__ import annotations
@@ -11,6 +26,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,12 +34,157 @@ from pathlib import Path
 
 from captioner.process import is_first
 
-FOLDER = "checkpoints"
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+BEST, LAST = "best.ckpt", "last.ckpt"
+LOGS = "logs"
+SAMPLES = "samples.jsonl"
+COSTS = "costs.json"
+
+EVALUATION = "evaluation"
+SCORES = "scores.json"
+CAPTIONS = "captions.jsonl"
+STATISTICS = "statistics.npz"
+SHEET = "sheet.png"
+REPORT = "report.html"
+
+SWEEP = "multirun.yaml"
+"""Written by Hydra in the folder of a sweep, beside the folders of its jobs."""
+JOBS = "jobs.jsonl"
+"""In the folder of a sweep: a line for each job, with its scores or why it failed."""
+
 VARIABLE = "CAPTIONER_RUN_DIR"
 """Names the claimed folder to the other processes of a training."""
 
-_OWN = (FOLDER, "config.yaml", "logs", "samples.jsonl", "costs.json")
+_OWN = (CHECKPOINTS, CONFIG, LOGS, SAMPLES, COSTS)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
+
+
+# Checkpoints ----------------------------------------------------------------------------------
+
+
+def checkpoint_file(run: Path, name: str = BEST) -> Path:
+    """Where a run folder has a checkpoint: BEST, LAST, or that of an epoch."""
+    return run / CHECKPOINTS / name
+
+
+def epoch_file(run: Path, epoch: int) -> Path:
+    """Where a run folder keeps the checkpoint of an epoch, counted from 1."""
+    return checkpoint_file(run, f"epoch-{epoch:02d}.ckpt")
+
+
+def epoch_files(run: Path) -> list[Path]:
+    """The checkpoints of epochs that a run folder has kept, in order of their names."""
+    return sorted((run / CHECKPOINTS).glob("epoch-*.ckpt"))
+
+
+def find_checkpoint(path: Path, name: str = BEST) -> Path | None:
+    """The checkpoint of a run folder, or of its folder of checkpoints; None without any.
+
+    Args:
+        path: the folder.
+        name: the checkpoint that is wanted; where it is missing, LAST is taken.
+    """
+    places = (checkpoint_file(path, name), path / name, checkpoint_file(path, LAST), path / LAST)
+    return next((file for file in places if file.is_file()), None)
+
+
+def run_of_checkpoint(file: Path) -> Path:
+    """The run folder of a checkpoint file; the file's folder where it is in no run."""
+    return file.parent.parent if file.parent.name == CHECKPOINTS else file.parent
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """The run folders in a folder, in order of their names."""
+    return sorted(path.parent for path in folder.glob(f"*/{CHECKPOINTS}"))
+
+
+def metric_files(run: Path) -> list[Path]:
+    """The CSV logs of a run, one for each time that it was started or resumed, oldest first."""
+    files = run.glob(f"{LOGS}/csv/version_*/metrics.csv")
+    return sorted(files, key=lambda path: path.stat().st_mtime)
+
+
+# Evaluations ----------------------------------------------------------------------------------
+
+
+def evaluation_folder(run: Path, *, data: str, split: str, decoding: str) -> Path:
+    """Where a run folder has the evaluation of a split of a dataset with a decoding label."""
+    return run / EVALUATION / f"{data}-{split}" / decoding
+
+
+def evaluations(run: Path, decoding: str = "*") -> list[Path]:
+    """The evaluation folders of a run, or those with a decoding label, in order of their names."""
+    return sorted(file.parent for file in run.glob(f"{EVALUATION}/*/{decoding}/{SCORES}"))
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether a folder is that of an evaluation."""
+    return (folder / SCORES).is_file()
+
+
+def run_of_evaluation(folder: Path) -> Path | None:
+    """The run folder that an evaluation folder is in; None where it is in none."""
+    parents = folder.resolve().parents
+    return parents[2] if len(parents) > 2 and parents[1].name == EVALUATION else None
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a folder is that of a sweep, which holds the run folders of its jobs."""
+    return (folder / SWEEP).is_file()
+
+
+def find_evaluation(
+    path: Path,
+    *,
+    split: str | None = None,
+    decoding: str | None = None,
+    name: str | Path | None = None,
+) -> Path:
+    """The evaluation folder that a path names.
+
+    Args:
+        path: a run folder, whose newest evaluation is taken, those of ensembles and of other
+            checkpoints than the best one (named with @) aside; an evaluation folder; a scores.json.
+        split: consider only a run's evaluations of this split.
+        decoding: consider only a run's evaluations with this decoding label, such as beam3-lp0.7.
+        name: of the model, for the error that says how to evaluate it; None is the path.
+
+    Raises:
+        FileNotFoundError: no such path, or no such evaluation in the run.
+        ValueError: the folder of a sweep, or a file of another name.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such run folder, evaluation folder or {SCORES}")
+    if path.is_file() and path.name != SCORES:
+        raise ValueError(f"{path}: not a run, an evaluation folder or a {SCORES}")
+    if path.is_file():
+        return path.parent
+    if is_evaluation(path):
+        return path
+    if is_sweep(path):
+        jobs = f"{shlex.quote(str(path))}/*"
+        raise ValueError(f"{path}: a sweep of several runs, not a run; name them: {jobs}")
+    matching = [
+        folder
+        for folder in evaluations(path)
+        if (split is None or folder.parent.name.endswith(f"-{split}"))
+        and (folder.name == decoding if decoding else "@" not in folder.name)
+    ]
+    if matching:
+        return max(matching, key=lambda folder: (folder / SCORES).stat().st_mtime_ns)
+    raise _no_evaluation(path, path if name is None else name, split)
+
+
+def _no_evaluation(run: Path, name: str | Path, split: str | None) -> FileNotFoundError:
+    others = ", ".join(f"{one.parent.name}/{one.name}" for one in evaluations(run))
+    command = f"captioner evaluate {shlex.quote(str(name))}"
+    command += f" --split {split}" if split else ""
+    holds = f"only {others}" if others else "no evaluation"
+    return FileNotFoundError(f"{run}: holds {holds}; make one with: {command}")
+
+
+# Claiming -------------------------------------------------------------------------------------
 
 
 class Taken(ValueError):
@@ -74,9 +235,9 @@ class Claim:
 
     def _require_new(self) -> None:
         try:
-            (self.folder / FOLDER).mkdir()
+            (self.folder / CHECKPOINTS).mkdir()
         except FileExistsError:
-            if os.listdir(self.folder / FOLDER):
+            if os.listdir(self.folder / CHECKPOINTS):
                 raise Taken(
                     f"run_dir={self.folder} already holds a run: resume={self.folder} resumes "
                     "it, or choose another run_dir"
@@ -95,7 +256,7 @@ class Claim:
 
     def has_checkpoint(self) -> bool:
         """Whether there is something to go on from."""
-        return any((self.folder / FOLDER).glob("*.ckpt"))
+        return any((self.folder / CHECKPOINTS).glob("*.ckpt"))
 
     def discard(self) -> None:
         """Remove what this training has made, and the folder if nothing else is in it."""
@@ -105,7 +266,7 @@ class Claim:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-        self._remove_empty(self.folder / FOLDER, *self._made)
+        self._remove_empty(self.folder / CHECKPOINTS, *self._made)
 
     @staticmethod
     def _remove_empty(*folders: Path) -> None:

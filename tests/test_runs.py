@@ -1,5 +1,6 @@
 """Run folders: each belongs to one training, and failed starts leave nothing."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -136,3 +137,61 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with claimed(Path("~/runs/x")) as claim:
         assert claim.folder == tmp_path / "runs" / "x"
+
+
+OTHER_FILES = {
+    ("config.py", "config.yaml"): "of conf/",
+    ("data/readers.py", "captions.jsonl"): "of a dataset",
+    ("data/shapes.py", "captions.jsonl"): "of a dataset",
+    ("metrics/spice.py", "scores.json"): "written by java into a temporary folder",
+    ("models/encoders/downloads.py", "checkpoints"): "of torch.hub",
+    ("report/report.py", "report.html"): "the template",
+}
+"""Files of the same name that are in no run folder, by the module that names them."""
+
+
+def names_in(module: Path) -> set[str]:
+    """The strings of a module that are a file name, and the parts of those that are a path."""
+    nodes = ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+    texts = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return {
+        part
+        for text in texts
+        if isinstance(text, str) and " " not in text
+        for part in text.split("/")
+    }
+
+
+def test_no_other_module_knows_a_file_name_in_a_run_folder() -> None:
+    constants = {name: value for name, value in vars(runs).items() if name.isupper()}
+    del constants["VARIABLE"]
+    names = {value for value in constants.values() if isinstance(value, str)}
+    assert {"best.ckpt", "scores.json", "multirun.yaml", "logs"} <= names
+    package = Path(runs.__file__).parent
+    known = {
+        (str(module.relative_to(package)), name)
+        for module in package.rglob("*.py")
+        for name in names & names_in(module)
+    }
+    own = {("runs.py", name) for name in names}
+    assert known - own == set(OTHER_FILES)
+
+
+def test_what_a_run_holds_is_where_runs_says(tmp_path) -> None:
+    run = tmp_path / "run"
+    folder = runs.evaluation_folder(run, data="shapes", split="dev", decoding="beam3")
+    for file in (runs.checkpoint_file(run), runs.epoch_file(run, 7), folder / runs.SCORES):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}")
+    assert (run / "checkpoints" / "epoch-07.ckpt").is_file()
+    assert runs.find_checkpoint(run) == run / "checkpoints" / "best.ckpt"
+    assert runs.find_checkpoint(run / "checkpoints") == run / "checkpoints" / "best.ckpt"
+    assert runs.find_checkpoint(run, runs.LAST) is None
+    assert runs.run_of_checkpoint(runs.epoch_files(run)[0]) == run
+    assert runs.find_runs(tmp_path) == [run]
+    assert runs.run_of_evaluation(folder) == run
+    assert runs.evaluations(run) == runs.evaluations(run, "beam3") == [folder]
+    assert runs.evaluations(run, "greedy") == []
+    assert runs.find_evaluation(run, split="dev") == folder
+    with pytest.raises(FileNotFoundError, match="holds only shapes-dev/beam3.*nic --split test"):
+        runs.find_evaluation(run, split="test", name="nic")

@@ -30,19 +30,18 @@ import torch
 from torch import Tensor
 from torch.serialization import get_crc32_options, set_crc32_options
 
-from captioner import __version__
+from captioner import __version__, runs
 from captioner.checkpoints import bundle
 from captioner.config import Config
 from captioner.files import whole_file
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, build_model
 from captioner.models.precision import stored
+from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 from captioner.transforms import Transform
 
 FORMAT = 1
-BEST, LAST = "best.ckpt", "last.ckpt"
-FOLDER = "checkpoints"
 PREFIX = "model."
 GROUPS = ("data", "loader", "encoder", "decoder", "decoding", "training")
 
@@ -157,18 +156,20 @@ def find(path: str | Path, *, name: str = BEST) -> Path:
     given, path = path, Path(path)
     if path.is_file():
         return path.with_name(bundle.MODEL) if path.name == bundle.WEIGHTS else path
-    candidates = [path / FOLDER / name, path / name, path / FOLDER / LAST, path / LAST]
+    file = runs.find_checkpoint(path, name)
+    if file is not None:
+        return file
     if name == BEST:
-        candidates += [folder / bundle.MODEL for folder in (path, bundle.find(given)) if folder]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        for folder in (path, bundle.find(given)):
+            if folder is not None and (folder / bundle.MODEL).is_file():
+                return folder / bundle.MODEL
     if not path.exists() and name == BEST:
         raise bundle.unknown(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     raise FileNotFoundError(
-        f"{path}: holds no checkpoint; give a run folder (with {FOLDER}/{name}) or a .ckpt file"
+        f"{path}: holds no checkpoint; give a run folder (with {CHECKPOINTS}/{name}) or "
+        "a .ckpt file"
     )
 
 
@@ -324,7 +325,7 @@ def kept(path: str | Path) -> list[Path]:
         if file.name == bundle.MODEL:
             raise ValueError(f"{path}: bundled models have no encoder to average; name runs")
         return [file]
-    found = sorted((path / FOLDER).glob("epoch-*.ckpt"))
+    found = runs.epoch_files(path)
     if not found:
         raise FileNotFoundError(
             f"{path}: kept no epochs to average; train with callbacks.keep=5, or name checkpoints"
@@ -406,4 +407,4 @@ def run_folder(path: Path) -> Path:
     """The folder that a checkpoint file's evaluations belong to: that of the run."""
     if path.name == bundle.MODEL:
         return bundle.results(path.parent)
-    return path.parent.parent if path.parent.name == FOLDER else path.parent
+    return runs.run_of_checkpoint(path)

@@ -17,6 +17,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from captioner import runs
 from captioner.checkpoints import bundle, checkpoint
 from captioner.checkpoints.checkpoint import Checkpoint
 from captioner.checkpoints.model_card import card
@@ -160,11 +161,11 @@ def _once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
 def _evaluations(run: Path, label: str) -> list[dict[str, Any]]:
     """What a run's evaluations with a decoding say, without what was said of each image."""
     found = []
-    for path in sorted(run.glob(f"evaluation/*/{label}/scores.json")):
-        scores = json.loads(path.read_text(encoding="utf-8"))
+    for folder in runs.evaluations(run, label):
+        scores = json.loads((folder / runs.SCORES).read_text(encoding="utf-8"))
         found.append(
             {
-                "data": path.parent.parent.name,
+                "data": folder.parent.name,
                 "decoding": label,
                 "scores": {name: round(value, 4) for name, value in scores["scores"].items()},
                 "signatures": scores["signatures"],

@@ -20,21 +20,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from captioner import runs
 from captioner.api import Caption, Captioner, image_key
 from captioner.checkpoints.bundle import MODEL
-from captioner.checkpoints.checkpoint import BEST, run_folder
+from captioner.checkpoints.checkpoint import run_folder
 from captioner.checkpoints.places import anchored
 from captioner.config import Config, make
 from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
 from captioner.data.read import read_records
 from captioner.data.records import Reading, Record
 from captioner.evaluation.contact_sheet import Rows, contact_sheet, lacking_letters
-from captioner.evaluation.results import CONFIG
 from captioner.files import write_whole
 from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.scores import METRICS, Scores, image_hash, score
-from captioner.metrics.statistics import FILE
 from captioner.metrics.tokenize import TOKENIZE
 from captioner.models.encoders.encoder import Encoder
 from captioner.models.features import Features
@@ -67,11 +66,11 @@ class Evaluation:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         scores = json.dumps(self.scores.as_dict(), indent=2, ensure_ascii=False) + "\n"
         return [
-            write_whole(folder / "scores.json", scores),
-            write_whole(folder / "captions.jsonl", lines),
-            self.scores.statistics.save(folder / FILE),
-            write_whole(folder / CONFIG, _yaml(self.config)),
-            write_whole(folder / "sheet.png", contact_sheet(self._cells(sheet))),
+            write_whole(folder / runs.SCORES, scores),
+            write_whole(folder / runs.CAPTIONS, lines),
+            self.scores.statistics.save(folder / runs.STATISTICS),
+            write_whole(folder / runs.CONFIG, _yaml(self.config)),
+            write_whole(folder / runs.SHEET, contact_sheet(self._cells(sheet))),
         ]
 
     def lacks(self, *, sheet: int = 12) -> str | None:
@@ -225,9 +224,10 @@ def result_folder(captioner: Captioner, decoding: Config, data: Config, split: s
     label = captioner.decoding(**decoding).label[:180]
     if len(captioner.paths) > 1:
         label = f"{label}@{ensemble_name(captioner.paths)}"
-    elif captioner.paths[0].name not in (BEST, MODEL):
+    elif captioner.paths[0].name not in (runs.BEST, MODEL):
         label = f"{label}@{captioner.paths[0].stem}"
-    return run_folder(captioner.paths[0]) / "evaluation" / f"{data_name(data)}-{split}" / label
+    run = run_folder(captioner.paths[0])
+    return runs.evaluation_folder(run, data=data_name(data), split=split, decoding=label)
 
 
 def ensemble_name(paths: Sequence[Path]) -> str:
@@ -246,7 +246,7 @@ def write_config(captioner: Captioner) -> list[Path]:
     path = captioner.paths[0]
     if path.name != MODEL:
         return []
-    return [write_whole(run_folder(path) / CONFIG, _yaml(captioner.config))]
+    return [write_whole(run_folder(path) / runs.CONFIG, _yaml(captioner.config))]
 
 
 def _yaml(config: Config) -> str:

@@ -12,13 +12,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from captioner import runs
 from captioner.checkpoints import bundle
 from captioner.metrics.scores import differences
-from captioner.metrics.statistics import FILE, Statistics
+from captioner.metrics.statistics import Statistics
+from captioner.runs import CONFIG, SCORES, STATISTICS
 
-SCORES, CONFIG = "scores.json", "config.yaml"
-SWEEP = "multirun.yaml"
-"""What Hydra leaves in the folder of a sweep, beside the folders of its jobs."""
 MAY_DIFFER = ("decoding", "captioner", "training")
 """Parts of a signature that two systems may differ in; it is said where they do."""
 MAY_DIFFER_INSIDE = ("captioner",)
@@ -60,7 +59,7 @@ class Result:
     @property
     def run(self) -> Path:
         """The run folder, or the evaluation's own where it lies in none."""
-        return _run_folder(self.folder) or self.folder
+        return runs.run_of_evaluation(self.folder) or self.folder
 
     @property
     def decoding(self) -> str:
@@ -75,7 +74,7 @@ class Result:
     @property
     def label(self) -> str:
         """What tells a run's evaluations apart: decoding, and what is not the best checkpoint."""
-        return self.folder.name if _run_folder(self.folder) else self.decoding
+        return self.folder.name if runs.run_of_evaluation(self.folder) else self.decoding
 
     @property
     def seed(self) -> int | None:
@@ -113,41 +112,14 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
         FileNotFoundError: no such path, or no such evaluation in the run.
         ValueError: the folder of a sweep, or a file of another name.
     """
-    given, path = path, _evaluated(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such run folder, evaluation folder or {SCORES}")
-    if path.is_file() and path.name != SCORES:
-        raise ValueError(f"{path}: not a run, an evaluation folder or a {SCORES}")
-    if path.is_file():
-        return path.parent
-    if (path / SCORES).is_file():
-        return path
-    if (path / SWEEP).is_file():
-        jobs = f"{shlex.quote(str(path))}/*"
-        raise ValueError(f"{path}: a sweep of several runs, not a run; name them: {jobs}")
-    found = _evaluations(path)
-    chosen = [
-        folder
-        for folder in found
-        if (split is None or folder.parent.name.endswith(f"-{split}"))
-        and (folder.name == decoding if decoding else "@" not in folder.name)
-    ]
-    if chosen:
-        return max(chosen, key=lambda folder: (folder / SCORES).stat().st_mtime_ns)
-    command = f"captioner evaluate {shlex.quote(str(given))}" + (
-        f" --split {split}" if split else ""
-    )
-    there = ", ".join(sorted(f"{one.parent.name}/{one.name}" for one in found))
-    raise FileNotFoundError(
-        f"{path}: holds {f'only {there}' if found else 'no evaluation'}; make one with: {command}"
-    )
+    where = _evaluated(path)
+    return runs.find_evaluation(where, split=split, decoding=decoding, name=path)
 
 
 def _evaluated(path: Path) -> Path:
     """Of the name of a bundled model where its evaluations are, unless the path holds some."""
     folder = bundle.find(path)
-    places = (SCORES, f"evaluation/*/*/{SCORES}")
-    if folder is None or path.is_file() or any(any(path.glob(one)) for one in places):
+    if folder is None or path.is_file() or runs.is_evaluation(path) or runs.evaluations(path):
         return path
     results = bundle.results(folder)
     if not results.exists():
@@ -168,22 +140,22 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
     folder = find_result(path, split=split, decoding=decoding)
     again = "run captioner evaluate again"
     content = _read_scores(folder / SCORES, again)
-    if not (folder / FILE).is_file():
-        raise FileNotFoundError(f"{folder}: holds no {FILE}, which intervals need; {again}")
+    if not (folder / STATISTICS).is_file():
+        raise FileNotFoundError(f"{folder}: holds no {STATISTICS}, which intervals need; {again}")
     try:
-        statistics = Statistics.load(folder / FILE)
+        statistics = Statistics.load(folder / STATISTICS)
         found = statistics.scores()
     except _DAMAGES:
-        raise ValueError(f"{folder / FILE}: damaged; {again}") from None
+        raise ValueError(f"{folder / STATISTICS}: damaged; {again}") from None
     if len(set(statistics.images)) < len(statistics.images):
-        raise ValueError(f"{folder / FILE}: has an image twice; {again}")
+        raise ValueError(f"{folder / STATISTICS}: has an image twice; {again}")
     for name, value in found.items():
         if name in content["scores"] and not abs(content["scores"][name] - value) < 0.01:
             raise ValueError(
-                f"{folder}: {FILE} gives {name} {float(value):.2f}, {SCORES} "
+                f"{folder}: {STATISTICS} gives {name} {float(value):.2f}, {SCORES} "
                 f"{content['scores'][name]:.2f}; {again}"
             )
-    run, own = _read_config(_run_folder(folder)), _read_config(folder)
+    run, own = _read_config(runs.run_of_evaluation(folder)), _read_config(folder)
     return Result(folder, **content, statistics=statistics, config=run, evaluated=own)
 
 
@@ -202,12 +174,6 @@ def _read_scores(file: Path, again: str) -> dict[str, Any]:
         "signature": signature,
         "missing": missing,
     }
-
-
-def _run_folder(folder: Path) -> Path | None:
-    """The run whose `evaluation/DATA-SPLIT/DECODING` a folder is."""
-    parents = folder.resolve().parents
-    return parents[2] if len(parents) > 2 and parents[1].name == "evaluation" else None
 
 
 def _read_config(folder: Path | None) -> dict[str, Any] | None:
@@ -242,7 +208,7 @@ def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         ValueError: nothing is left.
     """
     files = [one for one in arguments if Path(one).is_file() and Path(one).name != SCORES]
-    jobs = [one for one in arguments if _is_job(Path(one)) and not _evaluations(Path(one))]
+    jobs = [one for one in arguments if _is_job(Path(one)) and not runs.evaluations(Path(one))]
     kept = [one for one in arguments if one not in {*files, *jobs}]
     named = {"no run": files, "a job of the sweep without an evaluation": jobs}
     said = [
@@ -257,12 +223,7 @@ def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_job(path: Path) -> bool:
-    return path.is_dir() and (path.parent / SWEEP).is_file() and not (path / SCORES).is_file()
-
-
-def _evaluations(run: Path) -> list[Path]:
-    """The evaluation folders of a run."""
-    return [file.parent for file in run.glob(f"evaluation/*/*/{SCORES}")]
+    return path.is_dir() and runs.is_sweep(path.parent) and not runs.is_evaluation(path)
 
 
 def read_systems(

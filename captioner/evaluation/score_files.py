@@ -29,7 +29,7 @@ from captioner.data.tables import table_rows
 from captioner.data.warnings import tokenizer_warnings
 from captioner.files import write_whole
 from captioner.metrics.scores import Scores, image_hash, score
-from captioner.metrics.statistics import FILE
+from captioner.runs import CAPTIONS, SCORES, STATISTICS
 
 # An id comes first here, so that captions of COCO's numbers meet COCO's annotations.
 _IMAGE = ("image", "image_id", *IMAGE_NAMES)
@@ -118,8 +118,8 @@ def score_files(
     else:
         write_whole(output, text)
     if statistics is not None:
-        write_whole(Path(statistics) / "scores.json", _as_json(scores))
-        scores.statistics.save(Path(statistics) / FILE)
+        write_whole(Path(statistics) / SCORES, _as_json(scores))
+        scores.statistics.save(Path(statistics) / STATISTICS)
     return 0
 
 
@@ -130,11 +130,11 @@ def context(file: Path, references: Path | None, rows: Sequence[Row]) -> dict[st
     """
     images = image_hash(row.image for row in rows)
     try:
-        beside = json.loads(file.with_name("scores.json").read_text(encoding="utf-8"))
+        beside = json.loads(file.with_name(SCORES).read_text(encoding="utf-8"))
         known = dict(part.partition(":")[::2] for part in beside["signature"].split("|"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = {}
-    if references is None and file.name == "captions.jsonl" and known.get("images") == images:
+    if references is None and file.name == CAPTIONS and known.get("images") == images:
         return {name: known[name] for name in ("decoding", "data", "split") if name in known} | {
             "images": images
         }

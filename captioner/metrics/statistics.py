@@ -23,7 +23,6 @@ from captioner.files import write_whole
 Rows = NDArray[numpy.float64]
 """Statistics of images [n, k], or their weighted means [..., k]."""
 
-FILE = "statistics.npz"
 
 METEOR_COLUMNS = 23
 _METEOR_KINDS = (1.0, 0.6, 0.8, 0.6)  # exact, stem, synonym, paraphrase

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from captioner.runs import metric_files
+
 Points = list[tuple[float, float]]
 
 WIDTH, HEIGHT = 480, 260
@@ -41,10 +43,7 @@ def read_log(run: Path) -> dict[str, Points]:
         step that was logged twice keeps its later value.
     """
     found: dict[str, dict[float, float]] = {name: {} for name in COLUMNS}
-    files = sorted(
-        run.glob("logs/csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime
-    )
-    for file in files:
+    for file in metric_files(run):
         with file.open(encoding="utf-8", errors="replace", newline="") as lines:
             for row in csv.DictReader(lines):
                 step = _number(row.get("step"))

@@ -28,10 +28,10 @@ from captioner.metrics.significance import ENOUGH, bootstrap, interval
 from captioner.report import breakdown, curves
 from captioner.report.errors import BUCKETS
 from captioner.report.page import marked, picture, rendered
-from captioner.report.sources import CAPTIONS, look_around, read_captions
+from captioner.report.sources import look_around, read_captions
 from captioner.report.view import RANKINGS, View
+from captioner.runs import CAPTIONS, REPORT
 
-FILE = "report.html"
 MOST_LISTED = 3000
 """Captions in the list of all; more would make the page heavy."""
 
@@ -80,7 +80,7 @@ def report(
     result = read_result(Path(path), split=split, decoding=decoding)
     said = read_captions(result)
     view = View(result, said, look_around(result, said, data_root=data_root), images)
-    return write_whole(output or result.folder / FILE, page(view))
+    return write_whole(output or result.folder / REPORT, page(view))
 
 
 def page(view: View) -> str:
@@ -88,7 +88,7 @@ def page(view: View) -> str:
     name = view.result.run.resolve().name
     now = datetime.now().astimezone().isoformat(" ", "minutes")
     return rendered(
-        FILE,
+        "report.html",
         title=f"{name}: {view.part('data')} {view.part('split')}, {view.result.label}",
         language=view.language,
         links=SECTIONS,

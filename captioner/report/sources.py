@@ -20,11 +20,11 @@ from captioner.data.records import Reading
 from captioner.evaluation.results import Result, signature_part
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.tokenize import TOKENIZE
+from captioner.runs import CAPTIONS
 
-CAPTIONS = "captions.jsonl"
 _DATA = ("pictures", "training captions")
 _AGAIN = "run captioner evaluate again"
-_NO_CONFIG = "the evaluation lies in no run folder with a config.yaml"
+_NO_CONFIG = "the evaluation is in no run folder with a config.yaml"
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from captioner.checkpoints.checkpoint import FOLDER, LAST, read, write
+from captioner.checkpoints.checkpoint import read, write
 from captioner.config import Config, unknown
 from captioner.files import to_json
+from captioner.runs import LAST, SAMPLES, checkpoint_file
 from captioner.training import ranks
 from captioner.training.selection import BestCheckpoint, KeptEpochs, Patience
 
@@ -71,7 +72,7 @@ def build_callbacks(
     found: list[Callback] = [WeightAverage(ema)] if ema else []
     found += [EpochLine(), ImageMatters(), RandomState()]
     if samples:
-        found.append(SampleCaptions(folder / "samples.jsonl", samples))
+        found.append(SampleCaptions(folder / SAMPLES, samples))
     if progress and sys.stderr.isatty():
         found.append(RichProgressBar())
     if patience:
@@ -161,7 +162,7 @@ class LastCheckpoint(Callback):
     """Writes last.ckpt, from which a run goes on exactly as if it had never stopped."""
 
     def __init__(self, folder: Path, every: int) -> None:
-        self.path = folder / FOLDER / LAST
+        self.path = checkpoint_file(folder, LAST)
         self.every = every
         self._saved_at = 0
 

@@ -15,8 +15,8 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from captioner.files import write_whole
+from captioner.runs import COSTS
 
-FILE = "costs.json"
 EVERY = 50  # steps between two looks at the memory
 
 
@@ -35,7 +35,7 @@ class Costs(Callback):
     """
 
     def __init__(self, folder: Path, module: nn.Module) -> None:
-        self.file, self.module = folder / FILE, module
+        self.file, self.module = folder / COSTS, module
         self.before, self.peak = self._before()
         self.started = time.monotonic()
 

@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from captioner.config import Config
 from captioner.process import is_first
+from captioner.runs import LOGS
 
 
 def build_loggers(
@@ -36,12 +37,12 @@ def build_loggers(
     """
     found: list[Logger] = []
     if csv:
-        found.append(CSVLogger(folder / "logs", name="csv"))
+        found.append(CSVLogger(folder / LOGS, name="csv"))
     if tensorboard:
         if importlib.util.find_spec("tensorboard"):
             # no metric of its own, which would be -1 throughout
             board = TensorBoardLogger(
-                folder / "logs", name="tensorboard", version="", default_hp_metric=False
+                folder / LOGS, name="tensorboard", version="", default_hp_metric=False
             )
             found.append(board)
         else:
@@ -52,7 +53,7 @@ def build_loggers(
         known = os.environ.get("WANDB_MODE") or not is_first()  # other processes log nothing
         mode = None if known else _wandb_mode(folder)
         name = folder.resolve().name
-        found.append(WandbLogger(name, folder / "logs", project=project, mode=mode))
+        found.append(WandbLogger(name, folder / LOGS, project=project, mode=mode))
     return found
 
 
@@ -81,5 +82,5 @@ def _wandb_mode(folder: Path) -> str:
         online, why = False, str(error).rstrip(".")
     if online:
         return "online"
-    print(f"Weights & Biases: {why}; `wandb sync` of {folder}/logs/wandb uploads the run later")
+    print(f"Weights & Biases: {why}; `wandb sync` of {folder / LOGS}/wandb uploads the run later")
     return "offline"

@@ -18,7 +18,8 @@ from typing import Any
 import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
-from captioner.checkpoints.checkpoint import BEST, FOLDER, read_block
+from captioner import runs
+from captioner.checkpoints.checkpoint import read_block
 
 Rank = tuple[float, ...]
 
@@ -42,7 +43,7 @@ class BestCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: Path, monitor: str) -> None:
-        self.path, self.monitor = folder / FOLDER / BEST, monitor
+        self.path, self.monitor = runs.checkpoint_file(folder), monitor
         self.best: Rank | None = None
 
     def setup(self, *unused: Any, **named: Any) -> None:
@@ -67,17 +68,17 @@ class KeptEpochs(Checkpoint):
     """
 
     def __init__(self, folder: Path, monitor: str, count: int) -> None:
-        self.folder, self.monitor, self.count = folder / FOLDER, monitor, count
+        self.folder, self.monitor, self.count = folder, monitor, count
         self.ranks: dict[Path, Rank] = {}
 
     def setup(self, *unused: Any, **named: Any) -> None:
-        files = sorted(self.folder.glob("epoch-*.ckpt"))
+        files = runs.epoch_files(self.folder)
         self.ranks = {file: _rank_of(file, self.monitor) for file in files}
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if trainer.sanity_checking:
             return
-        file = self.folder / f"epoch-{trainer.current_epoch + 1:02d}.ckpt"
+        file = runs.epoch_file(self.folder, trainer.current_epoch + 1)
         now = rank(module.dev_scores, self.monitor)
         others = {one: value for one, value in self.ranks.items() if one != file}
         if len(others) >= self.count and now <= min(others.values()):

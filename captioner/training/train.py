@@ -44,7 +44,7 @@ from captioner.models.precision import (
     stored,
     tell_cost,
 )
-from captioner.runs import Claim, claimed
+from captioner.runs import CONFIG, LAST, Claim, checkpoint_file, claimed
 from captioner.tokenizers import Tokenizer, build_tokenizer
 from captioner.training import ranks, word_vectors
 from captioner.training.callbacks import build_callbacks, monitored
@@ -182,7 +182,7 @@ def _train(
         if kind is SelfCritical:
             print("rewards teach random weights little: resume_weights=RUN starts from a run's")
     if ranks.first():
-        write_whole(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
     _introduce(reading, data, module, folder)
     model.to(trainer.strategy.root_device)
     if module.unfreezing is not None and (before or {}).get("epoch", 0) >= module.unfreezing.epoch:
@@ -237,7 +237,7 @@ def _arguments(error: BaseException | None) -> tuple[object, ...]:
 def _interrupted(claim: Claim, error: KeyboardInterrupt) -> str:
     """What an interruption leaves, and how to go on."""
     what, folder = str(error) or "interrupted", claim.folder
-    if (folder / checkpoint.FOLDER / checkpoint.LAST).is_file():
+    if checkpoint_file(folder, LAST).is_file():
         return f"{what}; `captioner train resume={folder}` goes on from the last checkpoint"
     left = f"{folder} has the logs alone" if claim.worth else "no run folder is left"
     return f"{what} before the first checkpoint: there is nothing to resume, {left}"

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from captioner.config import Config, check_range, pick, unknown
 from captioner.models.precision import device_of, resolve_trainer
+from captioner.runs import LOGS
 from captioner.training.callbacks import WholeFiles
 from captioner.training.duration import EPOCHS
 from captioner.training.launcher import started_by_torchrun
@@ -97,7 +98,7 @@ def build_trainer(
     profile = None
     if profiler is not None:
         kind = pick(PROFILERS, profiler, "trainer.profiler")
-        profile = kind(dirpath=folder / "logs", filename="profile")
+        profile = kind(dirpath=folder / LOGS, filename="profile")
     if overfit_batches:  # Lightning's own would read the captions in their order
         limit_train_batches = limit_val_batches = overfit_batches
     options: dict[str, Any] = {

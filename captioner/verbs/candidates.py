@@ -21,6 +21,7 @@ from argcomplete.lexers import split_line
 
 from captioner import config
 from captioner.checkpoints import bundle
+from captioner.runs import find_runs
 from captioner.verbs import VERBS
 
 TABLES: dict[str, str] = {
@@ -135,7 +136,7 @@ def resumable(prefix: str) -> list[str]:
 
 
 def _runs() -> list[str]:
-    return sorted(str(path.parent) for path in Path("runs").glob("*/checkpoints"))
+    return [str(folder) for folder in find_runs(Path("runs"))]
 
 
 def folders(prefix: str) -> list[str]:

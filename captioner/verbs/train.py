@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.process import is_first, this_program
+from captioner.runs import JOBS, LAST, SWEEP
 from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import fail, print_table, short
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from captioner.overrides import Override
     from captioner.training.train import TrainedRun
 
-JOBS = "jobs.jsonl"
-"""In the folder of a sweep: a line for each job, with its scores or why it failed."""
 LONGEST = 120
 """Bytes of a job's name, after which further keys are left out of it; file systems allow 255."""
 
@@ -176,12 +175,12 @@ def _resume(options: argparse.Namespace, again: Sequence[str]) -> int:
             f"resume={named}: a bundled model has no optimizer to continue with; "
             f"resume_weights={named} starts another training from its weights"
         )
-    last = checkpoint.find(named, name=checkpoint.LAST)
+    last = checkpoint.find(named, name=LAST)
     found, folder = checkpoint.read(last), checkpoint.run_folder(last)
     if "optimizer_states" not in found.lightning:
         raise ValueError(
             f"resume={named}: {last.name} holds weights alone; resume={folder} continues from "
-            f"{checkpoint.LAST}, resume_weights={named} starts another training from it"
+            f"{LAST}, resume_weights={named} starts another training from it"
         )
     where = options.config_dir
     config = resumed(found.config, options.overrides, run=named, folder=folder, config_dir=where)
@@ -223,7 +222,7 @@ def _sweep(
         if not _said(jobs, before):  # not one job has run
             raise
     finally:
-        if new and {path.name for path in folder.glob("*")} == {"multirun.yaml"}:
+        if new and {path.name for path in folder.glob("*")} == {SWEEP}:
             shutil.rmtree(folder)
         found = _said(jobs, before)
         if found:

@@ -24,7 +24,7 @@ from paired import finish, is_measured, make_parser, report_value, run_guarded, 
 import captioner
 from captioner.api import Captioner
 from captioner.evaluation.evaluate import evaluate
-from captioner.training.costs import FILE as COSTS
+from captioner.runs import COSTS
 from captioner.verbs.caption_files import find_images
 
 MINUTES, BLEU, MEMORY, PER_SECOND, APART = 8, 18.5, 3, 150, 0.2  # what was aimed at

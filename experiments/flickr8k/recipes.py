@@ -34,13 +34,20 @@ import torch
 import yaml
 
 import captioner
-from captioner.checkpoints import checkpoint
 from captioner.evaluation.comparison import UNDECIDED, compare
 from captioner.evaluation.contact_sheet import contact_sheet
 from captioner.evaluation.evaluate import ensemble_name
-from captioner.evaluation.results import SCORES, System, read_result, read_systems
+from captioner.evaluation.results import System, read_result, read_systems
 from captioner.files import write_whole
-from captioner.training.costs import FILE as COSTS
+from captioner.runs import (
+    CAPTIONS,
+    CONFIG,
+    COSTS,
+    LAST,
+    STATISTICS,
+    checkpoint_file,
+    find_evaluation,
+)
 
 HERE = Path(__file__).resolve().parent
 RECIPES = (
@@ -148,7 +155,7 @@ def ablate(given: argparse.Namespace) -> None:
 
 
 def _train_and_evaluate(run: Path, options: list[str]) -> None:
-    if (run / "checkpoints" / checkpoint.LAST).is_file():
+    if checkpoint_file(run, LAST).is_file():
         _captioner("train", f"resume={run}")
     else:
         _captioner("train", *options, f"run_dir={run}")
@@ -174,10 +181,12 @@ def _captioner(*words: str) -> None:
 
 def _evaluated(members: list[Path], label: str) -> Path | None:
     """The results on dev of a run, or of several together."""
-    best = [member / "checkpoints" / checkpoint.BEST for member in members]
+    best = [checkpoint_file(member) for member in members]
     name = f"{label}@{ensemble_name(best)}" if len(members) > 1 else label
-    found = [file.parent for file in members[0].glob(f"evaluation/*-dev/{name}/{SCORES}")]
-    return max(found, key=lambda one: (one / SCORES).stat().st_mtime_ns, default=None)
+    try:
+        return find_evaluation(members[0], split="dev", decoding=name)
+    except FileNotFoundError:
+        return None
 
 
 def _any_evaluation(members: list[Path]) -> bool:
@@ -189,11 +198,11 @@ def _any_evaluation(members: list[Path]) -> bool:
 
 def draw(evaluation: Path, root: Path, output: Path) -> None:
     """Draw the best, some, and the worst captions of an evaluation, and print them."""
-    if not (evaluation / "captions.jsonl").is_file():
+    if not (evaluation / CAPTIONS).is_file():
         raise SystemExit(f"{evaluation}: no folder of an evaluation, RUN/evaluation/DATA-SPLIT/...")
-    lines = (evaluation / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (evaluation / CAPTIONS).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    scores = numpy.load(evaluation / "statistics.npz")["cider_d"][:, 0]
+    scores = numpy.load(evaluation / STATISTICS)["cider_d"][:, 0]
     order = numpy.argsort(-scores).tolist()
     chosen = [*order[:6], *random.Random(7).sample(range(len(rows)), 8), *order[-6:]]
     images = root.expanduser() / "Flicker8k_Dataset"
@@ -280,7 +289,7 @@ def _cost(runs: list[Path]) -> dict[str, Any]:
     spent = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     if not spent:
         return {}
-    config = yaml.safe_load((runs[0] / "config.yaml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((runs[0] / CONFIG).read_text(encoding="utf-8"))
     return {
         "encoder": config["encoder"]["network"],
         "minutes": statistics.mean(one["minutes"] for one in spent),

@@ -18,12 +18,13 @@ from captioner.api import Captioner
 from captioner.cli import main
 from captioner.evaluation.evaluate import evaluate
 from captioner.metrics.significance import bootstrap, interval
-from captioner.metrics.statistics import FILE, Statistics
+from captioner.metrics.statistics import Statistics
 from captioner.metrics.tokenize import characters
 from captioner.report.errors import BUCKETS
 from captioner.report.page import marked
 from captioner.report.report import report
 from captioner.report.view import gaps_of, language_of
+from captioner.runs import STATISTICS
 
 NASTY = "<script>alert(1)</script> & \"a\" 'dog'"
 
@@ -92,7 +93,7 @@ def test_the_page_shows_what_was_said(evaluated: Path, tmp_path: Path) -> None:
 def test_scores_have_their_bootstrap_intervals(evaluated: Path, tmp_path: Path) -> None:
     path = report(evaluated, output=tmp_path / "page.html")
     folder = evaluated / "evaluation" / "shapes-dev" / "greedy"
-    low, high = interval(bootstrap([[Statistics.load(folder / FILE)]])["CIDEr-D"][0])
+    low, high = interval(bootstrap([[Statistics.load(folder / STATISTICS)]])["CIDEr-D"][0])
     score = json.loads((folder / "scores.json").read_text())["scores"]["CIDEr-D"]
     assert low < score < high
     cells = [
@@ -209,8 +210,8 @@ def test_without_run_log_or_scores_of_images_the_rest_is_shown(
 ) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(folder / "evaluation" / "shapes-dev" / "greedy", alone)
-    statistics = Statistics.load(alone / FILE)
-    Statistics(statistics.images, {"bleu": statistics.rows["bleu"]}).save(alone / FILE)
+    statistics = Statistics.load(alone / STATISTICS)
+    Statistics(statistics.images, {"bleu": statistics.rows["bleu"]}).save(alone / STATISTICS)
     page = Page(report(alone))
     assert "no CSV log" in page.text
     assert "no best or worst" in page.text

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy
 
-from captioner.metrics.statistics import FILE, Statistics
+from captioner.metrics.statistics import Statistics
+from captioner.runs import STATISTICS
 
 
 def system(seed: int, *, n: int = 200, skill: float = 0.0, images: int = 7) -> Statistics:
@@ -50,7 +51,7 @@ def evaluation(
     }
     folder.mkdir(parents=True)
     (folder / "scores.json").write_text(json.dumps(content))
-    statistics.save(folder / FILE)
+    statistics.save(folder / STATISTICS)
     if config is not None:
         (run / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     return run

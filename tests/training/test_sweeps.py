@@ -10,7 +10,8 @@ from hydra.errors import HydraException
 
 from captioner import config
 from captioner.cli import main
-from captioner.verbs.train import JOBS, sweep_overrides
+from captioner.runs import JOBS
+from captioner.verbs.train import sweep_overrides
 
 DECODERS = ["adaptive", "show_attend_tell", "show_tell", "transformer", "up_down"]
 
