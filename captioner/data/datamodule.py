@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from captioner.data.cache import cache_home
 from captioner.data.features import CachedFeatures, cache_features
-from captioner.data.records import Reading, Record
+from captioner.data.records import Dataset as Records
+from captioner.data.records import Record
 from captioner.data.samplers import Bucketed, InOrder, Key
 from captioner.data.views import View, drawn_view, names_a_side, other_views
 from captioner.models.decoders.standardize import Standardise
@@ -282,7 +283,7 @@ class CaptionDataModule(lightning.LightningDataModule):
     """Training and dev batches of a data set.
 
     Args:
-        reading: the records.
+        dataset: the records.
         tokenizer: made from the training captions.
         encoder: its transform is used, and itself where features are cached.
         grid: whether the decoder reads the grid.
@@ -306,7 +307,7 @@ class CaptionDataModule(lightning.LightningDataModule):
 
     def __init__(
         self,
-        reading: Reading,
+        dataset: Records,
         tokenizer: Tokenizer,
         encoder: Encoder,
         *,
@@ -348,12 +349,12 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.batch_size, self.workers = batch_size, workers
         self.caches, self.grid, self.repeats = caches, grid, repeats
         self.cache_folder = cache_folder
-        self.dev = reading.split("dev")
+        self.dev = dataset.split("dev")
         self.dev_pictures = Pictures(encoder)
         augmentation = Augmentation(seed=seed) if augment else None
         self.train_pictures = Pictures(encoder, augmentation, views=views, seed=seed)
         self.pairs = TrainingPairs(
-            reading.split("train"), tokenizer, self.train_pictures, max_words=max_words
+            dataset.split("train"), tokenizer, self.train_pictures, max_words=max_words
         )
         self.training = TrainingImages(self.pairs) if by_image else self.pairs
 

@@ -55,7 +55,7 @@ def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> 
     return text
 
 
-def without_halves(text: str) -> str:
+def remove_surrogates(text: str) -> str:
     """A text without lone surrogates, halves of characters that JSON lets through.
 
     They come from software that cuts an emoji in two, and no file can hold them.

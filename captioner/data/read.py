@@ -8,9 +8,9 @@ from typing import Protocol
 
 from captioner.config import pick
 from captioner.data import readers, tables
-from captioner.data.records import SPLITS, Reading, Record
+from captioner.data.records import SPLITS, Dataset, Record
 
-__all__ = ["DATASETS", "SPLITS", "Reader", "Reading", "Record", "read_records"]
+__all__ = ["DATASETS", "SPLITS", "Dataset", "Reader", "Record", "read_records"]
 
 
 class Reader(Protocol):
@@ -24,7 +24,7 @@ class Reader(Protocol):
         images: str | None,
         holdout: float,
         encoding: str,
-    ) -> Reading:
+    ) -> Dataset:
         """Return the records."""
         ...
 
@@ -49,7 +49,7 @@ def read_records(
     images: str | None = None,
     holdout: float = 0.1,
     encoding: str = "utf-8",
-) -> Reading:
+) -> Dataset:
     """Read a data set.
 
     Args:
@@ -60,7 +60,7 @@ def read_records(
         images: the images folder relative to root, or absolute; None looks for the usual names.
         holdout: share of images for dev, and for test, where the data names no splits, in [0, 0.5);
             a hash of the image's id decides, and of few images some are dev whatever the share:
-            see `captioner.data.ledger`.
+            see `captioner.data.record_builder`.
         encoding: of the caption files.
 
     Returns:

@@ -1,17 +1,17 @@
-"""From the files of a data set to records: Flickr, Karpathy, COCO, JSON, folders, drawn scenes.
+"""Readers of dataset layouts: Flickr, Karpathy, COCO, JSON, folders, drawn scenes.
 
 Every reader takes the same five arguments:
 
-    root      folder of the data set
+    root      folder of the dataset
     captions  caption file relative to root, or absolute; None looks for the usual names. COCO, JSON
               and tables may have several: a list, or a glob pattern; a file's name gives its split
     images    images folder relative to root, or absolute; None looks for the usual names
-    holdout   share of images for dev, and for test, where the data names no splits
+    holdout   fraction of images for dev, and for test, where the data names no splits
     encoding  of the caption files
 
-and returns a `Reading`. It raises FileNotFoundError where a file or folder is missing and
-ValueError where a file is not what it should be; what is only odd, it counts. Tables, Kaggle's
-layout among them, are read in `captioner.data.tables`.
+and returns a `Dataset`. It raises FileNotFoundError where a file or folder is missing and
+ValueError where a file has the wrong content; smaller faults are counted as warnings. Tables,
+including Kaggle's layout, are read in `captioner.data.tables`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from captioner.data.layout import (
     split_of_file,
     standard_split,
 )
-from captioner.data.ledger import NO_TAB, UNLISTED, Ledger
-from captioner.data.records import Reading
+from captioner.data.record_builder import NO_TAB, UNLISTED, RecordBuilder
+from captioner.data.records import Dataset
 
 Captions = str | Sequence[str] | None
 
@@ -75,7 +75,7 @@ _COCO_NAME = re.compile(r"captions_((train|val|test)\w*)\.json")
 
 def read_flickr(
     root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
-) -> Reading:
+) -> Dataset:
     """Read Flickr8k or Flickr30k as released: lines of `name.jpg#0<TAB>caption`.
 
     The lists `Flickr_8k.{train,dev,test}Images.txt` give the splits; each may be absent. Flickr30k
@@ -85,52 +85,54 @@ def read_flickr(
     usual = ("Flickr8k.token.txt", "results_20130124.token", "results.token")
     folders = ("", "Flickr8k_text/", "flickr30k/")
     path = find_file(root, captions, [folder + name for folder in folders for name in usual])
-    ledger = Ledger(ImageFolders(root, images, FLICKR_IMAGES), holdout=holdout, encoding=encoding)
-    for line, text in enumerate(ledger.read(path).split("\n"), start=1):
+    builder = RecordBuilder(
+        ImageFolders(root, images, FLICKR_IMAGES), holdout=holdout, encoding=encoding
+    )
+    for line, text in enumerate(builder.read_text(path).split("\n"), start=1):
         key, tab, caption = text.partition("\t")
         if tab:
-            name, number = _numbered(ledger, key)
-            ledger.enter(name, [caption], number=number or None)
+            name, number = _split_number(builder, key)
+            builder.add(name, [caption], number=number or None)
         elif text.strip():
-            ledger.note(NO_TAB, f"{path.name}, line {line}")
-    enter_split_lists(ledger, (path.parent, root))
-    return ledger.close(path)
+            builder.warn(NO_TAB, f"{path.name}, line {line}")
+    add_split_lists(builder, (path.parent, root))
+    return builder.build(path)
 
 
-def _numbered(ledger: Ledger, key: str) -> tuple[str, str]:
-    """Cut `photo #3.jpg#0` into name and number: before the last # of a name that is there.
+def _split_number(builder: RecordBuilder, key: str) -> tuple[str, str]:
+    """Split `photo #3.jpg#0` into image name and caption number, at the last # after an image name.
 
-    The last, since names hold # too; and of a name that is there, since Flickr8k-CN numbers its
-    captions by `a.jpg#zhc#0`.
+    Image names may contain #, and so may numbers: Flickr8k-CN numbers its captions `a.jpg#zhc#0`.
+    So the longest name that is an image is taken.
     """
     parts = key.split("#")
     if len(parts) < 3:
         return parts[0], "#".join(parts[1:])
     names = ["#".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
-    name = ledger.images.first_there(*(name.strip() for name in names))
+    name = builder.images.first_there(*(name.strip() for name in names))
     return name, key[len(name) :].lstrip("# ")
 
 
-def enter_split_lists(ledger: Ledger, folders: Sequence[Path]) -> None:
-    """Enter the splits that Flickr8k's lists name, and every image that lies there uncaptioned.
+def add_split_lists(builder: RecordBuilder, folders: Sequence[Path]) -> None:
+    """Add the splits of Flickr8k's lists, and all images of the images folders.
 
     Args:
-        ledger: takes them.
-        folders: where the lists may lie, the first list of a name counts.
+        builder: they are added to it.
+        folders: are searched for the lists; of two lists of the same name the first is used.
     """
     for split, name in _SPLIT_LISTS.items():
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
         if path is not None:
-            for image in ledger.read(path).split("\n"):
+            for image in builder.read_text(path).split("\n"):
                 if image.strip():
-                    ledger.enter(image, [], split=split)
-    for image in ledger.images.names():
-        ledger.enter(image, [])
+                    builder.add(image, [], split=split)
+    for image in builder.images.names():
+        builder.add(image, [])
 
 
 def read_karpathy(
     root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
-) -> Reading:
+) -> Dataset:
     """Read the splits of Karpathy and Fei-Fei (CVPR 2015), `dataset_{flickr8k,...,coco}.json`.
 
     `restval` counts as train and `val` as dev. An image's id is `filepath/filename` for COCO and
@@ -138,8 +140,8 @@ def read_karpathy(
     """
     path = find_file(root, captions, ("dataset.json", "dataset_*.json"))
     folders = ImageFolders(root, images, (".", *FLICKR_IMAGES))
-    ledger = Ledger(folders, holdout=holdout, encoding=encoding)
-    data = parse_json(ledger.read(path), str(path))
+    builder = RecordBuilder(folders, holdout=holdout, encoding=encoding)
+    data = parse_json(builder.read_text(path), str(path))
     for count, entry in enumerate(entries_of(data, "images", path)):
         place = f"{path}, images[{count}]"
         name = text_of(entry, "filename", place)
@@ -149,36 +151,36 @@ def read_karpathy(
         sentences = entries_of(entry, "sentences", place)
         for sentence in sentences:
             caption = text_of(sentence, "raw", place)
-            ledger.enter(name, [caption], split=split, number=sentence.get("sentid"))
+            builder.add(name, [caption], split=split, number=sentence.get("sentid"))
         if not sentences:
-            ledger.enter(name, [], split=split)
-    return ledger.close(path)
+            builder.add(name, [], split=split)
+    return builder.build(path)
 
 
 def read_coco(
     root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
-) -> Reading:
+) -> Dataset:
     """Read COCO's caption annotations, `annotations/captions_{train,val,test}{2017,2014}.json`.
 
-    The files that are there are read together, and val is dev; `captions` names others, one or
-    several. A file's name gives its split: of a single file only if it is an official name, of
-    several if it holds the name of a split. An image's id is `train2017/name.jpg`, or the file
-    name in a file of another name (Lin et al., arXiv 1405.0312; Chen et al., arXiv 1504.00325).
+    All files present are read, and val is dev; `captions` names other files, one or several. The
+    name of a file gives its split: of a single file only if it is an official name, of several if
+    it contains the name of a split. An image's id is `train2017/name.jpg`, or the file name where
+    the caption file has another name (Lin et al., arXiv 1405.0312; Chen et al., arXiv 1504.00325).
     """
     folders = ImageFolders(root, images, (".", "images"))
-    paths = find_files(root, captions, ()) if captions is not None else _official(root)
-    ledger = Ledger(folders, holdout=holdout, encoding=encoding)
+    paths = find_files(root, captions, ()) if captions is not None else _official_files(root)
+    builder = RecordBuilder(folders, holdout=holdout, encoding=encoding)
     for path in paths:
         official = _COCO_NAME.fullmatch(path.name)
         split = split_of_file(path) if official or len(paths) > 1 else None
-        folders_of = [official[1]] if official else [path.stem, split] if len(paths) > 1 else []
-        for place, entry in coco_entries(parse_json(ledger.read(path), str(path)), path):
-            _enter(ledger, entry, place, split, [one for one in folders_of if one])
-    return ledger.close(paths[0])
+        subfolders = [official[1]] if official else [path.stem, split] if len(paths) > 1 else []
+        for place, entry in coco_entries(parse_json(builder.read_text(path), str(path)), path):
+            _add_entry(builder, entry, place, split, [name for name in subfolders if name])
+    return builder.build(paths[0])
 
 
-def _official(root: Path) -> list[Path]:
-    """The files that COCO released for one year, as far as they are there."""
+def _official_files(root: Path) -> list[Path]:
+    """The caption files of one year of COCO that are present."""
     first = find_file(root, None, _COCO_USUAL)
     year = first.stem[-4:]
     paths = (first.with_name(f"captions_{name}{year}.json") for name in ("train", "val", "test"))
@@ -187,36 +189,40 @@ def _official(root: Path) -> list[Path]:
 
 def read_json(
     root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
-) -> Reading:
-    """Read JSON of any usual shape: see `captioner.data.entries.json_entries`.
+) -> Dataset:
+    """Read JSON in any of the shapes of `captioner.data.entries.json_entries`.
 
-    An entry holds the image, a path below the images folder (root by default) or an absolute one;
-    captions, a text or a list of texts; and perhaps `split`. The keys are those of
-    `captioner.data.entries`. Entries with the same image are joined. An image's id is its path as
+    An entry has the image, as a path relative to the images folder (root by default) or absolute;
+    the captions, a text or a list of texts; and optionally `split`. The accepted keys are those of
+    `captioner.data.entries`. Entries of the same image are joined. An image's id is its path as
     written.
     """
     usual = ("captions.jsonl", "captions.json", "*.jsonl", "*.json")
     paths = find_files(root, captions, usual)
     folders = ImageFolders(root, images, (".", "images", "Images"), absolute=True)
-    ledger = Ledger(folders, holdout=holdout, encoding=encoding)
+    builder = RecordBuilder(folders, holdout=holdout, encoding=encoding)
     captioned = False
     last: tuple[str, Entry] = ("", {})
     for path in paths:
         split = split_of_file(path) if len(paths) > 1 else None
-        for place, entry in json_entries(ledger.read(path), path):
-            _enter(ledger, entry, place, split)
+        for place, entry in json_entries(builder.read_text(path), path):
+            _add_entry(builder, entry, place, split)
             captioned, last = captioned or bool(caption_keys(entry)[0]), (place, entry)
     if last[0] and not captioned:
         raise missing("caption", "key", last[1], last[0])
-    return ledger.close(paths[0])
+    return builder.build(paths[0])
 
 
-def _enter(
-    ledger: Ledger, entry: Entry, place: str, split: str | None, subfolders: Sequence[str] = ()
+def _add_entry(
+    builder: RecordBuilder,
+    entry: Entry,
+    place: str,
+    split: str | None,
+    subfolders: Sequence[str] = (),
 ) -> None:
-    """Enter what an entry says; its image may lie in one of the subfolders."""
+    """Add the captions of an entry, whose image may be in one of the subfolders."""
     if "file_name" in entry and entry["file_name"] is None:
-        ledger.note(UNLISTED, place)
+        builder.warn(UNLISTED, place)
         return
     key, (keys, others) = image_key(entry), caption_keys(entry)
     if key is None:
@@ -225,46 +231,48 @@ def _enter(
     if key == "filename" and isinstance(entry.get("filepath"), str):  # as Karpathy's
         subfolders = [entry["filepath"]]
     if subfolders:
-        name = ledger.images.first_there(*(f"{one}/{name}" for one in subfolders), name)
+        name = builder.images.first_there(
+            *(f"{subfolder}/{name}" for subfolder in subfolders), name
+        )
     if others:
-        ledger.note(f"{others[0]!r} beside {keys[0]!r}, not read as a caption", place)
+        builder.warn(f"{others[0]!r} beside {keys[0]!r}, not read as a caption", place)
     split = _split(entry, place) or split
-    ledger.enter(name, captions_of(entry, place), split=split, number=entry.get(ANNOTATION))
+    builder.add(name, captions_of(entry, place), split=split, number=entry.get(ANNOTATION))
 
 
 def read_folder(
     root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
-) -> Reading:
-    """Read a folder of images, each beside a text file of the same name, one caption a line.
+) -> Dataset:
+    """Read a folder of images, each with a text file of the same name, one caption per line.
 
-    Subfolders are searched too, hidden ones are not. A first folder named as a split (`train/`,
-    `val/`, ...) gives the split. `captions` names another folder that holds the text files in the
-    same arrangement. An image's id is its path below the images folder.
+    Subfolders are searched, except hidden ones. A top-level subfolder with the name of a split
+    (`train/`, `val/`, ...) gives the split. `captions` names another folder with the text files at
+    the same relative paths. An image's id is its path relative to the images folder.
     """
     folders = ImageFolders(root, images, (".",))
     top = folders.folders[0]
     captions = single(captions)
-    beside = top if captions is None else root / Path(os.path.expanduser(captions))
-    if not beside.is_dir():
+    text_folder = top if captions is None else root / Path(os.path.expanduser(captions))
+    if not text_folder.is_dir():
         raise FileNotFoundError(
-            f"data.captions={captions!r} is not a folder: for format folder it holds the text files"
+            f"data.captions={captions!r} is not a folder; data.format=folder reads text files"
         )
-    ledger = Ledger(folders, holdout=holdout, encoding=encoding)
-    found, texts = _walk(top, IMAGE_SUFFIXES), set(_walk(beside, {".txt"}))
-    for name in found:
+    builder = RecordBuilder(folders, holdout=holdout, encoding=encoding)
+    image_names, texts = _walk(top, IMAGE_SUFFIXES), set(_walk(text_folder, {".txt"}))
+    for name in image_names:
         text = Path(name).with_suffix(".txt").as_posix()
-        lines = ledger.read(beside / text).split("\n") if text in texts else []
+        lines = builder.read_text(text_folder / text).split("\n") if text in texts else []
         split = standard_split(name.split("/")[0]) if "/" in name else None
-        ledger.enter(name, [line for line in lines if line.strip()], split=split)
-    for text in sorted(texts - {Path(name).with_suffix(".txt").as_posix() for name in found}):
-        ledger.note("text file without an image", text)
-    return ledger.close(beside)
+        builder.add(name, [line for line in lines if line.strip()], split=split)
+    for text in sorted(texts - {Path(name).with_suffix(".txt").as_posix() for name in image_names}):
+        builder.warn("text file without an image", text)
+    return builder.build(text_folder)
 
 
 def read_shapes(
     root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
-) -> Reading:
-    """Read the drawn scenes, and draw them first where `root/captions.jsonl` is not there yet."""
+) -> Dataset:
+    """Read the drawn scenes; they are drawn first where `root/captions.jsonl` is missing."""
     if captions is None:
         captions = "captions.jsonl"
         if not (root / captions).is_file():
@@ -275,10 +283,10 @@ def read_shapes(
 
 
 def _walk(top: Path, suffixes: frozenset[str] | set[str]) -> list[str]:
-    """Return the files below a folder with one of the suffixes, sorted, without hidden ones."""
+    """Return the files in a folder and its subfolders that have one of the suffixes, sorted."""
     names, seen = [], set()
     for folder, below, files in os.walk(top, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link to a folder above
+        if (real := os.path.realpath(folder)) in seen:  # a link to a parent folder
             below.clear()
             continue
         seen.add(real)
@@ -296,14 +304,14 @@ def _split(entry: Entry, place: str) -> str | None:
 
 
 def require_split(name: str, place: str) -> str:
-    """Return the split that a name means.
+    """Return "train", "dev" or "test" for any usual name of a split.
 
     Raises:
-        ValueError: it means none; the message names the place.
+        ValueError: it is not the name of a split; the message has the place.
     """
     if (split := standard_split(name)) is None:
         raise ValueError(
             f"{place}: split={name!r} is not known; write train, dev or test "
-            "(restval, training, val, valid, validation, testing are understood too)"
+            "(restval, training, val, valid, validation and testing are accepted too)"
         )
     return split

@@ -28,7 +28,7 @@ from captioner.checkpoints.places import anchored
 from captioner.config import Config, make
 from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
 from captioner.data.read import read_records
-from captioner.data.records import Reading, Record
+from captioner.data.records import Dataset, Record
 from captioner.evaluation.contact_sheet import Rows, contact_sheet, lacking_letters
 from captioner.files import write_whole
 from captioner.metrics.diversity import NOVELTY
@@ -108,8 +108,8 @@ def evaluate(
         ValueError: an option or split that does not exist, or a split without captions.
         FileNotFoundError: the data are not where the configuration says.
     """
-    reading = make(read_records, "data", data)
-    records = reading.split(split)
+    dataset = make(read_records, "data", data)
+    records = dataset.split(split)
     batches = _batches(captioner, records, loader)
     started = time.monotonic()
     captions: list[Caption] = []
@@ -130,7 +130,7 @@ def evaluate(
         metrics=metrics,
         images=[record.image_id for record in records],
         several=[[one.text for one in (best, *best.alternatives)] for best in captions],
-        training=_training(captioner, data, reading),
+        training=_training(captioner, data, dataset),
         pictures=[record.image for record in records],
         context=signature_context(captioner, decoding, data, split, records),
     )
@@ -140,13 +140,13 @@ def evaluate(
     return Evaluation(records, captions, scores, seconds, config)
 
 
-def _training(captioner: Captioner, data: Config, reading: Reading) -> CaptionHashes | None:
+def _training(captioner: Captioner, data: Config, dataset: Dataset) -> CaptionHashes | None:
     """The captions that a model was trained on: as it knows them, or those of its own data set."""
     trained, evaluated = (anchored({"data": one}) for one in (captioner.config["data"], data))
     own = len(captioner.paths) == 1 and trained == evaluated
     if captioner.training is not None or not own:
         return captioner.training
-    texts = [text for one in reading.records if one.split == "train" for text in one.captions]
+    texts = [text for one in dataset.records if one.split == "train" for text in one.captions]
     return CaptionHashes.of(TOKENIZE[captioner.tokenizer.scored_by](texts))
 
 

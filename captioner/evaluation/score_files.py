@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.data.encodings import decode, without_halves
+from captioner.data.encodings import decode, remove_surrogates
 from captioner.data.entries import (
     ANNOTATION,
     IMAGE_NAMES,
@@ -25,8 +25,8 @@ from captioner.data.entries import (
     image_key,
     json_entries,
 )
+from captioner.data.fit_warnings import tokenizer_warnings
 from captioner.data.tables import table_rows
-from captioner.data.warnings import tokenizer_warnings
 from captioner.files import write_whole
 from captioner.metrics.scores import Scores, image_hash, score
 from captioner.runs import CAPTIONS, SCORES, STATISTICS
@@ -251,11 +251,11 @@ def _row(content: Entry, place: str) -> Row:
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"{place}: {text!r} is not a caption; captions are texts")
-    texts = [without_halves(text) for text in texts]
+    texts = [remove_surrogates(text) for text in texts]
     return Row(
         place,
         str(image),
-        None if alone is None else without_halves(content[alone]),
+        None if alone is None else remove_surrogates(content[alone]),
         tuple(texts[: len(texts) - len(several)]),
         tuple(texts[len(texts) - len(several) :]),
         _other_names(content, Path(place.partition(",")[0]).stem),

@@ -16,7 +16,7 @@ from typing import Any
 from captioner.checkpoints.places import anchored
 from captioner.config import Config, make
 from captioner.data.read import read_records
-from captioner.data.records import Reading
+from captioner.data.records import Dataset
 from captioner.evaluation.results import Result, signature_part
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.tokenize import TOKENIZE
@@ -108,12 +108,12 @@ def look_around(
     absent = {} if config else {"configuration": _NO_CONFIG}
     if evaluated is None:
         return Surroundings(config, absent=absent | dict.fromkeys(_DATA, _NO_CONFIG))
-    reading, reason = _read_data(evaluated, data_root)
-    pictures = {one.image_id: one.image for one in reading.records} if reading else {}
+    dataset, reason = _read_data(evaluated, data_root)
+    pictures = {one.image_id: one.image for one in dataset.records} if dataset else {}
     pictures = {one.image: pictures[one.image] for one in said if one.image in pictures}
     if not any(Path(path).is_file() for path in pictures.values()):
-        absent["pictures"] = reason or f"the data set has none of the images{_odd(reading)}"
-    training, reason = _training(result, trained, evaluated, reading, reason)
+        absent["pictures"] = reason or f"the data set has none of the images{_odd(dataset)}"
+    training, reason = _training(result, trained, evaluated, dataset, reason)
     if not training:
         absent["training captions"] = reason
     return Surroundings(config, pictures, training, absent)
@@ -123,7 +123,7 @@ def _training(
     result: Result,
     trained: Config | None,
     evaluated: Config,
-    reading: Reading | None,
+    dataset: Dataset | None,
     reason: str,
 ) -> tuple[list[str], str]:
     """The captions that the model was trained on, or why they are not there.
@@ -131,19 +131,19 @@ def _training(
     The data set that was evaluated has them where the configurations say so, or where its captions
     are those whose hashes novelty was computed by.
     """
-    texts = _captions_of(reading)
+    texts = _captions_of(dataset)
     tokenize = "character" if signature_part(result.signature, "tok") == "character" else "ptb"
     signature = result.signatures.get("novelty", "")
     hashed = signature_part(signature, "training").partition("-")[2]
     same = trained is None or anchored({"data": trained}) == anchored({"data": evaluated})
     if same or (texts and CaptionHashes.of(TOKENIZE[tokenize](texts)).digest == hashed):
-        return texts, reason or f"the data set has none{_odd(reading)}"
-    reading, reason = _read_data(trained or {}, None)
-    return _captions_of(reading), reason or f"the data set has none{_odd(reading)}"
+        return texts, reason or f"the data set has none{_odd(dataset)}"
+    dataset, reason = _read_data(trained or {}, None)
+    return _captions_of(dataset), reason or f"the data set has none{_odd(dataset)}"
 
 
-def _captions_of(reading: Reading | None) -> list[str]:
-    records = reading.records if reading else ()
+def _captions_of(dataset: Dataset | None) -> list[str]:
+    records = dataset.records if dataset else ()
     return [text for one in records if one.split == "train" for text in one.captions]
 
 
@@ -152,13 +152,13 @@ def _data_of(config: Config | None) -> Config | None:
     return data if isinstance(data, dict) else None
 
 
-def _odd(reading: Reading | None) -> str:
+def _odd(dataset: Dataset | None) -> str:
     """What a data set warned of, in brackets."""
-    odd = ", ".join(f"{w}: {n:,}" for w, n in reading.oddities.items()) if reading else ""
+    odd = ", ".join(f"{w}: {n:,}" for w, n in dataset.warnings.items()) if dataset else ""
     return f" ({odd})" if odd else ""
 
 
-def _read_data(config: Config, root: str | None) -> tuple[Reading | None, str]:
+def _read_data(config: Config, root: str | None) -> tuple[Dataset | None, str]:
     """A data set, or the reason why it cannot be read."""
     data: dict[str, Any] = dict(config)
     if root is not None:

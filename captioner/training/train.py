@@ -25,9 +25,9 @@ from captioner.checkpoints.checkpoint import Checkpoint
 from captioner.checkpoints.places import anchored
 from captioner.config import Config, make
 from captioner.data.datamodule import CaptionDataModule
+from captioner.data.fit_warnings import length_warnings, tokenizer_warnings
 from captioner.data.read import read_records
-from captioner.data.records import Reading
-from captioner.data.warnings import length_warnings, tokenizer_warnings
+from captioner.data.records import Dataset
 from captioner.decoding.options import DecodingOptions
 from captioner.files import write_whole
 from captioner.metrics.novelty import CaptionHashes
@@ -150,9 +150,9 @@ def _train(
     start = _start(config, resume)
     before = start.lightning if resume is not None and start is not None else None
     require_epochs(before, config["trainer"]["max_epochs"])
-    reading = make(read_records, "data", config["data"])
+    dataset = make(read_records, "data", config["data"])
     decoding = make(DecodingOptions, "decoding", config["decoding"])
-    model, tokenizer, new = _model(config, reading, start, resumes=resume is not None)
+    model, tokenizer, new = _model(config, dataset, start, resumes=resume is not None)
     kind = chosen(config["training"])
     given = {
         "seed": config["seed"],
@@ -161,7 +161,7 @@ def _train(
         "by_image": kind.by_image,
         "repeats": bool(config["trainer"].get("overfit_batches")),
     }
-    objects = (reading, tokenizer, model.encoder)
+    objects = (dataset, tokenizer, model.encoder)
     data = make(CaptionDataModule, "loader", config["loader"], *objects, **given)
     config = {**config, "trainer": settled(config["trainer"], data.batches, new=new)}
     require_batches(config["trainer"], train=data.batches, val=len(data.val_dataloader()))
@@ -175,7 +175,7 @@ def _train(
     require_end(config, steps)
     module = build_module(config["training"], model, tokenizer, config, steps, decoding)
     if resume is None:  # one that goes on knows them from its checkpoint
-        own = module.own_captions = _own_captions(reading, tokenizer)
+        own = module.own_captions = _own_captions(dataset, tokenizer)
         module.training_captions = _with_earlier(own, config, start)
     if new:
         _fill_words(module, data)
@@ -183,7 +183,7 @@ def _train(
             print("rewards teach random weights little: resume_weights=RUN starts from a run's")
     if ranks.first():
         write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
-    _introduce(reading, data, module, folder)
+    _introduce(dataset, data, module, folder)
     model.to(trainer.strategy.root_device)
     if module.unfreezing is not None and (before or {}).get("epoch", 0) >= module.unfreezing.epoch:
         data.read_live()
@@ -321,18 +321,18 @@ def resolved(config: Config) -> Config:
 
 
 def _model(
-    config: Config, reading: Reading, start: Checkpoint | None, *, resumes: bool
+    config: Config, dataset: Dataset, start: Checkpoint | None, *, resumes: bool
 ) -> tuple[CaptioningModel, Tokenizer, bool]:
     """The model to be trained, its tokenizer, and whether it starts from nothing."""
     if start is not None and resumes:
         require_same_captions(
-            _own_captions(reading, start.tokenizer),
+            _own_captions(dataset, start.tokenizer),
             known=start.own,
             more=start.training,
             root=config["data"]["root"],
             run=checkpoint.run_folder(start.path),
         )
-    tokenizer = _tokenizer(config, reading) if start is None else start.tokenizer
+    tokenizer = _tokenizer(config, dataset) if start is None else start.tokenizer
     model = build_model(
         config["encoder"],
         config["decoder"],
@@ -384,14 +384,14 @@ def _warm_up(model: CaptioningModel, start: Checkpoint, config: Config) -> None:
     print(f"weights of {start.path}{f' ({scores})' if scores else ''}")
 
 
-def _tokenizer(config: Config, reading: Reading) -> Tokenizer:
-    texts = [text for record in reading.split("train") for text in record.captions]
+def _tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
+    texts = [text for record in dataset.split("train") for text in record.captions]
     return make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
 
 
-def _own_captions(reading: Reading, tokenizer: Tokenizer) -> CaptionHashes:
+def _own_captions(dataset: Dataset, tokenizer: Tokenizer) -> CaptionHashes:
     """The captions of the data set that the model learns from."""
-    texts = [text for record in reading.split("train") for text in record.captions]
+    texts = [text for record in dataset.split("train") for text in record.captions]
     return CaptionHashes.of(TOKENIZE[tokenizer.scored_by](texts))
 
 
@@ -420,12 +420,12 @@ def _fill_words(module: LitCaptioner, data: CaptionDataModule) -> None:
 
 
 def _introduce(
-    reading: Reading, data: CaptionDataModule, module: LitCaptioner, folder: Path
+    dataset: Dataset, data: CaptionDataModule, module: LitCaptioner, folder: Path
 ) -> None:
     """Say what is trained on what, and what of it does not fit."""
-    for oddity, count in reading.oddities.items():
-        print(f"data: {oddity}: {count}")
-    texts = (text for record in reading.split("train") for text in record.captions)
+    for warning, count in dataset.warnings.items():
+        print(f"data: {warning}: {count}")
+    texts = (text for record in dataset.split("train") for text in record.captions)
     lengths, max_words = data.pairs.whole_lengths, module.config["loader"]["max_words"]
     for warning in (
         *tokenizer_warnings(texts, module.tokenizer.name),
@@ -436,7 +436,7 @@ def _introduce(
     device = device_of(module.config["trainer"].get("accelerator", AUTO))
     has = "with" if resolve(AUTO, device) == BF16 else "without"
     print("precision {}, encoder {}, decoding {}".format(*names), f"({device} {has} bfloat16)")
-    counts = [f"{len(reading.split(name))} {name}" for name in ("train", "dev")]
+    counts = [f"{len(dataset.split(name))} {name}" for name in ("train", "dev")]
     learned = sum(p.numel() for p in module.parameters() if p.requires_grad)
     print(
         f"{' and '.join(counts)} images, {len(module.tokenizer.vocabulary)} words, "

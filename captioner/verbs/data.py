@@ -1,18 +1,27 @@
-"""Draw, describe and check data sets."""
+"""Draw, describe and check datasets."""
 
 from __future__ import annotations
 
 import os
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from captioner.verbs.terminal import add_config_dir, parser_of, print_json, short
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from captioner.data.prepare import Report
+
+LISTED_NAMES = 20
+"""Names of each kind in the printed report; JSON has all of them."""
+
 
 def run(argv: Sequence[str]) -> int:
-    """Draw, describe and check data sets."""
+    """Draw, describe and check datasets."""
     options = _parser().parse_intermixed_args(argv)
 
     from captioner.config import compose
@@ -37,32 +46,118 @@ def _draw(config: Mapping[str, Any], seed: int) -> int:
 
 def _describe(config: Mapping[str, Any], job: str, *, as_json: bool) -> int:
     from captioner.config import make
-    from captioner.data import prepare
+    from captioner.data.fit_warnings import fit_warnings
+    from captioner.data.prepare import check, statistics
     from captioner.data.read import read_records
 
-    reading = make(read_records, "data", config["data"])
+    dataset = make(read_records, "data", config["data"])
     fit = (
         config["tokenizer"]["name"],
         config["loader"]["max_words"],
         config["decoding"]["max_length"],
     )
     if job == "stats":
-        numbers = prepare.statistics(reading, *fit)
-        print_json(numbers) if as_json else prepare.print_statistics(numbers)
+        numbers = statistics(dataset, *fit)
+        print_json(numbers) if as_json else print_statistics(numbers)
         return 0
-    report = prepare.check(reading, warnings=prepare.fit_warnings(reading, *fit))
-    print_json(report.as_dict()) if as_json else prepare.print_report(report)
+    report = check(dataset, fit_warnings=fit_warnings(dataset, *fit))
+    print_json(report.as_dict()) if as_json else print_report(report)
     return 0 if report.sound else 1
+
+
+def print_statistics(numbers: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the statistics of a dataset.
+
+    Args:
+        numbers: the result of `captioner.data.prepare.statistics`.
+        console: None is standard output.
+    """
+    from rich.console import Console
+
+    from captioner.verbs.printing import print_rows
+
+    console = console or Console()
+    rows = [(label, *cells) for label, cells in _statistics_rows(numbers)]
+    headings = (f"words by the {numbers['tokenizer']} tokenizer", *numbers["splits"])
+    print_rows(rows, headings, console=console)
+    _print_reader_warnings(numbers["oddities"], console)
+    _print_fit_warnings(numbers["warnings"], console)
+
+
+def _statistics_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    splits = numbers["splits"]
+    for key in ("images", "captions", "repeated_captions"):
+        yield key.replace("_", " "), [f"{split[key]:,}" for split in splits.values()]
+    for key in ("captions_per_image", "words_per_caption"):
+        names = next(iter(splits.values()))[key] if splits else {}
+        label = f"{key.replace('_', ' ')} ({', '.join(names)})"
+        yield (
+            label,
+            [", ".join(f"{n:.4g}" for n in split[key].values()) for split in splits.values()],
+        )
+    yield "different words", [f"{split['vocabulary']:,}" for split in splits.values()]
+    for least, size in numbers["vocabulary"].items():
+        covered = [numbers["coverage"].get(split, {}).get(least) for split in splits]
+        cells = [f"{size:,} kept" if share is None else f"{share:.2%}" for share in covered]
+        yield f"covered by training words seen {least}+ times", cells
+
+
+def _print_reader_warnings(
+    warnings: Mapping[str, int],
+    console: Console,
+    places: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> None:
+    for warning, times in warnings.items():
+        where = f" (first: {places[warning][0]})" if places.get(warning) else ""
+        console.print(
+            f"{times:,} x {warning}{where}", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def _print_fit_warnings(warnings: Iterable[str], console: Console) -> None:
+    for warning in warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print the result of a check, with the first names of each kind.
+
+    Args:
+        report: the result of `captioner.data.prepare.check`.
+        console: None is standard output.
+    """
+    from rich.console import Console
+
+    from captioner.verbs.printing import print_rows
+
+    console = console or Console()
+    rows = [("images", f"{report.images:,}", "")]
+    findings: dict[str, Sequence[str]] = {
+        "broken": list(report.broken.values()),
+        "missing": report.missing,
+        "the same in two splits": [" = ".join(group) for group in report.leaks],
+        "twice in a split": [" = ".join(group) for group in report.duplicates],
+        "without captions, or with a blank one": report.uncaptioned,
+        "damaged in the caption file": report.damaged,
+    }
+    for finding, names in findings.items():
+        more = [f"and {len(names) - LISTED_NAMES:,} more"] if len(names) > LISTED_NAMES else []
+        rows.append((finding, f"{len(names):,}", "\n".join([*names[:LISTED_NAMES], *more])))
+    print_rows(rows, ("finding", "how many", "which"), console=console)
+    _print_reader_warnings(report.reader_warnings, console, report.places)
+    _print_fit_warnings(report.fit_warnings, console)
+    verdict = "sound" if report.sound else "not sound: repair or remove what is named above"
+    console.print(f"The dataset is {verdict}.", highlight=False)
 
 
 def _parser() -> ArgumentParser:
     parser = parser_of(
         "data",
-        "draw: draw the embedded data set.\n"
+        "draw: draw the embedded dataset.\n"
         "stats: counts, lengths and vocabulary coverage of each split.\n"
         "check: open every image; name broken and missing ones, empty and damaged captions,\n"
-        "       images that are in two splits, and captions that do not fit tokenizer and\n"
-        "       lengths. The exit status is 1 where something is wrong.",
+        "       images that are in two splits, and captions that do not fit the tokenizer\n"
+        "       or the lengths. The exit status is 1 where something is wrong.",
         "  captioner data draw\n"
         "  captioner data stats data=flickr8k data.root=~/flickr8k\n"
         "  captioner data check data=coco data.root=/data/coco --format json\n",

@@ -41,8 +41,8 @@ def test_a_table_is_refused_with_the_way_out_and_read_by_it(encoding, text, tmp_
         read_records(format="table", root=str(tmp_path))
     assert f"data.encoding={encoding}" in str(error.value)
     assert "\n" not in str(error.value)
-    reading = read_records(format="table", root=str(tmp_path), encoding=encoding)
-    assert reading.records[0].captions == (text,)
+    dataset = read_records(format="table", root=str(tmp_path), encoding=encoding)
+    assert dataset.records[0].captions == (text,)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])

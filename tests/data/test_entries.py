@@ -11,7 +11,7 @@ import pytest
 
 from captioner.config import compose, make
 from captioner.data.read import read_records
-from captioner.data.records import Reading
+from captioner.data.records import Dataset
 
 PEOPLE = {"0.png": ("a box", "a red box"), "1.png": ("a dog",)}
 
@@ -23,16 +23,16 @@ def touch(folder: Path, names: Iterable[str]) -> None:
         path.write_bytes(b"an image, as far as a reader looks")
 
 
-def read(root: Path, format: str = "json", **options: Any) -> Reading:
+def read(root: Path, format: str = "json", **options: Any) -> Dataset:
     return read_records(format=format, root=str(root), holdout=0.0, **options)
 
 
-def captions(reading: Reading) -> dict[str, tuple[str, ...]]:
-    return {record.image_id: record.captions for record in reading.records}
+def captions(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    return {record.image_id: record.captions for record in dataset.records}
 
 
-def splits(reading: Reading) -> dict[str, str]:
-    return {record.image_id: record.split for record in reading.records}
+def splits(dataset: Dataset) -> dict[str, str]:
+    return {record.image_id: record.split for record in dataset.records}
 
 
 def coco(images: Iterable[tuple[Any, str]], annotations: Iterable[tuple[Any, str]]) -> str:
@@ -79,9 +79,9 @@ SHAPES = {
 def test_every_shape_gives_the_same_records(shape: str, tmp_path: Path) -> None:
     touch(tmp_path / "images", PEOPLE)
     (tmp_path / "mine.json").write_text(SHAPES[shape], encoding="utf-8")
-    reading = read(tmp_path, images="images")
-    assert captions(reading) == PEOPLE
-    assert reading.oddities == {}
+    dataset = read(tmp_path, images="images")
+    assert captions(dataset) == PEOPLE
+    assert dataset.warnings == {}
 
 
 def test_one_object_alone_is_an_entry(tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_text_and_comment_beside_a_caption_are_said_once_and_left_alone(tmp_path
     touch(tmp_path, PEOPLE)
     rows = [{"image": name, "text": "STOP", "caption": "a sign", "comment": "?"} for name in PEOPLE]
     (tmp_path / "mine.json").write_text(json.dumps(rows))
-    reading = read(tmp_path)
-    assert captions(reading) == {"0.png": ("a sign",), "1.png": ("a sign",)}
-    assert reading.oddities == {"'text' beside 'caption', not read as a caption": 2}
+    dataset = read(tmp_path)
+    assert captions(dataset) == {"0.png": ("a sign",), "1.png": ("a sign",)}
+    assert dataset.warnings == {"'text' beside 'caption', not read as a caption": 2}
 
 
 def test_half_an_emoji_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -107,23 +107,23 @@ def test_half_an_emoji_is_left_out_and_counted(tmp_path: Path) -> None:
         '{"image": "\\ud83d.png", "captions": ["a dog"]}',
     ]
     (tmp_path / "mine.jsonl").write_text("\n".join(lines))
-    reading = read(tmp_path)
-    assert captions(reading) == {"0.png": ("a box", "a funny box"), "1.png": ("a dog 😀 runs",)}
-    half = "half a character (lone surrogate) in a caption, left out"
-    assert reading.oddities == {half: 2, "blank caption": 1, "caption of an absent image": 1}
-    assert reading.places[half] == ("0.png",)
-    assert reading.places["caption of an absent image"] == ("\\ud83d.png",)  # can be printed
-    "".join(place for places in reading.places.values() for place in places).encode("utf-8")
+    dataset = read(tmp_path)
+    assert captions(dataset) == {"0.png": ("a box", "a funny box"), "1.png": ("a dog 😀 runs",)}
+    surrogate = "lone surrogate in a caption, removed"
+    assert dataset.warnings == {surrogate: 2, "blank caption": 1, "caption of an absent image": 1}
+    assert dataset.places[surrogate] == ("0.png",)
+    assert dataset.places["caption of an absent image"] == ("\\ud83d.png",)  # can be printed
+    "".join(place for places in dataset.places.values() for place in places).encode("utf-8")
 
 
 def test_letters_and_accents_are_composed_and_spoilt_ones_counted(tmp_path: Path) -> None:
     touch(tmp_path, ["cafe\u0301.png", "1.png"])  # as a Mac writes file names
     rows = {"caf\u00e9.png": ["a cafe\u0301"], "1.png": ["a caf\ufffd", "the man\x92s dog"]}
     (tmp_path / "mine.json").write_text(json.dumps(rows))
-    reading = read(tmp_path)
-    assert captions(reading)["caf\u00e9.png"] == ("a caf\u00e9",)
-    spoilt = "caption with characters that a wrong encoding has spoilt, kept"
-    assert reading.oddities == {spoilt: 2}
+    dataset = read(tmp_path)
+    assert captions(dataset)["caf\u00e9.png"] == ("a caf\u00e9",)
+    spoilt = "caption with characters of a wrong encoding, kept"
+    assert dataset.warnings == {spoilt: 2}
 
 
 # COCO -----------------------------------------------------------------------------------------
@@ -146,9 +146,9 @@ def test_an_id_that_is_repeated_but_can_be_told_is_read(tmp_path: Path) -> None:
     touch(tmp_path, ["0.png", "1.png", "2.png"])
     images = [(1, "0.png"), (1, "0.png"), (2, "1.png"), (2, "2.png"), (3, "2.png")]
     (tmp_path / "mine.json").write_text(coco(images, [(1, "of 0"), (3, "of 2")]))
-    reading = read(tmp_path, "coco", captions="mine.json")
-    assert captions(reading) == {"0.png": ("of 0",), "2.png": ("of 2",)}  # nobody captions id 2
-    assert reading.oddities == {"image without captions": 1}
+    dataset = read(tmp_path, "coco", captions="mine.json")
+    assert captions(dataset) == {"0.png": ("of 0",), "2.png": ("of 2",)}  # nobody captions id 2
+    assert dataset.warnings == {"image without captions": 1}
 
 
 @pytest.mark.parametrize(
@@ -176,18 +176,18 @@ def test_coco_takes_several_files_whose_names_give_the_splits(tmp_path: Path) ->
     (tmp_path / "my_val.json").write_text(coco([(1, "a.png")], [(1, "of my_val/a")]))
     (tmp_path / "Test-2.json").write_text(coco([(1, "c.png")], [(1, "of c")]))
     several = ["my_train.json", "my_val.json", "Test-2.json"]
-    reading = read(tmp_path, "coco", captions=several)
-    assert captions(reading) == {
+    dataset = read(tmp_path, "coco", captions=several)
+    assert captions(dataset) == {
         "train/a.png": ("of train/a",),
         "b.png": ("of b",),
         "my_val/a.png": ("of my_val/a",),
         "c.png": ("of c",),
     }
-    assert list(splits(reading).values()) == ["train", "train", "dev", "test"]
+    assert list(splits(dataset).values()) == ["train", "train", "dev", "test"]
     globbed = read(tmp_path, "coco", captions="*.json")
-    assert sorted(globbed.records, key=str) == sorted(reading.records, key=str)
+    assert sorted(globbed.records, key=str) == sorted(dataset.records, key=str)
     config = compose(["data=coco", f"data.captions=[{','.join(several)}]", f"data.root={tmp_path}"])
-    assert make(read_records, "data", config["data"]).records == reading.records
+    assert make(read_records, "data", config["data"]).records == dataset.records
 
 
 def test_coco_finds_its_test_file_too(tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ def test_coco_finds_its_test_file_too(tmp_path: Path) -> None:
     for split in ("train", "val", "test"):
         name = f"captions_{split}2014.json"
         (tmp_path / name).write_text(coco([(1, "1.jpg")], [(1, f"of {split}")]))
-    reading = read(tmp_path, "coco")
-    assert captions(reading)["test2014/1.jpg"] == ("of test",)
-    assert list(splits(reading).values()) == ["train", "dev", "test"]
+    dataset = read(tmp_path, "coco")
+    assert captions(dataset)["test2014/1.jpg"] == ("of test",)
+    assert list(splits(dataset).values()) == ["train", "dev", "test"]
 
 
 def test_json_and_tables_take_several_files_too(tmp_path: Path) -> None:
@@ -209,8 +209,8 @@ def test_json_and_tables_take_several_files_too(tmp_path: Path) -> None:
         (tmp_path / f"train.{suffix}").write_text(one)
         (tmp_path / f"dev.{suffix}").write_text(other)
         for given in (None, f"*.{suffix}", [f"train.{suffix}", f"dev.{suffix}"]):
-            reading = read(tmp_path, format, captions=given)
-            assert splits(reading) == {"a.jpg": "train", "b.jpg": "dev"}
+            dataset = read(tmp_path, format, captions=given)
+            assert splits(dataset) == {"a.jpg": "train", "b.jpg": "dev"}
         (tmp_path / f"more.{suffix}").write_text(one)
         with pytest.raises(ValueError, match=r"holds dev.*more.*train.*data.captions=\[a,b\]"):
             read(tmp_path, format)

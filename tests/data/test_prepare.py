@@ -11,16 +11,17 @@ from PIL import Image
 from rich.console import Console
 
 from captioner.cli import main
-from captioner.data.prepare import check, print_report, print_statistics, statistics
+from captioner.data.prepare import check, statistics
 from captioner.data.read import read_records
-from captioner.data.records import Reading, Record
+from captioner.data.records import Dataset, Record
+from captioner.verbs.data import print_report, print_statistics
 
 
 def record(name: str, split: str, *captions: str) -> Record:
     return Record(f"nowhere/{name}", name, captions, split)
 
 
-READING = Reading(
+DATASET = Dataset(
     (
         record("a.jpg", "train", "a dog runs", "a dog", "a"),
         record("b.jpg", "train", "a cat sits on a mat"),
@@ -32,13 +33,13 @@ READING = Reading(
 
 
 def test_statistics_are_those_counted_by_hand():
-    numbers = statistics(READING)
+    numbers = statistics(DATASET)
     train = numbers["splits"]["train"]
     assert (train["images"], train["captions"], train["vocabulary"]) == (2, 4, 7)
     assert train["captions_per_image"] == {"min": 1, "mean": 2.0, "max": 3}
     assert train["words_per_caption"] == {"min": 1, "mean": 3.0, "median": 2.5, "p95": 6, "max": 6}
     assert numbers["splits"]["test"]["words_per_caption"]["p95"] == 2
-    twice = statistics(Reading((record("a.jpg", "train", "a", "a", "b"),)))
+    twice = statistics(Dataset((record("a.jpg", "train", "a", "a", "b"),)))
     assert twice["splits"]["train"]["repeated_captions"] == 1
     # a stands 5 times in training, dog twice, each other word once
     assert numbers["vocabulary"] == {"1": 7, "2": 2, "5": 1}
@@ -52,7 +53,7 @@ def test_statistics_are_those_counted_by_hand():
 
 def test_percentile_is_the_nearest_rank():
     captions = [" ".join(["word"] * length) for length in range(1, 41)]
-    numbers = statistics(Reading((record("a.jpg", "train", *captions),)))
+    numbers = statistics(Dataset((record("a.jpg", "train", *captions),)))
     assert numbers["splits"]["train"]["words_per_caption"] == {
         "min": 1,
         "mean": 20.5,
@@ -63,24 +64,24 @@ def test_percentile_is_the_nearest_rank():
 
 
 def test_statistics_of_splits_that_are_not_there_or_have_no_captions():
-    numbers = statistics(Reading((record("a.jpg", "dev", "a dog"), record("b.jpg", "test"))))
+    numbers = statistics(Dataset((record("a.jpg", "dev", "a dog"), record("b.jpg", "test"))))
     assert set(numbers["splits"]) == {"dev", "test"}
     assert numbers["vocabulary"] == numbers["coverage"] == {}
     assert numbers["splits"]["test"]["words_per_caption"]["mean"] == 0
-    silent = statistics(Reading((record("a.jpg", "train", "a dog"), record("b.jpg", "dev"))))
+    silent = statistics(Dataset((record("a.jpg", "train", "a dog"), record("b.jpg", "dev"))))
     assert silent["coverage"]["dev"] == {"1": 0.0, "2": 0.0, "5": 0.0}
 
 
 def test_statistics_count_characters_where_words_are_characters():
-    reading = Reading((record("a.jpg", "train", "一个人在划船。", "一条狗"),))
-    numbers = statistics(reading, "character")
+    dataset = Dataset((record("a.jpg", "train", "一个人在划船。", "一条狗"),))
+    numbers = statistics(dataset, "character")
     assert numbers["splits"]["train"]["words_per_caption"]["max"] == 6
     assert numbers["splits"]["train"]["vocabulary"] == 8
 
 
 def test_unknown_tokenizer_is_explained():
     with pytest.raises(ValueError, match="wrod"):
-        statistics(READING, "wrod")
+        statistics(DATASET, "wrod")
 
 
 def printed(show, value) -> str:
@@ -90,7 +91,7 @@ def printed(show, value) -> str:
 
 
 def test_printed_statistics_hold_the_numbers():
-    text = printed(print_statistics, statistics(READING))
+    text = printed(print_statistics, statistics(DATASET))
     cells = {row[0]: row[1:] for row in (line.split("\t") for line in text.splitlines())}
     assert cells["images"] == ["2", "1", "1"]
     assert cells["captions per image (min, mean, max)"] == ["1, 2, 3", "2, 2, 2", "1, 1, 1"]
@@ -167,11 +168,11 @@ def test_check_of_clean_images_is_sound_although_one_is_there_twice(tmp_path):
     save(tmp_path / "a.png", (1, 2, 3))
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     records = tuple(Record(str(tmp_path / f"{name}.png"), name, ("x",), "dev") for name in "ab")
-    report = check(Reading(records), progress=False)
+    report = check(Dataset(records), progress=False)
     assert report.sound and report.duplicates == (("dev/a", "dev/b"),)
-    assert "data set is sound" in printed(print_report, report)
+    assert "dataset is sound" in printed(print_report, report)
     (tmp_path / "b.png").unlink()  # gone since it was read
-    late = check(Reading(records), progress=False)
+    late = check(Dataset(records), progress=False)
     assert not late.sound and list(late.broken) == ["b"]
 
 
@@ -202,7 +203,7 @@ def test_check_names_what_is_damaged_in_the_caption_file(name, tmp_path, capsys)
     assert [damaged] in report["places"].values()
     assert main(["data", "check", *data, f"data.captions={name}"]) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "damaged in the caption file" in printed and "The data set is not sound" in printed
+    assert "damaged in the caption file" in printed and "The dataset is not sound" in printed
 
 
 def test_check_and_stats_say_what_does_not_fit(tmp_path, capsys):
@@ -215,7 +216,7 @@ def test_check_and_stats_say_what_does_not_fit(tmp_path, capsys):
     assert main(["data", "check", *data]) == 1
     assert "set tokenizer=character" in capsys.readouterr().out
     assert main(["data", "check", *data, "tokenizer=character"]) == 0
-    assert "The data set is sound" in capsys.readouterr().out
+    assert "The dataset is sound" in capsys.readouterr().out
     short = ["tokenizer=character", "loader.max_words=8", "decoding.max_length=9"]
     assert main(["data", "stats", *data, *short, "--format", "json"]) == 0
     (warning,) = json.loads(capsys.readouterr().out)["warnings"]
@@ -226,6 +227,6 @@ def test_check_and_stats_say_what_does_not_fit(tmp_path, capsys):
 
 def test_long_lists_are_cut_in_print_and_whole_in_json(tmp_path):
     records = tuple(Record(str(tmp_path / f"{n}.png"), f"{n}", ("x",), "dev") for n in range(33))
-    report = check(Reading(records), progress=False)
+    report = check(Dataset(records), progress=False)
     assert len(report.as_dict()["broken"]) == 33
     assert "and 13 more" in printed(print_report, report)

@@ -1,4 +1,4 @@
-"""Every layout is written in small and read back, with every known oddity of real releases."""
+"""Every layout is written in small and read back, with every known warning of real releases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from captioner.data.read import DATASETS, read_records
-from captioner.data.records import Reading, Record
+from captioner.data.records import Dataset, Record
 from captioner.files import write_whole
 
 Captions = dict[str, tuple[str, ...]]
@@ -24,12 +24,12 @@ def touch(folder: Path, names: Iterable[str]) -> None:
         path.write_bytes(b"an image, as far as a reader looks")
 
 
-def captions_of(reading: Reading) -> Captions:
-    return {record.image_id: record.captions for record in reading.records}
+def captions_of(dataset: Dataset) -> Captions:
+    return {record.image_id: record.captions for record in dataset.records}
 
 
-def splits_of(reading: Reading) -> dict[str, str]:
-    return {record.image_id: record.split for record in reading.records}
+def splits_of(dataset: Dataset) -> dict[str, str]:
+    return {record.image_id: record.split for record in dataset.records}
 
 
 def write_flickr(root: Path, token: str, lists: dict[str, str] | None = None) -> None:
@@ -44,37 +44,37 @@ TOKEN = "b.jpg#0\tA dog .\nb.jpg#1\tTwo dogs .\na.jpg#0\tA cat , asleep .\nc.jpg
 def test_flickr_gives_captions_in_the_order_of_the_file_and_splits_of_the_lists(tmp_path):
     touch(tmp_path / "Flicker8k_Dataset", ["a.jpg", "b.jpg", "c.jpg"])
     write_flickr(tmp_path, TOKEN, {"train": "a.jpg\n", "dev": "b.jpg\n", "test": "c.jpg\n"})
-    reading = read_records(format="flickr", root=str(tmp_path))
+    dataset = read_records(format="flickr", root=str(tmp_path))
     folder = tmp_path / "Flicker8k_Dataset"
-    assert reading.records == (
+    assert dataset.records == (
         Record(str(folder / "b.jpg"), "b.jpg", ("A dog .", "Two dogs ."), "dev"),
         Record(str(folder / "a.jpg"), "a.jpg", ("A cat , asleep .",), "train"),
         Record(str(folder / "c.jpg"), "c.jpg", ("A cow .",), "test"),
     )
-    assert reading.oddities == {}
+    assert dataset.warnings == {}
 
 
 def test_flickr_without_a_test_list_passes_over_images_of_no_list(tmp_path):
     touch(tmp_path / "Flicker8k_Dataset", ["a.jpg", "b.jpg", "c.jpg"])
     write_flickr(tmp_path, TOKEN, {"train": "a.jpg\n", "dev": "b.jpg\n"})
-    reading = read_records(format="flickr", root=str(tmp_path))
-    assert splits_of(reading) == {"b.jpg": "dev", "a.jpg": "train"}
-    assert reading.oddities == {"image in none of the named splits": 1}
+    dataset = read_records(format="flickr", root=str(tmp_path))
+    assert splits_of(dataset) == {"b.jpg": "dev", "a.jpg": "train"}
+    assert dataset.warnings == {"image in none of the named splits": 1}
     with pytest.raises(ValueError, match=r"'test' is empty.*train \(1 images\), dev \(1 images\)"):
-        reading.split("test")
+        dataset.split("test")
     with pytest.raises(ValueError, match="'val' is not known"):
-        reading.split("val")
-    assert [record.image_id for record in reading.split("dev")] == ["b.jpg"]
+        dataset.split("val")
+    assert [record.image_id for record in dataset.split("dev")] == ["b.jpg"]
 
 
 def test_flickr_without_a_training_list_trains_on_what_is_left(tmp_path):
     touch(tmp_path / "Flicker8k_Dataset", ["a.jpg", "b.jpg", "c.jpg"])
     write_flickr(tmp_path, TOKEN, {"dev": "b.jpg\n", "test": "c.jpg\n"})
-    reading = read_records(format="flickr", root=str(tmp_path))
-    assert splits_of(reading) == {"b.jpg": "dev", "a.jpg": "train", "c.jpg": "test"}
+    dataset = read_records(format="flickr", root=str(tmp_path))
+    assert splits_of(dataset) == {"b.jpg": "dev", "a.jpg": "train", "c.jpg": "test"}
 
 
-def test_flickr_mends_counts_and_survives_the_oddities_of_releases(tmp_path):
+def test_flickr_mends_counts_and_survives_the_faults_of_releases(tmp_path):
     touch(tmp_path / "Flicker8k_Dataset", ["a.jpg", "b.jpg", "bare.jpg", "blank.jpg"])
     token = (
         "\ufeffa.jpg#0\tA cat .\r\n"
@@ -93,29 +93,29 @@ def test_flickr_mends_counts_and_survives_the_oddities_of_releases(tmp_path):
     )
     lists = {"train": "\ufeffa.jpg\r\ngone.jpg\r\n\r\n", "dev": "b.jpg\na.jpg\n"}
     write_flickr(tmp_path, token, lists)
-    reading = read_records(format="flickr", root=str(tmp_path))
-    assert captions_of(reading) == {
+    dataset = read_records(format="flickr", root=str(tmp_path))
+    assert captions_of(dataset) == {
         "a.jpg": ("A cat .", "A cat ."),
         "b.jpg": ("A dog .", "A brown dog ."),
     }
-    assert splits_of(reading) == {"a.jpg": "train", "b.jpg": "dev"}
-    assert reading.oddities == {
+    assert splits_of(dataset) == {"a.jpg": "train", "b.jpg": "dev"}
+    assert dataset.warnings == {
         "byte-order mark": 2,
         "line end of old Mac OS": 1,
-        "caption line repeated, passed over": 1,
-        "image name with a number behind it, mended": 1,
-        "image name with a number behind it, passed over": 1,
+        "repeated caption line, skipped": 1,
+        "image name followed by a number, repaired": 1,
+        "image name followed by a number, skipped": 1,
         "caption of an absent image": 2,
         "blank caption": 2,
         "line without a tab": 1,
         "image outside the images folder, refused": 2,
-        "absent image, named without a caption": 1,
-        "image in two splits, the first taken": 1,
+        "absent image, listed without a caption": 1,
+        "image in two splits, the first is used": 1,
         "image without captions": 2,
     }
-    assert reading.places["caption of an absent image"] == ("gone.jpg",)
-    assert reading.places["line without a tab"] == ("Flickr8k.token.txt, line 10",)
-    assert reading.places["image without captions"] == ("blank.jpg", "bare.jpg")
+    assert dataset.places["caption of an absent image"] == ("gone.jpg",)
+    assert dataset.places["line without a tab"] == ("Flickr8k.token.txt, line 10",)
+    assert dataset.places["image without captions"] == ("blank.jpg", "bare.jpg")
 
 
 def test_flickr30k_and_another_captions_file(tmp_path):
@@ -126,20 +126,20 @@ def test_flickr30k_and_another_captions_file(tmp_path):
     assert captions_of(english) == {"1.jpg": ("Men .",), "2.jpg": ("A man .",)}
     chinese = read_records(format="flickr", root=str(tmp_path), captions="cn.token.txt")
     assert captions_of(chinese) == {"1.jpg": ("一个人在划船。",)}
-    assert chinese.oddities == {"image without captions": 1}
+    assert chinese.warnings == {"image without captions": 1}
 
 
 def test_kaggle_reads_quoted_commas_and_takes_official_lists_where_there_are(tmp_path):
     touch(tmp_path / "Images", ["a.jpg", "b.jpg"])
     text = 'image,caption\na.jpg,"A cat , a ""tom"" , sleeps ."\nb.jpg,A dog .\nb.jpg,A dog .\n'
     (tmp_path / "captions.txt").write_text(text)
-    reading = read_records(format="kaggle", root=str(tmp_path), holdout=0.0)
-    assert captions_of(reading) == {
+    dataset = read_records(format="kaggle", root=str(tmp_path), holdout=0.0)
+    assert captions_of(dataset) == {
         "a.jpg": ('A cat , a "tom" , sleeps .',),
         "b.jpg": ("A dog .", "A dog ."),
     }
-    assert set(splits_of(reading).values()) == {"train"}
-    assert reading.oddities == {"caption given twice for its image, kept": 1}
+    assert set(splits_of(dataset).values()) == {"train"}
+    assert dataset.warnings == {"caption given twice for its image, kept": 1}
     (tmp_path / "Flickr_8k.testImages.txt").write_text("a.jpg\n")
     listed = read_records(format="kaggle", root=str(tmp_path), holdout=0.0)
     assert splits_of(listed) == {"a.jpg": "test", "b.jpg": "train"}
@@ -151,12 +151,12 @@ def test_kaggle_reads_flickr30k_with_its_broken_row(tmp_path):
         'image_name| comment_number| comment\n1.jpg| 0| A "man" , up .\n1.jpg| 1| "Up\n'
         "2199200615.jpg| 4   A dog runs across the grass .\n2199200615.jpg| 3| A dog .\n"
     )
-    reading = read_records(format="kaggle", root=str(tmp_path))
-    assert captions_of(reading) == {
+    dataset = read_records(format="kaggle", root=str(tmp_path))
+    assert captions_of(dataset) == {
         "1.jpg": ('A "man" , up .', '"Up'),
         "2199200615.jpg": ("A dog .",),
     }
-    assert reading.oddities == {"row with too many or too few columns": 1}
+    assert dataset.warnings == {"row with too many or too few columns": 1}
 
 
 def karpathy(*entries: tuple[str, str, str | None, list[str]]) -> dict[str, Any]:
@@ -179,28 +179,28 @@ def test_karpathy_joins_filepath_and_takes_restval_as_train(tmp_path):
         ("val2014", "5.jpg", "test", ["A cap.", "A hat."]),
     )
     (tmp_path / "dataset_coco.json").write_text(json.dumps(data))
-    reading = read_records(format="karpathy", root=str(tmp_path))
-    assert captions_of(reading) == {
+    dataset = read_records(format="karpathy", root=str(tmp_path))
+    assert captions_of(dataset) == {
         "val2014/2.jpg": ("A bus.", "A red bus."),
         "val2014/1.jpg": ("A bed. And a lamp.",),
         "train2014/3.jpg": ("A bear.", "A bear."),
         "val2014/4.jpg": ("A cup.",),
     }
-    assert list(splits_of(reading).values()) == ["train", "dev", "train", "test"]
-    assert reading.oddities == {
+    assert list(splits_of(dataset).values()) == ["train", "dev", "train", "test"]
+    assert dataset.warnings == {
         "caption over several lines, joined": 1,
         "caption of an absent image": 2,
     }
-    assert reading.records[0].image == str(tmp_path / "val2014" / "2.jpg")
+    assert dataset.records[0].image == str(tmp_path / "val2014" / "2.jpg")
 
 
 def test_karpathy_finds_flickr_images_and_asks_which_of_two_files(tmp_path):
     touch(tmp_path / "Flicker8k_Dataset", ["a.jpg", "b.jpg"])
     data = karpathy(("", "a.jpg", "train", ["A cat ."]), ("", "b.jpg", "val", []))
     (tmp_path / "dataset_flickr8k.json").write_text(json.dumps(data))
-    reading = read_records(format="karpathy", root=str(tmp_path), holdout=0.0)
-    assert captions_of(reading) == {"a.jpg": ("A cat .",)}
-    assert reading.oddities == {"image without captions": 1}
+    dataset = read_records(format="karpathy", root=str(tmp_path), holdout=0.0)
+    assert captions_of(dataset) == {"a.jpg": ("A cat .",)}
+    assert dataset.warnings == {"image without captions": 1}
     (tmp_path / "dataset_coco.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match=r"dataset_coco.json, dataset_flickr8k.json: choose one"):
         read_records(format="karpathy", root=str(tmp_path))
@@ -229,14 +229,14 @@ def test_coco_reads_train_and_val_together_in_the_order_of_images(tmp_path):
         )
     )
     (folder / "captions_val2017.json").write_text(coco({9: "9.jpg"}, [(9, "A sink.")]))
-    reading = read_records(format="coco", root=str(tmp_path))
-    assert captions_of(reading) == {
+    dataset = read_records(format="coco", root=str(tmp_path))
+    assert captions_of(dataset) == {
         "train2017/9.jpg": ("A cow.",),
         "train2017/3.jpg": ("A tie.", "A tie."),
         "val2017/9.jpg": ("A sink.",),
     }
-    assert list(splits_of(reading).values()) == ["train", "train", "dev"]
-    assert reading.oddities == {
+    assert list(splits_of(dataset).values()) == ["train", "train", "dev"]
+    assert dataset.warnings == {
         "caption of an image_id that the file does not list": 1,
         "caption of an absent image": 1,
         "image without captions": 1,
@@ -251,10 +251,10 @@ def test_coco_reads_a_file_of_ones_own(tmp_path):
     touch(tmp_path / "photos", [f"{count}.jpg" for count in range(3)])
     images = {count: f"{count}.jpg" for count in range(3)}
     (tmp_path / "mine.json").write_text(coco(images, [(key, "A house.") for key in images]))
-    reading = read_records(
+    dataset = read_records(
         format="coco", root=str(tmp_path), captions="mine.json", images="photos", holdout=0
     )
-    assert splits_of(reading) == {"0.jpg": "train", "1.jpg": "train", "2.jpg": "train"}
+    assert splits_of(dataset) == {"0.jpg": "train", "1.jpg": "train", "2.jpg": "train"}
 
 
 @pytest.mark.parametrize("mark", [",", "\t", ";", "|"])
@@ -271,16 +271,16 @@ def test_table_reads_rows_columns_and_splits_with_any_mark(tmp_path, mark):
     ]
     with open(tmp_path / "root" / "data.csv", "w", newline="") as file:
         csv.writer(file, delimiter=mark).writerows(rows)
-    reading = read_records(format="table", root=str(tmp_path / "root"))
-    assert captions_of(reading) == {
+    dataset = read_records(format="table", root=str(tmp_path / "root"))
+    assert captions_of(dataset) == {
         "a.jpg": ("A cat.", "One cat.", "A grey cat."),
         "b.jpg": ("A dog.",),
         "c.jpg": ("A cow.",),
         elsewhere.as_posix(): ("A door.", "The door."),
     }
-    assert list(splits_of(reading).values()) == ["train", "dev", "test", "train"]
-    assert reading.oddities == {}
-    assert reading.records[0].image == str(tmp_path / "root" / "images" / "a.jpg")
+    assert list(splits_of(dataset).values()) == ["train", "dev", "test", "train"]
+    assert dataset.warnings == {}
+    assert dataset.records[0].image == str(tmp_path / "root" / "images" / "a.jpg")
 
 
 def test_table_mends_captions_that_lack_quotes(tmp_path):
@@ -288,13 +288,13 @@ def test_table_mends_captions_that_lack_quotes(tmp_path):
     (tmp_path / "captions.csv").write_text(
         'image,caption\na.jpg,A cat, a dog,1,000 birds\nb.jpg, "A cow, alone"\n\nb.jpg\n,,\n'
     )
-    reading = read_records(format="table", root=str(tmp_path))
-    assert captions_of(reading) == {
+    dataset = read_records(format="table", root=str(tmp_path))
+    assert captions_of(dataset) == {
         "a.jpg": ("A cat, a dog,1,000 birds",),
         "b.jpg": ("A cow, alone",),
     }
-    assert reading.oddities == {
-        "caption with a comma but without quotes, mended": 2,
+    assert dataset.warnings == {
+        "caption with a comma but without quotes, repaired": 2,
         "row with too many or too few columns": 1,
     }
 
@@ -336,13 +336,13 @@ def test_json_reads_a_list_and_lines(tmp_path, lines):
     text = "\n\n".join(texts) if lines else f"[{', '.join(texts)}]"
     name = "captions.jsonl" if lines else "captions.json"
     (tmp_path / "root" / name).write_text(text)
-    reading = read_records(format="json", root=str(tmp_path / "root"))
-    assert captions_of(reading) == {
+    dataset = read_records(format="json", root=str(tmp_path / "root"))
+    assert captions_of(dataset) == {
         "images/a.jpg": ("A cat.", "A tom.", "A grey cat."),
         "b.jpg": ("A dog.",),
     }
-    assert splits_of(reading) == {"images/a.jpg": "dev", "b.jpg": "train"}
-    assert reading.oddities == {
+    assert splits_of(dataset) == {"images/a.jpg": "dev", "b.jpg": "train"}
+    assert dataset.warnings == {
         "blank caption": 2,
         "image outside the images folder, refused": 1,
         "image without captions": 1,
@@ -391,14 +391,14 @@ def test_folder_reads_text_files_beside_images_and_splits_from_first_folders(tmp
     (tmp_path / "test" / "lonely.txt").write_text("A sheep.\n")
     (tmp_path / ".hid" / "d.txt").write_text("A secret.\n")
     (tmp_path / "val" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    reading = read_records(format="folder", root=str(tmp_path))
-    assert captions_of(reading) == {
+    dataset = read_records(format="folder", root=str(tmp_path))
+    assert captions_of(dataset) == {
         "test/c.webp": ("A cow.", "A cow."),
         "train/x/a.JPG": ("A cat.", "A tom."),
         "val/b.jpeg": ("A dog.",),
     }
-    assert list(splits_of(reading).values()) == ["test", "train", "dev"]
-    assert reading.oddities == {
+    assert list(splits_of(dataset).values()) == ["test", "train", "dev"]
+    assert dataset.warnings == {
         "byte-order mark": 1,
         "caption given twice for its image, kept": 1,
         "image without captions": 1,
@@ -412,10 +412,10 @@ def test_folder_takes_captions_from_another_folder(tmp_path):
         path = tmp_path / "words" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"About {name}.\n")
-    reading = read_records(
+    dataset = read_records(
         format="folder", root=str(tmp_path), images="photos", captions="words", holdout=0
     )
-    assert captions_of(reading) == {"b.jpg": ("About b.",), "d/a.jpg": ("About d/a.",)}
+    assert captions_of(dataset) == {"b.jpg": ("About b.",), "d/a.jpg": ("About d/a.",)}
     with pytest.raises(FileNotFoundError, match=r"data.captions='texts' is not a folder"):
         read_records(format="folder", root=str(tmp_path), captions="texts")
 
@@ -446,15 +446,15 @@ def test_text_in_another_encoding_is_named_by_line_and_read_when_told(tmp_path):
         match=r"token\.txt, line 2: not valid utf-8; cp1252 reads '.*A café \.'.*=cp1252$",
     ):
         read_records(format="flickr", root=str(tmp_path))
-    reading = read_records(format="flickr", root=str(tmp_path), encoding="latin-1")
-    assert captions_of(reading) == {"a.jpg": ("A cat .", "A café .")}
+    dataset = read_records(format="flickr", root=str(tmp_path), encoding="latin-1")
+    assert captions_of(dataset) == {"a.jpg": ("A cat .", "A café .")}
     (tmp_path / "Flickr8k.token.txt").write_bytes(token.encode("utf-16"))  # with its mark
-    assert read_records(format="flickr", root=str(tmp_path)).records == reading.records
+    assert read_records(format="flickr", root=str(tmp_path)).records == dataset.records
     (tmp_path / "Flickr8k.token.txt").write_bytes(token.encode("utf-16-le"))
     with pytest.raises(ValueError, match=r"not valid utf-8; utf-16-le reads .*=utf-16-le$"):
         read_records(format="flickr", root=str(tmp_path))
     utf16 = read_records(format="flickr", root=str(tmp_path), encoding="utf-16-le")
-    assert captions_of(utf16) == captions_of(reading)
+    assert captions_of(utf16) == captions_of(dataset)
     with pytest.raises(ValueError, match=r"data.encoding='utf-88' is not known; choose utf-8"):
         read_records(format="flickr", root=str(tmp_path), encoding="utf-88")
 
@@ -479,7 +479,7 @@ def test_images_folder_that_is_missing_is_named_with_its_override(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data.images='photos': looked for .*photos; set"):
         read_records(format="flickr", root=str(tmp_path), images="photos")
     touch(tmp_path / "Images", ["other.jpg"])
-    with pytest.raises(ValueError, match=r"gives no image with a caption.*absent image: 4"):
+    with pytest.raises(ValueError, match=r"has no image with a caption.*absent image: 4"):
         read_records(format="flickr", root=str(tmp_path))
 
 

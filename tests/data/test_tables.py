@@ -8,20 +8,20 @@ import pytest
 
 import captioner
 from captioner.data.read import read_records
-from captioner.data.records import Reading
+from captioner.data.records import Dataset
 
-SWALLOWED = "quote that is never closed, ended with its line"
+UNCLOSED_QUOTE = "quote that is never closed, ended with its line"
 
 
-def read(root: Path, text: str, name: str = "captions.csv") -> Reading:
+def read(root: Path, text: str, name: str = "captions.csv") -> Dataset:
     for count in range(5):
         (root / f"{count}.png").write_bytes(b"an image, as far as a reader looks")
     (root / name).write_text(text, encoding="utf-8")
     return read_records(format="table", root=str(root), captions=name, holdout=0.0)
 
 
-def captions(reading: Reading) -> dict[str, tuple[str, ...]]:
-    return {record.image_id: record.captions for record in reading.records}
+def captions(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    return {record.image_id: record.captions for record in dataset.records}
 
 
 @pytest.mark.parametrize(
@@ -37,41 +37,41 @@ def captions(reading: Reading) -> dict[str, tuple[str, ...]]:
     ],
 )
 def test_remarks_and_signs_are_no_captions_beside_captions(header, expected, tmp_path) -> None:
-    reading = read(tmp_path, f"{header}\n0.png,b,c,d\n")
-    assert captions(reading) == {"0.png": expected}
+    dataset = read(tmp_path, f"{header}\n0.png,b,c,d\n")
+    assert captions(dataset) == {"0.png": expected}
 
 
 def test_an_unread_column_is_named_with_its_line(tmp_path) -> None:
-    reading = read(tmp_path, "image,caption,comment\n0.png,a red box,check again\n")
-    oddity = "column 'comment' beside the captions, not read as one"
-    assert reading.places == {oddity: ("captions.csv, line 1",)}
+    dataset = read(tmp_path, "image,caption,comment\n0.png,a red box,check again\n")
+    warning = "column 'comment' beside the captions, not read as one"
+    assert dataset.places == {warning: ("captions.csv, line 1",)}
 
 
 def test_a_quote_that_is_not_closed_does_not_swallow_rows(tmp_path) -> None:
     text = 'image,caption\n0.png,a box\n1.png,"Hello on a wall”\n2.png,a cat\n3.png,says "stop"\n'
-    reading = read(tmp_path, text)
-    assert captions(reading) == {
+    dataset = read(tmp_path, text)
+    assert captions(dataset) == {
         "0.png": ("a box",),
         "1.png": ("Hello on a wall”",),
         "2.png": ("a cat",),
         "3.png": ('says "stop"',),
     }
-    assert reading.oddities == {SWALLOWED: 1}
-    assert reading.places[SWALLOWED] == ("captions.csv, line 3",)
+    assert dataset.warnings == {UNCLOSED_QUOTE: 1}
+    assert dataset.places[UNCLOSED_QUOTE] == ("captions.csv, line 3",)
 
 
 def test_every_quote_that_is_not_closed_is_named(tmp_path) -> None:
     rows = "".join(f'{count % 5}.png,"box {count}\n' for count in range(60))
-    reading = read(tmp_path, f"image,caption\n{rows}")
-    assert captions(reading)["4.png"] == tuple(f"box {count}" for count in range(4, 60, 5))
-    assert reading.oddities == {SWALLOWED: 59}  # the file's end closes the last
+    dataset = read(tmp_path, f"image,caption\n{rows}")
+    assert captions(dataset)["4.png"] == tuple(f"box {count}" for count in range(4, 60, 5))
+    assert dataset.warnings == {UNCLOSED_QUOTE: 59}  # the file's end closes the last
 
 
 def test_a_cell_in_quotes_may_go_over_lines(tmp_path) -> None:
     text = 'image,caption\n0.png,"a box,\nwhite, ""new""\n\n on paper"\n1.png,a cat\n'
-    reading = read(tmp_path, text)
-    assert captions(reading) == {"0.png": ('a box, white, "new" on paper',), "1.png": ("a cat",)}
-    assert reading.oddities == {"caption over several lines, joined": 1}
+    dataset = read(tmp_path, text)
+    assert captions(dataset) == {"0.png": ('a box, white, "new" on paper',), "1.png": ("a cat",)}
+    assert dataset.warnings == {"caption over several lines, joined": 1}
 
 
 @pytest.mark.parametrize("mark", ["\t", "|"])
@@ -83,8 +83,8 @@ def test_cells_between_tabs_may_go_over_lines_too(mark, tmp_path) -> None:
         ("3.png", '"Up" and "down', "train"),
         ("4.png", 'a 5" box', "train"),
     ]
-    reading = read(tmp_path, "\n".join(map(mark.join, rows)), "captions.tsv")
-    assert captions(reading) == {
+    dataset = read(tmp_path, "\n".join(map(mark.join, rows)), "captions.tsv")
+    assert captions(dataset) == {
         "0.png": ("a box on paper",),
         "1.png": ('"Up',),
         "3.png": ('"Up" and "down',),
@@ -92,7 +92,7 @@ def test_cells_between_tabs_may_go_over_lines_too(mark, tmp_path) -> None:
     }
     two = read(tmp_path, f'image{mark}caption\n0.png{mark}"a box\non paper"\n1.png{mark}a cat\n')
     assert captions(two) == {"0.png": ("a box on paper",), "1.png": ("a cat",)}
-    assert two.oddities == {"caption over several lines, joined": 1}
+    assert two.warnings == {"caption over several lines, joined": 1}
 
 
 @pytest.mark.parametrize("numbered", ["photo #3.jpg#0", "photo #3.jpg#zhc#0", "photo #3.jpg #1"])
@@ -100,16 +100,16 @@ def test_the_last_sign_of_a_flickr_key_counts(numbered, tmp_path) -> None:
     (tmp_path / "Images").mkdir()
     (tmp_path / "Images" / "photo #3.jpg").write_bytes(b"an image, as far as a reader looks")
     (tmp_path / "mine.token").write_text(f"{numbered}\tA dog .\ngone #1.jpg#0\tA cat .\n")
-    reading = read_records(format="flickr", root=str(tmp_path), captions="mine.token", holdout=0)
-    assert captions(reading) == {"photo #3.jpg": ("A dog .",)}
-    assert reading.places["caption of an absent image"] == ("gone #1.jpg",)
+    dataset = read_records(format="flickr", root=str(tmp_path), captions="mine.token", holdout=0)
+    assert captions(dataset) == {"photo #3.jpg": ("A dog .",)}
+    assert dataset.places["caption of an absent image"] == ("gone #1.jpg",)
 
 
 def test_a_folder_may_begin_with_a_tilde(tmp_path, monkeypatch) -> None:
     (tmp_path / "~nobody-of-this-name").mkdir()
     monkeypatch.chdir(tmp_path)
-    reading = read(Path("~nobody-of-this-name"), "image,caption\n0.png,a dog\n")
-    assert captions(reading) == {"0.png": ("a dog",)}
+    dataset = read(Path("~nobody-of-this-name"), "image,caption\n0.png,a dog\n")
+    assert captions(dataset) == {"0.png": ("a dog",)}
 
 
 def test_no_path_asks_for_the_home_of_a_user_who_is_not_there() -> None:

@@ -136,15 +136,15 @@ def test_draws_are_even_and_depend_on_seed_epoch_and_place_alone() -> None:
 
 
 def test_training_draws_views_and_dev_sees_the_usual_one(scenes: Path, tmp_path: Path) -> None:
-    reading = read_records(
+    dataset = read_records(
         format="shapes", root=str(scenes), captions=None, images=None, holdout=0.1, encoding="utf-8"
     )
-    texts = [text for record in reading.split("train") for text in record.captions]
+    texts = [text for record in dataset.split("train") for text in record.captions]
     tokenizer = build_tokenizer(texts, name="word", min_count=1)
     encoder = build_encoder(library="timm", network="test_resnet", pretrained=False, image_size=32)
     given = {"grid": False, "seed": 1, "batch_size": 20, "cache_folder": str(tmp_path)}
-    data = CaptionDataModule(reading, tokenizer, encoder, views=3, **given)
-    usual = CaptionDataModule(reading, tokenizer, encoder, **given)
+    data = CaptionDataModule(dataset, tokenizer, encoder, views=3, **given)
+    usual = CaptionDataModule(dataset, tokenizer, encoder, **given)
     for one in (data, usual):
         one.setup("fit")
     dev, expected = (next(iter(one.val_dataloader())).source.pooled for one in (data, usual))

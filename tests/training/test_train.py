@@ -364,9 +364,9 @@ def test_a_penalty_on_attention_needs_attention(tiny) -> None:
 def test_the_dev_loss_is_the_same_however_many_captions_at_once(run) -> None:
     """Of 24 images with five captions each, all at once, 7 at once, and one at once."""
     found = LitCaptioner.load_from_checkpoint(run)
-    reading = make(read_records, "data", checkpoint.read(run).config["data"])
+    dataset = make(read_records, "data", checkpoint.read(run).config["data"])
     pictures = Pictures(found.model.encoder)
-    batch = next(iter(image_loader(reading.split("train"), found.tokenizer, pictures)))
+    batch = next(iter(image_loader(dataset.split("train"), found.tokenizer, pictures)))
     with torch.no_grad():
         features = found.model.encode(batch.source)
         (whole, words), *others = (

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner.data.ledger import fraction, held_out
 from captioner.data.read import read_records
+from captioner.data.record_builder import hash_fraction, held_out_split
 
 
 def touch(folder: Path, names: Iterable[str]) -> None:
@@ -22,8 +22,8 @@ def touch(folder: Path, names: Iterable[str]) -> None:
 
 def read_lines(root: Path, lines: Iterable[dict[str, str]], holdout: float) -> dict[str, str]:
     (root / "captions.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    reading = read_records(format="json", root=str(root), holdout=holdout)
-    return {record.image_id: record.split for record in reading.records}
+    dataset = read_records(format="json", root=str(root), holdout=holdout)
+    return {record.image_id: record.split for record in dataset.records}
 
 
 def test_dev_is_drawn_from_train_where_only_train_and_test_are_named(tmp_path):
@@ -47,19 +47,19 @@ def test_dev_is_drawn_from_train_where_only_train_and_test_are_named(tmp_path):
     st.floats(0, 0.49),
 )
 def test_holdout_depends_on_the_name_alone_and_grows_with_the_share(names, source, holdout):
-    splits = {name: held_out(name, holdout) for name in names}
+    splits = {name: held_out_split(name, holdout) for name in names}
     shuffled = source.sample(names, len(names))
-    assert {name: held_out(name, holdout) for name in shuffled} == splits
+    assert {name: held_out_split(name, holdout) for name in shuffled} == splits
     for name, split in splits.items():
         if split == "dev":
-            assert held_out(name, 0.499) == "dev"
+            assert held_out_split(name, 0.499) == "dev"
         if split == "test":
-            assert held_out(name, holdout, ("dev",)) == "train"
+            assert held_out_split(name, holdout, ("dev",)) == "train"
 
 
 @given(st.floats(0, 0.49), st.text(max_size=8))
 def test_holdout_is_near_its_share(holdout, prefix):
-    counts = Counter(held_out(f"{prefix}{count}.jpg", holdout) for count in range(2000))
+    counts = Counter(held_out_split(f"{prefix}{count}.jpg", holdout) for count in range(2000))
     for split in ("dev", "test"):  # six deviations of a binomial, and a few where p is tiny
         spread = (2000 * holdout * (1 - holdout)) ** 0.5
         assert abs(counts[split] - 2000 * holdout) <= 6 * spread + 4
@@ -67,9 +67,9 @@ def test_holdout_is_near_its_share(holdout, prefix):
 
 def test_holdout_never_moves_between_versions():
     # SHA-1 begins 0x8843... for "foobar": its fraction is 0x8843d7f92416211d / 2**64 = 0.53228
-    assert held_out("foobar", 0.27) == "test"
-    assert held_out("foobar", 0.26) == "train"
-    assert held_out("foobar", 0.49) == "test"
+    assert held_out_split("foobar", 0.27) == "test"
+    assert held_out_split("foobar", 0.26) == "train"
+    assert held_out_split("foobar", 0.49) == "test"
 
 
 def test_reading_is_the_same_whatever_the_order_of_lines(tmp_path):
@@ -90,7 +90,7 @@ def test_few_images_have_some_for_dev(tmp_path, count, least):
         names = [f"{start}-{place}.jpg" for place in range(count)]
         touch(tmp_path, names)
         splits = read_lines(tmp_path, [{"image": name, "caption": "A"} for name in names], 0.1)
-        by_hash = {name: held_out(name, 0.1) for name in names}
+        by_hash = {name: held_out_split(name, 0.1) for name in names}
         counts = Counter(splits.values())
         assert counts["dev"] >= least
         assert counts["dev"] == max(least, Counter(by_hash.values())["dev"])
@@ -99,25 +99,25 @@ def test_few_images_have_some_for_dev(tmp_path, count, least):
         assert {by_hash[name] for name in moved} <= {"train"} or count == 3
         left = [name for name in names if splits[name] == "train"]
         if moved:  # dev took those whose names come first
-            assert max(map(fraction, moved)) < min(map(fraction, left))
+            assert max(map(hash_fraction, moved)) < min(map(hash_fraction, left))
 
 
 def test_many_images_are_held_out_as_ever(tmp_path):
     names = [f"{place}.jpg" for place in range(400)]
     touch(tmp_path, names)
     splits = read_lines(tmp_path, [{"image": name, "caption": "A"} for name in names], 0.1)
-    assert splits == {name: held_out(name, 0.1) for name in names}
+    assert splits == {name: held_out_split(name, 0.1) for name in names}
 
 
 def test_no_image_is_held_out_where_none_is_asked_for(tmp_path):
     touch(tmp_path, [f"{place}.jpg" for place in range(5)])
     lines = [{"image": f"{place}.jpg", "caption": "A"} for place in range(5)]
     assert set(read_lines(tmp_path, lines, 0.0).values()) == {"train"}
-    reading = read_records(format="json", root=str(tmp_path), holdout=0.0)
+    dataset = read_records(format="json", root=str(tmp_path), holdout=0.0)
     with pytest.raises(
         ValueError, match=r"split='dev' is empty.*data\.holdout=0\.1 holds"
     ) as error:
-        reading.split("dev")
+        dataset.split("dev")
     assert "name dev images in the data (a column or key `split`)" in str(error.value)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from captioner.data import records
+from captioner import files
 from captioner.files import partial, to_json, whole_file, write_whole
 
 
@@ -27,7 +27,7 @@ def test_all_or_nothing(tmp_path, monkeypatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("captioner.data.records.os.replace", fail)
+    monkeypatch.setattr("captioner.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_whole(path, "lost")
     assert path.read_bytes() == b"\x00six"
@@ -118,7 +118,7 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path, monkeypatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(records.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError) as caught, whole_file(tmp_path / "a.txt") as file:
         file.write(b"x")
     assert caught.value.filename == str(tmp_path / "a.txt")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from captioner.config import compose
-from captioner.data.warnings import length_warnings, tokenizer_warnings
+from captioner.data.fit_warnings import length_warnings, tokenizer_warnings
 from captioner.training.train import train
 
 CHINESE = ["一个人在划船。", "两只狗在雪地里奔跑，一个男孩在看", "穿着红色T恤的人"]
@@ -74,7 +74,7 @@ def test_a_training_says_what_does_not_fit_and_survives_half_an_emoji(
     data = ["data=json", f"data.root={tmp_path}", "trainer.max_epochs=1"]
     run = train(compose([*tiny, *data]), tmp_path / "run")
     said = capsys.readouterr().out
-    assert "data: half a character (lone surrogate) in a caption, left out: 8" in said
+    assert "data: lone surrogate in a caption, removed: 8" in said
     assert "warning: captions have no spaces between words" in said
     assert said.index("set tokenizer=character") < said.index("features:")  # before any work
     assert "6 of 12 training captions are longer than loader.max_words=40" in said
