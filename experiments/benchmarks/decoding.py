@@ -49,13 +49,13 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "beam 5, 32 images a batch": Row("32", "loop", 10),
-    "beam 5, 32 images a batch, bf16": Row("32, bf16", "loop", 15),
-    "beam 5, 128 images a batch": Row("128", "loop", 10),
-    "beam 5, 128 images a batch, bf16": Row("128, bf16", "loop", 15),
+    "beam 5, batches of 32": Row("32", "loop", 10),
+    "beam 5, batches of 32, bf16": Row("32, bf16", "loop", 15),
+    "beam 5, batches of 128": Row("128", "loop", 10),
+    "beam 5, batches of 128, bf16": Row("128, bf16", "loop", 15),
     "beam 5, one image": Row("1", "loop", 2),
-    "beam 5, 32 images a batch, beside full tables": Row("32", "full tables", 6),
-    "greedy, 256 images a batch": Row("greedy", "greedy loop", 25),
+    "beam 5, batches of 32, compared with full tables": Row("32", "full tables", 6),
+    "greedy, batches of 256": Row("greedy", "greedy loop", 25),
 }
 
 

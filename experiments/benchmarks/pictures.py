@@ -55,13 +55,13 @@ SIZES = {
     "4000 x 3000": (4000, 3000),
 }
 GOALS = {
-    "input, as it lies": 2,
+    "input, original size": 2,
     **{f"input, {size}": 2 for size in SIZES},
     "encoder, one image": 1.6,
     "encoder, 8 images": 1.6,
     "encoder, 256 images": 4,
     "folder, beam 5": 8,
-    "folder, beside the encoder alone": 0.85,
+    "folder, compared with the encoder alone": 0.85,
 }
 WORDS = "input, encoder, features, folder"
 MANY = 256  # pictures
@@ -161,7 +161,7 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
         "encoder, one image": Task(eager(floats[:1]), ours(pixels[:1]), halves, of_image),
         "encoder, 8 images": Task(eager(floats[:8]), ours(pixels[:8]), halves, 8 * of_image),
         "encoder, 256 images": Task(eager(floats), ours(pixels), halves, some * of_image),
-        "encoder, 256 images, beside channels-last": Task(
+        "encoder, 256 images, compared with channels-last": Task(
             eager(wide, torch.channels_last), ours(pixels), halves, some * of_image
         ),
         "encoder in fp32, 256 images": Task(
@@ -202,7 +202,7 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
             share,
         ),
         "folder, beam 5": Task(naive, folder, encoded, share),
-        "folder, beside the encoder alone": Task(encoded, folder, encoded, share),
+        "folder, compared with the encoder alone": Task(encoded, folder, encoded, share),
     }
 
 
@@ -211,8 +211,8 @@ import time; times = [time.perf_counter()]
 def lap(name): times.append(time.perf_counter()); print(name, times[-1] - times[-2])
 import captioner.verbs.caption_files, timm; lap("imports")
 from captioner import load; model = load({run!r}, device="cpu"); lap("weights")
-images = [model.prepare({file!r})]; lap("reading the picture")
-model.encoders[0].precision = "auto"; model.encoders[0].computes_in; lap("quick copy")
+images = [model.prepare({file!r})]; lap("reading the image")
+model.encoders[0].precision = "auto"; model.encoders[0].computes_in; lap("folded copy")
 features = model.encode(images); lap("encode")
 model.caption_features(features, beam_size=5); lap("decode")
 """
@@ -297,7 +297,7 @@ def main() -> None:
     )
     rows = []
     with tempfile.TemporaryDirectory() as made:
-        pictures = {"as it lies": files[:64]}
+        pictures = {"original size": files[:64]}
         for name, size in SIZES.items():
             pictures[name] = enlarged(files[: 4 if size[0] > 3000 else 16], Path(made), size)
         tasks = {

@@ -134,7 +134,7 @@ def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any]
         ways[defers] = our_step(decoder, features, inputs, targets, half=half)
     name = "bf16" if half else "fp32"
     tasks = {f"gathered, {name}": ways[True], f"autograd, {name}": ways[False]}
-    return tasks, [Pair(f"Up-Down, {name}: gathered beside autograd", *tasks, half=half)]
+    return tasks, [Pair(f"Up-Down, {name}: collected, compared with autograd", *tasks, half=half)]
 
 
 def batch(words: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +170,13 @@ def main() -> None:
         assert max(losses) - min(losses) < 1e-2, losses  # of bfloat16 too
         pairs = [
             Pair(f"V={vocabulary}, fp32", "ours", "tutorial", goal),
-            Pair(f"V={vocabulary}, bf16 against fp32", "ours, bf16", "tutorial", half_goal, True),
+            Pair(
+                f"V={vocabulary}, bf16 compared with fp32",
+                "ours, bf16",
+                "tutorial",
+                half_goal,
+                True,
+            ),
         ]
         rows += compare_shares(tasks, pairs, options.rounds)
         if vocabulary == 3000:

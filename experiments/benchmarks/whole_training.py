@@ -114,11 +114,12 @@ def compare_precisions(run_dir: Path, cache: str) -> list[dict[str, Any]]:
     plain = score_dev(model, "fp32", "fp32", cache)
     rows = [report_value("BLEU-4, beam of 3, fp32", plain["BLEU-4"], "", scores=plain)]
     for name, how in PRECISIONS.items():
-        if not is_measured(f"BLEU-4 apart with {name}", half=True):
+        title = f"BLEU-4 difference with {name}"
+        if not is_measured(title, half=True):
             continue
         other = score_dev(model, *how, cache)
-        apart = abs(other["BLEU-4"] - plain["BLEU-4"])
-        rows.append(report_value(f"BLEU-4 apart with {name}", apart, "", goal=APART, scores=other))
+        difference = abs(other["BLEU-4"] - plain["BLEU-4"])
+        rows.append(report_value(title, difference, "", goal=APART, scores=other))
     return rows
 
 

@@ -36,7 +36,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "beam 3, α 0.7": BEAM,
     "beam 3, α 1": {"beam_size": 3, "length_penalty": 1.0},
     "beam 3, GNMT α 1": {"beam_size": 3, "length_penalty": 1.0, "length_rule": "gnmt"},
-    "beam 3, α 0.7, patient": {**BEAM, "early_stopping": False},
+    "beam 3, α 0.7, without early stopping": {**BEAM, "early_stopping": False},
     "beam 5, α 0.7": {**BEAM, "beam_size": 5},
     "beam 10, α 0.7": {**BEAM, "beam_size": 10},
     "consensus of beam 10, τ 5": {**BEAM, "beam_size": 10, "consensus": 5.0},

@@ -83,9 +83,9 @@ SWEEP = {
 """The runs of conf/experiment/flickr8k_sweep.yaml; the others are held to the first."""
 ABLATED = "flickr8k_every"
 ABLATIONS = {
-    "words not tied": "decoder.tie_weights=false",
+    "embeddings not tied": "decoder.tie_weights=false",
     "no label smoothing": "training.label_smoothing=0",
-    "no running average of the weights": "callbacks.ema=0",
+    "no moving average of the weights": "callbacks.ema=0",
     "one view of each image": "loader.views=1",
 }
 """What ABLATED is trained without."""
