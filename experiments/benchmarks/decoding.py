@@ -1,8 +1,8 @@
-"""How long decoding takes beside the usual ways, on a trained model in the same process.
+"""Time of decoding, compared with the usual code, with a trained model in the same process.
 
-Each round decodes the same dev images in every way, one way after the other. The bound is the ratio
-if the rows that are decoded cost no more than their matrix products at the speed of a large one.
-How many captions are the peer's is kept with each row: in fp32 all should be.
+Each round decodes the same dev images with every implementation in turn. The bound is the ratio if
+the decoded rows cost only their matrix products, at the speed of a large product. Each row contains
+the share of captions equal to those of the other implementation: in fp32 all must be equal.
 
     python experiments/benchmarks/decoding.py RUN
 """
@@ -41,7 +41,7 @@ Captions = list[tuple[int, ...]]
 
 
 class Row(NamedTuple):
-    """What is compared with what, and how many times its captions a second were aimed at."""
+    """An implementation, the one it is compared with, and the goal: how many times as fast."""
 
     way: str
     peer: str
@@ -60,7 +60,7 @@ ROWS = {
 
 
 def image_by_image(decoder: Any, features: Features, end: int, start: int) -> Captions:
-    """The usual loop: one image at a time, its beams as rows, every distribution in full."""
+    """The usual loop: one image at a time, hypotheses as rows, complete distributions."""
     found = []
     for image in range(len(features.pooled)):
         state = decoder.start(features.rows(torch.tensor([image])))
@@ -93,8 +93,8 @@ def image_by_image(decoder: Any, features: Features, end: int, start: int) -> Ca
 
 
 def full_tables(decoder: Any, features: Features, end: int, start: int) -> Captions:
-    """Batched, as the best known code base of the field does it: all candidates are sorted, the
-    distributions of all steps are kept and reordered with the beams, and no image stops early."""
+    """Batched beam search as in a well-known code base: all candidates are sorted, the
+    distributions of all steps are stored and reordered with the beams, and no image stops early."""
     images = len(features.pooled)
     state = {n: t.repeat_interleave(BEAM, 0) for n, t in decoder.start(features).items()}
     tokens = torch.full((images * BEAM,), start)
@@ -133,7 +133,7 @@ def full_tables(decoder: Any, features: Features, end: int, start: int) -> Capti
 
 
 class Ways:
-    """All ways to decode the same features; each notes its captions and, if ours, its rows."""
+    """All implementations on the same features; each stores its captions and counts its rows."""
 
     def __init__(self, model: Captioner, features: Features) -> None:
         self.model, self.features = model, features
@@ -199,7 +199,7 @@ class Ways:
         return [self.features.rows(some) for some in numbers.split(size)]
 
     def ours(self, options: Any, size: int, *, alone: bool = False) -> Captions:
-        """Our own search; alone, without what is laid out once for many images."""
+        """captioner's search; `alone` does not reuse tables and weight layouts between images."""
         steppers = None if alone else self.steppers[options.precision]
         found: Captions = []
         for part in self.parts(size):
@@ -213,9 +213,7 @@ class Ways:
 @torch.inference_mode()
 def main() -> None:
     arguments = make_parser(__doc__, rounds=5)
-    arguments.add_argument(
-        "run", metavar="RUN", help="a run folder, of a model whose data are there"
-    )
+    arguments.add_argument("run", metavar="RUN", help="a run folder whose data are available")
     options = arguments.parse_args()
     model = captioner.load(options.run, device="cpu")
     records = make(read_records, "data", model.config["data"]).split("dev")[:IMAGES]
@@ -252,7 +250,7 @@ def main() -> None:
         )
     finish(about, rows, options.json)
     for row in rows:
-        print(f"{row['row']}: {row['same_captions']:.1%} of the captions are the peer's")
+        print(f"{row['row']}: {row['same_captions']:.1%} of the captions are equal")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What an epoch of training costs as the data grow: its time, and the memory of the process.
+"""Time and memory of an epoch of training as a function of the size of the data.
 
-Each size is a training of its own, in a process of its own, on the first images of Flickr8k's
-training split with their five captions each: two epochs, of which the second is timed, batches
-alone, without the look at dev. Features are cached before. The memory is the most that the process
-held at any time. One more size has as many captions as another, of five times the images.
+Each size is a training in its own process, on the first images of Flickr8k's training split with
+their five captions: two epochs, of which the second is timed, batches only, without validation.
+Features are cached before. The memory is the peak of the process. One more size has as many
+captions as another one, but five times the images.
 
     python experiments/benchmarks/growth.py ~/flickr8k --json growth.json
 """
@@ -29,7 +29,7 @@ MEMORY = 3  # GiB
 
 
 def trained(root: Path, images: int, each: int) -> dict[str, Any]:
-    """Train on some images, some captions each, in a process of its own; what it says of itself."""
+    """Train on some images with some captions each, in a new process; return what it measured."""
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "data"
         part.mkdir()
@@ -59,7 +59,7 @@ def trained(root: Path, images: int, each: int) -> dict[str, Any]:
 
 
 def run_measured(arguments: list[str]) -> None:
-    """`captioner train` with a look at the clock at both ends of an epoch's batches."""
+    """Run `captioner train` and time the batches of each epoch."""
     import resource
 
     from captioner import cli
@@ -86,14 +86,14 @@ def run_measured(arguments: list[str]) -> None:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Seconds an epoch and peak memory over the number of captions, one beside the other."""
+    """Draw seconds per epoch and peak memory over the number of captions."""
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3), layout="constrained")
     rows = [row for row in rows if row["captions"] == 5 * row["images"]]
     captions = [row["captions"] for row in rows]
     left.plot(captions, [row["seconds"] for row in rows], "o-")
-    left.set(xlabel="training captions", ylabel="seconds an epoch", ylim=0, xlim=0)
+    left.set(xlabel="training captions", ylabel="seconds per epoch", ylim=0, xlim=0)
     right.plot(captions, [row["peak_gib"] for row in rows], "o-", color="tab:orange")
     right.set(xlabel="training captions", ylabel="peak memory, GiB", ylim=0, xlim=0)
     for axes in (left, right):
@@ -106,18 +106,18 @@ def main() -> None:
     if "--measured" in sys.argv[1:2]:
         run_measured(sys.argv[2:])
     arguments = make_parser(__doc__)
-    arguments.add_argument("root", metavar="ROOT", type=Path, help="Flickr8k's folder")
+    arguments.add_argument("root", metavar="ROOT", type=Path, help="the folder of Flickr8k")
     options = arguments.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     if options.json:
-        require_matplotlib("the figure beside --json")
+        require_matplotlib("the figure next to --json")
     root, about = options.root.expanduser().resolve(), start(options)
     found = [trained(root, *size) for size in with_progress(SIZES, "trainings")]
     rows = []
     for one in found:
         name = f"{one['captions']} captions of {one['images']} images"
         each = 1000 * one["seconds"] / one["captions"]
-        rows.append(report_value(f"{name}: training", each, "ms a caption", **one))
+        rows.append(report_value(f"{name}: training", each, "ms per caption", **one))
         rows.append(report_value(f"{name}: peak memory", one["peak_gib"], "GiB", goal=MEMORY))
     finish(about, rows, options.json)
     if options.json:

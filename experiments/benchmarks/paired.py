@@ -1,10 +1,10 @@
-"""Paired timings: two ways to do one thing, in turns, in one process; and how they are reported.
+"""Paired timings: two implementations, alternating in one process, and how they are reported.
 
-Each round measures every task once, one after the other, so that a busy machine slows them alike.
-What is reported is the median of the rounds' ratios with their spread: the quartiles of seven
-rounds or more, the smallest and the largest of fewer. A ratio is either a share of the peer's time
-or how many times as fast ours is. Beside it stands a bound: what the ratio would be if ours took no
-longer than what it cannot do without, measured in the same rounds.
+Each round measures every task once, one after the other, so that other load affects them equally.
+The result is the median of the ratios of the rounds with their spread: the quartiles with seven
+rounds or more, otherwise the smallest and the largest. A ratio is either the share of the other
+implementation's time or how many times as fast captioner is. The bound is the ratio if captioner
+needed only the time of the unavoidable work, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -40,25 +40,27 @@ Item = TypeVar("Item")
 HERE = Path(__file__).resolve().parent
 QUARTILES_FROM = 7  # rounds
 SKIPPED: list[str] = []
-"""Rows that this processor does not measure, for it only emulates bfloat16."""
+"""Rows that are not measured because this processor only emulates bfloat16."""
 
 
 def make_parser(description: str | None, *, rounds: int = 0) -> argparse.ArgumentParser:
-    """What all scripts accept; --rounds where there are any."""
+    """Return a parser with the options of all scripts; --rounds if `rounds` is not 0."""
     found = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if rounds:
         found.add_argument("--rounds", type=positive, default=rounds, help="default %(default)s")
-    found.add_argument("--threads", type=positive, default=1, help="of torch; default %(default)s")
-    found.add_argument("--json", metavar="FILE", help="where to write the numbers")
+    found.add_argument(
+        "--threads", type=positive, default=1, help="number of torch threads; default %(default)s"
+    )
+    found.add_argument("--json", metavar="FILE", help="write the numbers to this file")
     return found
 
 
 def positive(text: str) -> int:
-    """The value of an option that counts something."""
+    """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
@@ -66,13 +68,13 @@ def add_captions(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
     found.add_argument(
         "--flickr8k",
         metavar="FOLDER",
-        help="take its training captions; else those of the embedded grammar",
+        help="use its training captions; default: those of the built-in dataset",
     )
     return found
 
 
 def read_captions(folder: str | None) -> list[str]:
-    """Training captions of Flickr8k, else of the embedded grammar."""
+    """Training captions of Flickr8k, or of the built-in dataset of drawn scenes."""
     if not folder:
         chance = random.Random(0)
         scenes = [sample_scene(chance, "train") for _ in range(6000)]
@@ -85,26 +87,26 @@ def read_captions(folder: str | None) -> list[str]:
 
 
 def draw_lengths(folder: str | None, count: int, *, more: int) -> torch.Tensor:
-    """The words of `count` captions drawn at random, and `more` for each."""
+    """Lengths in words of `count` random captions, each plus `more`."""
     drawn = random.Random(0).choices(read_captions(folder), k=count)
     return torch.tensor([len(ptb_words(text)) + more for text in drawn])
 
 
 def start(options: argparse.Namespace, *packages: str, **more: Any) -> dict[str, Any]:
-    """Set up the process alike for both sides, and say how, where and of what.
+    """Set up the process and return the conditions of the measurement.
 
     Args:
-        options: of ``parser``.
-        packages: whose versions count, besides captioner and torch.
-        more: what else the numbers depend on.
+        options: of ``make_parser``.
+        packages: packages whose versions are recorded, in addition to captioner and torch.
+        more: other conditions to record.
     """
     if options.json and not Path(options.json).resolve().parent.is_dir():
-        raise ValueError(f"--json {options.json}: its folder is not there; make it first")
+        raise ValueError(f"--json {options.json}: its folder does not exist; create it first")
     kept = keep_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if hasattr(options, "flickr8k"):
-        source = "Flickr8k, training split" if options.flickr8k else "embedded grammar"
+        source = "Flickr8k, training split" if options.flickr8k else "built-in dataset"
         more = {"captions": source, **more}
     if hasattr(options, "rounds"):
         spread = "quartiles" if options.rounds >= QUARTILES_FROM else "smallest to largest"
@@ -118,7 +120,7 @@ def start(options: argparse.Namespace, *packages: str, **more: Any) -> dict[str,
 
 
 def describe_machine(packages: Iterable[str] = ()) -> dict[str, str]:
-    """The processor, the versions, the commit and the day."""
+    """Processor, versions, commit and date."""
     return {
         "processor": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "commit": commit(),
@@ -129,7 +131,7 @@ def describe_machine(packages: Iterable[str] = ()) -> dict[str, str]:
 
 
 def processor() -> str:
-    """What the kernel calls it, its instructions for bfloat16, and what it is held to."""
+    """Name of the processor, its instructions for bfloat16, and a restriction such as AVX2."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -144,7 +146,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit of the code, with a + where the code differs from it; or unknown."""
+    """The commit, with a + if the code has uncommitted changes; or unknown."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(HERE), *arguments]
@@ -159,7 +161,7 @@ def commit() -> str:
 
 
 def with_progress(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """The items, with a bar where there is a terminal."""
+    """Iterate with a progress bar in a terminal."""
     with progress_bar(what, len(items)) as advance:
         for item in items:
             yield item
@@ -169,7 +171,7 @@ def with_progress(items: Sequence[Item], what: str) -> Iterator[Item]:
 def take_turns(
     tasks: Mapping[str, Callable[[], Any]], rounds: int, *, what: str = "rounds"
 ) -> dict[str, list[float]]:
-    """Seconds of every task in every round, after one round that is not counted."""
+    """Seconds of every task in every round, after one warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for number in with_progress(range(rounds + 1), what):
         for name, work in tasks.items():
@@ -184,7 +186,7 @@ def take_turns(
 
 
 def is_measured(name: str, *, half: bool) -> bool:
-    """Whether a row is measured here: of bfloat16 only where the processor multiplies it itself."""
+    """Whether to measure a row: bfloat16 only if the processor has instructions for it."""
     if half and not multiplies_bf16():
         SKIPPED.append(name)
         return False
@@ -202,18 +204,18 @@ def compare(
     images: int = 0,
     **more: Any,
 ) -> dict[str, Any]:
-    """A row: the ratio of ours to its peer.
+    """Return a row that compares captioner with another implementation (the peer).
 
     Args:
         name: of the row.
-        ours: seconds of every round.
-        peer: of the same rounds.
-        times: the ratio says how many times as fast ours is; else it is the share of the peer's
+        ours: seconds of captioner in every round.
+        peer: seconds of the peer in the same rounds.
+        times: the ratio is how many times as fast captioner is; otherwise its share of the peer's
             time.
-        least: seconds that ours cannot do without.
-        goal: at least so many times, or at most that share.
-        images: show so many images a second instead of seconds.
-        more: kept with it.
+        least: seconds of the unavoidable work in every round.
+        goal: minimum of the ratio with `times`, otherwise its maximum.
+        images: number of images per round, to report images per second instead of seconds.
+        more: further entries of the row.
     """
 
     def ratios(own: Sequence[float]) -> list[float]:
@@ -246,7 +248,7 @@ def report_value(
     at_least: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """A row without a peer; the goal is one of the value."""
+    """Return a row with a single value and optionally a goal for it."""
     return {
         "row": name,
         "captioner": value,
@@ -267,7 +269,7 @@ HEAD = "| row | captioner | peer | ratio | spread | bound | goal | met |\n|---|"
 
 
 def format_row(row: Mapping[str, Any]) -> str:
-    """A row of the table, in Markdown."""
+    """A row of the table in Markdown."""
     unit, of_value = row["unit"], "ratio" not in row
     cells = [row["row"], format_quantity(row["captioner"], unit)]
     if of_value:
@@ -291,7 +293,7 @@ def format_row(row: Mapping[str, Any]) -> str:
 
 
 def format_ratio(value: float) -> str:
-    """A ratio, with three digits or two."""
+    """A ratio with two or three significant digits."""
     size = abs(value)
     return f"{value:.{3 if size < 0.1 else 2 if size < 10 else 1 if size < 100 else 0}f}"
 
@@ -309,7 +311,7 @@ def format_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def finish(about: dict[str, Any], rows: list[dict[str, Any]], path: str | None) -> None:
-    """Print the table, and write the numbers where they are wanted."""
+    """Print the table, and write the numbers to `path` if given."""
     print(format_table(rows), flush=True)
     if SKIPPED:
         about = {**about, "skipped": f"{'; '.join(SKIPPED)} (bfloat16 is emulated here)"}
@@ -319,37 +321,37 @@ def finish(about: dict[str, Any], rows: list[dict[str, Any]], path: str | None) 
 
 
 def run_guarded(main: Callable[[], None]) -> None:
-    """Run a script; what is wrong with its input is said in a line."""
+    """Run a script; errors in its input are printed in one line."""
     try:
         main()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except subprocess.CalledProcessError as error:
-        sys.exit(f"error: a process that was measured failed:\n{error.stderr}")
+        sys.exit(f"error: a measured process failed:\n{error.stderr}")
     except KeyboardInterrupt:
         sys.exit("interrupted")
 
 
-# Matrix products as the bound
+# Bounds by matrix products
 
 
 class Pair(NamedTuple):
-    """What is compared: a name, both tasks, and the share of the peer's time aimed at."""
+    """Two tasks to compare, with the name of the row and the goal: share of the peer's time."""
 
     name: str
     ours: str
     peer: str
     goal: float | None = None
     half: bool = False
-    """Whether ours multiplies bfloat16."""
+    """Whether captioner's task multiplies in bfloat16."""
 
 
 FIRST = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "_linear_pointwise": 0}
-"""Where the first of the two factors stands among the arguments."""
+"""Index of the first of the two factors among the arguments."""
 
 
 class Products(TorchDispatchMode):
-    """Adds up the FLOPs of the matrix products that are computed within."""
+    """Count the FLOPs of the matrix products computed in this context."""
 
     flops = 0
 
@@ -364,7 +366,7 @@ class Products(TorchDispatchMode):
 
 
 def count_flops(work: Callable[[], Any]) -> int:
-    """FLOPs of the matrix products of a task."""
+    """Return the FLOPs of the matrix products of a task."""
     with Products() as counted:
         work()
     return counted.flops
@@ -375,17 +377,17 @@ LARGE = 2 * SIDE**3  # FLOPs of the large product
 
 
 def product(*, half: bool) -> Callable[[], Any]:
-    """A large product, which shows how fast the machine multiplies."""
+    """A large matrix product, whose speed is the reference of the bounds."""
     a, b = (torch.randn(SIDE, SIDE, dtype=torch.bfloat16 if half else None) for _ in range(2))
-    return lambda: matmul.product(a, b)  # by the library that is fastest here
+    return lambda: matmul.product(a, b)  # with the library that is fastest on this processor
 
 
 def compare_shares(
     tasks: Mapping[str, Callable[[], Any]], pairs: Sequence[Pair], rounds: int
 ) -> list[dict[str, Any]]:
-    """Measure all tasks in turns; a row for each pair, bounded by the products of ours.
+    """Measure all tasks in turn; return one row per pair, bounded by captioner's matrix products.
 
-    Pairs of bfloat16, and tasks that only they need, are skipped where it is emulated.
+    Pairs in bfloat16, and tasks that only they use, are skipped if bfloat16 is emulated.
     """
     pairs = [pair for pair in pairs if is_measured(pair.name, half=pair.half)]
     needed = {name for pair in pairs for name in (pair.ours, pair.peer)}

@@ -1,16 +1,16 @@
-"""How long the way from pictures to captions takes beside the usual one, in the same process.
+"""Time from image files to captions, compared with the usual code in the same process.
 
-Each round measures every task once, the usual way and captioner's one after the other. How many
-cores other programs took meanwhile is kept with each row. Larger pictures are made from those of
-the folder by bicubic enlargement.
+Each round measures every task once, alternating between the usual code and captioner. Each row
+contains the number of cores that other programs used. Larger images are made from those of the
+folder by bicubic interpolation.
 
-The bound is the ratio if captioner took no longer than what it cannot do without, measured in the
-same rounds: of input, opening the file at the size that is needed; of the encoder, its FLOPs at the
-speed of a large matrix product; of features and folders, the encoder on all cores.
+The bound is the ratio if captioner needed only the time of the unavoidable work, measured in the
+same rounds: for input, opening the file at the required size; for the encoder, its FLOPs at the
+speed of a large matrix product; for features and folders, the encoder on all cores.
 
     python experiments/benchmarks/pictures.py RUN FOLDER
 
-With --only input (or encoder, features, folder) these tasks alone are measured.
+With --only input (or encoder, features, folder) only these tasks are measured.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ GOALS = {
     "folder, compared with the encoder alone": 0.85,
 }
 WORDS = "input, encoder, features, folder"
-MANY = 256  # pictures
+MANY = 256  # images
 HELP, MEMORY = 0.3, 3  # seconds of captioner --help, GiB
 
 
 class Task(NamedTuple):
-    """The usual way, captioner's, and what the latter cannot do without, times a share of it."""
+    """The usual code, captioner, and the unavoidable work, of which `share` is counted."""
 
     usual: Callable[[], Any]
     ours: Callable[[], Any]
@@ -78,7 +78,7 @@ class Task(NamedTuple):
 
 
 def usual_transform(encoder: Encoder) -> Callable[[str], torch.Tensor]:
-    """PIL and torchvision, as their documentation puts them together."""
+    """The transform with PIL and torchvision, as in their documentation."""
     from torchvision import transforms
 
     own = encoder.transform
@@ -99,7 +99,7 @@ def own_pixels(encoder: Encoder, file: str) -> torch.Tensor:
 
 
 def enlarged(files: Sequence[str], folder: Path, size: tuple[int, int]) -> list[str]:
-    """JPEG files of quality 92 of pictures at another size."""
+    """Write the images at another size, as JPEG files of quality 92."""
     made = []
     for number, file in enumerate(files):
         path = folder / f"{size[0]}-{number}.jpg"
@@ -109,7 +109,7 @@ def enlarged(files: Sequence[str], folder: Path, size: tuple[int, int]) -> list[
 
 
 def levels(encoder: Encoder, name: str, files: Sequence[str]) -> dict[str, Any]:
-    """How far pixels are from the usual transform's, in levels of 255: the largest and the mean."""
+    """Maximum and mean difference from the usual transform, in units of 1/255."""
     usual, largest, means = usual_transform(encoder), 0.0, []
     scale = 255 * torch.tensor(encoder.transform.std)[:, None, None]
     for file in files:
@@ -135,7 +135,7 @@ def input_tasks(encoder: Encoder, files: dict[str, list[str]]) -> dict[str, Task
 
 
 def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dict[str, Task]:
-    """Eager fp32 in torch's own layout against the encoder, 8 images at a time."""
+    """Eager fp32 in the default memory format, compared with the encoder; batches of 8."""
     pixels = torch.stack([own_pixels(encoder, file) for file in files])  # [256, 3, S, S]
     floats = encoder.transform.normalise_batch(pixels).contiguous()
     wide = floats.contiguous(memory_format=torch.channels_last)
@@ -154,7 +154,7 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
 
     with FlopCounterMode(display=False) as counter:
         encoder.extract(slow[torch.contiguous_format], floats[:1])
-    of_image = counter.get_total_flops() / LARGE  # beside the large product's
+    of_image = counter.get_total_flops() / LARGE  # in large products
     halves, singles = product(half=quick.computes_in == torch.bfloat16), product(half=False)
     some = len(files)
     return {
@@ -171,13 +171,13 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
 
 
 def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> dict[str, Task]:
-    """The whole way, with beam search of 5."""
+    """From files to captions, with beam search of 5."""
     usual = usual_transform(encoder)
     network = encoder.build(encoder.network, weights=encoder.pretrained, image_size=None)[0].eval()
     pixels = torch.stack([own_pixels(encoder, file) for file in files])
 
     def naive() -> None:
-        model._steppers.clear()  # one image at a time has no use for tables
+        model._steppers.clear()  # tables do not pay off for single images
         for file in files:
             features = encoder.extract(network, usual(file)[None])
             model.caption_features([features], beam_size=5)
@@ -193,7 +193,9 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
         for some in pixels.split(8):
             model.encoders[0](some)
 
-    share = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))  # all cores, not these
+    share = min(
+        1.0, torch.get_num_threads() / (os.cpu_count() or 1)
+    )  # of all cores, not only of these threads
     return {
         "features to the cache": Task(
             lambda: [encoder.extract(network, usual(file)[None]) for file in files],
@@ -219,7 +221,7 @@ model.caption_features(features, beam_size=5); lap("decode")
 
 
 def cold_start(run: str, file: str) -> dict[str, float]:
-    """Seconds of each step to the first caption in a process of its own, and of --help."""
+    """Seconds of each step to the first caption in a new process, and of --help."""
     code = COLD.format(run=run, file=file)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds = {}
@@ -232,14 +234,14 @@ def cold_start(run: str, file: str) -> dict[str, float]:
 
 
 def elsewhere() -> float:
-    """Seconds of processor time that other programs have taken; Linux tells it."""
+    """Processor time of other programs in seconds, from Linux's /proc/stat."""
     ticks = [int(one) for one in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-    busy = sum(ticks) - ticks[3] - ticks[4]  # all but idle and waiting for disks
+    busy = sum(ticks) - ticks[3] - ticks[4]  # without idle and iowait
     return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
 
 class Seconds(NamedTuple):
-    """Of one task in one round; and the cores that other programs took meanwhile."""
+    """Seconds of one task in one round, and the number of cores that other programs used."""
 
     usual: float
     ours: float
@@ -277,13 +279,15 @@ def row(name: str, seconds: Sequence[Seconds]) -> dict[str, Any]:
 def main() -> None:
     arguments = make_parser(__doc__, rounds=3)
     arguments.add_argument("run", metavar="RUN", help="a run folder whose encoder is frozen")
-    arguments.add_argument("folder", metavar="FOLDER", help="pictures")
-    arguments.add_argument("--only", metavar="WORD", default="", help="tasks that begin so")
+    arguments.add_argument("folder", metavar="FOLDER", help="a folder of images")
+    arguments.add_argument(
+        "--only", metavar="WORD", default="", help="only tasks whose name starts with this"
+    )
     options = arguments.parse_args()
     every = list(find_images([options.folder]))
     files = every[:: max(1, len(every) // MANY)][:MANY]
     if len(files) < MANY:
-        raise ValueError(f"{options.folder}: {len(files)} pictures; {MANY} or more are needed")
+        raise ValueError(f"{options.folder}: {len(files)} images; at least {MANY} are needed")
     model, plain = (captioner.load(options.run, device="cpu") for _ in range(2))
     quick, encoder = model.encoders[0], plain.encoders[0]
     quick.precision, encoder.precision = "auto", "fp32"
@@ -307,7 +311,9 @@ def main() -> None:
         }
         tasks = {name: task for name, task in tasks.items() if name.startswith(options.only)}
         if not tasks:
-            raise ValueError(f"--only {options.only}: no task begins so; take one of {WORDS}")
+            raise ValueError(
+                f"--only {options.only}: no task starts with this; choose one of {WORDS}"
+            )
         rounds = [measure(tasks) for _ in with_progress(range(options.rounds + 1), "rounds")][1:]
         rows += [row(name, [one[name] for one in rounds]) for name in tasks]
         if "input".startswith(options.only):

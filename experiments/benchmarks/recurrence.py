@@ -1,7 +1,7 @@
-"""How long the recurrence takes beside torch.nn's, and beside the cell as tutorials write it.
+"""Time of the recurrence, compared with torch.nn and with the cell as in tutorials.
 
-Forward and backward with all gradients, E = H = 512, in one process and in turns. Every task starts
-from the same padded inputs [B, T, E] and gives their gradient and those of all parameters.
+Forward and backward with all gradients, E = H = 512, in one process and in turn. Every task starts
+from the same padded inputs [B, T, E] and computes their gradient and those of all parameters.
 
     CAPTIONER_KEEP_MEMORY=1 python experiments/benchmarks/recurrence.py --flickr8k ~/flickr8k
 """
@@ -32,11 +32,11 @@ E = H = 512
 T = 16
 BATCHES = (32, 128, 256)
 PEERS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
-TUTORIAL = {32: 0.65, 128: 0.8, 256: 0.8}  # what was aimed at
+TUTORIAL = {32: 0.65, 128: 0.8, 256: 0.8}  # goals: share of its time, by batch size
 
 
 class TutorialLSTM(nn.Module):
-    """Four linear layers on [h, x] and a Python loop, as blackboards and tutorials have it."""
+    """Four linear layers on [h, x] and a Python loop, as in tutorials."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def ours(cell: str, *, fused: bool = True) -> Recurrence:
 def task(
     module: nn.Module, inputs: Tensor, run: Callable[[Tensor], Tensor], *, half: bool = False
 ) -> Callable[[], Any]:
-    """Forward, and backward to the inputs and all parameters."""
+    """Return a task: forward, and backward to the inputs and all parameters."""
 
     def work() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -1,11 +1,10 @@
-"""Run all benchmarks, one after the other: their numbers into one file, and the tables beside it.
+"""Run all benchmarks one after the other; write the numbers to one file and tables next to it.
 
     python experiments/benchmarks/run_all.py --flickr8k ~/flickr8k --output mine.json
 
-A model of Flickr8k is trained first, from an empty feature cache, and decodes in those that need
-one; with --run a trained one does. All of it takes some 30 minutes of two cores, which should have
-nothing else to do. The file is written after every part, and keeps those that are not measured
-anew:
+First a model is trained on Flickr8k with an empty feature cache, for the benchmarks that need a
+model; --run uses a trained one. All benchmarks take about 30 minutes on two otherwise idle cores.
+The file is written after every part, and parts that are not measured again are kept:
 
     python experiments/benchmarks/run_all.py --flickr8k ~/flickr8k --output mine.json --only scoring
     python experiments/benchmarks/run_all.py --flickr8k ~/flickr8k --output mine.json \\
@@ -39,13 +38,13 @@ class Script(NamedTuple):
 
     arguments: tuple[str, ...]
     threads: tuple[int, ...] = (1, 2)
-    """On how many it runs, where nothing else is asked."""
+    """Default numbers of threads."""
     rounds: bool = True
-    """Whether it measures in rounds, on any number of threads."""
+    """Whether it has the options --rounds and --threads."""
     keeps_memory: bool = False
     """Whether freed memory is kept, for both sides."""
     needs: str = ""
-    """A module or a program without which it cannot run."""
+    """A module or program that it requires."""
 
 
 ROOT, RUN = "ROOT", "RUN"
@@ -64,7 +63,9 @@ def make_arguments() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--flickr8k", type=Path, metavar="FOLDER", required=True, help="the data")
+    found.add_argument(
+        "--flickr8k", type=Path, metavar="FOLDER", required=True, help="the folder of Flickr8k"
+    )
     found.add_argument("--output", type=Path, metavar="FILE.json", required=True)
     found.add_argument("--run", type=Path, metavar="RUN", help="a run folder of flickr8k_quick")
     found.add_argument(
@@ -74,9 +75,9 @@ def make_arguments() -> argparse.ArgumentParser:
         "--threads",
         nargs="+",
         type=positive,
-        help="of what has rounds; default 1 and 2",
+        help="for scripts with rounds; default 1 and 2",
     )
-    found.add_argument("--rounds", type=positive, help="1 for a quick look")
+    found.add_argument("--rounds", type=positive, help="1 for a quick test")
     return found
 
 
@@ -84,11 +85,11 @@ def main() -> None:
     options = make_arguments().parse_args()
     root, output = options.flickr8k.expanduser().resolve(), options.output.expanduser().resolve()
     if options.run and "whole_training" in (options.only or ()):
-        raise ValueError("whole_training makes a run folder of its own; leave --run out")
+        raise ValueError("whole_training creates a run folder; omit --run")
     run = options.run or Path(f"runs/benchmarks-{datetime.now():%Y%m%d-%H%M%S}")
     names = [name for name in SCRIPTS if name in (options.only or SCRIPTS)]
     if options.run and not options.only:
-        names.remove("whole_training")  # there is a model
+        names.remove("whole_training")  # --run gives the model
     check_input(names, root, options.run, output)
     found, failed = read_parts(output), []
     work = [
@@ -116,37 +117,37 @@ def main() -> None:
 
 
 def check_input(names: list[str], root: Path, run: Path | None, output: Path) -> None:
-    """Refuse now what would fail after half an hour."""
+    """Check now what would otherwise fail after half an hour."""
     for file in FILES:
         if not (root / file).is_file():
-            raise ValueError(f"{root}: holds no {file}; --flickr8k is the folder of the data set")
+            raise ValueError(f"{root}: contains no {file}; --flickr8k is the folder of the dataset")
     if run and not (run.expanduser() / "checkpoints").is_dir():
-        raise ValueError(f"{run}: no run folder; --run is one that captioner train has made")
+        raise ValueError(f"{run}: not a run folder; --run is a folder created by captioner train")
     if not next(root.glob("*/*.jpg"), None):
-        raise ValueError(f"{root}: has no folder of .jpg files; put the photographs there")
+        raise ValueError(f"{root}: contains no folder of .jpg files; put the photographs there")
     if not run and "whole_training" not in names:
         needing = [name for name in names if RUN in SCRIPTS[name].arguments]
         if needing:
             raise ValueError(f"{needing[0]} needs a model; name a run folder with --run")
     if output.suffix != ".json" or not output.parent.is_dir():
-        raise ValueError(f"{output}: --output is a .json file in a folder that is there")
+        raise ValueError(f"{output}: --output must be a .json file in an existing folder")
     for needs in filter(None, (SCRIPTS[name].needs for name in names)):
         if not (find_spec(needs) or shutil.which(needs)):
             raise ValueError(f"{needs} is not installed; python -m pip install -e '.[test]', java")
 
 
 def read_parts(output: Path) -> dict[str, Any]:
-    """The parts that the file has already."""
+    """Read the parts that are in the file already."""
     if not output.exists():
         return {}
     try:
         return dict(json.loads(output.read_text(encoding="utf-8"))["benchmarks"])
     except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{output}: is no file of benchmarks; name another") from None
+        raise ValueError(f"{output}: is not a file of benchmarks; choose another") from None
 
 
 def measure(name: str, threads: int, values: list[str], output: Path) -> dict[str, Any] | None:
-    """What one script found in a process of its own; None where it failed."""
+    """Run a script in a new process and return its results; None if it failed."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment.pop("CAPTIONER_KEEP_MEMORY", None)
     if SCRIPTS[name].keeps_memory:
@@ -165,13 +166,13 @@ def measure(name: str, threads: int, values: list[str], output: Path) -> dict[st
 
 
 def sort_key(title: str) -> tuple[int, str]:
-    """Where a part stands among the others."""
+    """Sort parts in the order of SCRIPTS."""
     name = title.partition(",")[0]
     return list(SCRIPTS).index(name) if name in SCRIPTS else len(SCRIPTS), title
 
 
 def format_page(whole: Mapping[str, Any]) -> str:
-    """All tables, each under what it depends on."""
+    """All tables in Markdown, each with its conditions."""
     lines = ["# Benchmarks"]
     for title, part in whole["benchmarks"].items():
         rows, about = format_table(part["rows"]), format_about(part["about"])

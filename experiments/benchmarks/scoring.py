@@ -1,8 +1,8 @@
-"""How long scoring takes beside pycocoevalcap, on the same words in the same process.
+"""Time of scoring, compared with pycocoevalcap on the same words in the same process.
 
-Each round measures every task once, one after the other, and holds the values together. The bound
-is the ratio if ours took no longer than what counting n-grams with numpy, or cutting words in
-Python, cannot do without.
+Each round measures every task once, one after the other, and compares the results. The bound is the
+ratio if captioner needed only the time of the unavoidable work of counting n-grams with numpy, or
+of tokenizing in Python.
 
     python experiments/benchmarks/scoring.py --flickr8k ~/flickr8k
 """
@@ -39,19 +39,19 @@ from captioner.metrics.statistics import from_bleu_rows
 from captioner.metrics.tokenize import TOKENIZE, ptb_words
 
 IMAGES, REFERENCES, TEXTS = 40_000, 5, 200_000
-SHIFT = 15  # bits of a word's number
+SHIFT = 15  # bits of a word id
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     gc.collect()
-    gc.freeze()  # else each task pays for searching the results of those before it
+    gc.freeze()  # otherwise each task also searches the results of earlier ones
     started = time.perf_counter()
     found = work()
     return time.perf_counter() - started, found
 
 
 def score_once(said: list[list[str]], people: list[list[list[str]]]) -> dict[str, float]:
-    """Seconds of every task, in one round; the values are held together."""
+    """Seconds of every task in one round; the results must be equal."""
     texts = {i: [" ".join(words) for words in one] for i, one in enumerate(people)}
     alone = {i: [" ".join(words)] for i, words in enumerate(said)}
     seconds = {}
@@ -85,7 +85,7 @@ def score_once(said: list[list[str]], people: list[list[list[str]]]) -> dict[str
 
 
 def numbered_and_sorted(texts: list[list[str]]) -> None:
-    """What counting n-grams cannot do without: each word looked up, each order's keys sorted."""
+    """The unavoidable work of counting n-grams: look up each word, sort the keys of each order."""
     numbers: dict[str, int] = {}
     ids = [numbers.setdefault(word, len(numbers)) for words in texts for word in words]
     keys = last = numpy.array(ids)
@@ -95,21 +95,21 @@ def numbered_and_sorted(texts: list[list[str]]) -> None:
 
 
 def cut_once(texts: list[str]) -> dict[str, float]:
-    """Seconds of both tokenizers; the words are held together."""
+    """Seconds of both tokenizers; the words must be equal."""
     asked = {i: [{"caption": text}] for i, text in enumerate(texts)}
     seconds = {}
     with contextlib.redirect_stderr(io.StringIO()):
         seconds["coco words"], theirs = timed(lambda: PTBTokenizer().tokenize(asked))
     seconds["tokenization of 200,000 captions"], ours = timed(lambda: TOKENIZE["ptb"](texts))
     assert all(theirs[i][0].split() == words for i, words in enumerate(ours))
-    gc.disable()  # as ours
+    gc.disable()  # as in captioner
     seconds["bound, words"], _ = timed(lambda: [text.lower().split() for text in texts])
     gc.enable()
     return seconds
 
 
 class Row(NamedTuple):
-    """What is compared with what, what it cannot be faster than, and the share aimed at."""
+    """A task, the one it is compared with, its bound, and the goal: share of the other's time."""
 
     task: str
     other: str

@@ -1,11 +1,11 @@
-"""How long a step of training takes beside the step that tutorials write.
+"""Time of a training step, compared with the step as in tutorials.
 
-The tutorial's: nn.Embedding, the image feature in front, nn.LSTM on a PackedSequence, nn.Linear on
-its data, CrossEntropyLoss, Adam; in float32. Ours: ShowTell, its loss and fused AdamW, as
-``LitCaptioner`` calls them. Both read the same batch, B = 128 captions, and give the same loss.
+The tutorial's step: nn.Embedding, the image feature in front, nn.LSTM on a PackedSequence,
+nn.Linear on its data, CrossEntropyLoss, Adam; in float32. captioner's step: ShowTell, its loss and
+fused AdamW, as in ``LitCaptioner``. Both use the same batch, B = 128 captions, and have the same loss.
 
-Then Up-Down over 81 positions, the gradients of its weights and values gathered
-(models/deferred.py), beside the same decoder under plain autograd.
+Then Up-Down over 81 positions with the gradients of its weights and values collected
+(models/decoders/deferred_gradients.py), compared with the same decoder with plain autograd.
 
     CAPTIONER_KEEP_MEMORY=1 python experiments/benchmarks/training_step.py --flickr8k ~/flickr8k
 """
@@ -41,7 +41,7 @@ GOALS = {3000: (0.75, 0.30), 10_000: (0.75, 0.38)}  # float32, bfloat16
 
 
 class Tutorial(nn.Module):
-    """The usual decoder: everything from torch.nn, packed by length."""
+    """The usual decoder: modules of torch.nn on packed sequences."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Tutorial(nn.Module):
 def tutorial_step(
     decoder: Tutorial, features: Tensor, inputs: Tensor, targets: Tensor, words: Tensor
 ) -> Callable[[], float]:
-    """One step; the answer to X_0 is computed as well, as tutorials do, but not counted."""
+    """One step; as in tutorials, the logits of X_0 are computed but have no loss."""
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3)
     criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
     none = torch.full((len(targets), 1), IGNORED)
@@ -96,7 +96,7 @@ def our_step(
 
 
 def twin(decoder: Tutorial, vocabulary: int) -> ShowTell:
-    """Our decoder with the weights of the tutorial's; torch stacks i, f, C~, o."""
+    """ShowTell with the weights of the tutorial's decoder, whose gate order is i, f, C~, o."""
     found = ShowTell(
         vocabulary_size=vocabulary, feature_size=D, embedding_size=E, hidden_size=H, dropout=0.0
     )
@@ -117,7 +117,7 @@ def twin(decoder: Tutorial, vocabulary: int) -> ShowTell:
 
 
 def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any], list[Pair]]:
-    """The same step of Up-Down in two ways."""
+    """The same step of Up-Down with collected gradients and with plain autograd."""
     features = Features(torch.randn(B, D), torch.randn(B, P, D))
     ways = {}
     for defers in (True, False):
@@ -138,7 +138,7 @@ def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any]
 
 
 def batch(words: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Features [B, D], inputs and targets [B, T]; frequent words as often as Zipf has it."""
+    """Features [B, D], inputs and targets [B, T]; token frequencies follow Zipf's law."""
     shares = 1.0 / torch.arange(4, vocabulary).float()
     drawn = 4 + torch.multinomial(shares, len(words) * int(words.max()), replacement=True)
     targets = drawn.view(len(words), -1)
@@ -167,7 +167,7 @@ def main() -> None:
             tasks["ours, bf16"] = our_step(peers[1], Features(features), inputs, targets, half=True)
         losses = [work() for work in tasks.values()]
         assert max(losses[:2]) - min(losses[:2]) < 1e-4, losses
-        assert max(losses) - min(losses) < 1e-2, losses  # of bfloat16 too
+        assert max(losses) - min(losses) < 1e-2, losses  # with bfloat16
         pairs = [
             Pair(f"V={vocabulary}, fp32", "ours", "tutorial", goal),
             Pair(

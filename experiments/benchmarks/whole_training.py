@@ -1,9 +1,9 @@
-"""How long it is from image files to a trained model, and what that model scores.
+"""Time from image files to a trained model, and the scores of that model.
 
-The recipe `flickr8k_quick` is trained from an empty feature cache, in a process of its own, and
-evaluated on dev by consensus in another: both with the start of Python. Then dev is captioned with
-a beam of 3, all in fp32, with the encoder in bf16, and with the decoder in bf16. Last, the encoder
-reads and encodes pictures for an empty cache in a process that is held to one core.
+The recipe `flickr8k_quick` is trained with an empty feature cache in one process and evaluated on
+dev by consensus in another; both times include the start of Python. Then dev is captioned with a
+beam of 3: all in fp32, with the encoder in bf16, and with the decoder in bf16. Last, the encoder
+computes features with an empty cache in a process that is restricted to one core.
 
     python experiments/benchmarks/whole_training.py ~/flickr8k --run-dir runs/quick
 """
@@ -27,7 +27,7 @@ from captioner.evaluation.evaluate import evaluate
 from captioner.runs import COSTS
 from captioner.verbs.caption_files import find_images
 
-MINUTES, BLEU, MEMORY, PER_SECOND, APART = 8, 18.5, 3, 150, 0.2  # what was aimed at
+MINUTES, BLEU, MEMORY, PER_SECOND, APART = 8, 18.5, 3, 150, 0.2  # goals
 EXTRACTED = 1536
 BEAM = {"beam_size": 3, "length_penalty": 0.7}
 PRECISIONS = {"bf16 encoder": ("bf16", "fp32"), "bf16 decoder": ("fp32", "bf16")}
@@ -48,7 +48,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def run_command(*arguments: str, environment: dict[str, str], shown: bool) -> tuple[float, str]:
-    """Seconds of a run of the command line, and what it printed."""
+    """Run a command; return the seconds it took and its output."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "captioner", *arguments],
@@ -62,7 +62,7 @@ def run_command(*arguments: str, environment: dict[str, str], shown: bool) -> tu
 
 
 def extract_on_one_core(path: Path, root: Path) -> float:
-    """Images a second from files to an empty cache, in a process that has one core."""
+    """Images per second from files to an empty cache, in a process with one core."""
     images = find_images([str(root)])
     files = [str(file) for _, file in zip(range(EXTRACTED), images)]
     code = [sys.executable, "-c", EXTRACT, str(path), *files]
@@ -71,7 +71,7 @@ def extract_on_one_core(path: Path, root: Path) -> float:
 
 
 def score_dev(model: Captioner, encoder: str, decoder: str, cache: str) -> dict[str, Any]:
-    """Scores of dev with a beam of 3, and their signature."""
+    """Dev scores with a beam of 3, and their signature."""
     model.encoders[0].precision = encoder
     result = evaluate(
         model,
@@ -84,7 +84,7 @@ def score_dev(model: Captioner, encoder: str, decoder: str, cache: str) -> dict[
 
 
 def train_and_evaluate(root: Path, run_dir: Path, cache: str, options: Any) -> list[dict[str, Any]]:
-    """The rows of the command line: a training from an empty cache, and its evaluation."""
+    """Rows of a training with an empty cache and of its evaluation."""
     environment = {"CAPTIONER_CACHE": cache, "OMP_NUM_THREADS": str(options.threads)}
     recipe = ("experiment=flickr8k_quick", f"data.root={root}", f"seed={options.seed}")
     seconds, _ = run_command(
@@ -104,12 +104,12 @@ def train_and_evaluate(root: Path, run_dir: Path, cache: str, options: Any) -> l
         report_value("its evaluation by consensus", evaluating, "s"),
         report_value("BLEU-4, consensus", score, "", goal=BLEU, at_least=True, **kept),
     ]
-    peak = costs["peak_memory_gib"]  # 0 where the system does not tell
+    peak = costs["peak_memory_gib"]  # 0 if the system does not report it
     return rows + [report_value("its peak memory", peak, "GiB", goal=MEMORY)] * bool(peak)
 
 
 def compare_precisions(run_dir: Path, cache: str) -> list[dict[str, Any]]:
-    """How far from fp32 the scores of a beam are, with the encoder or the decoder in bf16."""
+    """Differences from the scores in fp32 with the encoder or the decoder in bf16, beam search."""
     model = captioner.load(run_dir, device="cpu")
     plain = score_dev(model, "fp32", "fp32", cache)
     rows = [report_value("BLEU-4, beam of 3, fp32", plain["BLEU-4"], "", scores=plain)]
@@ -126,7 +126,7 @@ def compare_precisions(run_dir: Path, cache: str) -> list[dict[str, Any]]:
 def main() -> None:
     arguments = make_parser(__doc__)
     arguments.set_defaults(threads=os.cpu_count() or 1)
-    arguments.add_argument("root", metavar="ROOT", type=Path, help="Flickr8k's folder")
+    arguments.add_argument("root", metavar="ROOT", type=Path, help="the folder of Flickr8k")
     arguments.add_argument(
         "--run-dir", metavar="FOLDER", type=Path, default="runs/quick", help="a new run folder"
     )
@@ -134,7 +134,7 @@ def main() -> None:
     options = arguments.parse_args()
     root, run_dir = options.root.expanduser().resolve(), options.run_dir.expanduser().resolve()
     if run_dir.exists():
-        raise ValueError(f"{run_dir}: is there already; name a new folder with --run-dir")
+        raise ValueError(f"{run_dir}: exists already; choose a new folder with --run-dir")
     about = start(options, "torchvision", "timm", split="dev", seed=options.seed)
     with tempfile.TemporaryDirectory() as cache:
         rows = train_and_evaluate(root, run_dir, cache, options)

@@ -1,9 +1,9 @@
-"""One model decoded in every way: scores with intervals, variety, captions per second.
+"""Decode with one model and every strategy: scores with intervals, diversity, captions per second.
 
     python experiments/decoding/strategies.py RUN [--with RUN ...] [--average FILE]
 
-writes results.json and the table of README.md beside this file, and each decoding's evaluation into
-the run folder as `captioner evaluate` does.
+writes results.json and the table of README.md in this folder, and the evaluation of each strategy
+to the run folder, as `captioner evaluate` does.
 """
 
 from __future__ import annotations
@@ -72,8 +72,10 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", help="a run folder")
-    parser.add_argument("--with", dest="others", nargs="*", default=[], help="for the ensembles")
-    parser.add_argument("--average", help="a checkpoint that captioner average made of the run")
+    parser.add_argument(
+        "--with", dest="others", nargs="*", default=[], help="other runs, for ensembles"
+    )
+    parser.add_argument("--average", help="a checkpoint of captioner average")
     parser.add_argument("--split", default="dev")
     options = parser.parse_args()
     model = captioner.load(options.run)
@@ -97,7 +99,7 @@ def main() -> None:
 
 
 def row(name: str, model: Captioner, how: dict[str, Any], split: str) -> dict[str, Any]:
-    """Decode the split in one way and keep what the table shows."""
+    """Decode the split with one strategy and return the entries of the table."""
     plain = type(model.options)().as_dict()
     decoding = {**plain, **how}
     data, loader = model.config["data"], model.config["loader"]
@@ -120,7 +122,7 @@ def row(name: str, model: Captioner, how: dict[str, Any], split: str) -> dict[st
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows in Markdown."""
+    """The table in Markdown."""
     heads = [*SHOWN, *VARIETY, "images/s"]
     lines = ["| decoding | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for one in rows:
@@ -134,7 +136,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def about(run: str) -> dict[str, str]:
-    """What the numbers depend on besides the model."""
+    """Run, commit and versions."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""The recipes of Flickr8k: train and evaluate them, and show what they reach and cost.
+"""Recipes for Flickr8k: train and evaluate them, and tabulate their scores and costs.
 
     python experiments/flickr8k/recipes.py train flickr8k_nic --root ~/flickr8k
     python experiments/flickr8k/recipes.py train flickr8k_best --root ~/flickr8k
@@ -6,13 +6,13 @@
     python experiments/flickr8k/recipes.py table
     python experiments/flickr8k/recipes.py sheet EVALUATION --root ~/flickr8k
 
-`train` trains RECIPE with every seed into RUNS/RECIPE-seedN, first those that it starts from or
-consists of, and evaluates each with a beam and by consensus. What is there is not done again; what
-was interrupted goes on. `ablate` trains the runs of conf/experiment/flickr8k_sweep.yaml, and
-flickr8k_every without one ingredient at a time, with seed 1. `table` reads all of it and writes
-results.json and the tables of README.md, both beside this file: means over the seeds, 95 %
-intervals over seeds and images. `sheet` draws twenty pictures with their captions: six of the best,
-eight by lot, six of the worst by CIDEr-D.
+`train` trains RECIPE with every seed into RUNS/RECIPE-seedN, after the runs that it starts from or
+consists of, and evaluates each with a beam and by consensus. Finished runs are not repeated, and
+interrupted ones are resumed. `ablate` trains the runs of conf/experiment/flickr8k_sweep.yaml, and
+flickr8k_every without one ingredient at a time, with seed 1. `table` reads all evaluations and
+writes results.json and the tables of README.md in this folder: means over seeds, 95 % intervals
+over seeds and images. `sheet` draws twenty images with their captions: the six best, eight random
+ones and the six worst by CIDEr-D.
 """
 
 from __future__ import annotations
@@ -73,14 +73,14 @@ ENSEMBLES = {
 }
 """Recipe and seed of each member."""
 DECODINGS = {"beam": "beam3-lp0.7", "consensus": "beam20-lp0.7-consensus5"}
-"""Name in conf/decoding, and label of its results."""
+"""Name in conf/decoding -> label of its results."""
 SWEEP = {
     "image as X_0, dropout 0.3": "decoder.dropout=0.3,decoder.image=x0",
     "image as X_0, dropout 0.5": "decoder.dropout=0.5,decoder.image=x0",
     "image with every word, dropout 0.3": "decoder.dropout=0.3,decoder.image=every",
     "image with every word, dropout 0.5": "decoder.dropout=0.5,decoder.image=every",
 }
-"""The runs of conf/experiment/flickr8k_sweep.yaml; the others are held to the first."""
+"""The runs of conf/experiment/flickr8k_sweep.yaml; the first is the baseline."""
 ABLATED = "flickr8k_every"
 ABLATIONS = {
     "embeddings not tied": "decoder.tie_weights=false",
@@ -88,7 +88,7 @@ ABLATIONS = {
     "no moving average of the weights": "callbacks.ema=0",
     "one view of each image": "loader.views=1",
 }
-"""What ABLATED is trained without."""
+"""Changes of ABLATED, one at a time."""
 SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
 WITH_INTERVAL = ("BLEU-4", "CIDEr-D")
 VARIETY = ("length", "distinct")
@@ -98,24 +98,26 @@ RAW = argparse.RawDescriptionHelpFormatter
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=RAW)
     what = parser.add_subparsers(required=True, metavar="train | ablate | table | sheet")
-    training = what.add_parser("train", help="and evaluate")
+    training = what.add_parser("train", help="train and evaluate a recipe")
     training.add_argument("recipe", choices=[*RECIPES, *ENSEMBLES], metavar="RECIPE")
     training.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
     training.add_argument("--seeds", default="1,2,3", help="(default 1,2,3)")
     training.set_defaults(do=lambda given: train(given.recipe, given.seeds.split(","), given))
-    ablating = what.add_parser("ablate", help="run the sweep, and leave out one thing at a time")
+    ablating = what.add_parser("ablate", help="train the sweep and the ablations")
     ablating.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
     ablating.set_defaults(do=ablate)
-    table = what.add_parser("table", help="of all that was evaluated")
-    table.add_argument("--resamples", type=int, default=2000, help="of the bootstrap")
+    table = what.add_parser("table", help="write the tables of all evaluations")
+    table.add_argument("--resamples", type=int, default=2000, help="number of bootstrap resamples")
     table.set_defaults(do=lambda given: show(given.runs, given.resamples))
-    sheet = what.add_parser("sheet", help="of twenty captions")
-    sheet.add_argument("evaluation", type=Path, help="a folder of captions.jsonl")
+    sheet = what.add_parser("sheet", help="draw twenty captions")
+    sheet.add_argument("evaluation", type=Path, help="the folder of captions.jsonl")
     sheet.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
     sheet.add_argument("--output", type=Path, default=Path("sheet.png"), help="(default sheet.png)")
     sheet.set_defaults(do=lambda given: draw(given.evaluation, given.root, given.output))
     for one in (training, ablating, table):
-        one.add_argument("--runs", type=Path, default=Path("runs/flickr8k"), help="their folder")
+        one.add_argument(
+            "--runs", type=Path, default=Path("runs/flickr8k"), help="the folder of the runs"
+        )
     given = parser.parse_args()
     given.do(given)
 
@@ -124,7 +126,7 @@ def main() -> None:
 
 
 def train(recipe: str, seeds: list[str], given: argparse.Namespace) -> None:
-    """Train a recipe with each seed, or the members of an ensemble, and evaluate."""
+    """Train and evaluate a recipe with each seed, or the members of an ensemble."""
     if recipe in ENSEMBLES:
         for member, number in ENSEMBLES[recipe]:
             train(member, [str(number)], given)
@@ -145,7 +147,7 @@ def train(recipe: str, seeds: list[str], given: argparse.Namespace) -> None:
 
 
 def ablate(given: argparse.Namespace) -> None:
-    """Train and evaluate the sweep's runs, and one recipe without each ingredient."""
+    """Train and evaluate the sweep, and one recipe without each ingredient."""
     train(ABLATED, ["1"], given)
     for experiment, group in (("flickr8k_sweep", SWEEP), (ABLATED, ABLATIONS)):
         for run, overrides in zip(_variations(given.runs, group).values(), group.values()):
@@ -164,7 +166,7 @@ def _train_and_evaluate(run: Path, options: list[str]) -> None:
 
 
 def _variations(runs: Path, group: dict[str, str]) -> dict[str, Path]:
-    """The run of each row of a table, named by its overrides."""
+    """Row of a table -> run folder, named by the overrides."""
     place = runs / ("sweep" if group is SWEEP else "ablations")
     return {row: place / re.sub("[=,]", "-", overrides) for row, overrides in group.items()}
 
@@ -180,7 +182,7 @@ def _captioner(*words: str) -> None:
 
 
 def _evaluated(members: list[Path], label: str) -> Path | None:
-    """The results on dev of a run, or of several together."""
+    """The dev evaluation of a run, or of an ensemble; None if there is none."""
     best = [checkpoint_file(member) for member in members]
     name = f"{label}@{ensemble_name(best)}" if len(members) > 1 else label
     try:
@@ -197,9 +199,11 @@ def _any_evaluation(members: list[Path]) -> bool:
 
 
 def draw(evaluation: Path, root: Path, output: Path) -> None:
-    """Draw the best, some, and the worst captions of an evaluation, and print them."""
+    """Draw and print the best, random and worst captions of an evaluation."""
     if not (evaluation / CAPTIONS).is_file():
-        raise SystemExit(f"{evaluation}: no folder of an evaluation, RUN/evaluation/DATA-SPLIT/...")
+        raise SystemExit(
+            f"{evaluation}: not the folder of an evaluation, RUN/evaluation/DATA-SPLIT/..."
+        )
     lines = (evaluation / CAPTIONS).read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     scores = numpy.load(evaluation / STATISTICS)["cider_d"][:, 0]
@@ -233,7 +237,7 @@ def show(runs: Path, resamples: int) -> None:
         if spent and recipe in RECIPES:
             costs.append({"recipe": recipe, **spent})
     if not rows:
-        raise SystemExit(f"{runs}: holds no evaluated run of a recipe, RECIPE-seedN")
+        raise SystemExit(f"{runs}: contains no evaluated run of a recipe, RECIPE-seedN")
     sweep = [[run] for run in _variations(runs, SWEEP).values()]
     without = [[run] for run in _variations(runs, ABLATIONS).values()]
     whole = [run for (run,) in systems[ABLATED]]
@@ -269,7 +273,7 @@ def _scored(folders: list[Path], resamples: int) -> dict[str, Any]:
 def _differences(
     names: list[str], of_seeds: list[list[Path]], resamples: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """By decoding the scores of some runs, and what they differ by from the first."""
+    """For each decoding, the scores of some runs and their differences from the first."""
     found = {}
     for name, label in DECODINGS.items():
         folders = [[_evaluated([run], label) for run in runs] for runs in of_seeds]
@@ -331,7 +335,7 @@ def _show_differences(table: str, found: dict[str, list[dict[str, Any]]]) -> Non
 
 
 def _difference(row: dict[str, Any]) -> str:
-    """A score; and its difference, bold where it is shown."""
+    """A score and its difference, in bold if it is significant."""
     if row["difference"] is None:
         return f"{row['score']:.2f}"
     value, (low, high) = row["difference"]["value"], row["difference"]["interval"]
@@ -351,7 +355,7 @@ def _score(row: dict[str, Any], name: str) -> str:
 
 
 def _put(name: str, lines: list[list[str]]) -> None:
-    """Into README.md, between its marks; without these only onto the screen."""
+    """Print a table, and write it to README.md between its marks, if they exist."""
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(table, end="\n\n")
     readme = HERE / "README.md"

@@ -1,8 +1,8 @@
-"""Our scores of a file of captions beside those of pycocoevalcap, nltk and sacrebleu.
+"""Compare scores of captioner, pycocoevalcap, nltk and sacrebleu for a file of captions.
 
     python experiments/scores/compare_tools.py captions.jsonl
 
-Every tool reads the same captions. It needs pycocoevalcap, java and sacrebleu:
+Every tool scores the same captions. Requires pycocoevalcap, java and sacrebleu:
 pip install 'captioner[coco]' sacrebleu
 """
 
@@ -38,7 +38,7 @@ def of_captioner(said: Texts, people: list[Texts]) -> Column:
 
 
 def of_pycocoevalcap(said: Texts, people: list[Texts]) -> Column:
-    """With its own words, by java."""
+    """With its own tokenization, in java."""
     cut = PTBTokenizer()
     references = cut.tokenize({i: [{"caption": t} for t in one] for i, one in enumerate(people)})
     candidates = cut.tokenize({i: [{"caption": text}] for i, text in enumerate(said)})
@@ -57,7 +57,7 @@ def of_nltk(said: list[Texts], people: list[list[Texts]]) -> Column:
 
 
 def of_sacrebleu(said: Texts, people: list[Texts], **options: str) -> Column:
-    streams = list(zip_longest(*people))  # one for each place among an image's references
+    streams = list(zip_longest(*people))  # one per index of a reference
     return {
         f"BLEU-{n}": sacrebleu.BLEU(max_ngram_order=n, **options).corpus_score(said, streams).score
         for n in ORDERS
@@ -73,12 +73,12 @@ def columns(said: Texts, people: list[Texts]) -> dict[str, Column]:
     return {
         "captioner": of_captioner(said, people),
         "pycocoevalcap": of_pycocoevalcap(said, people),
-        "nltk, our words": of_nltk(words, meant),
-        "nltk, text between blanks": of_nltk(*split),
-        "sacrebleu, our words": of_sacrebleu(
+        "nltk, our tokens": of_nltk(words, meant),
+        "nltk, split at spaces": of_nltk(*split),
+        "sacrebleu, our tokens": of_sacrebleu(
             ready, ready_people, tokenize="none", smooth_method="none"
         ),
-        "sacrebleu, as it comes": of_sacrebleu(said, people),
+        "sacrebleu, defaults": of_sacrebleu(said, people),
     }
 
 
