@@ -2,7 +2,8 @@
 
 The tutorial's step: nn.Embedding, the image feature in front, nn.LSTM on a PackedSequence,
 nn.Linear on its data, CrossEntropyLoss, Adam; in float32. captioner's step: ShowTell, its loss and
-fused AdamW, as in ``LitCaptioner``. Both use the same batch, B = 128 captions, and have the same loss.
+fused AdamW, as in ``LitCaptioner``. Both use the same batch, B = 128 captions, and have the same
+loss.
 
 Then Up-Down over 81 positions with the gradients of its weights and values collected
 (models/decoders/deferred_gradients.py), compared with the same decoder with plain autograd.
