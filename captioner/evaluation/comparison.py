@@ -27,9 +27,9 @@ from captioner.evaluation.results import (
     System,
     configuration_differences,
     signature_differences,
-    signature_part,
 )
-from captioner.metrics.scores import named
+from captioner.metrics.corpus import Rows
+from captioner.metrics.signature import Signature
 from captioner.metrics.significance import (
     ALPHA,
     ENOUGH,
@@ -44,7 +44,8 @@ from captioner.metrics.significance import (
     randomisation,
     smallest_p,
 )
-from captioner.metrics.statistics import Rows, Statistics
+from captioner.metrics.statistics import Statistics
+from captioner.metrics.table import named
 
 HIGHER, LOWER, UNDECIDED = "higher", "lower", "no difference shown"
 TOO_FEW = "too few images"
@@ -112,7 +113,7 @@ class Comparison:
 
     Attributes:
         systems: name to the evaluation folders behind it, the baseline first.
-        signature: the common parts of the baseline's.
+        signature: what the baseline's signatures share.
         images: how many images all scores are of.
         rows: metric by metric, in each the systems in order.
         warnings: what a reader must know before believing the table.
@@ -122,7 +123,7 @@ class Comparison:
     """
 
     systems: Mapping[str, tuple[str, ...]]
-    signature: str
+    signature: Signature
     images: int
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
@@ -143,15 +144,16 @@ class Comparison:
     @property
     def title(self) -> str:
         """What was scored, in a few words."""
-        parts = [signature_part(self.signature, name) for name in ("data", "split", "decoding")]
-        refs = signature_part(self.signature, "refs")
+        parts = [self.signature.data, self.signature.split, self.signature.decoding]
+        refs = self.signature.references_per_image
         references = f"{refs} reference{'' if refs == '1' else 's'}"
         return ", ".join([*filter(None, parts), f"{self.images} images", references])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
         rows = [{**asdict(row), "deviation": row.deviation} for row in self.rows]
-        return {**asdict(replace(self, rows=())), "tests": self.tests, "rows": rows}
+        plain = {**asdict(replace(self, rows=())), "signature": str(self.signature)}
+        return {**plain, "tests": self.tests, "rows": rows}
 
 
 def compare(

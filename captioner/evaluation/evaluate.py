@@ -33,7 +33,9 @@ from captioner.evaluation.contact_sheet import Rows, contact_sheet, lacking_lett
 from captioner.files import write_whole
 from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
-from captioner.metrics.scores import METRICS, Scores, image_hash, score
+from captioner.metrics.scores import Scores, score
+from captioner.metrics.signature import image_hash
+from captioner.metrics.table import METRICS
 from captioner.metrics.tokenize import TOKENIZE
 from captioner.models.encoders.encoder import Encoder
 from captioner.models.features import Features
@@ -64,9 +66,8 @@ class Evaluation:
         """Write scores.json, captions.jsonl, statistics.npz, config.yaml and a contact sheet."""
         rows = [_row(record, caption) for record, caption in zip(self.records, self.captions)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        scores = json.dumps(self.scores.as_dict(), indent=2, ensure_ascii=False) + "\n"
         return [
-            write_whole(folder / runs.SCORES, scores),
+            write_whole(folder / runs.SCORES, self.scores.to_json()),
             write_whole(folder / runs.CAPTIONS, lines),
             self.scores.statistics.save(folder / runs.STATISTICS),
             write_whole(folder / runs.CONFIG, _yaml(self.config)),
@@ -173,10 +174,12 @@ def _row(record: Record, caption: Caption) -> dict[str, Any]:
 
 def signature_context(
     captioner: Captioner, decoding: Config, data: Config, split: str, records: Sequence[Record]
-) -> dict[str, str]:
+) -> dict[str, Any]:
     """What a score depends on besides the texts: decoding, data, split and the list of images."""
+    options = captioner.decoding(**decoding)
     return {
-        "decoding": captioner.decoding(**decoding).label,
+        "decoding": options.label,
+        "options": options.as_dict(),
         "data": data_name(data),
         "split": split,
         "images": image_hash([record.image_id for record in records]),

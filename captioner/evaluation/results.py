@@ -14,7 +14,7 @@ from typing import Any
 
 from captioner import runs
 from captioner.checkpoints import bundle
-from captioner.metrics.scores import differences
+from captioner.metrics.signature import Signature, from_json
 from captioner.metrics.statistics import Statistics
 from captioner.runs import CONFIG, SCORES, STATISTICS
 
@@ -40,7 +40,7 @@ class Result:
         folder: where it lies.
         scores: metric to score.
         signatures: metric to signature.
-        signature: the common parts.
+        signature: what all signatures share.
         missing: metric to the reason why it was not computed.
         statistics: rows of the images.
         config: the run's config.yaml; None where there is none.
@@ -49,8 +49,8 @@ class Result:
 
     folder: Path
     scores: dict[str, float]
-    signatures: dict[str, str]
-    signature: str
+    signatures: dict[str, Signature]
+    signature: Signature
     missing: dict[str, str]
     statistics: Statistics
     config: dict[str, Any] | None
@@ -63,13 +63,13 @@ class Result:
 
     @property
     def decoding(self) -> str:
-        """How the captions were decoded."""
-        return signature_part(self.signature, "decoding")
+        """The label of the decoding options; empty where it is not known."""
+        return self.signature.decoding or ""
 
     @property
     def references(self) -> str:
         """A hash of the references; empty where the evaluation is older than that."""
-        return signature_part(self.signature, REFERENCES)
+        return self.signature.references or ""
 
     @property
     def label(self) -> str:
@@ -163,9 +163,8 @@ def _read_scores(file: Path, again: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         scores = {str(name): float(value) for name, value in content["scores"].items()}
-        signatures = {str(name): str(text) for name, text in content["signatures"].items()}
         missing = {str(name): str(text) for name, text in content.get("missing", {}).items()}
-        signature = str(content["signature"])
+        signature, signatures = from_json(content)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{file}: damaged, or of an older version; {again}") from None
     return {
@@ -260,20 +259,15 @@ def read_systems(
     return [System(name, tuple(one)) for name, one in zip(_names(members), members)]
 
 
-def signature_part(signature: str, name: str) -> str:
-    """The value of a part of a signature; empty where it has none."""
-    return next((p[len(name) + 1 :] for p in signature.split("|") if p.startswith(f"{name}:")), "")
-
-
 def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, str]]:
     """In what the signatures of two results differ, over the metrics that both have.
 
     References differ only where both know theirs, and data not where they are the same references
     of the same images, or where an older evaluation did not name the caption file.
     """
-    found = differences(first.signature, other.signature)
+    found = first.signature.differences(other.signature)
     for metric in first.signatures.keys() & other.signatures.keys():
-        found.update(differences(first.signatures[metric], other.signatures[metric]))
+        found |= first.signatures[metric].differences(other.signatures[metric])
     if not (first.references and other.references):
         found.pop(REFERENCES, None)
         older, newer = sorted(found.get("data", ("", "")), key=len)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,8 @@ from captioner.data.entries import (
 from captioner.data.fit_warnings import tokenizer_warnings
 from captioner.data.tables import table_rows
 from captioner.files import write_whole
-from captioner.metrics.scores import Scores, image_hash, score
+from captioner.metrics.scores import CONTEXT, Scores, score
+from captioner.metrics.signature import Signature, from_json, image_hash
 from captioner.runs import CAPTIONS, SCORES, STATISTICS
 
 # An id comes first here, so that captions of COCO's numbers meet COCO's annotations.
@@ -58,19 +58,36 @@ class Row:
     also: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class ScoredFile:
+    """The scores of a file of captions.
+
+    Attributes:
+        scores: with their signatures.
+        warnings: what makes them mean less than they seem to.
+    """
+
+    scores: Scores
+    warnings: tuple[str, ...]
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write scores.json and statistics.npz, for ``captioner compare``."""
+        return [
+            write_whole(Path(folder) / SCORES, self.scores.to_json()),
+            self.scores.statistics.save(Path(folder) / STATISTICS),
+        ]
+
+
 def score_files(
-    file: str,
-    references: str | None = None,
+    file: str | Path,
+    references: str | Path | None = None,
     *,
     tokenize: str = "ptb",
     metrics: Sequence[str] = ("bleu",),
     subset: bool = False,
-    training: str | None = None,
-    format: str = "text",
-    output: str | None = None,
-    statistics: str | None = None,
-) -> int:
-    """Score a file of captions, and print or write the scores.
+    training: str | Path | None = None,
+) -> ScoredFile:
+    """Score a file of captions.
 
     Args:
         file: one caption an image.
@@ -78,20 +95,17 @@ def score_files(
         tokenize: a key of TOKENIZE.
         metrics: keys of METRICS.
         subset: leave out images that `file` does not caption.
-        training: a file with the captions of training, for novelty.
-        format: "text", "json" or "markdown".
-        output: a file to write; None prints.
-        statistics: a folder for scores.json and statistics.npz; None writes none.
-
-    Returns:
-        the exit status, 0.
+        training: a file with the training captions, for novelty.
 
     Raises:
         ValueError: a file that cannot be read as captions, or whose images do not match.
-        FileNotFoundError: a file that is not there.
+        FileNotFoundError: no such file.
     """
-    rows, texts = matched(Path(file), Path(references) if references else None, subset=subset)
-    known = training and [t for row in read_rows(Path(training)) for t in _written_by_people(row)]
+    file, references = Path(file), Path(references) if references else None
+    rows, texts = matched(file, references, subset=subset)
+    known = (
+        [text for row in read_rows(Path(training)) for text in _by_person(row)] if training else ()
+    )
     scores = score(
         [row.caption or "" for row in rows],
         texts,
@@ -100,44 +114,40 @@ def score_files(
         images=[row.image for row in rows],
         several=[row.several for row in rows],
         training=known or None,
-        context=context(Path(file), Path(references) if references else None, rows),
+        context=context(file, references, rows),
     )
-    if len(rows) == 1 and any(name.startswith("CIDEr") for name in scores.values):
-        print(
-            "captioner: warning: one image: CIDEr weighs n-grams by the images that lack them, so "
-            "here it is 0",
-            file=sys.stderr,
-        )
-    if tokenize.startswith("ptb"):
-        for warning in tokenizer_warnings([t for several in texts for t in several], "word"):
-            advice = warning.replace("tokenizer=character", "--tokenize character")
-            print(f"captioner: warning: {advice}", file=sys.stderr)
-    text = FORMATS[format](scores)
-    if output is None:
-        print(text, end="")
-    else:
-        write_whole(output, text)
-    if statistics is not None:
-        write_whole(Path(statistics) / SCORES, _as_json(scores))
-        scores.statistics.save(Path(statistics) / STATISTICS)
-    return 0
+    return ScoredFile(scores, (*_few_images(scores), *_wrong_tokenization(tokenize, texts)))
 
 
-def context(file: Path, references: Path | None, rows: Sequence[Row]) -> dict[str, str]:
+def _few_images(scores: Scores) -> list[str]:
+    if len(scores.statistics.images) > 1 or not {"CIDEr", "CIDEr-D"} & scores.values.keys():
+        return []
+    return ["one image: CIDEr weighs n-grams by the images that lack them, so here it is 0"]
+
+
+def _wrong_tokenization(tokenize: str, references: Sequence[Sequence[str]]) -> list[str]:
+    if not tokenize.startswith("ptb"):
+        return []
+    texts = [text for several in references for text in several]
+    return [
+        warning.replace("tokenizer=character", "--tokenize character")
+        for warning in tokenizer_warnings(texts, "word")
+    ]
+
+
+def context(file: Path, references: Path | None, rows: Sequence[Row]) -> dict[str, Any]:
     """What the files tell of decoding, data and images, for the signature.
 
     Captions that ``captioner evaluate`` left with their scores keep what it knew of them.
     """
     images = image_hash(row.image for row in rows)
     try:
-        beside = json.loads(file.with_name(SCORES).read_text(encoding="utf-8"))
-        known = dict(part.partition(":")[::2] for part in beside["signature"].split("|"))
+        content = json.loads(file.with_name(SCORES).read_text(encoding="utf-8"))
+        known, _ = from_json(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = {}
-    if references is None and file.name == CAPTIONS and known.get("images") == images:
-        return {name: known[name] for name in ("decoding", "data", "split") if name in known} | {
-            "images": images
-        }
+        known = Signature()
+    if references is None and file.name == CAPTIONS and known.images == images:
+        return {name: getattr(known, name) for name in CONTEXT}
     return {"data": (references or file).stem, "images": images}
 
 
@@ -184,7 +194,7 @@ def _by_people(references: Path, rows: Mapping[str, Row]) -> dict[str, tuple[str
         for place, name in enumerate((row.image, *row.also)):
             if place == len(people):
                 people.append({})
-            people[place][name] = (*people[place].get(name, ()), *_written_by_people(row))
+            people[place][name] = (*people[place].get(name, ()), *_by_person(row))
     return max(people, key=lambda names: len(names.keys() & rows.keys()))
 
 
@@ -278,7 +288,7 @@ def _list(content: Mapping[str, Any], name: str, place: str) -> list[Any]:
     return found
 
 
-def _written_by_people(row: Row) -> tuple[str, ...]:
+def _by_person(row: Row) -> tuple[str, ...]:
     """In a file of references the captions are those, unless there are references beside them."""
     return row.references or (*(() if row.caption is None else (row.caption,)), *row.several)
 
@@ -294,29 +304,3 @@ def _references_beside(row: Row) -> tuple[str, ...]:
 
 def _some(images: Sequence[str], among: Iterable[str]) -> str:
     return f"{len(images)} of {len(list(among))} images (first {images[0]!r})"
-
-
-# What is printed ------------------------------------------------------------------------------
-
-
-def _as_text(scores: Scores) -> str:
-    width = max(map(len, scores.values), default=0)
-    lines = [f"{name:<{width}} {value:9.2f}" for name, value in scores.values.items()]
-    lines += ["", *dict.fromkeys(scores.signatures.values())]
-    lines += [f"no {metric}: {reason}" for metric, reason in scores.missing.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _as_json(scores: Scores) -> str:
-    return json.dumps(scores.as_dict(), indent=2, ensure_ascii=False) + "\n"
-
-
-def _as_markdown(scores: Scores) -> str:
-    lines = ["| score | value |", "|---|---:|"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in scores.values.items()]
-    lines += ["", *(f"- `{one}`" for one in dict.fromkeys(scores.signatures.values()))]
-    lines += [f"- no {metric}: {reason}" for metric, reason in scores.missing.items()]
-    return "\n".join(lines) + "\n"
-
-
-FORMATS = {"text": _as_text, "json": _as_json, "markdown": _as_markdown}

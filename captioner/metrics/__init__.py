@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_EXPORTS = {"differences": "captioner.metrics.scores", "score": "captioner.metrics.scores"}
+_EXPORTS = {"differences": "captioner.metrics.signature", "score": "captioner.metrics.scores"}
 
 
 def __getattr__(name: str) -> Any:

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy
 
-from captioner.metrics.corpus import Corpus, Result
+from captioner.metrics.corpus import Corpus, Metric, Result, Rows
 from captioner.metrics.ngrams import ORDERS, Integers, Matches, References, Words
-from captioner.metrics.statistics import Rows
 
 
 def measure(corpus: Corpus) -> Result:
@@ -109,3 +108,23 @@ def _closest(lengths: Integers, owners: Integers, others: Integers) -> Integers:
     ranked = numpy.abs(others - lengths[owners]) * largest + others  # by distance, then by length
     first = numpy.flatnonzero(numpy.diff(owners, prepend=-1))
     return numpy.minimum.reduceat(ranked, first) % largest if len(first) else lengths
+
+
+def from_bleu_rows(means: Rows) -> dict[str, Rows]:
+    """BLEU-1 to BLEU-4 (0 to 100) of mean counts [..., 10].
+
+    The columns: n-grams found (4 orders), n-grams said (4 orders), length of the candidate, length
+    of the closest reference.
+    """
+    found, said = means[..., :4], means[..., 4:8]
+    length, closest = means[..., 8], means[..., 9]
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        logs = numpy.log(found) - numpy.log(said)  # [..., 4]
+        brevity = numpy.minimum(0.0, 1.0 - closest / length)  # log BP
+        total = numpy.cumsum(logs, axis=-1) / numpy.arange(1, 5)  # [..., 4]
+        scores = numpy.exp(total + brevity[..., None])
+    scores = numpy.where(numpy.isfinite(scores), 100.0 * scores, 0.0)
+    return {f"BLEU-{order}": scores[..., order - 1] for order in range(1, 5)}
+
+
+METRIC = Metric(measure, tuple(f"BLEU-{n}" for n in ORDERS), {"bleu": from_bleu_rows})

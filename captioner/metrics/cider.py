@@ -20,9 +20,8 @@ from collections.abc import Sequence
 
 import numpy
 
-from captioner.metrics.corpus import Corpus, Result
+from captioner.metrics.corpus import Corpus, Metric, Result, Rows, mean_as
 from captioner.metrics.ngrams import ORDERS, Integers, Matches, References, Words, expand
-from captioner.metrics.statistics import Rows
 
 SIGMA = 6.0
 SCALE = 1000.0
@@ -126,3 +125,7 @@ class Cider:
 def _norms(texts: Integers, weights: Rows, size: int) -> Rows:
     """The length of each text's vector [size]."""
     return numpy.sqrt(numpy.bincount(texts, weights**2, minlength=size))
+
+
+METRIC = Metric(measure, ("CIDEr-D",), {"cider_d": mean_as("CIDEr-D")})
+PLAIN = Metric(measure_plain, ("CIDEr",), {"cider": mean_as("CIDEr")})

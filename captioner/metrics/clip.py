@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy
 
-from captioner.metrics.corpus import Corpus, Result, Unavailable
+from captioner.metrics.corpus import Corpus, Metric, Result, Rows, Unavailable, mean_as
 from captioner.metrics.ngrams import Integers
-from captioner.metrics.statistics import Rows
 
 WEIGHTS = "CAPTIONER_CLIP"
 ARCHITECTURE = "ViT-B-32-quickgelu"
@@ -144,3 +143,10 @@ def _state(path: Path) -> Any:
     import torch
 
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+METRIC = Metric(
+    measure,
+    ("CLIPScore", "RefCLIPScore"),
+    {"clip": mean_as("CLIPScore"), "ref_clip": mean_as("RefCLIPScore")},
+)

@@ -1,14 +1,19 @@
-"""What a metric is given, a `Corpus`, and what it returns, a `Result`."""
+"""What a metric is given, a `Corpus`, what it returns, a `Result`, and how a table lists it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy
+from numpy.typing import NDArray
+
 from captioner.metrics.ngrams import Matches, References, Words
 from captioner.metrics.novelty import CaptionHashes
-from captioner.metrics.statistics import Rows
+
+Rows = NDArray[numpy.float64]
+"""Statistics of images [n, k], or their weighted means [..., k]."""
 
 
 class Unavailable(ValueError):
@@ -17,15 +22,15 @@ class Unavailable(ValueError):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Captions to score, cut into words; what several metrics need is computed once.
+    """Captions to score, split into words; what several metrics need is computed once.
 
     Attributes:
-        texts: the captions as they stand, one an image.
+        texts: the captions as they were written, one an image.
         candidates: their words.
         reference_texts: for each image one or more captions by people.
         references: their words.
-        tokenize: how they were cut, a key of TOKENIZE.
-        several: the words of several captions an image, best first, where there are such.
+        tokenize: how they were split, a key of TOKENIZE.
+        several: the words of several captions an image, best first; None where there is only one.
         training: the captions that the model was trained on, where they are known.
         pictures: paths of the images, where they are known.
     """
@@ -52,13 +57,13 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Result:
-    """What a metric finds.
+    """What a metric returns.
 
     Attributes:
         values: name to score.
         name: what the metric's signature begins with.
         parts: what its scores depend on besides the corpus, for the signature.
-        rows: the statistics of each image, by family of `statistics.FAMILIES`.
+        rows: the statistics of each image, by family, see `Metric`.
         missing: name to reason, of scores that could not be computed.
     """
 
@@ -67,3 +72,24 @@ class Result:
     parts: Mapping[str, str] = field(default_factory=dict)
     rows: Mapping[str, Rows] = field(default_factory=dict)
     missing: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as the table lists it.
+
+    Attributes:
+        measure: scores a corpus; raises Unavailable where that is not possible here.
+        scores: the names of all scores that it may return.
+        families: name of the rows of images that it returns -> what turns their mean [..., k] into
+            scores [...]; rows give scores their intervals and tests.
+    """
+
+    measure: Callable[[Corpus], Result]
+    scores: tuple[str, ...]
+    families: Mapping[str, Callable[[Rows], Mapping[str, Rows]]] = field(default_factory=dict)
+
+
+def mean_as(score: str) -> Callable[[Rows], Mapping[str, Rows]]:
+    """For rows [n, 1] that are the score of each image: the corpus score is their mean."""
+    return lambda means: {score: means[..., 0]}

@@ -24,10 +24,9 @@ from itertools import pairwise
 
 import numpy
 
-from captioner.metrics.bleu import bleu_rows
-from captioner.metrics.corpus import Corpus, Result
+from captioner.metrics.bleu import bleu_rows, from_bleu_rows
+from captioner.metrics.corpus import Corpus, Metric, Result, mean_as
 from captioner.metrics.ngrams import References, Words
-from captioner.metrics.statistics import from_bleu_rows
 
 _UNKNOWN_TRAINING = "needs the captions of training: training=, or captioner score --training"
 NOVELTY = "novelty"
@@ -85,3 +84,10 @@ def repeated_bigrams(texts: Sequence[Sequence[Hashable]]) -> float:
     bigrams = [list(pairwise(text)) for text in texts]
     repeats = sum(len(one) - len(set(one)) for one in bigrams)
     return repeats / max(1, sum(map(len, bigrams)))
+
+
+METRIC = Metric(
+    measure,
+    ("length", "vocabulary", "distinct", NOVELTY, "distinct-1", "distinct-2", "mBLEU-4"),
+    {"length": mean_as("length")},
+)

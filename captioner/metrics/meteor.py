@@ -24,12 +24,14 @@ from typing import IO
 
 import numpy
 
-from captioner.metrics.corpus import Corpus, Result, Unavailable
+from captioner.metrics.corpus import Corpus, Metric, Result, Rows, Unavailable
 from captioner.metrics.java import coco_file, java_command
 from captioner.metrics.ngrams import Words
-from captioner.metrics.statistics import METEOR_COLUMNS, Rows
 
 JAR = "meteor/meteor-1.5.jar"
+COLUMNS = 23
+_KINDS = (1.0, 0.6, 0.8, 0.6)  # exact, stem, synonym, paraphrase
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 
 
 def measure(corpus: Corpus) -> Result:
@@ -68,12 +70,32 @@ def meteor(
         # The images' scores come first, then that of all together.
         scores = _ask(said, heard, [" ||| ".join(["EVAL", *counts])], len(lines) + 1)
     rows = numpy.array([line.split() for line in counts], dtype=numpy.float64)
-    if rows.shape != (len(lines), METEOR_COLUMNS):
-        raise Unavailable(f"{JAR} answered with {rows.shape[-1]} counts, not {METEOR_COLUMNS}")
+    if rows.shape != (len(lines), COLUMNS):
+        raise Unavailable(f"{JAR} answered with {rows.shape[-1]} counts, not {COLUMNS}")
     # The program counts no chunk for a candidate that is its reference, word for word.
     same = (rows[:, :2] == rows[:, 21:23]).all(axis=1) & (rows[:, 20] == 1)
     rows[same, 20] = 0
     return 100 * float(scores[-1]), rows
+
+
+def from_meteor_rows(means: Rows) -> dict[str, Rows]:
+    """METEOR (0 to 100) of mean counts [..., 23].
+
+    The columns: words of candidate and reference, function words of each; for each kind of match
+    content words of the candidate and the reference, then function words of each; chunks (0 where
+    all words match in one), matched words of the candidate and of the reference.
+    """
+    lengths, functions, matched = means[..., :2], means[..., 2:4], means[..., 4:20]
+    kinds = matched.reshape(*means.shape[:-1], 4, 4)  # [..., kind, content 2 | function 2]
+    weighted = _DELTA * kinds[..., :2] + (1 - _DELTA) * kinds[..., 2:]  # [..., kind, 2]
+    found = (numpy.array(_KINDS)[:, None] * weighted).sum(axis=-2)  # [..., 2]
+    said = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
+    with numpy.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = numpy.moveaxis(found / said, -1, 0)
+        mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+        chunks = means[..., 20] / means[..., 21:23].mean(axis=-1)
+        scores = mean * (1 - _GAMMA * chunks**_BETA)
+    return {"METEOR": numpy.where(numpy.isfinite(scores), 100 * scores, 0.0)}
 
 
 @contextmanager
@@ -117,3 +139,6 @@ def _ask(said: IO[str], heard: IO[str], lines: Sequence[str], answers: int) -> l
     if not all(found):
         raise Unavailable(f"java could not run {JAR}; see what `java -jar {JAR}` says")
     return found
+
+
+METRIC = Metric(measure, ("METEOR",), {"meteor": from_meteor_rows})

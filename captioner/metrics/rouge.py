@@ -15,9 +15,8 @@ from collections.abc import Sequence
 
 import numpy
 
-from captioner.metrics.corpus import Corpus, Result
+from captioner.metrics.corpus import Corpus, Metric, Result, Rows, mean_as
 from captioner.metrics.ngrams import Integers, References, Texts, Words
-from captioner.metrics.statistics import Rows
 
 BETA = 1.2
 
@@ -76,3 +75,6 @@ def _common(said: Texts, owners: Integers, meant: Texts, texts: Integers) -> Int
             numpy.maximum.accumulate(longer, axis=1, out=row[:, 1:])
         common[chosen] = row[:, -1]
     return common
+
+
+METRIC = Metric(measure, ("ROUGE-L",), {"rouge_l": mean_as("ROUGE-L")})

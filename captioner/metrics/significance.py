@@ -49,7 +49,9 @@ from dataclasses import dataclass
 
 import numpy
 
-from captioner.metrics.statistics import FAMILIES, Rows, Statistics
+from captioner.metrics.corpus import Rows
+from captioner.metrics.statistics import Statistics
+from captioner.metrics.table import FAMILIES
 
 ALPHA = 0.05
 LEVEL = 1 - ALPHA

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy
 
-from captioner.metrics.corpus import Corpus, Result, Unavailable
+from captioner.metrics.corpus import Corpus, Metric, Result, Rows, Unavailable, mean_as
 from captioner.metrics.java import coco_file, java_command
-from captioner.metrics.statistics import Rows
 
 JAR = "spice/spice-1.0.jar"
 PARSER = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
@@ -67,3 +66,6 @@ def _run(corpus: Corpus) -> Rows:
         found = json.loads(answered.read_text(encoding="utf-8"))
     scores = {one["image_id"]: one["scores"]["All"]["f"] for one in found}
     return 100 * numpy.array([[scores[i]] for i in range(len(captions))], dtype=numpy.float64)
+
+
+METRIC = Metric(measure, ("SPICE",), {"spice": mean_as("SPICE")})

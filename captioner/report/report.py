@@ -85,11 +85,11 @@ def report(
 
 def page(view: View) -> str:
     """The report of an evaluation as HTML."""
-    name = view.result.run.resolve().name
+    name, signature = view.result.run.resolve().name, view.result.signature
     now = datetime.now().astimezone().isoformat(" ", "minutes")
     return rendered(
         "report.html",
-        title=f"{name}: {view.part('data')} {view.part('split')}, {view.result.label}",
+        title=f"{name}: {signature.data or ''} {signature.split or ''}, {view.result.label}",
         language=view.language,
         links=SECTIONS,
         about=_about(view),
@@ -111,16 +111,17 @@ def page(view: View) -> str:
 
 
 def _about(view: View) -> list[tuple[str, str]]:
-    result = view.result
+    result, signature, count = view.result, view.result.signature, len(view.said)
+    images = f"{count:,} image{'' if count == 1 else 's'}"
     written = datetime.fromtimestamp((result.folder / CAPTIONS).stat().st_mtime).astimezone()
     return [
         ("Run", str(result.run)),
-        ("Data", f"{view.part('data')}, split {view.part('split')}, {len(view.said):,} images"),
+        ("Data", f"{signature.data or ''}, split {signature.split or ''}, {images}"),
         ("Decoding", result.decoding),
         ("Words", "characters" if view.by_character else "as PTBTokenizer cuts them"),
         (
             "Evaluated",
-            f"{written.isoformat(' ', 'minutes')}, by captioner {view.part('captioner')}",
+            f"{written.isoformat(' ', 'minutes')}, by captioner {signature.version or ''}",
         ),
     ]
 

@@ -17,7 +17,8 @@ from captioner.checkpoints.places import anchored
 from captioner.config import Config, make
 from captioner.data.read import read_records
 from captioner.data.records import Dataset
-from captioner.evaluation.results import Result, signature_part
+from captioner.evaluation.results import Result
+from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.tokenize import TOKENIZE
 from captioner.runs import CAPTIONS
@@ -132,9 +133,9 @@ def _training(
     are those whose hashes novelty was computed by.
     """
     texts = _captions_of(dataset)
-    tokenize = "character" if signature_part(result.signature, "tok") == "character" else "ptb"
-    signature = result.signatures.get("novelty", "")
-    hashed = signature_part(signature, "training").partition("-")[2]
+    tokenize = "character" if result.signature.tokenization == "character" else "ptb"
+    novelty = result.signatures.get(NOVELTY, result.signature)
+    hashed = novelty.parts.get("training", "").partition("-")[2]
     same = trained is None or anchored({"data": trained}) == anchored({"data": evaluated})
     if same or (texts and CaptionHashes.of(TOKENIZE[tokenize](texts)).digest == hashed):
         return texts, reason or f"the data set has none{_odd(dataset)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +10,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from captioner.decoding.options import DecodingOptions
-from captioner.evaluation.results import Result, signature_part
+from captioner.evaluation.results import Result
 from captioner.metrics.tokenize import characters, composed, ptb_words
 from captioner.report.errors import Errors, find_errors
 from captioner.report.novelty import TrainingCaptions
@@ -67,14 +66,10 @@ class View:
     around: Surroundings
     images: int
 
-    def part(self, name: str) -> str:
-        """A part of the common signature, such as "split"; empty where it has no such part."""
-        return signature_part(self.result.signature, name)
-
     @property
     def by_character(self) -> bool:
         """Whether words are characters."""
-        return self.part("tok") == "character"
+        return self.result.signature.tokenization == "character"
 
     @cached_property
     def language(self) -> str:
@@ -159,9 +154,8 @@ class View:
         )
 
     def _limit(self) -> int:
-        """The most words of a caption: the decoding label names it where it is not the default."""
-        named = re.search(r"(?:^|-)max(\d+)(?:-|$)", self.result.decoding)
-        return int(named[1]) if named else DecodingOptions.max_length
+        """The most words of a caption."""
+        return self.result.signature.options.get("max_length", DecodingOptions.max_length)
 
     def _vocabulary(self) -> frozenset[str] | None:
         least = (self.around.config.get("tokenizer") or {}).get("min_count")

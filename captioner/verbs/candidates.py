@@ -2,13 +2,12 @@
 
 argcomplete asks the verb's own parser; what argcomplete cannot know is said here by the argument's
 name and placeholder. A shell waits for the answer, so nothing here imports torch: the names in a
-table such as ``CELLS`` are read from its source.
+table such as ``CELLS`` are read from its source (``tables.py``).
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from captioner import config
 from captioner.checkpoints import bundle
 from captioner.runs import find_runs
 from captioner.verbs import VERBS
+from captioner.verbs.tables import METRICS, names_in
 
 TABLES: dict[str, str] = {
     "callbacks.monitor": "training/callbacks.py:MONITORS",
@@ -44,7 +44,7 @@ TABLES: dict[str, str] = {
     "training.baseline": "training/objectives/self_critical.py:BASELINES",
     "training.objective": "training/objectives/table.py:OBJECTIVES",
     "training.schedule": "training/schedules.py:SCHEDULES",
-    "--metrics": "metrics/scores.py:METRICS",
+    "--metrics": METRICS,
     "--tokenize": "metrics/tokenize.py:TOKENIZE",
 }
 """Option -> the table of the names that it takes, as FILE:NAME in this package."""
@@ -118,7 +118,7 @@ class _Candidates(BaseCompleter):
 def values(what: str, prefix: str) -> list[str]:
     """What a value of an option or a placeholder may become; the last of several, by commas."""
     before, comma, last = prefix.rpartition(",")
-    found = _names(TABLES[what]) if what in TABLES else KINDS[what](last)
+    found = names_in(TABLES[what]) if what in TABLES else KINDS[what](last)
     return [f"{before}{comma}{one}" for one in found]
 
 
@@ -224,22 +224,3 @@ def _leaves(composed: dict[str, Any], group: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict)
         found |= _leaves(value, f"{group}{name}.") if inner else {f"{group}{name}": value}
     return found
-
-
-def _names(table: str) -> list[str]:
-    """The names in a table of this package, read from its source."""
-    file, _, name = table.partition(":")
-    source = (Path(__file__).parents[1] / file).read_text(encoding="utf-8")
-    for one in ast.parse(source).body:
-        if isinstance(one, (ast.Assign, ast.AnnAssign)) and one.value is not None:
-            target = one.targets[0] if isinstance(one, ast.Assign) else one.target
-            if ast.unparse(target) == name:
-                return _first_names(one.value)
-    raise LookupError(table)
-
-
-def _first_names(value: ast.expr) -> list[str]:
-    """The keys of the first dict in an expression, or the items of its first tuple."""
-    inside = next(one for one in ast.walk(value) if isinstance(one, (ast.Dict, ast.Tuple)))
-    names = inside.keys if isinstance(inside, ast.Dict) else inside.elts
-    return [str(one.value) for one in names if isinstance(one, ast.Constant)]

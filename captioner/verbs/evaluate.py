@@ -1,9 +1,11 @@
-"""Decode a split freely and score it."""
+"""Decode a split freely and score the captions."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from captioner.verbs.terminal import (
     add_config_dir,
@@ -18,14 +20,91 @@ from captioner.verbs.terminal import (
     short,
 )
 
+if TYPE_CHECKING:
+    from captioner.api import Captioner
+    from captioner.config import Config
+    from captioner.evaluation.evaluate import Evaluation
+
 
 def run(argv: Sequence[str]) -> int:
-    """Decode a split freely and score it."""
+    """Decode a split freely and score the captions."""
+    parser = _parser()
+    options = parser.parse_intermixed_args(argv)
+    plug_in(options)
+
+    from captioner.api import Captioner
+    from captioner.evaluation.evaluate import evaluate, result_folder, write_config
+
+    metrics = metrics_of(options.metrics)
+    runs, overrides = _runs_and_overrides(parser, options)
+    captioner = Captioner.load(runs, device=options.device)
+    data, decoding, loader = _composed(captioner, overrides, options)
+    split = data.pop("split")
+    result = evaluate(
+        captioner, data=data, decoding=decoding, loader=loader, split=split, metrics=metrics
+    )
+    folder = result_folder(captioner, decoding, data, split)
+    paths = [*result.write(folder), *write_config(captioner)]
+    if options.format == "json":
+        return print_json({**result.scores.as_dict(), "files": [str(path) for path in paths]})
+    _print(result, split, paths)
+    return 0
+
+
+def _runs_and_overrides(
+    parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> tuple[list[str], list[str]]:
+    """The models among the words of the command line, and the overrides."""
+    runs = [word for word in options.runs if _is_path(word)]
+    overrides = [word for word in (*options.runs, *options.overrides) if word not in runs]
+    if not runs:
+        parser.error("name a run folder or a checkpoint before the overrides")
+    if options.split and any(word.startswith("data.split=") for word in overrides):
+        parser.error("give --split or data.split=, not both")
+    return runs, overrides
+
+
+def _is_path(word: str) -> bool:
+    """Whether a word names a run, and is not an override: no key of ours has a slash."""
+    key, equals, _ = word.partition("=")
+    return not equals or "/" in key or Path(word).exists()
+
+
+def _composed(
+    captioner: Captioner, overrides: Sequence[str], options: argparse.Namespace
+) -> tuple[Config, Config, Config]:
+    """The model's data (with a split), decoding and loader options, changed by the overrides."""
+    from captioner.config import override
+
+    base = {key: captioner.config[key] for key in ("data", "loader")}
+    base["decoding"] = captioner.options.as_dict()
+    extra = {"data": {"split": options.split or "dev"}}  # an option of this verb alone
+    groups = override(base, overrides, config_dir=options.config_dir, extra=extra)
+    return groups["data"], groups["decoding"], groups["loader"]
+
+
+def _print(result: Evaluation, split: str, paths: Sequence[Path]) -> None:
+    count = len(result.captions)
+    rate = count / max(result.seconds, 1e-9)
+    print_table(
+        f"{split}: {count} image{'' if count == 1 else 's'}, {rate:.0f} captions/s",
+        {name: f"{value:.2f}" for name, value in result.scores.values.items()},
+    )
+    print(result.scores.signature)
+    for metric, reason in result.scores.missing.items():
+        print(f"no {metric}: {reason}")
+    for path in paths:
+        print(f"wrote {short(path)}")
+    if missing := result.lacks():
+        print(f"sheet.png: {missing}")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "evaluate",
-        "Decode a split freely (never teacher-forced), score it against all references, and write\n"
-        "scores.json, captions.jsonl, statistics.npz and sheet.png into the run folder, by split\n"
-        "and decoding.",
+        "Decode a split freely (never teacher-forced), score the captions against all references,\n"
+        "and write scores.json, captions.jsonl, statistics.npz and sheet.png into the run folder,\n"
+        "by split and decoding.",
         "  captioner evaluate runs/demo\n"
         "  captioner evaluate flickr8k data.root=~/flickr8k --split test\n"
         "  captioner evaluate runs/demo --split test decoding=beam decoding.beam_size=3\n"
@@ -35,14 +114,15 @@ def run(argv: Sequence[str]) -> int:
         "  captioner evaluate runs/a runs/b decoding=beam decoding.ensemble=log_probability\n"
         "  captioner evaluate runs/demo decoding=top_p decoding.captions=5 decoding.seed=1\n",
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "runs",
         nargs="+",
         metavar="RUN",
-        help="run folder, checkpoint or bundled model (see captioner models); several decode "
-        "together",
+        help="run folder, checkpoint or bundled model (see captioner models); several are decoded "
+        "together as an ensemble",
     )
-    parser.add_argument(
+    add(
         "overrides",
         nargs="*",
         metavar="key=value",
@@ -52,55 +132,8 @@ def run(argv: Sequence[str]) -> int:
     )
     add_split(parser, "the same as data.split= (default dev)")
     add_metrics(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="of what is printed"
-    )
+    add("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    add("--format", choices=("text", "json"), default="text", help="of what is printed")
     add_plugin(parser)
     add_config_dir(parser)
-    options = parser.parse_intermixed_args(argv)
-    plug_in(options)
-
-    from captioner.api import Captioner
-    from captioner.config import override
-    from captioner.evaluation.evaluate import evaluate, result_folder, write_config
-
-    metrics = metrics_of(options.metrics)
-    runs = [one for one in options.runs if _is_path(one)]
-    overrides = [one for one in (*options.runs, *options.overrides) if one not in runs]
-    if not runs:
-        parser.error("name a run folder or a checkpoint before the overrides")
-    if options.split and any(one.startswith("data.split=") for one in overrides):
-        parser.error("give --split or data.split=, not both")
-    captioner = Captioner.load(runs, device=options.device)
-    base = {key: captioner.config[key] for key in ("data", "loader")}
-    base["decoding"] = captioner.options.as_dict()
-    extra = {"data": {"split": options.split or "dev"}}  # an option of this verb alone
-    chosen = override(base, overrides, config_dir=options.config_dir, extra=extra)
-    data, decoding = chosen["data"], chosen["decoding"]
-    split = data.pop("split")
-    groups = {"data": data, "decoding": decoding, "loader": chosen["loader"]}
-    result = evaluate(captioner, **groups, split=split, metrics=metrics)
-    paths = result.write(result_folder(captioner, decoding, data, split))
-    paths += write_config(captioner)
-    if options.format == "json":
-        return print_json({**result.scores.as_dict(), "files": [str(path) for path in paths]})
-    rate = len(result.captions) / max(result.seconds, 1e-9)
-    print_table(
-        f"{split}: {len(result.captions)} images, {rate:.0f} captions/s",
-        {name: f"{value:.2f}" for name, value in result.scores.values.items()},
-    )
-    print(result.scores.signature)
-    for metric, reason in result.scores.missing.items():
-        print(f"no {metric}: {reason}")
-    for path in paths:
-        print(f"wrote {short(path)}")
-    if lack := result.lacks():
-        print(f"sheet.png: {lack}")
-    return 0
-
-
-def _is_path(word: str) -> bool:
-    """Whether a word names a run, and is not an override: no key of ours has a slash."""
-    key, equals, _ = word.partition("=")
-    return not equals or "/" in key or Path(word).exists()
+    return parser

@@ -1,63 +1,103 @@
-"""Score captions that are already there."""
+"""Score captions that were made elsewhere."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from captioner.verbs.terminal import add_metrics, metrics_of, new_folder, parser_of, wrote
+from captioner.verbs.terminal import add_metrics, metrics_of, new_folder, parser_of, warn, wrote
+
+if TYPE_CHECKING:
+    from captioner.metrics.scores import Scores
 
 
 def run(argv: Sequence[str]) -> int:
-    """Score captions that are already there."""
-    parser = parser_of(
-        "score",
-        "Score captions of any system. FILE holds one caption an image; its references stand\n"
-        "beside it or in REFERENCES. Both may be JSON lines (captions.jsonl of evaluate), JSON\n"
-        "(COCO's results and annotations, or a list of objects), or CSV with columns named image,\n"
-        "caption, and reference or reference_1, reference_2, ...; in REFERENCES an image may come\n"
-        "again and again, with a caption by a person each time, or be any data that train reads.",
-        "  captioner score runs/demo/evaluation/shapes-dev/greedy/captions.jsonl\n"
-        "  captioner score results.json captions_val2014.json --subset --metrics bleu,cider-d\n"
-        "  captioner score mine.csv references.csv --format markdown --output scores.md\n"
-        "  captioner score mine.jsonl --training train.csv --statistics scores/mine\n",
-    )
-    parser.add_argument("file", metavar="FILE", help="captions: .jsonl, .json, .csv or .tsv")
-    parser.add_argument(
-        "references", metavar="REFERENCES", nargs="?", help="captions by people, in such a file"
-    )
-    parser.add_argument(
-        "--tokenize",
-        default="ptb",
-        metavar="NAME",
-        help="ptb (English, default), ptb-jar (the same, by java), character (Chinese)",
-    )
-    add_metrics(parser)
-    parser.add_argument(
-        "--subset", action="store_true", help="leave out images that FILE does not caption"
-    )
-    parser.add_argument("--training", metavar="FILE", help="captions of training, for novelty")
-    parser.add_argument("--format", choices=("text", "json", "markdown"), default="text")
-    parser.add_argument("--output", metavar="FILE", help="write there instead of standard output")
-    parser.add_argument(
-        "--statistics", metavar="FOLDER", help="write scores.json and statistics.npz there"
-    )
-    options = parser.parse_intermixed_args(argv)
+    """Score captions that were made elsewhere."""
+    options = _parser().parse_intermixed_args(argv)
 
     from captioner.evaluation.score_files import score_files
+    from captioner.files import write_whole
 
     made = new_folder(options.output)
-    status = score_files(
+    scored = score_files(
         options.file,
         options.references,
         tokenize=options.tokenize,
         metrics=metrics_of(options.metrics),
         subset=options.subset,
         training=options.training,
-        format=options.format,
-        output=options.output,
-        statistics=options.statistics,
     )
+    for warning in scored.warnings:
+        warn(warning)
+    text = FORMATS[options.format](scored.scores)
+    if options.output is None:
+        print(text, end="")
+    else:
+        write_whole(options.output, text)
+    if options.statistics is not None:
+        scored.write(options.statistics)
     if options.output:
         print(wrote(options.output, made), file=sys.stderr)
-    return status
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "score",
+        "Score captions of any system. FILE has one caption for each image; references are in\n"
+        "the same file or in REFERENCES. Both may be JSON lines (captions.jsonl of evaluate),\n"
+        "JSON (COCO's results and annotations, or a list of objects), or CSV with columns named\n"
+        "image, caption, and reference or reference_1, reference_2, ... REFERENCES may have\n"
+        "several rows for an image, each with a caption by a person, or be any dataset that\n"
+        "train reads.",
+        "  captioner score runs/demo/evaluation/shapes-dev/greedy/captions.jsonl\n"
+        "  captioner score results.json captions_val2014.json --subset --metrics bleu,cider-d\n"
+        "  captioner score mine.csv references.csv --format markdown --output scores.md\n"
+        "  captioner score mine.jsonl --training train.csv --statistics scores/mine\n",
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", help="captions: .jsonl, .json, .csv or .tsv")
+    add("references", metavar="REFERENCES", nargs="?", help="captions by people, likewise")
+    add(
+        "--tokenize",
+        default="ptb",
+        metavar="NAME",
+        help="ptb (English, default), ptb-jar (the same, by java), character (Chinese)",
+    )
+    add_metrics(parser)
+    add("--subset", action="store_true", help="leave out images that FILE does not caption")
+    add("--training", metavar="FILE", help="the training captions, for novelty")
+    add("--format", choices=("text", "json", "markdown"), default="text")
+    add("--output", metavar="FILE", help="write there instead of standard output")
+    add("--statistics", metavar="FOLDER", help="write scores.json and statistics.npz there")
+    return parser
+
+
+def _as_text(scores: Scores) -> str:
+    width = max(map(len, scores.values), default=0)
+    lines = [f"{name:<{width}} {value:9.2f}" for name, value in scores.values.items()]
+    lines += ["", *_signatures(scores)]
+    lines += [f"no {metric}: {reason}" for metric, reason in scores.missing.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _as_markdown(scores: Scores) -> str:
+    lines = ["| score | value |", "|---|---:|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in scores.values.items()]
+    lines += ["", *(f"- `{text}`" for text in _signatures(scores))]
+    lines += [f"- no {metric}: {reason}" for metric, reason in scores.missing.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _as_json(scores: Scores) -> str:
+    return scores.to_json()
+
+
+def _signatures(scores: Scores) -> list[str]:
+    """The different signatures as text."""
+    return list(dict.fromkeys(map(str, scores.signatures.values())))
+
+
+FORMATS = {"text": _as_text, "json": _as_json, "markdown": _as_markdown}

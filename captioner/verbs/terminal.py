@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from captioner.verbs.tables import METRICS, names_in
+
 
 def fail(message: str, status: int = 1) -> int:
     """Print an error in one line and return the exit status."""
@@ -62,8 +64,7 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics",
         metavar="A,B",
-        help="of bleu, rouge-l, cider-d, cider, meteor, spice, diversity, clip, or their scores, "
-        "such as BLEU-4 (default all)",
+        help=f"of {', '.join(names_in(METRICS))}, or their scores, such as BLEU-4 (default all)",
     )
 
 
@@ -100,11 +101,11 @@ def plug_in(options: argparse.Namespace) -> None:
 
 def metrics_of(names: str | None) -> list[str]:
     """The names of a comma-separated list, all where there is none; told before the work."""
-    from captioner.metrics.scores import METRICS, named
+    from captioner.metrics import table
 
-    chosen = list(METRICS) if names is None else [name.strip() for name in names.split(",")]
-    named(chosen)
-    return chosen
+    wanted = list(table.METRICS) if names is None else [one.strip() for one in names.split(",")]
+    table.named(wanted)
+    return wanted
 
 
 def print_table(title: str, rows: dict[str, str]) -> None:

@@ -32,10 +32,9 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as CocoCider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from captioner.metrics.bleu import bleu_rows
+from captioner.metrics.bleu import bleu_rows, from_bleu_rows
 from captioner.metrics.cider import Cider
 from captioner.metrics.ngrams import ORDERS, References
-from captioner.metrics.statistics import from_bleu_rows
 from captioner.metrics.tokenize import TOKENIZE, ptb_words
 
 IMAGES, REFERENCES, TEXTS = 40_000, 5, 200_000

@@ -80,7 +80,7 @@ def score_dev(model: Captioner, encoder: str, decoder: str, cache: str) -> dict[
         loader={**model.config["loader"], "cache_folder": cache},
         metrics=("bleu", "cider-d"),
     )
-    return {**result.scores.values, "signature": result.scores.signature}
+    return {**result.scores.values, "signature": str(result.scores.signature)}
 
 
 def train_and_evaluate(root: Path, run_dir: Path, cache: str, options: Any) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ def row(name: str, model: Captioner, how: dict[str, Any], split: str) -> dict[st
     return {
         "name": name,
         "options": how,
-        "signature": result.scores.signature,
+        "signature": str(result.scores.signature),
         "scores": {n: result.scores.values[n] for n in SHOWN},
         "intervals": {n: interval(resampled[n][0]) for n in SHOWN},
         "variety": {n: result.scores.values[n] for n in VARIETY if n in result.scores.values},

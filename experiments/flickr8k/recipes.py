@@ -266,7 +266,7 @@ def _scored(folders: list[Path], resamples: int) -> dict[str, Any]:
         "scores": {name: row.score for name, row in rows.items()},
         "of_seeds": {name: row.seeds for name, row in rows.items()},
         "intervals": {name: row.interval for name, row in rows.items() if row.interval},
-        "signature": found.signature,
+        "signature": str(found.signature),
     }
 
 

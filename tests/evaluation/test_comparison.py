@@ -381,12 +381,18 @@ def test_an_ensemble_is_no_run(seeds, capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [{"split": "test"}, {"tok": "character"}, {"refs": "4"}, {"images": "0"}, {"data": "x"}]
+    "field, value, name",
+    [
+        ("split", "test", "split"),
+        ("tokenization", "character", "tok"),
+        ("references_per_image", "4", "refs"),
+        ("images", "0", "images"),
+        ("data", "x", "data"),
+    ],
 )
-def test_what_cannot_be_compared_is_refused_or_said(part, tmp_path, capsys) -> None:
+def test_what_cannot_be_compared_is_refused_or_said(field, value, name, tmp_path, capsys) -> None:
     first = evaluation(tmp_path / "a", system(1))
-    other = evaluation(tmp_path / "b", system(2), **part)
-    [name] = part
+    other = evaluation(tmp_path / "b", system(2), **{field: value})
     fails(capsys, first, other, says=f"cannot be compared: {name} ")
     for form in ("text", "markdown", "json"):
         assert main(["compare", f"{first}", f"{other}", "--anyway", *QUICK, "--format", form]) == 0
@@ -422,9 +428,18 @@ def test_results_from_before_references_were_signed_are_compared_with_a_note(
         assert any("the signature of old is older" in note for note in found["notes"])
 
 
+def test_results_of_texts_alone_are_compared_as_those_with_fields(tmp_path, capsys) -> None:
+    newer = evaluation(tmp_path / "new", system(1), references="aaaaaaaa")
+    older = evaluation(tmp_path / "old", system(2), references="aaaaaaaa", old=True)
+    found = as_json(capsys, newer, older)
+    assert (found["warnings"], found["notes"][:-1]) == ([], [])
+    other = evaluation(tmp_path / "other", system(2), references="bbbbbbbb", old=True)
+    fails(capsys, newer, other, says="cannot be compared: references aaaaaaaa and bbbbbbbb")
+
+
 def test_metrics_of_no_such_name_are_told_before_anything_else(tmp_path, capsys) -> None:
     first = evaluation(tmp_path / "a", system(1))
-    other = evaluation(tmp_path / "b", system(2), tok="character")
+    other = evaluation(tmp_path / "b", system(2), tokenization="character")
     fails(capsys, first, other, "--metrics", "foo", says="metrics='foo' is not known")
 
 
@@ -612,7 +627,7 @@ def test_without_matplotlib_one_line_names_the_extra(runs, monkeypatch, capsys) 
 def test_one_reference_is_one_and_a_folder_made_elsewhere_is_named(
     tmp_path, monkeypatch, capsys
 ) -> None:
-    runs = [str(evaluation(tmp_path / name, system(3), refs="1")) for name in "ab"]
+    runs = [str(evaluation(tmp_path / name, system(3), references_per_image="1")) for name in "ab"]
     here, away = tmp_path / "here", tmp_path / "away"
     here.mkdir()
     monkeypatch.chdir(here)

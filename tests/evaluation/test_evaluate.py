@@ -8,8 +8,8 @@ import pytest
 
 from captioner.checkpoints import bundle
 from captioner.cli import main
+from captioner.decoding.options import DecodingOptions
 from captioner.evaluation.evaluate import data_name
-from captioner.evaluation.results import signature_part
 
 
 def evaluated(capsys, *argv: object) -> dict:
@@ -51,6 +51,9 @@ def test_an_experiment_counts_in_what_evaluation_has(copied, scenes, capsys) -> 
     recipe = ["experiment=flickr8k_nic", f"data.root={scenes}", "data.format=shapes"]
     result = evaluated(capsys, copied, *recipe, "data.captions=null")
     assert "|decoding:beam3-lp0.7|" in result["signature"]  # of the recipe
+    options = result["fields"]["common"]["options"]
+    assert (options["beam_size"], options["length_penalty"]) == (3, 0.7)
+    assert options.keys() == DecodingOptions.__dataclass_fields__.keys()
 
 
 @pytest.mark.parametrize(
@@ -87,13 +90,12 @@ def test_other_captions_of_the_same_images_are_another_evaluation(
             "toys-captions.jsonl-dev": [f"data.captions={root}/captions.jsonl"],
         }.items()
     }
-    signatures = [one["signature"] for one in results.values()]
     for folder, result in results.items():
         scores = Path(result["files"][0])
         assert scores.parent.parent.name == folder
-        assert signature_part(result["signature"], "data") == folder.removesuffix("-dev")
+        assert result["fields"]["common"]["data"] == folder.removesuffix("-dev")
         assert json.loads(scores.read_text("utf-8"))["signature"] == result["signature"]
-    hashes = [signature_part(one, "references") for one in signatures]
+    hashes = [one["fields"]["common"]["references"] for one in results.values()]
     assert hashes[0] == hashes[2] != hashes[1]
     files = [str(Path(one["files"][0]).parent) for one in results.values()]
     assert main(["compare", files[0], files[2], "--resamples", "1000"]) == 0
@@ -107,12 +109,12 @@ def test_files_are_signed_with_the_references_of_their_evaluation(
 ) -> None:
     root = shutil.copytree(scenes, tmp_path / "toys")
     result = evaluated(capsys, copied, "data=json", f"data.root={root}")
-    own = signature_part(result["signature"], "references")
+    own = result["fields"]["common"]["references"]
     captions = Path(result["files"][1])
     for files in ([captions], [captions, root / "captions.jsonl"]):
         argv = [*map(str, files), "--format", "json", "--metrics", "bleu"]
         assert main(["score", *argv, *(["--subset"] if len(files) > 1 else [])]) == 0
-        assert signature_part(json.loads(capsys.readouterr().out)["signature"], "references") == own
+        assert json.loads(capsys.readouterr().out)["fields"]["common"]["references"] == own
 
 
 @pytest.mark.parametrize(

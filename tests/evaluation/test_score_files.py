@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from captioner.cli import main
-from captioner.evaluation.results import signature_part
 from captioner.metrics.scores import score
+from captioner.metrics.signature import Signature, to_json
 from captioner.metrics.statistics import Statistics
 
 SAID = {"1": "a dog runs fast", "2": 'a "red" cat, asleep', "3": "two cows in a field"}
@@ -110,8 +111,7 @@ def test_every_layout_gives_the_same(layout: str, tmp_path, capsys) -> None:
     found = scored(capsys, *LAYOUTS[layout](tmp_path), "--metrics", METRICS)
     assert found["scores"] == pytest.approx(EXPECTED.values)
     assert "|refs:2|n:3|" in found["signature"]
-    references = signature_part(found["signature"], "references")
-    assert references and references == signature_part(EXPECTED.signature, "references")
+    assert found["fields"]["common"]["references"] == EXPECTED.signature.references
 
 
 def test_a_subset_is_scored_where_it_is_asked_for(tmp_path, capsys) -> None:
@@ -132,16 +132,26 @@ def test_statistics_are_left_for_comparisons(tmp_path, capsys) -> None:
         assert value == pytest.approx(found["scores"][name])
 
 
-def test_captions_of_an_evaluation_keep_what_it_knew(tmp_path, capsys) -> None:
+@pytest.mark.parametrize("old", [False, True])
+def test_captions_of_an_evaluation_keep_what_it_knew(old: bool, tmp_path, capsys) -> None:
     file = captions_jsonl(tmp_path)
     before = scored(capsys, file, "--metrics", "bleu")["signature"]
     assert "|data:captions|images:" in before
     images = before.partition("images:")[2][:8]
-    known = f"tok:ptb|n:3|decoding:beam3-lp0.7|data:flickr8k|split:dev|images:{images}"
-    write_json(tmp_path / "scores.json", {"signature": known})
-    after = scored(capsys, file, "--metrics", "bleu")["signature"]
-    assert f"|decoding:beam3-lp0.7|data:flickr8k|split:dev|images:{images}|" in after
-    write_json(tmp_path / "scores.json", {"signature": known.replace(images, "0" * 8)})
+
+    def beside(images: str) -> None:
+        """Write the scores of an evaluation of these images; old ones have no fields."""
+        known = Signature(decoding="beam3-lp0.7", data="flickr8k", split="dev", images=images)
+        content = to_json(replace(known, options={"beam_size": 3}), {})
+        if old:
+            del content["fields"]
+        write_json(tmp_path / "scores.json", content)
+
+    beside(images)
+    after = scored(capsys, file, "--metrics", "bleu")
+    assert f"|decoding:beam3-lp0.7|data:flickr8k|split:dev|images:{images}|" in after["signature"]
+    assert old or after["fields"]["common"]["options"] == {"beam_size": 3}
+    beside("0" * 8)
     assert scored(capsys, file, "--metrics", "bleu")["signature"] == before
 
 

@@ -13,7 +13,8 @@ import pytest
 
 import captioner
 from captioner.metrics.bleu import bleu
-from captioner.metrics.scores import Scores, reference_hash, score
+from captioner.metrics.scores import Scores, score
+from captioner.metrics.signature import Signature, reference_hash
 
 _NOUNS = "man woman dog cat boy girl ball bike tree street".split()
 _VERBS = "runs jumps sits plays looks stands".split()
@@ -164,36 +165,43 @@ def test_chinese_is_scored_by_characters() -> None:
 def test_the_signature_says_how_scores_were_computed() -> None:
     candidates, references = corpus(size=7)
     references = [texts[:3] for texts in references]
-    scores = score(candidates, references, context={"data": "shapes", "decoding": "beam3"})
-    assert scores.signature == (
-        "tok:ptb|case:lower|refs:3|n:7|data:shapes|decoding:beam3"
+    scores = score(candidates, references, context={"decoding": "beam3", "data": "shapes"})
+    assert str(scores.signature) == (
+        "tok:ptb|case:lower|refs:3|n:7|decoding:beam3|data:shapes"
         f"|references:{reference_hash([''] * 7, references)}|captioner:{captioner.__version__}"
     )
     whole = f"BLEU|nltk:{version('nltk')}|{scores.signature}"
-    assert scores.signatures == {f"BLEU-{n}": whole for n in (1, 2, 3, 4)}
-    assert scores.as_dict() == {
+    texts = {f"BLEU-{n}": whole for n in (1, 2, 3, 4)}
+    assert {name: str(one) for name, one in scores.signatures.items()} == texts
+    content = scores.as_dict()
+    fields = content.pop("fields")
+    assert content == {
         "scores": scores.values,
-        "signatures": scores.signatures,
-        "signature": scores.signature,
+        "signatures": texts,
+        "signature": str(scores.signature),
         "missing": {},
     }
+    assert fields["metrics"]["BLEU-4"] == {"metric": "BLEU", "parts": {"nltk": version("nltk")}}
+    assert fields["common"]["decoding"] == "beam3" and fields["common"]["count"] == 7
 
 
 def test_the_signature_tells_numbers_of_references_and_tokenizers_apart() -> None:
     scores = score(["一", "二"], [["一"], ["一", "二", "三"]], tokenize="character")
-    assert scores.signature.startswith("tok:character|")
-    assert "|refs:1-3|n:2|" in scores.signature
+    assert str(scores.signature).startswith("tok:character|")
+    assert "|refs:1-3|n:2|" in str(scores.signature)
 
 
 def test_a_value_cannot_forge_an_entry() -> None:
     scores = score(["a"], [["a"]], context={"data": "x|n:1000"})
-    assert scores.signature.split("|")[4] == "data:x_n:1000"
+    assert str(scores.signature).split("|")[4] == "data:x_n:1000"
 
 
 def test_scores_cannot_be_changed() -> None:
-    scores = Scores({"BLEU-1": 1.0}, {"BLEU-1": "BLEU|n:1"}, "n:1")
+    scores = Scores({"BLEU-1": 1.0}, {"BLEU-1": Signature(metric="BLEU", count=1)}, Signature())
     with pytest.raises(AttributeError):
-        scores.signature = "n:1000"  # type: ignore[misc]
+        scores.signature = Signature(count=1000)  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        scores.signatures["BLEU-1"].count = 1000  # type: ignore[misc]
 
 
 # Mistakes -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy
 import pytest
 from scipy import stats
 
+from captioner.metrics.bleu import from_bleu_rows
 from captioner.metrics.significance import (
     OverSeeds,
     average,
@@ -18,7 +19,7 @@ from captioner.metrics.significance import (
     student_quantile,
     student_within,
 )
-from captioner.metrics.statistics import Statistics, from_bleu_rows
+from captioner.metrics.statistics import Statistics
 
 REPEATS = 1000
 RESAMPLES = 400

@@ -66,6 +66,14 @@ def folder(evaluated: Path, tmp_path: Path) -> Path:
     return shutil.copytree(evaluated, tmp_path / "tiny")
 
 
+def signed(evaluation: Path, **fields: object) -> None:
+    """Change fields of the signature of an evaluation."""
+    path = evaluation / "scores.json"
+    content = json.loads(path.read_text())
+    content["fields"]["common"] |= fields
+    path.write_text(json.dumps(content))
+
+
 def rewrite(folder: Path, **changes: object) -> None:
     """Change the first line of the captions."""
     path = folder / "evaluation" / "shapes-dev" / "greedy" / "captions.jsonl"
@@ -159,7 +167,7 @@ def test_names_are_data_too(folder: Path) -> None:
     path = folder / "evaluation" / "shapes-dev" / "greedy" / "scores.json"
     content = json.loads(path.read_text())
     content["missing"] = {"<b>SPICE": "<i>no java"}
-    content["signature"] += "|data:<u>"
+    content["fields"]["common"]["data"] = "<u>"
     path.write_text(json.dumps(content))
     (folder / "config.yaml").write_text("data: {root: <s>}\nother: <s>\n")
     page = Page(report(folder))
@@ -227,10 +235,25 @@ def test_a_broken_picture_is_left_out(folder: Path, scenes: Path, tmp_path: Path
     assert len(sources) == 1
 
 
+def test_a_caption_is_truncated_at_the_length_that_its_decoding_allowed(folder: Path) -> None:
+    path = folder / "evaluation" / "shapes-dev" / "greedy"
+    says = "words, the most that decoding.max_length allows"
+    options = json.loads((path / "scores.json").read_text())["fields"]["common"]["options"]
+    signed(path, options={**options, "max_length": 29})
+    rewrite(folder, caption=" ".join(f"word{n}" for n in range(29)))
+    assert f"29 {says}" in Page(report(folder)).text
+    signed(path, options=options)
+    assert says not in Page(report(folder)).text
+    content = json.loads((path / "scores.json").read_text())
+    del content["fields"]  # an older evaluation, whose label says it
+    content["signature"] = content["signature"].replace("decoding:greedy", "decoding:greedy-max29")
+    (path / "scores.json").write_text(json.dumps(content))
+    assert f"29 {says}" in Page(report(folder)).text
+
+
 def test_a_chinese_page_judges_what_it_can(folder: Path) -> None:
     path = folder / "evaluation" / "shapes-dev" / "greedy"
-    scores = path / "scores.json"
-    scores.write_text(scores.read_text().replace("tok:ptb", "tok:character"))
+    signed(path, tokenization="character")
     rewrite(folder, caption="穿红衣服的男人", references=["穿蓝衣服的男人", "蓝色上衣的男人"])
     page = Page(report(folder, images=100))
     assert "says 红, references 蓝" in page.text
@@ -256,8 +279,7 @@ def test_the_language_is_that_of_the_letters(text: str, language: str | None) ->
 
 def test_captions_and_page_say_the_language_they_are_in(folder: Path) -> None:
     path = folder / "evaluation" / "shapes-dev" / "greedy"
-    scores = path / "scores.json"
-    scores.write_text(scores.read_text().replace("tok:ptb", "tok:character"))
+    signed(path, tokenization="character")
     lines = [json.loads(line) for line in (path / "captions.jsonl").read_text().splitlines()]
     rows = [{**one, "caption": "两只狗", "references": ["三只狗 在跑"]} for one in lines]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

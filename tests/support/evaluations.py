@@ -1,10 +1,12 @@
 """Evaluation folders as ``captioner evaluate`` writes them, of synthetic scores."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
 
+from captioner.metrics.signature import Signature, to_json
 from captioner.metrics.statistics import Statistics
 from captioner.runs import STATISTICS
 
@@ -32,23 +34,25 @@ def evaluation(
     config: dict | None = None,
     label: str | None = None,
     diversity: float = 3.5,
-    **parts: str,
+    old: bool = False,
+    own: dict[str, dict[str, str]] | None = None,
+    **fields: str,
 ) -> Path:
-    """Write an evaluation into a run folder, with config.yaml where given; returns the run."""
+    """Write an evaluation into a run folder, with config.yaml where given; returns the run.
+
+    The signature has `fields`, and of a score what `own` says; an old one is stored as text alone.
+    """
     folder = run / "evaluation" / f"toys-{split}" / (label or decoding)
-    common = {"tok": "ptb", "case": "lower", "refs": "5", "n": str(len(statistics.images))}
-    common |= {"decoding": decoding, "data": "toys", "split": split, "images": "51c9cff8"}
-    common |= {"captioner": "0.1.0", **parts}
-    text = "|".join(f"{name}:{value}" for name, value in common.items())
+    known = {"tokenization": "ptb", "case": "lower", "references_per_image": "5"}
+    known |= {"decoding": decoding, "data": "toys", "split": split, "images": "51c9cff8"}
+    common = Signature(**{**known, "version": "0.1.0", **fields}, count=len(statistics.images))
     scores = {name: float(score) for name, score in statistics.scores().items()}
     scores["distinct-2"] = diversity
-    own = {"CIDEr-D": "CIDEr-D|df:references"}
-    content = {
-        "scores": scores,
-        "signatures": {name: f"{own.get(name, name)}|{text}" for name in scores},
-        "signature": text,
-        "missing": {},
-    }
+    parts = {"CIDEr-D": {"df": "references"}, **(own or {})}
+    signatures = {n: replace(common, metric=n, parts=parts.get(n, {})) for n in scores}
+    content = {"scores": scores, **to_json(common, signatures), "missing": {}}
+    if old:
+        del content["fields"]
     folder.mkdir(parents=True)
     (folder / "scores.json").write_text(json.dumps(content))
     statistics.save(folder / STATISTICS)

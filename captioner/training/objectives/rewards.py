@@ -25,9 +25,9 @@ import numpy
 from captioner.config import unknown_key
 from captioner.metrics.bleu import bleu_rows
 from captioner.metrics.cider import Cider
+from captioner.metrics.corpus import Rows
 from captioner.metrics.ngrams import Integers, Matches, References, Words
 from captioner.metrics.rouge import rouge_rows
-from captioner.metrics.statistics import Rows
 from captioner.tokenizers import END
 
 Score = Callable[[Sequence[Words], Integers, Sequence[Matches]], Rows]

@@ -39,9 +39,9 @@ from captioner.data.records import Record
 from captioner.decoding.decode import decode
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis
+from captioner.metrics.corpus import Rows
 from captioner.metrics.diversity import repeated_bigrams
 from captioner.metrics.ngrams import Integers
-from captioner.metrics.statistics import Rows
 from captioner.models.captioning import CaptioningModel
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
