@@ -1,11 +1,12 @@
-"""BLEU: how many n-grams of the candidates stand in one of their references.
+"""BLEU: how many n-grams of the candidates are also in one of their references.
 
     BLEU-n = BP (p_1 p_2 ... p_n)^(1/n)        BP = 1 if c > r, else exp(1 - r / c)
 
-p_k is the share of the candidates' k-grams found in a reference, each counted at most as often as
-one reference has it; c is the length of all candidates together, r that of the references closest
-to them in length, the shorter where two are equally close. All counts are summed over the corpus
-before dividing, so BLEU is not the mean of sentence scores. Nothing is smoothed.
+p_k is the share of the candidates' k-grams that match a reference, each clipped to its largest
+count in one reference; c is the total length of the candidates, r the total length of the
+references closest to them in length (the shorter of two that are equally close). All counts are
+summed over the corpus before dividing, so BLEU is not the mean of sentence scores. There is no
+smoothing.
 
 Papineni et al., "BLEU: a Method for Automatic Evaluation of Machine Translation", ACL 2002.
 """
@@ -39,31 +40,31 @@ def bleu(
 ) -> dict[str, float]:
     """Score candidates against their references with nltk's corpus_bleu.
 
-    nltk counts one n-gram for a candidate of fewer than n words, coco-caption none; apart from
-    that the two agree.
+    For a candidate of fewer than n words nltk counts one n-gram and coco-caption none; otherwise
+    the two agree.
 
     Args:
         candidates: the words of each candidate; one or more candidates.
         references: for each candidate, the words of one or more references.
 
     Returns:
-        BLEU-1 to BLEU-4, 0 to 100; exactly 0 where no n-gram of that order, or of a lower one, is
-        found.
+        BLEU-1 to BLEU-4, 0 to 100; exactly 0 where no n-gram of that order, or of a lower one,
+        matches.
     """
-    # Importing nltk takes a second, so it waits until a score is wanted.
+    # Importing nltk takes a second.
     from nltk.translate.bleu_score import corpus_bleu
 
     precisions: list[Fraction] = []
 
-    def unsmoothed(found: list[Fraction], **_: Any) -> list[Fraction]:
-        # nltk's own puts the smallest float for 0, which leaves scores near 1e-77, and warns.
-        precisions.extend(found)
-        return found
+    def unsmoothed(of_orders: list[Fraction], **_: Any) -> list[Fraction]:
+        # nltk's default replaces 0 by the smallest float, which gives scores near 1e-77, and warns.
+        precisions.extend(of_orders)
+        return of_orders
 
     weights = [tuple(1 / n for _ in range(n)) for n in ORDERS]
     scores = corpus_bleu(references, candidates, weights=weights, smoothing_function=unsmoothed)
-    found = [bool(precisions) and all(p > 0 for p in precisions[:n]) for n in ORDERS]
-    return {f"BLEU-{n}": 100 * float(s) if f else 0.0 for n, s, f in zip(ORDERS, scores, found)}
+    matched = [bool(precisions) and all(p > 0 for p in precisions[:n]) for n in ORDERS]
+    return {f"BLEU-{n}": 100 * float(s) if m else 0.0 for n, s, m in zip(ORDERS, scores, matched)}
 
 
 def bleu_rows(
@@ -80,22 +81,22 @@ def bleu_rows(
         references: of I images.
         candidates: C captions.
         images: which image each describes [C]; None takes one an image, in order.
-        matches: of these candidates, where they have been found already.
+        matches: of these candidates, where they have been computed already.
         coco: count no n-gram for a candidate of fewer than n words, as coco-caption does; nltk
-            counts one, which then cannot be found.
+            counts one, which cannot match.
 
     Returns:
-        n-grams found (orders 1 to 4), n-grams said, length, length of the closest reference,
-        [C, 10].
+        matched n-grams (orders 1 to 4), n-grams of the candidate (likewise), its length, the length
+        of the closest reference, [C, 10].
     """
     matches = matches or references.match(candidates, images)
     owners, texts = references.texts_of(references.places(images, len(candidates)))
     lengths = numpy.fromiter(map(len, candidates), dtype=numpy.int64, count=len(candidates))
     rows = numpy.zeros((len(candidates), 10))
-    for n, (order, found) in enumerate(zip(references.orders, matches)):
-        there = found.places >= 0
-        clipped = numpy.minimum(found.counts[there], order.most[found.places[there]])
-        rows[:, n] = numpy.bincount(found.candidates[there], clipped, minlength=len(rows))
+    for n, (order, match) in enumerate(zip(references.orders, matches)):
+        known = match.places >= 0
+        clipped = numpy.minimum(match.counts[known], order.most[match.places[known]])
+        rows[:, n] = numpy.bincount(match.candidates[known], clipped, minlength=len(rows))
         rows[:, 4 + n] = numpy.maximum(0 if coco else 1, lengths - n)
     rows[:, 8] = lengths
     rows[:, 9] = _closest(lengths, owners, references.texts.lengths[texts])
@@ -103,9 +104,9 @@ def bleu_rows(
 
 
 def _closest(lengths: Integers, owners: Integers, others: Integers) -> Integers:
-    """Of each candidate's references the length closest to its own, the shorter of two [C]."""
+    """The length of each candidate's reference that is closest to its own [C]."""
     largest = int(others.max(initial=0)) + 1
-    ranked = numpy.abs(others - lengths[owners]) * largest + others  # by distance, then by length
+    ranked = numpy.abs(others - lengths[owners]) * largest + others  # by distance, then length
     first = numpy.flatnonzero(numpy.diff(owners, prepend=-1))
     return numpy.minimum.reduceat(ranked, first) % largest if len(first) else lengths
 
@@ -113,16 +114,15 @@ def _closest(lengths: Integers, owners: Integers, others: Integers) -> Integers:
 def from_bleu_rows(means: Rows) -> dict[str, Rows]:
     """BLEU-1 to BLEU-4 (0 to 100) of mean counts [..., 10].
 
-    The columns: n-grams found (4 orders), n-grams said (4 orders), length of the candidate, length
-    of the closest reference.
+    The columns are those of `bleu_rows`.
     """
-    found, said = means[..., :4], means[..., 4:8]
+    matched, total = means[..., :4], means[..., 4:8]
     length, closest = means[..., 8], means[..., 9]
     with numpy.errstate(divide="ignore", invalid="ignore"):
-        logs = numpy.log(found) - numpy.log(said)  # [..., 4]
+        logs = numpy.log(matched) - numpy.log(total)  # [..., 4]
         brevity = numpy.minimum(0.0, 1.0 - closest / length)  # log BP
-        total = numpy.cumsum(logs, axis=-1) / numpy.arange(1, 5)  # [..., 4]
-        scores = numpy.exp(total + brevity[..., None])
+        precision = numpy.cumsum(logs, axis=-1) / numpy.arange(1, 5)  # log geometric means [..., 4]
+        scores = numpy.exp(precision + brevity[..., None])
     scores = numpy.where(numpy.isfinite(scores), 100.0 * scores, 0.0)
     return {f"BLEU-{order}": scores[..., order - 1] for order in range(1, 5)}
 

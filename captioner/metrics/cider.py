@@ -1,15 +1,14 @@
-"""CIDEr-D and CIDEr: how much of what people agree on a candidate says, rare n-grams counting more.
+"""CIDEr-D and CIDEr: similarity to the references, with rare n-grams weighted more (tf-idf).
 
-    g(x)_k = count of n-gram k in x * (log I - log max(1, df_k))        df_k: images that hold k
+    g(x)_k = count of n-gram k in x * (log I - log max(1, df_k))        df_k: images with k
 
     CIDEr_n   = mean_j  g(c) . g(r_j) / (|g(c)| |g(r_j)|)
     CIDEr-D_n = mean_j  exp(-(l_c - l_r)^2 / (2 sigma^2)) min(g(c), g(r_j)) . g(r_j) / (|..| |..|)
 
-The score of an image is the mean over n = 1 to 4, that of a corpus the mean of its images'.
-sigma = 6; l is the number of bigrams, as in coco-caption (the words less one, for texts of one word
-or more). coco-caption multiplies by 10, and the field reports a hundred times that; so it is here:
-coco-caption's 1.0 is 100, and 1,000 is the largest possible. Words are not stemmed: the field's
-code does not, though the paper does.
+The score of an image is the mean over n = 1 to 4, that of a corpus the mean of its images' scores.
+sigma = 6; l is the number of bigrams, as in coco-caption (the number of words minus one, for texts
+of one word or more). Here coco-caption's 1.0 is 100, as papers report it, and the maximum is 1,000.
+Words are not stemmed: coco-caption does not stem either, though the paper does.
 
 Vedantam, Zitnick and Parikh, "CIDEr: Consensus-based Image Description Evaluation", CVPR 2015.
 """
@@ -45,7 +44,7 @@ class Cider:
 
     Args:
         references: with the document frequencies.
-        clipped: CIDEr-D; False is CIDEr, which neither clips counts nor minds lengths.
+        clipped: True is CIDEr-D; False is CIDEr, without clipped counts and length penalty.
     """
 
     def __init__(self, references: References, *, clipped: bool = True) -> None:
@@ -75,7 +74,7 @@ class Cider:
         Args:
             candidates: C captions.
             images: which image each describes [C]; None takes one an image, in order.
-            matches: of these candidates, where they have been found already.
+            matches: of these candidates, where they have been computed already.
 
         Returns:
             one row a candidate [C, 1].
@@ -84,7 +83,7 @@ class Cider:
         matches = matches or references.match(candidates, images)
         owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
         first = numpy.searchsorted(owners, numpy.arange(len(candidates)))  # [C]
-        # A pair is a candidate and one of its references, which follow one another in `texts`.
+        # A pair is a candidate and one of its references, which are consecutive in `texts`.
         shift = first - texts[first]  # [C]
         total = numpy.zeros(len(owners))
         for n in range(len(ORDERS)):
@@ -99,22 +98,22 @@ class Cider:
         return (SCALE * sums / (sizes * len(ORDERS)))[:, None]
 
     def _order(
-        self, n: int, found: Matches, shift: Integers, owners: Integers, texts: Integers
+        self, n: int, match: Matches, shift: Integers, owners: Integers, texts: Integers
     ) -> Rows:
         """Cosines, clipped or not, of the n-grams of one order [pairs]."""
         order = self._references.orders[n]
         unseen = numpy.log(self._references.documents)
-        idf = numpy.full(len(found.grams), unseen)
-        known = found.grams < len(order.keys)
-        idf[known] = self._idf[n][found.grams[known]]
-        weights = found.counts * idf  # [M]
-        norms = _norms(found.candidates, weights, len(shift))
+        idf = numpy.full(len(match.grams), unseen)
+        known = match.grams < len(order.keys)
+        idf[known] = self._idf[n][match.grams[known]]
+        weights = match.counts * idf  # [M]
+        norms = _norms(match.candidates, weights, len(shift))
 
-        shared = numpy.flatnonzero(found.places >= 0)
-        places = found.places[shared]
+        shared = numpy.flatnonzero(match.places >= 0)
+        places = match.places[shared]
         which, entries = expand(order.starts[places], order.starts[places + 1])
         mine, theirs = weights[shared][which], self._weights[n][entries]
-        candidate = found.candidates[shared][which]
+        candidate = match.candidates[shared][which]
         products = numpy.minimum(mine, theirs) * theirs if self._clipped else mine * theirs
         pair = order.texts[entries] + shift[candidate]
         dots = numpy.bincount(pair, products, minlength=len(owners))
@@ -123,7 +122,7 @@ class Cider:
 
 
 def _norms(texts: Integers, weights: Rows, size: int) -> Rows:
-    """The length of each text's vector [size]."""
+    """The norm of each text's tf-idf vector [size]."""
     return numpy.sqrt(numpy.bincount(texts, weights**2, minlength=size))
 
 

@@ -1,17 +1,18 @@
-"""How varied captions are: how many differ, how many words they use, how many are new.
+"""Diversity of captions: how many are different, how many words they use, how many are new.
 
-    length       words of a caption, the mean
-    vocabulary   different words in all captions together
-    distinct     share of different captions among them
-    novelty      share of captions that are none of those that the model was trained on
+    length       mean number of words of a caption
+    vocabulary   number of different words in all captions
+    distinct     share of captions that are different from each other
+    novelty      share of captions that are not among the training captions
 
-and, where several captions an image were asked for,
+and, where there are several captions for an image,
 
-    distinct-n   different n-grams of an image's captions over their words, the mean (n = 1, 2)
-    mBLEU-4      BLEU-4 of each caption against the others of its image: lower is more varied
+    distinct-n   number of different n-grams of an image's captions, divided by their number of
+                 words; the mean over images (n = 1, 2)
+    mBLEU-4      BLEU-4 of each caption against the others of its image: lower is more diverse
 
-Shares and BLEU from 0 to 100. Captions are compared by their words, so case and punctuation make no
-difference.
+Shares and BLEU are from 0 to 100. Captions are compared by their words, so case and punctuation
+make no difference.
 
 Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", NAACL 2016;
 Shetty et al., "Speaking the Same Language", ICCV 2017.
@@ -28,12 +29,12 @@ from captioner.metrics.bleu import bleu_rows, from_bleu_rows
 from captioner.metrics.corpus import Corpus, Metric, Result, mean_as
 from captioner.metrics.ngrams import References, Words
 
-_UNKNOWN_TRAINING = "needs the captions of training: training=, or captioner score --training"
+_UNKNOWN_TRAINING = "needs the training captions: give training=, or captioner score --training"
 NOVELTY = "novelty"
 
 
 def measure(corpus: Corpus) -> Result:
-    """What the captions of a corpus show of their variety."""
+    """The diversity of the captions of a corpus."""
     captions = [tuple(words) for words in corpus.candidates]
     lengths = numpy.array([[len(words)] for words in captions], dtype=numpy.float64)
     values = {
@@ -56,10 +57,10 @@ def measure(corpus: Corpus) -> Result:
 
 
 def of_sets(sets: Sequence[Sequence[Words]]) -> dict[str, float]:
-    """How much the captions of one image differ from each other.
+    """The diversity of the captions of one image, averaged over images.
 
     Args:
-        sets: for each image the words of two captions or more.
+        sets: for each image the words of two or more captions.
 
     Returns:
         distinct-1, distinct-2 and mBLEU-4, 0 to 100.
@@ -80,9 +81,9 @@ def _distinct(texts: Sequence[Words], n: int) -> float:
 
 
 def repeated_bigrams(texts: Sequence[Sequence[Hashable]]) -> float:
-    """The share of the bigrams of texts that stood in the same text before, [0, 1]."""
+    """The share of bigrams that occur earlier in the same text, [0, 1]."""
     bigrams = [list(pairwise(text)) for text in texts]
-    repeats = sum(len(one) - len(set(one)) for one in bigrams)
+    repeats = sum(len(pairs) - len(set(pairs)) for pairs in bigrams)
     return repeats / max(1, sum(map(len, bigrams)))
 
 

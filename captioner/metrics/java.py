@@ -1,4 +1,4 @@
-"""The programs of the field's scorers that run on Java: their jars lie in pycocoevalcap."""
+"""Java programs that compute metrics; their jars are in pycocoevalcap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Unavailable", "coco_file", "java_command"]
 
 
 def java_command() -> list[str]:
-    """The start of a command line that runs Java, reading and writing UTF-8.
+    """The beginning of a command line that runs Java with UTF-8 input and output.
 
     Raises:
         Unavailable: there is no Java.
@@ -27,16 +27,16 @@ def coco_file(name: str) -> Path:
     """A file of pycocoevalcap.
 
     Args:
-        name: its path below the package.
+        name: its path relative to the package.
 
     Raises:
         Unavailable: the package is not installed, or lacks the file.
     """
-    found = importlib.util.find_spec("pycocoevalcap")
-    folders = (found and found.submodule_search_locations) or []
+    spec = importlib.util.find_spec("pycocoevalcap")
+    folders = (spec and spec.submodule_search_locations) or []
     if not folders:
         raise Unavailable("needs pycocoevalcap: pip install 'captioner[coco]'")
     path = Path(folders[0]) / name
     if not path.is_file():
-        raise Unavailable(f"needs {name} of pycocoevalcap, which {folders[0]} lacks")
+        raise Unavailable(f"needs {name} of pycocoevalcap, which is not in {folders[0]}")
     return path

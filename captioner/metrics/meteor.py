@@ -1,17 +1,17 @@
-"""METEOR 1.5, by the field's own program: words of a candidate matched with those of a reference.
+"""METEOR 1.5, computed by the authors' program: an alignment of candidate and reference.
 
-Words match exactly, by stem, by synonym or as a paraphrase. With the matches weighted by kind
-(1, 0.6, 0.8, 0.6) and by whether they are content or function words (delta, 1 - delta), P is the
-weighted share of the candidate's words that are matched and R that of the reference's:
+Words match exactly, by stem, by synonym or as a paraphrase. With matches weighted by kind
+(1, 0.6, 0.8, 0.6) and by content or function word (delta, 1 - delta), P is the weighted share of
+matched words in the candidate and R that in the reference:
 
     F = P R / (alpha P + (1 - alpha) R)        METEOR = F (1 - gamma (chunks / matches)^beta)
 
-alpha = 0.85, beta = 0.2, gamma = 0.6, delta = 0.75, the program's for English. Of each image the
-reference with the highest score counts. The score of a corpus is computed from the sums of the
-counts, as BLEU is, and not the mean of the images' scores.
+alpha = 0.85, beta = 0.2, gamma = 0.6, delta = 0.75, the program's values for English. Each image
+is scored by its best reference. The score of a corpus is computed from summed counts, as BLEU is,
+and is not the mean of the images' scores.
 
 Denkowski and Lavie, "Meteor Universal: Language Specific Translation Evaluation for Any Target
-Language", WMT 2014. The jar, its data and this way to call it are pycocoevalcap's.
+Language", WMT 2014. The jar, its data and this way to call it are from pycocoevalcap.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def measure(corpus: Corpus) -> Result:
     """METEOR of a corpus, as the program reports it.
 
     Raises:
-        Unavailable: the captions are not words, or Java or the jar are not there.
+        Unavailable: the captions are not English, or Java or the jar are missing.
     """
     if corpus.tokenize == "character":
-        raise Unavailable("METEOR's stems, synonyms and paraphrases are English; captions are not")
+        raise Unavailable("METEOR has English stems, synonyms and paraphrases; captions are not")
     value, rows = meteor(corpus.candidates, corpus.references)
     return Result({"METEOR": value}, "METEOR", {"version": "1.5"}, {"meteor": rows})
 
@@ -59,20 +59,20 @@ def meteor(
         the corpus score, 0 to 100, and the program's counts for each image [C, 23].
 
     Raises:
-        Unavailable: Java or the jar are not there, or fail.
+        Unavailable: Java or the jar are missing, or fail.
     """
     lines = [
         " ||| ".join(["SCORE", *(" ".join(text) for text in texts), " ".join(candidate)])
         for candidate, texts in zip(candidates, references)
     ]
-    with _program() as (said, heard):
-        counts = _ask(said, heard, lines, len(lines))
-        # The images' scores come first, then that of all together.
-        scores = _ask(said, heard, [" ||| ".join(["EVAL", *counts])], len(lines) + 1)
+    with _program() as (requests, answers):
+        counts = _ask(requests, answers, lines, len(lines))
+        # The scores of the images come first, then that of the corpus.
+        scores = _ask(requests, answers, [" ||| ".join(["EVAL", *counts])], len(lines) + 1)
     rows = numpy.array([line.split() for line in counts], dtype=numpy.float64)
     if rows.shape != (len(lines), COLUMNS):
         raise Unavailable(f"{JAR} answered with {rows.shape[-1]} counts, not {COLUMNS}")
-    # The program counts no chunk for a candidate that is its reference, word for word.
+    # The program counts no chunk for a candidate that equals its reference.
     same = (rows[:, :2] == rows[:, 21:23]).all(axis=1) & (rows[:, 20] == 1)
     rows[same, 20] = 0
     return 100 * float(scores[-1]), rows
@@ -82,16 +82,16 @@ def from_meteor_rows(means: Rows) -> dict[str, Rows]:
     """METEOR (0 to 100) of mean counts [..., 23].
 
     The columns: words of candidate and reference, function words of each; for each kind of match
-    content words of the candidate and the reference, then function words of each; chunks (0 where
-    all words match in one), matched words of the candidate and of the reference.
+    the content words of candidate and reference, then the function words of each; chunks (0 where
+    the texts are equal), matched words of candidate and reference.
     """
     lengths, functions, matched = means[..., :2], means[..., 2:4], means[..., 4:20]
     kinds = matched.reshape(*means.shape[:-1], 4, 4)  # [..., kind, content 2 | function 2]
     weighted = _DELTA * kinds[..., :2] + (1 - _DELTA) * kinds[..., 2:]  # [..., kind, 2]
-    found = (numpy.array(_KINDS)[:, None] * weighted).sum(axis=-2)  # [..., 2]
-    said = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
+    matches = (numpy.array(_KINDS)[:, None] * weighted).sum(axis=-2)  # [..., 2]
+    words = _DELTA * (lengths - functions) + (1 - _DELTA) * functions  # [..., 2]
     with numpy.errstate(divide="ignore", invalid="ignore"):
-        precision, recall = numpy.moveaxis(found / said, -1, 0)
+        precision, recall = numpy.moveaxis(matches / words, -1, 0)
         mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
         chunks = means[..., 20] / means[..., 21:23].mean(axis=-1)
         scores = mean * (1 - _GAMMA * chunks**_BETA)
@@ -100,7 +100,7 @@ def from_meteor_rows(means: Rows) -> dict[str, Rows]:
 
 @contextmanager
 def _program() -> Iterator[tuple[IO[str], IO[str]]]:
-    """Run the program; what it hears and what it says."""
+    """Run the program; yields its standard input and output."""
     jar = coco_file(JAR)
     command = [*java_command(), "-Xmx2G", "-jar", str(jar), *"- - -stdio -l en -norm".split()]
     with subprocess.Popen(
@@ -118,27 +118,27 @@ def _program() -> Iterator[tuple[IO[str], IO[str]]]:
             yield program.stdin, program.stdout
         finally:
             program.kill()
-            with suppress(OSError):  # what a program that ended early leaves unread
+            with suppress(OSError):  # a program that ended early leaves input unread
                 program.stdin.close()
 
 
-def _ask(said: IO[str], heard: IO[str], lines: Sequence[str], answers: int) -> list[str]:
-    """Send lines and read the answers, at the same time: either side may fill its pipe."""
+def _ask(requests: IO[str], answers: IO[str], lines: Sequence[str], count: int) -> list[str]:
+    """Send lines and read `count` answers at the same time, since either pipe may become full."""
 
     def send() -> None:
         try:
-            said.writelines(f"{line}\n" for line in lines)
-            said.flush()
+            requests.writelines(f"{line}\n" for line in lines)
+            requests.flush()
         except OSError:
-            pass  # the program has ended, which its answers show
+            pass  # the program has ended, so answers are missing below
 
     sender = Thread(target=send)
     sender.start()
-    found = [heard.readline().strip() for _ in range(answers)]
+    received = [answers.readline().strip() for _ in range(count)]
     sender.join()
-    if not all(found):
+    if not all(received):
         raise Unavailable(f"java could not run {JAR}; see what `java -jar {JAR}` says")
-    return found
+    return received
 
 
 METRIC = Metric(measure, ("METEOR",), {"meteor": from_meteor_rows})

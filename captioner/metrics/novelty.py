@@ -1,11 +1,11 @@
-"""Which captions a model was trained on, as hashes: one can be told to be among them, none be read.
+"""The training captions as hashes: a caption can be looked up among them, and none can be read.
 
-A caption is hashed by its words, as scores cut them: case and punctuation make no difference.
+A caption is hashed by its words, split as for scores: case and punctuation make no difference.
 
     h = BLAKE2b of 64 bits (words joined by U+001F)
 
-30,000 captions are 240 kB, so a checkpoint carries those of its own training. A new caption is
-taken for a known one with a chance of 30,000 / 2^64.
+30,000 captions take 240 kB, so a checkpoint carries the hashes of its training captions. A new
+caption is taken for a training caption with probability 30,000 / 2^64.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class CaptionHashes:
 
     @classmethod
     def union(cls, several: Iterable[CaptionHashes | None]) -> CaptionHashes | None:
-        """All captions of several sets; None where one of them is not known."""
+        """The captions of several sets together; None if one of the sets is not known."""
         known = list(several)
         if not known or any(one is None for one in known):
             return None
@@ -49,18 +49,18 @@ class CaptionHashes:
         return len(self.hashes)
 
     def __contains__(self, words: Sequence[str]) -> bool:
-        """Whether a caption, as its words, is one of them."""
-        one = numpy.uint64(_hash(words))
-        place = int(numpy.searchsorted(self.hashes, one))
-        return place < len(self.hashes) and self.hashes[place] == one
+        """Whether a caption, given as its words, is in the set."""
+        wanted = numpy.uint64(_hash(words))
+        place = int(numpy.searchsorted(self.hashes, wanted))
+        return place < len(self.hashes) and self.hashes[place] == wanted
 
     def without(self, others: CaptionHashes) -> int:
-        """How many of them the others lack."""
+        """How many of its captions are not in another set."""
         return len(numpy.setdiff1d(self.hashes, others.hashes, assume_unique=True))
 
     @property
     def digest(self) -> str:
-        """What tells sets apart, for signatures: 8 hexadecimal digits."""
+        """Identifies the set in signatures: 8 hexadecimal digits."""
         return hashlib.sha256(self.hashes.astype("<u8").tobytes()).hexdigest()[:8]
 
 

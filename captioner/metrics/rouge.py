@@ -3,8 +3,8 @@
     P = max_j lcs(c, r_j) / |c|      R = max_j lcs(c, r_j) / |r_j|
     ROUGE-L = (1 + beta^2) P R / (R + beta^2 P)            beta = 1.2
 
-The best precision and the best recall may come from different references: so defines it
-coco-caption, on whose scale the field reports. The score of a corpus is the mean of its images'.
+The best precision and the best recall may come from different references, as in coco-caption. The
+score of a corpus is the mean of its images' scores.
 
 Lin, "ROUGE: a Package for Automatic Evaluation of Summaries", ACL workshop 2004.
 """
@@ -20,7 +20,7 @@ from captioner.metrics.ngrams import Integers, References, Texts, Words
 
 BETA = 1.2
 
-_PAIRS_AT_ONCE = 4096
+_CHUNK = 4096
 
 
 def measure(corpus: Corpus) -> Result:
@@ -35,7 +35,7 @@ def rouge_rows(
 ) -> Rows:
     """ROUGE-L of each candidate, 0 to 100.
 
-    An empty text counts as one empty word, as in coco-caption: it matches another empty text.
+    An empty text is one empty word, as in coco-caption: it matches another empty text.
 
     Args:
         references: of I images.
@@ -46,10 +46,10 @@ def rouge_rows(
         one row a candidate [C, 1].
     """
     owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
-    said, meant = references.number(candidates), references.texts
-    common = _common(said, owners, meant, texts)  # [pairs]
-    precisions = common / numpy.maximum(1, said.lengths)[owners]
-    recalls = common / numpy.maximum(1, meant.lengths)[texts]
+    numbered, others = references.number(candidates), references.texts
+    common = _common(numbered, owners, others, texts)  # [pairs]
+    precisions = common / numpy.maximum(1, numbered.lengths)[owners]
+    recalls = common / numpy.maximum(1, others.lengths)[texts]
     first = numpy.flatnonzero(numpy.diff(owners, prepend=-1))
     precision = numpy.maximum.reduceat(precisions, first)  # [C]
     recall = numpy.maximum.reduceat(recalls, first)
@@ -57,23 +57,23 @@ def rouge_rows(
     return (100 * (1 + BETA**2) * precision * recall / bottom)[:, None]
 
 
-def _common(said: Texts, owners: Integers, meant: Texts, texts: Integers) -> Integers:
+def _common(candidates: Texts, owners: Integers, others: Texts, texts: Integers) -> Integers:
     """The length of the longest common subsequence of each pair [pairs].
 
-    One step a word of the candidates: the row of the textbook's table that stands for the words so
-    far, [pairs, words of the reference + 1], gives the next.
+    Dynamic programming over the words of the candidates, for many pairs at once: `row` has the
+    lengths for the words so far, [pairs, words of the reference + 1].
     """
     common = numpy.zeros(len(owners), dtype=numpy.int64)
-    by_length = numpy.argsort(meant.lengths[texts], kind="stable")
-    for start in range(0, len(owners), _PAIRS_AT_ONCE):
-        chosen = by_length[start : start + _PAIRS_AT_ONCE]
-        left = said.padded(owners[chosen], empty=-1, padding=-2)
-        right = meant.padded(texts[chosen], empty=-1, padding=-3)
-        row = numpy.zeros((len(chosen), right.shape[1] + 1), dtype=numpy.int32)
+    by_length = numpy.argsort(others.lengths[texts], kind="stable")
+    for start in range(0, len(owners), _CHUNK):
+        chunk = by_length[start : start + _CHUNK]
+        left = candidates.padded(owners[chunk], empty=-1, padding=-2)
+        right = others.padded(texts[chunk], empty=-1, padding=-3)
+        row = numpy.zeros((len(chunk), right.shape[1] + 1), dtype=numpy.int32)
         for word in left.T:
             longer = numpy.maximum(row[:, 1:], row[:, :-1] + (right == word[:, None]))
             numpy.maximum.accumulate(longer, axis=1, out=row[:, 1:])
-        common[chosen] = row[:, -1]
+        common[chunk] = row[:, -1]
     return common
 
 

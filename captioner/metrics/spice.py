@@ -1,8 +1,8 @@
-"""SPICE: the F-score of the objects, attributes and relations that two captions speak of.
+"""SPICE: the F-score of objects, attributes and relations in a caption and its references.
 
-Both texts are parsed into graphs of scenes; the score of a corpus is the mean of its images'. The
-program is pycocoevalcap's, its parser Stanford CoreNLP 3.6.0, which that package downloads at first
-use. Nothing is downloaded here: without the parser's jars SPICE is reported as missing.
+Both are parsed into scene graphs; the score of a corpus is the mean of its images' scores. The
+program is the one in pycocoevalcap, its parser Stanford CoreNLP 3.6.0, which that package downloads
+at first use. Nothing is downloaded here: without the parser's jars SPICE is reported as missing.
 
 Anderson, Fernando, Johnson and Gould, "SPICE: Semantic Propositional Image Caption Evaluation",
 ECCV 2016.
@@ -28,10 +28,10 @@ def measure(corpus: Corpus) -> Result:
     """SPICE of a corpus.
 
     Raises:
-        Unavailable: the captions are not English, or Java, the jar or its parser are not there.
+        Unavailable: the captions are not English, or Java, the jar or its parser are missing.
     """
     if corpus.tokenize == "character":
-        raise Unavailable("SPICE parses English; the captions are not")
+        raise Unavailable("SPICE parses English; the captions are not English")
     rows = _run(corpus)
     return Result({"SPICE": rows.mean()}, "SPICE", {"version": "1.0"}, {"spice": rows})
 
@@ -47,7 +47,7 @@ def _run(corpus: Corpus) -> Rows:
             f"in {library}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        asked, answered = Path(folder) / "captions.json", Path(folder) / "scores.json"
+        asked, answered = Path(folder) / "input.json", Path(folder) / "output.json"
         captions = [
             {"image_id": i, "test": " ".join(words), "refs": [" ".join(text) for text in texts]}
             for i, (words, texts) in enumerate(zip(corpus.candidates, corpus.references))
@@ -61,10 +61,10 @@ def _run(corpus: Corpus) -> Rows:
             text=True,
         )
         if done.returncode != 0 or not answered.is_file():
-            says = (done.stderr.strip().splitlines() or ["nothing"])[0]
-            raise Unavailable(f"java could not run {JAR}: it says {says}")
-        found = json.loads(answered.read_text(encoding="utf-8"))
-    scores = {one["image_id"]: one["scores"]["All"]["f"] for one in found}
+            reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+            raise Unavailable(f"java could not run {JAR}: {reason}")
+        answers = json.loads(answered.read_text(encoding="utf-8"))
+    scores = {one["image_id"]: one["scores"]["All"]["f"] for one in answers}
     return 100 * numpy.array([[scores[i]] for i in range(len(captions))], dtype=numpy.float64)
 
 

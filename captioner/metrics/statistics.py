@@ -1,8 +1,8 @@
-"""Sufficient statistics: one row an image for each metric, from which the corpus score follows.
+"""Sufficient statistics: for each metric one row an image, from which the corpus score follows.
 
-A corpus score is a function of the mean row: BLEU of the mean counts, CIDEr and ROUGE-L of the mean
-of the images' scores. So any subset or resample of a split is scored by a weighted mean of stored
-rows, without looking at a text again: that makes intervals and tests cost next to nothing.
+A corpus score is a function of the mean row: BLEU of mean counts, CIDEr and ROUGE-L of the mean of
+the images' scores. So any subset or resample of a split is scored by a weighted mean of stored
+rows, without the texts, which makes intervals and tests cheap.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ class Statistics:
         """Every score of the corpus.
 
         Args:
-            weights: of the images, [..., n], not all zero; None weighs them alike.
+            weights: of the images, [..., n], not all zero; None weights them equally.
 
         Returns:
             name -> score, [...].
         """
-        found: dict[str, Rows] = {}
+        scores: dict[str, Rows] = {}
         for family, rows in self.rows.items():
             if weights is None:
                 means = rows.mean(axis=0)
             else:
                 means = weights @ rows / weights.sum(axis=-1, keepdims=True)
-            found.update(FAMILIES[family](means))
-        return found
+            scores.update(FAMILIES[family](means))
+        return scores
 
     def save(self, path: Path) -> Path:
-        """Write the arrays as one compressed file, whole or not at all."""
+        """Write the arrays as one compressed file, atomically."""
         file = io.BytesIO()
         arrays: dict[str, Any] = {"images": numpy.array(self.images), **self.rows}
         numpy.savez_compressed(file, **arrays)
@@ -60,11 +60,11 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """Read what ``save`` wrote; nothing in the file can run code.
+        """Read what ``save`` wrote, without running code from the file.
 
         Raises:
-            FileNotFoundError: nothing is there.
-            ValueError: not such a file, or a damaged one.
+            FileNotFoundError: no such file.
+            ValueError: a file of another kind, or a damaged one.
         """
         try:
             with numpy.load(path, allow_pickle=False) as content:
