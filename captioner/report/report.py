@@ -20,10 +20,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from captioner import __version__
 from captioner.evaluation.results import read_result
 from captioner.files import write_whole
 from captioner.metrics.diversity import NOVELTY
+from captioner.metrics.signature import Signature
 from captioner.metrics.significance import ENOUGH, bootstrap, interval
 from captioner.report import breakdown, curves
 from captioner.report.errors import BUCKETS
@@ -142,12 +145,17 @@ def _scores(view: View) -> Values:
     return {
         "rows": [(name, f"{one:.2f}", spans.get(name, "")) for name, one in result.scores.items()],
         "missing": list(result.missing.items()),
-        "signatures": list(result.signatures.items()),
+        "signatures": [(name, _breakable(one)) for name, one in result.signatures.items()],
         "rough": f"{few} images are few: take the intervals for rough, and rather too narrow; "
         f"below {ENOUGH} images percentiles fall short."
         if few < ENOUGH
         else "",
     }
+
+
+def _breakable(signature: Signature) -> Markup:
+    """A signature whose lines break between its entries, and not in a name such as ROUGE-L."""
+    return Markup("|<wbr>").join(str(signature).split("|"))
 
 
 # Training ---------------------------------------------------------------------------------------

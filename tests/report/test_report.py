@@ -296,7 +296,7 @@ def test_captions_and_page_say_the_language_they_are_in(folder: Path) -> None:
 
 def test_no_word_is_broken_before_it_must_be() -> None:
     """A name with a hyphen stays on its line, and tables do not squeeze words to letters."""
-    style = files("captioner.inspection").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("captioner.report").joinpath("page.css").read_text(encoding="utf-8")
     assert "anywhere" not in style and "break-all" not in style
     assert re.search(r"\.word \{[^}]*white-space: nowrap", style)
     assert re.search(r"\.scroll \{[^}]*overflow-x: auto", style)
@@ -306,15 +306,32 @@ def test_names_of_metrics_are_single_words(evaluated: Path, tmp_path: Path) -> N
     source = report(evaluated, output=tmp_path / "page.html").read_text(encoding="utf-8")
     for name in ("BLEU-4", "CIDEr-D", "ROUGE-L"):
         assert f'<th scope="row" class="word">{name}</th>' in source
+        assert f'<dt class="word">{name}</dt>' in source
+    assert "<code>ROUGE-L|<wbr>beta:1.2|<wbr>tok:ptb|<wbr>" in source
 
 
 def test_the_list_of_all_captions_scrolls_in_a_box(evaluated: Path, tmp_path: Path) -> None:
     page = Page(report(evaluated, output=tmp_path / "page.html"))
     lines = (evaluated / "evaluation" / "shapes-dev" / "greedy" / "captions.jsonl").read_text()
     assert len([one for one in page.all("li") if one.get("class") == "entry"]) == lines.count("\n")
-    style = files("captioner.inspection").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("captioner.report").joinpath("page.css").read_text(encoding="utf-8")
     assert re.search(r"\.entries \{[^}]*max-height: \d+vh; overflow: auto", style)
     assert [one["tabindex"] for one in page.all("div") if one.get("class") == "entries"] == ["0"]
+
+
+@pytest.mark.parametrize("count, text", [(1, "1 image"), (2, "2 images")])
+def test_the_number_of_images_has_its_noun(count: int, text: str, folder: Path) -> None:
+    path = folder / "evaluation" / "shapes-dev" / "greedy"
+    statistics = Statistics.load(path / "statistics.npz")
+    rows = {name: rows[:count] for name, rows in statistics.rows.items()}
+    fewer = Statistics(statistics.images[:count], rows)
+    fewer.save(path / "statistics.npz")
+    scores = {name: float(value) for name, value in fewer.scores().items()}
+    content = json.loads((path / "scores.json").read_text())
+    (path / "scores.json").write_text(json.dumps({**content, "scores": scores}))
+    lines = (path / "captions.jsonl").read_text().splitlines(keepends=True)
+    (path / "captions.jsonl").write_text("".join(lines[:count]))
+    assert f"split dev, {text}</dd>" in report(folder).read_text(encoding="utf-8")
 
 
 def test_few_images_are_said_beside_the_intervals(folder: Path) -> None:
