@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import random
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -345,17 +348,17 @@ def test_spice_reads_what_the_program_writes(tmp_path, monkeypatch) -> None:
     assert scores.values == {"SPICE": pytest.approx(62.5)}
 
 
-def _see(paths: list[str]) -> numpy.ndarray:
+def _embed_images(paths: list[str]) -> numpy.ndarray:
     return numpy.array([[3.0, 4.0] if "dog" in path else [0.0, 2.0] for path in paths])
 
 
-def _read(texts: list[str]) -> numpy.ndarray:
+def _embed_texts(texts: list[str]) -> numpy.ndarray:
     assert all(text.startswith("A photo depicts ") for text in texts)
     return numpy.array([[5.0, 0.0] if "dog" in text else [-1.0, 1.0] for text in texts])
 
 
 def test_clip_score_is_what_the_paper_says(monkeypatch) -> None:
-    monkeypatch.setattr(clip, "load", lambda: clip.Clip(_see, _read))
+    monkeypatch.setattr(clip, "load", lambda: clip.Clip(_embed_images, _embed_texts))
     scores = score(
         ["A dog.", "a cat"],
         [["the dog", "a cat"], ["a dog"]],
@@ -378,6 +381,27 @@ def test_clip_says_what_it_lacks(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv(clip.WEIGHTS, str(tmp_path / "none"))
     assert "set CAPTIONER_CLIP" in score(["a"], [["a"]], **given).missing["clip"]
     assert "pictures" in score(["a"], [["a"]], metrics=["clip"]).missing["clip"]
+
+
+def test_loading_clip_leaves_logging_as_the_caller_had_it(tmp_path, monkeypatch) -> None:
+    levels: list[int] = []
+
+    def create(architecture: str, pretrained: None) -> None:
+        levels.append(logging.root.manager.disable)
+        raise MemoryError
+
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    open_clip = SimpleNamespace(create_model_and_transforms=create)
+    monkeypatch.setattr(clip.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "open_clip", open_clip)
+    monkeypatch.setenv(clip.WEIGHTS, str(weights))
+    for before in (logging.NOTSET, logging.INFO, logging.ERROR):
+        monkeypatch.setattr(logging.root.manager, "disable", before)
+        with pytest.raises(MemoryError):
+            clip.load()
+        assert logging.root.manager.disable == before
+    assert levels == [logging.WARNING, logging.WARNING, logging.ERROR]
 
 
 # Variety --------------------------------------------------------------------------------------
