@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from captioner.checkpoints import bundle, checkpoint
 from captioner.config import Config, make
 from captioner.data.features import fingerprint
-from captioner.data.threads import READERS, batched, in_order, side_by_side, threads
+from captioner.data.pipeline import encoding_pipeline
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis
 from captioner.generation import generate, make_steppers
@@ -31,8 +30,6 @@ from captioner.models.snapshot import Snapshot
 from captioner.tokenizers import Tokenizer
 from captioner.transforms import stack_pixels
 
-_Row = tuple[int, list[Tensor] | ValueError | OSError]
-"""The key of an image, and the image as each of the encoders wants it or why it is not there."""
 _MAKING = threading.Lock()
 
 
@@ -206,17 +203,16 @@ class Captioner:
     def caption_each(
         self, images: Picture | Iterable[Picture], *, batch_size: int = 32, **options: Any
     ) -> Iterator[Caption | ValueError | OSError]:
-        """Caption images one after the other, whatever their number.
+        """Caption any number of images, one after the other.
 
-        While one batch is captioned, the next are encoded and those after them read from their
-        files, by threads of their own: reading and the large operations of a model leave Python's
-        lock. Batches are encoded side by side, one on each core.
+        While a batch is captioned, the next ones are encoded and images after them are read
+        (``captioner.data.pipeline``).
 
         Args:
             images, batch_size, options: as for ``caption``.
 
         Yields:
-            the caption of each image in their order, or why it cannot be read.
+            the caption of each image in their order, or the error why it cannot be read.
 
         Raises:
             ValueError: an option that does not exist, a batch_size below 1, or what is neither an
@@ -225,44 +221,40 @@ class Captioner:
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not accepted; choose 1 or more")
         several_images = as_several(images)
-        self.decoding(**options)  # told before the work starts
+        self.decoding(**options)  # errors are raised before the work starts
+        self.make_ready()
+        numbered = enumerate(map(_content_or_error, several_images))
+        with encoding_pipeline(self.device) as pipeline:
+            batches = pipeline.encode(numbered, self._read, self.encode, batch_size=batch_size)
+            for batch in batches:
+                captions: Iterator[Caption] = iter(())
+                if batch.features is not None:
+                    captions = iter(
+                        pipeline.call(
+                            self.caption_features, batch.features, keys=batch.keys, **options
+                        )
+                    )
+                for result in batch.results:
+                    yield result if isinstance(result, (ValueError, OSError)) else next(captions)
+
+    def make_ready(self) -> None:
+        """Switch the models to evaluation mode, and let the encoders see changed weights."""
         self._evaluating()
         for encoder in self.encoders:
             encoder.make_ready()
-        with threads(READERS) as readers, side_by_side(self.device) as (encoders, several, rest):
-            ahead = (1 + several) * batch_size
-            taken = enumerate(map(_taken, several_images))
-            read = in_order(readers, self._read, taken, ahead=ahead)
-            batches = in_order(
-                encoders, self._encode_read, batched(read, batch_size), ahead=several
-            )
-            for rows, features in batches:
-                keys = [key for key, one in rows if not isinstance(one, Exception)]
-                decode = partial(self.caption_features, features, keys=keys, **options)
-                found = iter(rest.submit(decode).result() if keys else ())
-                for _, one in rows:
-                    yield one if isinstance(one, (ValueError, OSError)) else next(found)
 
     def _evaluating(self) -> None:
-        """Captions are those of evaluation mode, even if a training has gone on meanwhile."""
+        """Switch the models to evaluation mode: they may have been trained meanwhile."""
         for model in self.models:
             if any(part.training for part in model.modules()):
                 model.eval()
 
-    def _read(self, numbered: tuple[int, Picture | Exception]) -> _Row:
-        """The key and the prepared image, or why it cannot be read."""
+    def _read(self, numbered: tuple[int, Picture | Exception]) -> tuple[int, list[Tensor]]:
+        """The key and the pixels of an image; raises the error why it cannot be read."""
         place, image = numbered
-        try:
-            if isinstance(image, Exception):
-                raise image
-            return image_key(image, place), self.prepare(image)
-        except (ValueError, OSError) as error:
-            return place, error
-
-    def _encode_read(self, rows: list[_Row]) -> tuple[list[_Row], list[Features]]:
-        """The rows and the features of those that could be read."""
-        images = [one for _, one in rows if not isinstance(one, Exception)]
-        return rows, self.encode(images) if images else []
+        if isinstance(image, Exception):
+            raise image
+        return image_key(image, place), self.prepare(image)
 
     def prepare(self, image: Picture) -> list[Tensor]:
         """One image as each of the encoders wants it, uint8 [3, S, S]."""
@@ -343,7 +335,7 @@ def image_key(image: Picture, place: int) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-def _taken(image: Picture) -> Picture | Exception:
+def _content_or_error(image: Picture) -> Picture | Exception:
     """An image as it was given, but of an opened file its content, or why it cannot be read.
 
     Whoever gives images one by one may close or go on to use a file after it was given.

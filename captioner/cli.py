@@ -19,7 +19,13 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from captioner import __version__
-from captioner.process import bound_caches, bound_spinning, keep_memory, print_any_name
+from captioner.process import (
+    bound_caches,
+    bound_spinning,
+    keep_memory,
+    logs_on_stderr,
+    print_any_name,
+)
 from captioner.verbs import VERBS
 from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import Parser, fail, warn
@@ -53,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     print_any_name()
     try:
-        with _ended_like_an_interrupt(), _plain_warnings(), _all_written():
+        with _ended_like_an_interrupt(), _plain_warnings(), logs_on_stderr(), _all_written():
             if arguments and arguments[0] in VERBS:
                 verb = importlib.import_module(f"captioner.verbs.{arguments[0]}")
                 return int(verb.run(arguments[1:]))

@@ -19,10 +19,11 @@ import codecs
 import ctypes
 import importlib.abc
 import importlib.machinery
+import logging
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,6 +86,29 @@ def print_any_name() -> None:
     codecs.register_error(NAMES, _bytes_of_names)
     with suppress(AttributeError, ValueError):  # no file, or a closed one
         sys.stdout.reconfigure(errors=NAMES)  # type: ignore[union-attr]
+
+
+class _StderrHandler(logging.Handler):
+    """Writes messages to the standard error of the moment, as lines without a prefix."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def logs_on_stderr() -> Iterator[None]:
+    """Show what the package logs (level INFO) on standard error, while the block runs."""
+    logger, handler = logging.getLogger("captioner"), _StderrHandler()
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def encode_names(text: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A progress bar on standard error, where that is a terminal; it ends however the work ends."""
+"""The progress bar of all verbs: on standard error, where that is a terminal."""
 
 from __future__ import annotations
 
@@ -8,29 +8,49 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(what: str, total: int, *, wanted: bool = True) -> Iterator[Callable[[int], None]]:
-    """Show a bar while the block runs, and take it away at its end, also after an exception.
+def progress_bar(
+    what: str, total: int, *, unit: str = "images", wanted: bool = True
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar with the count, the speed and the remaining time, until the block ends.
 
     Args:
-        what: said before the bar.
-        total: what it goes up to.
-        wanted: False shows none, as does a standard error that is no terminal.
+        what: the text before the bar.
+        total: the final count.
+        unit: of the count, for the speed.
+        wanted: False shows none; nor is there one where standard error is not a terminal.
 
     Yields:
-        what to call with the number of items done since the last call.
+        a function to call with the number of items done since its last call, from any thread.
     """
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
-    # What is printed meanwhile goes above the bar, by way of standard error: so it must not where
-    # standard output is a file or a pipe.
+    # Text that is printed meanwhile appears above the bar, through standard error; so it must not
+    # be redirected where standard output is a file or a pipe.
     bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not (wanted and console.is_terminal),
         redirect_stdout=sys.stdout.isatty(),
     )
     with bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
+        task = bar.add_task(what, total=total, speed="")
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+            speed = bar.tasks[0].speed
+            bar.update(task, speed=f"{speed:.0f} {unit}/s" if speed else "")
+
+        yield advance

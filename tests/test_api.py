@@ -179,7 +179,7 @@ def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) 
                 ended[place].set()
 
     monkeypatch.setattr(model, "encode", late)
-    monkeypatch.setattr("captioner.data.threads.CORES", 3)
+    monkeypatch.setattr("captioner.data.pipeline.CORES", 3)
     assert [one.text for one in model.caption_each(photos, batch_size=1)] == expected
 
 
@@ -187,7 +187,7 @@ def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) 
 def test_captions_have_the_cores_that_encoders_leave(
     cores, left, model, photos, monkeypatch
 ) -> None:
-    monkeypatch.setattr("captioner.data.threads.CORES", cores)
+    monkeypatch.setattr("captioner.data.pipeline.CORES", cores)
     caption, seen = model.caption_features, []
     monkeypatch.setattr(
         model,
@@ -206,7 +206,7 @@ def test_captions_have_the_cores_that_encoders_leave(
 
 @pytest.mark.parametrize("cores", [1, 3])
 def test_images_are_taken_only_a_few_batches_ahead(cores, model, photos, monkeypatch) -> None:
-    monkeypatch.setattr("captioner.data.threads.CORES", cores)
+    monkeypatch.setattr("captioner.data.pipeline.CORES", cores)
     taken: list[int] = []
 
     def endless():

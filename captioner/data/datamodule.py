@@ -1,313 +1,106 @@
-"""Batches: records, tokenizer and encoder -> what a training or a dev step reads.
+"""The Lightning data module: training and validation batches of a dataset.
 
 The order of the batches is a function of (seed, epoch), augmentation of (seed, epoch, pair), and
-the training loader counts what it has served. A run that was interrupted can therefore go on with
-exactly the batch that would have come next.
+the training loader counts the batches that it has served. So an interrupted run resumes with the
+very batch that would have been next.
 
-On several devices the order is the same: each training batch is dealt out to the ranks, row by row,
-and dev is dealt out batch by batch.
+On several devices the order is the same: each training batch is divided among the ranks row by row,
+and validation batch by batch.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytorch_lightning as lightning
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from captioner.data.batches import Batch
 from captioner.data.cache import cache_home
 from captioner.data.features import CachedFeatures, cache_features
-from captioner.data.records import Dataset as Records
-from captioner.data.records import Record
-from captioner.data.samplers import Bucketed, InOrder, Key
-from captioner.data.views import View, drawn_view, names_a_side, other_views
+from captioner.data.loaders import (
+    DEV_BATCH,
+    Dealt,
+    Pictures,
+    TrainingImages,
+    TrainingLoader,
+    TrainingPairs,
+    image_loader,
+)
+from captioner.data.records import Dataset, Record
+from captioner.data.samplers import Bucketed, InOrder
+from captioner.data.views import other_views
 from captioner.models.decoders.standardize import Standardise
 from captioner.models.encoders.encoder import Encoder
 from captioner.models.features import Features
-from captioner.models.packing import IGNORED
 from captioner.tokenizers import Tokenizer
-from captioner.transforms import Augmentation, open_image, stack_pixels
-
-DEV_BATCH = 64
-"""Images that are captioned and scored at once."""
+from captioner.transforms import Augmentation
 
 
-class Share(NamedTuple):
-    """What a rank needs to know of a whole batch, to learn from its share of it.
-
-    The mean of all ranks' losses is to be the loss of the whole batch. Their shares differ in size,
-    so a rank divides sums by what falls to a rank on average instead of by what it has. All are
-    infinite for a rank that nothing was left for: it repeats a row of others, and adds nothing.
+@dataclass(frozen=True)
+class CachingSummary:
+    """What caching the features of a dataset took.
 
     Attributes:
-        places: where in the whole batch the rank's own items are.
-        words: of the whole batch, <end> included, by the number of ranks.
-        captions: likewise.
-        images: likewise.
+        images: number of images.
+        views: cached views of each training image.
+        encoded: images and views that were not in the cache yet.
+        size: of the features on disk, in bytes.
+        folder: of the cache.
+        seconds: wall-clock time.
     """
 
-    places: tuple[int, ...]
-    words: float
-    captions: float
-    images: float
+    images: int
+    views: int
+    encoded: int
+    size: int
+    folder: Path
+    seconds: float
 
-
-class Batch(NamedTuple):
-    """B images and R captions of them.
-
-    Attributes:
-        source: images [B, 3, S, S], as an encoder takes them, or the Features cached for them.
-        rows: the image that each caption belongs to, [R].
-        inputs: <start> and the words, [R, T].
-        targets: the words and <end>, IGNORED past it, [R, T].
-        records: where the images come from, B of them.
-        share: where other ranks have the rest of the batch; None where this is all of it.
-    """
-
-    source: Tensor | Features
-    rows: Tensor
-    inputs: Tensor
-    targets: Tensor
-    records: list[Record]
-    share: Share | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """The batch with its tensors on another device."""
-        return self._replace(
-            source=self.source.to(device),
-            rows=self.rows.to(device),
-            inputs=self.inputs.to(device),
-            targets=self.targets.to(device),
+    def __str__(self) -> str:
+        views = f", {self.views} views of those for training" if self.views > 1 else ""
+        return (
+            f"features: {self.images:,} images{views}, {self.size / 1e6:,.1f} MB in {self.folder}; "
+            f"{self.encoded:,} encoded, in {self.seconds:.1f} s"
         )
-
-
-def pad(captions: Sequence[Sequence[int]], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
-    """Captions without special tokens -> inputs [R, T] and targets [R, T], shifted by one."""
-    words = tokenizer.vocabulary
-    width = 1 + max(len(caption) for caption in captions)
-    inputs = torch.full((len(captions), width), words.pad)
-    targets = torch.full((len(captions), width), IGNORED)
-    for row, caption in enumerate(captions):
-        inputs[row, : len(caption) + 1] = torch.tensor([words.start, *caption])
-        targets[row, : len(caption) + 1] = torch.tensor([*caption, words.end])
-    return inputs, targets
-
-
-class Pictures:
-    """Images by record: from ``cached`` features once it is set, live from the files before.
-
-    Args:
-        encoder: gives the evaluation transform.
-        augmentation: applied to files read for training.
-        views: of each image as many are cached, and one of them is drawn.
-        seed: of the draws.
-    """
-
-    cached: CachedFeatures | None = None
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        augmentation: Augmentation | None = None,
-        *,
-        views: int = 1,
-        seed: int = 0,
-    ) -> None:
-        self.transform = encoder.transform
-        self.augmentation = augmentation
-        self.views, self.seed = views, seed
-
-    def __call__(self, records: Sequence[Record], keys: Sequence[tuple[int, int]]) -> Any:
-        """Images [B, 3, S, S] or Features; `keys` are (epoch, place), for what is random."""
-        if self.cached is not None:
-            paths = [record.image for record in records]
-            if self.views == 1:
-                return self.cached.get(paths)
-            drawn = [drawn_view(self.seed, *key, self.views) for key in keys]
-            return self.cached.get(paths, drawn)
-        if self.augmentation is None:
-            shorter = self.transform.shorter
-            images = (open_image(record.image, shorter=shorter) for record in records)
-            return stack_pixels([self.transform.pixels(image) for image in images])
-        return torch.stack([self._augmented(*one) for one in zip(records, keys)])
-
-    def _augmented(self, record: Record, key: tuple[int, int]) -> Tensor:
-        assert self.augmentation is not None
-        mirrors = not names_a_side(record.captions)
-        return self.augmentation(open_image(record.image), self.transform, *key, mirrors=mirrors)
-
-
-class TrainingPairs(Dataset[Batch]):
-    """Every (image, caption) pair of the training split; an item is a whole batch of them."""
-
-    def __init__(
-        self, records: Sequence[Record], tokenizer: Tokenizer, pictures: Pictures, *, max_words: int
-    ) -> None:
-        self.tokenizer, self.pictures = tokenizer, pictures
-        whole = [(record, tokenizer.encode(text)) for record in records for text in record.captions]
-        self.whole_lengths = [len(words) for _, words in whole]  # of all captions, uncut
-        self.pairs = [(record, words[:max_words]) for record, words in whole if words]
-        self.lengths = [len(words) for _, words in self.pairs]
-
-    def __getitem__(self, key: Key) -> Batch:
-        epoch, places = key
-        pairs = [self.pairs[place] for place in places]
-        records = [record for record, _ in pairs]
-        source = self.pictures(records, [(epoch, place) for place in places])
-        inputs, targets = pad([words for _, words in pairs], self.tokenizer)
-        return Batch(source, torch.arange(len(pairs)), inputs, targets, records)
-
-    def counts(self, place: int) -> tuple[int, int, int]:
-        """Words with <end>, captions and images of an item."""
-        return self.lengths[place] + 1, 1, 1
-
-
-class TrainingImages(Dataset[Batch]):
-    """Every image of the training pairs once, with its captions; an item is a batch of images."""
-
-    def __init__(self, pairs: TrainingPairs) -> None:
-        self.tokenizer, self.pictures = pairs.tokenizer, pairs.pictures
-        images: dict[str, tuple[Record, list[list[int]]]] = {}
-        for record, words in pairs.pairs:
-            images.setdefault(record.image_id, (record, []))[1].append(words)
-        self.images = list(images.values())
-        self.lengths = [0] * len(self.images)  # nothing to be sorted by
-
-    def __getitem__(self, key: Key) -> Batch:
-        epoch, places = key
-        records, captions = zip(*(self.images[place] for place in places))
-        source = self.pictures(records, [(epoch, place) for place in places])
-        return image_batch(source, records, captions, self.tokenizer)
-
-    def counts(self, place: int) -> tuple[int, int, int]:
-        """Words with <end>, captions and images of an item."""
-        captions = self.images[place][1]
-        return sum(len(words) + 1 for words in captions), len(captions), 1
-
-
-class Dealt(Dataset[Batch]):
-    """A rank's share of each training batch: every so many-th item, so that lengths are alike.
-
-    Args:
-        whole: makes batches.
-        rank: from 0.
-        ranks: how many share a batch.
-    """
-
-    def __init__(self, whole: TrainingPairs | TrainingImages, rank: int, ranks: int) -> None:
-        self.whole, self.rank, self.ranks = whole, rank, ranks
-
-    def __getitem__(self, key: Key) -> Batch:
-        epoch, places = key
-        own = range(self.rank, len(places), self.ranks)
-        batch = self.whole[epoch, [places[one] for one in own] or places[:1]]
-        if not own:
-            return batch._replace(share=Share((0,), math.inf, math.inf, math.inf))
-        words, captions, images = map(sum, zip(*map(self.whole.counts, places)))
-        sizes = (one / self.ranks for one in (words, captions, images))
-        return batch._replace(share=Share(tuple(own), *sizes))
-
-
-class WholeImages(Dataset[Batch]):
-    """Images with all their captions, each image once; an item is a batch of images."""
-
-    def __init__(self, records: Sequence[Record], tokenizer: Tokenizer, pictures: Pictures) -> None:
-        self.records, self.tokenizer, self.pictures = records, tokenizer, pictures
-
-    def __getitem__(self, key: Key) -> Batch:
-        epoch, places = key
-        if not places:
-            nothing = torch.empty(0, dtype=torch.long)
-            return Batch(torch.empty(0), nothing, nothing, nothing, [])
-        records = [self.records[place] for place in places]
-        captions = [[self.tokenizer.encode(text) for text in one.captions] for one in records]
-        source = self.pictures(records, [(epoch, place) for place in places])
-        return image_batch(source, records, captions, self.tokenizer)
-
-
-def image_batch(
-    source: Tensor | Features,
-    records: Sequence[Record],
-    captions: Sequence[Sequence[Sequence[int]]],
-    tokenizer: Tokenizer,
-) -> Batch:
-    """B images and their captions, which may be none, as word numbers without special tokens."""
-    counts = torch.tensor([len(texts) for texts in captions])
-    rows = torch.arange(len(records)).repeat_interleave(counts)
-    inputs, targets = pad([text for texts in captions for text in texts] or [[]], tokenizer)
-    return Batch(source, rows, inputs[: len(rows)], targets[: len(rows)], list(records))
-
-
-class TrainingLoader(DataLoader[Batch]):
-    """A loader that says how many batches of an epoch it has served, and can go on from there."""
-
-    def __init__(
-        self, pairs: TrainingPairs | TrainingImages | Dealt, sampler: Bucketed, *, workers: int
-    ) -> None:
-        # A generator of its own: otherwise every epoch would draw from the global one.
-        super().__init__(
-            pairs,
-            batch_size=None,
-            sampler=sampler,
-            num_workers=workers,
-            generator=torch.Generator().manual_seed(sampler.seed),
-        )
-        self.order = sampler
-        self.served = 0
-        self.resumed: dict[str, int] = {}
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        going_on = self.resumed.get("epoch") == self.order.epoch
-        self.served = self.resumed["served"] % len(self.order) if going_on else 0
-        self.resumed = {}
-        self.order.first = self.served
-        for batch in super().__iter__():
-            self.served += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were served."""
-        return {"epoch": self.order.epoch, "served": self.served}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.resumed = dict(state)
 
 
 class CaptionDataModule(lightning.LightningDataModule):
-    """Training and dev batches of a data set.
+    """Training and validation batches of a dataset.
 
     Args:
-        dataset: the records.
-        tokenizer: made from the training captions.
-        encoder: its transform is used, and itself where features are cached.
+        dataset: has the splits train and dev.
+        tokenizer: built from the training captions.
+        encoder: its transform is used; where features are cached, it computes them.
         grid: whether the decoder reads the grid.
-        seed: decides the order of the batches, the views and the augmentation.
-        unfreezes: the encoder is frozen at first, until `read_live` is called.
-        by_image: whether a training batch is of images with all their captions, each image once an
-            epoch, rather than of captions.
+        seed: of the order of the batches, the views and the augmentation.
+        unfreezes: whether the encoder is frozen only until `read_live` is called.
+        by_image: whether a training batch has images with all their captions, each image once per
+            epoch, instead of captions.
         repeats: whether every epoch has the batches of the first one.
-        batch_size: captions in a training batch, or images, of all devices together.
+        batch_size: captions in a training batch, or images, over all devices.
         workers: processes that read images; 0 reads in the main process.
         cache: compute the features of a frozen encoder once and keep them on disk.
-        cache_folder: where; null is $CAPTIONER_CACHE, or captioner/ in $XDG_CACHE_HOME or ~/.cache.
-        views: pictures of a training image whose features are cached (``captioner.data.views``);
-            each caption is shown with one of them, drawn anew in every epoch.
-        augment: random crops and flips of training images that are read live.
-        max_words: longer training captions are cut.
+        cache_folder: of the cache; None: see `captioner.data.cache.cache_home`.
+        views: number of views of each training image whose features are cached
+            (``captioner.data.views``); each caption gets one of them, drawn anew every epoch.
+        augment: random crops and flips of training images that are read from their files.
+        max_words: longer training captions are truncated.
+
+    Attributes:
+        caching: what `setup` has cached; None where nothing is cached.
 
     Raises:
-        ValueError: a value out of range, or options that exclude each other.
+        ValueError: a value is out of range, or options exclude each other.
     """
 
     def __init__(
         self,
-        dataset: Records,
+        dataset: Dataset,
         tokenizer: Tokenizer,
         encoder: Encoder,
         *,
@@ -349,6 +142,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.batch_size, self.workers = batch_size, workers
         self.caches, self.grid, self.repeats = caches, grid, repeats
         self.cache_folder = cache_folder
+        self.caching: CachingSummary | None = None
         self.dev = dataset.split("dev")
         self.dev_pictures = Pictures(encoder)
         augmentation = Augmentation(seed=seed) if augment else None
@@ -360,57 +154,74 @@ class CaptionDataModule(lightning.LightningDataModule):
 
     @property
     def batches(self) -> int:
-        """Training batches in an epoch."""
+        """Number of training batches per epoch."""
         return -(-len(self.training.lengths) // self.batch_size)
 
     @property
     def training_records(self) -> list[Record]:
-        """The images of the training pairs, each once."""
+        """The records of the training pairs, each image once."""
         return list({record.image: record for record, _ in self.pairs.pairs}.values())
 
     def setup(self, stage: str) -> None:
-        """Cache the features, where they are to be cached."""
-        if self.caches and self.dev_pictures.cached is None:
-            train = dict.fromkeys(record for record, _ in self.pairs.pairs)
-            images = list(dict.fromkeys(record.image for record in [*train, *self.dev]))
-            count = self.train_pictures.views
-            others = other_views(train, count) if count > 1 else []
-            started = time.monotonic()
-            cached = cached_features(
-                self.encoder, images, self.cache_folder, others=others, grid=self.grid
-            )
-            self.train_pictures.cached = self.dev_pictures.cached = cached
-            _tell(cached, len(images), count, time.monotonic() - started)
+        """Cache the features, unless images are read from their files."""
+        if not self.caches or self.dev_pictures.cached is not None:
+            return
+        started = time.monotonic()
+        train = dict.fromkeys(record for record, _ in self.pairs.pairs)
+        images = list(dict.fromkeys(record.image for record in [*train, *self.dev]))
+        views = self.train_pictures.views
+        cached = cache_features(
+            self.encoder,
+            images,
+            cache_home(self.cache_folder),
+            others=other_views(train, views) if views > 1 else [],
+            grid=self.grid,
+        )
+        self._read_from(cached)
+        seconds = time.monotonic() - started
+        self.caching = CachingSummary(
+            len(images), views, cached.encoded, cached.size, cached.folder, seconds
+        )
 
-    def reduce(self, whitening: Standardise) -> None:
-        """Read principal components of cached grids, computed once, instead of the grids."""
-        if self.dev_pictures.cached is not None:
-            cached = self.dev_pictures.cached.components(whitening)
-            self.train_pictures.cached = self.dev_pictures.cached = cached
-            print(
-                f"features: {whitening.width} components of {cached.feature_size} dimensions are "
-                f"read, {cached.size / 1e6:,.1f} MB",
-                flush=True,
-            )
-
-    def read_live(self) -> None:
-        """From now on read images from their files: the encoder has begun to learn."""
-        self.caches = False
-        self.train_pictures.cached = self.dev_pictures.cached = None
-
-    def training_features(self, count: int = 5000) -> Features:
-        """Features of training images spread evenly over the split.
+    def reduce(self, whitening: Standardise) -> CachedFeatures | None:
+        """Read principal components of the cached grids from now on, instead of the grids.
 
         Args:
-            count: of images, at most; with grids, as many as take 1 GiB.
+            whitening: [P, D] -> [P, K].
+
+        Returns:
+            the components; None where nothing is cached.
+        """
+        if self.dev_pictures.cached is None:
+            return None
+        cached = self.dev_pictures.cached.components(whitening)
+        self._read_from(cached)
+        return cached
+
+    def read_live(self) -> None:
+        """Read images from their files from now on, for an encoder that is now trained."""
+        self.caches = False
+        self._read_from(None)
+
+    def _read_from(self, cached: CachedFeatures | None) -> None:
+        self.train_pictures.cached = self.dev_pictures.cached = cached
+
+    def training_features(self, count: int = 5000) -> Features:
+        """Features of training images that are spread evenly over the split.
+
+        Args:
+            count: maximum number of images; grids are limited to 1 GiB besides.
+
+        Returns:
+            pooled [B, D], and grid [B, P, D] where the decoder reads it; on the CPU.
         """
         records = self.training_records
         if self.grid:
             grid = self._features(records[:1]).grid
             assert grid is not None
             count = min(count, max(1, 2**28 // grid.numel()))
-        chosen = records[:: max(1, len(records) // count)][:count]
-        parts = [self._features(chosen[first : first + 64]) for first in range(0, len(chosen), 64)]
+        sample = records[:: max(1, len(records) // count)][:count]
+        parts = [self._features(sample[first : first + 64]) for first in range(0, len(sample), 64)]
         grid = torch.cat([part.grid for part in parts]) if self.grid else None  # type: ignore[misc]
         return Features(torch.cat([part.pooled for part in parts]), grid)
 
@@ -420,8 +231,8 @@ class CaptionDataModule(lightning.LightningDataModule):
             return source
         device = next(self.encoder.parameters()).device
         with torch.no_grad():
-            found: Features = self.encoder(source.to(device))
-        return found.to("cpu")
+            features: Features = self.encoder(source.to(device))
+        return features.to("cpu")
 
     def train_dataloader(self) -> TrainingLoader:
         order = Bucketed(
@@ -435,72 +246,33 @@ class CaptionDataModule(lightning.LightningDataModule):
         rank, ranks = self._place()
         limit = None
         if ranks > 1 and self.trainer is not None:
-            # Of the batches of all ranks; what is left for each is for Lightning no more to cut.
+            # The limit is of the batches of all ranks: Lightning must not apply it to each of them.
             limit = self.dev_batches(self.trainer.limit_val_batches)
             self.trainer.limit_val_batches = limit
         order = InOrder(len(self.dev), DEV_BATCH, rank=rank, ranks=ranks, limit=limit)
-        return _loader(self.dev, self.tokenizer, self.dev_pictures, order, self.workers)
+        return image_loader(
+            self.dev, self.tokenizer, self.dev_pictures, order=order, workers=self.workers
+        )
 
     def dev_batches(self, limit: int | float = 1.0) -> int:
-        """Dev batches in all, or as many of them as Lightning makes of a limit."""
+        """Number of validation batches of all ranks, after applying Lightning's limit.
+
+        Args:
+            limit: `trainer.limit_val_batches`: a number of batches, or a fraction of them.
+
+        Raises:
+            ValueError: the limit leaves less than one batch.
+        """
         batches = len(InOrder(len(self.dev), DEV_BATCH))
-        found = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        if limit and not found:
+        limited = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if limit and not limited:
             raise ValueError(
                 f"trainer.limit_val_batches={limit} of {batches} dev batches is less than one; "
                 "choose a whole number of batches"
             )
-        return found
+        return limited
 
     def _place(self) -> tuple[int, int]:
-        """The number of this rank, and how many there are."""
+        """The rank of this process, and the number of ranks."""
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-
-
-def image_loader(
-    records: Sequence[Record],
-    tokenizer: Tokenizer,
-    pictures: Pictures,
-    *,
-    workers: int = 0,
-) -> DataLoader[Batch]:
-    """Batches of whole images, in the order of the records."""
-    return _loader(records, tokenizer, pictures, InOrder(len(records), DEV_BATCH), workers)
-
-
-def _loader(
-    records: Sequence[Record],
-    tokenizer: Tokenizer,
-    pictures: Pictures,
-    order: InOrder,
-    workers: int,
-) -> DataLoader[Batch]:
-    return DataLoader(
-        WholeImages(records, tokenizer, pictures),
-        batch_size=None,
-        sampler=order,
-        num_workers=workers,
-        generator=torch.Generator(),
-    )
-
-
-def _tell(cached: CachedFeatures, images: int, views: int, seconds: float) -> None:
-    kept = f"{images:,} images" + (f", {views} views of those for training" if views > 1 else "")
-    print(
-        f"features: {kept}, {cached.size / 1e6:,.1f} MB in {cached.folder}; "
-        f"{cached.encoded:,} encoded, in {seconds:.1f} s",
-        flush=True,
-    )
-
-
-def cached_features(
-    encoder: Encoder,
-    images: Sequence[str],
-    folder: str | None,
-    *,
-    others: Iterable[View] = (),
-    grid: bool = False,
-) -> CachedFeatures:
-    """The features of images, computed where the cache lacks them."""
-    return cache_features(encoder, images, cache_home(folder), others=others, grid=grid)

@@ -12,9 +12,9 @@ is therefore composition and not memory (after CLEVR-CoGenT, Johnson et al. 2017
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,8 @@ from captioner.data.canvas import (
 )
 from captioner.data.records import SPLITS
 from captioner.files import write_whole
+
+_LOG = logging.getLogger(__name__)
 
 SHAPES = tuple(FIGURES)
 COLOUR_WORDS = tuple(COLOURS)
@@ -343,7 +345,7 @@ def draw(
         dev: number of pictures to choose a model by.
         test: number of pictures to score it on.
         size: side of the pictures in pixels, at least 16.
-        progress: report on stderr.
+        progress: log the number of pictures after every 500.
 
     Returns:
         the path of captions.jsonl. It is absent after an interruption.
@@ -365,7 +367,7 @@ def draw(
         for index in range(count):
             lines.append(_draw_one(table.parent, f"{seed} {split} {index}", split, index, size))
             if progress and (len(lines) % 500 == 0 or len(lines) == sum(counts.values())):
-                print(f"drawn: {len(lines)} of {sum(counts.values())} pictures", file=sys.stderr)
+                _LOG.info("drawn: %d of %d pictures", len(lines), sum(counts.values()))
     return write_whole(table, "".join(lines))
 
 

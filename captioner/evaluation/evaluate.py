@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from captioner import runs
 from captioner.api import Caption, Captioner, image_key
@@ -26,9 +25,13 @@ from captioner.checkpoints.bundle import MODEL
 from captioner.checkpoints.checkpoint import run_folder
 from captioner.checkpoints.places import anchored
 from captioner.config import Config, make
-from captioner.data.datamodule import Batch, Pictures, cached_features, image_loader
+from captioner.data.cache import cache_home
+from captioner.data.features import CachedFeatures, cache_features
+from captioner.data.loaders import DEV_BATCH
+from captioner.data.pipeline import encoding_pipeline
 from captioner.data.read import read_records
 from captioner.data.records import Dataset, Record
+from captioner.data.views import View
 from captioner.evaluation.contact_sheet import Rows, contact_sheet, lacking_letters
 from captioner.files import write_whole
 from captioner.metrics.diversity import NOVELTY
@@ -37,9 +40,9 @@ from captioner.metrics.scores import Scores, score
 from captioner.metrics.signature import image_hash
 from captioner.metrics.table import METRICS
 from captioner.metrics.tokenize import TOKENIZE
-from captioner.models.encoders.encoder import Encoder
 from captioner.models.features import Features
 from captioner.progress import progress_bar
+from captioner.transforms import stack_pixels
 
 _UNKNOWN = "unknown: this checkpoint does not know its training captions"
 
@@ -100,7 +103,7 @@ def evaluate(
         captioner: the model.
         data: the arguments of ``read_records``.
         decoding: the options of ``DecodingOptions``.
-        loader: of it, cache, cache_folder and workers are used.
+        loader: of it, cache and cache_folder are used.
         split: "train", "dev" or "test".
         metrics: keys of METRICS.
         progress: a progress bar, where the output is a terminal.
@@ -111,18 +114,13 @@ def evaluate(
     """
     dataset = make(read_records, "data", data)
     records = dataset.split(split)
-    batches = _batches(captioner, records, loader)
+    cached = _cache_features(captioner, records, loader)
     started = time.monotonic()
     captions: list[Caption] = []
-    with progress_bar("captioning", len(batches), wanted=progress) as advance:
-        for of_encoders in batches:
-            features = [
-                _encoded(encoder, batch.source.to(captioner.device))
-                for encoder, batch in zip(captioner.encoders, of_encoders)
-            ]
-            keys = [image_key(record.image_id, 0) for record in of_encoders[0].records]
-            captions += captioner.caption_features(features, keys=keys, **decoding)
-            advance(1)
+    with progress_bar("captioning", len(records), wanted=progress) as advance:
+        for batch in _caption_batches(captioner, records, cached, decoding):
+            captions += batch
+            advance(len(batch))
     seconds = time.monotonic() - started
     scores = score(
         [caption.text for caption in captions],
@@ -149,11 +147,6 @@ def _training(captioner: Captioner, data: Config, dataset: Dataset) -> CaptionHa
         return captioner.training
     texts = [text for one in dataset.records if one.split == "train" for text in one.captions]
     return CaptionHashes.of(TOKENIZE[captioner.tokenizer.scored_by](texts))
-
-
-@torch.no_grad()
-def _encoded(encoder: Encoder, source: Tensor | Features) -> Features:
-    return source if isinstance(source, Features) else encoder(source)
 
 
 def _row(record: Record, caption: Caption) -> dict[str, Any]:
@@ -258,27 +251,53 @@ def _yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
-def _batches(captioner: Captioner, records: Sequence[Record], loader: Config) -> _Together:
-    """The images of a split, in batches; of each batch one for every encoder."""
-    loaders = []
-    for encoder, grid in zip(captioner.encoders, captioner.uses_grid):
-        pictures = Pictures(encoder)
-        if loader["cache"] and not encoder.trainable:
-            images = [record.image for record in records]
-            pictures.cached = cached_features(encoder, images, loader["cache_folder"], grid=grid)
-        workers = loader["workers"]
-        loaders.append(image_loader(records, captioner.tokenizer, pictures, workers=workers))
-    return _Together(loaders)
+def _cache_features(
+    captioner: Captioner, records: Sequence[Record], loader: Config
+) -> list[CachedFeatures | None]:
+    """The cached features for each of the encoders; None where images are encoded every time."""
+    images, home = [record.image for record in records], cache_home(loader["cache_folder"])
+    return [
+        cache_features(encoder, images, home, grid=grid)
+        if loader["cache"] and not encoder.trainable
+        else None
+        for encoder, grid in zip(captioner.encoders, captioner.uses_grid)
+    ]
 
 
-class _Together:
-    """Loaders side by side, with a length for the progress bar."""
+def _caption_batches(
+    captioner: Captioner,
+    records: Sequence[Record],
+    cached: Sequence[CachedFeatures | None],
+    decoding: Config,
+) -> Iterator[list[Caption]]:
+    """Caption the images of records, DEV_BATCH at a time.
 
-    def __init__(self, loaders: Sequence[DataLoader[Batch]]) -> None:
-        self.loaders = loaders
+    Raises:
+        ValueError, OSError: an image cannot be read.
+    """
+    sources = list(zip(captioner.encoders, cached))
 
-    def __len__(self) -> int:
-        return len(self.loaders[0].sampler)  # type: ignore[arg-type]
+    def read(record: Record) -> tuple[int, tuple[str, list[Tensor]]]:
+        view = View(record.image)
+        pixels = [view.pixels(encoder.transform) for encoder, known in sources if known is None]
+        return image_key(record.image_id, 0), (record.image, pixels)
 
-    def __iter__(self) -> Iterator[tuple[Batch, ...]]:
-        return zip(*self.loaders)
+    @torch.no_grad()
+    def encode(images: list[tuple[str, list[Tensor]]]) -> list[Features]:
+        paths = [path for path, _ in images]
+        live = zip(*(pixels for _, pixels in images))
+        return [
+            encoder(stack_pixels(next(live)).to(captioner.device))
+            if known is None
+            else known.get(paths)
+            for encoder, known in sources
+        ]
+
+    captioner.make_ready()
+    with encoding_pipeline(captioner.device, cached=None not in cached) as pipeline:
+        for batch in pipeline.encode(records, read, encode, batch_size=DEV_BATCH):
+            for error in batch.errors:
+                raise error
+            yield pipeline.call(
+                captioner.caption_features, batch.features, keys=batch.keys, **decoding
+            )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from captioner.checkpoints import checkpoint
 from captioner.config import Config, arguments, check_range, make, unknown_key
-from captioner.data.datamodule import Batch
+from captioner.data.batches import Batch
 from captioner.data.records import Record
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis

@@ -25,6 +25,7 @@ from captioner.checkpoints.checkpoint import Checkpoint
 from captioner.checkpoints.places import anchored
 from captioner.config import Config, make
 from captioner.data.datamodule import CaptionDataModule
+from captioner.data.features import CachedFeatures
 from captioner.data.fit_warnings import length_warnings, tokenizer_warnings
 from captioner.data.read import read_records
 from captioner.data.records import Dataset
@@ -33,7 +34,7 @@ from captioner.files import write_whole
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.tokenize import TOKENIZE
 from captioner.models.captioning import CaptioningModel, build_model
-from captioner.models.decoders.standardize import whitening_of
+from captioner.models.decoders.standardize import Standardise, whitening_of
 from captioner.models.precision import (
     AUTO,
     BF16,
@@ -188,6 +189,8 @@ def _train(
     if module.unfreezing is not None and (before or {}).get("epoch", 0) >= module.unfreezing.epoch:
         data.read_live()
     data.setup("fit")
+    if data.caching is not None:
+        print(data.caching, flush=True)
     module.objective.prepare(data.training_records)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
     with together(trainer, folder, command):
@@ -197,7 +200,7 @@ def _train(
             ranks.align(model.decoder.buffers())
         whitening = whitening_of(model.decoder)
         if whitening is not None:
-            data.reduce(whitening)
+            _print_reduction(whitening, data.reduce(whitening))
         try:
             log_configuration(loggers, config)
             trainer.fit(module, data, ckpt_path=resume, weights_only=True)
@@ -417,6 +420,16 @@ def _fill_words(module: LitCaptioner, data: CaptionDataModule) -> None:
         f"{100 * found.tokens:.1f} % of the words of the training captions",
         flush=True,
     )
+
+
+def _print_reduction(whitening: Standardise, cached: CachedFeatures | None) -> None:
+    """Print how much is read of each cached grid, where grids are cached."""
+    if cached is not None:
+        print(
+            f"features: {whitening.width} components of {cached.feature_size} dimensions are "
+            f"read, {cached.size / 1e6:,.1f} MB",
+            flush=True,
+        )
 
 
 def _introduce(

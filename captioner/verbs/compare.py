@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     systems = read_systems(
         runs, split=options.split, decoding=options.decoding, group=not options.no_group
     )
-    with progress_bar("comparing", 2 * options.resamples) as progress:
+    with progress_bar("comparing", 2 * options.resamples, unit="resamples") as progress:
         result = compare(
             systems,
             metrics=metrics,

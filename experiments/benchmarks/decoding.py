@@ -29,7 +29,8 @@ from torch import Tensor
 import captioner
 from captioner.api import Captioner
 from captioner.config import make
-from captioner.data.datamodule import cached_features
+from captioner.data.cache import cache_home
+from captioner.data.features import cache_features
 from captioner.data.read import read_records
 from captioner.generation import generate, make_steppers
 from captioner.models.decoders.show_tell import ShowTell
@@ -226,7 +227,7 @@ def main() -> None:
         )
     size = len(model.tokenizer.vocabulary)
     about = start(options, images=len(images), split="dev", vocabulary=size)
-    features = cached_features(model.model.encoder, images, None).get(images)
+    features = cache_features(model.model.encoder, images, cache_home()).get(images)
     ways = Ways(model, features)
     seconds = take_turns(ways.tasks, options.rounds)
     matrices = [cell.of_hidden.weight for cell in decoder.recurrence.cells]

@@ -161,7 +161,7 @@ def counts() -> tuple[int, int]:
 def test_the_callers_threads_are_left_as_they_are(
     cores, model, photos, three_threads, monkeypatch
 ) -> None:
-    monkeypatch.setattr("captioner.data.threads.CORES", cores)
+    monkeypatch.setattr("captioner.data.pipeline.CORES", cores)
     first, second = (model.caption_each(photos[:9], batch_size=2) for _ in range(2))
     next(first)
     assert counts() == (3, 3)  # also between two captions

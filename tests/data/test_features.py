@@ -18,8 +18,7 @@ from PIL import Image
 from support.small_encoder import Small, draw
 from torch import Tensor, nn
 
-from captioner.data import features as cache
-from captioner.data import views
+from captioner.data import feature_store, views
 from captioner.data.features import CachedFeatures, cache_features, fingerprint
 from captioner.models.decoders.standardize import Standardise, whitening_of
 from captioner.models.decoders.up_down import UpDown
@@ -197,7 +196,7 @@ def test_components_are_those_of_the_grids_and_computed_once(
     more = [*images, *draw(tmp_path / "images", 3, first=11)]
     cached, encoded = fill(tmp_path, more, grid=True)
     assert encoded == 3 and len(again(cached)) == 2
-    with pytest.raises(ValueError, match="holds no grids"):
+    with pytest.raises(ValueError, match="has no grids"):
         fill(tmp_path / "other", images)[0].components(whitening)
 
 
@@ -278,7 +277,7 @@ def test_images_are_read_a_few_batches_ahead(
         return open_image(path, **options)
 
     monkeypatch.setattr(views, "open_image", reading)
-    monkeypatch.setattr("captioner.data.threads.CORES", 1)
+    monkeypatch.setattr("captioner.data.pipeline.CORES", 1)
     encoder = Small(network="small")
     encoder.register_forward_pre_hook(lambda *_: ahead.append(len(read)))
     cache_features(encoder, images, tmp_path, batch_size=2, progress=False)
@@ -310,7 +309,7 @@ def test_a_full_disk_is_told_beforehand(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(11 * (24 + 12) - 1))
+    monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda path: usage(11 * (24 + 12) - 1))
     with pytest.raises(ValueError, match="11 images need"):
         fill(tmp_path, images)
     assert fill(tmp_path, images[:10])[1] == 10

@@ -17,6 +17,7 @@ from PIL import Image
 
 from captioner.data import shapes
 from captioner.data.shapes import Figure, Scene, describe, draw, facts, is_exact, sample_scene
+from captioner.process import logs_on_stderr
 
 COLOURS = {
     "red": (205, 28, 36),
@@ -316,7 +317,8 @@ def test_interrupted_drawing_leaves_no_captions(
 def test_progress_goes_to_stderr_and_can_be_silenced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    draw(tmp_path, train=2, dev=1, test=0, size=16, progress=True)
+    with logs_on_stderr():
+        draw(tmp_path, train=2, dev=1, test=0, size=16, progress=True)
     shown = capsys.readouterr()
     assert (shown.out, "3 of 3" in shown.err) == ("", True)
     draw(tmp_path, train=2, dev=1, test=0, size=16, progress=False)

@@ -10,7 +10,7 @@ import captioner  # noqa: F401
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.data import datamodule
-from captioner.data.datamodule import Batch
+from captioner.data.batches import Batch
 from captioner.training import ranks
 from captioner.training.launcher import together
 from captioner.training.module import LitCaptioner

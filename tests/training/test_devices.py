@@ -15,7 +15,7 @@ from support import two_ranks
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
-from captioner.data.datamodule import Dealt
+from captioner.data.loaders import Dealt
 from captioner.data.samplers import Bucketed, InOrder
 from captioner.data.shapes import draw
 from captioner.training import ranks

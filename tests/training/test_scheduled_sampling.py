@@ -83,7 +83,7 @@ def test_the_share_rises_along_a_line(monkeypatch) -> None:
             shares.append("all at once")
             return self.decoder(source, inputs, packing)
 
-    from captioner.data.datamodule import Batch
+    from captioner.data.batches import Batch
 
     monkeypatch.setattr(cross_entropy, "read_own_words", watch)
     model = Model()

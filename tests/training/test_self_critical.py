@@ -10,7 +10,7 @@ from torch import nn
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
-from captioner.data.datamodule import Batch
+from captioner.data.batches import Batch
 from captioner.data.records import Record
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis

@@ -10,9 +10,12 @@ import torch
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose, make
-from captioner.data.datamodule import Batch, Bucketed, CaptionDataModule, Pictures, image_loader
+from captioner.data.batches import Batch
+from captioner.data.datamodule import CaptionDataModule
 from captioner.data.features import CachedFeatures
+from captioner.data.loaders import Pictures, image_loader
 from captioner.data.read import read_records
+from captioner.data.samplers import Bucketed
 from captioner.models.captioning import build_model
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED

@@ -66,7 +66,7 @@ def test_an_interrupt_promises_what_is_there(tiny, tmp_path, at_step, capsys, st
 def test_an_interrupt_while_features_are_cached_leaves_no_run(
     tiny, tmp_path, monkeypatch, capsys
 ) -> None:
-    monkeypatch.setattr("captioner.data.datamodule.cached_features", lambda *a, **b: interrupt())
+    monkeypatch.setattr("captioner.data.datamodule.cache_features", lambda *a, **b: interrupt())
     assert command(tiny, tmp_path / "run") == 130
     assert "before the first checkpoint" in error_of(capsys)
     assert not (tmp_path / "run").exists()

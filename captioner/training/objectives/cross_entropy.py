@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from captioner.config import check_range
-from captioner.data.datamodule import Batch
+from captioner.data.batches import Batch
 from captioner.decoding.options import DecodingOptions
 from captioner.models.captioning import CaptioningModel
 from captioner.models.features import Features

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from captioner.data.datamodule import Batch
+from captioner.data.batches import Batch
 from captioner.data.records import Record
 from captioner.decoding.options import DecodingOptions
 from captioner.models.captioning import CaptioningModel

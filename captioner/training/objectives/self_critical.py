@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from captioner.config import check_range, unknown
-from captioner.data.datamodule import Batch, pad
+from captioner.data.batches import Batch, pad
 from captioner.data.records import Record
 from captioner.decoding.decode import decode
 from captioner.decoding.options import DecodingOptions

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from captioner.data.datamodule import pad
+from captioner.data.batches import pad
 from captioner.decoding.decode import decode
 from captioner.decoding.options import DecodingOptions
 from captioner.models.captioning import DECODERS

@@ -6,11 +6,12 @@ from support.peers import PEERS, peer_of
 from support.small_show_tell import features, show_tell
 from torch import nn
 
-from captioner.data.datamodule import IGNORED, pad
+from captioner.data.batches import pad
 from captioner.decoding.options import DecodingOptions
 from captioner.generation import generate, make_steppers
 from captioner.models.captioning import CaptioningModel
 from captioner.models.features import Features
+from captioner.models.packing import IGNORED
 from captioner.models.recurrence.unroll import CELLS
 from captioner.tokenizers import build_tokenizer
 from captioner.training.losses import cross_entropy

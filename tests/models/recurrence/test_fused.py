@@ -9,7 +9,7 @@ from support.small_show_tell import features, show_tell
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from captioner.data.datamodule import pad
+from captioner.data.batches import pad
 from captioner.models.packing import IGNORED, Packing
 from captioner.models.recurrence.cells import GRU, RNN
 from captioner.models.recurrence.fused import LOOPS, _tanh_

@@ -1,0 +1,88 @@
+"""Batches: images or their features, and captions as padded token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captioner.data.records import Record
+from captioner.models.features import Features
+from captioner.models.packing import IGNORED
+from captioner.tokenizers import Tokenizer
+
+
+class Share(NamedTuple):
+    """The sizes of a whole batch, from which a rank computes the loss of its share.
+
+    The mean of the losses of all ranks is the loss of the whole batch. As their shares differ in
+    size, a rank divides sums by the mean size of a share instead of its own. These are infinite for
+    a rank without items of its own: it repeats an item of another rank, with a loss of 0.
+
+    Attributes:
+        places: indices of the rank's items in the whole batch.
+        words: tokens of the whole batch, including <end>, divided by the number of ranks.
+        captions: likewise.
+        images: likewise.
+    """
+
+    places: tuple[int, ...]
+    words: float
+    captions: float
+    images: float
+
+
+class Batch(NamedTuple):
+    """B images and R captions of them.
+
+    Attributes:
+        source: images [B, 3, S, S], as an encoder takes them, or their cached Features.
+        rows: [R], the index of each caption's image.
+        inputs: [R, T], <start> and the token ids.
+        targets: [R, T], the token ids and <end>, then IGNORED.
+        records: of the images, B of them.
+        share: where other ranks have the rest of the batch; None for a whole batch.
+    """
+
+    source: Tensor | Features
+    rows: Tensor
+    inputs: Tensor
+    targets: Tensor
+    records: list[Record]
+    share: Share | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """Move the tensors to another device."""
+        return self._replace(
+            source=self.source.to(device),
+            rows=self.rows.to(device),
+            inputs=self.inputs.to(device),
+            targets=self.targets.to(device),
+        )
+
+
+def pad(captions: Sequence[Sequence[int]], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Token ids without special tokens -> inputs [R, T] and targets [R, T], shifted by one."""
+    vocabulary = tokenizer.vocabulary
+    width = 1 + max(len(caption) for caption in captions)
+    inputs = torch.full((len(captions), width), vocabulary.pad)
+    targets = torch.full((len(captions), width), IGNORED)
+    for row, caption in enumerate(captions):
+        inputs[row, : len(caption) + 1] = torch.tensor([vocabulary.start, *caption])
+        targets[row, : len(caption) + 1] = torch.tensor([*caption, vocabulary.end])
+    return inputs, targets
+
+
+def image_batch(
+    source: Tensor | Features,
+    records: Sequence[Record],
+    captions: Sequence[Sequence[Sequence[int]]],
+    tokenizer: Tokenizer,
+) -> Batch:
+    """Make a batch of B images and their captions (or none), token ids without special tokens."""
+    counts = torch.tensor([len(texts) for texts in captions])
+    rows = torch.arange(len(records)).repeat_interleave(counts)
+    inputs, targets = pad([text for texts in captions for text in texts] or [[]], tokenizer)
+    return Batch(source, rows, inputs[: len(rows)], targets[: len(rows)], list(records))

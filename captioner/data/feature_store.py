@@ -1,0 +1,155 @@
+"""The files of one encoder's feature cache: an index, and features in float16.
+
+    index          24 bytes a row: the identity of the image, and a checksum of identity and row
+    pooled.f16     D float16 values a row
+    grid.f16       P x D float16 values a row, where grids are cached
+    encoder.json   which encoder it is, for people (``captioner cache``)
+    grid-*.f16     P x K principal components of the grids (`CachedFeatures.components`)
+
+The first three only grow, and a row counts once its index entry is written, after the values: what
+a killed writer leaves unfinished is truncated by the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from captioner.data import cache
+from captioner.models.features import Features
+
+KEY_BYTES, CHECKSUM_BYTES = 16, 8  # of an index entry
+ENTRY_BYTES = cache.ENTRY_BYTES
+assert ENTRY_BYTES == KEY_BYTES + CHECKSUM_BYTES
+_LOG = logging.getLogger(__name__)
+
+
+class FeatureStore:
+    """The files of one encoder's cache; only one process at a time may call repair and append.
+
+    Args:
+        folder: of the files.
+        feature_size: D.
+        positions: P; 0 where only pooled features are cached.
+    """
+
+    def __init__(self, folder: Path, feature_size: int, positions: int) -> None:
+        self.folder = folder
+        self.widths = {cache.INDEX: ENTRY_BYTES, "pooled.f16": 2 * feature_size}  # bytes a row
+        if positions:
+            self.widths["grid.f16"] = 2 * positions * feature_size
+
+    def rows(self) -> dict[bytes, int]:
+        """Map each identity to its row; damaged entries and unfinished rows are left out."""
+        count = self._count()
+        if not count:
+            return {}
+        index = (self.folder / cache.INDEX).read_bytes()[: count * ENTRY_BYTES]
+        entries = (index[at : at + ENTRY_BYTES] for at in range(0, len(index), ENTRY_BYTES))
+        keys = ((entry[:KEY_BYTES], entry, row) for row, entry in enumerate(entries))
+        return {key: row for key, entry, row in keys if entry == _index_entry(row, key)}
+
+    def _count(self) -> int:
+        files = ((self.folder / name, width) for name, width in self.widths.items())
+        return min(file.stat().st_size // width if file.exists() else 0 for file, width in files)
+
+    def repair(self) -> dict[bytes, int]:
+        """Truncate what an interrupted writer left, and return the rows."""
+        count = self._count()
+        for name, width in self.widths.items():
+            with open(self.folder / name, "ab") as file:
+                file.truncate(count * width)
+        return self.rows()
+
+    def require_room(self, count: int) -> None:
+        """Raise ValueError where the disk cannot hold so many more rows."""
+        require_room(self.folder, count, sum(self.widths.values()))
+
+    def append(self, batches: Sequence[tuple[Sequence[bytes], Features]]) -> None:
+        """Write the rows of some batches, and then their index entries.
+
+        Args:
+            batches: the identities of each, and their features.
+        """
+        first = self._count()
+        for name in self.widths.keys() - {cache.INDEX}:
+            field = name.removesuffix(".f16")
+            parts = (to_float16(getattr(features, field)) for _, features in batches)
+            self._write(name, b"".join(parts))
+        keys = enumerate((key for batch, _ in batches for key in batch), first)
+        self._write(cache.INDEX, b"".join(_index_entry(row, key) for row, key in keys))
+
+    def _write(self, name: str, data: bytes) -> None:
+        with open(self.folder / name, "ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # a power cut must not keep the index and lose the values
+
+
+def _index_entry(row: int, key: bytes) -> bytes:
+    """Make an index entry; its checksum makes it valid for this key in this row only."""
+    checksum = hashlib.blake2b(row.to_bytes(8, "little") + key, digest_size=CHECKSUM_BYTES)
+    return key + checksum.digest()
+
+
+def require_room(folder: Path, count: int, width: int) -> None:
+    """Check the disk before the work.
+
+    Args:
+        folder: to be written to.
+        count: number of images.
+        width: bytes of each.
+
+    Raises:
+        ValueError: the disk has less free space.
+    """
+    needed, free = count * width, shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"{folder}: {count} images need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
+            "free; free some space, or choose another folder for the cache"
+        )
+
+
+def to_float16(values: Tensor | None) -> bytes:
+    """Convert features to little-endian float16.
+
+    Raises:
+        ValueError: they overflow, or are not finite, or would all be rounded to 0.
+    """
+    assert values is not None
+    halves = values.half()
+    largest = values.abs().max().item()
+    # An untrained deep network may give 1e-8, which float16 rounds to 0.
+    if not halves.isfinite().all() or 0 < largest < torch.finfo(torch.float16).smallest_normal:
+        raise ValueError(
+            f"features up to {largest:.3g} do not fit into the cache's float16; "
+            "set loader.cache=false, or choose another encoder"
+        )
+    return halves.cpu().contiguous().numpy().astype("<f2", copy=False).tobytes()
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the system frees it when the process ends, even when killed."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / cache.LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _LOG.warning("waiting for another process that fills %s", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

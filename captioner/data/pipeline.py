@@ -1,0 +1,235 @@
+"""The one pipeline from image files to features, for captioning, caching and evaluation.
+
+Threads read the files ahead, batches are encoded side by side, and the features are handed out in
+the order of the images:
+
+    with encoding_pipeline(device) as pipeline:
+        for batch in pipeline.encode(images, read, encode, batch_size=8):
+            pipeline.call(write, batch.keys, batch.features)
+
+Reading images and the large operations of a network release the GIL, so threads suffice. On a CPU
+each encoding thread computes with one core: batches side by side use the cores better than a batch
+that all of them share, and features do not depend on the number of cores. What follows (`call`)
+computes with the cores that are left, in a thread of its own: OpenMP threads that outnumber the
+cores would wait actively for those that encode.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Any, Generic, TypeVar
+
+import torch
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+"""Cores that this process may use."""
+READERS = min(4, CORES)
+"""Threads that read images."""
+MOST_ENCODERS = 4
+"""Batches that are encoded side by side on a CPU, at most."""
+
+Item = TypeVar("Item")
+Key = TypeVar("Key")
+Pixels = TypeVar("Pixels")
+Encoded = TypeVar("Encoded")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class EncodedBatch(Generic[Key, Encoded]):
+    """The features of a batch of images.
+
+    Args:
+        results: for each image its key, or why it cannot be read.
+        features: of the readable images, a row for each key; None where there are none.
+    """
+
+    results: list[Key | ValueError | OSError]
+    features: Encoded | None
+
+    @property
+    def keys(self) -> list[Key]:
+        """The keys of the readable images."""
+        return [one for one in self.results if not isinstance(one, (ValueError, OSError))]
+
+    @property
+    def errors(self) -> list[ValueError | OSError]:
+        """Why the other images cannot be read."""
+        return [one for one in self.results if isinstance(one, (ValueError, OSError))]
+
+
+class EncodingPipeline:
+    """Threads that read and encode images; made by `encoding_pipeline`.
+
+    Args:
+        readers: threads that read images.
+        encoders: threads that encode batches.
+        consumer: one thread for what follows.
+        side_by_side: number of the encoders.
+    """
+
+    def __init__(
+        self,
+        readers: ThreadPoolExecutor,
+        encoders: ThreadPoolExecutor,
+        consumer: ThreadPoolExecutor,
+        *,
+        side_by_side: int,
+    ) -> None:
+        self._readers, self._encoders, self._consumer = readers, encoders, consumer
+        self._side_by_side = side_by_side
+
+    def encode(
+        self,
+        items: Iterable[Item],
+        read: Callable[[Item], tuple[Key, Pixels]],
+        encode: Callable[[list[Pixels]], Encoded],
+        *,
+        batch_size: int,
+    ) -> Iterator[EncodedBatch[Key, Encoded]]:
+        """Read and encode images.
+
+        Args:
+            items: any number; they are taken a few batches ahead, in the caller's thread.
+            read: gives the key by which an image is known, and its pixels; a ValueError or OSError
+                that it raises takes the place of the key.
+            encode: computes the features of a batch of pixels; sets its own gradient mode.
+            batch_size: images in a batch, at least 1; the last batch has the rest.
+
+        Yields:
+            the batches, in the order of the items.
+
+        Raises:
+            Exception: any other that `read` or `encode` raises.
+        """
+        count = self._side_by_side
+        images = _map_ahead(
+            self._readers, partial(_read, read), items, ahead=(1 + count) * batch_size
+        )
+        batches = _split_batches(images, batch_size)
+        yield from _map_ahead(self._encoders, partial(_encode, encode), batches, ahead=count)
+
+    def call(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+        """Call a function with the cores that the encoders leave, and return its result."""
+        return self._consumer.submit(function, *arguments, **options).result()
+
+
+@contextmanager
+def encoding_pipeline(device: torch.device, *, cached: bool = False) -> Iterator[EncodingPipeline]:
+    """Start the threads of a pipeline; they end with the block, and drop what they have not begun.
+
+    The number of cores that torch uses in the caller's thread, and in new threads, does not change.
+
+    Args:
+        device: of the encoders; on a CPU several batches are encoded side by side.
+        cached: whether features are only looked up; then all cores are left for `call`.
+    """
+    encoders, cores_left = 1, torch.get_num_threads()
+    if device.type == "cpu" and not cached:
+        encoders = min(MOST_ENCODERS, CORES)
+        cores_left = max(1, min(cores_left, CORES - encoders))
+    with ExitStack() as stack:
+
+        def start(count: int) -> ThreadPoolExecutor:
+            pool = ThreadPoolExecutor(count)
+            stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+            return pool
+
+        readers, encoding, consumer = start(READERS), start(encoders), start(1)
+        _limit_cores({encoding: (encoders, 1), consumer: (1, cores_left)})
+        yield EncodingPipeline(readers, encoding, consumer, side_by_side=encoders)
+
+
+_LIMITING = threading.Lock()
+
+
+def _limit_cores(pools: dict[ThreadPoolExecutor, tuple[int, int]]) -> None:
+    """Start all threads of the pools, and let torch compute in each with a number of cores.
+
+    ``torch.set_num_threads`` sets the number of its own thread, and that of all threads that use
+    torch for the first time later. The latter is the caller's: a new thread reads it here, and
+    another one puts it back.
+
+    Args:
+        pools: to the number of their threads and the cores of each thread.
+    """
+    with _LIMITING:
+        default = _in_new_thread(torch.get_num_threads)
+        try:
+            for pool, (count, cores) in pools.items():
+                started = threading.Barrier(count)  # so that each thread runs one of the tasks
+                tasks = [pool.submit(_limit_thread, cores, started) for _ in range(count)]
+                for task in tasks:
+                    task.result()
+        finally:
+            _in_new_thread(partial(torch.set_num_threads, default))
+
+
+def _limit_thread(cores: int, started: threading.Barrier) -> None:
+    torch.set_num_threads(cores)
+    torch.get_num_threads()  # with its first use, a thread takes the number that was set last
+    torch.ones(1 << 16).add_(1)
+    started.wait()
+
+
+def _in_new_thread(function: Callable[[], Result]) -> Result:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def _read(
+    read: Callable[[Item], tuple[Key, Pixels]], item: Item
+) -> tuple[Key | ValueError | OSError, Pixels | None]:
+    try:
+        return read(item)
+    except (ValueError, OSError) as error:
+        return error, None
+
+
+def _encode(
+    encode: Callable[[list[Pixels]], Encoded],
+    images: list[tuple[Key | ValueError | OSError, Pixels | None]],
+) -> EncodedBatch[Key, Encoded]:
+    pixels = [pixels for _, pixels in images if pixels is not None]
+    return EncodedBatch([key for key, _ in images], encode(pixels) if pixels else None)
+
+
+def _map_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    *,
+    ahead: int,
+) -> Iterator[Result]:
+    """Map a function over items in threads.
+
+    Args:
+        pool: the threads.
+        function: called with each item; what it raises is raised here.
+        items: any number; they are taken as they are needed.
+        ahead: results that wait or are being computed while another is used.
+
+    Yields:
+        the results, in the order of the items.
+    """
+    pending: deque[Future[Result]] = deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) > ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+def _split_batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
