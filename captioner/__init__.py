@@ -5,7 +5,7 @@
     model = captioner.load()  # the bundled model; captioner.load("runs/nic") takes a run
     print(model.caption("photo.jpg").text)
 
-Importing the package is cheap: torch is loaded with the first model.
+Importing the package is fast: torch is imported with the first model.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ def load(
 
     Args:
         path: a run folder, a checkpoint file, or the name of a bundled model; or several, which
-            then decode together (their vocabularies must be the same). None takes the bundled model
-            "flickr8k". A path wins over a name where it is a file or a folder with a checkpoint.
-        device: "auto" (CUDA or MPS where there is one), "cpu", "cuda", "cuda:1", "mps".
+            form an ensemble (their vocabularies must be the same). None loads the bundled model
+            "flickr8k". A path takes precedence over a name where it is a file or a folder with a
+            checkpoint.
+        device: "auto" (CUDA or MPS where available), "cpu", "cuda", "cuda:1", "mps".
 
     Returns:
         a Captioner; its `caption` method takes paths, bytes, PIL images, arrays or tensors.
 
     Raises:
-        FileNotFoundError: nothing is there, or no model came with this installation.
-        ValueError: not a captioner checkpoint, or a damaged one, or one of a newer format.
+        FileNotFoundError: there is no such file, or no bundled model is installed.
+        ValueError: it is not a captioner checkpoint, or is damaged or of a newer format.
     """
     from captioner.api import Captioner
 

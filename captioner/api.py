@@ -1,4 +1,8 @@
-"""Captions in Python: ``Captioner.load`` a checkpoint, ``caption`` images."""
+"""The Python interface: ``Captioner.load`` loads a checkpoint, ``caption`` captions images.
+
+A Captioner gives the same captions whatever it was asked before. It may be used by several threads,
+copied and pickled, and leaves torch's settings in the caller's thread as they are.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +39,18 @@ _MAKING = threading.Lock()
 
 @dataclass(frozen=True)
 class Caption:
-    """What the model says of an image.
+    """The caption of an image.
 
     Attributes:
         text: the caption.
-        words: its tokens.
-        log_probs: log p of each word, then of <end> where it was reached.
-        score: what it was ranked by: the sum of log_probs over a power of their number, or by
-            consensus how much the others agree.
+        words: its tokens, as strings.
+        log_probs: log probability of each token, and of <end> where it was reached.
+        score: by which it was ranked: the sum of log_probs divided by a power of their number, or,
+            with consensus, the mean similarity to the other captions.
         finished: whether <end> was reached within max_length.
-        missing: of required_words those that it does not hold.
-        broken: the options that it could not keep, because no word was left to say.
-        alternatives: the other captions, where ``captions`` asks for several.
+        missing: those of required_words that it lacks.
+        broken: options that could not be satisfied because they left no possible token.
+        alternatives: the other captions, where ``captions`` is more than 1.
     """
 
     text: str
@@ -60,36 +64,36 @@ class Caption:
 
     @property
     def log_prob(self) -> float:
-        """log p of the whole caption."""
+        """Log probability of the whole caption."""
         return sum(self.log_probs)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data that JSON can hold."""
         values = asdict(replace(self, alternatives=()))
         values = {n: list(v) if isinstance(v, tuple) else v for n, v in values.items()}
-        return {**values, "alternatives": [one.as_dict() for one in self.alternatives]}
+        return {**values, "alternatives": [caption.as_dict() for caption in self.alternatives]}
 
     @property
     def note(self) -> str:
-        """What could not be done as asked, in words; empty where all could."""
+        """Which options could not be satisfied; empty where all were."""
         parts = [f"without {', '.join(map(repr, self.missing))}"] if self.missing else []
         parts += [f"could not keep {', '.join(self.broken)}"] if self.broken else []
         return "; ".join(parts)
 
 
 class Captioner:
-    """A trained model, or an ensemble of several, with all it needs to caption images.
+    """A trained model, or an ensemble of several, that captions images.
 
     Args:
         models: encoder and decoder of each.
-        tokenizer: of all of them.
-        options: how captions are decoded unless told otherwise.
-        config: the configuration that the first was trained with.
-        paths: the checkpoints they came from.
-        training: the captions that any of them was trained on; None where they are not known.
+        tokenizer: of all models.
+        options: the default decoding options.
+        config: with which the first model was trained.
+        paths: of the checkpoints.
+        training: hashes of the captions that any model was trained on; None where unknown.
 
     Attributes:
-        encoders: those of the models, each once; models that share one share its features.
+        encoders: of the models, identical ones once, so that their features are computed once.
     """
 
     def __init__(
@@ -111,55 +115,55 @@ class Captioner:
         self._steppers: dict[str, tuple[Snapshot, list[Stepper]]] = {}  # by precision
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the steppers out of copies: they would go on with these weights."""
+        """Leave out the steppers: in a copy they would keep the weights of this object."""
         return {**self.__dict__, "_steppers": {}}
 
     @classmethod
     def load(
         cls, path: str | Path | Sequence[str | Path] | None = None, *, device: str = "auto"
     ) -> Captioner:
-        """Load a run, a checkpoint or a bundled model, or several; see ``captioner.load``."""
+        """Load a run folder, a checkpoint, a bundled model, or several; see ``captioner.load``."""
         path = bundle.default() if path is None else path
         paths = [path] if isinstance(path, (str, Path)) else list(path)
         if not paths:
             raise ValueError("no checkpoint to load; give a run folder or a checkpoint file")
-        found = [checkpoint.read(one) for one in paths]
-        first = found[0]
-        for other in found[1:]:
+        checkpoints = [checkpoint.read(path) for path in paths]
+        first = checkpoints[0]
+        for other in checkpoints[1:]:
             if other.tokenizer.as_dict() != first.tokenizer.as_dict():
                 raise ValueError(
-                    f"{other.path} has another vocabulary than {first.path}; models that decode "
-                    "together must be trained with the same tokenizer and training captions"
+                    f"{other.path} has another vocabulary than {first.path}; models of an ensemble "
+                    "must be trained with the same tokenizer and training captions"
                 )
         place = choose_device(device)
         options = make(DecodingOptions, "decoding", first.config["decoding"])
         precision = stored(options.precision, "decoding.precision", place.type)
         options = replace(options, precision=precision)
-        models = [one.model().to(place) for one in found]
+        models = [loaded.model().to(place) for loaded in checkpoints]
         return cls(
             models,
             first.tokenizer,
             options,
             first.config,
-            [one.path for one in found],
-            CaptionHashes.union(one.training for one in found),
+            [loaded.path for loaded in checkpoints],
+            CaptionHashes.union(loaded.training for loaded in checkpoints),
         )
 
     @property
     def model(self) -> CaptioningModel:
-        """The model, or the first of several."""
+        """The model, or the first one of an ensemble."""
         return self.models[0]
 
     @property
     def uses_grid(self) -> list[bool]:
-        """For each of ``encoders``, whether a decoder reads its grid."""
-        wanted = zip(self._encoder_of, self.models)
-        grids = {encoder for encoder, model in wanted if model.decoder.uses_grid}
+        """For each of ``encoders``, whether a decoder uses its grid."""
+        pairs = zip(self._encoder_of, self.models)
+        grids = {encoder for encoder, model in pairs if model.decoder.uses_grid}
         return [encoder in grids for encoder in range(len(self.encoders))]
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.model.parameters()).device
 
     @overload
@@ -174,30 +178,30 @@ class Captioner:
         """Caption one image or several.
 
         Args:
-            images: one or any number of these, a generator too: a path; the content of a file as
-                bytes, or a file opened with "rb"; a PIL image; an array [height, width, 3] of uint8
-                (RGB; also [height, width, 4] and [height, width]); a tensor [3, height, width] of
-                uint8, or of floats in [0, 1].
-            batch_size: images that are captioned at a time.
+            images: one image, or any iterable of images. An image is a path; the content of a file
+                as bytes, or a file opened with "rb"; a PIL image; an array [height, width, 3] of
+                uint8 (RGB; also [height, width, 4] and [height, width]); a tensor
+                [3, height, width] of uint8, or of floats in [0, 1].
+            batch_size: images that are captioned at a time, at least 1.
             options: any of DecodingOptions: beam_size=5, temperature=1.0, top_p=0.9, captions=3,
                 required_words=["dog"], prefix="two children", and so on.
 
         Returns:
-            a Caption, or a list of them in the order of the images. Draws depend on the seed and on
-            the file's name (on the place in the list, where an image is no file).
+            a Caption, or a list of them in the order of the images. Sampling depends on the seed
+            and the file name (for an image that is not a file, its index).
 
         Raises:
-            FileNotFoundError: a path leads nowhere.
-            ValueError: an image that cannot be read, what is no image, or an option that does not
-                exist.
+            FileNotFoundError: there is no such file.
+            ValueError: an image cannot be read or is of an unknown type, or an option is not known
+                or out of its range.
         """
         if is_picture(images):
             return self.caption([cast(Picture, images)], batch_size=batch_size, **options)[0]
         captions = []
-        for found in self.caption_each(images, batch_size=batch_size, **options):
-            if isinstance(found, Exception):
-                raise found
-            captions.append(found)
+        for result in self.caption_each(images, batch_size=batch_size, **options):
+            if isinstance(result, Exception):
+                raise result
+            captions.append(result)
         return captions
 
     def caption_each(
@@ -215,8 +219,8 @@ class Captioner:
             the caption of each image in their order, or the error why it cannot be read.
 
         Raises:
-            ValueError: an option that does not exist, a batch_size below 1, or what is neither an
-                image nor several.
+            ValueError: an option is not known or out of its range, batch_size is below 1, or
+                `images` is neither an image nor an iterable.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size} is not accepted; choose 1 or more")
@@ -251,20 +255,20 @@ class Captioner:
 
     def _read(self, numbered: tuple[int, Picture | Exception]) -> tuple[int, list[Tensor]]:
         """The key and the pixels of an image; raises the error why it cannot be read."""
-        place, image = numbered
+        index, image = numbered
         if isinstance(image, Exception):
             raise image
-        return image_key(image, place), self.prepare(image)
+        return image_key(image, index), self.prepare(image)
 
     def prepare(self, image: Picture) -> list[Tensor]:
-        """One image as each of the encoders wants it, uint8 [3, S, S]."""
+        """Transform an image for each of the encoders: uint8 [3, S, S]."""
         shorter = max(encoder.transform.shorter for encoder in self.encoders)
         opened = open_image(image, shorter=shorter)
         return [encoder.transform.pixels(opened) for encoder in self.encoders]
 
     @torch.no_grad()
     def encode(self, images: Sequence[Sequence[Tensor]]) -> list[Features]:
-        """Features of B prepared images, from each of the encoders."""
+        """Compute the features of B prepared images with each of the encoders."""
         batches = [stack_pixels(batch).to(self.device) for batch in zip(*images)]
         return [encoder(batch) for encoder, batch in zip(self.encoders, batches)]
 
@@ -275,13 +279,13 @@ class Captioner:
 
         Args:
             features: from each of the encoders, B rows.
-            keys: of each image, for its draws; see ``image_key``.
+            keys: of the images, for sampling; see ``image_key``.
             options: any of DecodingOptions.
         """
         decoding = self.decoding(**options)
         sources = [features[encoder].to(self.device) for encoder in self._encoder_of]
         self._evaluating()
-        found = generate(
+        hypotheses = generate(
             self.models,
             sources,
             self.tokenizer,
@@ -289,13 +293,13 @@ class Captioner:
             keys=keys,
             steppers=self._ready_steppers(decoding),
         )
-        return [self._caption(hypotheses[: decoding.captions], decoding) for hypotheses in found]
+        return [self._caption(ranked[: decoding.captions], decoding) for ranked in hypotheses]
 
     def _ready_steppers(self, decoding: DecodingOptions) -> list[Stepper]:
-        """The decoders' ``stepper``s, made anew where a weight has changed.
+        """The ``stepper`` of each decoder, made again where a weight has changed.
 
-        Making them takes as long as a caption, once; they are used for a single image too, since
-        what a model says must not depend on what it was asked before, to the last digit.
+        Making them takes as long as one caption. They are used for a single image as well, so that
+        captions and scores do not depend, to the last digit, on earlier calls.
         """
         decoders = [model.decoder for model in self.models]
         with _MAKING:
@@ -307,12 +311,13 @@ class Captioner:
         return steppers
 
     def decoding(self, **options: Any) -> DecodingOptions:
-        """The model's decoding options with some of them changed, as its device takes them."""
-        found = self.options.changed(**options)
-        return replace(found, precision=resolve(found.precision, self.device.type))
+        """The default decoding options with some changed, and a precision of the model's device."""
+        decoding = self.options.changed(**options)
+        return replace(decoding, precision=resolve(decoding.precision, self.device.type))
 
-    def _caption(self, found: Sequence[Hypothesis], decoding: DecodingOptions) -> Caption:
-        best, *others = found
+    def _caption(self, ranked: Sequence[Hypothesis], decoding: DecodingOptions) -> Caption:
+        """The caption of an image from its hypotheses, the best first."""
+        best, *others = ranked
         words = tuple(self.tokenizer.vocabulary.word(token) for token in best.tokens)
         return Caption(
             text=self.tokenizer.join(words),
@@ -322,23 +327,23 @@ class Captioner:
             finished=best.finished,
             missing=tuple(decoding.required_words[place] for place in best.missing),
             broken=best.broken,
-            alternatives=tuple(self._caption([one], decoding) for one in others),
+            alternatives=tuple(self._caption([other], decoding) for other in others),
         )
 
 
-def image_key(image: Picture, place: int) -> int:
-    """The number from which an image's draws are made: of its file's name, or its place."""
+def image_key(image: Picture, index: int) -> int:
+    """The random seed of an image: a hash of its file name, or its index where it is not a file."""
     if not isinstance(image, (str, os.PathLike)):
-        return place
+        return index
     name = Path(os.fsdecode(image)).name
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=7)
     return int.from_bytes(digest.digest(), "big")
 
 
 def _content_or_error(image: Picture) -> Picture | Exception:
-    """An image as it was given, but of an opened file its content, or why it cannot be read.
+    """Return an image unchanged, but of an open file its content, or why it cannot be read.
 
-    Whoever gives images one by one may close or go on to use a file after it was given.
+    A generator of images may close or use a file after it has yielded it.
     """
     try:
         return cast(Picture, content_of(image))
@@ -347,10 +352,10 @@ def _content_or_error(image: Picture) -> Picture | Exception:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA or MPS where there is one, else the CPU.
+    """Return the device of a name; "auto" is CUDA or MPS where available, else the CPU.
 
     Raises:
-        ValueError: no such device here.
+        ValueError: the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -358,4 +363,6 @@ def choose_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"device={name!r} is not there; choose auto, cpu, cuda or mps") from None
+        raise ValueError(
+            f"device={name!r} is not available; choose auto, cpu, cuda or mps"
+        ) from None

@@ -1,4 +1,4 @@
-"""What people give as an image, a file or pixels, to upright 8-bit RGB."""
+"""Reads images, from files or pixels, as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-# Decoders for rarer formats are little tested against damaged or hostile files. JPEG has MPO in it.
+# Decoders of rarer formats are less tested against damaged or hostile files. JPEG includes MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 RARE_SUFFIXES = {".heic": "HEIF", ".heif": "HEIF", ".avif": "AVIF"}
 HEIC_EXTRA = "pip install 'captioner[heic]'"
-# A JPEG is decoded at 1/2, 1/4 or 1/8 while that leaves this many times the pixels that are needed.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side stays this many times as
+# long as needed.
 REDUCING_GAP = 1.5
 
 
@@ -35,13 +36,13 @@ Picture = (
     | np.ndarray
     | Tensor
 )
-"""One image: a path, a file's content, a file opened to be read in binary, a Pillow image, an array
+"""One image: a path, the content of a file, a file opened in binary mode, a Pillow image, an array
 [H, W, 3] of uint8 (RGB), or [H, W, 4], [H, W, 1] or [H, W], or a tensor [3, H, W] of uint8 or of
 floats in [0, 1]."""
 
 
 def is_picture(value: object) -> bool:
-    """Whether a value is meant as one image rather than as several."""
+    """Whether a value is one image rather than several."""
     if isinstance(value, (np.ndarray, Tensor)):
         return value.ndim in (2, 3)
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
@@ -49,51 +50,52 @@ def is_picture(value: object) -> bool:
 
 
 def as_several(images: Any) -> Iterable[Picture]:
-    """What was given as images, one by one: a single one, or any number but those of a mapping.
+    """Return an iterable of images, from one image or any iterable except a mapping.
 
     Raises:
-        ValueError: it is neither an image nor iterable.
+        ValueError: it is neither an image nor an iterable.
     """
     if is_picture(images):
         return [images]
-    number = getattr(images, "ndim", 1) == 0  # an array of one number
-    if number or isinstance(images, Mapping) or not isinstance(images, Iterable):
-        open_image(images)  # says what is accepted
+    scalar = getattr(images, "ndim", 1) == 0  # an array of one number
+    if scalar or isinstance(images, Mapping) or not isinstance(images, Iterable):
+        open_image(images)  # raises the error that lists what is accepted
     return cast("Iterable[Picture]", images)
 
 
 def open_image(source: Picture, *, shorter: int | None = None) -> Image.Image:
     """Read an image as upright 8-bit RGB.
 
-    EXIF orientation is applied, 16-bit greys are scaled to 8 bits, transparency is laid on white,
-    and of an animation the first frame is taken.
+    The EXIF orientation is applied, 16-bit grayscale is scaled to 8 bits, transparent pixels are
+    blended with white, and of an animation the first frame is used.
 
     Args:
         source: a JPEG (also MPO), PNG, WEBP, GIF, BMP, TIFF or AVIF file, or HEIC where pillow-heif
-            is installed; or another ``Picture``, such as a Pillow image of any mode. An opened file
-            is read from its beginning where it can be.
-        shorter: pixels that the shorter side will be resized to. From a JPEG file much larger than
-            that fewer are decoded, REDUCING_GAP times as many or more. None: all.
+            is installed; or another ``Picture``, such as a Pillow image of any mode. An open file
+            is read from its beginning where it is seekable.
+        shorter: length in pixels to which the shorter side will be resized. A much larger JPEG file
+            is decoded at a reduced size, REDUCING_GAP times as long or longer. None: full size.
 
     Returns:
         a Pillow image of mode RGB, fully loaded.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is a folder, empty, damaged, too large or of another kind; or the
-            source is no ``Picture``.
+        ValueError: the file is a folder, empty, damaged, too large or of another format, or memory
+            does not suffice to decode it; or the source is not a ``Picture``.
     """
     if isinstance(source, Image.Image):
         return _decode(source, getattr(source, "filename", "") or "the image")
     if isinstance(source, (np.ndarray, Tensor)):
-        array = _of_tensor(source) if isinstance(source, Tensor) else _of_array(source)
+        array = source if isinstance(source, np.ndarray) else _tensor_to_array(source)
+        array = _check_array(array)
         return _decode(Image.fromarray(array), "the image")
-    name, content = _content(source)
+    name, content = _name_and_content(source)
     try:
         with _open(content) as image:
             return _decode(image, name, shorter)
     except UnidentifiedImageError:
-        raise ValueError(f"{name}: {_not_read(content)}") from None
+        raise ValueError(f"{name}: {_unreadable_reason(content)}") from None
     except Image.DecompressionBombError:
         raise ValueError(_too_large(name)) from None
     except OSError as error:
@@ -101,10 +103,10 @@ def open_image(source: Picture, *, shorter: int | None = None) -> Image.Image:
 
 
 def content_of(source: Any) -> Any:
-    """What is in an opened file, bytes; all else as it is.
+    """Return the content of an open file; anything else unchanged.
 
     Raises:
-        ValueError: the file is closed, or was opened as text.
+        ValueError: the file is closed, or was opened in text mode.
     """
     if not hasattr(source, "read") or isinstance(source, (Image.Image, os.PathLike)):
         return source
@@ -112,27 +114,28 @@ def content_of(source: Any) -> Any:
     try:
         if source.seekable():
             source.seek(0)
-    except AttributeError:  # not quite a file: what it gives is taken
+    except AttributeError:  # not a complete file object: read it where it is
         pass
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{name}: {reason}; caption it while it is open") from None
     content = source.read()
     if not isinstance(content, (bytes, bytearray)):
-        raise ValueError(f"{name}: was opened as text; open it with mode 'rb'")
+        raise ValueError(f"{name}: was opened in text mode; open it with mode 'rb'")
     return content
 
 
 def _name_of(file: Any) -> str:
-    """The name of an opened file in an error."""
+    """The name of an open file in an error."""
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else f"the {type(file).__name__}"
 
 
-def _content(source: Any) -> tuple[str | Path, Path | BytesIO]:
-    """What errors call a file, and the file or its content."""
+def _name_and_content(source: Any) -> tuple[str | Path, Path | BytesIO]:
+    """The name of a file in errors, and its path or content."""
     if isinstance(source, (str, os.PathLike)):
-        return (path := _checked(Path(os.fsdecode(source)))), path
+        path = _check_path(Path(os.fsdecode(source)))
+        return path, path
     if hasattr(source, "read"):
         name, content = _name_of(source), content_of(source)
     elif isinstance(source, (bytes, bytearray, memoryview)):
@@ -148,23 +151,23 @@ def _content(source: Any) -> tuple[str | Path, Path | BytesIO]:
     return name, BytesIO(content)
 
 
-def _checked(path: Path) -> Path:
-    """A path that leads to a file with something in it."""
+def _check_path(path: Path) -> Path:
+    """Return the path of a file that is not empty, or raise an error."""
     try:
-        whole = path.is_file()  # asked first: it may vanish between two questions
-    except ValueError as error:  # a null byte, or half of a pair
+        is_file = path.is_file()  # first: it may be removed between two checks
+    except ValueError as error:  # a null byte, or a lone surrogate
         raise ValueError(f"{str(path)!r}: cannot be the name of a file ({error})") from None
-    if not whole and not path.exists():
+    if not is_file and not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
-    if not whole:
+    if not is_file:
         raise ValueError(f"{path}: not an image file but a folder or device; name a file")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty (0 bytes); fetch or export it again")
+        raise ValueError(f"{path}: the file is empty (0 bytes); download or export it again")
     return path
 
 
 def _open(content: Path | BytesIO) -> Image.Image:
-    """Open an image of the accepted formats; of HEIC and AVIF where something here reads them."""
+    """Open an image of one of FORMATS, or HEIC or AVIF where a decoder is installed."""
     try:
         return Image.open(content, formats=FORMATS)
     except UnidentifiedImageError:
@@ -175,7 +178,7 @@ def _open(content: Path | BytesIO) -> Image.Image:
 
 
 def _is_heif(content: Path | BytesIO) -> bool:
-    """Whether a file is HEIC or AVIF, whatever its name: ISO base media, its brand at byte 8."""
+    """Whether a file is HEIC or AVIF by its content: ISO base media, with the brand at byte 8."""
     if isinstance(content, BytesIO):
         head = content.getvalue()[:12]
     else:
@@ -186,7 +189,7 @@ def _is_heif(content: Path | BytesIO) -> bool:
 
 @functools.cache
 def _rare_formats() -> tuple[str, ...]:
-    """Those of HEIC and AVIF that are read here: AVIF by Pillow itself, HEIC by pillow-heif."""
+    """Which of HEIC and AVIF can be decoded: AVIF by Pillow itself, HEIC by pillow-heif."""
     with suppress(ImportError):
         import pillow_heif
 
@@ -196,26 +199,26 @@ def _rare_formats() -> tuple[str, ...]:
 
 
 def unreadable_suffixes() -> set[str]:
-    """Those of IMAGE_SUFFIXES that nothing installed here can read."""
+    """The file name suffixes of images that no installed decoder can read."""
     formats = _rare_formats()
     return {suffix for suffix, kind in RARE_SUFFIXES.items() if kind not in formats}
 
 
-def _not_read(content: Path | BytesIO) -> str:
-    """Why a file is not read, and what to do."""
+def _unreadable_reason(content: Path | BytesIO) -> str:
+    """Why a file cannot be read, and what to do."""
     if _is_heif(content):
-        way_out = f"{HEIC_EXTRA} reads it" if unreadable_suffixes() else "export it again"
-        return f"a HEIC or AVIF image that cannot be read; {way_out}"
+        advice = f"{HEIC_EXTRA} reads it" if unreadable_suffixes() else "export it again"
+        return f"a HEIC or AVIF image that cannot be read; {advice}"
     rare = {"HEIF": "HEIC", "AVIF": "AVIF"}
     kinds = [*FORMATS, *(rare[kind] for kind in _rare_formats())]
     return f"not a {', '.join(kinds[:-1])} or {kinds[-1]} image; convert it to one of these"
 
 
-def _of_array(array: np.ndarray) -> np.ndarray:
-    """An array that Pillow takes: uint8 [H, W], [H, W, 2 to 4], or uint16 [H, W].
+def _check_array(array: np.ndarray) -> np.ndarray:
+    """Return an array that Pillow accepts: uint8 [H, W], [H, W, 2 to 4], or uint16 [H, W].
 
     Raises:
-        ValueError: another shape or type.
+        ValueError: it has another shape or type.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]  # [H, W]
@@ -227,17 +230,17 @@ def _of_array(array: np.ndarray) -> np.ndarray:
         )
     if array.dtype != np.uint8 and not (array.dtype == np.uint16 and array.ndim == 2):
         raise ValueError(
-            f"an image array of {array.dtype} is not accepted, for its range is not known; give "
+            f"an image array of {array.dtype} is not accepted, as its range is not known; give "
             "uint8 from 0 to 255"
         )
     return np.ascontiguousarray(array)
 
 
-def _of_tensor(image: Tensor) -> np.ndarray:
-    """The bytes [H, W, 3] of a tensor [3, H, W], uint8 or floats in [0, 1].
+def _tensor_to_array(image: Tensor) -> np.ndarray:
+    """Convert a tensor [3, H, W], uint8 or floats in [0, 1], to an array [H, W, 3] of uint8.
 
     Raises:
-        ValueError: another shape, type or range.
+        ValueError: it has another shape, type or range.
     """
     if image.ndim != 3 or image.shape[0] != 3 or not image.numel():
         raise ValueError(
@@ -246,7 +249,7 @@ def _of_tensor(image: Tensor) -> np.ndarray:
     image = image.detach()
     if image.is_floating_point():
         if not (image.min() >= 0 and image.max() <= 1):
-            raise ValueError("an image tensor of floats must lie in [0, 1]; do not normalise it")
+            raise ValueError("an image tensor of floats must be in [0, 1]; do not normalize it")
         image = (image * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise ValueError(
@@ -257,31 +260,38 @@ def _of_tensor(image: Tensor) -> np.ndarray:
 
 
 def _decode(image: Image.Image, name: str | Path, shorter: int | None = None) -> Image.Image:
-    limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns up to twice this
+    limit = Image.MAX_IMAGE_PIXELS  # Pillow itself only warns below twice this limit
     if limit is not None and image.width * image.height > limit:
         raise ValueError(_too_large(name))
     if image.mode == "F":
-        raise ValueError(f"{name}: floating point pixels have no agreed range; save it with 8 bits")
+        raise ValueError(
+            f"{name}: the range of floating point pixels is unknown; save it with 8 bits"
+        )
     try:
         if shorter is not None:
             image = _reduced(image, math.ceil(REDUCING_GAP * shorter))
         image.load()  # a truncated file passes verify() and fails only here
         return _to_rgb(_upright(image))
-    except Exception as error:  # decoders raise half a dozen types on damaged files
+    except MemoryError:
+        raise ValueError(
+            f"{name}: out of memory while decoding {image.width} x {image.height} pixels; close "
+            "other programs, or make the image smaller"
+        ) from None
+    except Exception as error:  # on damaged files, decoders raise many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{name}: damaged or not supported ({reason}); fetch or export it again"
+            f"{name}: damaged or not supported ({reason}); download or export it again"
         ) from None
 
 
 def _reduced(image: Image.Image, least: int) -> Image.Image:
-    """Have a JPEG decoded at 1/2, 1/4 or 1/8, its shorter side no less than `least`."""
+    """Let a JPEG be decoded at 1/2, 1/4 or 1/8, with a shorter side of at least `least` pixels."""
     width, height = image.size
-    image.draft(None, (least, least))  # does nothing to other formats
+    image.draft(None, (least, least))  # has no effect on other formats
     scale = round(width / image.width)
     if scale == 1:
         return image
-    # Half pixels at the right and below are rounded up; the picture shall keep its proportions.
+    # Partial pixels at the right and the bottom are rounded up; cropping keeps the aspect ratio.
     return image.crop((0, 0, round(width / scale), round(height / scale)))
 
 
@@ -295,15 +305,15 @@ def _too_large(name: str | Path) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        return ImageOps.exif_transpose(image) if turned else image  # else it would be copied
-    except Exception:  # broken EXIF beside sound pixels: take them as they lie
+        return ImageOps.exif_transpose(image) if turned else image  # exif_transpose copies
+    except Exception:  # broken EXIF, but valid pixels: use them as they are
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit greys at 255: nearly all white
-        grey = np.asarray(image).clip(0, 65535).astype(np.uint32)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255: nearly all white
+        gray = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -1,15 +1,15 @@
-"""Set up the process before torch loads: its memory, how threads wait, what it prints; which it is.
+"""Settings of the process: its memory, its threads, what it prints, and its rank.
 
-What oneDNN keeps is bounded, and so is how long threads wait awake. glibc may be asked to keep
-what is freed:
+To be called before torch loads: the caches of oneDNN are bounded, and so is how long OpenMP threads
+wait actively. Optionally, glibc keeps freed memory:
 
-By default glibc maps each large block anew and unmaps it when it is freed, so that every training
+By default, glibc maps each large block anew and unmaps it when it is freed, so that every training
 step pays for the same pages again. With both thresholds raised, freed memory is kept for the next
-step. The process stays as large as it once was, and, as batches differ in size, grows on for a
-while: a training on Flickr8k held 7 GB after six epochs and was no faster. So it is done only where
-CAPTIONER_KEEP_MEMORY=1 asks for it; no result changes.
+step. The process then stays at its maximum size, and grows for a while, as batches differ in size:
+a training on Flickr8k used 7 GB after six epochs and was no faster. So this is done only with
+CAPTIONER_KEEP_MEMORY=1; no result changes.
 
-Any setting of the allocator's own comes first (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_,
+Settings of the allocator itself take precedence (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_,
 MALLOC_TOP_PAD_, GLIBC_TUNABLES). See mallopt(3).
 """
 
@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import codecs
 import ctypes
+import errno
 import importlib.abc
 import importlib.machinery
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -32,40 +34,40 @@ SWITCH = "CAPTIONER_KEEP_MEMORY"
 OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 LARGEST = 2**31 - 1  # mallopt takes an int
-# Older glibc accepts no more than half a heap.
+# Older versions of glibc accept at most half a heap.
 THRESHOLDS = (2**30, 2**25)
 
 
-# oneDNN, which multiplies bfloat16, and on some processors float32, keeps a program and its
-# workspace for every shape it has met. Batches of real words only have hundreds of shapes: 1,024 of
-# them, the default, take gigabytes.
+# oneDNN, which multiplies bfloat16 and, on some processors, float32, keeps a kernel and its
+# workspace for every shape it has computed. Packed batches have hundreds of shapes: 1,024, the
+# default, take gigabytes.
 CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 
 
 def bound_caches() -> None:
-    """Bound what oneDNN keeps, unless the user has; to be called before the first product."""
+    """Bound the caches of oneDNN unless the user has; call it before the first product."""
     for name, shapes in CACHES.items():
         os.environ.setdefault(name, shapes)
 
 
-# Where threads meet, GNU OpenMP's wait awake, and by default for long. When a core has other work
-# as well, its thread is late and the others wait in vain: of a training on two cores beside one
-# busy process no epoch ended in 50 s; with this, one took 17 s. Alone it takes 7.2 s, by default
-# 6.5 s.
+# At a barrier, threads of GNU OpenMP wait actively, by default for long. Where a core is shared
+# with another process, its thread is late and the others wait in vain: next to one busy process,
+# training on two cores finished no epoch in 50 s; with this setting, one took 17 s. Without other
+# processes it takes 7.2 s, by default 6.5 s.
 SPINS = 5000
 
 
 def bound_spinning() -> None:
-    """Bound how long threads wait awake, unless the user has; to be called before torch loads."""
+    """Bound how long threads wait actively, unless the user has; call it before torch loads."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def keep_memory() -> bool:
-    """Keep freed memory in this process and those it forks; whether that was done.
+    """Keep freed memory in this process and its forks, and return whether that was done.
 
-    Nothing is done outside Linux with glibc, where the user has set the allocator, or unless
-    CAPTIONER_KEEP_MEMORY is 1.
+    It is done only on Linux with glibc, where CAPTIONER_KEEP_MEMORY is 1 and the user has not set
+    the allocator.
     """
     if os.environ.get(SWITCH) != "1" or any(name in os.environ for name in OWN):
         return False
@@ -77,14 +79,14 @@ def keep_memory() -> bool:
 
 
 NAMES = "captioner.names"
-"""For ``errors=`` of text that holds file names: a name that is not UTF-8 is written as the bytes
-that it is; what the encoding lacks becomes an escape (``\\u6587``)."""
+"""An error handler for text with file names: names that are not UTF-8 are written as their bytes,
+characters that the encoding lacks as escapes (``\\u6587``)."""
 
 
 def print_any_name() -> None:
-    """Let nothing that is printed fail, whatever the file names and the terminal's encoding."""
+    """Let no print fail, whatever the file names and the encoding of the terminal."""
     codecs.register_error(NAMES, _bytes_of_names)
-    with suppress(AttributeError, ValueError):  # no file, or a closed one
+    with suppress(AttributeError, ValueError):  # not a file, or a closed one
         sys.stdout.reconfigure(errors=NAMES)  # type: ignore[union-attr]
 
 
@@ -112,33 +114,33 @@ def logs_on_stderr() -> Iterator[None]:
 
 
 def encode_names(text: str) -> bytes:
-    """A text with file names as UTF-8, each name as the bytes that it is."""
+    """Encode a text with file names as UTF-8, and names that are not UTF-8 as their bytes."""
     codecs.register_error(NAMES, _bytes_of_names)
     return text.encode("utf-8", NAMES)
 
 
 def _bytes_of_names(error: UnicodeError) -> tuple[bytes | str, int]:
-    if not isinstance(error, UnicodeEncodeError):  # who reads back what was printed
+    if not isinstance(error, UnicodeEncodeError):  # when printed text is read
         return codecs.lookup_error("surrogateescape")(error)
-    found = b""
+    encoded = b""
     for character in error.object[error.start : error.end]:
         escaped = 0xDC80 <= ord(character) <= 0xDCFF  # as os.fsdecode leaves a byte, PEP 383
         handler = "surrogateescape" if escaped else "backslashreplace"
-        found += character.encode("ascii", handler)
-    return found, error.end
+        encoded += character.encode("ascii", handler)
+    return encoded, error.end
 
 
-# What torchrun, Lightning or SLURM tell a process of several; 0, or nothing, in the first one.
+# Set by torchrun, Lightning or SLURM in each of several processes; 0 or unset in the first one.
 NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 def is_first() -> bool:
-    """Whether this is the first of the processes of a training, as its environment says."""
+    """Whether this process has rank 0, by its environment variables."""
     return not any(int(os.environ.get(name) or 0) for name in NUMBERS)
 
 
 def this_program() -> list[str]:
-    """What starts this program again: the installed script, or ``python -m captioner``."""
+    """The command that starts this program: the installed script, or ``python -m captioner``."""
     import __main__
 
     script = Path(sys.argv[0])
@@ -147,17 +149,31 @@ def this_program() -> list[str]:
     return [sys.executable, "-m", "captioner"]
 
 
-class _TorchvisionGuard(importlib.abc.MetaPathFinder):
-    """Let torchvision be imported where its compiled operators do not fit the installed torch.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can.t allocate memory|Cannot allocate memory|size calculation overflowed|"
+    r"Overflow when unpacking",
+    re.IGNORECASE,
+)
 
-    PyPI's torchvision is linked against the CUDA build of torch. Beside a CPU build its operators
-    are missing, and registering their shapes fails with "operator torchvision::nms does not exist"
-    (pytorch/vision #8985). Declaring the two schemas first is enough for everything but detection
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be allocated, as Python, torch or the operating system say it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+class _TorchvisionGuard(importlib.abc.MetaPathFinder):
+    """Defines missing operators of torchvision while it is imported.
+
+    PyPI's torchvision is linked against the CUDA build of torch. With a CPU build its operators are
+    missing, and registering their shapes fails with "operator torchvision::nms does not exist"
+    (pytorch/vision #8985). Defining the two schemas first is enough for everything but detection
     and torchvision's own image decoders, neither of which is used here. Where torchvision's library
     loads, nothing is changed.
     """
 
-    _library: Any = None  # kept alive: the schemas are withdrawn with it
+    _library: Any = None  # the schemas exist as long as this object
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -176,6 +192,9 @@ class _TorchvisionGuard(importlib.abc.MetaPathFinder):
 
 
 def guard_torchvision() -> None:
-    """Let torchvision be imported beside a torch that its operators do not fit."""
+    """Let torchvision be imported with a build of torch that its compiled operators do not fit.
+
+    Called by the package itself, since torchvision may be imported before any of its modules.
+    """
     if not any(isinstance(finder, _TorchvisionGuard) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TorchvisionGuard())

@@ -1,14 +1,14 @@
 """Images to tensors: the evaluation transform, and augmentation.
 
-A photo is plain 8-bit RGB, whatever its file looked like (``captioner.images``). Evaluation takes
+Images are 8-bit RGB (``captioner.images``). The evaluation transform is
 
-    shorter side -> size / crop -> centre crop of size x size -> (x / 255 - mean) / std
+    shorter side -> size / crop -> center crop of size x size -> (x / 255 - mean) / std
 
-as ImageNet networks expect it. Up to the crop pixels stay bytes, which torch resizes as Pillow does
-(up to a level or two of 255, for its weights are rounded more) and several times as fast; the last
-step is taken by the encoder, on its device. Training may take the random resized crop of Szegedy et
-al. (2015, "Going deeper with convolutions", section 6) and a mirror image instead, with randomness
-that is a function of (seed, epoch, index) alone, so that a resumed run sees the same pixels.
+as ImageNet networks expect it. Up to the crop, pixels stay bytes, which torch resizes as Pillow
+does (up to one or two of 255 levels, as its weights are rounded more) and several times as fast;
+the encoder normalizes them on its device. Training may use the random resized crop of Szegedy et
+al. (2015, "Going deeper with convolutions", section 6) and mirror images instead. Their randomness
+is a function of (seed, epoch, index), so that a resumed run sees the same pixels.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ INTERPOLATIONS = {
 }
 
 
-def _without_ends(image: Image.Image, longest: int = 16) -> Image.Image:
-    """Cut a strip down to its middle: resized whole, one of 1 x 5000 would take a gigabyte."""
+def _crop_strip(image: Image.Image, longest: int = 16) -> Image.Image:
+    """Crop a very long image to its middle: resizing one of 1 x 5000 would take a gigabyte."""
     width, height = image.size
     across, down = min(width, height * longest), min(height, width * longest)
     if (across, down) == image.size:
@@ -49,7 +49,7 @@ class Transform:
 
     Args:
         size: S, side of the square input in pixels, at least 1.
-        crop: share of the resized shorter side that the centre crop keeps, in (0, 1].
+        crop: fraction of the resized shorter side that the center crop keeps, in (0, 1].
         interpolation: "bicubic" or "bilinear", with antialiasing as Pillow does it.
         mean: of red, green and blue in [0, 1].
         std: of red, green and blue in [0, 1], above 0.
@@ -91,23 +91,22 @@ class Transform:
         return self.normalise(self.crop_of(image))
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Transform one image but for the normalisation, which `normalise_batch` does.
+        """Transform one image without normalizing it, which `normalise_batch` does.
 
         Args:
             image: as for a call.
 
         Returns:
-            uint8 [3, S, S], a quarter of the memory; its colours lie side by side, as networks in
-            channels_last read them.
+            uint8 [3, S, S] in channels_last: a quarter of the memory.
         """
         return to_pixels(self.crop_of(image))
 
     def crop_of(self, image: Image.Image) -> np.ndarray:
-        """The resized centre crop, uint8 [S, S, 3]."""
-        image = _without_ends(image if image.mode == "RGB" else open_image(image))
+        """The resized center crop, uint8 [S, S, 3]."""
+        image = _crop_strip(image if image.mode == "RGB" else open_image(image))
         pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # [1, 3, H, W]
         size = self._resized(*image.size)
-        # The fast kernel is that for bytes whose colours lie side by side.
+        # The fast kernel is the one for bytes in channels_last.
         resized = F.interpolate(pixels, size, mode=self.interpolation, antialias=True)
         top, left = (round((side - self.size) / 2) for side in size)
         rows, columns = slice(top, top + self.size), slice(left, left + self.size)
@@ -115,20 +114,20 @@ class Transform:
 
     @property
     def shorter(self) -> int:
-        """What the shorter side is resized to, in pixels."""
+        """The length in pixels to which the shorter side is resized."""
         # Rounded down, as torchvision and timm do; the tolerance is for a crop like 224 / 232.
         return math.floor(self.size / self.crop + 1e-6)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns."""
+        """Rows and columns of the resized image."""
         shorter = self.shorter
         if width <= height:
             return int(shorter * height / width), shorter
         return shorter, int(shorter * width / height)
 
     def normalise(self, picture: Image.Image | np.ndarray) -> Tensor:
-        """Turn RGB pixels into a float32 tensor [3, H, W] with the network's mean and std."""
-        # numpy, for torch would start threads of its own in every thread that reads images
+        """Normalize RGB pixels with the network's mean and std: float32 [3, H, W]."""
+        # numpy, as torch would start its own threads in every thread that reads images
         pixels = np.asarray(picture).transpose(2, 0, 1).astype(np.float32, order="C")  # [3, H, W]
         pixels /= 255
         pixels -= np.array(self.mean, np.float32)[:, None, None]
@@ -136,16 +135,16 @@ class Transform:
         return torch.from_numpy(pixels)
 
     def normalise_batch(self, pixels: Tensor) -> Tensor:
-        """Normalise what `pixels` made, on its device.
+        """Normalize a batch of the result of `pixels`, on its device.
 
         Args:
             pixels: uint8 [B, 3, H, W].
 
         Returns:
-            float32 [B, 3, H, W] in channels_last, to the bit what `normalise` gives.
+            float32 [B, 3, H, W] in channels_last, identical to the result of `normalise`.
         """
         width = pixels.shape[3]
-        # Rows of W x 3 values: a loop over three colours at a time would take three times as long.
+        # Rows of W x 3 values: broadcasting over the three colors would take three times as long.
         rows = pixels.permute(0, 2, 3, 1).flatten(2).float()  # [B, H, W * 3]
         mean, std = (
             torch.tensor(v, device=rows.device).repeat(width) for v in (self.mean, self.std)
@@ -174,13 +173,13 @@ class Transform:
 
 
 def to_pixels(picture: Image.Image | np.ndarray) -> Tensor:
-    """An RGB picture, or its bytes [H, W, 3], as uint8 [3, H, W] with its colours side by side."""
-    # Copied by numpy, for torch would start threads of its own in every thread that reads images.
+    """Convert an RGB image, or its bytes [H, W, 3], to uint8 [3, H, W] in channels_last."""
+    # Copied by numpy, as torch would start its own threads in every thread that reads images.
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def stack_pixels(images: Sequence[Tensor]) -> Tensor:
-    """Lay what `Transform.pixels` made of B images side by side: [B, 3, S, S] in channels_last."""
+    """Stack the results of `Transform.pixels` for B images: [B, 3, S, S] in channels_last."""
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
@@ -188,13 +187,13 @@ def stack_pixels(images: Sequence[Tensor]) -> Tensor:
 class Augmentation:
     """The training transform: a random resized crop and a mirror image.
 
-    Nothing but (seed, epoch, index) decides the outcome: not the process, nor the order of calls.
+    The result depends on (seed, epoch, index) only, not on the process or the order of calls.
 
     Args:
         seed: of the run.
-        scale: least and greatest share of the image's area, in (0, 1]. Captions name what stands
-            at the border too, so crops are larger than the 0.08 usual for classification.
-        ratio: least and greatest width / height of the crop, above 0.
+        scale: smallest and largest fraction of the image's area, in (0, 1]. Captions also mention
+            objects at the border, so crops are larger than the 0.08 usual for classification.
+        ratio: smallest and largest width / height of the crop, above 0.
         flip: probability of a mirror image, in [0, 1].
 
     Raises:
@@ -208,9 +207,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(f"augmentation scale={self.scale}: give 0 < least <= greatest <= 1")
+            raise ValueError(f"augmentation scale={self.scale}: give 0 < smallest <= largest <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"augmentation ratio={self.ratio}: give 0 < least <= greatest")
+            raise ValueError(f"augmentation ratio={self.ratio}: give 0 < smallest <= largest")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"augmentation flip={self.flip} is not a probability in [0, 1]")
 
@@ -229,14 +228,14 @@ class Augmentation:
             image: a Pillow image; one that is not RGB is converted as open_image does.
             transform: gives side, interpolation, mean and std.
             epoch: counted from 0.
-            index: of the item in its data set.
-            mirrors: False never takes the mirror image, as where captions say left or right.
+            index: of the item in its dataset.
+            mirrors: False never mirrors, for captions that mention left or right.
 
         Returns:
             float32 [3, S, S], the same for the same image, seed, epoch and index.
         """
-        # Seeding with a text hashes it, so neighbouring triples are unrelated; Python promises
-        # that random() keeps its sequence.
+        # A seed string is hashed, so neighboring triples are independent; Python guarantees that
+        # random() keeps its sequence.
         source = random.Random(f"{self.seed}/{epoch}/{index}")
         cropped = self.crop_of(image, transform, source)
         if source.random() < self.flip and mirrors:
@@ -246,14 +245,14 @@ class Augmentation:
     def crop_of(
         self, image: Image.Image, transform: Transform, source: random.Random
     ) -> Image.Image:
-        """A part of an image, drawn from `source`, in S x S pixels."""
+        """Crop a random part of an image and resize it to S x S pixels."""
         image = image if image.mode == "RGB" else open_image(image)
         box = self._box(source, *image.size)
         interpolation = INTERPOLATIONS[transform.interpolation]
         return image.resize((transform.size, transform.size), interpolation, box=box)
 
     def _box(self, source: random.Random, width: int, height: int) -> tuple[int, int, int, int]:
-        """Draw a crop (left, top, right, bottom); after ten misfits take the largest that fits."""
+        """Draw a crop (left, top, right, bottom); after ten that do not fit, use the largest."""
         least, greatest = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
             area = width * height * _between(source, *self.scale)

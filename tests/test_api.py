@@ -1,6 +1,10 @@
 """Captions in Python."""
 
+import copy
+import pickle
+import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy
 import pytest
@@ -83,8 +87,8 @@ def test_wrong_options_are_refused(model, photos, options, says) -> None:
     ("image", "says"),
     [
         (torch.zeros(1, 5, 5), "give \\[3, height, width\\]"),
-        (torch.full((3, 5, 5), 7.0), "must lie in \\[0, 1\\]"),
-        (torch.full((3, 5, 5), torch.nan), "must lie in \\[0, 1\\]"),
+        (torch.full((3, 5, 5), 7.0), "must be in \\[0, 1\\]"),
+        (torch.full((3, 5, 5), torch.nan), "must be in \\[0, 1\\]"),
     ],
 )
 def test_wrong_tensors_are_refused(model, image, says) -> None:
@@ -93,7 +97,7 @@ def test_wrong_tensors_are_refused(model, image, says) -> None:
 
 
 def test_wrong_devices_are_refused(run) -> None:
-    with pytest.raises(ValueError, match="device='abacus' is not there"):
+    with pytest.raises(ValueError, match="device='abacus' is not available"):
         captioner.load(run, device="abacus")
 
 
@@ -202,6 +206,118 @@ def test_captions_have_the_cores_that_encoders_leave(
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def cores_of_a_new_thread() -> int:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(torch.get_num_threads).result()
+
+
+@pytest.fixture
+def cores():
+    """The caller computes with 2 cores, threads that use torch for the first time with 3."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.set_num_threads, 3).result()
+    assert (torch.get_num_threads(), cores_of_a_new_thread()) == (2, 3)
+    yield lambda: (torch.get_num_threads(), cores_of_a_new_thread())
+    torch.set_num_threads(before)
+
+
+def test_the_caller_keeps_its_cores(cores, model, photos) -> None:
+    model.caption(photos, batch_size=2)
+    assert cores() == (2, 3)
+
+
+def test_the_caller_keeps_its_cores_after_an_exception(cores, model, photos, monkeypatch) -> None:
+    def fail(images):
+        raise RuntimeError("broken network")
+
+    monkeypatch.setattr(model, "encode", fail)
+    with pytest.raises(RuntimeError, match="broken network"):
+        model.caption(photos, batch_size=2)
+    assert cores() == (2, 3)
+    monkeypatch.undo()
+    monkeypatch.setattr("captioner.data.pipeline._limit_thread", fail)  # while threads start
+    with pytest.raises(TypeError):
+        model.caption(photos, batch_size=2)
+    assert cores() == (2, 3)
+
+
+def test_the_caller_keeps_its_cores_where_calls_overlap(cores, model, photos) -> None:
+    expected = [one.text for one in model.caption(photos)]
+    first, second = (model.caption_each(photos, batch_size=2) for _ in range(2))
+    texts = [next(first).text, next(second).text]
+    assert cores() == (2, 3)
+    first.close()
+    assert cores() == (2, 3)
+    texts += [one.text for one in second]
+    assert texts == [expected[0], *expected]
+    assert cores() == (2, 3)
+
+
+def test_settings_and_random_states_of_the_caller_stay(model, photos) -> None:
+    def settings():
+        return (
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_default_dtype(),
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_rng_state().tolist(),
+            numpy.random.get_state()[1].tolist(),
+            random.getstate(),
+        )
+
+    before = settings()
+    each = model.caption_each(photos, batch_size=2, temperature=1.0, captions=2)
+    next(each)
+    assert settings() == before  # between two captions as well
+    list(each)
+    assert settings() == before
+
+
+def test_threads_may_share_a_captioner(run, photos) -> None:
+    options = [{}, {"beam_size": 3}, {"temperature": 1.0, "seed": 3}, {"max_length": 4}]
+    expected = [[one.text for one in captioner.load(run).caption(photos, **o)] for o in options]
+    assert len({tuple(texts) for texts in expected}) > 2
+    shared = captioner.load(run)
+    start = threading.Barrier(8)
+
+    def work(number: int) -> list[str]:
+        start.wait()
+        return [one.text for one in shared.caption(photos, batch_size=2, **options[number % 4])]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(8))) == expected * 2
+
+
+COPIES = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_copy_says_the_same_and_sees_its_own_weights(name, used, run, photos) -> None:
+    original = captioner.load([run, run])
+    expected = captioner.load([run, run]).caption(photos, beam_size=2)
+    if used:
+        original.caption(photos[0])
+    copied = COPIES[name](original)
+    assert copied.caption(photos, beam_size=2) == expected
+    assert len(copied.encoders) == 1  # still shared by its models
+    assert copied.encoders[0] is copied.models[0].encoder
+    other = copied.tokenizer.vocabulary.id("green")
+    for model in copied.models:
+        with torch.no_grad():
+            model.decoder.output.bias.fill_(-100)[other] = 100
+    assert set(copied.caption(photos[0], max_length=3).words) == {"green"}
+    changed = name == "copy"  # which has the same models
+    assert (original.caption(photos, beam_size=2) != expected) == changed
 
 
 @pytest.mark.parametrize("cores", [1, 3])

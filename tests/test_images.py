@@ -90,7 +90,7 @@ def test_arrays_are_treated_as_files_are(pixels, colour) -> None:
         (b"", r"the bytes: empty"),
         (b"no image", r"the bytes: not a JPEG, PNG, .*TIFF"),
         (io.BytesIO(), r"the BytesIO: empty"),
-        (io.StringIO("text"), r"opened as text; open it with mode 'rb'"),
+        (io.StringIO("text"), r"opened in text mode; open it with mode 'rb'"),
         (None, r"type NoneType is not accepted; give a path, bytes"),
         (7, r"type int is not accepted"),
     ],
@@ -167,3 +167,15 @@ def test_without_its_extra_heic_is_refused_with_the_extras_name(no_heif, tmp_pat
     with pytest.raises(ValueError, match=r"pip install 'captioner\[heic\]' reads it"):
         open_image(path)
     assert {".heic", ".heif"} <= unreadable_suffixes()
+
+
+def test_a_lack_of_memory_is_not_told_as_damage(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(png(PIXELS))
+
+    def fail(*unused: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(ValueError, match=r"large\.png: out of memory while decoding 9 x 7 pixels"):
+        open_image(path)

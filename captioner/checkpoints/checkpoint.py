@@ -37,6 +37,7 @@ from captioner.files import whole_file
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, build_model
 from captioner.models.precision import stored
+from captioner.process import is_out_of_memory
 from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 from captioner.transforms import Transform
@@ -279,7 +280,9 @@ def _load(path: Path, *, mmap: bool = False) -> Any:
         ) from None
     except (PermissionError, _Damaged):
         raise
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile):
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        if is_out_of_memory(error):
+            raise
         raise ValueError(
             f"{path}: not a checkpoint, or a truncated one; copy it again or train again"
         ) from None

@@ -10,15 +10,12 @@ from __future__ import annotations
 import errno
 import re
 
+from captioner.process import is_out_of_memory
+
 TRACEBACK = "CAPTIONER_TRACEBACK"
 """The environment variable that, where it is set, lets an exception pass with its traceback."""
 
 _MEANT_FOR_PEOPLE = {"MisconfigurationException", "HydraException", "OmegaConfBaseException"}
-_MEMORY = re.compile(
-    r"out of memory|can.t allocate memory|Cannot allocate memory|size calculation overflowed|"
-    r"Overflow when unpacking",
-    re.IGNORECASE,
-)
 _WORKER = re.compile(r"Caught (\w+) in DataLoader worker process.*\n\1: (.*)", re.DOTALL)
 _KILLED = re.compile(r"DataLoader worker .* (killed|exited)")
 _WAYS_OUT = {
@@ -48,7 +45,7 @@ def explain(error: BaseException) -> str:
         return worker[2].strip()
     if isinstance(error, OSError) and error.strerror:
         return _of_the_system(error)
-    if isinstance(error, MemoryError) or _MEMORY.search(text):
+    if is_out_of_memory(error) and not isinstance(error, ValueError):  # which name the image
         return (
             f"out of memory{_wanted(text)}; lower loader.batch_size or the model's sizes, or close "
             "other programs"

@@ -16,6 +16,7 @@ import captioner
 from captioner.checkpoints import checkpoint
 from captioner.training.callbacks import WholeFiles
 from captioner.training.module import LitCaptioner
+from captioner.verbs.failures import explain
 
 
 def changed(source: Path, target: Path, **block: object) -> Path:
@@ -57,6 +58,16 @@ def test_a_run_folder_means_its_best_checkpoint(run) -> None:
     assert checkpoint.find(run) == run / "checkpoints" / "best.ckpt"
     assert checkpoint.find(run, name=checkpoint.LAST).name == "last.ckpt"
     assert checkpoint.run_folder(checkpoint.find(run)) == run
+
+
+def test_a_lack_of_memory_is_not_told_as_a_truncated_file(run, monkeypatch) -> None:
+    def fail(*unused, **options):
+        torch.empty(2**60, dtype=torch.uint8)  # torch's own error, whatever its words are here
+
+    monkeypatch.setattr(checkpoint.torch, "load", fail)
+    with pytest.raises(RuntimeError) as error:
+        checkpoint.read(run)
+    assert explain(error.value).startswith("out of memory")
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 5000, -100])
