@@ -70,9 +70,7 @@ def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
         return
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(
-        f".{secrets.token_hex(8)}.tmp"
-    )  # short: names are limited
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # short: names are limited
     try:
         with open(temporary, "xb") as file:
             _copy_permissions(file, target)

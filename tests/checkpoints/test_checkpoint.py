@@ -34,7 +34,7 @@ def test_a_copy_in_another_folder_suffices(run, scenes, tmp_path, monkeypatch) -
     copy = shutil.copy(checkpoint.find(run), tmp_path / "copied.ckpt")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("captioner.config.conf_folder", lambda: Path("/nowhere"))
-    monkeypatch.setattr("captioner.training.read_records", None)
+    monkeypatch.setattr("captioner.data.read.read_records", None)
     assert [one.text for one in captioner.load(copy).caption(images)] == expected
     module = LitCaptioner.load_from_checkpoint(copy)
     state = captioner.load(run).model.state_dict()
