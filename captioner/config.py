@@ -64,19 +64,35 @@ def check_range(option: str, value: float, high: float = math.inf) -> None:
         raise ValueError(f"{option}={value} is not accepted; choose a number from 0{most}")
 
 
-def pick(table: Mapping[str, _Made], name: str, what: str) -> _Made:
-    """The component called `name`; `what` is the override that chooses it, for the error.
+def pick(
+    table: Mapping[str, _Made], name: str, what: str, interface: type[Any] | None = None
+) -> _Made:
+    """The component called `name`.
 
-    Where `name` is that of a class (``captioner.parts``), the class, if it is like those of the
-    table.
+    Args:
+        table: name -> component.
+        name: a name in the table, or that of a user's class, ``package.module:Class``.
+        what: the option that chooses it, for the error.
+        interface: whose members a user's class must have; None is the base that the classes of the
+            table share.
+
+    Raises:
+        ValueError: an unknown name, or a class without these members.
     """
-    if parts.is_own(name):
-        found: Any = parts.find_class(name, what)
-        parts.require_alike(found, typing.cast(Mapping[str, type[Any]], table), what)
-        return typing.cast(_Made, found)
+    if parts.is_own(name) and all(map(inspect.isclass, table.values())):
+        part: Any = parts.find_class(name, what)
+        parts.require_interface(part, interface or _common_base(table), f"{what}={name}")
+        return typing.cast(_Made, part)
     if name not in table:
         raise unknown(what, name, table)
     return table[name]
+
+
+def _common_base(table: Mapping[str, Any]) -> type[Any]:
+    """The most special class of this package that all classes of a table inherit from."""
+    first, *others = table.values()
+    bases = (b for b in inspect.getmro(first) if all(issubclass(one, b) for one in others))
+    return next(bases)
 
 
 def arguments(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:

@@ -14,7 +14,7 @@ from captioner.decoding.ensemble import together
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis
 from captioner.models.captioning import CaptioningModel
-from captioner.models.decoders.decoder import Stepper
+from captioner.models.decoders.decoder import Decoder, Stepper
 from captioner.models.features import Features
 from captioner.models.precision import BF16, resolve, tell_cost
 from captioner.tokenizers import Tokenizer
@@ -48,9 +48,10 @@ def generate(
     words = tokenizer.vocabulary
     with _precision(models, options):
         features = [model.encode(source) for model, source in zip(models, sources)]
-        decoders = [model.decoder for model in models] if steppers is None else steppers
+        decoders: Sequence[Decoder | Stepper] = steppers or [model.decoder for model in models]
         starts = [decoder.start(one) for decoder, one in zip(decoders, features)]
-        step, state = together([one.step for one in decoders], starts, average=options.ensemble)
+        steps = [decoder.step for decoder in decoders]
+        step, state = together(steps, starts, average=options.ensemble)
         return decode(
             step,
             state,

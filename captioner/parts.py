@@ -117,17 +117,32 @@ def option_of(name: str, group: str) -> dict[str, Any]:
     return {_KEYS[group]: name, **{k: v for k, v in values.items() if k not in _GIVEN}}
 
 
-def require_alike(part: type[Any], table: Mapping[str, type[Any]], what: str) -> None:
-    """Raise unless a class has the public methods that every class of a table has."""
-    common = set.intersection(*(_methods(one) for one in table.values()))
-    missing = sorted(common - _methods(part))
+def require_interface(part: object, interface: type[Any], what: str) -> None:
+    """Raise unless a class or an object has all public members of an interface.
+
+    Args:
+        part: of an object its attributes count, of a class its methods.
+        interface: a Protocol or a base class.
+        what: the option that names the part, for the error.
+
+    Raises:
+        ValueError: members are missing.
+    """
+    kind = _methods if inspect.isclass(part) else _members
+    missing = sorted(name for name in kind(interface) if not hasattr(part, name))
     if missing:
         raise ValueError(
-            f"{what}={part.__module__}:{part.__qualname__} lacks {', '.join(missing[:6])}, which "
-            f"each of {', '.join(table)} has"
+            f"{what} lacks {', '.join(missing[:6])}, which {interface.__module__}."
+            f"{interface.__qualname__} demands"
         )
 
 
-def _methods(part: type[Any]) -> set[str]:
-    public = (name for name in dir(part) if not name.startswith("_"))
-    return {name for name in public if callable(getattr(part, name, None))}
+def _members(interface: type[Any]) -> set[str]:
+    """The public names of a class and of its bases within this package."""
+    own = (base for base in interface.__mro__ if base.__module__.partition(".")[0] == "captioner")
+    return {name for base in own for name in vars(base) if not name.startswith("_")}
+
+
+def _methods(interface: type[Any]) -> set[str]:
+    """Those members that can be called on an object; attributes may be set by a constructor."""
+    return {n for n in _members(interface) if callable(getattr(interface, n, None))}

@@ -9,9 +9,10 @@ from captioner import config
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.read import DATASETS, read_records
 from captioner.decoding.options import DecodingOptions
-from captioner.models.captioning import DECODERS, build_model
+from captioner.models.captioning import build_model
+from captioner.models.decoders.table import DECODERS
 from captioner.models.encoders.libraries import ENCODERS, build_encoder
-from captioner.models.recurrence.unroll import CELLS
+from captioner.models.recurrence.table import CELLS
 from captioner.tokenizers import TOKENIZERS, build_tokenizer
 from captioner.training.callbacks import build_callbacks
 from captioner.training.loggers import build_loggers

@@ -12,8 +12,17 @@ import torch
 import captioner
 from captioner import config, parts
 from captioner.cli import main
-from captioner.models.captioning import DECODERS, build_model
+from captioner.data.read import DATASETS
+from captioner.metrics.tokenize import TOKENIZE
+from captioner.models.captioning import build_model
+from captioner.models.decoders.decoder import Decoder
+from captioner.models.decoders.table import DECODERS
+from captioner.models.encoders.libraries import ENCODERS
 from captioner.models.features import Features
+from captioner.models.recurrence.table import CELLS
+from captioner.tokenizers import TOKENIZERS
+from captioner.training.objectives.table import OBJECTIVES
+from captioner.training.trainer import PROFILERS
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
@@ -97,9 +106,29 @@ def test_an_argument_without_default_must_be_given(mine) -> None:
 @pytest.mark.parametrize(
     "name", ["subprocess:Popen", "torch.nn:LSTM", "os:system", "captioner.api:"]
 )
-def test_what_a_checkpoint_names_must_be_like_the_table(name: str) -> None:
-    with pytest.raises(ValueError, match="lacks .*which each of show_tell|has no class"):
-        config.pick(DECODERS, name, "decoder.name")
+def test_what_a_checkpoint_names_must_have_what_is_demanded(name: str) -> None:
+    with pytest.raises(ValueError, match="lacks .*which captioner.*Decoder demands|has no class"):
+        config.pick(DECODERS, name, "decoder.name", Decoder)
+
+
+@pytest.mark.parametrize("table", [CELLS, ENCODERS, TOKENIZERS, OBJECTIVES])
+def test_a_class_must_have_what_the_tables_classes_inherit(table: dict) -> None:
+    with pytest.raises(ValueError, match="x=subprocess:Popen lacks .*which captioner.* demands"):
+        config.pick(table, "subprocess:Popen", "x")
+
+
+@pytest.mark.parametrize("table", [DATASETS, TOKENIZE, PROFILERS])
+def test_a_table_of_functions_takes_no_class(table: dict) -> None:
+    with pytest.raises(ValueError, match="x='subprocess:Popen' is not known; choose"):
+        config.pick(table, "subprocess:Popen", "x")
+
+
+def test_attributes_that_a_decoder_lacks_are_named_once_it_is_built(mine) -> None:
+    code = (mine / "mine.py").read_text("utf-8").replace("self.output", "self.logits")
+    (mine / "mine.py").write_text(code, encoding="utf-8")
+    composed = config.compose(["decoder=mine:Bigram", "encoder.pretrained=false"])
+    with pytest.raises(ValueError, match="decoder.name=mine:Bigram lacks output, which captioner"):
+        build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
 
 
 def test_a_cell_of_ones_own(mine) -> None:

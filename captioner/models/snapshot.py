@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+
+class HasTensors(Protocol):
+    """A module, by what a snapshot reads of it."""
+
+    def parameters(self) -> Iterator[Tensor]: ...
+    def buffers(self) -> Iterator[Tensor]: ...
 
 
 class Snapshot:
@@ -19,7 +27,7 @@ class Snapshot:
         modules: their parameters and buffers count.
     """
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[HasTensors]) -> None:
         self._tensors = _tensors(modules)  # held, so that no other tensor takes their places
         self._counts = [_count(one) for one in self._tensors]
         self._values: list[np.ndarray] = []
@@ -30,7 +38,7 @@ class Snapshot:
             self._values = [_bits(one).copy() for one in self._tensors]
         return self
 
-    def counted(self, modules: Iterable[nn.Module]) -> bool:
+    def counted(self, modules: Iterable[HasTensors]) -> bool:
         """Whether the modules hold the same tensors, none with a change that torch counts."""
         tensors = _tensors(modules)
         return (
@@ -39,7 +47,7 @@ class Snapshot:
             and [_count(one) for one in tensors] == self._counts
         )
 
-    def same(self, modules: Iterable[nn.Module]) -> bool:
+    def same(self, modules: Iterable[HasTensors]) -> bool:
         """Whether nothing has changed at all since ``keep``."""
         if not self.counted(list(modules)) or len(self._values) != len(self._tensors):
             return False
@@ -48,7 +56,7 @@ class Snapshot:
         return all((_bits(t) == kept).all() for t, kept in zip(self._tensors, self._values))
 
 
-def _tensors(modules: Iterable[nn.Module]) -> list[Tensor]:
+def _tensors(modules: Iterable[HasTensors]) -> list[Tensor]:
     return [one for m in modules for one in (*m.parameters(), *m.buffers())]
 
 

@@ -28,6 +28,7 @@ from captioner.metrics.diversity import repeated_bigrams
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.scores import score
 from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.decoder import Decoder
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
 from captioner.tokenizers import Tokenizer
@@ -39,7 +40,6 @@ from captioner.training.objectives.table import chosen
 from captioner.training.schedules import Schedule
 from captioner.training.selection import rank
 from captioner.training.unfreezing import Unfreezing
-from captioner.training.word_vectors import words_of
 
 
 def build_module(
@@ -145,7 +145,7 @@ class LitCaptioner(lightning.LightningModule):
         self.lr, self.encoder_lr, self.weight_decay = lr, encoder_lr, weight_decay
         self.word_vectors = word_vectors
         if freeze_words:
-            words_of(model.decoder).requires_grad_(False)
+            model.decoder.words.requires_grad_(False)
         self.unfreezing: Unfreezing | None = None
         if unfreeze_at is not None:
             self.unfreezing = Unfreezing(
@@ -333,7 +333,7 @@ _CAPTIONS = 320  # of which the dev loss is computed at once: 64 images with fiv
 
 
 def _dev_losses(
-    decoder: nn.Module, features: Features, batch: Batch, captions: int = _CAPTIONS
+    decoder: Decoder, features: Features, batch: Batch, captions: int = _CAPTIONS
 ) -> tuple[list[float], int]:
     """The loss of captions with their own images and with each other's, and of how many words.
 

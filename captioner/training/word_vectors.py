@@ -16,13 +16,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from captioner.models.decoders.decoder import Decoder
 from captioner.tokenizers import Vocabulary
 
 MOST_BYTES = 2**16
@@ -43,7 +42,7 @@ class Coverage:
 
 
 def fill(
-    decoder: Any, vocabulary: Vocabulary, path: str | Path, captions: Iterable[Sequence[int]]
+    decoder: Decoder, vocabulary: Vocabulary, path: str | Path, captions: Iterable[Sequence[int]]
 ) -> Coverage:
     """Copy the vectors of a file into a decoder's words; words that it lacks stay as they are.
 
@@ -55,10 +54,9 @@ def fill(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the decoder has no words, the file is of another width or not such a file, or it
-            holds none of the words.
+        ValueError: the file is of another width or not such a file, or it holds none of the words.
     """
-    weight = words_of(decoder).weight
+    weight = decoder.words.weight
     found = read(path, vocabulary, width=weight.shape[1])
     if not found:
         raise ValueError(
@@ -71,21 +69,6 @@ def fill(
     counts = Counter(token for caption in captions for token in caption)
     covered = sum(count for token, count in counts.items() if token in found)
     return Coverage(len(found) / (len(vocabulary) - 4), covered / max(1, counts.total()))
-
-
-def words_of(decoder: Any) -> nn.Embedding:
-    """The embedding of a decoder's words.
-
-    Raises:
-        ValueError: it has none.
-    """
-    words = getattr(decoder, "words", None)
-    if not isinstance(words, nn.Embedding):
-        raise ValueError(
-            f"{type(decoder).__name__} has no embedding of words: leave training.word_vectors and "
-            "training.freeze_words out"
-        )
-    return words
 
 
 def read(

@@ -27,9 +27,9 @@ from captioner.verbs.tables import METRICS, names_in
 TABLES: dict[str, str] = {
     "callbacks.monitor": "training/callbacks.py:MONITORS",
     "data.format": "data/read.py:DATASETS",
-    "decoder.cell": "models/recurrence/unroll.py:CELLS",
+    "decoder.cell": "models/recurrence/table.py:CELLS",
     "decoder.image": "models/decoders/show_tell.py:IMAGES",
-    "decoder.name": "models/captioning.py:DECODERS",
+    "decoder.name": "models/decoders/table.py:DECODERS",
     "decoder.positions": "models/decoders/transformer.py:POSITIONS",
     "decoder.score": "models/decoders/attention.py:SCORES",
     "decoding.ensemble": "decoding/options.py:ENSEMBLES",

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from captioner.models.captioning import DECODERS
+from captioner.models.decoders.table import DECODERS
 from captioner.models.features import Features
-from captioner.models.recurrence.unroll import CELLS
+from captioner.models.recurrence.table import CELLS
 
 B, T, V, D, E, H, P = 3, 5, 11, 8, 7, 6, 4
 SIZES: dict[str, Any] = {"embedding_size": E, "hidden_size": H, "dropout": 0.0}

@@ -8,7 +8,7 @@ from captioner.config import compose
 from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.features import Features
 from captioner.models.packing import Packing
-from captioner.models.recurrence.unroll import CELLS
+from captioner.models.recurrence.table import CELLS
 from captioner.training.objectives import cross_entropy
 from captioner.training.objectives.cross_entropy import CrossEntropy, draw_words, read_own_words
 from captioner.training.train import train

@@ -351,7 +351,7 @@ def test_the_penalty_is_added_to_the_loss(tiny) -> None:
         module = build_module(options, model, None, config, 1, None)
         module.log = module.log_dict = lambda *unused, **named: None
         losses.append(module.training_step(batch, 0).item())
-    _, weights = model.decoder.look(batch.source, inputs)
+    _, weights = model.decoder.attend(batch.source, inputs)
     sums = [weights[0].sum(0), weights[1, :2].sum(0)]
     expected = sum((1 - one).square().mean() for one in sums) / 2
     assert losses[1] - losses[0] == pytest.approx(2 * expected.item(), rel=1e-4)

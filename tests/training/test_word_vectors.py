@@ -78,11 +78,6 @@ def test_a_file_that_is_not_there(tmp_path) -> None:
         word_vectors.read(tmp_path / "absent.txt", VOCABULARY, width=3)
 
 
-def test_a_decoder_without_words_is_told() -> None:
-    with pytest.raises(ValueError, match="Linear has no embedding of words"):
-        word_vectors.words_of(torch.nn.Linear(1, 1))
-
-
 def test_frozen_words_stay_as_the_file_has_them(tiny, tmp_path, capsys) -> None:
     numbers = " ".join(str(n / 10) for n in range(16))  # decoder.embedding_size of tiny
     path = write(tmp_path, f"the {numbers}\na {numbers}\n")

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from captioner.models.decoders.attention_decoder import Attending
+from captioner.models.decoders.decoder import State
 from captioner.models.decoders.standardize import with_image
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
-from captioner.models.recurrence.cells import State
 from captioner.models.recurrence.unroll import Recurrence
 
 
 class Adaptive(Attending):
     """Reads the word, then looks with h_t, or at what it remembers (Lu et al., 2017).
 
-    With a sentinel, the weights of ``look`` are [..., P + 1]; the last is β_t, the sentinel's.
+    With a sentinel, the weights of ``attend`` are [..., P + 1]; the last is β_t, the sentinel's.
 
     Args:
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from captioner.models.decoders.attention import Attention
-from captioner.models.decoders.decoder import Stepper
+from captioner.models.decoders.decoder import State, Stepper, refreshing
 from captioner.models.decoders.deferred_gradients import deferred
 from captioner.models.decoders.standardize import Positions
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
-from captioner.models.recurrence.cells import State
 from captioner.models.weight_layout import laid_out
 
 
@@ -127,9 +126,12 @@ class Attending(nn.Module):
         found, _, state = self.advance(self.project(words), state)
         return self.answer(found, words), state
 
-    @torch.no_grad()
     def stepper(self) -> Stepper:
-        """``start`` and ``step`` for decoding: words are projected once."""
+        """``start`` and ``step`` for decoding: the embedding is projected once, for all V words."""
+        return refreshing(self, self._make_stepper)
+
+    @torch.no_grad()
+    def _make_stepper(self) -> Stepper:
         table = self.project(self.words.weight)  # [V, ...]
         copied = laid_out(self)
 
@@ -146,9 +148,9 @@ class Attending(nn.Module):
         Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
         are read and answered: logits [N, V], in its order.
         """
-        return self.look(features, inputs, packing)[0]
+        return self.attend(features, inputs, packing)[0]
 
-    def look(
+    def attend(
         self, features: Features, inputs: Tensor, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor]:
         """As ``forward``, and where it looked for each word: the weights [B, T, P] or [N, P]."""

@@ -32,13 +32,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captioner.config import pick, unknown
-from captioner.models.decoders.decoder import Stepper
+from captioner.models.decoders.decoder import State, Stepper, refreshing
 from captioner.models.decoders.standardize import Standardise, with_image
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
-from captioner.models.recurrence.cells import State
-from captioner.models.recurrence.unroll import CELLS, Recurrence
+from captioner.models.recurrence.cells import Cell
+from captioner.models.recurrence.table import CELLS
+from captioner.models.recurrence.unroll import Recurrence
 from captioner.models.weight_layout import laid_out
 
 IMAGES = ("x0", "h0", "every", "merge")
@@ -95,7 +96,7 @@ class ShowTell(nn.Module):
         self.regions = regions
         self.uses_grid = regions > 1
         self.standardise = Standardise(feature_size * regions**2, components)
-        kind = pick(CELLS, cell, "decoder.cell")
+        kind = pick(CELLS, cell, "decoder.cell", Cell)
         states = len(kind.state_names) * layers * hidden_size
         width = {"h0": states, "merge": hidden_size}.get(image, embedding_size)
         self.image = Linear(self.standardise.width, width)
@@ -167,12 +168,15 @@ class ShowTell(nn.Module):
         h, state = self._advance(self._project(self.dropout(self.words(tokens))), state)
         return self._answer(h), state
 
-    @torch.no_grad()
     def stepper(self) -> Stepper:
         """``start`` and ``step`` for decoding: W_x of every word is computed once.
 
         A word's projected input is then a row of a table [V, gates * H].
         """
+        return refreshing(self, self._make_stepper)
+
+    @torch.no_grad()
+    def _make_stepper(self) -> Stepper:
         table = self._project(self.words.weight)  # [V, gates * H]
         copied = laid_out(self)
         advance = partial(copied.recurrence.advance, one=self.recurrence.quickest())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from captioner.models.decoders.decoder import Decoder
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 
@@ -122,7 +123,7 @@ class Positions(nn.Module):
         return values * self.dropout(values.new_ones(len(values), 1, values.shape[2]))
 
 
-def whitening_of(decoder: nn.Module) -> Standardise | None:
+def whitening_of(decoder: Decoder) -> Standardise | None:
     """What reduces grids to half their width or less, before whatever of the decoder learns."""
     for part in decoder.modules():
         if isinstance(part, Positions) and part.grid:

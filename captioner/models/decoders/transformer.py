@@ -25,12 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import unknown
-from captioner.models.decoders.decoder import Stepper
+from captioner.models.decoders.decoder import State, Stepper, refreshing
 from captioner.models.decoders.standardize import Positions
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
-from captioner.models.recurrence.cells import State
 from captioner.models.weight_layout import laid_out
 
 POSITIONS = ("learned", "sinusoidal")
@@ -78,10 +77,10 @@ class Layer(nn.Module):
             x after the layer, and the weights of the cross attention, [B, heads, T, P].
         """
         query, key, value = map(self._split, self.of_word(self.self_norm(x)).chunk(3, dim=-1))
-        found, _ = attend(query, key, value, causal=True)
+        found, _ = attention(query, key, value, causal=True)
         x = x + self.dropout(self.self_output(self._join(found)))
         key, value = self._split(self.key(memory)), self._split(self.value(memory))
-        found, weights = attend(self._split(self.query(self.cross_norm(x))), key, value)
+        found, weights = attention(self._split(self.query(self.cross_norm(x))), key, value)
         x = x + self.dropout(self.cross_output(self._join(found)))
         return self._last(x), weights
 
@@ -99,7 +98,7 @@ class Layer(nn.Module):
         query, offered = self.of_word(self.self_norm(x)).tensor_split([x.shape[1]], dim=1)
         past = torch.cat([past, offered.unsqueeze(1)], dim=1)
         key, value = map(self._split, past.chunk(2, dim=2))  # [R, heads, t + 1, H / heads]
-        found, _ = attend(self._split(query.unsqueeze(1)), key, value)
+        found, _ = attention(self._split(query.unsqueeze(1)), key, value)
         x = x + self.dropout(self.self_output(self._join(found).squeeze(1)))
         x = x + self.dropout(self.cross_output(self._look(self.cross_norm(x), memory)))
         return self._last(x), past
@@ -239,9 +238,12 @@ class Transformer(nn.Module):
             x, after[name] = layer.step(x, state["image.memory"], state[name])
         return self.output(self.norm(x)), after
 
-    @torch.no_grad()
     def stepper(self) -> Stepper:
         """``start`` and ``step`` for decoding."""
+        return refreshing(self, self._make_stepper)
+
+    @torch.no_grad()
+    def _make_stepper(self) -> Stepper:
         copied = laid_out(self)
         copied.words = self.words  # rows of tied weights are read as they lie
         return Stepper(torch.no_grad()(copied.start), torch.no_grad()(copied.step))
@@ -252,9 +254,9 @@ class Transformer(nn.Module):
         Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
         are answered: logits [N, V], in its order. They never see the padding, which comes after.
         """
-        return self.look(features, inputs, packing)[0]
+        return self.attend(features, inputs, packing)[0]
 
-    def look(
+    def attend(
         self, features: Features, inputs: Tensor, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor]:
         """As ``forward``, and where the last layer looked: weights [B, T, P] or [N, P].
@@ -284,7 +286,7 @@ def sinusoids(places: Tensor, size: int) -> Tensor:
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
 
 
-def attend(
+def attention(
     query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Queries [B, heads, T, ...] over keys and values [B, heads, P, ...] -> results and weights.

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from captioner.config import pick
 from captioner.models.decoders.attention_decoder import Attending
+from captioner.models.decoders.decoder import State
 from captioner.models.decoders.standardize import with_image
 from captioner.models.matmul import Linear
-from captioner.models.recurrence.cells import State
-from captioner.models.recurrence.unroll import CELLS, Recurrence
+from captioner.models.recurrence.cells import Cell
+from captioner.models.recurrence.table import CELLS
+from captioner.models.recurrence.unroll import Recurrence
 
 
 class UpDown(Attending):
@@ -61,7 +63,7 @@ class UpDown(Attending):
             dropout=dropout,
             tie_weights=tie_weights,
         )
-        kind = pick(CELLS, cell, "decoder.cell")
+        kind = pick(CELLS, cell, "decoder.cell", Cell)
         self.looking = kind(input_size=embedding_size, hidden_size=hidden_size)
         gates = self.looking.of_input.out_features
         self.of_language = Linear(hidden_size, gates, bias=False)

@@ -12,45 +12,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captioner.config import pick
 from captioner.models.recurrence import fused
-from captioner.models.recurrence.cells import GRU, LSTM, RNN, Cell, State
-from captioner.models.recurrence.variants import (
-    IRNN,
-    MGU,
-    CoupledLSTM,
-    LayerNormLSTM,
-    NoForgetLSTM,
-    NoInputLSTM,
-    NoOutputLSTM,
-    NoOutputTanhLSTM,
-    PeepholeLSTM,
-    ResetFirstGRU,
-)
+from captioner.models.recurrence.cells import Cell, State
+from captioner.models.recurrence.table import CELLS
 
 log = logging.getLogger(__name__)
-
-CELLS: dict[str, type[Any]] = {
-    "rnn": RNN,
-    "gru": GRU,
-    "lstm": LSTM,
-    "irnn": IRNN,
-    "gru_reset_first": ResetFirstGRU,
-    "mgu": MGU,
-    "lstm_peephole": PeepholeLSTM,
-    "lstm_coupled": CoupledLSTM,
-    "lstm_no_forget": NoForgetLSTM,
-    "lstm_no_input": NoInputLSTM,
-    "lstm_no_output": NoOutputLSTM,
-    "lstm_no_output_tanh": NoOutputTanhLSTM,
-    "lstm_layer_norm": LayerNormLSTM,
-}
-"""Every cell by the name that chooses it (``decoder.cell``)."""
 
 OneStep = Callable[[Cell, Tensor, State], State]
 """What one cell does: its projected input [B, gates * H] and the state before -> state after."""
@@ -82,7 +53,7 @@ class Recurrence(nn.Module):
         if layers < 1:
             raise ValueError(f"layers={layers} is not accepted; choose 1 or more")
         sizes = [input_size] + [hidden_size] * (layers - 1)
-        kind = pick(CELLS, cell, "decoder.cell")
+        kind = pick(CELLS, cell, "decoder.cell", Cell)
         self.cells = nn.ModuleList(kind(input_size=size, hidden_size=hidden_size) for size in sizes)
         self.dropout = nn.Dropout(dropout)
 

@@ -9,8 +9,6 @@ answer stays word_t (Bengio et al., "Scheduled Sampling for Sequence Prediction"
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from captioner.config import check_range
 from captioner.data.batches import Batch
 from captioner.decoding.options import DecodingOptions
 from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.decoder import Decoder
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
 from captioner.tokenizers import Tokenizer
@@ -77,7 +76,7 @@ class CrossEntropy(Objective):
         if share:
             logits = read_own_words(model.decoder, features, batch.inputs, packing, share=share)
         elif self.attention_penalty:
-            logits, weights = model.decoder.look(features, batch.inputs, packing)
+            logits, weights = model.attend(features, batch.inputs, packing)
             if features.grid is not None:
                 weights = weights[:, : features.grid.shape[1]]  # without a sentinel's
             captions = None if whole is None else whole.captions
@@ -97,7 +96,7 @@ class CrossEntropy(Objective):
 
 
 def read_own_words(
-    decoder: Any, features: Features, inputs: Tensor, packing: Packing, *, share: float
+    decoder: Decoder, features: Features, inputs: Tensor, packing: Packing, *, share: float
 ) -> Tensor:
     """Read captions as ``forward`` does, but some words of them drawn from the decoder.
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy
 import torch
@@ -43,6 +42,7 @@ from captioner.metrics.corpus import Rows
 from captioner.metrics.diversity import repeated_bigrams
 from captioner.metrics.ngrams import Integers
 from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.decoder import Decoder
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
 from captioner.tokenizers import END, Tokenizer
@@ -168,7 +168,7 @@ class SelfCritical(Objective):
 
     @torch.no_grad()
     def _speaker(
-        self, decoder: Any, features: Features, keys: Sequence[int] | None = None
+        self, decoder: Decoder, features: Features, keys: Sequence[int] | None = None
     ) -> Callable[[int], list[Hypothesis]]:
         """What draws a number of captions of each image, or says the greedy one of each for 0.
 
@@ -209,7 +209,7 @@ class SelfCritical(Objective):
 
     def _loss(
         self,
-        decoder: Any,
+        decoder: Decoder,
         features: Features,
         samples: Sequence[Hypothesis],
         advantages: Rows,
@@ -248,7 +248,7 @@ def leave_one_out(rewards: Rows) -> Rows:
     return (rewards.sum(axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
 
 
-def _of_people(decoder: Any, features: Features, batch: Batch) -> Tensor:
+def _of_people(decoder: Decoder, features: Features, batch: Batch) -> Tensor:
     """The cross-entropy of a word of the images' own captions."""
     packing = Packing.of((batch.targets != IGNORED).sum(1))
     logits = decoder(features.rows(batch.rows), batch.inputs, packing)

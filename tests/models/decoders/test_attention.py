@@ -129,7 +129,7 @@ def test_show_attend_tell_is_the_papers_with_torchs_cell() -> None:
         cell.of_hidden.weight, cell.of_input.bias, cell.of_input.weight, decoder.of_context.weight
     )
     h, c = torch.tanh(decoder.first(values.mean(1))).split(H, dim=1)
-    logits, weights = decoder.look(images, inputs)
+    logits, weights = decoder.attend(images, inputs)
     for t in range(T):
         word = decoder.words.weight[inputs[:, t]]
         looks = [looked(decoder.attention, h[row], values[row]) for row in range(B)]
@@ -160,7 +160,7 @@ def test_up_down_is_the_papers_with_torchs_cells() -> None:
         speaking.of_hidden.weight, speaking.of_input.bias, speaking.of_input.weight
     )  # [context; h1]
     h1 = c1 = h2 = c2 = torch.zeros(B, H, dtype=torch.float64)
-    logits, weights = decoder.look(images, inputs)
+    logits, weights = decoder.attend(images, inputs)
     for t in range(T):
         word = decoder.words.weight[inputs[:, t]]
         h1, c1 = first(torch.cat([h2, values.mean(1), word], dim=1), (h1, c1))
@@ -182,7 +182,7 @@ def test_adaptive_is_the_papers_with_torchs_cell() -> None:
     peer = lstm_cell(cell.of_hidden.weight, cell.of_input.bias, cell.of_input.weight, of_cell)
     image = torch.relu(values.mean(1) @ decoder.image.weight.T + decoder.image.bias)
     h = c = torch.zeros(B, H, dtype=torch.float64)
-    logits, weights = decoder.look(images, inputs)
+    logits, weights = decoder.attend(images, inputs)
     attention = decoder.attention
     for t in range(T):
         word, before = decoder.words.weight[inputs[:, t]], h

@@ -14,7 +14,9 @@ from captioner.decoding.decode import decode
 from captioner.decoding.ensemble import together
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis
-from captioner.models.captioning import DECODERS
+from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.decoder import Decoder
+from captioner.models.decoders.table import DECODERS
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
 from captioner.models.weight_layout import Packed, laid_out
@@ -42,6 +44,31 @@ def test_forward_equals_start_and_repeated_step(variant: str) -> None:
     torch.testing.assert_close(found, expected)
     other = decoder(images.rows(torch.tensor([1, 2, 0])), inputs)
     assert (other - expected).abs().amax(dim=(1, 2)).min() > 1e-6  # every image is heard
+
+
+@WHICH
+def test_a_stepper_sees_changed_weights(variant: str) -> None:
+    decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
+    stepper = decoder.stepper()
+    before = step_by_step(stepper.step, stepper.start(images), inputs)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    expected = step_by_step(decoder.step, decoder.start(images), inputs)
+    assert (before - expected).abs().max() > 1e-3
+    found = step_by_step(stepper.step, stepper.start(images), inputs)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_every_decoder_has_what_the_contract_demands(name: str) -> None:
+    decoder = DECODERS[name](vocabulary_size=V, feature_size=D)
+    assert isinstance(decoder, Decoder)
+    assert decoder.attends is hasattr(decoder, "attend")
+    model = CaptioningModel(None, decoder)
+    if not decoder.attends:
+        with pytest.raises(ValueError, match="ShowTell has no attention weights"):
+            model.attend(features(), torch.randint(V, (B, T)))
 
 
 @pytest.mark.parametrize("variant", EVERY)
@@ -119,13 +146,13 @@ def test_packed_equals_padded_in_logits_and_gradients(variant: str) -> None:
 def test_weights_are_of_real_words_and_sum_to_one(variant: str) -> None:
     decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
     packing = Packing.of(torch.tensor([2, 5, 4]))
-    logits, weights = decoder.look(images, inputs)
+    logits, weights = decoder.attend(images, inputs)
     positions = (P if decoder.uses_grid else 1) + getattr(decoder, "sentinel", False)
     assert weights.shape == (B, T, positions)
     assert (weights >= 0).all()
     torch.testing.assert_close(weights.sum(-1), torch.ones(B, T, dtype=torch.float64))
     torch.testing.assert_close(logits, decoder(images, inputs))
-    packed_logits, packed = decoder.look(images, inputs, packing)
+    packed_logits, packed = decoder.attend(images, inputs, packing)
     torch.testing.assert_close(packed_logits, packing.pack(logits))
     torch.testing.assert_close(packed, packing.pack(weights))
     assert (packing.pad(packed)[0, 2:] == 0).all()  # nothing is looked at past a caption's end
@@ -135,9 +162,9 @@ def test_weights_are_of_real_words_and_sum_to_one(variant: str) -> None:
 def test_positions_may_come_in_any_order(variant: str) -> None:
     decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
     order = torch.tensor([2, 0, 3, 1])
-    logits, weights = decoder.look(images, inputs)
+    logits, weights = decoder.attend(images, inputs)
     moved = Features(images.pooled, images.grid[:, order])
-    found, of_moved = decoder.look(moved, inputs)
+    found, of_moved = decoder.attend(moved, inputs)
     torch.testing.assert_close(found, logits)
     if decoder.uses_grid:
         torch.testing.assert_close(of_moved[..., :P], weights[..., :P][..., order])
@@ -319,7 +346,6 @@ def test_tied_weights_are_one_parameter() -> None:
         assert (decoder.output.weight is decoder.words.weight) is tied
         names = [name for name, _ in decoder.named_parameters()]
         assert ("output.weight" in names) is not tied
-        assert hasattr(decoder, "attends") and decoder.attends is hasattr(decoder, "look")
 
 
 @pytest.mark.parametrize(

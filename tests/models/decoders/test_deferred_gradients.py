@@ -12,14 +12,14 @@ from torch.nn import functional
 from captioner.models.decoders.deferred_gradients import deferred
 from captioner.models.features import Features
 from captioner.models.packing import Packing
-from captioner.models.recurrence.unroll import CELLS
+from captioner.models.recurrence.table import CELLS
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 NAMES = ("show_attend_tell", "up_down", "adaptive")
 
 
 def gradients(decoder: Any, images: Features, inputs: Tensor, packing: Packing | None) -> list:
-    logits, weights = decoder.look(images, inputs, packing)
+    logits, weights = decoder.attend(images, inputs, packing)
     loss = logits.square().sum() + (1 - weights).square().sum()
     return [logits, *torch.autograd.grad(loss, tuple(decoder.parameters()))]
 

@@ -9,10 +9,10 @@ import torch
 from captioner.data.batches import pad
 from captioner.decoding.decode import decode
 from captioner.decoding.options import DecodingOptions
-from captioner.models.captioning import DECODERS
+from captioner.models.decoders.table import DECODERS
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
-from captioner.models.recurrence.unroll import CELLS
+from captioner.models.recurrence.table import CELLS
 from captioner.tokenizers import build_tokenizer
 from captioner.training.losses import cross_entropy
 

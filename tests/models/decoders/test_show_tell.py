@@ -12,7 +12,7 @@ from captioner.generation import generate, make_steppers
 from captioner.models.captioning import CaptioningModel
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED
-from captioner.models.recurrence.unroll import CELLS
+from captioner.models.recurrence.table import CELLS
 from captioner.tokenizers import build_tokenizer
 from captioner.training.losses import cross_entropy
 

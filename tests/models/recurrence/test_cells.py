@@ -6,7 +6,8 @@ from support.peers import PEERS, peer_of, torch_order
 from torch import nn
 
 from captioner.models.recurrence.cells import LSTM, RNN
-from captioner.models.recurrence.unroll import CELLS, Recurrence
+from captioner.models.recurrence.table import CELLS
+from captioner.models.recurrence.unroll import Recurrence
 
 B, T, E, H = 2, 5, 7, 6
 

@@ -13,7 +13,8 @@ from captioner.data.batches import pad
 from captioner.models.packing import IGNORED, Packing
 from captioner.models.recurrence.cells import GRU, RNN
 from captioner.models.recurrence.fused import LOOPS, _tanh_
-from captioner.models.recurrence.unroll import CELLS, Recurrence
+from captioner.models.recurrence.table import CELLS
+from captioner.models.recurrence.unroll import Recurrence
 from captioner.tokenizers import build_tokenizer
 from captioner.training.losses import cross_entropy
 

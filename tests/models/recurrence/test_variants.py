@@ -9,7 +9,8 @@ from numpy import tanh
 from torch import nn
 
 from captioner.models.recurrence.cells import Cell
-from captioner.models.recurrence.unroll import CELLS, Recurrence
+from captioner.models.recurrence.table import CELLS
+from captioner.models.recurrence.unroll import Recurrence
 
 B, T, E, H = 2, 5, 7, 6
 VARIANTS = [name for name in CELLS if name not in ("rnn", "gru", "lstm")]
