@@ -1,11 +1,11 @@
 """Matrix products in float32, by the library that is fastest on this processor.
 
-torch multiplies float32 by MKL, which on AMD's processors uses vectors of half the width that they
-have. oneDNN, which torch brings as well, uses all of it: on a Zen 5 a product takes less than half
-the time. There the loops of ``fused.py`` and ``deferred.py``, the matrices of ``layout.py`` and the
-layers of class ``Linear`` multiply by oneDNN; on other processors and in other dtypes, as all else,
-they are torch's own. Sums are added up in another order, so that results may differ in their last
-digits.
+torch multiplies float32 by MKL, which on AMD processors uses vectors of half the width that they
+have. oneDNN, which torch also brings, uses the full width: on a Zen 5 a product takes less than
+half the time. There the loops of ``fused.py`` and ``deferred_gradients.py``, the matrices of
+``weight_layout.py`` and the layers of class ``Linear`` multiply by oneDNN. On other processors, and
+in other dtypes, everything is torch's own. The two libraries add up sums in different orders, so
+that results may differ in their last digits.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional
 
 from captioner.models.precision import BELOW_AVX512, instructions
+from captioner.models.torch_internals import has_onednn_linear, is_intercepted, onednn_linear
 
 log = logging.getLogger(__name__)
 
 
 @functools.cache
 def by_onednn() -> bool:
-    """Whether float32 products go to oneDNN here."""
-    found = (
-        torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    """Whether float32 products are computed by oneDNN on this processor."""
+    faster = (
+        has_onednn_linear()
         and torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and instructions() not in BELOW_AVX512
         and "AuthenticAMD" in _vendor()
     )
-    log.debug("products of float32 are %s", "oneDNN's" if found else "torch's own")
-    return found
+    log.debug("products of float32 are computed by %s", "oneDNN" if faster else "torch's default")
+    return faster
 
 
 def _vendor() -> str:
+    """The line that names the processor's maker; "" if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -50,44 +50,53 @@ def _vendor() -> str:
 
 
 def product(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """a b, [M, K] [K, N] -> [M, N], without gradient; into out where it is given."""
-    if not _quick(a):
+    """a b, without gradient: [M, K] [K, N] -> [M, N].
+
+    Args:
+        out: filled and returned, if given.
+    """
+    if not _uses_onednn(a):
         return torch.mm(a, b, out=out)
-    if a.stride(0) == 1 and a.numel() > b.numel():  # it would be turned; b^T is less to turn
-        found = _multiply(b.t(), a, None).t()
+    if a.stride(0) == 1 and a.numel() > b.numel():  # oneDNN would transpose a; b^T is smaller
+        result = onednn_linear(b.t(), a, None).t()
     else:
-        found = _multiply(a, b.t(), None)
-    return found.contiguous() if out is None else out.copy_(found)
+        result = onednn_linear(a, b.t(), None)
+    return result.contiguous() if out is None else out.copy_(result)
 
 
 def add_product(c: Tensor, a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """c + a b, [N] or [M, N] and [M, K] [K, N] -> [M, N], without gradient; out may be c."""
-    if not _quick(a):
+    """c + a b, without gradient: [N] or [M, N], [M, K] [K, N] -> [M, N].
+
+    Args:
+        out: filled and returned, if given; may be c.
+    """
+    if not _uses_onednn(a):
         return torch.addmm(c, a, b, out=out)
     if c.ndim == 1:
-        found = _multiply(a, b.t(), c)
-        return found if out is None else out.copy_(found)
-    return torch.add(c, _multiply(a, b.t(), None), out=out)
+        result = onednn_linear(a, b.t(), c)
+        return result if out is None else out.copy_(result)
+    return torch.add(c, onednn_linear(a, b.t(), None), out=out)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b, [M, K] [N, K] [N] -> [M, N], without gradient."""
-    return _multiply(x, weight, bias) if _quick(x) else functional.linear(x, weight, bias)
+    """x W^T + b, without gradient: [M, K] [N, K] [N] -> [M, N]."""
+    compute = onednn_linear if _uses_onednn(x) else functional.linear
+    return compute(x, weight, bias)
 
 
 class Linear(nn.Linear):
     """nn.Linear, with products by the fastest library: [..., input] -> [..., output]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """W x + b; as nn.Linear does it where oneDNN is not faster or something else looks on."""
-        if not _quick(input) or not self._is_plain(input) or _watched():
+        """W x + b; by nn.Linear where oneDNN is not faster or something observes the operations."""
+        if not _uses_onednn(input) or not self._is_plain(input) or _is_observed():
             return super().forward(input)
         rows = input.reshape(-1, self.in_features)
-        found = _Affine.apply(rows, self.weight, self.bias)
-        return found.view(*input.shape[:-1], self.out_features)
+        result = _Affine.apply(rows, self.weight, self.bias)
+        return result.view(*input.shape[:-1], self.out_features)
 
     def _is_plain(self, input: Tensor) -> bool:
-        """Whether nothing is cast, and the input fits; else nn.Linear says what is wrong."""
+        """Whether nothing is cast and the input fits; if not, nn.Linear raises the right error."""
         weight = self.weight
         return (
             type(weight) is nn.Parameter
@@ -97,14 +106,11 @@ class Linear(nn.Linear):
         )
 
 
-def _watched() -> bool:
+def _is_observed() -> bool:
     """Whether something casts, counts, intercepts, transforms or traces what is computed."""
     return (
         torch.is_autocast_enabled("cpu")
-        or torch._C._is_torch_function_mode_enabled()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        or is_intercepted()
         or torch.compiler.is_compiling()
         or torch.jit.is_tracing()
     )
@@ -119,26 +125,21 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        of_x, of_weight = ctx.needs_input_grad[:2]
-        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
-        return _multiply(x, weight, bias)
+        x_learns, weight_learns = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if weight_learns else None, weight if x_learns else None)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         multiply = torch.mm if torch.is_grad_enabled() else product  # gradients of gradients
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
         return (
-            multiply(gradient, weight) if wanted[0] else None,
-            multiply(gradient.t(), x) if wanted[1] else None,
-            gradient.sum(0) if wanted[2] else None,
+            multiply(gradient, weight) if needed[0] else None,
+            multiply(gradient.t(), x) if needed[1] else None,
+            gradient.sum(0) if needed[2] else None,
         )
 
 
-def _quick(x: Tensor) -> bool:
+def _uses_onednn(x: Tensor) -> bool:
     return x.dtype == torch.float32 and by_onednn() and x.device.type == "cpu" and x.numel() > 0
-
-
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # The operation behind torch.compile's linear layers; it takes any strides.
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

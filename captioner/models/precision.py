@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 from captioner.config import unknown
+from captioner.models.torch_internals import processor_multiplies_bf16
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +42,9 @@ def multiplies_bf16(device: str = "cpu") -> bool:
     """
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return (
         device == "cpu"
-        and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+        and processor_multiplies_bf16()
         and torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and instructions() not in _WITHOUT_BF16

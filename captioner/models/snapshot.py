@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from captioner.models.torch_internals import version
+
 
 class HasTensors(Protocol):
     """A module, by what a snapshot reads of it."""
@@ -62,8 +64,7 @@ def _tensors(modules: Iterable[HasTensors]) -> list[Tensor]:
 
 def _count(tensor: Tensor) -> tuple[int, int, torch.dtype, torch.device]:
     """What changes with a tensor; one made for inference is not counted."""
-    version = 0 if tensor.is_inference() else tensor._version
-    return version, tensor.data_ptr(), tensor.dtype, tensor.device
+    return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

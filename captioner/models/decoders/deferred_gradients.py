@@ -27,6 +27,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from captioner.models.matmul import affine, product
+from captioner.models.torch_internals import is_transformed
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def deferred(
             the first rows, as they are or transposed, each way once a step.
     """
     compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    transformed = torch._C._are_functorch_transforms_active()
+    transformed = is_transformed()
     if not torch.is_grad_enabled() or device.type != "cpu" or compiled or transformed:
         yield
         return

@@ -25,10 +25,9 @@ from captioner.models.encoders.stages import stages
 from captioner.models.features import Features
 from captioner.models.precision import BF16, PRECISIONS, resolve, tell_cost
 from captioner.models.snapshot import Snapshot
+from captioner.models.torch_internals import running_norms
 from captioner.transforms import Transform
 
-# Normalisation with running statistics; LayerNorm and GroupNorm have none to protect.
-_RUNNING_NORMS = nn.modules.batchnorm._NormBase
 AT_ONCE = 8  # images: on a CPU their maps then stay in its cache
 
 _Quick = tuple[tuple[str, Snapshot], nn.Module, torch.dtype]
@@ -255,7 +254,7 @@ class Encoder(nn.Module):
         return self
 
     def _running_norms(self) -> list[nn.Module]:
-        return [one for one in self.backbone.modules() if isinstance(one, _RUNNING_NORMS)]
+        return [one for one in self.backbone.modules() if isinstance(one, running_norms())]
 
     # Fine-tuning ------------------------------------------------------------------------------
 

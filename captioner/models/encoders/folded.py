@@ -23,6 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from captioner.models.torch_internals import (
+    has_onednn_convolution,
+    onednn_convolution,
+    version,
+)
+
 log = logging.getLogger(__name__)
 
 Run = Callable[[nn.Module], Tensor]
@@ -93,13 +99,20 @@ class FusedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, D', rows, columns] -> [B, D, rows', columns']."""
         weight, padding = self._around(x) if self.same else (self.weight, self.padding)
-        # The operation behind torch.compile's convolutions.
-        if not _has_pointwise(x.dtype):
+        if not has_onednn_convolution(x.dtype):
             where = (self.stride, padding, self.dilation, self.groups)
             return self.act(F.conv2d(x, weight, self.bias, *where))
-        where = (padding, self.stride, self.dilation, self.groups)
-        pointwise = torch.ops.mkldnn._convolution_pointwise
-        return pointwise(x, weight, self.bias, *where, self.name, self.numbers, "")
+        return onednn_convolution(
+            x,
+            weight,
+            self.bias,
+            padding=padding,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.groups,
+            activation=self.name,
+            numbers=self.numbers,
+        )
 
     def _around(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """The kernel and the padding of a Conv2dSame, whose output has ceil(size / stride) values.
@@ -111,14 +124,6 @@ class FusedConv(nn.Module):
         sizes = zip(x.shape[-2:], self.weight.shape[-2:], self.stride)
         down, across = (max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sizes)
         return F.pad(self.weight, (across % 2, 0, down % 2, 0)), [-(-down // 2), -(-across // 2)]
-
-
-def _has_pointwise(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is here and computes in a type; without AVX-512 it refuses bfloat16."""
-    mkldnn = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(mkldnn, "_convolution_pointwise"):
-        return False
-    return dtype != torch.bfloat16 or bool(mkldnn._is_mkldnn_bf16_supported())
 
 
 def _frozen(values: Tensor) -> nn.Parameter:
@@ -168,7 +173,7 @@ def _watched(network: nn.Module, run: Run) -> tuple[Tensor, list[tuple[str, str,
 
 def _state(value: Any) -> tuple[int, int] | None:
     """Which tensor, and how often it was changed in place: x += shortcut stays the same tensor."""
-    return (id(value), value._version) if isinstance(value, Tensor) else None
+    return (id(value), version(value)) if isinstance(value, Tensor) else None
 
 
 def _is_conv(module: nn.Module) -> bool:

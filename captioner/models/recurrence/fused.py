@@ -26,13 +26,15 @@ from torch import Tensor, nn
 
 from captioner.models.matmul import add_product, product
 from captioner.models.recurrence.cells import GRU, LSTM, RNN, Cell, State
+from captioner.models.torch_internals import (
+    has_hooks,
+    is_transformed,
+    sigmoid_backward,
+    tanh_backward,
+)
 
 Unrolled = Callable[[Cell, Tensor, State, tuple[int, ...]], tuple[Tensor, State]]
 """A loop: cell, packed inputs [N, input_size], state, sizes -> h [N, H], last state of each row."""
-
-# gradient * y * (1 - y) and gradient * (1 - y²), each in one pass, as autograd itself calls them.
-_through_sigmoid = torch.ops.aten.sigmoid_backward.grad_input
-_through_tanh = torch.ops.aten.tanh_backward.grad_input
 
 
 def run(
@@ -75,11 +77,11 @@ def obstacle(cell: Cell, inputs: Tensor) -> str | None:
         return f"the loops are for CPUs, the inputs are on {inputs.device}"
     if dtype not in (torch.float32, torch.float64, torch.bfloat16) or dtypes - accepted:
         return f"dtypes are {', '.join(sorted(map(str, dtypes)))}"
-    if any(type(linear) is not nn.Linear or hooked(linear) for linear in linears):
+    if any(type(linear) is not nn.Linear or has_hooks(linear) for linear in linears):
         return "of_input or of_hidden is changed or has hooks"
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return "the model is being compiled or exported"
-    if torch._C._are_functorch_transforms_active():
+    if is_transformed():
         return "torch.func transforms it"
     return None
 
@@ -90,12 +92,6 @@ def _dtype(inputs: Tensor) -> torch.dtype:
     if inputs.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return inputs.dtype
-
-
-def hooked(module: nn.Module) -> bool:
-    """Whether something else looks at what a module computes."""
-    own = (module._forward_hooks, module._forward_pre_hooks)
-    return any((*own, module._backward_hooks, module._backward_pre_hooks))
 
 
 class _How(NamedTuple):
@@ -232,7 +228,7 @@ class _RNN:
         of_h = gradients[1].clone()
         for t, rows in reversed([*enumerate(sizes)]):
             now = of_h[:rows].add_(of_outputs[t])
-            _through_tanh(now, hs[t], grad_input=ds[t])
+            tanh_backward(now, hs[t], out=ds[t])
             product(ds[t], w_h, out=now)
         return _Gradients(of_sums, of_sums, [of_h])
 
@@ -284,12 +280,12 @@ class _GRU:
         for t, rows in reversed([*enumerate(sizes)]):
             now = of_h[:rows].add_(of_outputs[t])
             torch.sub(befores[t], ns[t], out=of_zs[t]).mul_(now)
-            _through_sigmoid(of_zs[t], zs[t], grad_input=of_zs[t])
+            sigmoid_backward(of_zs[t], zs[t], out=of_zs[t])
             through = torch.mul(now, zs[t], out=spare[:rows])
             torch.sub(now, through, out=of_ns[t])
-            _through_tanh(of_ns[t], ns[t], grad_input=of_ns[t])
+            tanh_backward(of_ns[t], ns[t], out=of_ns[t])
             torch.mul(of_ns[t], insides[t], out=of_rs[t])
-            _through_sigmoid(of_rs[t], rs[t], grad_input=of_rs[t])
+            sigmoid_backward(of_rs[t], rs[t], out=of_rs[t])
             torch.mul(of_ns[t], rs[t], out=of_products[t])
             add_product(through, ds[t], w_h, out=now)
         of_input = torch.cat([of_hidden[:, : 2 * width], of_n], dim=1)
@@ -346,15 +342,15 @@ class _LSTM:
         for t, rows in reversed([*enumerate(sizes)]):
             now = of_h[:rows].add_(of_outputs[t])
             torch.mul(now, tanh_cs[t], out=of_os[t])
-            _through_sigmoid(of_os[t], os[t], grad_input=of_os[t])
+            sigmoid_backward(of_os[t], os[t], out=of_os[t])
             through = torch.mul(now, os[t], out=spare[:rows])
-            _through_tanh(through, tanh_cs[t], grad_input=through)
+            tanh_backward(through, tanh_cs[t], out=through)
             through.copy_(of_c[:rows].add_(through))
             torch.mul(through, cs[t - 1][:rows] if t else state[1], out=of_fs[t])
             torch.mul(through, candidates[t], out=of_is[t])
-            _through_sigmoid(of_f_and_is[t], f_and_is[t], grad_input=of_f_and_is[t])
+            sigmoid_backward(of_f_and_is[t], f_and_is[t], out=of_f_and_is[t])
             torch.mul(through, is_[t], out=of_candidates[t])
-            _through_tanh(of_candidates[t], candidates[t], grad_input=of_candidates[t])
+            tanh_backward(of_candidates[t], candidates[t], out=of_candidates[t])
             of_c[:rows].mul_(fs[t])
             product(ds[t], w_h, out=now)
         return _Gradients(of_sums, of_sums, [of_h, of_c])

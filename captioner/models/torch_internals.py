@@ -1,0 +1,177 @@
+"""The private names of torch that this package uses, each with what is done where torch lacks it.
+
+No other module may use a private name of torch; ``tests/models/test_torch_internals.py`` checks
+that, and runs every fallback. A new version of torch can thus be checked by reading this file.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+# Products and convolutions by oneDNN --------------------------------------------------------------
+# torch.compile uses the same operations for its linear and convolution layers on CPUs.
+
+
+def has_onednn_linear() -> bool:
+    """Whether torch can multiply by oneDNN: ``onednn_linear``."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN; any strides: [M, K] [N, K] [N] -> [M, N].
+
+    Args:
+        weight: [N, K], or what ``pack_weight`` gave of it.
+    """
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def has_packed_weights() -> bool:
+    """Whether oneDNN can multiply by a packed weight: ``pack_weight``."""
+    return has_onednn_linear() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+
+
+def pack_weight(weight: Tensor) -> Tensor:
+    """A weight [N, K] in the blocks in which oneDNN multiplies, for ``onednn_linear`` alone."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
+def onednn_multiplies_bf16() -> bool:
+    """Whether oneDNN multiplies bfloat16 here; without AVX-512 it refuses. False if unknown."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
+
+
+def has_onednn_convolution(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes a convolution with its activation in this dtype."""
+    there = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    if not torch.backends.mkldnn.is_available() or not there:
+        return False
+    return dtype != torch.bfloat16 or onednn_multiplies_bf16()
+
+
+def onednn_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    padding: list[int],
+    stride: list[int],
+    dilation: list[int],
+    groups: int,
+    activation: str,
+    numbers: list[float],
+) -> Tensor:
+    """A convolution and its activation in one pass.
+
+    Args:
+        activation, numbers: oneDNN's name of it, and its parameters.
+    """
+    where = (padding, stride, dilation, groups)
+    pointwise = torch.ops.mkldnn._convolution_pointwise
+    return pointwise(x, weight, bias, *where, activation, numbers, "")
+
+
+# Gradients of sigmoid and tanh --------------------------------------------------------------------
+
+
+def sigmoid_backward(gradient: Tensor, y: Tensor, *, out: Tensor) -> None:
+    """gradient * y * (1 - y), the gradient of y = sigmoid(x), in one pass as autograd computes it.
+
+    Args:
+        out: filled; may be ``gradient``.
+    """
+    fused = _out_variant("sigmoid_backward")
+    if fused is None:
+        out.copy_(gradient * (y * (1 - y)))
+    else:
+        fused(gradient, y, grad_input=out)
+
+
+def tanh_backward(gradient: Tensor, y: Tensor, *, out: Tensor) -> None:
+    """gradient * (1 - y²), the gradient of y = tanh(x), in one pass as autograd computes it.
+
+    Args:
+        out: filled; may be ``gradient``.
+    """
+    fused = _out_variant("tanh_backward")
+    if fused is None:
+        out.copy_(gradient * (1 - y * y))
+    else:
+        fused(gradient, y, grad_input=out)
+
+
+def _out_variant(name: str) -> Any:
+    """The overload of an operation of ATen that writes into a given tensor; None without it."""
+    return getattr(getattr(torch.ops.aten, name, None), "grad_input", None)
+
+
+# Whether something observes what is computed ------------------------------------------------------
+# Where torch cannot say, the answer is yes: the plain operations of torch are then used.
+
+
+def is_transformed() -> bool:
+    """Whether a transformation of torch.func, such as vmap or grad, is active."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return True if active is None else bool(active())
+
+
+def is_intercepted() -> bool:
+    """Whether a mode intercepts functions of torch, or forward-mode gradients are computed."""
+    modes = getattr(torch._C, "_is_torch_function_mode_enabled", None)
+    dispatch = getattr(torch._C, "_len_torch_dispatch_stack", None)
+    level = getattr(forward_ad, "_current_level", None)
+    if modes is None or dispatch is None or level is None:
+        return True
+    return bool(modes()) or dispatch() > 0 or level >= 0 or is_transformed()
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has forward or backward hooks of its own."""
+    return any(getattr(module, name, True) for name in _HOOKS)
+
+
+# What has changed ---------------------------------------------------------------------------------
+
+_ever_new = itertools.count(1)
+
+
+def version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place, as far as torch counts it.
+
+    0 for a tensor made under ``torch.inference_mode``, which is not counted. Without torch's count
+    every call gives another number: what depends on the tensor is then computed anew.
+    """
+    if tensor.is_inference():
+        return 0
+    count = getattr(tensor, "_version", None)
+    return -next(_ever_new) if count is None else int(count)
+
+
+# Kinds of modules and processors ------------------------------------------------------------------
+
+
+def running_norms() -> tuple[type[nn.Module], ...]:
+    """The classes of normalization layers that keep running statistics.
+
+    LayerNorm and GroupNorm keep none.
+    """
+    base = getattr(nn.modules.batchnorm, "_NormBase", None)
+    if base is not None:
+        return (base,)
+    batch = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return (*batch, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+def processor_multiplies_bf16() -> bool:
+    """Whether the processor has instructions for products of bfloat16; False if unknown."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
