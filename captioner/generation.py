@@ -59,7 +59,7 @@ def generate(
             end=words.end,
             options=options,
             phrases=phrases(options, tokenizer),
-            banned=(words.pad, words.start, words.unknown),
+            banned=words.never_generated,
             keys=keys,
             rarity=words.rarity if options.consensus else (),
         )
@@ -108,10 +108,10 @@ def _said(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
         raise ValueError(f"decoding.{option}={text!r} holds no word")
     for word in words:
         if tokenizer.vocabulary.id(word) == tokenizer.vocabulary.unknown:
-            near = difflib.get_close_matches(word, tokenizer.vocabulary.words[4:], n=1, cutoff=0.6)
+            known = tokenizer.vocabulary.ordinary
+            near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
             raise ValueError(
                 f"decoding.{option}={text!r}: the model cannot say {word!r}, which is not among "
-                f"its {len(tokenizer.vocabulary) - 4} words"
-                + (f" (did you mean {near[0]}?)" if near else "")
+                f"its {len(known)} words" + (f" (did you mean {near[0]}?)" if near else "")
             )
     return tuple(tokenizer.encode(text))

@@ -1,12 +1,12 @@
 """Captions to ids and back.
 
-A tokenizer cuts a caption into words, or characters, and a vocabulary numbers them. The first four
-ids have a meaning of their own: <pad> fills rows of unequal length, <start> and <end> frame a
-caption, <unk> stands for every word the vocabulary lacks. No text reaches the first three: a
-caption that reads "<end>" is encoded as <unk>, so data cannot end a sentence.
+A tokenizer splits a caption into tokens, which are words or characters, and a vocabulary maps them
+to ids. Four ids are special: <pad> fills rows of unequal length, <start> and <end> enclose a
+caption, <unk> replaces every token that the vocabulary lacks. No text is encoded as one of the
+first three: a caption that reads "<end>" becomes <unk>, so data cannot end a sentence.
 
-Words are cut as the field's scorers cut them, so a model is trained on the words by which it is
-judged.
+Captions are split as the field's metrics split them, so that a model is trained on the tokens by
+which it is scored.
 """
 
 from __future__ import annotations
@@ -23,54 +23,64 @@ from captioner.config import pick
 from captioner.metrics.tokenize import characters, ptb_words
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
-_SPECIALS = (PAD, START, END, UNKNOWN)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The V words that a model can say, in the order of their ids.
+    """The V tokens that a model knows, in the order of their ids.
 
     Args:
-        words: the four special words, then all others, each once and without spaces.
+        words: the special tokens, then all others, each once and without spaces.
+
+    Attributes:
+        special: the special tokens, whose ids are the first.
+        special_count: how many they are; the ids of all other tokens begin there.
+        pad, start, end, unknown: their ids.
+        never_generated: the ids that decoding never emits: all special ones but <end>.
 
     Raises:
-        ValueError: a word is missing, no text, blank, or there twice.
+        ValueError: a token is missing, is not a string, is blank, or occurs twice.
     """
 
     words: tuple[str, ...]
+    special: ClassVar[tuple[str, ...]] = (PAD, START, END, UNKNOWN)
+    special_count: ClassVar[int] = 4
     pad: ClassVar[int] = 0
     start: ClassVar[int] = 1
     end: ClassVar[int] = 2
     unknown: ClassVar[int] = 3
+    never_generated: ClassVar[tuple[int, ...]] = (pad, start, unknown)
     _ids: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.words[:4] != _SPECIALS:
+        first = self.words[: self.special_count]
+        if first != self.special:
             raise ValueError(
-                f"a vocabulary starts with {list(self.words[:4])!r}; it must start with "
-                f"{', '.join(_SPECIALS)}: build it with Vocabulary.build"
+                f"a vocabulary starts with {list(first)!r}; it must start with "
+                f"{', '.join(self.special)}: build it with Vocabulary.build"
             )
         for index, word in enumerate(self.words):
             if not isinstance(word, str) or word.split() != [word]:
                 raise ValueError(
-                    f"word {index} of the vocabulary is {word!r}; a word is a text without spaces"
+                    f"token {index} of the vocabulary is {word!r}; tokens are strings without "
+                    "spaces"
                 )
         ids = {word: index for index, word in enumerate(self.words)}
         if len(ids) < len(self.words):
             word, count = Counter(self.words).most_common(1)[0]
-            raise ValueError(f"the vocabulary holds {word!r} {count} times; each word stands once")
-        # Texts do not reach the special words.
-        object.__setattr__(self, "_ids", {w: i for w, i in ids.items() if w not in _SPECIALS})
+            raise ValueError(f"the vocabulary has {word!r} {count} times; each token is there once")
+        # No text is encoded as a special token.
+        object.__setattr__(self, "_ids", {w: i for w, i in ids.items() if w not in self.special})
 
     def __len__(self) -> int:
         return len(self.words)
 
     def id(self, word: str) -> int:
-        """Return the id of a word; that of <unk> for words it lacks, and for the special words."""
+        """The id of a token; that of <unk> for tokens it lacks, and for the special ones."""
         return self._ids.get(word, self.unknown)
 
     def word(self, id: int) -> str:
-        """Return the word of an id, 0 to V - 1.
+        """The token of an id, 0 to V - 1.
 
         Raises:
             ValueError: there is no such id.
@@ -80,32 +90,35 @@ class Vocabulary:
         return self.words[id]
 
     @property
-    def rarity(self) -> list[float]:
-        """How much each word says by being said: log(1 + its rank), 0 for the special words.
+    def ordinary(self) -> tuple[str, ...]:
+        """All tokens but the special ones, the most frequent first."""
+        return self.words[self.special_count :]
 
-        Words are listed by their frequency, which falls as 1 / rank (Zipf, 1949): log rank stands
-        for -log p without any counts.
+    @property
+    def rarity(self) -> list[float]:
+        """The weight of each token by its rarity: log(1 + rank), 0 for the special tokens.
+
+        Tokens are sorted by frequency, which falls as 1 / rank (Zipf, 1949): log rank approximates
+        -log p without any counts.
         """
-        return [math.log(max(1, place - len(_SPECIALS) + 2)) for place in range(len(self.words))]
+        first = self.special_count
+        return [math.log(max(1, id - first + 2)) for id in range(len(self.words))]
 
     @classmethod
     def build(cls, sentences: Iterable[Sequence[str]], *, min_count: int = 1) -> Vocabulary:
-        """Collect the words of sentences, the most frequent first, equals by alphabet.
+        """Collect the tokens of sentences, the most frequent first, ties in alphabetical order.
 
         Args:
-            sentences: the words of each caption.
-            min_count: how often a word must occur to be kept, 1 or more.
-
-        Returns:
-            the vocabulary.
+            sentences: the tokens of each caption.
+            min_count: how often a token must occur to be kept, 1 or more.
 
         Raises:
-            ValueError: `min_count` is not a positive whole number, or no word is left.
+            ValueError: `min_count` is not a positive integer, or no token is left.
         """
         if isinstance(min_count, bool) or not isinstance(min_count, int) or min_count < 1:
-            raise ValueError(f"min_count={min_count!r} is not possible; give a whole number from 1")
+            raise ValueError(f"min_count={min_count!r} is not accepted; choose an integer ≥ 1")
         counts = Counter(word for words in sentences for word in words)
-        for word in _SPECIALS:
+        for word in cls.special:
             counts.pop(word, None)
         kept = sorted((w for w in counts if counts[w] >= min_count), key=lambda w: (-counts[w], w))
         if not kept:
@@ -114,19 +127,23 @@ class Vocabulary:
                 f"no word occurs min_count={min_count} times (the most frequent: {most}); "
                 "lower min_count or give more captions"
             )
-        return cls(words=(*_SPECIALS, *kept))
+        return cls(words=(*cls.special, *kept))
 
 
 class Tokenizer(ABC):
-    """Turn captions into ids and ids into captions.
+    """Turns captions into ids and ids into captions.
 
     Args:
-        vocabulary: the words that have ids.
+        vocabulary: the tokens that have ids.
+
+    Attributes:
+        name: its key in TOKENIZERS.
+        scored_by: how metrics tokenize captions of this kind: a key of
+            `captioner.metrics.tokenize.TOKENIZE`.
     """
 
     name: ClassVar[str]
     scored_by: ClassVar[str] = "ptb"
-    """How scores cut captions of this kind: a key of `captioner.metrics.TOKENIZE`."""
 
     def __init__(self, *, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
@@ -134,19 +151,19 @@ class Tokenizer(ABC):
     @staticmethod
     @abstractmethod
     def split(text: str) -> list[str]:
-        """Cut a caption into words."""
+        """Split a caption into tokens."""
 
     @staticmethod
     @abstractmethod
     def join(words: Sequence[str]) -> str:
-        """Write words as a caption, so that `split` finds the same words in it."""
+        """Write tokens as a caption, from which `split` gives the same tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of a caption's words, without <start> and <end>."""
+        """The ids of a caption's tokens, without <start> and <end>."""
         return [self.vocabulary.id(word) for word in self.split(text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Write ids as a caption, up to the first <end>; <pad> and <start> are passed over."""
+        """Write ids as a caption, up to the first <end>; <pad> and <start> are skipped."""
         words = []
         for id in ids:
             if id == self.vocabulary.end:
@@ -156,17 +173,17 @@ class Tokenizer(ABC):
         return self.join(words)
 
     def coverage(self, captions: Iterable[str]) -> float:
-        """Return the share of the captions' words that the vocabulary holds, 0 to 1."""
+        """The share of the captions' tokens that the vocabulary has, [0, 1]."""
         ids = [id for caption in captions for id in self.encode(caption)]
         return 1 - ids.count(self.vocabulary.unknown) / len(ids) if ids else 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain data for a checkpoint: the name and the list of words."""
+        """Plain data for a checkpoint: the name and the list of tokens."""
         return {"name": self.name, "words": list(self.vocabulary.words)}
 
 
-# Where words were one piece: before the first kind and after the second nothing is put, nor
-# between the pairs.
+# Tokens that were one string in running text: no space is written before the first kind, after the
+# second, and within the pairs.
 _ENDINGS = {"n't", "'s", "'m", "'d", "'re", "'ve", "'ll", "-rrb-", "-rsb-", "-rcb-", "%"}
 _BEGINNINGS = {"'t", "y'", "y\u2019", "-lrb-", "-lsb-", "-lcb-", "$", "#"}
 _PAIRS = {("can", "not"), ("gon", "na"), ("got", "ta"), ("wan", "na"), ("lem", "me"), ("gim", "me")}
@@ -174,13 +191,13 @@ _BRACKETS = {"-lsb-": "[", "-rsb-": "]", "-lcb-": "{", "-rcb-": "}"}
 
 
 class WordTokenizer(Tokenizer):
-    """Words as coco-caption's PTBTokenizer cuts them: lower case, without punctuation."""
+    """Words as coco-caption's PTBTokenizer splits them: lower case, without punctuation."""
 
     name = "word"
 
     @staticmethod
     def split(text: str) -> list[str]:
-        """Cut an English caption into words; see `captioner.metrics.tokenize.ptb_words`."""
+        """Split an English caption into words; see `captioner.metrics.tokenize.ptb_words`."""
         return ptb_words(text)
 
     @staticmethod
@@ -188,11 +205,11 @@ class WordTokenizer(Tokenizer):
         """Write words as running text: the man 's hat becomes the man's hat.
 
         Args:
-            words: words as `split` gives them.
+            words: as `split` gives them.
 
         Returns:
-            a text in which `split` finds these words. Where running text would be cut otherwise,
-            words stay apart, or are written as they may have stood (AT&T).
+            a text from which `split` gives these words. Where running text would be split in
+            another way, words stay separate, or are written as they may have been (AT&T).
         """
         pieces: list[str] = []
         held: list[str] = []  # the words in the last piece
@@ -210,7 +227,7 @@ class WordTokenizer(Tokenizer):
 
 
 def _written(word: str, following: str) -> str:
-    """Write a word so that it is found again: lower case does not show that AT&T was one word."""
+    """Write a word so that `split` gives it again: in lower case AT&T would be split."""
     if word.isalpha():
         return word
     plain = _BRACKETS.get(word) or word.replace("-lrb-", "(").replace("-rrb-", ")")
@@ -221,16 +238,16 @@ def _written(word: str, following: str) -> str:
     return plain
 
 
-# Words of India's scripts are separated by spaces, and their characters are tokens: this one, which
-# no caption holds, says where a space stands.
+# In India's scripts words are separated by spaces, while characters are tokens: this token, which
+# occurs in no caption, marks a space.
 SPACE = "\u2581"
 _INDIC = re.compile("[\u0900-\u0dff\ua8e0-\ua8ff\U00011000-\U00011fff]")
 
 
 class CharacterTokenizer(Tokenizer):
-    """Chinese by characters, Thai and Hindi by grapheme clusters.
+    """Characters in Chinese, grapheme clusters in Thai and Hindi.
 
-    A run of letters that need no cluster is one token, as Latin ones and digits.
+    A run of Latin letters or digits is one token.
     """
 
     name = "character"
@@ -238,20 +255,20 @@ class CharacterTokenizer(Tokenizer):
 
     @staticmethod
     def split(text: str) -> list[str]:
-        """Cut a caption; see `captioner.metrics.tokenize.characters`."""
+        """Split a caption; see `captioner.metrics.tokenize.characters`."""
         if not _INDIC.search(text):
             return characters(text)
         words: list[str] = []
         for piece in text.split():
-            found = characters(piece)
-            if words and found and (_INDIC.match(words[-1]) or _INDIC.match(found[0])):
+            tokens = characters(piece)
+            if words and tokens and (_INDIC.match(words[-1]) or _INDIC.match(tokens[0])):
                 words.append(SPACE)
-            words += found
+            words += tokens
         return words
 
     @staticmethod
     def join(words: Sequence[str]) -> str:
-        """Write characters without spaces; a space parts only what would run together."""
+        """Write characters without spaces, except between tokens that `split` would join."""
         text, previous = "", ""
         for word in words:
             if previous and SPACE not in (previous, word):
@@ -265,41 +282,35 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {"word": WordTokenizer, "character": Ch
 
 
 def build_tokenizer(captions: Iterable[str], *, name: str, min_count: int) -> Tokenizer:
-    """Build a tokenizer whose vocabulary are the words of captions.
+    """Build a tokenizer whose vocabulary has the tokens of captions.
 
     Args:
         captions: the training captions.
         name: a key of TOKENIZERS.
-        min_count: how often a word must occur to be kept, 1 or more; others become <unk>.
-
-    Returns:
-        the tokenizer.
+        min_count: how often a token must occur to be kept, 1 or more; others become <unk>.
 
     Raises:
-        ValueError: the name is not known, a caption is no text, or no word is left.
+        ValueError: the name is not known, a caption is not a string, or no token is left.
     """
     kind = pick(TOKENIZERS, name, "tokenizer.name")
     if isinstance(captions, str):
-        raise ValueError("captions is one text; give a list of texts")
+        raise ValueError("captions is a string; give a list of strings")
     captions = list(captions)
     for index, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise ValueError(f"caption {index} is {caption!r}; captions are texts")
+            raise ValueError(f"caption {index} is {caption!r}; captions are strings")
     vocabulary = Vocabulary.build(map(kind.split, captions), min_count=min_count)
     return kind(vocabulary=vocabulary)
 
 
 def restore_tokenizer(data: Mapping[str, Any]) -> Tokenizer:
-    """Rebuild a tokenizer from what `as_dict` gave; nothing in the data is executed.
+    """Rebuild a tokenizer from the result of `as_dict`; nothing in the data is executed.
 
     Args:
         data: "name", a key of TOKENIZERS, and "words", the vocabulary in the order of its ids.
 
-    Returns:
-        the tokenizer.
-
     Raises:
-        ValueError: an entry is missing, unknown, or of the wrong kind.
+        ValueError: an entry is missing, unknown, or of the wrong type.
     """
     if not isinstance(data, Mapping) or set(data) != {"name", "words"}:
         seen = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
@@ -307,7 +318,7 @@ def restore_tokenizer(data: Mapping[str, Any]) -> Tokenizer:
     name, words = data["name"], data["words"]
     if not isinstance(name, str) or not isinstance(words, (list, tuple)):
         raise ValueError(
-            "a stored tokenizer has a text as name and a list as words, "
+            "a stored tokenizer has a string as name and a list as words, "
             f"not {type(name).__name__} and {type(words).__name__}"
         )
     kind = pick(TOKENIZERS, name, "tokenizer.name")

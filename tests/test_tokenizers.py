@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioner.metrics.tokenize import characters
+from captioner.metrics.tokenize import TOKENIZE, characters
 from captioner.tokenizers import (
     END,
     PAD,
@@ -48,6 +48,10 @@ def test_words_stand_by_falling_count_then_by_alphabet() -> None:
     assert [vocabulary.word(id) for id in range(8)] == list(vocabulary.words)
     assert len(vocabulary) == 8
     assert (vocabulary.pad, vocabulary.start, vocabulary.end, vocabulary.unknown) == (0, 1, 2, 3)
+    assert vocabulary.special == (PAD, START, END, UNKNOWN)
+    assert vocabulary.special_count == len(vocabulary.special)
+    assert vocabulary.ordinary == ("b", "a", "c", "d")
+    assert [vocabulary.word(id) for id in vocabulary.never_generated] == [PAD, START, UNKNOWN]
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefg"), max_size=5), min_size=1), st.integers(1, 3))
@@ -59,15 +63,15 @@ def test_a_vocabulary_is_what_counting_gives(sentences: list[list[str]], min_cou
             Vocabulary.build(sentences, min_count=min_count)
         return
     vocabulary = Vocabulary.build(sentences, min_count=min_count)
-    assert set(vocabulary.words[4:]) == expected
-    keys = [(-counts[word], word) for word in vocabulary.words[4:]]
+    assert set(vocabulary.ordinary) == expected
+    keys = [(-counts[word], word) for word in vocabulary.ordinary]
     assert keys == sorted(keys)
     assert vocabulary == Vocabulary.build(reversed(sentences), min_count=min_count)
 
 
 @pytest.mark.parametrize("min_count", [0, -1, 1.5, "2", True, None])
 def test_min_count_is_a_whole_number_from_one(min_count: int) -> None:
-    with pytest.raises(ValueError, match=f"min_count={min_count!r} is not possible"):
+    with pytest.raises(ValueError, match=f"min_count={min_count!r} is not accepted"):
         Vocabulary.build([["a"]], min_count=min_count)
 
 
@@ -108,6 +112,11 @@ def test_characters_cut_special_words_to_pieces() -> None:
     assert tokenizer.encode("狗<end>人")[1] == tokenizer.vocabulary.unknown
 
 
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_names_a_tokenization_of_the_metrics(name: str) -> None:
+    assert TOKENIZERS[name].scored_by in TOKENIZE
+
+
 # Ids ------------------------------------------------------------------------------------------
 
 
@@ -125,7 +134,7 @@ def test_encode_and_decode() -> None:
 
 def test_rare_words_become_unknown_and_coverage_counts_them() -> None:
     tokenizer = build_tokenizer(CAPTIONS, name="word", min_count=2)
-    assert set(tokenizer.vocabulary.words[4:]) == {"a", "man", "runs"}
+    assert set(tokenizer.vocabulary.ordinary) == {"a", "man", "runs"}
     assert tokenizer.encode("a dog runs") == [4, 3, 6]
     assert tokenizer.coverage(CAPTIONS) == pytest.approx(7 / 15)
     assert words().coverage(CAPTIONS) == 1
@@ -261,13 +270,13 @@ SPECIALS = [PAD, START, END, UNKNOWN]
         ({"name": "word", "words": dict.fromkeys(SPECIALS)}, "not str and dict"),
         ({"name": "word", "words": []}, r"starts with \[\]; it must start with <pad>"),
         ({"name": "word", "words": ["a", "b", "c", "d"]}, "it must start with <pad>, <start>"),
-        ({"name": "word", "words": [*SPECIALS, 5]}, "word 4 of the vocabulary is 5;"),
-        ({"name": "word", "words": [*SPECIALS, ["a"]]}, r"word 4 of the vocabulary is \['a'\]"),
-        ({"name": "word", "words": [*SPECIALS, "a", " "]}, "word 5 of the vocabulary is ' '"),
-        ({"name": "word", "words": [*SPECIALS, "a b"]}, "a word is a text without spaces"),
-        ({"name": "word", "words": [*SPECIALS, ""]}, "word 4 of the vocabulary is ''"),
-        ({"name": "word", "words": [*SPECIALS, "a", "b", "a"]}, "holds 'a' 2 times"),
-        ({"name": "word", "words": [*SPECIALS, END]}, "holds '<end>' 2 times"),
+        ({"name": "word", "words": [*SPECIALS, 5]}, "token 4 of the vocabulary is 5;"),
+        ({"name": "word", "words": [*SPECIALS, ["a"]]}, r"token 4 of the vocabulary is \['a'\]"),
+        ({"name": "word", "words": [*SPECIALS, "a", " "]}, "token 5 of the vocabulary is ' '"),
+        ({"name": "word", "words": [*SPECIALS, "a b"]}, "tokens are strings without spaces"),
+        ({"name": "word", "words": [*SPECIALS, ""]}, "token 4 of the vocabulary is ''"),
+        ({"name": "word", "words": [*SPECIALS, "a", "b", "a"]}, "has 'a' 2 times"),
+        ({"name": "word", "words": [*SPECIALS, END]}, "has '<end>' 2 times"),
     ],
 )
 def test_damaged_data_are_refused_in_one_line(data: object, says: str) -> None:

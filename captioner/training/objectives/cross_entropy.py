@@ -19,12 +19,9 @@ from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.decoder import Decoder
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
-from captioner.tokenizers import Tokenizer
+from captioner.tokenizers import Tokenizer, Vocabulary
 from captioner.training.losses import cross_entropy, doubly_stochastic
 from captioner.training.objectives.objective import Objective, Outcome
-
-SPECIALS = 4
-"""<pad>, <start>, <end> and <unk> are the first ids of a vocabulary."""
 
 
 class CrossEntropy(Objective):
@@ -127,5 +124,6 @@ def read_own_words(
 
 def draw_words(logits: Tensor) -> Tensor:
     """Draw a word a row, never a special one, since decoding never reads one: [R, V] -> [R]."""
-    words = torch.softmax(logits.detach()[:, SPECIALS:].float(), dim=1)
-    return SPECIALS + torch.multinomial(words, 1).squeeze(1)
+    first = Vocabulary.special_count
+    words = torch.softmax(logits.detach()[:, first:].float(), dim=1)
+    return first + torch.multinomial(words, 1).squeeze(1)

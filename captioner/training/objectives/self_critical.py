@@ -239,8 +239,7 @@ class SelfCritical(Objective):
 
     @property
     def _banned(self) -> tuple[int, ...]:
-        words = self.tokenizer.vocabulary
-        return words.pad, words.start, words.unknown
+        return self.tokenizer.vocabulary.never_generated
 
 
 def leave_one_out(rewards: Rows) -> Rows:
