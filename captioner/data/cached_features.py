@@ -15,7 +15,7 @@ from torch import Tensor
 from captioner.data import cache
 from captioner.data.feature_store import ENTRY_BYTES, exclusive, require_room, to_float16
 from captioner.files import write_whole
-from captioner.models.decoders.standardize import Standardise
+from captioner.models.decoders.standardize import Standardize
 from captioner.models.features import Features
 from captioner.progress import progress_bar
 
@@ -99,7 +99,7 @@ class CachedFeatures:
         rows = rows if self._reduced_rows is None else np.searchsorted(self._reduced_rows, rows)
         return Features(pooled, self._read(name, rows, (self.positions, width)))
 
-    def components(self, whitening: Standardise, *, progress: bool = True) -> CachedFeatures:
+    def components(self, whitening: Standardize, *, progress: bool = True) -> CachedFeatures:
         """The same features with K principal components of each position instead of D dimensions.
 
         They are computed once, stored next to the grids, and read D / K times as fast. The name of
@@ -130,7 +130,7 @@ class CachedFeatures:
                     self._reduce(reduced._reduced_rows, whitening, file, progress)
         return reduced
 
-    def _reduce(self, rows: np.ndarray, whitening: Standardise, file: Path, progress: bool) -> None:
+    def _reduce(self, rows: np.ndarray, whitening: Standardize, file: Path, progress: bool) -> None:
         require_room(self.folder, len(rows), 2 * self.positions * whitening.width)
         for temporary in self.folder.glob(".*.tmp"):  # of a killed process
             temporary.unlink()

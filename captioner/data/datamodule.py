@@ -34,7 +34,7 @@ from captioner.data.loaders import (
 from captioner.data.records import Dataset, Record
 from captioner.data.samplers import Bucketed, InOrder
 from captioner.data.views import other_views
-from captioner.models.decoders.standardize import Standardise
+from captioner.models.decoders.standardize import Standardize
 from captioner.models.encoders.encoder import Encoder
 from captioner.models.features import Features
 from captioner.tokenizers import Tokenizer
@@ -183,7 +183,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             len(images), views, cached.encoded, cached.size, cached.folder, seconds
         )
 
-    def reduce(self, whitening: Standardise) -> CachedFeatures | None:
+    def reduce(self, whitening: Standardize) -> CachedFeatures | None:
         """Read principal components of the cached grids from now on, instead of the grids.
 
         Args:

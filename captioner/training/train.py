@@ -34,7 +34,7 @@ from captioner.files import write_whole
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.tokenize import TOKENIZE
 from captioner.models.captioning import CaptioningModel, build_model
-from captioner.models.decoders.standardize import Standardise, whitening_of
+from captioner.models.decoders.standardize import Standardize, whitening_of
 from captioner.models.precision import (
     AUTO,
     BF16,
@@ -422,7 +422,7 @@ def _fill_words(module: LitCaptioner, data: CaptionDataModule) -> None:
     )
 
 
-def _print_reduction(whitening: Standardise, cached: CachedFeatures | None) -> None:
+def _print_reduction(whitening: Standardize, cached: CachedFeatures | None) -> None:
     """Print how much is read of each cached grid, where grids are cached."""
     if cached is not None:
         print(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from captioner.data import feature_store, views
 from captioner.data.features import CachedFeatures, cache_features, fingerprint
-from captioner.models.decoders.standardize import Standardise, whitening_of
+from captioner.models.decoders.standardize import Standardize, whitening_of
 from captioner.models.decoders.up_down import UpDown
 from captioner.transforms import Transform, open_image
 
@@ -172,7 +172,7 @@ def test_components_are_those_of_the_grids_and_computed_once(
     cached, _ = fill(tmp_path, images, grid=True)  # in rows between and after those of others
     whole = cached.get(images)
     assert whole.grid is not None
-    whitening = Standardise(SIZE, 2)
+    whitening = Standardize(SIZE, 2)
     whitening.fit(whole.grid.flatten(0, 1))
     left = folder_of(tmp_path) / ".0123.tmp"
     left.write_bytes(b"by a killed process")

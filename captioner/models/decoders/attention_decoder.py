@@ -33,7 +33,7 @@ class Attending(nn.Module):
     Args:
         vocabulary_size: V.
         feature_size: D, width of a position of the encoder's grid.
-        components: K, to read positions by their principal components (``Standardise``).
+        components: K, to read positions by their principal components (``Standardize``).
         embedding_size: E.
         hidden_size: H, of cells and values.
         attention_size: A, width of a key; additive scores only.
@@ -165,8 +165,8 @@ class Attending(nn.Module):
         """Steps over packed words; the batch shrinks as captions end -> [N, ...] and [N, P]."""
         state = {name: tensor[packing.order] for name, tensor in state.items()}
         rows, found, weights = len(packing.order), [], []
-        read = [state["image.values"]]
-        with deferred(packing.sizes, projected.device, read) if self.defers else nullcontext():
+        matrices = [state["image.values"]]
+        with deferred(packing.sizes, projected.device, matrices) if self.defers else nullcontext():
             for step_input in projected.split(packing.sizes):
                 if len(step_input) < rows:  # a slice costs a gradient of full size
                     rows = len(step_input)

@@ -1,24 +1,26 @@
 """Products in a loop over time, with one product for the gradient of each weight.
 
-Autograd multiplies out ∂W at every step and adds the results up: T small products, and T times the
-traffic of the whole matrix. Inside ``deferred`` the steps' own gradients D_t are gathered instead,
-beside the inputs X_t that they belong to, and after the loop there is one product:
+Autograd computes ∂W at every step and adds up the results: T small products, and T times the memory
+traffic of the whole matrix. Within ``deferred`` the gradients D_t of the steps are collected
+instead, beside the inputs X_t that they belong to, and after the loop there is one product:
 
-    y_t = X_t W^T + b           ∂X_t = D_t W            each step, as ever
-    ∂W  = D^T X                 ∂b   = Σ D              once, D and X all steps' rows
+    y_t = X_t W^T + b           ∂X_t = D_t W            at each step, as always
+    ∂W  = D^T X                 ∂b   = Σ D              once; D and X are the rows of all steps
 
-The same holds for what belongs to rows, such as the values V_r that attention reads at every step:
-of x_t V_r and x_t V_r^T the gradients are outer products, which one batched product adds up.
+The same holds for matrices that belong to rows, such as the values V_r that attention reads at
+every step: the gradients of x_t V_r and x_t V_r^T are outer products, which one batched product
+adds up.
 
 The loop itself is not changed: ``torch.nn.Linear`` is intercepted where it multiplies, and ``@``
-where its right side is one of the named tensors. A test holds all gradients equal.
+where its right operand is one of the named tensors. A test checks that all gradients are equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,40 +31,45 @@ from torch.overrides import TorchFunctionMode
 from captioner.models.matmul import affine, product
 from captioner.models.torch_internals import is_transformed
 
+_Calls = TypeVar("_Calls", "_LayerCalls", "_MatrixCalls")
+
 
 @contextmanager
 def deferred(
-    sizes: tuple[int, ...], device: torch.device, of_rows: Sequence[Tensor] = ()
+    sizes: tuple[int, ...], device: torch.device, matrices: Sequence[Tensor] = ()
 ) -> Iterator[None]:
-    """Within, each linear layer is called once a step, with so many rows; T steps.
+    """Defer the gradients of the weights in a loop of T steps.
 
-    Without gradient, on other devices than CPUs, and where a model is compiled or transformed,
-    nothing is changed.
+    A layer may be called any number of times in a step. A call with another number of rows than its
+    step has is computed by torch as usual, as is everything without gradient, on devices other than
+    CPUs, and where a model is compiled or transformed.
 
     Args:
-        sizes: how many rows each step has; falling.
+        sizes: how many rows each step has; non-increasing.
         device: where the loop computes.
-        of_rows: tensors [B, I, O], a matrix a row, contiguous; each step multiplies vectors with
-            the first rows, as they are or transposed, each way once a step.
+        matrices: tensors [B, I, O] with one matrix per row, contiguous; the steps multiply vectors
+            by those of their rows, the first ones, as they are or transposed.
     """
     compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    transformed = is_transformed()
-    if not torch.is_grad_enabled() or device.type != "cpu" or compiled or transformed:
+    if not torch.is_grad_enabled() or device.type != "cpu" or compiled or is_transformed():
         yield
         return
-    with _Intercept(sizes, of_rows):
+    with _Intercept(sizes, matrices):
         yield
 
 
 class _Intercept(TorchFunctionMode):
-    """Gives each call of a linear layer, or of a row's matrix, its slot; other functions pass."""
+    """Assigns each call of a linear layer, or of rows' matrices, a slot for its gradient.
 
-    def __init__(self, sizes: tuple[int, ...], of_rows: Sequence[Tensor]) -> None:
+    All other functions are left as they are.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], matrices: Sequence[Tensor]) -> None:
         super().__init__()
         self.sizes = sizes
-        self.layers: dict[Tensor, _Layer | None] = {}  # None: left as it is
-        self.held = {one.data_ptr(): one for one in of_rows if _may_be_held(one)}
-        self.matrices: dict[tuple[int, bool], _Matrices] = {}
+        self.layers: dict[Tensor, list[_LayerCalls] | None] = {}  # None: not deferred
+        self.matrices = {one.data_ptr(): one for one in matrices if _is_deferrable(one)}
+        self.matrix_calls: dict[tuple[int, bool], list[_MatrixCalls]] = {}
 
     def __torch_function__(
         self,
@@ -71,63 +78,116 @@ class _Intercept(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        result: Tensor | None = None
         if func is functional.linear and not kwargs:
-            x, weight = args[:2]
-            if weight not in self.layers:
-                pays = _pays(x, weight)
-                self.layers[weight] = _Layer(*args, sizes=self.sizes) if pays else None
-            layer = self.layers[weight]
-            if layer is not None:
-                return layer(x)
-        if func in _MATMUL and self.held and len(args) == 2 and args[1].data_ptr() in self.held:
-            x, matrices = args
-            turned = not matrices.is_contiguous()
-            place = (matrices.data_ptr(), turned)
-            if place not in self.matrices:
-                self.matrices[place] = _Matrices(self.held[place[0]], turned, self.sizes)
-            return self.matrices[place](x, matrices)
-        return func(*args, **(kwargs or {}))
+            result = self._linear(*args)
+        elif func in _MATMUL and self.matrices and len(args) == 2:
+            result = self._matmul(*args)
+        return func(*args, **(kwargs or {})) if result is None else result
+
+    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+        """x W^T + b, its gradient deferred; None where that is not possible."""
+        if weight not in self.layers:
+            self.layers[weight] = [] if _pays(x, weight) else None
+        series = self.layers[weight]
+        if series is None or x.ndim != 2:
+            return None
+        calls = _with_slot(series, len(x), partial(_LayerCalls, x, weight, bias, self.sizes))
+        return None if calls is None else calls(x)
+
+    def _matmul(self, x: Tensor, matrices: Tensor) -> Tensor | None:
+        """x V_r of each row, the gradient of V deferred; None where that is not possible."""
+        base = self.matrices.get(matrices.data_ptr())
+        if base is None or x.shape[:-1] != (len(matrices), 1):
+            return None
+        # A transposed row or column is contiguous, too.
+        transposed = not matrices.is_contiguous() or matrices.shape[1:] != base.shape[1:]
+        series = self.matrix_calls.setdefault((matrices.data_ptr(), transposed), [])
+        calls = _with_slot(series, len(x), partial(_MatrixCalls, base, transposed, self.sizes))
+        return None if calls is None else calls(x, matrices)
 
 
 _MATMUL = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 
-def _may_be_held(matrices: Tensor) -> bool:
-    """Whether its products would not be cast, and its gradient is wanted."""
+def _is_deferrable(matrices: Tensor) -> bool:
+    """Whether products with these matrices are not cast, and their gradient is needed."""
     device = matrices.device.type
     cast = torch.is_autocast_enabled(device) and matrices.dtype != torch.get_autocast_dtype(device)
     return matrices.requires_grad and matrices.is_contiguous() and not cast
 
 
 def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether the weight is what there is most of: for few rows of a matrix that learns."""
+    """Whether deferring is faster: for few rows, and a large matrix that learns."""
     return x.ndim == 2 and weight.is_leaf and weight.requires_grad and weight.numel() > x.numel()
 
 
-class _Layer:
-    """One weight within one loop: rounded once, and its inputs gathered."""
+def _with_slot(series: list[_Calls], rows: int, make: Callable[[], _Calls]) -> _Calls | None:
+    """The first of several series of T slots whose next slot has so many rows.
+
+    A layer that is called n times in a step fills n series. None where not even a new series
+    begins with so many rows.
+    """
+    for calls in series:
+        if calls.next_rows == rows:
+            return calls
+    new = make()
+    if new.next_rows != rows:
+        return None
+    series.append(new)
+    return new
+
+
+class _LayerCalls:
+    """T calls of one layer: its weight, rounded once, and the inputs of the calls so far."""
 
     def __init__(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, *, sizes: tuple[int, ...]
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]
     ) -> None:
         device = x.device.type
         half = torch.is_autocast_enabled(device) and weight.dtype == torch.float32
         dtype = torch.get_autocast_dtype(device) if half else weight.dtype
+        self.sizes = sizes
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.inputs: list[Tensor] = []
-        slots = _Gather.apply(weight, bias, self.inputs, sum(sizes), dtype)  # [N, out]
+        slots = _CollectLayer.apply(weight, bias, self.inputs, sum(sizes), dtype)  # [N, out]
         self.slots = slots.split(sizes)
+
+    @property
+    def next_rows(self) -> int:
+        """How many rows the next slot has; -1 after the last."""
+        return self.sizes[len(self.inputs)] if len(self.inputs) < len(self.sizes) else -1
 
     def __call__(self, x: Tensor) -> Tensor:
         x = x.to(self.weight.dtype)
         slot = self.slots[len(self.inputs)]
         self.inputs.append(x.detach())
-        return _Step.apply(x, slot, self.weight, self.bias)
+        return _LayerStep.apply(x, slot, self.weight, self.bias)
 
 
-class _Gather(torch.autograd.Function):
-    """Of no value: a place for each step's gradient, all of which come to it when it goes back."""
+class _LayerStep(torch.autograd.Function):
+    """x W^T + b; the gradient of the result is passed on to the slot."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slot: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        with torch.autocast(x.device.type, enabled=False):
+            return affine(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        of_x = product(gradient, weight) if ctx.needs_input_grad[0] else None
+        return of_x, gradient, None, None
+
+
+class _CollectLayer(torch.autograd.Function):
+    """Makes the slots, zeros that are never read; its backward receives the gradients of all steps.
+
+    Slots are filled from the first on, so that the inputs belong to the first gradients.
+    """
 
     @staticmethod
     def forward(
@@ -139,61 +199,40 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
-        wanted = ctx.needs_input_grad
+        needed = ctx.needs_input_grad
+        inputs = torch.cat(ctx.inputs)
+        gradients = gradients[: len(inputs)]
         with torch.autocast(gradients.device.type, enabled=False):
-            of_weight = product(gradients.t(), torch.cat(ctx.inputs)) if wanted[0] else None
-            of_bias = gradients.sum(0) if wanted[1] else None
-        found = (one if one is None else one.to(ctx.dtype) for one in (of_weight, of_bias))
-        return (*found, None, None, None)
+            of_weight = product(gradients.t(), inputs) if needed[0] else None
+            of_bias = gradients.sum(0) if needed[1] else None
+        results = (one if one is None else one.to(ctx.dtype) for one in (of_weight, of_bias))
+        return (*results, None, None, None)
 
 
-class _Matrices:
-    """A matrix of each row within one loop, read one way: the vectors it meets are gathered."""
+class _MatrixCalls:
+    """T products with one matrix per row, as it is or transposed, and the vectors so far."""
 
-    def __init__(self, base: Tensor, turned: bool, sizes: tuple[int, ...]) -> None:
+    def __init__(self, base: Tensor, transposed: bool, sizes: tuple[int, ...]) -> None:
+        self.sizes = sizes
         self.inputs: list[Tensor] = []
-        slots = _GatherRows.apply(base, self.inputs, turned, sizes)  # [N, out]
+        slots = _CollectMatrices.apply(base, self.inputs, transposed, sizes)  # [N, out]
         self.slots = slots.split(sizes)
+
+    @property
+    def next_rows(self) -> int:
+        """How many rows the next slot has; -1 after the last."""
+        return self.sizes[len(self.inputs)] if len(self.inputs) < len(self.sizes) else -1
 
     def __call__(self, x: Tensor, matrices: Tensor) -> Tensor:
         """x [R, 1, in], matrices [R, in, out] -> [R, 1, out]."""
         x = x.to(matrices.dtype)
         slot = self.slots[len(self.inputs)]
         self.inputs.append(x.detach().squeeze(1))
-        return _RowsStep.apply(x, slot, matrices.detach())
+        return _MatrixStep.apply(x, slot, matrices.detach())
 
 
-class _GatherRows(torch.autograd.Function):
-    """As ``_Gather``: ∂V_r = Σ_t x_tr^T d_tr, for rows that are there in the first steps."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, base: Tensor, inputs: list[Tensor], turned: bool, sizes: tuple[int, ...]
-    ) -> Tensor:
-        ctx.inputs, ctx.turned, ctx.sizes, ctx.rows = inputs, turned, sizes, len(base)
-        return base.new_zeros(()).expand(sum(sizes), base.shape[1 if turned else 2])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, d = (
-            _side_by_side(parts, ctx.rows) for parts in (ctx.inputs, gradients.split(ctx.sizes))
-        )
-        first, second = (d, x) if ctx.turned else (x, d)
-        with torch.autocast(gradients.device.type, enabled=False):
-            return first.transpose(1, 2) @ second, None, None, None
-
-
-def _side_by_side(parts: Sequence[Tensor], rows: int) -> Tensor:
-    """T times [R, W], R falling -> [B, T, W], zeros where a row has ended."""
-    found = parts[0].new_zeros(rows, len(parts), parts[0].shape[1])
-    for place, part in enumerate(parts):
-        found[: len(part), place] = part
-    return found
-
-
-class _RowsStep(torch.autograd.Function):
-    """x V_r; what comes back is handed on to the slot."""
+class _MatrixStep(torch.autograd.Function):
+    """x V_r; the gradient of the result is passed on to the slot."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slot: Tensor, matrices: Tensor) -> Tensor:
@@ -209,18 +248,29 @@ class _RowsStep(torch.autograd.Function):
         return of_x, gradient.squeeze(1), None
 
 
-class _Step(torch.autograd.Function):
-    """x W^T + b; what comes back is handed on to the slot."""
+class _CollectMatrices(torch.autograd.Function):
+    """As ``_CollectLayer``: ∂V_r = Σ_t x_tr^T d_tr, over the steps in which row r is present."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, slot: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        with torch.autocast(x.device.type, enabled=False):
-            return affine(x, weight, bias)
+    def forward(
+        ctx: Any, base: Tensor, inputs: list[Tensor], transposed: bool, sizes: tuple[int, ...]
+    ) -> Tensor:
+        ctx.inputs, ctx.transposed, ctx.sizes, ctx.rows = inputs, transposed, sizes, len(base)
+        return base.new_zeros(()).expand(sum(sizes), base.shape[1 if transposed else 2])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
-        of_x = product(gradient, weight) if ctx.needs_input_grad[0] else None
-        return of_x, gradient, None, None
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
+        steps = gradients.split(ctx.sizes)[: len(ctx.inputs)]
+        x, d = (_padded(parts, ctx.rows) for parts in (ctx.inputs, steps))  # [B, T, in or out]
+        first, second = (d, x) if ctx.transposed else (x, d)
+        with torch.autocast(gradients.device.type, enabled=False):
+            return first.transpose(1, 2) @ second, None, None, None
+
+
+def _padded(parts: Sequence[Tensor], rows: int) -> Tensor:
+    """T tensors [R, W], R non-increasing -> [B, T, W], zeros where a row has ended."""
+    padded = parts[0].new_zeros(rows, len(parts), parts[0].shape[1])
+    for step, part in enumerate(parts):
+        padded[: len(part), step] = part
+    return padded

@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from captioner.config import pick, unknown
 from captioner.models.decoders.decoder import State, Stepper, refreshing
-from captioner.models.decoders.standardize import Standardise, with_image
+from captioner.models.decoders.standardize import Standardize, with_image
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
@@ -57,7 +57,7 @@ class ShowTell(nn.Module):
         image: where the image enters, a name in ``IMAGES``.
         regions: 1 reads the encoder's pooled feature; R the means of R x R regions of its grid,
             side by side, so that X_0 knows where things are.
-        components: K, to read the feature by its principal components (``Standardise``).
+        components: K, to read the feature by its principal components (``Standardize``).
         cell: a name in ``CELLS``.
         embedding_size: E, width of a word and of X_0.
         hidden_size: H.
@@ -95,7 +95,7 @@ class ShowTell(nn.Module):
         self.enters = image
         self.regions = regions
         self.uses_grid = regions > 1
-        self.standardise = Standardise(feature_size * regions**2, components)
+        self.standardise = Standardize(feature_size * regions**2, components)
         kind = pick(CELLS, cell, "decoder.cell", Cell)
         states = len(kind.state_names) * layers * hidden_size
         width = {"h0": states, "merge": hidden_size}.get(image, embedding_size)

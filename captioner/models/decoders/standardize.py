@@ -1,8 +1,8 @@
-"""What decoders read of an image: its features standardised, and the grid projected.
+"""How decoders read the features of an image: standardized, and the grid projected.
 
-Standardising needs statistics of training images, which ``fit`` takes once before training; the
-projection learns. What does not learn need not be computed in every epoch: ``whitening_of`` says
-what a cache of features may compute once.
+Standardization needs statistics of training images, which ``fit`` computes once before training;
+the projection learns. What does not learn need not be computed in every epoch: ``whitening_of``
+gives the part that a cache of features may compute once.
 """
 
 from __future__ import annotations
@@ -15,22 +15,24 @@ from captioner.models.features import Features
 from captioner.models.matmul import Linear
 
 POSITIONS = 20_000
-"""From how many positions of training images statistics are taken: their error is below 1 %."""
+"""The number of positions of training images for the statistics: their error is below 1 %."""
 
 
-class Standardise(nn.Module):
-    """Features with mean 0 and variance 1, by dimension or by principal component.
+class Standardize(nn.Module):
+    """Gives features mean 0 and variance 1, by dimension or by principal component.
 
         x -> (x - μ) / σ            each of the D dimensions by itself
         x -> (x - μ) V / sqrt(λ)    λ, V: the K largest eigenvalues of the covariance, whitening
 
-    Encoders differ widely in scale, and X_0 would be heard late beside the words where the features
-    are small. The statistics are those of training images (``fit``) and do not learn. Features of K
-    < D dimensions are principal components already and stay as they are.
+    Encoders differ widely in scale; where features are small, X_0 would have little influence beside
+    the words at first. The statistics are those of training images (``fit``) and do not learn.
+    Features of K < D dimensions are principal components already and stay as they are.
+
+    Modules name it ``standardise``: attribute names are keys of checkpoints and stay.
 
     Args:
         feature_size: D.
-        components: K, at most D; None takes the dimensions as they are.
+        components: K, at most D; None keeps the dimensions.
     """
 
     mean: Tensor
@@ -46,39 +48,40 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Take the statistics from features [n, D] of training images."""
+        """Compute the statistics from features [n, D] of training images."""
         features = features.double()
-        centred = features - features.mean(0)
+        centered = features - features.mean(0)
         self.mean.copy_(features.mean(0))
         if self.whitens:
-            values, vectors = torch.linalg.eigh(centred.T @ centred / len(features))  # rising
+            values, vectors = torch.linalg.eigh(centered.T @ centered / len(features))  # ascending
             values, vectors = values[-self.width :], vectors[:, -self.width :]
             self.scale.copy_(vectors / values.clamp_min(1e-4 * values[-1] + 1e-12).sqrt())
         else:
-            variance = centred.square().mean(0)
+            variance = centered.square().mean(0)
             self.scale.copy_((variance + 1e-4 * variance.mean() + 1e-12).rsqrt())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Standardise features: [..., D] -> [..., K], or [..., D]; and [..., K] -> [..., K]."""
+        """Standardize features: [..., D] -> [..., K], or [..., D]; and [..., K] -> [..., K]."""
         if features.shape[-1] == self.width < len(self.mean):
             return features
         if self.whitens:
             return (features - self.mean) @ self.scale
-        return torch.addcmul(-self.mean * self.scale, features, self.scale)  # once over all of them
+        return torch.addcmul(-self.mean * self.scale, features, self.scale)  # in one pass
 
 
 class Positions(nn.Module):
     """The values that a decoder attends to: v_i = W a_i + b for each position of the grid.
 
-    The a_i are standardised. Projected once an image, they have the decoder's own width; since W
-    stands before whatever the decoder multiplies a context with, nothing is lost but rank.
+    The a_i are standardized. Projected once per image, the values have the decoder's width; since
+    the decoder multiplies a context by matrices anyway, W costs nothing but rank.
 
     Args:
         feature_size: D.
-        components: K, to read each position by its principal components (``Standardise``).
+        components: K, to reduce each position to its principal components (``Standardize``).
         size: W, width of a value.
-        grid: False takes the pooled feature as the only position.
-        dropout: share of the W dimensions that training drops from all values of an image, [0, 1).
+        grid: False: the pooled feature is the only position.
+        dropout: share of the W dimensions that are dropped from all values of an image during
+            training, [0, 1).
     """
 
     def __init__(
@@ -94,12 +97,12 @@ class Positions(nn.Module):
         if components is not None and components < 1:
             raise ValueError(f"decoder.components={components} is not accepted; choose 1 or more")
         self.grid = grid
-        self.standardise = Standardise(feature_size, components)
+        self.standardise = Standardize(feature_size, components)
         self.project = Linear(self.standardise.width, size)
         self.dropout = nn.Dropout(dropout)
 
     def read(self, features: Features) -> Tensor:
-        """The positions as the encoder gives them, [B, P, D].
+        """The unprojected positions, [B, P, D].
 
         Raises:
             ValueError: features without a grid.
@@ -111,7 +114,7 @@ class Positions(nn.Module):
         return features.grid
 
     def fit(self, features: Features) -> None:
-        """Take the statistics from positions of training images, spread evenly over them."""
+        """Compute the statistics from positions of training images, evenly spaced among them."""
         positions = self.read(features).flatten(0, 1)  # [B * P, D]
         self.standardise.fit(positions[:: -(-len(positions) // POSITIONS)])
 
@@ -123,15 +126,15 @@ class Positions(nn.Module):
         return values * self.dropout(values.new_ones(len(values), 1, values.shape[2]))
 
 
-def whitening_of(decoder: Decoder) -> Standardise | None:
-    """What reduces grids to half their width or less, before whatever of the decoder learns."""
+def whitening_of(decoder: Decoder) -> Standardize | None:
+    """The part of a decoder that reduces grids to half their width or less before any learning."""
     for part in decoder.modules():
         if isinstance(part, Positions) and part.grid:
-            found = part.standardise
-            return found if 2 * found.width <= len(found.mean) else None
+            standardize = part.standardise
+            return standardize if 2 * standardize.width <= len(standardize.mean) else None
     return None
 
 
 def with_image(rows: Tensor, image: Tensor) -> Tensor:
-    """Add to rows [R, W] what their images add, [B, W]: K = R / B rows of each, side by side."""
+    """Add to each row [R, W] the vector of its image [B, W]; K = R / B rows each, side by side."""
     return (rows.unflatten(0, (len(image), -1)) + image.unsqueeze(1)).flatten(0, 1)

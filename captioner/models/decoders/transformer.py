@@ -135,7 +135,7 @@ class Transformer(nn.Module):
         vocabulary_size: V.
         feature_size: D, width of the encoder's features.
         grid: attend to the positions of the grid; False: to the pooled feature, as the only one.
-        components: K, to read positions by their principal components (``Standardise``).
+        components: K, to read positions by their principal components (``Standardize``).
         hidden_size: H, of words, positions and everything between.
         heads: of each attention; H is a multiple.
         layers: L.

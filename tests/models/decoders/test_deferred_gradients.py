@@ -111,14 +111,55 @@ def test_a_loop_has_its_gradients_twice_and_in_part(bias: bool) -> None:
             torch.testing.assert_close(mine, right, **EXACT)
 
 
+def gated(linear: nn.Linear, values: Tensor, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """A loop that calls one layer twice a step, once more in every other, and once with all rows.
+
+    It multiplies by the matrices of its rows twice, and by several vectors at once.
+    """
+    found = []
+    for step, rows in enumerate(sizes):
+        inner = torch.tanh(linear(x[:rows]))
+        x = torch.tanh(linear(inner) + (inner.unsqueeze(1) @ values[:rows]).squeeze(1))
+        x = x + (x.unsqueeze(1) @ values[:rows]).squeeze(1)
+        x = x + (torch.stack([x, inner], dim=1) @ values[:rows]).sum(1)
+        if step % 2 == 0:
+            x = x + linear(x)
+        found.append(x + linear(torch.cat([x, x, inner])).sum(0))
+    return torch.cat(found)
+
+
+def test_matrices_of_a_single_row_may_be_transposed() -> None:
+    x, values = torch.randn(3, 1, 6).double(), torch.randn(3, 1, 6).double().requires_grad_()
+    with deferred((3, 2), x.device, [values]):
+        found = [(x[:rows] @ values[:rows].transpose(1, 2)).square().sum() for rows in (3, 2)]
+    (gradient,) = torch.autograd.grad(sum(found), values)
+    plain = [torch.einsum("roi,roi->r", x[:rows], values[:rows]).square().sum() for rows in (3, 2)]
+    torch.testing.assert_close(gradient, torch.autograd.grad(sum(plain), values)[0], **EXACT)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 3, 1), (3, 2, 2, 2), (1,)])
+def test_a_layer_may_be_called_several_times_a_step(sizes: tuple[int, ...]) -> None:
+    linear = nn.Linear(6, 6).double()
+    x, values = torch.randn(4, 6).double().requires_grad_(), torch.randn(4, 6, 6).double()
+    values.requires_grad_()
+    learned = (x, values, *linear.parameters())
+    expected = torch.autograd.grad(gated(linear, values, x, sizes).square().sum(), learned)
+    with deferred(sizes, x.device, [values]):
+        total = gated(linear, values, x, sizes).square().sum()
+    for part in (slice(0, 1), slice(None), slice(2, None)):
+        found = torch.autograd.grad(total, learned[part], retain_graph=True)
+        for mine, right in zip(found, expected[part], strict=True):
+            torch.testing.assert_close(mine, right, **EXACT)
+
+
 def test_only_the_loops_large_weights_wait() -> None:
     linear = nn.Linear(6, 6)
     names = []
     for rows in (2, 50):  # fewer numbers than the weight has, and more
         y = loop(linear, torch.randn(rows, 6), (rows,))
         names.append(y.grad_fn.next_functions[0][0].next_functions[0][0].name())
-    assert names[0].startswith("_Step")
-    assert not names[1].startswith("_Step")
+    assert names[0].startswith("_LayerStep")
+    assert not names[1].startswith("_LayerStep")
     with torch.no_grad():
         assert loop(linear, torch.randn(2, 6), (2,)).grad_fn is None
     outside = linear(torch.randn(2, 6))
