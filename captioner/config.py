@@ -79,20 +79,23 @@ def pick(
     Raises:
         ValueError: an unknown name, or a class without these members.
     """
-    if parts.is_own(name) and all(map(inspect.isclass, table.values())):
+    demanded = interface or _common_base(table)
+    if demanded is not None and parts.is_own(name):
         part: Any = parts.find_class(name, what)
-        parts.require_interface(part, interface or _common_base(table), f"{what}={name}")
+        parts.require_interface(part, demanded, f"{what}={name}")
         return typing.cast(_Made, part)
     if name not in table:
         raise unknown(what, name, table)
     return table[name]
 
 
-def _common_base(table: Mapping[str, Any]) -> type[Any]:
-    """The most special class of this package that all classes of a table inherit from."""
+def _common_base(table: Mapping[str, Any]) -> type[Any] | None:
+    """The class of this package that all classes of a table inherit from; None if there is none."""
     first, *others = table.values()
-    bases = (b for b in inspect.getmro(first) if all(issubclass(one, b) for one in others))
-    return next(bases)
+    if not all(map(inspect.isclass, table.values())):
+        return None
+    own = (base for base in inspect.getmro(first) if base.__module__.startswith("captioner."))
+    return next((base for base in own if all(issubclass(one, base) for one in others)), None)
 
 
 def arguments(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:

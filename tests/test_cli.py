@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -267,19 +268,46 @@ def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys, monkeypatc
     assert "test_00000.png" in capsys.readouterr().out
 
 
-def test_every_decoding_option_is_a_flag_of_the_same_name_and_kind() -> None:
-    import typing
+FLAGS = {
+    "beam_size": (["--beam-size", "5"], 5),
+    "length_penalty": (["--length-penalty", "0.7"], 0.7),
+    "length_rule": (["--length-rule", "gnmt"], "gnmt"),
+    "early_stopping": (["--no-early-stopping"], False),
+    "captions": (["--captions", "3"], 3),
+    "no_repeat_word": (["--no-repeat-word"], True),
+    "banned_words": (["--banned-words", "a b, c"], ["a b", "c"]),
+    "prefix": (["--prefix", "a, b"], "a, b"),
+}
 
-    from captioner.decoding.options import DecodingOptions
-    from captioner.verbs.caption import DECODING
 
-    kinds = typing.get_type_hints(DecodingOptions)
-    assert list(DECODING) == list(DecodingOptions.__dataclass_fields__)
-    for name, (kind, _, _) in DECODING.items():
-        if kind in (int, float, bool, str):
-            assert kinds[name] is kind
-        else:
-            assert kind("a b, c") == ["a b", "c"]
+def test_every_decoding_option_is_a_flag_and_has_a_help_text(monkeypatch, capsys) -> None:
+    from captioner.decoding.options import OPTIONS
+
+    taken = {}
+    monkeypatch.setattr(
+        "captioner.verbs.caption_files.caption_files", lambda paths, **given: taken.update(given)
+    )
+    for name, (flags, value) in FLAGS.items():
+        main(["caption", "x.jpg", *flags])
+        assert taken["decoding"] == {name: value}
+    main(["caption", "x.jpg"])
+    assert taken["decoding"] == {}
+    with pytest.raises(SystemExit):
+        main(["caption", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    for name, option in OPTIONS.items():
+        assert f"--{name.replace('_', '-')}" in told
+        assert option.help in told
+
+
+def test_every_decoding_option_is_in_the_documentation() -> None:
+    from captioner.decoding.options import OPTIONS
+
+    text = (Path(__file__).parents[1] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    listed = {name for row in rows for name in re.findall("`([a-z_]+)`", row)}
+    assert listed >= OPTIONS.keys() - {"ensemble", "precision"}
+    assert "`ensemble`" in text and "`precision=bf16`" in text
 
 
 def test_caption_gives_several_captions_and_says_what_it_could_not(run, scenes, capsys) -> None:

@@ -71,6 +71,27 @@ def test_decodings_build(decoding: str) -> None:
     assert config.make(DecodingOptions, "decoding", values).as_dict() == values
 
 
+DECODINGS = {
+    "greedy": {},
+    "beam": {"beam_size": 3, "length_penalty": 0.7},
+    "consensus": {"beam_size": 20, "length_penalty": 0.7, "consensus": 5.0},
+    "diverse_beam": {"beam_size": 6, "length_penalty": 0.7, "groups": 3},
+    "sample": {"temperature": 1.0},
+    "top_k": {"temperature": 1.0, "top_k": 10},
+    "top_p": {"temperature": 1.0, "top_p": 0.9},
+}
+
+
+def test_decodings_inherit_from_greedy_whose_values_are_the_defaults() -> None:
+    assert set(DECODINGS) == set(config.options("decoding"))
+    for name, changes in DECODINGS.items():
+        values = config.compose([f"decoding={name}"])["decoding"]
+        assert values == {**DecodingOptions().as_dict(), **changes}
+        assert list(values) == list(DecodingOptions().as_dict())
+    with pytest.raises(ValueError, match="decoding=beam has beam_size.*mean decoding.beam_size"):
+        config.compose(["decoding=beam", "decoding.beam_sise=3"])
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_recurrence_is_one_override(cell: str) -> None:
     composed = config.compose([f"decoder.cell={cell}", "encoder.pretrained=false"])

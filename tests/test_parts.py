@@ -104,7 +104,7 @@ def test_an_argument_without_default_must_be_given(mine) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["subprocess:Popen", "torch.nn:LSTM", "os:system", "captioner.api:"]
+    "name", ["subprocess:Popen", "torch.nn:LSTM", "os:system", "captioner.config:"]
 )
 def test_what_a_checkpoint_names_must_have_what_is_demanded(name: str) -> None:
     with pytest.raises(ValueError, match="lacks .*which captioner.*Decoder demands|has no class"):
@@ -159,7 +159,7 @@ def test_a_tokenizer_of_ones_own(mine) -> None:
 
 def test_an_objective_of_ones_own(mine) -> None:
     (mine / "mine.py").write_text(
-        "from captioner.objectives import CrossEntropy\n"
+        "from captioner.training.objectives.cross_entropy import CrossEntropy\n"
         "class Mine(CrossEntropy):\n    '''The usual one.'''\n"
     )
     from captioner.training.objectives.table import chosen

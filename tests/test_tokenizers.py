@@ -292,7 +292,7 @@ def test_damaged_data_are_refused_in_one_line(data: object, says: str) -> None:
     ("captions", "name", "says"),
     [
         (CAPTIONS, "chars", "tokenizer.name='chars' is not known; choose word, character"),
-        ("a dog", "word", "captions is one text"),
+        ("a dog", "word", "captions is a string"),
         (["a dog", None], "word", "caption 1 is None"),
         ([], "word", "no word occurs"),
         (["...", "!"], "word", "no word occurs"),

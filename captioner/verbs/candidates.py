@@ -20,6 +20,7 @@ from argcomplete.lexers import split_line
 
 from captioner import config
 from captioner.checkpoints import bundle
+from captioner.decoding.options import OPTIONS
 from captioner.runs import find_runs
 from captioner.verbs import VERBS
 from captioner.verbs.tables import METRICS, names_in
@@ -32,9 +33,6 @@ TABLES: dict[str, str] = {
     "decoder.name": "models/decoders/table.py:DECODERS",
     "decoder.positions": "models/decoders/transformer.py:POSITIONS",
     "decoder.score": "models/decoders/attention.py:SCORES",
-    "decoding.ensemble": "decoding/options.py:ENSEMBLES",
-    "decoding.length_rule": "decoding/options.py:LENGTH_RULES",
-    "decoding.precision": "decoding/options.py:PRECISIONS",
     "encoder.library": "models/encoders/libraries.py:ENCODERS",
     "encoder.precision": "models/precision.py:PRECISIONS",
     "tokenizer.name": "tokenizers.py:TOKENIZERS",
@@ -157,7 +155,12 @@ def paths(prefix: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
     return [f"{folder}{slash}{name}" for name in sorted(names)]
 
 
+def _choices(option: str) -> Callable[[str], list[str]]:
+    return lambda prefix: list(OPTIONS[option].choices)
+
+
 KINDS: dict[str, Callable[[str], list[str]]] = {
+    **{f"decoding.{name}": _choices(name) for name, one in OPTIONS.items() if one.choices},
     **dict.fromkeys(("RUN", "resume_weights"), models),
     "resume": resumable,
     **dict.fromkeys(("FILE", "REFERENCES", "PATH"), paths),

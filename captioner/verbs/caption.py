@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
+from captioner.decoding.options import OPTIONS
 from captioner.verbs.terminal import add_plugin, parser_of, plug_in
 
 
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.verbs.caption_files import caption_files
 
-    given = ((name, getattr(options, name)) for name in DECODING)
+    given = ((name, getattr(options, name)) for name in OPTIONS)
     decoding = {name: value for name, value in given if value is not None}
     return caption_files(
         options.paths,
@@ -67,43 +67,19 @@ def run(argv: Sequence[str]) -> int:
     )
 
 
-def _listed(text: str) -> list[str]:
-    return [one.strip() for one in text.split(",") if one.strip()]
-
-
-DECODING: dict[str, tuple[Any, str, str]] = {
-    "beam_size": (int, "K", "hypotheses kept; 1 is greedy"),
-    "length_penalty": (float, "A", "rank by log p / n^A: 0 none, 1 average by word"),
-    "length_rule": (str, "RULE", "power, or gnmt: log p / ((5 + n) / 6)^A"),
-    "early_stopping": (bool, "", "stop once K captions have ended"),
-    "captions": (int, "N", "captions of each image: the n best, or n samples"),
-    "consensus": (float, "T", "above 0, the caption that most of those found agree with"),
-    "temperature": (float, "T", "above 0 draws words instead of searching"),
-    "top_k": (int, "N", "draw from the N most probable words"),
-    "top_p": (float, "P", "draw from the fewest words that hold this share of the probability"),
-    "seed": (int, "S", "of the draws"),
-    "groups": (int, "G", "diverse beam search in G groups of K / G"),
-    "diversity": (float, "D", "what a word costs for each earlier group that says it"),
-    "min_length": (int, "N", "fewest words"),
-    "max_length": (int, "N", "most words, the end included"),
-    "no_repeat_ngram": (int, "N", "no N words twice in the same order"),
-    "no_repeat_word": (bool, "", "no word directly follows itself"),
-    "banned_words": (_listed, "LIST", "words and phrases never said, separated by commas"),
-    "required_words": (_listed, "LIST", "words and phrases that must be said, separated by commas"),
-    "prefix": (str, "TEXT", "how each caption begins"),
-    "ensemble": (str, "RULE", "with several models, average probability or log_probability"),
-    "precision": (str, "FORMAT", "of the decoder's products: fp32, bf16, or auto, the faster one"),
-}
-"""The options of decoding.DecodingOptions as flags: type, placeholder, help."""
-
-
 def _add_decoding(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each of ``DecodingOptions``."""
     group = parser.add_argument_group("decoding (unset: as the model was trained)")
-    for name, (kind, placeholder, text) in DECODING.items():
+    for name, option in OPTIONS.items():
         flag = f"--{name.replace('_', '-')}"
-        if name == "no_repeat_word":
-            group.add_argument(flag, action="store_const", const=True, help=text)
-        elif kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+        if option.kind is bool and name.startswith("no_"):
+            group.add_argument(flag, action="store_const", const=True, help=option.help)
+        elif option.kind is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=option.help)
         else:
-            group.add_argument(flag, type=kind, metavar=placeholder, help=text)
+            kind = option.kind if option.kind in (int, float, str) else _split_list
+            group.add_argument(flag, type=kind, metavar=option.placeholder, help=option.help)
+
+
+def _split_list(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]

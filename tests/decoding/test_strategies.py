@@ -363,7 +363,7 @@ def test_an_ensemble_averages_what_its_models_expect(average: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"temperature": 1.0, "beam_size": 3}, "draws words one by one"),
+        ({"temperature": 1.0, "beam_size": 3}, "samples token by token"),
         ({"temperature": 1.0, "required_words": ["a"]}, "no required_words"),
         ({"top_p": 0.9}, "set temperature=1 too"),
         ({"top_k": 5}, "set temperature=1 too"),

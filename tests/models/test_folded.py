@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captioner.data.features import fingerprint
 from captioner.models import precision
-from captioner.models.encoders.encoder import Encoder
+from captioner.models.encoders.encoder import AT_ONCE, Encoder
 from captioner.models.encoders.folded import FusedConv, quick_copy
 from captioner.models.encoders.libraries import build_encoder
 from captioner.models.features import Features
@@ -214,7 +214,7 @@ def test_the_copy_stays_here() -> None:
 
 def test_many_images_are_encoded_a_few_at_a_time() -> None:
     encoder = stirred("timm", "test_resnet")
-    images = torch.randn(2 * encoder.AT_ONCE + 3, 3, 32, 32)
+    images = torch.randn(2 * AT_ONCE + 3, 3, 32, 32)
     found, expected = encoder(images), plain(encoder, images)
     assert found.grid.shape == expected.grid.shape
     assert distance(found.pooled, expected.pooled) < 1e-5

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from captioner import config
+from captioner.decoding.options import OPTIONS
 from captioner.verbs import VERBS, candidates
-from captioner.verbs.caption import DECODING
 
 PACKAGE = Path(config.__file__).parent
 ELSEWHERE = {"data.split"}  # of evaluate, which adds it to the group
@@ -61,7 +61,7 @@ def test_every_override_that_is_advised_exists(leaves) -> None:
 def test_every_flag_and_verb_that_is_advised_exists() -> None:
     found = list(texts())
     flags = {text for _, text in found if re.fullmatch("--[a-z-]+", text)} | HYDRAS
-    flags |= {f"--{prefix}{name.replace('_', '-')}" for name in DECODING for prefix in ("", "no-")}
+    flags |= {f"--{prefix}{name.replace('_', '-')}" for name in OPTIONS for prefix in ("", "no-")}
     for place, text in found:
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text):
             assert flag in flags, f"{place}: {flag}"

@@ -24,9 +24,9 @@ class Standardize(nn.Module):
         x -> (x - μ) / σ            each of the D dimensions by itself
         x -> (x - μ) V / sqrt(λ)    λ, V: the K largest eigenvalues of the covariance, whitening
 
-    Encoders differ widely in scale; where features are small, X_0 would have little influence beside
-    the words at first. The statistics are those of training images (``fit``) and do not learn.
-    Features of K < D dimensions are principal components already and stay as they are.
+    Encoders differ widely in scale; where features are small, X_0 would at first have little
+    influence beside the words. The statistics are those of training images (``fit``) and do not
+    learn. Features of K < D dimensions are principal components already and stay as they are.
 
     Modules name it ``standardise``: attribute names are keys of checkpoints and stay.
 
