@@ -1,6 +1,7 @@
 """Encoders beside the original code, the libraries' own networks, and pictures of known things."""
 
 import copy
+import pickle
 import socket
 import urllib.request
 from pathlib import Path
@@ -16,6 +17,7 @@ from captioner.models.encoders.efficientnet_lite import load_bundled
 from captioner.models.encoders.encoder import Encoder
 from captioner.models.encoders.libraries import build_encoder
 from captioner.models.features import Features
+from captioner.verbs.failures import explain
 
 
 def small(library: str, network: str, **options: Any) -> Encoder:
@@ -96,7 +98,7 @@ def test_networks_side_by_side_see_what_each_sees_alone() -> None:
         close = {"rtol": 1e-2, "atol": 1e-3}  # each is folded by itself, and rounded to bfloat16
         torch.testing.assert_close(found.pooled[:, own], expected.pooled, **close)
         torch.testing.assert_close(found.grid[..., own], expected.grid, **close)
-    with pytest.raises(ValueError, match="names a network twice"):
+    with pytest.raises(ValueError, match="has a network twice"):
         build_encoder(library="bundled", network=f"{names[0]}+{names[0]}", initialise=False)
     with pytest.raises(ValueError, match="efficientnet_lite9"):
         build_encoder(library="bundled", network="efficientnet_lite0+efficientnet_lite9")
@@ -409,10 +411,30 @@ def test_an_earlier_stage_gives_finer_and_less_abstract_maps() -> None:
     assert encoder.transform.crop == 1.0
 
 
+def test_too_little_memory_is_not_told_as_a_size_that_does_not_fit() -> None:
+    """Of 256 TiB; torch gives up at once."""
+    with pytest.raises(RuntimeError, match="allocate memory|out of memory") as error:
+        small("timm", "test_resnet", image_size=2**22)
+    assert not isinstance(error.value, ValueError)
+    assert explain(error.value).startswith("out of memory (")
+    with pytest.raises(ValueError, match="encoder.image_size=33 does not fit vit_b_16"):
+        small("torchvision", "vit_b_16", image_size=33)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision", "bundled"])
+def test_copies_of_an_encoder_give_the_same(library: str) -> None:
+    """torchvision's traced networks forget that they are in evaluation mode."""
+    networks = {"timm": "test_resnet", "torchvision": "resnet18", "bundled": "efficientnet_lite0"}
+    encoder, images = small(library, networks[library]), torch.randn(2, 3, 64, 64)
+    expected = encoder(images).pooled
+    for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        torch.testing.assert_close(copied(images).pooled, expected)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"stage": 9}, "encoder.stage=9 is not there; efficientnet_lite0 has 0 to"),
+        ({"stage": 9}, "encoder.stage=9 does not exist; efficientnet_lite0 has 0 to"),
         ({"crop": 1.2}, "encoder.crop=1.2"),
         ({"library": "torchvision", "network": "resnet18", "stage": 1}, "has no stages"),
     ],

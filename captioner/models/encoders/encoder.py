@@ -2,8 +2,8 @@
 
 An encoder is a classification network that stops before its classifier. The grid is its last
 spatial map, flattened row by row to P positions (for a transformer: its patch tokens, without
-class or register tokens). `pooled` is what the network itself pools from the grid and hands to its
-classifier where that still has D values, as in ResNet, EfficientNet-Lite, ConvNeXt and ViT; else,
+class or register tokens). `pooled` is the vector that the network itself pools from the grid for
+its classifier, if that has D values, as in ResNet, EfficientNet-Lite, ConvNeXt and ViT; otherwise,
 as for VGG and MobileNetV3, whose heads widen it first, it is the mean of the grid.
 """
 
@@ -26,12 +26,13 @@ from captioner.models.features import Features
 from captioner.models.precision import BF16, PRECISIONS, resolve, tell_cost
 from captioner.models.snapshot import Snapshot
 from captioner.models.torch_internals import running_norms
+from captioner.process import is_out_of_memory
 from captioner.transforms import Transform
 
-AT_ONCE = 8  # images: on a CPU their maps then stay in its cache
+AT_ONCE = 8  # images: their maps then fit into the cache of a CPU
 
 _Quick = tuple[tuple[str, Snapshot], nn.Module, torch.dtype]
-"""What computes the features, its type, and the precision and weights that it was made for."""
+"""The precision and weights that a quick copy was made from, the copy, and its dtype."""
 _MAKING = threading.Lock()
 
 
@@ -40,21 +41,22 @@ class Encoder(nn.Module):
 
     Args:
         network: its name in its library, such as efficientnet_lite0 or resnet50.
-        pretrained: start from ImageNet weights, and keep the statistics of normalisation layers.
+        pretrained: start from ImageNet weights, and keep the statistics of normalization layers.
         trainable: learn the network's parameters; otherwise it is frozen and stays in eval mode.
-        image_size: S in pixels, at least 1; None takes the side the network was trained with.
-        crop: share of the shorter side that the centre crop keeps, (0, 1]; None: as trained.
-        stage: take the map of an earlier stage, 0 the finest, as grid, and its mean as pooled: less
-            abstract and with more positions. None is the last map. Networks of timm only.
+        image_size: S in pixels, at least 1; None: the size the network was trained with.
+        crop: share of the shorter side that the center crop keeps, (0, 1]; None: as trained.
+        stage: use the map of an earlier stage, 0 the finest, as grid, and its mean as pooled: less
+            abstract and with more positions. None: the last map. Networks of timm only.
         precision: of a frozen encoder on a CPU: fp32, bf16, or auto, which is bf16 where the
-            processor multiplies it itself. Trainable encoders and other devices keep to fp32.
-        gradient_checkpointing: while the network learns, keep only the images and compute the maps
-            of AT_ONCE images again when their gradients are due (Chen et al., 2016): less memory,
-            one forward pass more.
-        initialise: False loads no weights at all, for a checkpoint will fill them.
+            processor has instructions for it. Trainable encoders and other devices use fp32.
+        gradient_checkpointing: while the network learns, keep only the images, and compute the maps
+            of AT_ONCE images again in the backward pass (Chen et al., 2016): less memory, one more
+            forward pass.
+        initialise: load pretrained weights; False where a checkpoint will fill them.
 
     Raises:
-        ValueError: the network is not known, or its weights cannot be had, or S does not fit it.
+        ValueError: the network is not known, its weights cannot be loaded, or S does not fit it.
+        RuntimeError: out of memory.
     """
 
     backbone: nn.Module
@@ -80,7 +82,9 @@ class Encoder(nn.Module):
                 f"encoder.precision={precision!r} is not known; choose {', '.join(PRECISIONS)}"
             )
         if image_size is not None and image_size < 1:
-            raise ValueError(f"encoder.image_size={image_size} is not positive; give pixels")
+            raise ValueError(
+                f"encoder.image_size={image_size} is not accepted; choose 1 or more pixels"
+            )
         if crop is not None and not 0 < crop <= 1:
             raise ValueError(f"encoder.crop={crop} is not accepted; choose a share in (0, 1]")
         self.network = network
@@ -106,30 +110,33 @@ class Encoder(nn.Module):
         if gradient_checkpointing and trainable and not pretrained and self._running_norms():
             raise ValueError(
                 "encoder.gradient_checkpointing=true runs a few images at a time, and twice, which "
-                "the statistics of a network trained from scratch do not bear; set it to false"
+                "spoils the batch statistics of a network trained from scratch; set it to false"
             )
         self.train()
 
     def _stage_size(self, stage: int) -> int:
-        """D of a stage's map."""
+        """D of the map of a stage."""
         known = getattr(self.backbone, "feature_info", None)
         if not hasattr(self.backbone, "forward_intermediates") or known is None:
-            raise ValueError(f"encoder.stage={stage}: {self.network} has no stages; leave it empty")
+            raise ValueError(f"encoder.stage={stage}: {self.network} has no stages; set it to null")
         if not 0 <= stage < len(known):
             raise ValueError(
-                f"encoder.stage={stage} is not there; {self.network} has 0 to {len(known) - 1}"
+                f"encoder.stage={stage} does not exist; {self.network} has 0 to {len(known) - 1}"
             )
         return int(known[stage]["num_chs"])
 
     def _try_size(self, size: int) -> None:
+        """Raise if the network does not take images of this size."""
         self.eval()
-        image = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
         try:
+            image = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
                 self.extract(self.backbone, image)  # the quick copy is not worth making yet
-        except Exception:  # patches, windows, position embeddings: each network says it its way
+        except Exception as error:  # of any type: patches, windows, position embeddings
+            if is_out_of_memory(error):
+                raise
             raise ValueError(
-                f"encoder.image_size={size} does not fit {self.network}; leave it empty, or try "
+                f"encoder.image_size={size} does not fit {self.network}; set it to null, or try "
                 "a multiple of 32, or timm's network of that name, which takes more sizes"
             ) from None
 
@@ -154,15 +161,15 @@ class Encoder(nn.Module):
         """
         learns = (self.trainable or self.unfrozen) and torch.is_grad_enabled()
         if learns:
-            self._quick = None  # fused optimisers change weights and do not count it as a change
+            self._quick = None  # fused optimizers change weights without counting it as a change
         with torch.set_grad_enabled(learns):
             network, dtype = self._running()
             again = learns and self.gradient_checkpointing
-            most = AT_ONCE if again or network is not self.backbone else max(1, len(images))
+            size = AT_ONCE if again or network is not self.backbone else max(1, len(images))
             encode = (
                 partial(checkpoint, self._encode, use_reentrant=False) if again else self._encode
             )
-            parts = [encode(network, dtype, part) for part in images.split(most)]
+            parts = [encode(network, dtype, part) for part in images.split(size)]
         if len(parts) == 1:
             return parts[0]
         grid = None if parts[0].grid is None else torch.cat([part.grid for part in parts])  # type: ignore[misc]
@@ -180,14 +187,14 @@ class Encoder(nn.Module):
 
     @property
     def computes_in(self) -> torch.dtype:
-        """The type that features are computed in: bfloat16 changes them by a few percent."""
+        """The dtype in which features are computed: bfloat16 changes them by a few percent."""
         return self._running()[1]
 
     def make_ready(self) -> None:
-        """Make what computes the features now; where weights have changed in any way, anew.
+        """Make the quick copy now; make it anew if weights have changed in any way.
 
-        ``forward`` sees the changes that torch counts; comparing all weights takes longer than
-        encoding a small image.
+        ``forward`` notices the changes that torch counts; comparing the values of all weights takes
+        longer than encoding a small image.
         """
         quick = self._quick
         if quick is not None and not quick[0][1].same([self.backbone]):
@@ -195,22 +202,22 @@ class Encoder(nn.Module):
         self._running(keep=True)
 
     def _running(self, *, keep: bool = False) -> tuple[nn.Module, torch.dtype]:
-        """What computes the features: the backbone or, of a frozen one on a CPU, a quick copy.
+        """The module that computes the features: the backbone, or a quick copy, and its dtype.
 
-        The copy is made where it is first needed, and made anew where a weight or the precision has
-        changed. An unfrozen encoder runs it as well where no gradients are wanted: dev then sees
-        what a loaded checkpoint will say.
+        A frozen encoder on a CPU uses a copy, which is made when it is first needed, and anew when
+        a weight or the precision has changed. An unfrozen encoder uses it as well where no
+        gradients are needed, so that validation gives what the loaded checkpoint will give.
         """
         weights = chain(self.backbone.parameters(), self.backbone.buffers())
         learns = self.trainable or (self.unfrozen and torch.is_grad_enabled())
         if learns or any(one.device.type != "cpu" for one in weights):
             return self.backbone, torch.float32
-        quick = self._quick  # read once: another thread may put another one there
+        quick = self._quick  # read once: another thread may replace it
         if self._is_stale(quick):
-            with _MAKING:  # of several threads one makes it
+            with _MAKING:  # one of several threads makes it
                 quick = self._quick
                 if self._is_stale(quick):
-                    quick = self._quick = self._made(keep)
+                    quick = self._quick = self._make_quick(keep)
         assert quick is not None
         return quick[1], quick[2]
 
@@ -220,12 +227,12 @@ class Encoder(nn.Module):
         precision, weights = quick[0]
         return precision != self.precision or not weights.counted([self.backbone])
 
-    def _made(self, keep: bool) -> _Quick:
+    def _make_quick(self, keep: bool) -> _Quick:
         with torch.inference_mode(False), torch.no_grad():
             weights = Snapshot([self.backbone])
-            return (self.precision, weights.keep() if keep else weights), *self._hastened()
+            return (self.precision, weights.keep() if keep else weights), *self._hasten()
 
-    def _hastened(self) -> tuple[nn.Module, torch.dtype]:
+    def _hasten(self) -> tuple[nn.Module, torch.dtype]:
         side = self.transform.size
         image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 0.5
         image = image.contiguous(memory_format=torch.channels_last)
@@ -237,15 +244,18 @@ class Encoder(nn.Module):
         return quick_copy(self.backbone, run, bf16=resolve(self.precision) == BF16)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the copy out: wherever the encoder is sent, it is made again."""
+        """Without the quick copy, which is made again where the encoder is copied or sent to."""
         return {**self.__dict__, "_quick": None}
 
-    def train(self, mode: bool = True) -> Encoder:
-        """Switch training mode on or off, but keep in eval mode what must not drift.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.train(self.training)  # a copy of a traced network of torchvision forgets its mode
 
-        A frozen encoder always stays in eval mode. In a pretrained trainable one the normalisation
-        layers do: caption batches are too small to estimate statistics from, while their scale and
-        shift still learn.
+    def train(self, mode: bool = True) -> Encoder:
+        """Switch training mode on or off, except for what must stay in eval mode.
+
+        A frozen encoder always does. In a pretrained trainable one the normalization layers do:
+        batches are too small to estimate statistics from, while their scale and shift still learn.
         """
         super().train(mode and self.trainable)
         if self.pretrained:
@@ -262,13 +272,13 @@ class Encoder(nn.Module):
         """The parameters of the last stages that the features depend on (``stages``).
 
         Args:
-            count: how many stages, at least 1; None takes all.
+            count: how many stages, at least 1; None: all.
 
         Raises:
             ValueError: the network has fewer.
         """
-        read = self._parameters_read()
-        groups = [[p for p in stage if p in read] for stage in stages(self.backbone)]
+        used = self._used_parameters()
+        groups = [[p for p in stage if p in used] for stage in stages(self.backbone)]
         groups = [stage for stage in groups if stage]
         if count is not None and not 1 <= count <= len(groups):
             raise ValueError(
@@ -277,10 +287,10 @@ class Encoder(nn.Module):
             )
         return [p for stage in groups[-(count or len(groups)) :] for p in stage]
 
-    def _parameters_read(self) -> set[nn.Parameter]:
-        """Those that features depend on: an earlier `stage` leaves the later ones aside."""
+    def _used_parameters(self) -> set[nn.Parameter]:
+        """Those that features depend on: with an earlier `stage`, not those of later ones."""
         parameters = list(self.backbone.parameters())
-        learned = [one.requires_grad for one in parameters]
+        learned = [parameter.requires_grad for parameter in parameters]
         side = self.transform.size
         image = torch.zeros(1, 3, side, side, device=parameters[0].device)
         with torch.inference_mode(False), torch.enable_grad():
@@ -289,13 +299,13 @@ class Encoder(nn.Module):
             gradients = torch.autograd.grad(pooled, parameters, allow_unused=True)
         for parameter, learns in zip(parameters, learned):
             parameter.requires_grad_(learns)
-        return {one for one, found in zip(parameters, gradients) if found is not None}
+        return {p for p, gradient in zip(parameters, gradients) if gradient is not None}
 
     def unfreeze(self, parameters: Iterable[nn.Parameter]) -> None:
         """Let parameters of a frozen encoder learn.
 
-        The network stays in eval mode: normalisation keeps its running statistics, while its scale
-        and shift learn where they are among the parameters, and nothing is dropped.
+        The network stays in eval mode: normalization keeps its running statistics, while its scale
+        and shift learn if they are among the parameters, and there is no dropout.
         """
         for parameter in parameters:
             parameter.requires_grad_(True)

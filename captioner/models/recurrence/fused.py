@@ -1,19 +1,19 @@
-"""The loops of the three cells with their gradients written out: what ``unroll.py`` runs on CPUs.
+"""The loops of the three cells with explicit gradients, which ``unroll.py`` uses on CPUs.
 
-Autograd over the readable loop keeps a dozen small tensors a step and multiplies out the gradients
-of the weights step by step. Here the gates overwrite their own sums, and only what must wait for
-the step before stays in the loop. With X all N inputs, A the sums inside the gates and D = ∂loss/∂A
+Autograd over the readable loop stores a dozen small tensors per step and computes the gradients of
+the weights step by step. Here the gates overwrite their pre-activations, and only what depends on
+the previous step stays in the loop. With X all N inputs, A the pre-activations, D = ∂loss/∂A:
 
-    forward     A = X W_x^T + b                           one product for all
-                A_t += h_{t-1} W_h^T, then the gates      one product a step
-    backward    D_t from ∂h_t, then ∂h_{t-1} = D_t W_h    one product a step
+    forward     A = X W_x^T + b                           one product for all steps
+                A_t += h_{t-1} W_h^T, then the gates      one product per step
+    backward    D_t from ∂h_t, then ∂h_{t-1} = D_t W_h    one product per step
                 ∂X = D W_x, ∂W_x = D^T X, ∂W_h = D^T H    one product each for all, H = h_{t-1}
 
-Rows are laid out time after time, longest first, as in ``packing.py``: the batch shrinks as
-captions end. In bfloat16 the products and the gates are rounded; the weights, the c of an LSTM and
-the running h of a GRU stay float32.
+Rows are packed step by step, longest first, as in ``packing.py``: the batch shrinks as captions
+end. In bfloat16 the products and the gates are rounded; the weights, the c of an LSTM and the
+running h of a GRU stay in float32.
 
-The equations are those of ``cells.py``; a test holds outputs and all gradients equal.
+The equations are those of ``cells.py``; a test checks that outputs and all gradients are equal.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from captioner.models.torch_internals import (
 )
 
 Unrolled = Callable[[Cell, Tensor, State, tuple[int, ...]], tuple[Tensor, State]]
-"""A loop: cell, packed inputs [N, input_size], state, sizes -> h [N, H], last state of each row."""
+"""A loop: cell, packed inputs [N, input_size], state, sizes -> h [N, H], last state per row."""
 
 
 def run(
@@ -42,19 +42,19 @@ def run(
 ) -> tuple[Tensor, State]:
     """A whole sequence: packed inputs [N, input_size] -> h [N, H], and the last state of each row.
 
-    Under autocast the outputs have its dtype, as those of a linear layer have.
+    Under autocast the outputs have its dtype, like those of a linear layer.
 
     Args:
-        cell: one of the classes in ``LOOPS``.
-        inputs: laid out time after time, rows sorted, longest first.
+        cell: of a class in ``LOOPS``.
+        inputs: packed step by step, rows sorted, longest first.
         state: before the first step, [B, H] each, rows in the same order.
-        sizes: how many rows go on at each step; falling, the first is B.
-        readable: the same under autograd; it gives the gradients of gradients.
+        sizes: how many rows each step has; non-increasing, the first is B.
+        readable: the same loop under autograd, for gradients of gradients.
     """
     x, h = cell.of_input, cell.of_hidden
     before = [state[name] for name in cell.state_names]
-    how = _How(cell, sizes, _dtype(inputs), readable)
-    outputs, *last = _Sequence.apply(how, inputs, x.weight, x.bias, h.weight, h.bias, *before)
+    setting = _Setting(cell, sizes, _dtype(inputs), readable)
+    outputs, *last = _Sequence.apply(setting, inputs, x.weight, x.bias, h.weight, h.bias, *before)
     return outputs, dict(zip(cell.state_names, last))
 
 
@@ -65,7 +65,7 @@ def step(cell: Cell, projected: Tensor, state: State) -> State:
 
 
 def obstacle(cell: Cell, inputs: Tensor) -> str | None:
-    """Why these loops cannot stand in for the readable one here; None where they can."""
+    """Why these loops cannot replace the readable one here; None if they can."""
     linears = (cell.of_input, cell.of_hidden)
     dtype = _dtype(inputs)
     autocast = torch.is_autocast_enabled(inputs.device.type)
@@ -87,15 +87,15 @@ def obstacle(cell: Cell, inputs: Tensor) -> str | None:
 
 
 def _dtype(inputs: Tensor) -> torch.dtype:
-    """In which the products are computed: that of the inputs, or autocast's."""
+    """The dtype of the products: that of the inputs, or autocast's."""
     device = inputs.device.type
     if inputs.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return inputs.dtype
 
 
-class _How(NamedTuple):
-    """What a sequence is computed with, beside tensors."""
+class _Setting(NamedTuple):
+    """What a sequence is computed with, besides tensors."""
 
     cell: Cell
     sizes: tuple[int, ...]
@@ -104,64 +104,68 @@ class _How(NamedTuple):
 
 
 class _Sequence(torch.autograd.Function):
-    """The product of the inputs, a loop, and the products of the gradients."""
+    """The product with all inputs, a loop, and the products for the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, how: _How, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, setting: _Setting, *tensors: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(tensors[0].device.type, enabled=False):
-            x, w_x, b_x, w_h, b_h = (t if t is None else t.to(how.dtype) for t in tensors[:5])
+            x, w_x, b_x, w_h, b_h = (t if t is None else t.to(setting.dtype) for t in tensors[:5])
             sums = add_product(b_x, x, w_x.t())  # [N, gates * H]
-            loop = LOOPS[type(how.cell)]
-            outputs, last, kept = loop.forward(sums, w_h, b_h, tensors[5:], how.sizes)
-        ctx.how, ctx.given = how, len(tensors)
+            loop = LOOPS[type(setting.cell)]
+            outputs, last, kept = loop.forward(sums, w_h, b_h, tensors[5:], setting.sizes)
+        ctx.setting, ctx.given = setting, len(tensors)
         ctx.save_for_backward(*tensors, x, w_x, w_h, outputs, *kept)
         return (outputs, *last)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        how, tensors = ctx.how, ctx.saved_tensors[: ctx.given]
-        wanted = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # asked for gradients of gradients
-            return (None, *_differentiable(how, tensors, gradients, wanted))
+        setting, tensors = ctx.setting, ctx.saved_tensors[: ctx.given]
+        needed = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():  # for gradients of gradients
+            return (None, *_differentiable(setting, tensors, gradients, needed))
         x, w_x, w_h, outputs, *kept = ctx.saved_tensors[ctx.given :]
         with torch.autocast(x.device.type, enabled=False):
-            loop = LOOPS[type(how.cell)]
+            loop = LOOPS[type(setting.cell)]
             of_x, of_h, of_state = loop.backward(
-                kept, outputs, w_h, tensors[5:], gradients, how.sizes
+                kept, outputs, w_h, tensors[5:], gradients, setting.sizes
             )
-            found = [
-                product(of_x, w_x) if wanted[0] else None,
-                product(of_x.t(), x) if wanted[1] else None,
-                of_x.sum(0) if wanted[2] else None,
-                product(of_h.t(), _before(tensors[5], outputs, how.sizes)) if wanted[3] else None,
-                of_h.sum(0) if wanted[4] else None,
+            before = _before(tensors[5], outputs, setting.sizes)
+            results = [
+                product(of_x, w_x) if needed[0] else None,
+                product(of_x.t(), x) if needed[1] else None,
+                of_x.sum(0) if needed[2] else None,
+                product(of_h.t(), before) if needed[3] else None,
+                of_h.sum(0) if needed[4] else None,
                 *of_state,
             ]
-        return (None, *(g if g is None else g.to(t.dtype) for g, t in zip(found, tensors)))
+        return (None, *(g if g is None else g.to(t.dtype) for g, t in zip(results, tensors)))
 
 
 def _differentiable(
-    how: _How, tensors: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
+    setting: _Setting,
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients from the readable loop, with a graph of their own."""
-    state = dict(zip(how.cell.state_names, tensors[5:]))
-    half = how.dtype != tensors[1].dtype  # as the weights are kept
-    with torch.autocast(tensors[0].device.type, how.dtype if half else None, enabled=half):
-        outputs, last = how.readable(how.cell, tensors[0], state, how.sizes)
-    found = iter(
+    """The gradients by autograd from the readable loop, themselves differentiable."""
+    state = dict(zip(setting.cell.state_names, tensors[5:]))
+    half = setting.dtype != tensors[1].dtype  # of the weights
+    with torch.autocast(tensors[0].device.type, setting.dtype if half else None, enabled=half):
+        outputs, last = setting.readable(setting.cell, tensors[0], state, setting.sizes)
+    gradients_needed = iter(
         torch.autograd.grad(
             (outputs, *last.values()),
-            [tensor for tensor, asked in zip(tensors, wanted) if asked],
+            [tensor for tensor, is_needed in zip(tensors, needed) if is_needed],
             [g.to(o.dtype) for g, o in zip(gradients, (outputs, *last.values()))],
             create_graph=True,
             allow_unused=True,
         )
     )
-    return [next(found) if asked else None for asked in wanted]
+    return [next(gradients_needed) if is_needed else None for is_needed in needed]
 
 
 def _before(start: Tensor, outputs: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """h_{t-1} beside each h_t, [N, H]."""
+    """h_{t-1} of each step, [N, H]."""
     earlier = [h[:rows] for h, rows in zip(outputs.split(sizes), sizes[1:])]
     return torch.cat([start.to(outputs.dtype), *earlier])
 
@@ -172,7 +176,7 @@ def _tanh_(x: Tensor) -> Tensor:
 
 
 def _with_hidden(sums: Tensor, cell: Cell, state: State) -> Tensor:
-    """W_h h + b_h on top of sums, [B, gates * H]."""
+    """Add W_h h + b_h to sums [B, gates * H], in place."""
     hidden = cell.of_hidden
     if hidden.bias is None and type(hidden) is nn.Linear:
         return add_product(sums, state["h"].to(sums.dtype), hidden.weight.t(), out=sums)
@@ -191,12 +195,12 @@ def _ended(steps: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
 
 
 class _Gradients(NamedTuple):
-    """What a loop backward gives.
+    """The results of a backward loop.
 
     Attributes:
         of_input: of W_x x + b_x, [N, gates * H].
-        of_hidden: of W_h h + b_h, [N, gates * H]; the same tensor where the two are only added.
-        of_state: of the state before the first step, [B, H] each.
+        of_hidden: of W_h h + b_h, [N, gates * H]; the same tensor if the two are only added.
+        of_state: of the initial state, [B, H] each.
     """
 
     of_input: Tensor
@@ -205,7 +209,7 @@ class _Gradients(NamedTuple):
 
 
 class _RNN:
-    """h_t = tanh(A_t); nothing is kept but h."""
+    """h_t = tanh(A_t); only h is stored."""
 
     @staticmethod
     def step(cell: Cell, sums: Tensor, state: State) -> State:
@@ -234,7 +238,7 @@ class _RNN:
 
 
 class _GRU:
-    """Keeps the gates, and W_hn h + b_hn, which stands inside the reset."""
+    """Stores the gates, and W_hn h + b_hn, which the reset gate multiplies."""
 
     @staticmethod
     def step(cell: Cell, sums: Tensor, state: State) -> State:
@@ -252,7 +256,7 @@ class _GRU:
         hs, insides, r_and_zs = (x.split(sizes) for x in (outputs, inside, sums[:, : 2 * width]))
         rs, zs, ns = (gate.split(sizes) for gate in sums.chunk(3, dim=1))
         products = sums.new_empty(len(state[0]), 3 * width)
-        h, running = state[0].to(sums.dtype), state[0].clone()  # one rounded, one not
+        h, running = state[0].to(sums.dtype), state[0].clone()  # rounded, and not rounded
         for t, rows in enumerate(sizes):
             of_hidden = add_product(b_h, h[:rows], w_h.t(), out=products[:rows])
             r_and_zs[t].add_(of_hidden[:, : 2 * width]).sigmoid_()
@@ -293,7 +297,7 @@ class _GRU:
 
 
 class _LSTM:
-    """Keeps the gates, c and tanh(c); f and i lie side by side and are computed together."""
+    """Stores the gates, c and tanh(c); f and i are adjacent and are computed together."""
 
     @staticmethod
     def step(cell: Cell, sums: Tensor, state: State) -> State:
@@ -357,3 +361,4 @@ class _LSTM:
 
 
 LOOPS: dict[type[Cell], Any] = {RNN: _RNN, GRU: _GRU, LSTM: _LSTM}
+"""The loop of each class of cell that has one."""

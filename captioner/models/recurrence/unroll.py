@@ -1,11 +1,10 @@
 """A cell over time: the loop around the equations of a cell, in one layer or several.
 
-``Recurrence.step`` is one step of all layers, as a decoder takes it when each word depends on the
-last. ``Recurrence.forward`` is a whole sentence, as in training: it gives what repeated steps give,
-but computes W_x x_t for all T steps in one product before the loop starts. ``readable`` is that
-loop; where its gradients need not be differentiated again and nothing looks inside, ``fused.py``
-computes the same faster for the cells that have a loop there. The cells stay as the textbook has
-them.
+``Recurrence.step`` computes one step of all layers, for decoding, where each word depends on the
+one before. ``Recurrence.forward`` computes a whole sentence, for training: it is equal to repeated
+steps, but computes W_x x_t for all T steps in one product before the loop. ``readable`` is that
+loop; ``fused.py`` computes the same faster for the cells that have a loop there, where nothing
+observes the steps. The cells themselves are as in the textbook.
 """
 
 from __future__ import annotations
@@ -24,27 +23,27 @@ from captioner.models.recurrence.table import CELLS
 log = logging.getLogger(__name__)
 
 OneStep = Callable[[Cell, Tensor, State], State]
-"""What one cell does: its projected input [B, gates * H] and the state before -> state after."""
+"""One step of one cell: its projected input [B, gates * H] and the previous state -> the next."""
 
-_OFF = "Recurrence.fused is off"
+_OFF = "Recurrence.fused is False"
 
 
 class Recurrence(nn.Module):
-    """L layers of one kind of cell; each layer reads the h of the layer below.
+    """L layers of one kind of cell; the input of each layer is the h of the layer below.
 
     Args:
         cell: a name in ``CELLS``.
         input_size: width of the input of the first layer.
         hidden_size: H.
         layers: L, at least 1.
-        dropout: share of h dropped between layers while training, [0, 1).
+        dropout: share of h dropped between layers during training, [0, 1).
 
     Raises:
         ValueError: no layers.
     """
 
     fused = True
-    """Whether ``fused.py`` may be used; False takes the readable loop always."""
+    """Whether ``fused.py`` may be used; False: always the readable loop."""
 
     def __init__(
         self, *, cell: str, input_size: int, hidden_size: int, layers: int = 1, dropout: float = 0.0
@@ -58,10 +57,10 @@ class Recurrence(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def zeros(self, rows: int) -> State:
-        """The state before the first step: each tensor [rows, L, H], all zero.
+        """The initial state: each tensor [rows, L, H], all zero.
 
-        Under autocast at least float32, also where the weights lie in bfloat16 for decoding: what
-        is remembered is not rounded.
+        Under autocast at least in float32, even if the weights are in bfloat16 for decoding: states
+        are not rounded.
         """
         zeros = _stack([cell.zeros(rows) for cell in self._layers()])
         if not torch.is_autocast_enabled(zeros["h"].device.type):
@@ -70,7 +69,7 @@ class Recurrence(nn.Module):
         return {name: zero.to(wide) for name, zero in zeros.items()}
 
     def filled(self, values: Tensor) -> State:
-        """The state that has these values, [rows, tensors * L * H], in the order of ``zeros``."""
+        """A state with these values, [rows, tensors * L * H], in the order of ``zeros``."""
         zeros = self.zeros(len(values))
         parts = values.chunk(len(zeros), dim=1)  # [rows, L * H] each
         return {
@@ -79,29 +78,29 @@ class Recurrence(nn.Module):
         }
 
     def own(self, state: State) -> State:
-        """The tensors of a decoder's state that are this recurrence's."""
+        """Those tensors of a decoder's state that belong to this recurrence."""
         return {name: state[name] for name in self.first.state_names}
 
     @property
     def first(self) -> Cell:
-        """The cell that reads the inputs."""
+        """The cell of the first layer."""
         return self._layers()[0]
 
     def project(self, inputs: Tensor) -> Tensor:
-        """What the first layer makes of any inputs: [..., input_size] -> [..., gates * H]."""
+        """The first layer's W_x x + b: [..., input_size] -> [..., gates * H]."""
         return self.first.project(inputs)
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """One step: x [B, input_size] -> h of the top layer [B, H], and the state after."""
+        """One step: x [B, input_size] -> h of the last layer [B, H], and the next state."""
         return self.advance(self.project(x), state)
 
     def advance(
         self, projected: Tensor, state: State, *, one: OneStep | None = None
     ) -> tuple[Tensor, State]:
-        """One step from an input that is projected already, [B, gates * H]; as ``step``.
+        """As ``step``, from an input that is projected already, [B, gates * H].
 
         Args:
-            one: what one cell does; None is what its own methods say.
+            one: computes the step of one cell; None: the cell's own methods.
         """
         states: list[State] = []
         for layer, cell in enumerate(self._layers()):
@@ -111,9 +110,9 @@ class Recurrence(nn.Module):
         return states[-1]["h"], _stack(states)
 
     def quickest(self) -> OneStep | None:
-        """What one cell of a copy that is ``laid_out`` does, for ``advance`` without gradient.
+        """The fastest step without gradient, for ``advance`` of a copy made by ``laid_out``.
 
-        It overwrites the projected input. None is the readable step.
+        It overwrites the projected input. None: the readable step.
         """
         for cell in self._layers():
             obstacle = fused.obstacle(cell, cell.of_hidden.weight) if self.fused else _OFF
@@ -125,13 +124,13 @@ class Recurrence(nn.Module):
     def forward(
         self, inputs: Tensor, state: State, *, sizes: tuple[int, ...] | None = None
     ) -> tuple[Tensor, State]:
-        """A sequence: inputs [B, T, input_size] -> h of the top layer [B, T, H], the last state.
+        """A sequence: inputs [B, T, input_size] -> h of the last layer [B, T, H], the last state.
 
         Args:
-            inputs: padded, or with `sizes` only the N real ones, [N, input_size], laid out time
-                after time (``packing.py``); h comes in the same layout.
+            inputs: padded; or, with `sizes`, only the N real ones, [N, input_size], packed step
+                by step (``packing.py``); h is then packed in the same way.
             state: before the first step; with `sizes` its rows are sorted, longest first.
-            sizes: how many rows go on at each step; falling, the first is B.
+            sizes: how many rows each step has; non-increasing, the first is B.
         """
         if sizes is None:
             rows, steps = inputs.shape[:2]
@@ -165,16 +164,16 @@ def _as_written(cell: Cell, projected: Tensor, state: State) -> State:
 def readable(
     cell: Cell, inputs: Tensor, state: State, sizes: tuple[int, ...]
 ) -> tuple[Tensor, State]:
-    """The loop as it is meant: packed inputs [N, input_size] -> h [N, H], each row's last state."""
+    """The loop: packed inputs [N, input_size] -> h [N, H], and the last state of each row."""
     outputs, ended = [], []
-    for step_input in cell.project(inputs).split(sizes):  # [rows that go on, gates * H]
+    for step_input in cell.project(inputs).split(sizes):  # [rows of this step, gates * H]
         rows = len(step_input)
         ended.append({name: tensor[rows:] for name, tensor in state.items()})
         state = {name: tensor[:rows] for name, tensor in state.items()}
         state = _as_written(cell, step_input, state)
         outputs.append(state["h"])
     last = [state, *reversed(ended)]
-    return torch.cat(outputs), {name: torch.cat([one[name] for one in last]) for name in state}
+    return torch.cat(outputs), {name: torch.cat([part[name] for part in last]) for name in state}
 
 
 def _of_layer(state: State, layer: int) -> State:

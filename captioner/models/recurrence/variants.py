@@ -1,12 +1,11 @@
-"""Variants of the three cells: what each part of a recurrence is for, seen by changing it.
+"""Variants of the three cells, which show what each part of a recurrence is for.
 
-Every class says only what differs from the cell that it varies (``cells.py``). Of the LSTM most are
-those of Greff et al., "LSTM: A Search Space Odyssey", 2017, who found that they all do about as
-well, except where the forget gate or the tanh before the output is missing. Their LSTM has
-peepholes; the one here has none, as is common now.
+Each class defines only what differs from the cell that it varies (``cells.py``). Most variants of
+the LSTM are those of Greff et al., "LSTM: A Search Space Odyssey", 2017, who found that they all
+perform about equally well, except those without the forget gate or the tanh before the output.
+Their LSTM has peepholes; the one here has none, as is common now.
 
-A gate that a variant holds open is returned all the same, as ones, so that every LSTM can be looked
-into alike.
+A gate that a variant fixes at 1 is returned as well, so that all LSTMs can be inspected alike.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from captioner.models.recurrence.cells import LSTM, RNN, Cell, GRUGates, LSTMGat
 
 
 class IRNN(RNN):
-    """An RNN that begins by remembering: ReLU, and W_hh the identity (Le et al., 2015).
+    """An RNN that remembers from the start: ReLU, and W_hh the identity (Le et al., 2015).
 
         h_t = max(0, W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)
 
-    At first h is the sum of the inputs, and its gradient neither fades nor grows. Biases start at 0
-    and W_ih, as in the paper, near it.
+    At first h is the sum of the inputs, and its gradient neither vanishes nor explodes. Biases are
+    initialized to 0 and W_ih, as in the paper, close to 0.
     """
 
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
@@ -45,7 +44,7 @@ class IRNN(RNN):
 
 
 class _GatesFirst(Cell):
-    """A cell whose candidate reads a gated h_{t-1}: its product, ``of_gated``, waits for a gate."""
+    """A cell whose candidate multiplies a gated h_{t-1} by ``of_gated``, after a gate is known."""
 
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
         gates = len(self.gate_names) - 1
@@ -55,7 +54,7 @@ class _GatesFirst(Cell):
 
 
 class ResetFirstGRU(_GatesFirst):
-    """The GRU as Cho et al. (2014) print it: what is reset is not seen by the product.
+    """The GRU as in the paper (Cho et al., 2014), which resets h before the product.
 
         r_t  = σ(W_r [h_{t-1}, x_t] + b_r)
         z_t  = σ(W_z [h_{t-1}, x_t] + b_z)
@@ -109,13 +108,13 @@ class MGU(_GatesFirst):
 
 
 class PeepholeLSTM(LSTM):
-    """The gates see the memory that they guard (Gers & Schmidhuber, 2000).
+    """The gates read the memory C as well (Gers & Schmidhuber, 2000).
 
         f_t  = σ(W_f [h_{t-1}, x_t] + p_f * C_{t-1} + b_f)
         i_t  = σ(W_i [h_{t-1}, x_t] + p_i * C_{t-1} + b_i)
         o_t  = σ(W_o [h_{t-1}, x_t] + p_o * C_t + b_o)
 
-    A peephole is one weight for each of the H memories: nothing looks into another's.
+    A peephole is one weight for each of the H units: a gate reads only its own unit's memory.
     """
 
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
@@ -128,18 +127,18 @@ class PeepholeLSTM(LSTM):
         f, i, candidate, o = self.sums(projected, state)
         p_f, p_i, p_o = self.peepholes.chunk(3)
         f, i, candidate = torch.sigmoid(f + p_f * c), torch.sigmoid(i + p_i * c), candidate.tanh()
-        o = torch.sigmoid(o + p_o * (f * c + i * candidate))  # sees C_t, as ``step`` will have it
+        o = torch.sigmoid(o + p_o * (f * c + i * candidate))  # C_t, as ``step`` will compute it
         return LSTMGates(f, i, candidate, o)
 
 
 class LayerNormLSTM(LSTM):
-    """Sums are normalised over the units of the layer (Ba et al., 2016, equations 20 to 22).
+    """Pre-activations are normalized over the units of the layer (Ba et al., 2016, eq. 20 to 22).
 
         sums  = g_x * norm(W_x x_t) + g_h * norm(W_h h_{t-1}) + b        inside f, i, C~ and o
         h_t   = o_t * tanh(g_C * norm(C_t) + b_C)
 
-    norm(a) = (a - mean(a)) / sqrt(var(a) + 1e-5), over all 4 H sums together, as in the paper. Of
-    the three biases that the paper adds up there is one.
+    norm(a) = (a - mean(a)) / sqrt(var(a) + 1e-5), over all 4 H sums together, as in the paper. The
+    paper adds up three biases; here there is one.
     """
 
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
@@ -164,11 +163,11 @@ class LayerNormLSTM(LSTM):
 
 
 class CoupledLSTM(LSTM):
-    """What is forgotten makes room for what is written: i_t = 1 - f_t (Greff et al., "CIFG").
+    """Coupled input and forget gates: i_t = 1 - f_t (Greff et al., "CIFG").
 
         C_t = f_t * C_{t-1} + (1 - f_t) * C~_t
 
-    So C stays between -1 and 1, as the h of a GRU does.
+    C therefore stays between -1 and 1, as the h of a GRU does.
     """
 
     gate_names = ("f", "candidate", "o")
@@ -180,7 +179,7 @@ class CoupledLSTM(LSTM):
 
 
 class NoForgetLSTM(LSTM):
-    """f_t = 1: the LSTM of Hochreiter & Schmidhuber (1997), whose memory only adds up.
+    """f_t = 1: the LSTM of Hochreiter & Schmidhuber (1997), whose memory only accumulates.
 
     C_t = C_{t-1} + i_t * C~_t
     """
@@ -194,7 +193,7 @@ class NoForgetLSTM(LSTM):
 
 
 class NoInputLSTM(LSTM):
-    """i_t = 1: every candidate is written in full (Greff et al., "NIG").
+    """i_t = 1: candidates are written without a gate (Greff et al., "NIG").
 
     C_t = f_t * C_{t-1} + C~_t
     """
@@ -208,7 +207,7 @@ class NoInputLSTM(LSTM):
 
 
 class NoOutputLSTM(LSTM):
-    """o_t = 1: the whole memory is shown (Greff et al., "NOG").
+    """o_t = 1: the memory is output without a gate (Greff et al., "NOG").
 
     h_t = tanh(C_t)
     """
@@ -222,7 +221,7 @@ class NoOutputLSTM(LSTM):
 
 
 class NoOutputTanhLSTM(LSTM):
-    """The memory is shown as it is, however large (Greff et al., "NOAF").
+    """The memory is output without tanh, however large (Greff et al., "NOAF").
 
     h_t = o_t * C_t
     """
