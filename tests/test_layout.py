@@ -17,7 +17,7 @@ LEVELS = (
     ("verbs",),
     ("report", "inspection", "evaluation"),
     ("api", "training"),
-    ("generation",),
+    ("generation", "testing"),
     ("checkpoints", "data"),
     ("models",),
     ("tokenizers",),
