@@ -1,4 +1,4 @@
-"""Checks that a cell, a decoder or an encoder keeps its contract: for your own parts, and for ours.
+"""Checks that a cell, decoder, encoder or data layout keeps its contract: for your parts and ours.
 
     from captioner.testing import check_decoder
     from mine import Bigram
@@ -15,11 +15,18 @@ from __future__ import annotations
 
 import copy
 import inspect
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from captioner.data.read import Reader
+from captioner.data.records import SPLITS, Dataset
 from captioner.models.decoders.decoder import Attends, Decoder, State, Stepper
 from captioner.models.encoders.encoder import Encoder
 from captioner.models.features import Features
@@ -378,3 +385,98 @@ def _check_trainable(part: type[Any], encoder: Encoder, images: Tensor) -> None:
     features.pooled.square().sum().backward()
     learned = any(p.grad is not None and bool(p.grad.any()) for p in encoder.parameters())
     _require(learned, part, "gradients must reach the parameters of a trainable encoder")
+
+
+# Data layouts -------------------------------------------------------------------------------------
+
+
+def check_data_layout(reader: Reader, folder: str | Path, **options: Any) -> Dataset:
+    """Check a function against the contract of ``captioner.data.read.Reader``.
+
+    It takes the five arguments of a reader and returns a Dataset: its images exist and have unique
+    ids, its captions are stripped single lines, its splits have standard names, and the same call
+    returns the same. Captions of a missing image are skipped with a warning; a dataset without
+    images, a missing folder and a wrong holdout raise errors.
+
+    Args:
+        reader: the function.
+        folder: a small dataset in its layout, of at least two images; it is copied, not changed.
+        options: the other arguments of the reader (captions, images, holdout, encoding), where the
+            defaults None, None, 0.1 and "utf-8" do not fit.
+
+    Returns:
+        the dataset, for checks of your own.
+
+    Raises:
+        AssertionError: one of these does not hold.
+    """
+    name = getattr(reader, "__name__", repr(reader))
+
+    def require(fulfilled: bool, demand: str) -> None:
+        if not fulfilled:
+            raise AssertionError(f"{name}: {demand}")
+
+    given = {"captions": None, "images": None, "holdout": 0.1, "encoding": "utf-8", **options}
+    try:
+        inspect.signature(reader).bind(Path(folder), **given)
+    except TypeError:
+        require(False, "takes the arguments root, captions, images, holdout, encoding")
+    dataset = reader(Path(folder), **given)
+    _check_dataset(dataset, require)
+    require(reader(Path(folder), **given) == dataset, "returns another dataset the second time")
+    for root, values, error in (
+        (Path(folder) / "no such folder", {}, FileNotFoundError),
+        (Path(folder), {"holdout": 0.7}, ValueError),
+        (Path(folder), {"encoding": "no-such-encoding"}, ValueError),
+    ):
+        what = ", ".join(f"{k}={v}" for k, v in values.items()) or "a missing folder"
+        require(_raises(error, reader, root, {**given, **values}), f"accepts {what}")
+    with tempfile.TemporaryDirectory() as temporary:
+        _check_missing_images(reader, Path(folder), Path(temporary) / "copy", given, require)
+    return dataset
+
+
+_Require = Callable[[bool, str], None]
+
+
+def _check_dataset(dataset: Dataset, require: _Require) -> None:
+    require(isinstance(dataset, Dataset), "returns no captioner.data.records.Dataset")
+    ids = Counter(record.image_id for record in dataset.records)
+    for record in dataset.records:
+        require(Path(record.image).is_file(), f"image {record.image}: no such file")
+        require(ids[record.image_id] == 1, f"image_id {record.image_id!r} is there twice")
+        require(record.split in SPLITS, f"split {record.split!r} is none of {', '.join(SPLITS)}")
+        require(isinstance(record.captions, tuple), "captions must be a tuple")
+        for text in record.captions:
+            require(text.strip() == text != "", f"caption {text!r} is blank or not stripped")
+            require(len(text.splitlines()) == 1, f"caption {text!r} has several lines")
+    require(all(count > 0 for count in dataset.warnings.values()), "warns of what is not there")
+    for warning in dataset.places:
+        require(warning in dataset.warnings, f"has places of {warning!r}, but no such warning")
+
+
+def _check_missing_images(
+    reader: Reader, folder: Path, copied: Path, given: dict[str, Any], require: _Require
+) -> None:
+    """Read a copy of the dataset without one of its images, and one without any."""
+    shutil.copytree(folder, copied)
+    before = reader(copied, **given)
+    first, *others = before.records
+    Path(first.image).unlink()
+    after = reader(copied, **given)
+    ids = {record.image_id for record in after.records}
+    require(ids == {record.image_id for record in others}, "does not skip a missing image")
+    more = sum(after.warnings.values()) > sum(before.warnings.values())
+    require(more, "skips the captions of a missing image without a warning")
+    for record in others:
+        Path(record.image).unlink()
+    empty = _raises(ValueError, reader, copied, given)
+    require(empty, "returns a dataset without images instead of a ValueError")
+
+
+def _raises(error: type[Exception], reader: Reader, root: Path, given: dict[str, Any]) -> bool:
+    try:
+        reader(root, **given)
+    except error:
+        return True
+    return False

@@ -33,18 +33,19 @@ def cache_home(folder: str | None = None) -> Path:
         folder: ``loader.cache_folder``.
 
     Returns:
-        the folder given; else $CAPTIONER_CACHE; else captioner/ in $XDG_CACHE_HOME or in ~/.cache,
-        where caches that ~/.cache/captioner already holds are kept to.
+        the given folder; otherwise $CAPTIONER_CACHE; otherwise captioner/ in the system's folder
+        for caches, on Linux $XDG_CACHE_HOME or ~/.cache. Where there is no such folder yet,
+        but a ~/.cache/captioner, it stays in use.
     """
-    chosen = folder or os.environ.get("CAPTIONER_CACHE")
-    if chosen:
-        return Path(os.path.expanduser(chosen))
-    plain = Path.home() / ".cache" / "captioner"
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    wanted = Path(home) / "captioner"
-    if not os.path.isabs(home) or (plain.is_dir() and not wanted.is_dir()):
-        return plain
-    return wanted
+    named = folder or os.environ.get("CAPTIONER_CACHE")
+    if named:
+        return Path(os.path.expanduser(named))
+    from platformdirs import user_cache_path
+
+    earlier = Path.home() / ".cache" / "captioner"
+    usual = user_cache_path("captioner", appauthor=False)
+    unusable = not usual.is_absolute()  # $XDG_CACHE_HOME may be relative, and is then ignored
+    return earlier if unusable or (earlier.is_dir() and not usual.is_dir()) else usual
 
 
 @dataclass(frozen=True)
