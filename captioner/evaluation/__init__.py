@@ -1,1 +1,1 @@
-"""Evaluation: free decoding of a split, its scores, and the comparison of runs."""
+"""Evaluation: free decoding of a split, its scores, and comparisons of runs."""

@@ -1,11 +1,11 @@
-"""Comparison: systems against a baseline, with all that is needed to believe a difference.
+"""Comparison: systems against a baseline, with intervals and significance tests.
 
 Every score has an interval; every difference to the first system has an interval, two tests, and a
-verdict by one rule, fixed beforehand: a difference is shown where the deciding p, corrected by Holm
-over all differences of the table, is below 0.05. The deciding test is approximate randomisation
-over images; where both sides have several seeds it is the test over images and seeds. Where so few
-images could not have shown any difference, that is the verdict. The equations are in
-``metrics.significance``, how to read the table in ``docs/comparisons.md``.
+verdict by one rule that is fixed in advance: a difference is shown if the deciding p, corrected by
+Holm over all differences of the table, is below 0.05. The deciding test is approximate
+randomization over images; if both sides have several seeds it is the test over images and seeds.
+With too few images to show any difference, that is the verdict. The equations are in
+``metrics.significance``; ``docs/comparisons.md`` says how to read the table.
 """
 
 from __future__ import annotations
@@ -59,15 +59,15 @@ class Difference:
 
     Attributes:
         value: the difference of the scores.
-        interval: 95 % interval over images, the trained models being as they are.
-        p_randomised: of approximate randomisation over images.
+        interval: 95 % interval over images, for these trained models.
+        p_randomised: of approximate randomization over images.
         p_bootstrap: of the paired bootstrap over images.
         interval_seeds: 95 % interval over images and seeds; None unless both sides have seeds.
         p_seeds: of the test over images and seeds; None likewise.
         corrected: each p by name ("randomised", "bootstrap", "deciding"), corrected by Holm.
-        shown_from: the difference from which on this table would have shown one; None where no
-            resample differs from another, as where all scores are 0, and where none would be.
-        verdict: HIGHER, LOWER, UNDECIDED, or TOO_FEW where no difference could have been shown.
+        shown_from: the smallest difference that this table would have shown; None if all resamples
+            are equal, as when all scores are 0, and if no difference could be shown.
+        verdict: HIGHER, LOWER, UNDECIDED, or TOO_FEW if no difference could have been shown.
     """
 
     value: float
@@ -88,10 +88,10 @@ class Row:
     Attributes:
         metric: its name.
         system: the system's name.
-        score: the mean over the seeds where there are several.
+        score: the mean over the seeds.
         seeds: the score of each seed.
         interval: 95 % interval over images; None for a metric without rows of images.
-        difference: to the baseline; None for the baseline, and without rows.
+        difference: to the baseline; None for the baseline, and for a metric without rows.
     """
 
     metric: str
@@ -103,7 +103,7 @@ class Row:
 
     @property
     def deviation(self) -> float | None:
-        """The standard deviation over seeds, where there are several."""
+        """The standard deviation over seeds; None for a single one."""
         return stdev(self.seeds) if len(self.seeds) > 1 else None
 
 
@@ -112,14 +112,14 @@ class Comparison:
     """A table of systems by metrics.
 
     Attributes:
-        systems: name to the evaluation folders behind it, the baseline first.
+        systems: name to evaluation folders, the baseline first.
         signature: what the baseline's signatures share.
-        images: how many images all scores are of.
-        rows: metric by metric, in each the systems in order.
-        warnings: what a reader must know before believing the table.
+        images: the number of images that were scored.
+        rows: metric by metric, each with the systems in order.
+        warnings: what a reader must know before trusting the table.
         notes: what a reader may want to know.
-        resamples: how many resamples and swaps were drawn.
-        seed: they were drawn with.
+        resamples: the number of resamples, and of swaps.
+        seed: of the resamples.
     """
 
     systems: Mapping[str, tuple[str, ...]]
@@ -133,7 +133,7 @@ class Comparison:
 
     @property
     def tests(self) -> int:
-        """How many differences were tested."""
+        """The number of differences that were tested."""
         return sum(row.difference is not None for row in self.rows)
 
     @property
@@ -143,7 +143,7 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """What was scored, in a few words."""
+        """Data, split, decoding, images and references in one line."""
         parts = [self.signature.data, self.signature.split, self.signature.decoding]
         refs = self.signature.references_per_image
         references = f"{refs} reference{'' if refs == '1' else 's'}"
@@ -168,45 +168,35 @@ def compare(
     """Compare systems with the first of them.
 
     Args:
-        systems: see ``systems.read_systems``; with one there are intervals and no differences.
-        metrics: which to compare, see ``metrics.named``; all by default; fewer tests are corrected
-            less.
+        systems: see ``results.read_systems``; for a single one there are intervals only.
+        metrics: the metrics to compare, see ``metrics.table.named``; None is all. Fewer tests
+            need less correction.
         resamples: of each kind, 100 or more, and enough for the correction.
         seed: of the resamples.
-        anyway: compare systems whose signatures say that they cannot be compared.
-        progress: told how many of the 2 * resamples have been done.
+        anyway: compare systems even if their signatures say that they are not comparable.
+        progress: called with the number of resamples since the last call, 2 * resamples in all.
 
     Raises:
-        ValueError: signatures that do not go together, no common images, an unknown metric, or
+        ValueError: signatures that are not comparable, no common images, an unknown metric, or
             too few resamples for so many tests.
     """
-    tell = progress or (lambda _: None)
     names = _metrics(systems, metrics)
-    warnings = _checked(systems, anyway)
+    warnings = _check_signatures(systems, anyway)
     aligned = _aligned(systems, anyway)
     images = len(aligned[0][0].images)
-    most = max(len(one.statistics.images) for system in systems for one in system.results)
     tested = [name for name in names if all(name in s.scores() for g in aligned for s in g)]
     tests = len(tested) * (len(systems) - 1)
-    _enough(resamples, tests)
-    scores = bootstrap(aligned, resamples=resamples, seed=seed, progress=tell)
-    means = [average(group) for group in aligned]
-    swapped: dict[str, Rows] = {}
+    _check_resamples(resamples, tests)
     too_few = tests > 0 and images < fewest_images(tests)
     warnings += _few(images, tests) if too_few else []
-    if tests:
-        swapped = randomisation(means[0], means[1:], resamples=resamples, seed=seed, progress=tell)
-    rows: list[Row] = []
-    for name in names:
-        found = _scored(name, systems, aligned, scores.get(name))
-        if name in swapped:
-            found = _compared(found, scores[name], swapped[name], tests)
-        rows += found
+    draws = {"resamples": resamples, "seed": seed, "progress": progress or (lambda _: None)}
+    rows = _rows(names, systems, aligned, tests, draws)
+    most = max(len(result.statistics.images) for s in systems for result in s.results)
     if images < most:
         warnings.append(f"scored on the {images} images that all have, of up to {most}")
-        rows = [row for row in rows if row.metric in tested]  # others are of all images
+        rows = [row for row in rows if row.metric in tested]  # other scores are of all images
     return Comparison(
-        systems={one.name: tuple(str(r.folder) for r in one.results) for one in systems},
+        systems={s.name: tuple(str(result.folder) for result in s.results) for s in systems},
         signature=systems[0].results[0].signature,
         images=images,
         rows=tuple(_decided(rows, too_few=too_few)),
@@ -217,7 +207,7 @@ def compare(
     )
 
 
-def _enough(resamples: int, tests: int) -> None:
+def _check_resamples(resamples: int, tests: int) -> None:
     least = math.ceil(2 * tests / ALPHA)  # the bootstrap's p is 2 / (R + 1) at least
     if resamples < least:
         raise ValueError(
@@ -227,22 +217,42 @@ def _enough(resamples: int, tests: int) -> None:
 
 
 def _few(images: int, tests: int) -> list[str]:
-    """What is said where the test over images cannot show anything."""
+    """The warning for a test over images that cannot show any difference."""
     least = smallest_p(images)
     return [
         f"{images} images are too few to show any difference, however large: the test over images "
-        f"cannot find a p below {least:.2g}, and {tests} tests need one of {ALPHA / tests:.2g}; "
+        f"cannot give a p below {least:.2g}, and {tests} tests need one of {ALPHA / tests:.2g}; "
         f"evaluate {fewest_images(tests)} images or more"
     ]
 
 
 def _rough(images: int) -> list[str]:
-    """What is said of intervals where percentiles of few images fall short."""
-    few = f"intervals over fewer than {ENOUGH} images are rough, and rather too narrow"
-    return [few] if images < ENOUGH else []
+    """The note for intervals of so few images that they cover less than they claim."""
+    note = f"intervals over fewer than {ENOUGH} images are rough, and tend to be too narrow"
+    return [note] if images < ENOUGH else []
 
 
 # One metric -----------------------------------------------------------------------------------
+
+
+def _rows(
+    names: Sequence[str],
+    systems: Sequence[System],
+    aligned: Sequence[Sequence[Statistics]],
+    tests: int,
+    draws: Mapping[str, Any],
+) -> list[Row]:
+    """The rows of all metrics, with differences that are not yet corrected."""
+    scores = bootstrap(aligned, **draws)  # metric -> [G, R]
+    means = [average(group) for group in aligned]
+    swapped = randomisation(means[0], means[1:], **draws) if tests else {}  # metric -> [G - 1]
+    rows: list[Row] = []
+    for name in names:
+        scored = _scored(name, systems, aligned, scores.get(name))
+        if name in swapped:
+            scored = _compared(scored, scores[name], swapped[name], tests)
+        rows += scored
+    return rows
 
 
 def _scored(
@@ -251,7 +261,7 @@ def _scored(
     aligned: Sequence[Sequence[Statistics]],
     scores: Rows | None,
 ) -> list[Row]:
-    """The rows of a metric without differences; scores are resampled ones [G, R]."""
+    """The rows of a metric without differences; `scores` are resampled [G, R]."""
     rows: list[Row] = []
     for index, (system, group) in enumerate(zip(systems, aligned)):
         if scores is not None:
@@ -259,13 +269,13 @@ def _scored(
         else:
             seeds = tuple(r.scores[name] for r in system.results if name in r.scores)
         if len(seeds) == len(group):
-            known = None if scores is None else interval(scores[index])
-            rows.append(Row(name, system.name, sum(seeds) / len(seeds), seeds, known, None))
+            spread = None if scores is None else interval(scores[index])
+            rows.append(Row(name, system.name, sum(seeds) / len(seeds), seeds, spread, None))
     return rows
 
 
 def _compared(rows: Sequence[Row], scores: Rows, swapped: Rows, tests: int) -> list[Row]:
-    """The rows of a metric with differences to the first; scores [G, R], swapped p [G - 1]."""
+    """The rows of a metric with differences to the first; `scores` [G, R], `swapped` p [G - 1]."""
     return [rows[0]] + [
         replace(row, difference=_difference(rows[0], row, scores[index] - scores[0], p, tests))
         for index, (row, p) in enumerate(zip(rows[1:], swapped.tolist()), start=1)
@@ -273,8 +283,8 @@ def _compared(rows: Sequence[Row], scores: Rows, swapped: Rows, tests: int) -> l
 
 
 def _difference(first: Row, other: Row, resampled: Rows, p: float, tests: int) -> Difference:
-    """A difference before correction, from resampled ones [R] and p of randomisation."""
-    strictest = 1 - ALPHA / tests  # what Holm asks of the smallest p
+    """A difference before correction, from resampled differences [R] and p of randomization."""
+    strictest = 1 - ALPHA / tests  # what Holm requires of the smallest p
     over_seeds = None
     shown_from = NormalDist().inv_cdf((1 + strictest) / 2) * float(numpy.std(resampled))
     if len(first.seeds) > 1 and len(other.seeds) > 1:
@@ -294,7 +304,7 @@ def _difference(first: Row, other: Row, resampled: Rows, p: float, tests: int) -
 
 
 def _decided(rows: Sequence[Row], *, too_few: bool) -> list[Row]:
-    """The rows with each kind of p corrected over the whole table, and verdicts."""
+    """The rows with verdicts, and with each kind of p corrected over the whole table."""
     differences = [row.difference for row in rows if row.difference is not None]
     corrected = {
         "randomised": holm([d.p_randomised for d in differences]),
@@ -306,7 +316,7 @@ def _decided(rows: Sequence[Row], *, too_few: bool) -> list[Row]:
         for d, *values in zip(differences, *corrected.values())
     ]
     if too_few:
-        decided = [replace(one, verdict=TOO_FEW, shown_from=None) for one in decided]
+        decided = [replace(d, verdict=TOO_FEW, shown_from=None) for d in decided]
     verdicts = iter(decided)
     return [replace(r, difference=next(verdicts)) if r.difference else r for r in rows]
 
@@ -317,99 +327,108 @@ def _verdict(value: float, p: float) -> str:
     return HIGHER if value > 0 else LOWER
 
 
-# What goes together ---------------------------------------------------------------------------
+# What may be compared -------------------------------------------------------------------------
 
 
-def _checked(systems: Sequence[System], anyway: bool) -> list[str]:
-    """What must be said of systems that differ; raises where they must not be compared."""
+Entries = Mapping[str, tuple[str, str]]
+"""Entry of two signatures -> its different values."""
+
+
+def _check_signatures(systems: Sequence[System], anyway: bool) -> list[str]:
+    """Warnings about systems that differ; raises if they are not comparable."""
     warnings: list[str] = []
     first = systems[0].results[0]
-    found: list[tuple[str, dict[str, tuple[str, str]]]] = []
+    differences: list[tuple[str, Entries]] = []  # of each result, with the name of its system
     for system in systems:
         for result in system.results:
-            found.append((system.name, signature_differences(first, result)))
-            _refuse(first, result, found[-1][1], MAY_DIFFER, anyway)
+            entries = signature_differences(first, result)
+            differences.append((system.name, entries))
+            _refuse(first, result, entries, MAY_DIFFER, anyway)
             inside = signature_differences(system.results[0], result)
             _refuse(system.results[0], result, inside, MAY_DIFFER_INSIDE, anyway)
-        if unlike := configuration_differences(system.results):
-            warnings.append(f"{system.name} puts together runs that differ in {', '.join(unlike)}")
-    _same_references([result for system in systems for result in system.results], anyway)
-    usual = {part: pair[0] for _, parts in found for part, pair in parts.items()}
-    for part, value in usual.items():
-        names: dict[str, dict[str, None]] = {}  # value -> systems, in order
-        for name, parts in found:
-            names.setdefault(parts.get(part, ("", value))[1] or "none", {})[name] = None
-        said = "; ".join(f"{value}: {', '.join(systems)}" for value, systems in names.items())
-        warnings.append(f"{part} differs ({said}): a difference may come from it, not the model")
+        if options := configuration_differences(system.results):
+            warnings.append(f"{system.name} groups runs that differ in {', '.join(options)}")
+    _check_references([result for system in systems for result in system.results], anyway)
+    return warnings + _difference_warnings(differences)
+
+
+def _difference_warnings(differences: Sequence[tuple[str, Entries]]) -> list[str]:
+    """For each entry in which a result differs from the first, which system has which value."""
+    warnings = []
+    of_first = {name: pair[0] for _, entries in differences for name, pair in entries.items()}
+    for name, value in of_first.items():
+        systems: dict[str, dict[str, None]] = {}  # value -> systems, in order
+        for system, entries in differences:
+            systems.setdefault(entries.get(name, ("", value))[1] or "none", {})[system] = None
+        values = "; ".join(f"{value}: {', '.join(names)}" for value, names in systems.items())
+        warnings.append(f"{name} differs ({values}): a difference may come from it, not the model")
     return warnings
 
 
-def _same_references(results: Sequence[Result], anyway: bool) -> None:
-    """Raise where two results know their references and these differ, whatever the first knows."""
-    known = [one for one in results if one.references]
-    for one in known[1:]:
-        if one.references != known[0].references:
-            found = {REFERENCES: (known[0].references, one.references)}
-            _refuse(known[0], one, found, (), anyway)
+def _check_references(results: Sequence[Result], anyway: bool) -> None:
+    """Raise if two results have different references, even if the first has no hash of them."""
+    known = [result for result in results if result.references]
+    for result in known[1:]:
+        if result.references != known[0].references:
+            entries = {REFERENCES: (known[0].references, result.references)}
+            _refuse(known[0], result, entries, (), anyway)
 
 
 def _refuse(
-    first: Result,
-    other: Result,
-    found: Mapping[str, tuple[str, str]],
-    allowed: Sequence[str],
-    anyway: bool,
+    first: Result, other: Result, entries: Entries, allowed: Sequence[str], anyway: bool
 ) -> None:
-    parts = {part: values for part, values in found.items() if part not in allowed}
-    if parts and not anyway:
-        said = ", ".join(f"{p} {a or 'none'} and {b or 'none'}" for p, (a, b) in parts.items())
-        hint = next((f"--{name}, " for name in ("split", "decoding") if name in parts), "")
+    different = {name: values for name, values in entries.items() if name not in allowed}
+    if different and not anyway:
+        values = ", ".join(
+            f"{n} {a or 'none'} and {b or 'none'}" for n, (a, b) in different.items()
+        )
+        hint = next((f"--{name}, " for name in ("split", "decoding") if name in different), "")
         raise ValueError(
-            f"{first.folder} and {other.folder} cannot be compared: {said}; choose others with "
+            f"{first.folder} and {other.folder} cannot be compared: {values}; choose others with "
             f"{hint or 'captioner evaluate, '}or compare them --anyway"
         )
 
 
 def _aligned(systems: Sequence[System], anyway: bool) -> list[list[Statistics]]:
-    """Everyone's statistics of the same images, in the first one's order."""
+    """The statistics of all results on the same images, in the order of the first result."""
     first = systems[0].results[0]
     common = set(first.statistics.images)
-    for result in (one for system in systems for one in system.results):
+    for result in (result for system in systems for result in system.results):
         if not anyway and set(result.statistics.images) != set(first.statistics.images):
             raise ValueError(
-                f"{first.folder} and {result.folder} are not of the same images, so nothing can be "
-                "paired; evaluate them on one split, or compare what they share with --anyway"
+                f"{first.folder} and {result.folder} are not of the same images, so they cannot be "
+                "paired; evaluate them on one split, or compare the images they share with --anyway"
             )
         common &= set(result.statistics.images)
     if len(common) < 2:
         raise ValueError(f"{len(common)} images are common to all; a comparison needs two or more")
     images = tuple(image for image in first.statistics.images if image in common)
-    return [[_chosen(one.statistics, images) for one in system.results] for system in systems]
+    return [[_select(one.statistics, images) for one in system.results] for system in systems]
 
 
-def _chosen(statistics: Statistics, images: tuple[str, ...]) -> Statistics:
+def _select(statistics: Statistics, images: tuple[str, ...]) -> Statistics:
     index = {image: position for position, image in enumerate(statistics.images)}
     order = [index[image] for image in images]
     return Statistics(images, {name: rows[order] for name, rows in statistics.rows.items()})
 
 
-def _metrics(systems: Sequence[System], chosen: Sequence[str] | None) -> list[str]:
-    """The metrics to show: of the first system, then what others have besides."""
+def _metrics(systems: Sequence[System], requested: Sequence[str] | None) -> list[str]:
+    """The metrics to show: those of the first system, then those that only others have."""
     every = [name for s in systems for result in s.results for name in result.scores]
     names = list(dict.fromkeys(every))
-    if chosen is None:
+    if requested is None:
         return names
-    found: list[str] = []
-    for one in map(str.strip, chosen):
-        own = [name for name in names if name in _meant(one)]
-        if not own:
-            raise unknown("metrics", one, names)
-        found += own
-    return [name for name in names if name in found]
+    wanted: list[str] = []
+    for request in map(str.strip, requested):
+        matching = [name for name in names if name in _scores_named(request)]
+        if not matching:
+            raise unknown("metrics", request, names)
+        wanted += matching
+    return [name for name in names if name in wanted]
 
 
-def _meant(name: str) -> list[str]:
-    """The scores that a name means: it may also be one that another version computed."""
+def _scores_named(name: str) -> list[str]:
+    """The scores that a name means; it may also be a score of another version."""
     try:
         return [name, *(score for scores in named([name]).values() for score in scores)]
     except ValueError:
@@ -421,26 +440,32 @@ def _notes(systems: Sequence[System], names: Sequence[str], tested: Sequence[str
     for system in systems:
         if system.several:
             runs = ", ".join(f"{r.run.name} (seed {r.seed})" for r in system.results)
-            alike = "" if configuration_differences(system.results) else ", alike but for the seed"
-            notes.append(f"{system.name} puts together {runs}{alike}")
+            alike = "" if configuration_differences(system.results) else ", equal but for the seed"
+            notes.append(f"{system.name} groups {runs}{alike}")
     if not all(system.several for system in systems):
         notes.append(
-            "where a system is one training run, all is said of that model, not of its "
-            "configuration; train it with several seeds to say more"
+            "a system of a single training run says something about that model, not about its "
+            "configuration; train several seeds for that"
         )
     untested = [name for name in names if name not in tested]
     if untested:
         has = "has no interval: it is" if len(untested) == 1 else "have no intervals: they are"
-        notes.append(f"{', '.join(untested)} {has} of all captions together, or a system lacks it")
+        notes.append(f"{', '.join(untested)} {has} of all captions together, or not in all systems")
+    return list(dict.fromkeys([*notes, *_result_notes(systems)]))
+
+
+def _result_notes(systems: Sequence[System]) -> list[str]:
+    """Notes on references that could not be checked, and on scores that are missing."""
+    notes = []
     results = [result for system in systems for result in system.results]
     older = list(dict.fromkeys(one.run.name for one in results if not one.references))
     if older and len(results) > 1:
         notes.append(
-            f"that the references are the same could not be checked: the signature of "
-            f"{', '.join(older)} is older and holds none of them; run captioner evaluate again"
+            f"whether the references are the same could not be checked: the signature of "
+            f"{', '.join(older)} is older and has no hash of them; run captioner evaluate again"
         )
     everywhere = set.intersection(*(set(result.missing) for result in results))
     for result in results:
         reasons = ((m, why) for m, why in result.missing.items() if m not in everywhere)
         notes += [f"{result.run.name} has no {m}: {why}" for m, why in reasons]
-    return list(dict.fromkeys(notes))
+    return notes

@@ -1,7 +1,7 @@
-"""A comparison as a figure: a panel for each metric, in it each system's score and interval.
+"""A comparison as a figure: one panel for each metric, with each system's score and interval.
 
-Matplotlib draws it, an extra of the package: ``pip install 'captioner[figures]'``. Colours are
-Okabe and Ito's, which the colour-blind can tell apart.
+It needs matplotlib: ``pip install 'captioner[figures]'``. The colors are Okabe and Ito's, which
+color-blind people can tell apart.
 """
 
 from __future__ import annotations
@@ -33,32 +33,32 @@ if TYPE_CHECKING:
 
 KINDS = (".svg", ".png")
 PANEL, ROW, COLUMNS = 2.5, 0.45, 4  # inches of a panel's width and a row's height; panels in a row
-HEAD, LINE = 0.85, 0.2  # inches: of a panel's title and axis together, and of a line at the foot
+HEAD, LINE = 0.85, 0.2  # inches: title and axis of a panel; a line of the caption
 TITLE, TEXT, SMALL = 11, 9, 8  # points
 INK, GREY, GRID, RED = "#18181b", "#71717a", "#e4e4e7", "#b91c1c"
-COLOURS: dict[str | None, str] = {
+COLORS: dict[str | None, str] = {
     **{None: INK, HIGHER: "#0072b2", LOWER: "#d55e00"},
     **{UNDECIDED: "#8a8a93", TOO_FEW: "#8a8a93"},
 }
-FONT = "DejaVu Sans"  # matplotlib brings it along
-_WIDEST = 24  # letters in a line of a name
+FONT = "DejaVu Sans"  # comes with matplotlib
+_WIDEST = 24  # characters in a line of a name
 
 
 def require_matplotlib(what: str) -> None:
-    """Raise ValueError, which says how to install it, where matplotlib is not there."""
+    """Raise a ValueError that says how to install matplotlib, if it is missing."""
     if find_spec("matplotlib") is None:
         raise ValueError(f"{what} needs matplotlib: pip install 'captioner[figures]'")
 
 
 def drawing(file: str | Path) -> Callable[[Comparison, Path], Path]:
-    """What draws a comparison into files of this kind.
+    """A function that draws a comparison into a file of this kind.
 
     Raises:
         ValueError: neither .svg nor .png, or matplotlib is not installed.
     """
     kind = Path(file).suffix.lower()
     if kind not in KINDS:
-        raise ValueError(f"figure={str(file)!r} is of no known kind; name it .svg or .png")
+        raise ValueError(f"figure={str(file)!r} is not a known kind of file; name it .svg or .png")
     require_matplotlib(f"figure={str(file)!r}")
 
     def draw(comparison: Comparison, path: Path) -> Path:
@@ -71,11 +71,11 @@ def figure(comparison: Comparison, kind: str = ".svg") -> bytes:
     """Draw every metric that has intervals.
 
     Args:
-        comparison: of one system or more.
-        kind: one of KINDS; an SVG keeps its letters as text.
+        comparison: of one or more systems.
+        kind: one of KINDS; an SVG has its letters as text.
 
     Returns:
-        the content of a file.
+        the content of the file.
 
     Raises:
         ValueError: no metric has intervals.
@@ -91,16 +91,16 @@ def figure(comparison: Comparison, kind: str = ".svg") -> bytes:
     }
     file = io.BytesIO()
     with rc_context(settings), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of letters, see `missing_letters`
+        warnings.simplefilter("ignore", UserWarning)  # about missing letters, see `missing_letters`
         metadata = {"Date": None} if kind == ".svg" else None
         _drawn(comparison, panels).savefig(file, format=kind[1:], dpi=200, metadata=metadata)
     return file.getvalue()
 
 
 def missing_letters(comparison: Comparison, file: str | Path) -> str | None:
-    """What to say of the letters that a picture shows as boxes; None where there are none.
+    """A line about letters that the figure shows as boxes; None if there are none.
 
-    An SVG keeps its letters as text, which the fonts of its reader draw.
+    An SVG has its letters as text, which are drawn with the fonts of the viewer.
     """
     if Path(file).suffix.lower() == ".svg":
         return None
@@ -115,12 +115,12 @@ def _texts(comparison: Comparison) -> list[str]:
 
 
 def _families(texts: Sequence[str]) -> list[str]:
-    """Matplotlib's own font, then fonts of the machine with the letters that it lacks."""
+    """Matplotlib's own font, then fonts of this machine for letters that it does not have."""
     from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 
     known, families = get_font(findfont(FONT)).get_charmap(), [FONT]
     for text in texts:
-        others = "".join(one for one in letters_of([text]) if ord(one) not in known)
+        others = "".join(letter for letter in letters_of([text]) if ord(letter) not in known)
         file = font_of(others)
         if file is not None:
             fontManager.addfont(str(file))
@@ -132,11 +132,12 @@ def _families(texts: Sequence[str]) -> list[str]:
 
 
 def _panels(comparison: Comparison) -> list[list[Row]]:
-    found: dict[str, list[Row]] = {}
+    """The rows with intervals, by metric."""
+    panels: dict[str, list[Row]] = {}
     for row in comparison.rows:
         if row.interval is not None:
-            found.setdefault(row.metric, []).append(row)
-    return list(found.values())
+            panels.setdefault(row.metric, []).append(row)
+    return list(panels.values())
 
 
 def _drawn(comparison: Comparison, panels: Sequence[Sequence[Row]]) -> Figure:
@@ -157,9 +158,9 @@ def _drawn(comparison: Comparison, panels: Sequence[Sequence[Row]]) -> Figure:
         _draw_panel(axes, rows, names)
     for axes in every[len(panels) :]:
         axes.set_visible(False)
-    for place, (text, colour) in enumerate(foot):
+    for place, (text, color) in enumerate(foot):
         y = share - LINE * (place + 0.9) / height
-        sheet.text(0.1 / width, y, text, color=colour, fontsize=TEXT)
+        sheet.text(0.1 / width, y, text, color=color, fontsize=TEXT)
     return sheet
 
 
@@ -170,7 +171,7 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
     axes.set_xlim(*_limits(rows))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
     axes.set_yticks(range(len(names)), [_shortened(name) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.65)  # the baseline on top, with room for its number
+    axes.set_ylim(len(names) - 0.4, -0.65)  # the baseline is on top, with space for its number
     axes.tick_params(length=0, labelcolor=INK)
     axes.tick_params(axis="x", labelcolor=GREY, labelsize=SMALL)
     axes.grid(axis="x", color=GRID, linewidth=0.8)
@@ -179,20 +180,20 @@ def _draw_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
     if len(rows) > 1:
         axes.axvline(rows[0].score, color=GREY, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1)
     if not any(_values(rows)):
-        axes.set_xticks([0])  # the other end of the axis means nothing
+        axes.set_xticks([0])  # the other end of the axis is arbitrary
         axes.text(0.5, 0.5, "all 0", transform=axes.transAxes, ha="center", color=GREY)
     for row in rows:
         _draw_row(axes, row, names.index(row.system))
 
 
 def _draw_row(axes: Axes, row: Row, y: float) -> None:
-    colour = COLOURS[row.difference.verdict if row.difference else None]
+    color = COLORS[row.difference.verdict if row.difference else None]
     low, high = row.interval or (row.score, row.score)
-    axes.plot([low, high], [y, y], color=colour, linewidth=1.6, marker="|", markersize=7, zorder=2)
-    axes.plot(row.score, y, "o", color=colour, markersize=6, markeredgecolor="white", zorder=3)
+    axes.plot([low, high], [y, y], color=color, linewidth=1.6, marker="|", markersize=7, zorder=2)
+    axes.plot(row.score, y, "o", color=color, markersize=6, markeredgecolor="white", zorder=3)
     if len(row.seeds) > 1:
         below = [y + 0.22] * len(row.seeds)
-        axes.plot(row.seeds, below, "o", markersize=3, markerfacecolor="white", color=colour)
+        axes.plot(row.seeds, below, "o", markersize=3, markerfacecolor="white", color=color)
     axes.annotate(
         f"{row.score:.2f}",
         (row.score, y),
@@ -200,22 +201,22 @@ def _draw_row(axes: Axes, row: Row, y: float) -> None:
         textcoords="offset points",
         ha="center",
         fontsize=SMALL,
-        color=colour,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # no line through a number
+        color=color,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # no line crosses a number
         zorder=4,
     )
 
 
 def _values(rows: Sequence[Row]) -> list[float]:
-    """All that a panel shows."""
+    """All values in a panel."""
     return [value for row in rows for value in (*(row.interval or ()), row.score, *row.seeds)]
 
 
 def _limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """The ends of an axis, with room beside; no score is below 0."""
+    """The ends of an axis, with a margin; no score is below 0."""
     low, high = min(_values(rows)), max(_values(rows))
     room = 0.1 * (high - low) or max(1.0, 0.1 * high)
-    low = low - room if low > room else -0.04 * (high + room)  # a dot on 0 is seen whole
+    low = low - room if low > room else -0.04 * (high + room)  # a dot at 0 is not cut off
     return low, high + room
 
 
@@ -223,23 +224,23 @@ def _limits(rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def _foot(comparison: Comparison, letters: int) -> list[tuple[str, str]]:
-    """Lines below the panels and their colours."""
+    """Lines below the panels and their colors."""
     text = f"{comparison.title}; dots and whiskers: scores and 95 % intervals over images"
     if any(len(row.seeds) > 1 for row in comparison.rows):
         text += "; rings: training seeds"
     if comparison.tests:
-        text += f"; dashed: {comparison.baseline}; colours: differences to it, tested"
-    said = [(f"WARNING: {warning}", RED) for warning in comparison.warnings] + [(text, GREY)]
-    lines = [(line, colour) for text, colour in said for line in textwrap.wrap(text, letters)]
-    found = [row.difference.verdict for row in comparison.rows if row.difference]
+        text += f"; dashed: {comparison.baseline}; colors: differences to it, tested"
+    texts = [(f"WARNING: {warning}", RED) for warning in comparison.warnings] + [(text, GREY)]
+    lines = [(line, color) for text, color in texts for line in textwrap.wrap(text, letters)]
+    verdicts = [row.difference.verdict for row in comparison.rows if row.difference]
     for verdict in (HIGHER, LOWER, UNDECIDED, TOO_FEW):
-        if verdict in found:
-            lines.append((f"● {verdict} ({found.count(verdict)})", COLOURS[verdict]))
+        if verdict in verdicts:
+            lines.append((f"● {verdict} ({verdicts.count(verdict)})", COLORS[verdict]))
     return lines
 
 
 def _shortened(name: str) -> str:
-    """A name in two lines at most, its middle left out where it is longer: ends tell runs apart."""
+    """A name in at most two lines; of a longer one the middle is left out, since ends differ."""
     lines = _lines(name)
     if len(lines) > 2:
         head, tail = _lines(name)[0], _lines(name[::-1])[0][::-1]
@@ -259,5 +260,5 @@ def _lines(name: str) -> list[str]:
 
 
 def _width(letters: Iterable[str]) -> int:
-    """How wide letters are, in narrow ones: a Chinese one is as wide as two."""
-    return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in letters)
+    """The width of letters in columns: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in letters)

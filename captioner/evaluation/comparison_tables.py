@@ -15,7 +15,7 @@ from captioner.metrics.significance import ALPHA
 WIDTH = 100
 
 Table = list[list[str]]
-"""Lines of cells, the first line being the header; cells of numbers are set to the right."""
+"""Lines of cells, the header first; numbers are right-aligned."""
 
 _LEFT = ("metric", "system", "verdict")
 
@@ -24,29 +24,29 @@ def as_text(comparison: Comparison, *, width: int | None = None) -> str:
     """The comparison for a terminal.
 
     Args:
-        comparison: what is said.
-        width: of the terminal in letters; a wider table is folded into several. None folds none.
+        comparison: the content.
+        width: of the terminal in columns; a wider table is split into several. None splits none.
     """
-    across = min(WIDTH, width or WIDTH)
-    parts = _lines("WARNING: ", comparison.warnings, across)
-    parts += [*_lines("", [_title(comparison)], across), ""]
+    text_width = min(WIDTH, width or WIDTH)
+    parts = _wrapped("WARNING: ", comparison.warnings, text_width)
+    parts += [*_wrapped("", [_title(comparison)], text_width), ""]
     for name, table in _tables(comparison).items():
         parts += [f"{name}:"] if name else []
-        for part in _folded(table, width):
-            parts += [*_aligned(part), ""]
-    return "\n".join(parts + _lines("- ", _reading(comparison), across)) + "\n"
+        for narrow in _split_columns(table, width):
+            parts += [*_aligned(narrow), ""]
+    return "\n".join(parts + _wrapped("- ", _explanations(comparison), text_width)) + "\n"
 
 
 def as_markdown(comparison: Comparison) -> str:
     """The comparison for a README or a pull request."""
-    parts = [f"> **Warning:** {one}\n" for one in comparison.warnings]
+    parts = [f"> **Warning:** {warning}\n" for warning in comparison.warnings]
     parts += [_title(comparison), ""]
     for name, table in _tables(comparison).items():
         head, *body = [[cell.replace("|", "\\|") for cell in line] for line in table]
         rules = ["---" if cell in _LEFT else "---:" for cell in head]
         lines = [f"| {' | '.join(line)} |" for line in (head, rules, *body)]
         parts += [*([f"{name}:", ""] if name else []), *lines, ""]
-    return "\n".join(parts + [f"- {one}" for one in _reading(comparison)]) + "\n"
+    return "\n".join(parts + [f"- {line}" for line in _explanations(comparison)]) + "\n"
 
 
 def as_json(comparison: Comparison) -> str:
@@ -59,7 +59,7 @@ FORMATS: Mapping[str, Callable[[Comparison], str]] = MappingProxyType(
 )
 
 
-# What is said ---------------------------------------------------------------------------------
+# Content --------------------------------------------------------------------------------------
 
 
 def _title(comparison: Comparison) -> str:
@@ -102,36 +102,36 @@ def _seed_cells(row: Row) -> dict[str, str]:
 
 
 def _table(rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) -> Table:
-    """A line a row, the metric's name only in its first; columns that no row fills are left out."""
-    found = [{"metric": row.metric, "system": row.system, **cells(row)} for row in rows]
-    longest = max(found, key=len)
-    head = [name for name in longest if any(line.get(name) for line in found)]
+    """One line for each row; repeated names of metrics and empty columns are left out."""
+    filled = [{"metric": row.metric, "system": row.system, **cells(row)} for row in rows]
+    longest = max(filled, key=len)
+    head = [name for name in longest if any(line.get(name) for line in filled)]
     lines, above = [head], ""
-    for line in found:
+    for line in filled:
         metric, line["metric"] = line["metric"], line["metric"] if line["metric"] != above else ""
         lines.append([line.get(name, "") for name in head])
         above = metric
     return lines
 
 
-def _reading(comparison: Comparison) -> list[str]:
-    """How to read the table, then what it was made of."""
-    said = [f"95 % intervals over images by {comparison.resamples} bootstrap resamples"]
+def _explanations(comparison: Comparison) -> list[str]:
+    """How to read the table, and what it was computed from."""
+    lines = [f"95 % intervals over images by {comparison.resamples} bootstrap resamples"]
     if comparison.tests:
-        said += [
-            f"p, of approximate randomisation over images, decides the verdict (below {ALPHA}); "
-            "where both systems have seeds, p seeds does, over images and seeds; every p is "
-            f"corrected by Holm over the {comparison.tests} differences of the table",
-        ]
-    if any(row.difference and row.difference.shown_from is not None for row in comparison.rows):
-        said.append(
-            "shown from: a difference of about this size would surely have been called one; a "
-            "smaller one may be there all the same"
+        lines.append(
+            f"p, of approximate randomization over images, decides the verdict (below {ALPHA}); "
+            "if both systems have seeds, p seeds decides it, over images and seeds; every p is "
+            f"corrected by Holm over the {comparison.tests} differences of the table"
         )
-    return [*said, *comparison.notes, f"signature {comparison.signature}"]
+    if any(row.difference and row.difference.shown_from is not None for row in comparison.rows):
+        lines.append(
+            "shown from: a difference of about this size or more would have been shown; a smaller "
+            "one may still exist"
+        )
+    return [*lines, *comparison.notes, f"signature {comparison.signature}"]
 
 
-# How it is set --------------------------------------------------------------------------------
+# Layout --------------------------------------------------------------------------------------
 
 
 def _interval(value: tuple[float, float] | None, sign: str = "") -> str:
@@ -146,16 +146,16 @@ def _widths(table: Table) -> list[int]:
     return [max(map(cell_len, column)) for column in zip(*table)]
 
 
-def _folded(table: Table, width: int | None) -> list[Table]:
-    """A table as several that are as narrow as a terminal, each with the names of its rows."""
-    widths, named = _widths(table), 2  # columns: metric and system
+def _split_columns(table: Table, width: int | None) -> list[Table]:
+    """Tables that fit into a width, each with the names of its rows."""
+    widths, names = _widths(table), range(2)  # columns: metric and system
     parts: list[list[int]] = [[]]
-    for column in range(named, len(widths)):
-        shown = [*range(named), *parts[-1], column]
-        if parts[-1] and width and sum(widths[n] + 2 for n in shown) - 2 > width:
+    for column in range(len(names), len(widths)):
+        columns = [*names, *parts[-1], column]
+        if parts[-1] and width and sum(widths[n] + 2 for n in columns) - 2 > width:
             parts.append([])
         parts[-1].append(column)
-    return [[[line[n] for n in (*range(named), *part)] for line in table] for part in parts]
+    return [[[line[n] for n in (*names, *part)] for line in table] for part in parts]
 
 
 def _aligned(table: Table) -> list[str]:
@@ -164,13 +164,13 @@ def _aligned(table: Table) -> list[str]:
     for line in table:
         cells = []
         for cell, width, name in zip(line, widths, head):
-            blank = " " * (width - cell_len(cell))  # a Chinese letter is as wide as two
+            blank = " " * (width - cell_len(cell))  # a Chinese character takes two columns
             cells.append(cell + blank if name in _LEFT else blank + cell)
         lines.append("  ".join(cells).rstrip())
     return [lines[0], "-" * max(map(cell_len, lines)), *lines[1:]]
 
 
-def _lines(mark: str, texts: Sequence[str], width: int) -> list[str]:
+def _wrapped(mark: str, texts: Sequence[str], width: int) -> list[str]:
     indent = " " * len(mark)
     return [
         textwrap.fill(

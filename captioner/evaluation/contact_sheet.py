@@ -1,4 +1,4 @@
-"""Contact sheets: images with what was said of them, as one PNG to look at."""
+"""Contact sheets: images with their captions and references, as one PNG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captioner.evaluation.fonts import Font, font_of, has, lack, letters_of
 from captioner.transforms import open_image
 
 Rows = Sequence[tuple[str, str, Sequence[str]]]
-"""(path of the image, caption, references), one for each cell."""
+"""(path of the image, caption, references) of each cell."""
 
 SIDE, MARGIN, COLUMNS = 232, 16, 4
 TEXT, SMALL = 15, 12
@@ -24,8 +24,8 @@ def contact_sheet(rows: Rows, *, references: int = 2) -> bytes:
     """Draw images, each with its caption below and some references in grey.
 
     Args:
-        rows: of the cells; an image that cannot be read leaves its place empty.
-        references: how many references are shown.
+        rows: the content of the cells; an image that cannot be read becomes a grey square.
+        references: the number of references shown.
 
     Returns:
         a PNG. Letters that no font of this machine has are boxes; see `lacking_letters`.
@@ -47,7 +47,7 @@ def contact_sheet(rows: Rows, *, references: int = 2) -> bytes:
 
 
 def lacking_letters(rows: Rows, *, references: int = 2) -> str | None:
-    """What to say of the letters that a contact sheet shows as boxes; None where there are none."""
+    """A line about letters that a contact sheet shows as boxes; None if there are none."""
     texts = [text for _, caption, others in rows for text in (caption, *others[:references])]
     return lack(texts, _own(TEXT))
 
@@ -72,7 +72,7 @@ def _cell(path: str, caption: str, references: Sequence[str]) -> Image.Image:
 
 
 def _height(font: Font, size: int) -> int:
-    """Of a line: marks above and below letters need more room than 1.3 sizes in some scripts."""
+    """The height of a line; in some scripts marks need more than 1.3 times the size."""
     own = sum(font.getmetrics()) if isinstance(font, ImageFont.FreeTypeFont) else 0
     return max(own, round(1.3 * size))
 
@@ -85,7 +85,7 @@ def _picture(path: str) -> Image.Image:
 
 
 def _wrapped(text: str, font: Font) -> list[str]:
-    """Lines no wider than a cell, broken at spaces, and anywhere in what has none for so long."""
+    """Lines as wide as a cell, broken at spaces, and anywhere in text without spaces."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".lstrip()
@@ -100,7 +100,7 @@ def _wrapped(text: str, font: Font) -> list[str]:
 
 
 def _broken(text: str, font: Font) -> list[str]:
-    """Lines filled letter by letter; a mark stays with the letter that it stands on."""
+    """Lines filled letter by letter; a combining mark stays with its letter."""
     lines = [""]
     for letter in text:
         mark = unicodedata.category(letter).startswith("M")
@@ -111,7 +111,7 @@ def _broken(text: str, font: Font) -> list[str]:
 
 
 def _font(text: str, size: int) -> Font:
-    """Pillow's own font, or one of the machine where that lacks a letter of the text."""
+    """Pillow's own font, or one of this machine if that does not have all letters of the text."""
     own = _own(size)
     if all(has(own, letter) for letter in letters_of([text])):
         return own

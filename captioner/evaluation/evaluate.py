@@ -1,7 +1,7 @@
-"""Evaluation: decode a split freely, score it, and leave what was said beside the score.
+"""Evaluation: decode a split freely, score the captions, and write both to disk.
 
-Nothing here is teacher-forced: each word is chosen from the words that the model itself has chosen
-before, as in ``captioner caption``.
+Nothing is teacher-forced: each word is predicted from the model's own previous words, as in
+``captioner caption``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from captioner.models.features import Features
 from captioner.progress import progress_bar
 from captioner.transforms import stack_pixels
 
-_UNKNOWN = "unknown: this checkpoint does not know its training captions"
+_UNKNOWN = "unknown: this checkpoint has no hashes of its training captions"
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Evaluation:
         records: the images, with their references.
         captions: one an image.
         scores: with their signature.
-        seconds: spent on decoding, features not included.
-        config: what was evaluated and how: data, split and decoding.
+        seconds: time of the captioning.
+        config: data, split and decoding.
     """
 
     records: Sequence[Record]
@@ -78,13 +78,13 @@ class Evaluation:
         ]
 
     def lacks(self, *, sheet: int = 12) -> str | None:
-        """What to say of the letters that the contact sheet shows as boxes; None without such."""
+        """A line about letters that the contact sheet shows as boxes; None if there are none."""
         return lacking_letters(self._cells(sheet))
 
     def _cells(self, count: int) -> Rows:
-        every = list(zip(self.records, self.captions))
-        shown = every[:: max(1, len(every) // count)][:count]
-        return [(record.image, caption.text, record.captions) for record, caption in shown]
+        pairs = list(zip(self.records, self.captions))
+        pairs = pairs[:: max(1, len(pairs) // count)][:count]
+        return [(record.image, caption.text, record.captions) for record, caption in pairs]
 
 
 def evaluate(
@@ -103,14 +103,14 @@ def evaluate(
         captioner: the model.
         data: the arguments of ``read_records``.
         decoding: the options of ``DecodingOptions``.
-        loader: of it, cache and cache_folder are used.
+        loader: the loader options, of which cache and cache_folder are used.
         split: "train", "dev" or "test".
         metrics: keys of METRICS.
-        progress: a progress bar, where the output is a terminal.
+        progress: show a progress bar if the output is a terminal.
 
     Raises:
         ValueError: an option or split that does not exist, or a split without captions.
-        FileNotFoundError: the data are not where the configuration says.
+        FileNotFoundError: the configured data do not exist.
     """
     dataset = make(read_records, "data", data)
     records = dataset.split(split)
@@ -140,7 +140,7 @@ def evaluate(
 
 
 def _training(captioner: Captioner, data: Config, dataset: Dataset) -> CaptionHashes | None:
-    """The captions that a model was trained on: as it knows them, or those of its own data set."""
+    """Hashes of the training captions, from the checkpoint or from the model's own dataset."""
     trained, evaluated = (anchored({"data": one}) for one in (captioner.config["data"], data))
     own = len(captioner.paths) == 1 and trained == evaluated
     if captioner.training is not None or not own:
@@ -168,7 +168,7 @@ def _row(record: Record, caption: Caption) -> dict[str, Any]:
 def signature_context(
     captioner: Captioner, decoding: Config, data: Config, split: str, records: Sequence[Record]
 ) -> dict[str, Any]:
-    """What a score depends on besides the texts: decoding, data, split and the list of images."""
+    """The fields of a signature that only the evaluation knows, see ``metrics.score``."""
     options = captioner.decoding(**decoding)
     return {
         "decoding": options.label,
@@ -180,14 +180,14 @@ def signature_context(
 
 
 def data_name(data: Config) -> str:
-    """What signatures and folders call a data set: its root, and the caption file where one is set.
+    """The name of a dataset in signatures and folders: its root, and any caption file that is set.
 
     Args:
         data: the arguments of ``read_records``.
 
     Returns:
         such as "flickr8k", or "flickr8k-Flickr8k-CN.token" where data.captions is
-        Flickr8k-CN.token.txt; files that their short names do not tell apart get a digest besides.
+        Flickr8k-CN.token.txt; files whose shortened names may be equal get a digest too.
     """
     root = Path(os.path.expanduser(data["root"])).resolve()
     captions = data.get("captions")
@@ -204,18 +204,17 @@ def data_name(data: Config) -> str:
 
 
 def _below(root: Path, file: str) -> str:
-    """A file as it is called from a folder, where it is in it."""
+    """The path of a file relative to a folder, if it is in the folder."""
     path = root / os.path.expanduser(file)
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def result_folder(captioner: Captioner, decoding: Config, data: Config, split: str) -> Path:
-    """Where an evaluation is written: in the run folder, by data and split, then by decoding.
+    """The folder of an evaluation: in the run folder, by data and split, then by decoding.
 
-    That of a bundled model is runs/bundled-NAME in the current directory.
-
-    Other checkpoints than the best one, and ensembles (in the folder of the first), are named
-    behind an @.
+    The run folder of a bundled model is runs/bundled-NAME in the current directory. The names of
+    other checkpoints than the best one, and of ensembles (in the run folder of the first model),
+    follow an @.
     """
     label = captioner.decoding(**decoding).label[:180]
     if len(captioner.paths) > 1:
@@ -227,17 +226,17 @@ def result_folder(captioner: Captioner, decoding: Config, data: Config, split: s
 
 
 def ensemble_name(paths: Sequence[Path]) -> str:
-    """What tells evaluations of the same number of checkpoints apart."""
+    """Identifies an ensemble by its size and a digest of its paths."""
     places = "\n".join(str(path.resolve()) for path in paths)
     digest = hashlib.sha256(places.encode("utf-8", "surrogateescape")).hexdigest()[:6]
     return f"ensemble{len(paths)}-{digest}"
 
 
 def write_config(captioner: Captioner) -> list[Path]:
-    """Leave a bundled model's configuration beside its evaluations, as a run has it, for reports.
+    """Write a bundled model's configuration beside its evaluations, as a run has it, for reports.
 
     Args:
-        captioner: the model; those of other kinds are left alone.
+        captioner: the model; for other models nothing is written.
     """
     path = captioner.paths[0]
     if path.name != MODEL:

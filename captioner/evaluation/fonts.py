@@ -1,8 +1,8 @@
-"""Fonts of this machine: which has the letters of a text, for pictures that hold text.
+"""Fonts of this machine that have the letters of a text, for images with text.
 
-Pillow and matplotlib draw an empty box for a letter that their font lacks. Here the fonts of the
-system are asked, letter by letter, whether drawing it differs from drawing no letter at all; that
-needs no table of languages and no fontconfig, so Chinese, Hindi and Thai are found alike.
+Pillow and matplotlib draw an empty box for a letter that their font does not have. A font of the
+system has a letter if it draws it differently from a code that is no letter. That needs no table of
+languages and no fontconfig, and works for Chinese, Hindi and Thai alike.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ODD = re.compile(
     "bold|black|light|thin|medium|italic|oblique|mono|serif|condensed|narrow|looped|ui", re.I
 )
 _NONE = "\uffff"
-"""No letter, in any font and for ever (Unicode calls it a noncharacter)."""
+"""A noncharacter of Unicode, which no font has."""
 _SIZE = 16
 
 
@@ -56,8 +56,8 @@ def font_of(text: str) -> Path | None:
         text: in any language.
 
     Returns:
-        the first of `font_files` with all of them, else the one with most of them; None where
-        none has any.
+        the first of `font_files` with all of them, else the one with most of them; None if no
+        font has any.
     """
     letters = frozenset(letters_of([text]))
     return _best(letters) if letters else None
@@ -67,10 +67,10 @@ def font_of(text: str) -> Path | None:
 def _best(letters: frozenset[str]) -> Path | None:
     best, most = None, 0
     for file in _files():
-        found = sum(_has(file, letter) for letter in letters)
-        if found > most:
-            best, most = file, found
-        if found == len(letters):
+        count = sum(_has(file, letter) for letter in letters)
+        if count > most:
+            best, most = file, count
+        if count == len(letters):
             break
     return best
 
@@ -81,27 +81,27 @@ def _files() -> tuple[Path, ...]:
 
 
 def letters_of(texts: Iterable[str]) -> list[str]:
-    """The letters of texts that leave a mark by themselves, each once."""
+    """The visible characters of texts, each once, without combining marks."""
     every = dict.fromkeys(letter for text in texts for letter in text)
-    return [one for one in every if unicodedata.category(one)[0] in "LNPS"]
+    return [letter for letter in every if unicodedata.category(letter)[0] in "LNPS"]
 
 
 def lack(texts: Iterable[str], font: Font) -> str | None:
-    """What to say of letters that neither a font nor any of this machine has; None without such."""
-    others = [one for one in letters_of(texts) if not has(font, one)]
-    found = [one for one in others if not any(_has(file, one) for file in _files())]
-    if not found:
+    """A line about letters that neither `font` nor any font of this machine has; None if all do."""
+    others = [letter for letter in letters_of(texts) if not has(font, letter)]
+    missing = [letter for letter in others if not any(_has(file, letter) for file in _files())]
+    if not missing:
         return None
-    names = [unicodedata.name(one, "unknown").split()[0].title() for one in found]
+    names = [unicodedata.name(letter, "unknown").split()[0].title() for letter in missing]
     scripts = ", ".join("Chinese" if name == "Cjk" else name for name in dict.fromkeys(names))
     return (
-        f"no font of this machine has {len(found)} of its letters ({scripts}), which are drawn as "
-        "boxes; install one, such as the package fonts-noto, and make it again"
+        f"no font of this machine has {len(missing)} of its letters ({scripts}), which are drawn "
+        "as boxes; install one, such as the package fonts-noto, and run the command again"
     )
 
 
 def has(font: Font, letter: str) -> bool:
-    """Whether a font draws a letter otherwise than what it draws for no letter."""
+    """Whether a font draws a letter differently from a code that is no letter."""
     return _drawn(font, letter) != _drawn(font, _NONE)
 
 

@@ -1,4 +1,4 @@
-"""Results on disk: what ``captioner evaluate`` left, found, read, and put together by seeds."""
+"""Results on disk: reads what ``captioner evaluate`` wrote and groups it by configuration."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from captioner.metrics.statistics import Statistics
 from captioner.runs import CONFIG, SCORES, STATISTICS
 
 MAY_DIFFER = ("decoding", "captioner", "training")
-"""Parts of a signature that two systems may differ in; it is said where they do."""
+"""Entries of a signature in which two systems may differ; a warning says so."""
 MAY_DIFFER_INSIDE = ("captioner",)
-"""Parts that seeds of one system may differ in."""
+"""Entries in which the seeds of one system may differ."""
 
 REFERENCES = "references"
-"""The part of a signature that is a hash of the references; an older evaluation has none."""
+"""The entry of a signature with a hash of the references; older evaluations have none."""
 
 _DAMAGES = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, zlib.error)
-"""What else a damaged archive of arrays raises on its way through zipfile and numpy."""
+"""Exceptions that zipfile and numpy raise for a damaged archive, besides ValueError."""
 
-_SEED_KEYS = ("seed", "run_dir", "resume")  # what two seeds of one configuration differ in
+_SEED_KEYS = ("seed", "run_dir", "resume")  # differ between two seeds of one configuration
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Result:
     """One evaluation.
 
     Attributes:
-        folder: where it lies.
+        folder: the evaluation folder.
         scores: metric to score.
         signatures: metric to signature.
         signature: what all signatures share.
         missing: metric to the reason why it was not computed.
         statistics: rows of the images.
-        config: the run's config.yaml; None where there is none.
-        evaluated: the evaluation's own: data, split and decoding; None where there is none.
+        config: the run's config.yaml; None if there is none.
+        evaluated: the evaluation's config.yaml (data, split and decoding); None if there is none.
     """
 
     folder: Path
@@ -58,40 +58,40 @@ class Result:
 
     @property
     def run(self) -> Path:
-        """The run folder, or the evaluation's own where it lies in none."""
+        """The run folder; the evaluation folder if that is in no run."""
         return runs.run_of_evaluation(self.folder) or self.folder
 
     @property
     def decoding(self) -> str:
-        """The label of the decoding options; empty where it is not known."""
+        """The label of the decoding options; empty if it is not known."""
         return self.signature.decoding or ""
 
     @property
     def references(self) -> str:
-        """A hash of the references; empty where the evaluation is older than that."""
+        """A hash of the references; empty for an older evaluation."""
         return self.signature.references or ""
 
     @property
     def label(self) -> str:
-        """What tells a run's evaluations apart: decoding, and what is not the best checkpoint."""
+        """Identifies an evaluation in its run: the decoding, and any checkpoint but the best."""
         return self.folder.name if runs.run_of_evaluation(self.folder) else self.decoding
 
     @property
     def seed(self) -> int | None:
-        """The seed of the training, where it is known."""
+        """The seed of the training, if it is known."""
         return None if self.config is None else self.config.get("seed")
 
 
 @dataclass(frozen=True)
 class System:
-    """What a row of a comparison stands for: one result, or several seeds of one configuration."""
+    """A row of a comparison: one result, or several seeds of one configuration."""
 
     name: str
     results: tuple[Result, ...]
 
     @property
     def several(self) -> bool:
-        """Whether it is more than one seed."""
+        """Whether it has more than one seed."""
         return len(self.results) > 1
 
 
@@ -99,39 +99,39 @@ class System:
 
 
 def find_result(path: Path, *, split: str | None = None, decoding: str | None = None) -> Path:
-    """The evaluation folder that is meant by a path.
+    """The evaluation folder that a path refers to.
 
     Args:
-        path: a run folder or bundled model, whose newest evaluation is meant, those of ensembles
-            and of other checkpoints than the best one (named with @) aside; an evaluation folder; a
-            scores.json.
-        split: consider only a run's evaluations of this split.
-        decoding: consider only a run's evaluations with this decoding label, such as beam3-lp0.7.
+        path: an evaluation folder or its scores.json; or a run folder or bundled model, of which
+            the newest evaluation is taken, except those of ensembles and of other checkpoints than
+            the best one (their names have an @).
+        split: of a run, consider only evaluations of this split.
+        decoding: of a run, consider only evaluations with this decoding label, such as beam3-lp0.7.
 
     Raises:
         FileNotFoundError: no such path, or no such evaluation in the run.
         ValueError: the folder of a sweep, or a file of another name.
     """
-    where = _evaluated(path)
-    return runs.find_evaluation(where, split=split, decoding=decoding, name=path)
+    place = _place_of_evaluations(path)
+    return runs.find_evaluation(place, split=split, decoding=decoding, name=path)
 
 
-def _evaluated(path: Path) -> Path:
-    """Of the name of a bundled model where its evaluations are, unless the path holds some."""
+def _place_of_evaluations(path: Path) -> Path:
+    """The path itself, or for the name of a bundled model the folder of its evaluations."""
     folder = bundle.find(path)
     if folder is None or path.is_file() or runs.is_evaluation(path) or runs.evaluations(path):
         return path
     results = bundle.results(folder)
     if not results.exists():
         raise FileNotFoundError(
-            f"{path}: this bundled model was not evaluated here; do it with: captioner evaluate "
+            f"{path}: this bundled model was not evaluated here; do so with: captioner evaluate "
             f"{shlex.quote(str(path))}"
         )
     return results
 
 
 def read_result(path: Path, *, split: str | None = None, decoding: str | None = None) -> Result:
-    """Read an evaluation; nothing in it can run code.
+    """Read an evaluation, without running code from its files.
 
     Raises:
         FileNotFoundError: see `find_result`, or the evaluation has no statistics.
@@ -141,15 +141,15 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
     again = "run captioner evaluate again"
     content = _read_scores(folder / SCORES, again)
     if not (folder / STATISTICS).is_file():
-        raise FileNotFoundError(f"{folder}: holds no {STATISTICS}, which intervals need; {again}")
+        raise FileNotFoundError(f"{folder}: has no {STATISTICS}, which intervals need; {again}")
     try:
         statistics = Statistics.load(folder / STATISTICS)
-        found = statistics.scores()
+        recomputed = statistics.scores()
     except _DAMAGES:
         raise ValueError(f"{folder / STATISTICS}: damaged; {again}") from None
     if len(set(statistics.images)) < len(statistics.images):
         raise ValueError(f"{folder / STATISTICS}: has an image twice; {again}")
-    for name, value in found.items():
+    for name, value in recomputed.items():
         if name in content["scores"] and not abs(content["scores"][name] - value) < 0.01:
             raise ValueError(
                 f"{folder}: {STATISTICS} gives {name} {float(value):.2f}, {SCORES} "
@@ -184,7 +184,9 @@ def _read_config(folder: Path | None) -> dict[str, Any] | None:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise ValueError(f"{file}: is no YAML; restore it, or copy the evaluation out") from None
+        raise ValueError(
+            f"{file}: not valid YAML; restore it, or copy the evaluation to another folder"
+        ) from None
     return content if isinstance(content, dict) else None
 
 
@@ -192,33 +194,34 @@ def _read_config(folder: Path | None) -> dict[str, Any] | None:
 
 
 def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Part what a glob such as runs/sweep/* finds into runs and what cannot be compared.
+    """Separate runs from other paths, as a glob such as runs/sweep/* gives both.
 
-    Skipped are files other than scores.json, and jobs of a sweep that hold no evaluation: they
-    failed, or were not evaluated. Elsewhere a run without an evaluation is kept, to be refused.
+    Skipped are files other than scores.json, and jobs of a sweep without an evaluation: they
+    failed, or were not evaluated. Any other run without an evaluation is kept, and is an error
+    when it is read.
 
     Args:
         arguments: as for `read_systems`.
 
     Returns:
-        the arguments to compare, and for each kind of what was skipped a line that counts it.
+        the arguments to compare, and for each kind of skipped path a line that lists them.
 
     Raises:
-        ValueError: nothing is left.
+        ValueError: nothing is left to compare.
     """
-    files = [one for one in arguments if Path(one).is_file() and Path(one).name != SCORES]
-    jobs = [one for one in arguments if _is_job(Path(one)) and not runs.evaluations(Path(one))]
-    kept = [one for one in arguments if one not in {*files, *jobs}]
-    named = {"no run": files, "a job of the sweep without an evaluation": jobs}
-    said = [
-        f"skipped {len(some)} ({what}): {', '.join(Path(one).name for one in some)}"
-        for what, some in named.items()
-        if some
+    files = [path for path in arguments if Path(path).is_file() and Path(path).name != SCORES]
+    jobs = [path for path in arguments if _is_job(Path(path)) and not runs.evaluations(Path(path))]
+    kept = [path for path in arguments if path not in {*files, *jobs}]
+    skipped = {"no run": files, "a job of the sweep without an evaluation": jobs}
+    notes = [
+        f"skipped {len(paths)} ({reason}): {', '.join(Path(path).name for path in paths)}"
+        for reason, paths in skipped.items()
+        if paths
     ]
     if not kept:
-        again = f"; make one with: captioner evaluate {shlex.quote(jobs[0])}" if jobs else ""
-        raise ValueError(f"there is nothing to compare: {'; '.join(said)}{again}")
-    return kept, said
+        hint = f"; make one with: captioner evaluate {shlex.quote(jobs[0])}" if jobs else ""
+        raise ValueError(f"there is nothing to compare: {'; '.join(notes)}{hint}")
+    return kept, notes
 
 
 def _is_job(path: Path) -> bool:
@@ -232,38 +235,38 @@ def read_systems(
     decoding: str | None = None,
     group: bool = True,
 ) -> list[System]:
-    """Read what is to be compared, the first being the baseline.
+    """Read the systems to compare; the first is the baseline.
 
     Args:
         arguments: paths for `find_result`; paths joined by commas are seeds of one system.
         split: see `find_result`.
         decoding: see `find_result`.
-        group: put results together whose configurations differ only in the seed, unless commas
-            already say what belongs together.
+        group: group results whose configurations differ only in the seed, unless commas already
+            group them.
 
     Raises:
         FileNotFoundError, ValueError: see `read_result`; a result given twice; one configuration
             with the same seed twice.
     """
-    named = [[one] if Path(one).exists() else one.split(",") for one in arguments]
-    for one, paths in zip(arguments, named):
+    separated = [[word] if Path(word).exists() else word.split(",") for word in arguments]
+    for word, paths in zip(arguments, separated):
         if not all(paths):
-            raise ValueError(f"{one!r} has a comma with no path beside it; write A,B")
-    members = [
+            raise ValueError(f"{word!r} has a comma with no path beside it; write A,B")
+    groups = [
         [read_result(Path(path), split=split, decoding=decoding) for path in paths]
-        for paths in named
+        for paths in separated
     ]
-    _refuse_twice([result for results in members for result in results])
-    if group and all(len(results) == 1 for results in members):
-        members = _by_configuration([results[0] for results in members])
-    return [System(name, tuple(one)) for name, one in zip(_names(members), members)]
+    _refuse_duplicates([result for results in groups for result in results])
+    if group and all(len(results) == 1 for results in groups):
+        groups = _by_configuration([results[0] for results in groups])
+    return [System(name, tuple(results)) for name, results in zip(_names(groups), groups)]
 
 
 def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, str]]:
-    """In what the signatures of two results differ, over the metrics that both have.
+    """The entries in which the signatures of two results differ, over the metrics that both have.
 
-    References differ only where both know theirs, and data not where they are the same references
-    of the same images, or where an older evaluation did not name the caption file.
+    References are compared only if both signatures have their hash. Data do not differ if the
+    references are the same, or if only an older evaluation did not name the caption file.
     """
     found = first.signature.differences(other.signature)
     for metric in first.signatures.keys() & other.signatures.keys():
@@ -279,15 +282,15 @@ def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, 
 
 
 def configuration_differences(results: Sequence[Result]) -> list[str]:
-    """The settings, besides the seed, in which the runs of results differ."""
-    flat = [_settings(one.config) for one in results if one.config is not None]
-    keys = sorted({key for one in flat for key in one})
-    values = {key: {json.dumps(one.get(key), default=str) for one in flat} for key in keys}
+    """The options, besides the seed, in which the runs of results differ."""
+    runs = [_settings(result.config) for result in results if result.config is not None]
+    keys = sorted({key for settings in runs for key in settings})
+    values = {key: {json.dumps(one.get(key), default=str) for one in runs} for key in keys}
     return [key for key in keys if len(values[key]) > 1]
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """All that does not belong to the seed; a run may start from that of its own seed."""
+    """All options but the seed; a run may start from the weights of a run with its own seed."""
     kept = {key: value for key, value in config.items() if key not in _SEED_KEYS}
     start, seed = kept.get("resume_weights"), config.get("seed")
     if isinstance(start, str):
@@ -296,17 +299,18 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    """Dotted key -> value."""
+    flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            found.update(_flat(value, f"{prefix}{key}."))
+            flat |= _flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def _by_configuration(results: Sequence[Result]) -> list[list[Result]]:
-    """Seeds of one configuration, decoded alike, together; the order is that of the first ones."""
+    """Results grouped by configuration and decoding, in the order of each group's first one."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         known = result.config is not None and result.seed is not None
@@ -314,9 +318,9 @@ def _by_configuration(results: Sequence[Result]) -> list[list[Result]]:
         key = f"{configuration} {result.label}" if known else str(result.folder.resolve())
         groups.setdefault(key, []).append(result)
     for members in groups.values():
-        seeds = [one.seed for one in members]
+        seeds = [result.seed for result in members]
         if len(set(seeds)) < len(seeds):
-            runs = ", ".join(str(one.run) for one in members)
+            runs = ", ".join(str(result.run) for result in members)
             raise ValueError(
                 f"{runs}: one configuration with a seed twice (seeds "
                 f"{', '.join(map(str, seeds))}); leave one out, or give --no-group"
@@ -324,7 +328,7 @@ def _by_configuration(results: Sequence[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
-def _refuse_twice(results: Sequence[Result]) -> None:
+def _refuse_duplicates(results: Sequence[Result]) -> None:
     seen: set[Path] = set()
     for result in results:
         folder = result.folder.resolve()
@@ -334,7 +338,7 @@ def _refuse_twice(results: Sequence[Result]) -> None:
 
 
 def _names(members: Sequence[Sequence[Result]]) -> list[str]:
-    """The shortest names that tell the systems apart."""
+    """The shortest names that are different for all systems."""
     names: list[str] = []
     for depth in range(4):
         names = [_name(results, depth) for results in members]
@@ -346,9 +350,9 @@ def _names(members: Sequence[Sequence[Result]]) -> list[str]:
 def _name(results: Sequence[Result], depth: int) -> str:
     run, folder = results[0].run, results[0].folder
     if len(results) > 1:
-        columns = zip(*(one.run.name for one in results))
-        same = takewhile(lambda letters: len(set(letters)) == 1, columns)
-        common = "".join(letters[0] for letters in same)
+        columns = zip(*(result.run.name for result in results))
+        equal = takewhile(lambda letters: len(set(letters)) == 1, columns)
+        common = "".join(letters[0] for letters in equal)
         stem = re.sub(r"[-_.,= ]+(s|seed)?[-_.,= ]*$", "", common) or run.name
     else:
         stem = run.name

@@ -1,8 +1,8 @@
-"""Score captions that lie in files: of another system, of a person, of an earlier evaluation.
+"""Score captions in files: of another system, of a person, of an earlier evaluation.
 
-A file becomes rows of image, caption and references, whatever its format; the references come from
-the same rows or from a second file. What would change a score silently is an error: an image
-captioned twice, left out, or unknown to the references.
+A file of any format becomes rows of image, caption and references; the references are in the same
+rows or in a second file. Anything that would change a score silently is an error: an image with two
+captions, without a caption, or without references.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from captioner.metrics.scores import CONTEXT, Scores, score
 from captioner.metrics.signature import Signature, from_json, image_hash
 from captioner.runs import CAPTIONS, SCORES, STATISTICS
 
-# An id comes first here, so that captions of COCO's numbers meet COCO's annotations.
+# The id comes first, so that COCO's results match COCO's annotations.
 _IMAGE = ("image", "image_id", *IMAGE_NAMES)
 _REFERENCE = re.compile(r"(references?|refs?)([ _-]?\d+)?")
 _SHAPE = '{"image": ..., "caption": ..., "references": [...]}'
@@ -39,15 +39,15 @@ _SHAPE = '{"image": ..., "caption": ..., "references": [...]}'
 
 @dataclass(frozen=True)
 class Row:
-    """What a file says of an image.
+    """One row of a file.
 
     Attributes:
         place: file and line, or number, for errors.
         image: its id.
-        caption: None where there is none.
-        references: captions by people, where they stand beside it.
-        several: several captions, best first, where there are such.
-        also: other names of the image, in an order that is the same for all rows of a file.
+        caption: None if the row has none.
+        references: captions by people in the same row.
+        several: several captions, best first; empty if the row has only one.
+        also: other ids of the image, in an order that is the same for all rows of a file.
     """
 
     place: str
@@ -64,7 +64,7 @@ class ScoredFile:
 
     Attributes:
         scores: with their signatures.
-        warnings: what makes them mean less than they seem to.
+        warnings: reasons why they may be misleading.
     """
 
     scores: Scores
@@ -94,7 +94,7 @@ def score_files(
         references: captions by people; None takes those of `file`.
         tokenize: a key of TOKENIZE.
         metrics: keys of METRICS.
-        subset: leave out images that `file` does not caption.
+        subset: leave out images that have no caption in `file`.
         training: a file with the training captions, for novelty.
 
     Raises:
@@ -136,9 +136,9 @@ def _wrong_tokenization(tokenize: str, references: Sequence[Sequence[str]]) -> l
 
 
 def context(file: Path, references: Path | None, rows: Sequence[Row]) -> dict[str, Any]:
-    """What the files tell of decoding, data and images, for the signature.
+    """Decoding, data and images for the signature, as far as the files tell.
 
-    Captions that ``captioner evaluate`` left with their scores keep what it knew of them.
+    For captions.jsonl of ``captioner evaluate`` they are those in scores.json beside it.
     """
     images = image_hash(row.image for row in rows)
     try:
@@ -162,53 +162,53 @@ def matched(
     rows = {}
     for row in read_rows(file):
         if row.caption is None:
-            raise ValueError(f"{row.place}: no caption; a row is such as {_SHAPE}")
+            raise ValueError(f"{row.place}: no caption; write rows such as {_SHAPE}")
         if row.image in rows:
             raise ValueError(f"{row.place}: image {row.image!r} has a caption already; give one")
         rows[row.image] = row
     if references is None:
         return list(rows.values()), [_references_beside(row) for row in rows.values()]
-    people = _by_people(references, rows)
-    strange = [image for image in rows if not people.get(image)]
-    if strange:
+    texts = _read_references(references, rows)
+    unknown = [image for image in rows if not texts.get(image)]
+    if unknown:
         raise ValueError(
-            f"{references}: no reference for {_some(strange, rows)} of {file}; "
+            f"{references}: no reference for {_count(unknown, rows)} of {file}; "
             "are these captions of other images?"
         )
-    absent = [image for image in people if image not in rows]
-    if absent and not subset:
+    missing = [image for image in texts if image not in rows]
+    if missing and not subset:
         raise ValueError(
-            f"{file}: no caption for {_some(absent, people)} of {references}; "
+            f"{file}: no caption for {_count(missing, texts)} of {references}; "
             "caption them too, or leave them out with --subset"
         )
-    return list(rows.values()), [people[image] for image in rows]
+    return list(rows.values()), [texts[image] for image in rows]
 
 
-def _by_people(references: Path, rows: Mapping[str, Row]) -> dict[str, tuple[str, ...]]:
-    """The captions of a file of references by image, by the names that most of `rows` have.
+def _read_references(file: Path, rows: Mapping[str, Row]) -> dict[str, tuple[str, ...]]:
+    """Image id -> its references, by the kind of id that most of `rows` use.
 
-    COCO gives an image a number and a file name, and here its id is `val2017/name.jpg`.
+    COCO gives an image a number and a file name, and its reader here the id `val2017/name.jpg`.
     """
-    people: list[dict[str, tuple[str, ...]]] = []
-    for row in read_rows(references):
-        for place, name in enumerate((row.image, *row.also)):
-            if place == len(people):
-                people.append({})
-            people[place][name] = (*people[place].get(name, ()), *_by_person(row))
-    return max(people, key=lambda names: len(names.keys() & rows.keys()))
+    kinds: list[dict[str, tuple[str, ...]]] = []  # of each kind of id, its texts
+    for row in read_rows(file):
+        for kind, image in enumerate((row.image, *row.also)):
+            if kind == len(kinds):
+                kinds.append({})
+            kinds[kind][image] = (*kinds[kind].get(image, ()), *_by_person(row))
+    return max(kinds, key=lambda texts: len(texts.keys() & rows.keys()))
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file of captions, by its suffix .jsonl, .json, .csv or .tsv.
 
     Raises:
-        ValueError: another suffix, not UTF-8, not the format that the suffix says, or no rows.
-        FileNotFoundError: nothing is there.
+        ValueError: another suffix, not UTF-8, not in the format of the suffix, or no rows.
+        FileNotFoundError: no such file.
     """
     readers = {".jsonl": _objects, ".json": _objects, ".csv": _cells, ".tsv": _cells}
     suffix = path.suffix.lower()
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there, or is not a file; give a file of captions")
+        raise FileNotFoundError(f"{path}: no such file; give a file of captions")
     if suffix not in readers:
         raise ValueError(f"{path}: not a known kind of file; give {', '.join(readers)}")
     text = decode(path.read_bytes(), "utf-8", path).removeprefix("\ufeff")
@@ -217,7 +217,7 @@ def read_rows(path: Path) -> list[Row]:
         raise ValueError(f"{path}: empty file; give one or more captions")
     rows = list(readers[suffix](text, path))
     if not rows:
-        raise ValueError(f"{path}: holds no captions; give one or more")
+        raise ValueError(f"{path}: has no captions; give one or more")
     return rows
 
 
@@ -235,18 +235,18 @@ def _cells(text: str, path: Path) -> Iterator[Row]:
         if len(cells) != len(names):
             raise ValueError(
                 f"{place}: {len(cells)} cells under {len(names)} column names; "
-                "put a text with the mark between columns in quotes"
+                "quote texts that contain the separator"
             )
-        # A table as wide as its most captioned image has empty cells.
+        # Images with fewer captions than columns have empty cells.
         pairs = list(zip(names, cells))
         references = [cell for name, cell in pairs if _REFERENCE.fullmatch(name) and cell.strip()]
         texts = [cell for name, cell in pairs if name in caption_keys(names)[0]]
-        found: dict[str, Any] = {n: c for n, c in pairs if n == image_key(names, _IMAGE)}
+        entry: dict[str, Any] = {n: c for n, c in pairs if n == image_key(names, _IMAGE)}
         if len(texts) == 1:
-            found["caption"] = texts[0]
+            entry["caption"] = texts[0]
         elif texts:
-            found["captions"] = [text for text in texts if text.strip()]
-        yield _row({**found, "references": references}, place)
+            entry["captions"] = [text for text in texts if text.strip()]
+        yield _row({**entry, "references": references}, place)
 
 
 def _row(content: Entry, place: str) -> Row:
@@ -273,7 +273,7 @@ def _row(content: Entry, place: str) -> Row:
 
 
 def _other_names(content: Entry, file: str) -> tuple[str, ...]:
-    """The image ids that COCO's and Karpathy's readers give."""
+    """The image ids that the readers of COCO and of Karpathy's files give."""
     if ANNOTATION in content and content["file_name"] is not None:
         return content["file_name"], f"{file.removeprefix('captions_')}/{content['file_name']}"
     if isinstance(content.get("filepath"), str) and "filename" in content:
@@ -282,14 +282,14 @@ def _other_names(content: Entry, file: str) -> tuple[str, ...]:
 
 
 def _list(content: Mapping[str, Any], name: str, place: str) -> list[Any]:
-    found = content.get(name) or []
-    if not isinstance(found, list):
-        raise ValueError(f"{place}: {name!r} is {found!r}; give a list")
-    return found
+    value = content.get(name) or []
+    if not isinstance(value, list):
+        raise ValueError(f"{place}: {name!r} is {value!r}; give a list")
+    return value
 
 
 def _by_person(row: Row) -> tuple[str, ...]:
-    """In a file of references the captions are those, unless there are references beside them."""
+    """The references of a row in a file of references, where captions are references too."""
     return row.references or (*(() if row.caption is None else (row.caption,)), *row.several)
 
 
@@ -297,10 +297,10 @@ def _references_beside(row: Row) -> tuple[str, ...]:
     if not row.references:
         raise ValueError(
             f"{row.place}: image {row.image!r} has no references; put them beside the caption, or "
-            "name a file of them: captioner score FILE REFERENCES"
+            "give a file of references: captioner score FILE REFERENCES"
         )
     return row.references
 
 
-def _some(images: Sequence[str], among: Iterable[str]) -> str:
-    return f"{len(images)} of {len(list(among))} images (first {images[0]!r})"
+def _count(images: Sequence[str], every: Iterable[str]) -> str:
+    return f"{len(images)} of {len(list(every))} images (first {images[0]!r})"

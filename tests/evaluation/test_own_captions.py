@@ -119,7 +119,7 @@ def test_an_older_checkpoint_knows_only_its_own_data(run, scenes, other, tmp_pat
     scores = evaluated(old, other)[1]
     assert "novelty" not in scores.values
     assert scores.missing["novelty"] == (
-        "unknown: this checkpoint does not know its training captions"
+        "unknown: this checkpoint has no hashes of its training captions"
     )
 
 

@@ -262,13 +262,13 @@ def test_half_an_emoji_is_no_crash(tmp_path, capsys) -> None:
 BAD = {
     "empty.jsonl": ("", "empty file"),
     "blank.csv": (" \n\n", "empty file"),
-    "marks.csv": (",,\n", "holds no captions"),
-    "header.csv": ("image,caption\n", "holds no captions"),
-    "list.json": ("[]", "holds no captions"),
+    "marks.csv": (",,\n", "has no captions"),
+    "header.csv": ("image,caption\n", "has no captions"),
+    "list.json": ("[]", "has no captions"),
     "broken.jsonl": ('{"image": "1", "caption": "a"}\n{"image": \n', "line 2: not valid JSON"),
     "broken.json": ("[1,", "not valid JSON"),
     "number.json": ("5", "neither a list of objects nor COCO's"),
-    "other.json": ('{"images": []}', "no caption; a row is such as"),
+    "other.json": ('{"images": []}', "no caption; write rows such as"),
     "numbers.json": ("[1, 2]", "entry 1: expected an object"),
     "id.jsonl": ('{"caption": "a", "references": ["a"]}', "line 1: no image id"),
     "null.jsonl": ('{"image": null, "caption": "a"}', "line 1: no image id"),
@@ -310,7 +310,7 @@ def test_files_that_do_not_match_are_told_apart(tmp_path, capsys) -> None:
         tmp_path / "latin.csv",
         says="line 2: not valid utf-8; cp1252 reads '1,café'; save it as UTF-8",
     )
-    fails(capsys, tmp_path / "gone.csv", says="gone.csv is not there")
+    fails(capsys, tmp_path / "gone.csv", says="gone.csv: no such file")
     some = results(tmp_path, "13"), annotations(tmp_path)
     fails(capsys, *some, says="no caption for 1 of 3 images (first '2')")
     fails(capsys, *some, says="--subset")
