@@ -1,7 +1,7 @@
 """Training curves: the run's CSV log as line charts in SVG.
 
-The charts are text with no script and no style of their own: lines and letters take their colours
-from classes of the page around them, and lines differ by their dashes too.
+The charts have no script and no style of their own: the page around them gives colors to their
+classes. Lines also differ by their dashes.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ def read_log(run: Path) -> dict[str, Points]:
     """Read the CSV log of a run.
 
     Args:
-        run: the run folder; a resumed run has one file for each time that it went on.
+        run: the run folder; a resumed run has one file for each start.
 
     Returns:
-        column -> its (step, value) in order; columns without a finite value are left out, and a
-        step that was logged twice keeps its later value.
+        column -> (step, value) in order; columns without a finite value are left out, and the last
+        value counts if a step was logged twice.
     """
-    found: dict[str, dict[float, float]] = {name: {} for name in COLUMNS}
+    columns: dict[str, dict[float, float]] = {name: {} for name in COLUMNS}
     for file in metric_files(run):
         with file.open(encoding="utf-8", errors="replace", newline="") as lines:
             for row in csv.DictReader(lines):
                 step = _number(row.get("step"))
-                for name, points in found.items():
+                for name, points in columns.items():
                     value = _number(row.get(name))
                     if step is not None and value is not None:
                         points[step] = value
-    return {name: sorted(points.items()) for name, points in found.items() if points}
+    return {name: sorted(points.items()) for name, points in columns.items() if points}
 
 
 def _number(text: object) -> float | None:
@@ -67,10 +67,10 @@ def line_chart(series: Mapping[str, Points], *, title: str) -> Markup:
 
     Args:
         series: name -> (step, value); one or more, each with a point or more.
-        title: what a screen reader says of the chart.
+        title: of the chart, for screen readers.
 
     Returns:
-        an <svg> element. The lines have the classes c0, c1 and so on.
+        an <svg> element. The lines have the classes c0, c1, ...
     """
     every = [point for points in series.values() for point in points]
     x_ticks = ticks(0.0, max(step for step, _ in every))
@@ -107,9 +107,9 @@ def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
     """Round numbers that span a range: steps of 1, 2 or 5 times a power of ten.
 
     Args:
-        low: the least value to be spanned.
+        low: the smallest value in the range.
         high: the largest.
-        most: ticks at most, 3 or more; two more where the range ends between ticks.
+        most: the largest number of ticks, 3 or more; two more if the range ends between ticks.
     """
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / (most - 1)))
@@ -127,7 +127,7 @@ def _label(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def legend(names: Sequence[str]) -> Markup:
-    """The names of a chart's lines, each with a piece of its line."""
+    """The names of a chart's lines, each with a sample of its line."""
     entries = (
         f'<li><svg viewBox="0 0 28 8" class="key" aria-hidden="true">'
         f'<polyline class="c{index}" points="0,4 28,4"/></svg>{escape(name)}</li>'

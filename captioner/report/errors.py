@@ -1,26 +1,26 @@
-"""What is wrong with captions: buckets of errors, found by comparing words with the references.
+"""Errors in captions by kind, found by comparing their words with the references.
 
-Each bucket is a function of one `Case`. Its first paragraph defines it, a second one, "Misses" or
-"Likely errors", says where it goes wrong; the report prints both. It returns
+Each kind is a function of one `Case`. The first paragraph of its docstring defines it, a second
+one, "Likely errors", says where it fails; the report shows both. It returns
 
-    None    it cannot be judged: the caption makes no such claim, or the references say nothing
-    ""      it can, and nothing is wrong
-    text    it is wrong, and the text says in which way
+    None    cannot be judged: the caption makes no such claim, or the references say nothing
+    ""      judged to be right
+    text    judged to be wrong, with the reason
 
-so that a share is told of the captions that could be judged. Buckets that look words up in lists
-(`captioner.report.lexicon`) are marked as heuristic. No bucket sees the picture: references are
-taken to be right, and what none of five people mentions may still be there.
+so that shares are computed over the captions that could be judged. Kinds that look up words in
+lists (`captioner.report.lexicon`) are marked as heuristic. None looks at the image: references are
+assumed to be right, and something that no reference mentions may still be in the image.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from captioner.report import lexicon
-from captioner.report.lexicon import Mention, concepts, loose_colours, mentions, totals
+from captioner.report.lexicon import Mention, concepts, loose_colors, mentions, totals
 
 _UNENDED = frozenset(
     "a an the of in on at by with and or to from for into onto over under near behind beside while "
@@ -30,16 +30,16 @@ _UNENDED = frozenset(
 
 @dataclass(frozen=True)
 class Case:
-    """One caption with what it is judged by.
+    """One caption and what it is judged by.
 
     Attributes:
-        words: of the caption, as they are scored.
+        words: of the caption, split as for the scores.
         references: the words of each reference; one or more.
         language: "english" or "chinese".
-        same: how many images of the set have this very caption.
-        images: how many images the set has.
-        limit: the most words that the decoding allows; None where it is not known.
-        vocabulary: the words that the model can say; None where they are not known.
+        same: the number of images with the same caption.
+        images: the number of images.
+        limit: the largest number of words that the decoding allows; None if it is not known.
+        vocabulary: the model's vocabulary; None if it is not known.
     """
 
     words: Sequence[str]
@@ -51,25 +51,25 @@ class Case:
     vocabulary: frozenset[str] | None = None
 
     @cached_property
-    def said(self) -> list[Mention]:
+    def things(self) -> list[Mention]:
         """The things that the caption names."""
         return mentions(self.words)
 
     @cached_property
-    def seen(self) -> list[list[Mention]]:
+    def reference_things(self) -> list[list[Mention]]:
         """The things that each reference names."""
         return [mentions(reference) for reference in self.references]
 
     @property
     def enough(self) -> int:
-        """How many references must bear witness: two, or the only one."""
+        """The number of references needed to judge a caption: two, or the only one."""
         return min(2, len(self.references))
 
 
 Judge = Callable[[Case], "str | None"]
 
 
-# Things, counts and colours: heuristic ----------------------------------------------------------
+# Things, counts and colors: heuristic -----------------------------------------------------------
 
 
 def wrong_object(case: Case) -> str | None:
@@ -77,133 +77,134 @@ def wrong_object(case: Case) -> str | None:
     one) name another thing of the same kind instead: a cat where they say dog, a street where they
     say beach.
 
-    Likely errors: both things are in the picture and the references name one of them; borders that
-    people draw differently (girl and woman); a word of the list that is meant in another sense;
-    synonyms that the list lacks. Things that are not in the list are not judged.
+    Likely errors: both things are in the picture and the references name one of them; people use
+    different words for the same thing (girl and woman); a word of the list has another meaning;
+    synonyms are not in the list. Things that are not in the list are not judged.
     """
     return _object(case, contradicted=True)
 
 
 def unsupported_object(case: Case) -> str | None:
-    """The caption names a thing that no reference names, by this or a kindred word, and references
-    name nothing else of its kind instead (that would be a wrong object).
+    """The caption names a thing that no reference names, by this or a related word, and references
+    name no other thing of the same kind (that would be a wrong object).
 
-    Likely errors: the thing is there, and nobody thought it worth saying; most so for clothes and
-    for the ground. Things that are not in the list are not judged.
+    Likely errors: the thing is in the picture and nobody mentioned it, most often clothes and the
+    ground. Things that are not in the list are not judged.
     """
     return _object(case, contradicted=False)
 
 
 def _object(case: Case, *, contradicted: bool) -> str | None:
-    if case.language != "english" or not case.said:
+    if case.language != "english" or not case.things:
         return None
     tree, notes = concepts(), []
-    for said in case.said:
-        if any(tree.agree(said.concepts, m.concepts) for seen in case.seen for m in seen):
+    for thing in case.things:
+        if any(
+            tree.agree(thing.concepts, m.concepts) for named in case.reference_things for m in named
+        ):
             continue
         rivals = [
-            [m for m in seen if tree.kinds(m.concepts) & tree.kinds(said.concepts)]
-            for seen in case.seen
+            [m for m in named if tree.kinds(m.concepts) & tree.kinds(thing.concepts)]
+            for named in case.reference_things
         ]
         if (sum(map(bool, rivals)) >= case.enough) == contradicted:
-            others = _listed(m.text for found in rivals for m in found) if contradicted else ""
-            notes.append(f"says “{said.text}”" + (f", references say {others}" if others else ""))
+            others = _listed(m.text for named in rivals for m in named) if contradicted else ""
+            notes.append(f"says “{thing.text}”" + (f", references say {others}" if others else ""))
     return "; ".join(dict.fromkeys(notes))
 
 
 def wrong_count(case: Case) -> str | None:
-    """The caption says how many there are of a thing, two or more references (or the only one) say
-    it of the same thing, and none agrees: one dog where they say two dogs. A group or a crowd is
-    three or more, a plural without a number two or more, and things named one after the other (a
-    black dog and a brown dog) are added up.
+    """The caption gives a number of things, two or more references (or the only one) give a number
+    of the same things, and none agrees: one dog where they say two dogs. A group or a crowd is
+    three or more, a plural without a number two or more, and things named separately (a black dog
+    and a brown dog) are added.
 
-    Likely errors: references that count only some of them; a noun that stands for another thing of
-    the same name. In Chinese only numbers from two on before a measure word are compared, of
-    whatever thing.
+    Likely errors: references count only some of the things; a noun with several meanings. In
+    Chinese only numbers from two on before a measure word are compared, whatever they count.
     """
     if case.language == "chinese":
-        said = lexicon.chinese_numbers("".join(case.words))
-        return _chinese(case, said, lexicon.chinese_numbers)
+        numbers = lexicon.chinese_numbers("".join(case.words))
+        return _chinese(case, numbers, lexicon.chinese_numbers)
     if _leaves_open(case):
         return None
     judged, notes = False, []
-    for concept, total in totals(case.said).items():
-        found = [totals(seen).get(concept) for seen in case.seen]
-        if sum(one is not None for one in found) < case.enough:
+    references = [m for named in case.reference_things for m in named]
+    for concept, total in totals(case.things).items():
+        of_references = [totals(named).get(concept) for named in case.reference_things]
+        if sum(number is not None for number in of_references) < case.enough:
             continue
         judged = True
-        numbers = [
-            m.number for seen in case.seen for m in seen if _kindred(m, concept) and m.number
-        ]
-        numbers += [one for one in found if one]
-        if not any(total[0] <= high and low <= total[1] for low, high in numbers):
-            own = " and ".join(f"“{m.text}”" for m in case.said if m.concepts == {concept})
-            texts = (m.text for seen in case.seen for m in seen if m.concepts == {concept})
+        ranges = [m.number for m in references if _is_related(m, concept) and m.number]
+        ranges += [number for number in of_references if number]
+        if not any(total[0] <= high and low <= total[1] for low, high in ranges):
+            own = " and ".join(f"“{m.text}”" for m in case.things if m.concepts == {concept})
+            texts = (m.text for m in references if m.concepts == {concept})
             notes.append(f"says {own}, references say {_listed(texts)}")
     return "; ".join(dict.fromkeys(notes)) if judged else None
 
 
 def _leaves_open(case: Case) -> bool:
-    """Whether the caption counts somebody without a noun: a man jumps while another watches."""
-    named = {word for mention in case.said for word in mention.text.split()}
+    """Whether the caption counts someone without a noun: a man jumps while another watches."""
+    named = {word for mention in case.things for word in mention.text.split()}
     return bool({"another", "other", "others", "each"} & set(case.words) - named)
 
 
-def _kindred(mention: Mention, concept: str) -> bool:
+def _is_related(mention: Mention, concept: str) -> bool:
     return concepts().agree(mention.concepts, {concept})
 
 
-def wrong_colour(case: Case) -> str | None:
-    """The caption gives a thing a colour, two or more references (or the only one) give a colour to
-    the same thing, and none of theirs is among the caption's: a black dog where they say brown.
+def wrong_color(case: Case) -> str | None:
+    """The caption gives a thing a color, two or more references (or the only one) give a color to
+    the same thing, and no color is the same: a black dog where they say brown.
 
-    Likely errors: the picture shows several such things, and the caption means another one; colours
-    whose border is open (brown, tan, golden; words such as tan count as each colour they may mean).
-    In Chinese colours are compared wherever they stand, of whatever thing.
+    Likely errors: the picture shows several such things and the caption is about another one;
+    similar colors (brown, tan, golden; words such as tan count as each color they may mean). In
+    Chinese colors are compared whatever thing they belong to.
     """
     if case.language == "chinese":
-        return _chinese(case, lexicon.chinese_colours("".join(case.words)), lexicon.chinese_colours)
+        return _chinese(case, lexicon.chinese_colors("".join(case.words)), lexicon.chinese_colors)
     judged, notes = False, []
-    for said in case.said:
-        seen = [
-            [m for m in found if m.colours and concepts().agree(m.concepts, said.concepts)]
-            for found in case.seen
+    for thing in case.things:
+        same = [
+            [m for m in named if m.colors and concepts().agree(m.concepts, thing.concepts)]
+            for named in case.reference_things
         ]
-        if not said.colours or sum(map(bool, seen)) < case.enough:
+        if not thing.colors or sum(map(bool, same)) < case.enough:
             continue
         judged = True
-        hues = {hue for found in seen for m in found for hue in m.hues}
-        hues |= {hue for reference in case.references for hue in loose_colours(reference)}
-        if not said.hues & hues:
-            others = _listed(m.text for found in seen for m in found)
-            notes.append(f"says “{said.text}”, references say {others}")
+        hues = {hue for named in same for m in named for hue in m.hues}
+        hues |= {hue for reference in case.references for hue in loose_colors(reference)}
+        if not thing.hues & hues:
+            others = _listed(m.text for named in same for m in named)
+            notes.append(f"says “{thing.text}”, references say {others}")
     return "; ".join(dict.fromkeys(notes)) if judged else None
 
 
-def _chinese(case: Case, said: set, read: Callable[[str], set]) -> str | None:
-    seen = [found for reference in case.references if (found := read("".join(reference)))]
-    if not said or len(seen) < case.enough:
+def _chinese(case: Case, values: set, read: Callable[[str], set]) -> str | None:
+    """Compare the numbers or colors of a Chinese caption with those of its references."""
+    of_references = [read("".join(reference)) for reference in case.references]
+    if not values or sum(map(bool, of_references)) < case.enough:
         return None
-    known = set().union(*seen)
-    if said & known:
+    others = set().union(*of_references)
+    if values & others:
         return ""
-    return (
-        f"says {'、'.join(map(str, sorted(said)))}, references {'、'.join(map(str, sorted(known)))}"
-    )
+    texts = ("、".join(map(str, sorted(some))) for some in (values, others))
+    return "says {}, references {}".format(*texts)
 
 
-def _listed(texts: object, most: int = 4) -> str:
-    found = list(dict.fromkeys(texts))  # type: ignore[call-overload]
-    return ", ".join(f"“{text}”" for text in found[:most]) + (" …" if len(found) > most else "")
+def _listed(texts: Iterable[str], most: int = 4) -> str:
+    """The first of some texts, each once, in quotes."""
+    quoted = [f"“{text}”" for text in dict.fromkeys(texts)]
+    return ", ".join(quoted[:most]) + (" …" if len(quoted) > most else "")
 
 
 # Form: any language -----------------------------------------------------------------------------
 
 
 def repetition(case: Case) -> str | None:
-    """The caption says a word twice in a row, or the same three words twice, the last of which can
-    end a sentence: a red shirt and a red shirt. In Chinese it says a character three times in a
-    row, or the same four characters twice.
+    """The caption repeats a word at once, or has the same three words twice, the last of which can
+    end a sentence: a red shirt and a red shirt. In Chinese it has a character three times in a row,
+    or the same four characters twice.
 
     Likely errors: a repetition can be right: to the left of a house to the left of a house.
     """
@@ -219,10 +220,10 @@ def repetition(case: Case) -> str | None:
 
 
 def truncated(case: Case) -> str | None:
-    """The caption has as many words as the decoding allows, so its end was not reached; or, in
-    English, it breaks off after a word that cannot end a sentence (a, the, of, with, and ...).
+    """The caption has as many words as the decoding allows, so it was cut off; or, in English, it
+    ends in a word that cannot end a sentence (a, the, of, with, and ...).
 
-    Likely errors: none where the limit is known; "a street to walk on" would be counted.
+    Likely errors: "a street to walk on" would be counted.
     """
     if case.limit is not None and len(case.words) >= case.limit:
         return f"{len(case.words)} words, the most that decoding.max_length allows"
@@ -232,14 +233,14 @@ def truncated(case: Case) -> str | None:
 
 
 def too_short(case: Case) -> str | None:
-    """The caption has fewer words than every reference, and less than 0.6 of their mean length."""
+    """The caption is shorter than every reference, and than 0.6 times their mean length."""
     lengths = [len(reference) for reference in case.references]
     limit = min(min(lengths), 0.6 * sum(lengths) / len(lengths))
     return _length(case, lengths) if len(case.words) < limit else ""
 
 
 def too_long(case: Case) -> str | None:
-    """The caption has more words than every reference, and over 1.5 times their mean length."""
+    """The caption is longer than every reference, and than 1.5 times their mean length."""
     lengths = [len(reference) for reference in case.references]
     limit = max(max(lengths), 1.5 * sum(lengths) / len(lengths))
     return _length(case, lengths) if len(case.words) > limit else ""
@@ -251,21 +252,21 @@ def _length(case: Case, lengths: Sequence[int]) -> str:
 
 
 def generic(case: Case) -> str | None:
-    """The very same caption is given to three or more images, and to 1 % of the set or more."""
+    """Three or more images, and at least 1 % of the set, have the same caption."""
     often = case.same >= max(3, 0.01 * case.images)
-    return f"said of {case.same} images" if often else ""
+    return f"caption of {case.same} images" if often else ""
 
 
 def unknown_word(case: Case) -> str | None:
-    """Half of the references or more (and two, or the only one) use a word that the model's
-    vocabulary lacks, so it cannot say it. Not judged where the vocabulary is not known.
+    """At least half of the references (and two, or the only one) use a word outside the model's
+    vocabulary. Not judged if the vocabulary is not known.
     """
     if case.vocabulary is None:
         return None
     uses = Counter(word for reference in case.references for word in set(reference))
     least = max(case.enough, len(case.references) / 2)
-    lacking = [word for word in uses if uses[word] >= least and word not in case.vocabulary]
-    return ", ".join(f"“{word}”" for word in sorted(lacking))
+    missing = [word for word in uses if uses[word] >= least and word not in case.vocabulary]
+    return ", ".join(f"“{word}”" for word in sorted(missing))
 
 
 def _text(words: Sequence[str], case: Case) -> str:
@@ -280,9 +281,9 @@ class Bucket:
     """A kind of error.
 
     Attributes:
-        title: for people.
+        title: as the report shows it.
         judge: see the top of this file.
-        heuristic: whether it looks words up in lists.
+        heuristic: whether it looks up words in lists.
     """
 
     title: str
@@ -291,12 +292,12 @@ class Bucket:
 
     @property
     def definition(self) -> str:
-        """What is counted."""
+        """What counts as this error."""
         return self._paragraphs()[0]
 
     @property
     def doubts(self) -> str:
-        """Where it is likely to go wrong; may be empty."""
+        """Where it is likely to fail; may be empty."""
         return " ".join(self._paragraphs()[1:])
 
     def _paragraphs(self) -> list[str]:
@@ -308,7 +309,7 @@ BUCKETS: dict[str, Bucket] = {
     "wrong_object": Bucket("Wrong object", wrong_object, heuristic=True),
     "unsupported_object": Bucket("Object in no reference", unsupported_object, heuristic=True),
     "wrong_count": Bucket("Wrong count", wrong_count, heuristic=True),
-    "wrong_colour": Bucket("Wrong colour", wrong_colour, heuristic=True),
+    "wrong_color": Bucket("Wrong color", wrong_color, heuristic=True),
     "repetition": Bucket("Repetition", repetition),
     "truncated": Bucket("Truncated", truncated),
     "too_short": Bucket("Too short", too_short),
@@ -320,10 +321,10 @@ BUCKETS: dict[str, Bucket] = {
 
 @dataclass(frozen=True)
 class Errors:
-    """The errors of one bucket.
+    """The errors of one kind.
 
     Attributes:
-        judged: how many captions could be judged.
+        judged: the number of captions that could be judged.
         notes: index of a wrong caption -> what is wrong with it.
     """
 
@@ -339,26 +340,26 @@ def find_errors(
     limit: int | None = None,
     vocabulary: frozenset[str] | None = None,
 ) -> dict[str, Errors]:
-    """Sort the captions of a set into the buckets; a caption may stand in several or in none.
+    """Find the errors of all captions; a caption may have several or none.
 
     Args:
         captions: the words of each caption.
         references: for each, the words of one or more references.
         language: "english" or "chinese".
-        limit: the most words that the decoding allowed; None where it is not known.
-        vocabulary: the words that the model can say; None where they are not known.
+        limit: the largest number of words that the decoding allowed; None if it is not known.
+        vocabulary: the model's vocabulary; None if it is not known.
 
     Returns:
-        name of the bucket, as in BUCKETS -> its errors.
+        kind of error, a key of BUCKETS -> its errors.
     """
     same = Counter(tuple(words) for words in captions)
     cases = [
         Case(words, texts, language, same[tuple(words)], len(captions), limit, vocabulary)
         for words, texts in zip(captions, references)
     ]
-    found = {}
+    errors = {}
     for name, bucket in BUCKETS.items():
         verdicts = [bucket.judge(case) for case in cases]
         notes = {index: verdict for index, verdict in enumerate(verdicts) if verdict}
-        found[name] = Errors(sum(verdict is not None for verdict in verdicts), notes)
-    return found
+        errors[name] = Errors(sum(verdict is not None for verdict in verdicts), notes)
+    return errors

@@ -1,11 +1,11 @@
-"""Words by which captions are compared: things, colours and numbers, in English and in Chinese.
+"""Word lists for comparing captions: things, colors and numbers, in English and in Chinese.
 
-Reading a caption here is looking words up, not understanding it. Each word of a thing belongs to a
-concept, and concepts form a tree: a boy is a child is a person. Two captions agree on a thing where
-one concept is the other or lies above it. The idea of comparing objects through a list of synonyms
-is that of CHAIR (Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018); the
-lists are our own, made for the everyday photographs of Flickr8k, Flickr30k and COCO and for the
-drawn scenes of the embedded data set.
+Captions are compared by looking up their words. Each word for a thing belongs to a concept, and
+concepts form a tree: a boy is a child is a person. Two captions agree on a thing if one concept is
+the other or an ancestor of it. Comparing objects by a list of synonyms is the idea of CHAIR
+(Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018); the lists are our own,
+for the everyday photographs of Flickr8k, Flickr30k and COCO and for the drawn scenes of the
+embedded dataset.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import takewhile
 
-# concept: words, and "a < b" says that b lies above a. A word may stand in several concepts; its
+# concept: words; "a < b" means that b is the parent of a. A word may have several concepts; its
 # plural is added.
 _THINGS = """
 person: person individual adult someone somebody human people crowd audience spectator family team
@@ -151,9 +151,9 @@ _PHRASES = {
     **{("motor", "bike"): "motorbike", ("tree", "house"): "treehouse", ("guide", "dog"): "dog"},
 }
 
-COLOURS = {
-    **{colour: (colour,) for colour in "red orange yellow green blue purple pink".split()},
-    **{colour: (colour,) for colour in "white black grey brown".split()},
+COLORS = {
+    **{color: (color,) for color in "red orange yellow green blue purple pink".split()},
+    **{color: (color,) for color in "white black grey brown".split()},
     **{"gray": ("grey",), "silver": ("grey", "white"), "navy": ("blue", "black")},
     **{"maroon": ("red", "brown"), "violet": ("purple",), "gold": ("yellow", "brown")},
     **{"golden": ("yellow", "brown"), "blond": ("yellow", "brown"), "blonde": ("yellow", "brown")},
@@ -161,7 +161,7 @@ COLOURS = {
     **{"beige": ("brown", "white", "yellow"), "cream": ("white", "brown", "yellow")},
     **{"dark": ("black", "brown", "grey", "blue"), "light": ("white", "brown", "yellow", "grey")},
 }
-"""Word -> the colours it may mean."""
+"""Word -> the colors it may mean."""
 
 _INFINITY = 99
 NUMBERS = {
@@ -171,7 +171,7 @@ NUMBERS = {
     **{"eight": (8, 8), "nine": (9, 9), "ten": (10, 10), "3": (3, 3), "4": (4, 4), "5": (5, 5)},
     **dict.fromkeys("several many few multiple numerous".split(), (2, _INFINITY)),
 }
-"""Word -> the least and the largest number it may mean."""
+"""Word -> the smallest and the largest number it may mean."""
 
 _COLLECTIVES = {
     **dict.fromkeys("group crowd bunch team pack herd flock line lot row".split(), (3, _INFINITY)),
@@ -184,7 +184,7 @@ _LINKS = frozenset(
     "in on of at by with and or to from for into onto over under near behind beside while as is "
     "are his her their its 's that who which left right above below has have up down".split()
 )
-"""Words at which a noun phrase, read from its noun backwards, has begun."""
+"""Words that end a noun phrase when it is read backwards from its noun."""
 
 
 def _regular_plural(word: str) -> str:
@@ -197,8 +197,8 @@ class Concepts:
     """The tree of things.
 
     Attributes:
-        of: word -> the concepts it names.
-        plurals: the words that mean more than one.
+        of: word -> its concepts.
+        plurals: the words that mean more than one thing.
     """
 
     def __init__(self, table: str) -> None:
@@ -223,18 +223,18 @@ class Concepts:
             self.of[form] = self.of.get(form, frozenset()) | {concept}
 
     def lineage(self, concept: str) -> list[str]:
-        """The concept itself and those above it, upwards."""
-        found = [concept]
-        while found[-1] in self._above:
-            found.append(self._above[found[-1]])
-        return found
+        """The concept itself and its ancestors, upwards."""
+        ancestors = [concept]
+        while ancestors[-1] in self._above:
+            ancestors.append(self._above[ancestors[-1]])
+        return ancestors
 
     def kinds(self, concepts: Iterable[str]) -> set[str]:
-        """The topmost concepts above some."""
+        """The roots of some concepts."""
         return {self.lineage(concept)[-1] for concept in concepts}
 
     def agree(self, some: Iterable[str], others: Iterable[str]) -> bool:
-        """Whether a concept of one side is one of the other's, or lies above or below it."""
+        """Whether two concepts of the two sides are equal, or one is an ancestor of the other."""
         others = list(others)
         return any(
             one in self.lineage(other) or other in self.lineage(one)
@@ -249,7 +249,7 @@ def concepts() -> Concepts:
     return Concepts(_THINGS)
 
 
-# Reading --------------------------------------------------------------------------------------
+# Mentions -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -258,36 +258,36 @@ class Mention:
 
     Attributes:
         concepts: what the word may mean.
-        number: the least and the largest number stated; None where none is.
-        colours: each a colour word that stands with it.
-        definite: whether it is "the" thing, so perhaps one named before.
-        text: the words, as they stand.
+        number: the smallest and the largest number that is stated; None if there is none.
+        colors: the color words of its phrase.
+        definite: whether it has "the", so that it may be a thing named before.
+        text: the words of the phrase.
     """
 
     concepts: frozenset[str]
     number: tuple[int, int] | None
-    colours: tuple[str, ...]
+    colors: tuple[str, ...]
     definite: bool
     text: str
 
     @property
     def hues(self) -> set[str]:
-        """The colours that its colour words may mean."""
-        return {hue for colour in self.colours for hue in COLOURS[colour]}
+        """The colors that its color words may mean."""
+        return {hue for color in self.colors for hue in COLORS[color]}
 
 
 def mentions(words: Sequence[str]) -> list[Mention]:
     """The things of `concepts` that an English caption names, in order.
 
     Args:
-        words: as `captioner.metrics.tokenize.ptb_words` cuts them.
+        words: as `captioner.metrics.tokenize.ptb_words` splits them.
     """
     words = _joined(words)
     return [_mention(words, place) for place in range(len(words)) if _names(words, place)]
 
 
 def _names(words: list[str], place: int) -> bool:
-    """Whether a word names a thing of its own: not the snowy of "snowy field"."""
+    """Whether a word names a thing by itself, unlike "snowy" in "snowy field"."""
     of, word, after = concepts().of, words[place], words[place + 1 : place + 2]
     if word not in of or (word in _COLLECTIVES and after == ["of"]):
         return False
@@ -295,26 +295,26 @@ def _names(words: list[str], place: int) -> bool:
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """The words, with phrases of two words that mislead as one."""
-    found: list[str] = []
+    """The words, with misleading phrases of two words as one word."""
+    joined: list[str] = []
     for word in words:
-        if found and (found[-1], word) in _PHRASES:
-            found[-1] = _PHRASES[found[-1], word]
+        if joined and (joined[-1], word) in _PHRASES:
+            joined[-1] = _PHRASES[joined[-1], word]
         else:
-            found.append(word)
-    return found
+            joined.append(word)
+    return joined
 
 
 def _mention(words: list[str], place: int) -> Mention:
-    """The mention by one noun: its number and colours stand before it, at most five words off."""
+    """The mention by a noun, with its number and colors among the five words before it."""
     tree, word = concepts(), words[place]
-    if place + 1 < len(words) and words[place + 1] in tree.of:  # the soccer of soccer players
+    if place + 1 < len(words) and words[place + 1] in tree.of:  # such as soccer in "soccer players"
         return Mention(tree.of[word], None, (), False, word)
-    number, colours, first = None, [], place
+    number, colors, first = None, [], place
     for first in range(place - 1, max(-1, place - 6), -1):
         before = words[first]
-        if before in COLOURS:
-            colours.append(before)
+        if before in COLORS:
+            colors.append(before)
         elif before in NUMBERS:
             number = NUMBERS[before]
             break
@@ -322,24 +322,24 @@ def _mention(words: list[str], place: int) -> Mention:
             first -= 1
             number = _COLLECTIVES[words[first]]
             break
-        elif before == "and" and words[first - 1] in COLOURS and words[first + 1] in COLOURS:
+        elif before == "and" and words[first - 1] in COLORS and words[first + 1] in COLORS:
             continue
         elif _ends_phrase(before) or _is_other(words, first, place):
             first += 1
             break
     definite = words[first] == "the"
     text = " ".join(words[first : place + 1])
-    return Mention(tree.of[word], _counted(word, number), tuple(colours), definite, text)
+    return Mention(tree.of[word], _counted(word, number), tuple(colors), definite, text)
 
 
 def _ends_phrase(word: str) -> bool:
-    """Whether a word before a noun is no part of its phrase: a link, or by its ending a verb."""
+    """Whether a word before a noun is not in its phrase: a link, or a verb by its ending."""
     verb = word.endswith("ing") or (word.endswith("s") and not word.endswith(("ss", "us")))
     return word in _LINKS or verb
 
 
 def _is_other(words: list[str], place: int, noun: int) -> bool:
-    """Whether a word before a noun is another thing, and no part of its name."""
+    """Whether a word before a noun names another thing."""
     return words[place] in concepts().of and place + 1 < noun
 
 
@@ -355,13 +355,13 @@ def _counted(word: str, number: tuple[int, int] | None) -> tuple[int, int] | Non
     return number or (1, 1)
 
 
-def totals(found: Sequence[Mention]) -> dict[str, tuple[int, int]]:
-    """Each thing whose number is stated, with its number: what is named apart is added up.
+def totals(mentioned: Sequence[Mention]) -> dict[str, tuple[int, int]]:
+    """Concept -> number of each thing with a number; things that are named separately are added.
 
-    A man, a boy and another man are two men and one boy; a boy and a child are two children. "The"
-    thing, where one like it was named before, is taken to be that one.
+    A man, a boy and another man are two men and one boy; a boy and a child are two children. A
+    thing with "the" is taken to be one that was named before, if there is one.
     """
-    numbered = [m for m in found if len(m.concepts) == 1 and m.number]
+    numbered = [m for m in mentioned if len(m.concepts) == 1 and m.number]
     result: dict[str, tuple[int, int]] = {}
     for concept in {next(iter(mention.concepts)) for mention in numbered}:
         low = high = 0
@@ -373,34 +373,34 @@ def totals(found: Sequence[Mention]) -> dict[str, tuple[int, int]]:
     return result
 
 
-def loose_colours(words: Sequence[str]) -> set[str]:
-    """The colours of no thing that is named ("a man in red and white"): they may be anyone's."""
-    found: set[str] = set()
+def loose_colors(words: Sequence[str]) -> set[str]:
+    """Colors without a thing ("a man in red and white"), which may belong to any thing."""
+    hues: set[str] = set()
     for place, word in enumerate(words):
         if word == "in":
-            run = list(takewhile(lambda one: one in COLOURS or one == "and", words[place + 1 :]))
+            run = list(takewhile(lambda w: w in COLORS or w == "and", words[place + 1 :]))
             after = words[place + 1 + len(run) :][:1]
             if not (after and after[0] in concepts().of):
-                found.update(hue for one in run for hue in COLOURS.get(one, ()))
-    return found
+                hues.update(hue for color in run for hue in COLORS.get(color, ()))
+    return hues
 
 
 # Chinese --------------------------------------------------------------------------------------
 
-_CHINESE_COLOURS = {
+_CHINESE_COLORS = {
     **{"红": "红", "黄": "黄", "蓝": "蓝", "绿": "绿", "白": "白", "黑": "黑", "紫": "紫"},
     **{"橙": "橙", "橘": "橙", "棕": "棕", "褐": "棕", "灰": "灰", "粉": "粉"},
 }
 _CHINESE_NUMBERS = {"二": 2, "两": 2, "三": 3, "四": 4, "五": 5, "六": 6, "七": 7, "八": 8}
-_NO_COLOUR = re.compile("白天|黄昏|黑暗|黑夜|黄油|面粉|花粉|粉丝|红绿灯|黑板|绿茵|明白|空白|黄瓜")
+_NO_COLOR = re.compile("白天|黄昏|黑暗|黑夜|黄油|面粉|花粉|粉丝|红绿灯|黑板|绿茵|明白|空白|黄瓜")
 _COUNTED = re.compile("([二两三四五六七八])(?:个|名|位|只|条|匹|辆|头|架|艘|人)")
 
 
-def chinese_colours(text: str) -> set[str]:
-    """The colours that a Chinese caption says, of whatever."""
-    return {_CHINESE_COLOURS[c] for c in _NO_COLOUR.sub("", text) if c in _CHINESE_COLOURS}
+def chinese_colors(text: str) -> set[str]:
+    """The colors in a Chinese caption."""
+    return {_CHINESE_COLORS[c] for c in _NO_COLOR.sub("", text) if c in _CHINESE_COLORS}
 
 
 def chinese_numbers(text: str) -> set[int]:
-    """The numbers from two on that a Chinese caption says before a measure word."""
+    """The numbers from two on before a measure word in a Chinese caption."""
     return {_CHINESE_NUMBERS[number] for number in _COUNTED.findall(text)}

@@ -1,11 +1,11 @@
-"""Captions against the training captions: how frequent their words are, and whether they are new.
+"""Captions compared with the training captions: frequency of their words, and novelty.
 
-A caption's nearest training caption is the one that shares most pairs of neighbouring words:
+A caption's nearest training caption is the one that shares most pairs of adjacent words:
 
     similarity(a, b) = 2 |A ∩ B| / (|A| + |B|)          (Dice, 1945)
 
-over the sets A and B of their word pairs, the borders of the caption being words too; 1 where the
-captions are equal.
+over the sets A and B of their word pairs, with the borders of a caption as words; 1 for equal
+captions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BORDER = ""
 
 @dataclass(frozen=True)
 class Nearest:
-    """A training caption and how near it is.
+    """A training caption and its similarity.
 
     Attributes:
         words: of the training caption.
@@ -34,14 +34,14 @@ class Nearest:
 
 
 class TrainingCaptions:
-    """The captions that a model has learned from.
+    """The captions that a model was trained on.
 
     Args:
         captions: the words of each; one or more.
 
     Attributes:
-        captions: the captions, each once, in their order.
-        counts: how often each word occurs in all of them.
+        captions: the different captions, in order.
+        counts: word -> how often it occurs in all captions.
     """
 
     def __init__(self, captions: Iterable[Sequence[str]]) -> None:
@@ -55,21 +55,21 @@ class TrainingCaptions:
             sizes.append(len(pairs))
             for pair in pairs:
                 places[pair].append(index)
-        self._places = {pair: numpy.array(found) for pair, found in places.items()}
+        self._places = {pair: numpy.array(indices) for pair, indices in places.items()}
         self._sizes = numpy.array(sizes)
         self._known = set(self.captions)
 
-    def holds(self, words: Sequence[str]) -> bool:
-        """Whether a caption stands among them word for word."""
+    def __contains__(self, words: Sequence[str]) -> bool:
+        """Whether a caption is one of them, word for word."""
         return tuple(words) in self._known
 
     def nearest(self, words: Sequence[str]) -> Nearest:
-        """The training caption that shares most word pairs with a caption; the first of equals."""
+        """The most similar training caption; the first of several."""
         pairs = _pairs(words)
-        found = [self._places[pair] for pair in pairs if pair in self._places]
-        if not found:
+        places = [self._places[pair] for pair in pairs if pair in self._places]
+        if not places:
             return Nearest((), 0.0)
-        shared = numpy.bincount(numpy.concatenate(found), minlength=len(self.captions))
+        shared = numpy.bincount(numpy.concatenate(places), minlength=len(self.captions))
         similarity = 2 * shared / (self._sizes + len(pairs))
         best = int(similarity.argmax())
         return Nearest(self.captions[best], float(similarity[best]))

@@ -1,4 +1,4 @@
-// The box at the top shows only captions that hold all words typed into it, and opens their folds.
+// The box at the top filters captions by words, and opens the folds that contain them.
 const box = document.querySelector("#find");
 const count = document.querySelector("#found");
 const entries = [...document.querySelectorAll(".card, .entry")].map((element) => {
@@ -28,7 +28,7 @@ box.addEventListener("input", () => {
   count.textContent = words.length ? `${shown} of ${listed.length}` : "";
 });
 
-// A link to something in a fold, or to a fold, opens it.
+// A link to a fold, or to something in a fold, opens it.
 function reveal() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   const fold = target && (target.closest("details") || target.querySelector(":scope > h2 + details"));

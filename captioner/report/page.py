@@ -1,9 +1,9 @@
-"""One HTML page that needs nothing but itself: the template around its values, and the policy.
+"""A self-contained HTML page: a template with its values, and a content security policy.
 
-Jinja escapes every value; what is HTML by itself (`marked` words, charts) is Markup, made of
-escaped parts. The policy in the document's head allows the page's own style and script by their
-hashes, and pictures inside the page; a browser then refuses everything else, so that no caption can
-run code or fetch anything, even if it were not escaped.
+Jinja escapes every value; HTML that is made here (`marked` words, charts) is Markup with escaped
+parts. The policy in the document's head allows the page's own style and script by their hashes, and
+embedded pictures. Browsers refuse everything else, so no caption can run code or load anything,
+even if it were not escaped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDE, QUALITY = 320, 72
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A page: a template of this package with its values, the style and the script of all pages."""
+    """A template of this package with its values, style and script."""
     style, script = (_own(name) for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
@@ -55,11 +55,11 @@ def _hash(text: str) -> str:
 def marked(
     words: Sequence[str], others: Iterable[Sequence[str]], *, gaps: Sequence[str] | None = None
 ) -> Markup:
-    """Words with their longest runs that are also in one of the others marked, by length.
+    """Words, in which the longest runs that other texts have too are marked by their length.
 
     Args:
-        words: to be shown.
-        others: each the words of a text.
+        words: of the text to show.
+        others: the words of each other text.
         gaps: what follows each word; None is a space.
 
     Returns:
@@ -86,7 +86,7 @@ def marked(
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture inside the page.
+    """An embedded picture.
 
     Attributes:
         source: its data URI.
@@ -100,10 +100,13 @@ class Picture:
 
 
 def picture(path: str | None) -> Picture | None:
-    """A picture, small and as JPEG, without what its file says beside the image.
+    """A picture as a small JPEG without metadata.
 
     Args:
-        path: of its file; where it is not there, or no image, there is none.
+        path: of its file.
+
+    Returns:
+        None if the file is missing or is no image.
     """
     try:
         image = open_image(path) if path else None

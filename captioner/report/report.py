@@ -1,14 +1,13 @@
-"""A report of one evaluation: a page that shows what the scores are made of.
+"""The report of an evaluation: one page with everything behind its scores.
 
 ``report`` reads an evaluation folder (`captioner.report.sources`) and writes one HTML file that
 needs no network and no other file: scores with intervals, training curves, captions with their
 pictures, errors by kind (`captioner.report.errors`), scores by length, words by frequency, and
-how much of it is in the training captions (`captioner.report.novelty`). What is missing is
-said in its place. The page carries the pictures that it shows: of data under a licence it may be
-kept, but not published.
+novelty (`captioner.report.novelty`). If something is missing, the page says why. The page contains
+the pictures that it shows, so the license of the data applies to it.
 
-Here are the values of each section; how they look is in ``report.html``, ``page.css`` and
-``page.js``.
+This module computes the values of each section; their layout is in ``report.html``, ``page.css``
+and ``page.js``.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ from captioner.metrics.significance import ENOUGH, bootstrap, interval
 from captioner.report import breakdown, curves
 from captioner.report.errors import BUCKETS
 from captioner.report.page import marked, picture, rendered
-from captioner.report.sources import look_around, read_captions
+from captioner.report.sources import read_captions, read_surroundings
 from captioner.report.view import RANKINGS, View
 from captioner.runs import CAPTIONS, REPORT
 
 MOST_LISTED = 3000
-"""Captions in the list of all; more would make the page heavy."""
+"""Captions in the list of all captions; more would make the page too large."""
 
 SECTIONS = {
     "scores": "Scores",
@@ -64,11 +63,11 @@ def report(
     """Write the report of an evaluation.
 
     Args:
-        path: an evaluation folder, or a run folder, of whose evaluations the newest is taken.
-        split: of a run, only evaluations of this split: "train", "dev" or "test".
-        decoding: of a run, only evaluations with this label, such as "beam3-lp0.7".
-        images: how many captions each part shows with pictures, 1 to 100.
-        data_root: where the data set lies, if not where the run's configuration says.
+        path: an evaluation folder, or a run folder, of which the newest evaluation is taken.
+        split: of a run, consider only evaluations of this split: "train", "dev" or "test".
+        decoding: of a run, consider only evaluations with this label, such as "beam3-lp0.7".
+        images: the number of captions that each part shows with pictures, 1 to 100.
+        data_root: the root of the dataset; None takes that of the run's configuration.
         output: the file to write; None is report.html in the evaluation folder.
 
     Returns:
@@ -81,8 +80,8 @@ def report(
     if not 1 <= images <= 100:
         raise ValueError(f"images={images} is not accepted; choose 1 to 100")
     result = read_result(Path(path), split=split, decoding=decoding)
-    said = read_captions(result)
-    view = View(result, said, look_around(result, said, data_root=data_root), images)
+    rows = read_captions(result)
+    view = View(result, rows, read_surroundings(result, rows, data_root=data_root), images)
     return write_whole(output or result.folder / REPORT, page(view))
 
 
@@ -108,20 +107,21 @@ def page(view: View) -> str:
         novelty=_novelty(view),
         listed=_all(view),
         configuration=_configuration(view.around.config),
-        footer=f"Written by captioner {__version__} on {now}. The page needs no network and holds "
-        "all that it shows, pictures included: mind the licence of the data before passing it on.",
+        footer=f"Written by captioner {__version__} on {now}. The page needs no network and "
+        "contains all that it shows, pictures included: check the license of the data before "
+        "sharing it.",
     )
 
 
 def _about(view: View) -> list[tuple[str, str]]:
-    result, signature, count = view.result, view.result.signature, len(view.said)
+    result, signature, count = view.result, view.result.signature, len(view.rows)
     images = f"{count:,} image{'' if count == 1 else 's'}"
     written = datetime.fromtimestamp((result.folder / CAPTIONS).stat().st_mtime).astimezone()
     return [
         ("Run", str(result.run)),
         ("Data", f"{signature.data or ''}, split {signature.split or ''}, {images}"),
         ("Decoding", result.decoding),
-        ("Words", "characters" if view.by_character else "as PTBTokenizer cuts them"),
+        ("Words", "characters" if view.by_character else "as PTBTokenizer splits them"),
         (
             "Evaluated",
             f"{written.isoformat(' ', 'minutes')}, by captioner {signature.version or ''}",
@@ -130,25 +130,25 @@ def _about(view: View) -> list[tuple[str, str]]:
 
 
 def _reasons(absent: Mapping[str, str]) -> dict[str, list[str]]:
-    """Reason -> what is not there for it."""
-    found: dict[str, list[str]] = {}
+    """Reason -> what is missing for it."""
+    reasons: dict[str, list[str]] = {}
     for what, why in absent.items():
-        found.setdefault(why, []).append(what)
-    return found
+        reasons.setdefault(why, []).append(what)
+    return reasons
 
 
 def _scores(view: View) -> Values:
     result = view.result
     resampled = bootstrap([[result.statistics]])  # metric -> [1, R]
     spans = {name: "{:.2f} to {:.2f}".format(*interval(r[0])) for name, r in resampled.items()}
-    few = len(view.said)
     return {
-        "rows": [(name, f"{one:.2f}", spans.get(name, "")) for name, one in result.scores.items()],
+        "rows": [
+            (name, f"{value:.2f}", spans.get(name, "")) for name, value in result.scores.items()
+        ],
         "missing": list(result.missing.items()),
         "signatures": [(name, _breakable(one)) for name, one in result.signatures.items()],
-        "rough": f"{few} images are few: take the intervals for rough, and rather too narrow; "
-        f"below {ENOUGH} images percentiles fall short."
-        if few < ENOUGH
+        "rough": f"With fewer than {ENOUGH} images intervals are rough, and tend to be too narrow."
+        if len(view.rows) < ENOUGH
         else "",
     }
 
@@ -172,16 +172,16 @@ CHARTS = {
         "dev_cider": "dev CIDEr-D",
     },
 }
-"""Title and unit -> the columns of the training log that are drawn, and what they are called."""
+"""Title and unit -> columns of the training log to draw -> their names in the legend."""
 
 
 def _training(view: View) -> Values:
     log = curves.read_log(view.result.run)
     if "train_reward" in log:
-        log.pop("train_loss", None)  # of a policy gradient, which is no loss of words
-    other = "train_loss" if "train_reward" in log else "train_reward"  # which it has no need of
+        log.pop("train_loss", None)  # it is the loss of the policy gradient, not of words
+    unused = "train_loss" if "train_reward" in log else "train_reward"  # by this training
     every = {name: called for lines in CHARTS.values() for name, called in lines.items()}
-    lacking = [f"{every[n]} ({n})" for n in every if n not in log and n != other]
+    lacking = [f"{every[n]} ({n})" for n in every if n not in log and n != unused]
     charts, validations = [], {}
     for (title, unit), lines in CHARTS.items():
         series = {called: log[name] for name, called in lines.items() if name in log}
@@ -206,29 +206,34 @@ def _validations(series: Mapping[str, Mapping[float, float]]) -> Values:
 
 def _card(view: View, index: int, note: str = "") -> Values:
     """One image with its caption, references, scores and nearest training caption."""
-    words, references, said = view.captions[index], view.references[index], view.said[index]
-    nearest = None
-    if view.training is not None:
-        found = view.training.nearest(words)
-        new = "in training word for word" if found.similarity == 1 else f"{found.similarity:.2f}"
-        nearest = (new, view.space.join(found.words))
+    words, references, row = view.captions[index], view.references[index], view.rows[index]
     return {
-        "image": said.image,
+        "image": row.image,
         "picture": view.picture(index, picture),
-        "said": marked(words, references, gaps=view.gaps(said.caption, words)),
+        "caption": marked(words, references, gaps=view.gaps(row.caption, words)),
         "problem": note,
         "references": [
-            marked(one, [words], gaps=view.gaps(text, one))
-            for one, text in zip(references, said.references)
+            marked(reference, [words], gaps=view.gaps(text, reference))
+            for reference, text in zip(references, row.references)
         ],
-        "nearest": nearest,
+        "nearest": _nearest(view, words),
         "meta": _meta(view, index),
     }
 
 
+def _nearest(view: View, words: Sequence[str]) -> tuple[str, str] | None:
+    """How similar the nearest training caption is, and its text."""
+    if view.training is None:
+        return None
+    nearest = view.training.nearest(words)
+    equal = nearest.similarity == 1
+    similarity = "the same words" if equal else f"{nearest.similarity:.2f}"
+    return similarity, view.space.join(nearest.words)
+
+
 def _meta(view: View, index: int) -> str:
-    scores = [f"{name} {found[index]:.1f}" for name, found in view.image_scores.items()]
-    return " · ".join([*scores, view.said[index].image])
+    scores = [f"{name} {values[index]:.1f}" for name, values in view.image_scores.items()]
+    return " · ".join([*scores, view.rows[index].image])
 
 
 def _captions(view: View) -> Values:
@@ -240,10 +245,10 @@ def _captions(view: View) -> Values:
         parts[f"Best by {view.ranking}"] = view.order[: view.images]
         parts[f"Worst by {view.ranking}"] = view.order[::-1][: view.images]
     return {
-        "captions": [(name, [_card(view, one) for one in some]) for name, some in parts.items()],
+        "captions": [(name, [_card(view, i) for i in images]) for name, images in parts.items()],
         "unranked": ""
         if view.ranking
-        else f"There is no best or worst: none of {', '.join(RANKINGS.values())} was computed.",
+        else f"There is no ranking: none of {', '.join(RANKINGS.values())} was computed.",
     }
 
 
@@ -256,8 +261,8 @@ def _errors(view: View) -> Values:
 
 def _bucket(view: View, name: str) -> Values:
     bucket, errors = BUCKETS[name], view.errors[name]
-    some = sorted(errors.notes)
-    some = sorted(random.Random(0).sample(some, min(view.images, len(some))))
+    wrong = sorted(errors.notes)
+    sample = sorted(random.Random(0).sample(wrong, min(view.images, len(wrong))))
     share = len(errors.notes) / errors.judged if errors.judged else 0.0
     return {
         "name": name,
@@ -269,28 +274,28 @@ def _bucket(view: View, name: str) -> Values:
         "found_by": "word lists" if bucket.heuristic else "exact",
         "definition": bucket.definition,
         "doubts": bucket.doubts,
-        "cards": [_card(view, index, errors.notes[index]) for index in some],
+        "cards": [_card(view, index, errors.notes[index]) for index in sample],
     }
 
 
 def _titles(view: View, index: int) -> list[str]:
-    return [BUCKETS[name].title for name, one in view.errors.items() if index in one.notes]
+    return [BUCKETS[name].title for name, kind in view.errors.items() if index in kind.notes]
 
 
 def _all(view: View) -> Values:
-    shown = (view.order or list(range(len(view.captions))))[:MOST_LISTED]
-    ordered = f"from the best by {view.ranking} to the worst" if view.ranking else "in order"
-    left = len(view.captions) - len(shown)
+    listed = (view.order or list(range(len(view.captions))))[:MOST_LISTED]
+    order = f"from the best by {view.ranking} to the worst" if view.ranking else "in order"
+    rest = len(view.captions) - len(listed)
     return {
-        "summary": f"{len(shown):,} captions, {ordered}"
-        + (f"; {left:,} more are not listed" if left else ""),
+        "summary": f"{len(listed):,} captions, {order}"
+        + (f"; {rest:,} more are not listed" if rest else ""),
         "entries": [
             {
-                "caption": view.said[index].caption,
+                "caption": view.rows[index].caption,
                 "meta": _meta(view, index),
                 "errors": ", ".join(_titles(view, index)),
             }
-            for index in shown
+            for index in listed
         ],
     }
 
@@ -305,7 +310,7 @@ def _lengths(view: View) -> list[Values]:
             sum(map(len, texts)) / len(texts) for texts in view.references
         ],
     }
-    return [_by_length(view, name, found) for name, found in lengths.items()]
+    return [_by_length(view, name, values) for name, values in lengths.items()]
 
 
 def _by_length(view: View, name: str, lengths: Sequence[float]) -> Values:
@@ -322,7 +327,7 @@ def _by_length(view: View, name: str, lengths: Sequence[float]) -> Values:
         for one, value in zip(bins, ranked)
     ]
     head = [name, "images", *view.image_scores, ""]
-    title = "Mean scores of images." if view.image_scores else "Images."
+    title = "Mean scores of images" if view.image_scores else "Images"
     return {"head": head, "rows": rows, "title": title, "numbers": range(1, len(head) - 1)}
 
 
@@ -338,7 +343,7 @@ def _frequencies(view: View) -> list[list[Any]]:
 
 
 def _novelty(view: View) -> list[tuple[str, str]]:
-    """What is new; empty where neither training captions nor their hashes are known."""
+    """What is new; empty if neither training captions nor their hashes are known."""
     total, new = len(view.captions), _new(view)
     if new is None:
         return []
@@ -358,12 +363,12 @@ def _novelty(view: View) -> list[tuple[str, str]]:
 
 
 def _new(view: View) -> int | None:
-    """How many captions the model was not trained on: by its own hashes, else by the data set."""
+    """How many captions the model was not trained on, by its own hashes or by the dataset."""
     if NOVELTY in view.result.scores:
         return round(view.result.scores[NOVELTY] / 100 * len(view.captions))
     if view.training is None:
         return None
-    return sum(not view.training.holds(words) for words in view.captions)
+    return sum(words not in view.training for words in view.captions)
 
 
 def _share(count: int, total: int) -> str:
@@ -371,7 +376,7 @@ def _share(count: int, total: int) -> str:
 
 
 def _configuration(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Group -> its options with their values; an option of no group stands under its own name."""
+    """Group -> its options with their values; an option without a group is its own group."""
     groups = {
         group: one if isinstance(one, dict) else {group: one} for group, one in config.items()
     }

@@ -1,8 +1,8 @@
-"""What a report needs beside the scores of `captioner.evaluation.results`: captions and data.
+"""Reads what a report needs besides scores: captions, the run's configuration and its data.
 
-The captions are needed; the run's configuration and the data set may be gone, and then a reason
-stands in their place. Two data sets matter: the one that was evaluated has the pictures, the one
-that the model was trained on has its training captions; they are mostly the same.
+The captions are required; configuration and data may be missing, and then the report gives the
+reason. There may be two datasets: the one that was evaluated has the pictures, the one that the
+model was trained on has the training captions; mostly they are the same.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _NO_CONFIG = "the evaluation is in no run folder with a config.yaml"
 
 
 @dataclass(frozen=True)
-class Said:
-    """One image and what was said of it.
+class CaptionRow:
+    """One line of captions.jsonl.
 
     Attributes:
         image: its id.
         caption: of the model.
-        references: by people; one or more.
+        references: captions by people; one or more.
     """
 
     image: str
@@ -43,20 +43,20 @@ class Said:
     references: tuple[str, ...]
 
 
-def read_captions(result: Result) -> list[Said]:
+def read_captions(result: Result) -> list[CaptionRow]:
     """Read the captions of an evaluation, in the order of its statistics.
 
     Raises:
-        FileNotFoundError: they are not there.
-        ValueError: they are damaged, or not of the images that the statistics are of.
+        FileNotFoundError: they are missing.
+        ValueError: they are damaged, or of other images than the statistics.
     """
-    path, said = result.folder / CAPTIONS, []
+    path, rows = result.folder / CAPTIONS, []
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: is not there; {_AGAIN}")
+        raise FileNotFoundError(f"{path}: no such file; {_AGAIN}")
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text in UTF-8; {_AGAIN}") from None
+        raise ValueError(f"{path}: not text in UTF-8; {_AGAIN}") from None
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
@@ -67,24 +67,24 @@ def read_captions(result: Result) -> list[Said]:
             raise ValueError(
                 f"{path}, line {number}: not an image with its caption and references; {_AGAIN}"
             ) from None
-        said.append(Said(texts[0], texts[1], texts[2:]))
-    if tuple(one.image for one in said) != result.statistics.images:
-        raise ValueError(f"{path}: not of the images of the statistics; {_AGAIN}")
-    return said
+        rows.append(CaptionRow(texts[0], texts[1], texts[2:]))
+    if tuple(row.image for row in rows) != result.statistics.images:
+        raise ValueError(f"{path}: of other images than the statistics; {_AGAIN}")
+    return rows
 
 
-# What surrounds it ------------------------------------------------------------------------------
+# Configuration and data -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a run's folder and data add to an evaluation, as far as they are there.
+    """The configuration and data of a run, as far as they exist.
 
     Attributes:
-        config: the run's configuration; empty where it is gone.
+        config: the run's configuration; empty if it is missing.
         pictures: image id -> path of its file.
         training: the training captions.
-        absent: what is not there -> the reason: "configuration", "pictures", "training captions".
+        absent: what is missing -> the reason: "configuration", "pictures", "training captions".
     """
 
     config: Config = field(default_factory=dict)
@@ -93,15 +93,15 @@ class Surroundings:
     absent: Mapping[str, str] = field(default_factory=dict)
 
 
-def look_around(
-    result: Result, said: Sequence[Said], *, data_root: str | None = None
+def read_surroundings(
+    result: Result, rows: Sequence[CaptionRow], *, data_root: str | None = None
 ) -> Surroundings:
-    """Read the run's configuration and data set, where they are there.
+    """Read the run's configuration and dataset, as far as they exist.
 
     Args:
         result: the evaluation.
-        said: its captions.
-        data_root: where the data set lies, if not where the run's configuration says.
+        rows: its captions.
+        data_root: the root of the dataset; None takes that of the run's configuration.
     """
     config = result.config or {}
     trained, evaluated = (_data_of(one) for one in (result.config, result.evaluated))
@@ -111,9 +111,9 @@ def look_around(
         return Surroundings(config, absent=absent | dict.fromkeys(_DATA, _NO_CONFIG))
     dataset, reason = _read_data(evaluated, data_root)
     pictures = {one.image_id: one.image for one in dataset.records} if dataset else {}
-    pictures = {one.image: pictures[one.image] for one in said if one.image in pictures}
+    pictures = {one.image: pictures[one.image] for one in rows if one.image in pictures}
     if not any(Path(path).is_file() for path in pictures.values()):
-        absent["pictures"] = reason or f"the data set has none of the images{_odd(dataset)}"
+        absent["pictures"] = reason or f"the dataset has none of the images{_odd(dataset)}"
     training, reason = _training(result, trained, evaluated, dataset, reason)
     if not training:
         absent["training captions"] = reason
@@ -127,10 +127,10 @@ def _training(
     dataset: Dataset | None,
     reason: str,
 ) -> tuple[list[str], str]:
-    """The captions that the model was trained on, or why they are not there.
+    """The captions that the model was trained on, or the reason why they are missing.
 
-    The data set that was evaluated has them where the configurations say so, or where its captions
-    are those whose hashes novelty was computed by.
+    They are in the evaluated dataset if the configurations say so, or if its training captions have
+    the hashes that novelty was computed with.
     """
     texts = _captions_of(dataset)
     tokenize = "character" if result.signature.tokenization == "character" else "ptb"
@@ -138,9 +138,9 @@ def _training(
     hashed = novelty.parts.get("training", "").partition("-")[2]
     same = trained is None or anchored({"data": trained}) == anchored({"data": evaluated})
     if same or (texts and CaptionHashes.of(TOKENIZE[tokenize](texts)).digest == hashed):
-        return texts, reason or f"the data set has none{_odd(dataset)}"
+        return texts, reason or f"the dataset has none{_odd(dataset)}"
     dataset, reason = _read_data(trained or {}, None)
-    return _captions_of(dataset), reason or f"the data set has none{_odd(dataset)}"
+    return _captions_of(dataset), reason or f"the dataset has none{_odd(dataset)}"
 
 
 def _captions_of(dataset: Dataset | None) -> list[str]:
@@ -154,18 +154,18 @@ def _data_of(config: Config | None) -> Config | None:
 
 
 def _odd(dataset: Dataset | None) -> str:
-    """What a data set warned of, in brackets."""
+    """The warnings of a dataset, in brackets."""
     odd = ", ".join(f"{w}: {n:,}" for w, n in dataset.warnings.items()) if dataset else ""
     return f" ({odd})" if odd else ""
 
 
 def _read_data(config: Config, root: str | None) -> tuple[Dataset | None, str]:
-    """A data set, or the reason why it cannot be read."""
+    """A dataset, or the reason why it cannot be read."""
     data: dict[str, Any] = dict(config)
     if root is not None:
         data["root"] = root
     if data.get("format") == "shapes" and data.get("captions") is None:
-        data["captions"] = CAPTIONS  # named, it is not drawn where it is missing
+        data["captions"] = CAPTIONS  # a named file is not drawn if it is missing
     try:
         return make(read_records, "data", data), ""
     except (ValueError, OSError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What the sections of a report share: the words of captions and references, and what follows."""
+"""The data that several sections of a report use: words, errors, scores of images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from captioner.evaluation.results import Result
 from captioner.metrics.tokenize import characters, composed, ptb_words
 from captioner.report.errors import Errors, find_errors
 from captioner.report.novelty import TrainingCaptions
-from captioner.report.sources import Said, Surroundings
+from captioner.report.sources import CaptionRow, Surroundings
 
 _Picture = TypeVar("_Picture")
 
 RANKINGS = {"cider_d": "CIDEr-D", "rouge_l": "ROUGE-L"}
-"""Rows of the statistics by which captions are ranked, the first that is there, and their names."""
+"""Rows that captions are ranked by, the first that an evaluation has, and their names."""
 
 
 LANGUAGES = {
@@ -27,22 +27,23 @@ LANGUAGES = {
     **{"DEVANAGARI": "hi", "BENGALI": "bn", "TAMIL": "ta", "TELUGU": "te", "ARABIC": "ar"},
     **{"HEBREW": "he", "GREEK": "el", "CYRILLIC": "ru"},
 }
-"""Script, as Unicode names its letters -> the language that is most often written in it."""
+"""Script, as in the Unicode names of letters -> its most common language."""
 
 
 def language_of(text: str) -> str | None:
-    """The tag of the language whose letters a text mostly has; None for Latin ones, or none."""
-    letters = Counter(one for one in text[:100_000] if unicodedata.category(one).startswith("L"))
+    """The tag of the language of most letters of a text; None for Latin letters, or none."""
+    start = text[:100_000]
+    letters = Counter(char for char in start if unicodedata.category(char).startswith("L"))
     scripts: Counter[str] = Counter()
     for letter, count in letters.items():
         scripts[unicodedata.name(letter, "?").split()[0].split("-")[0]] += count
-    if scripts["HIRAGANA"]:  # no other language has it, and Japanese has Chinese letters too
+    if scripts["HIRAGANA"]:  # only Japanese has it, and it has Chinese characters too
         return "ja"
     return LANGUAGES.get(scripts.most_common(1)[0][0]) if scripts else None
 
 
 def gaps_of(text: str, words: Sequence[str]) -> list[str]:
-    """For each of the characters of a text, as scores cut them, a space or nothing after it."""
+    """What follows each token of a text that was split by characters: a space or nothing."""
     text, place, gaps = composed(text).lower(), 0, []
     for word in words:
         place = max(place, text.find(word, place)) + len(word)
@@ -52,17 +53,17 @@ def gaps_of(text: str, words: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class View:
-    """An evaluation with what the sections of its report share.
+    """An evaluation and the data that several sections of its report use.
 
     Attributes:
         result: the scores.
-        said: the captions, one an image.
-        around: configuration, pictures and training captions, as far as they are there.
-        images: how many captions each part shows.
+        rows: the captions with their references, one an image.
+        around: configuration, pictures and training captions, as far as they exist.
+        images: the number of captions that each part shows.
     """
 
     result: Result
-    said: Sequence[Said]
+    rows: Sequence[CaptionRow]
     around: Surroundings
     images: int
 
@@ -73,32 +74,32 @@ class View:
 
     @cached_property
     def language(self) -> str:
-        """The tag (BCP 47) of the language that the captions are in, by their letters."""
-        texts = (text for one in self.said for text in (one.caption, *one.references))
+        """The tag (BCP 47) of the captions' language, by their letters."""
+        texts = (text for row in self.rows for text in (row.caption, *row.references))
         return language_of(" ".join(texts)) or ("und" if self.by_character else "en")
 
     @property
     def chinese(self) -> bool:
-        """Whether captions are judged as Chinese ones."""
+        """Whether captions are judged as Chinese."""
         return self.by_character and self.language in ("zh", "und")
 
-    def cut(self, text: str) -> list[str]:
-        """The words of a caption, as they were scored."""
+    def split(self, text: str) -> list[str]:
+        """The words of a caption, split as for the scores."""
         return characters(text) if self.by_character else ptb_words(text)
 
     @cached_property
     def captions(self) -> list[list[str]]:
         """The words of each caption."""
-        return [self.cut(one.caption) for one in self.said]
+        return [self.split(row.caption) for row in self.rows]
 
     @cached_property
     def references(self) -> list[list[list[str]]]:
         """The words of each image's references."""
-        return [[self.cut(text) for text in one.references] for one in self.said]
+        return [[self.split(text) for text in row.references] for row in self.rows]
 
     def picture(self, index: int, read: Callable[[str | None], _Picture]) -> _Picture:
-        """The picture of an image, which is read once."""
-        image = self.said[index].image
+        """The picture of an image; each is read once."""
+        image = self.rows[index].image
         if image not in self._pictures:
             self._pictures[image] = read(self.around.pictures.get(image))
         return self._pictures[image]
@@ -109,34 +110,34 @@ class View:
 
     @cached_property
     def training(self) -> TrainingCaptions | None:
-        """The training captions, where they are there."""
+        """The training captions; None if they are missing."""
         texts = self.around.training
-        return TrainingCaptions(map(self.cut, texts)) if texts else None
+        return TrainingCaptions(map(self.split, texts)) if texts else None
 
     @property
     def space(self) -> str:
-        """What is between words of a text that is not kept."""
+        """The separator of words where the original text is not kept."""
         return "" if self.by_character else " "
 
     def gaps(self, text: str, words: Sequence[str]) -> list[str]:
-        """What follows each word of a text: of one cut by characters, a space where it has one."""
+        """What follows each word of a text: a space, or for characters what the text has."""
         return gaps_of(text, words) if self.by_character else [" "] * len(words)
 
     @property
     def ranking(self) -> str | None:
-        """The name of the metric that ranks captions; None where no image has a score."""
+        """The metric that captions are ranked by; None if images have no scores."""
         return next(iter(self.image_scores), None)
 
     @cached_property
     def image_scores(self) -> dict[str, list[float]]:
         """Metric -> its score of each image, 0 to 100, for CIDEr-D 0 to 1000."""
         rows = self.result.statistics.rows
-        kept = {name: rows[family][:, 0] for family, name in RANKINGS.items() if family in rows}
-        return {name: found.tolist() for name, found in kept.items()}
+        known = {name: rows[family][:, 0] for family, name in RANKINGS.items() if family in rows}
+        return {name: scores.tolist() for name, scores in known.items()}
 
     @cached_property
     def order(self) -> list[int]:
-        """The images from the best to the worst caption; empty where no image has a score."""
+        """The images from the best to the worst caption; empty if images have no scores."""
         if self.ranking is None:
             return []
         scores = self.image_scores[self.ranking]
@@ -144,7 +145,7 @@ class View:
 
     @cached_property
     def errors(self) -> dict[str, Errors]:
-        """The buckets of errors."""
+        """The errors by kind."""
         return find_errors(
             self.captions,
             self.references,
@@ -154,7 +155,7 @@ class View:
         )
 
     def _limit(self) -> int:
-        """The most words of a caption."""
+        """The largest number of words in a caption."""
         return self.result.signature.options.get("max_length", DecodingOptions.max_length)
 
     def _vocabulary(self) -> frozenset[str] | None:

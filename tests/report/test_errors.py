@@ -32,9 +32,9 @@ WRONG = [
     ("wrong_count", "a group of people", ["two people talk", "two people stand"]),
     ("wrong_count", "a black dog and a white dog", ["a dog", "a lone dog"]),
     ("wrong_count", "two red circles", ["three red circles", "there are three red circles"]),
-    ("wrong_colour", "a black dog runs", ["a brown dog runs", "a tan dog"]),
-    ("wrong_colour", "a man in a red shirt", ["a man in a blue shirt", "a guy with a blue top"]),
-    ("wrong_colour", "a red circle above a star", ["a blue circle", "the blue circle"]),
+    ("wrong_color", "a black dog runs", ["a brown dog runs", "a tan dog"]),
+    ("wrong_color", "a man in a red shirt", ["a man in a blue shirt", "a guy with a blue top"]),
+    ("wrong_color", "a red circle above a star", ["a blue circle", "the blue circle"]),
     ("repetition", "a man in a red shirt and a red shirt", ["a man"]),
     ("repetition", "a dog dog runs", ["a dog"]),
     ("truncated", "a man is standing on a", ["a man"]),
@@ -55,10 +55,10 @@ RIGHT = [
     ("wrong_count", "a dog runs", ["two dogs run", "a dog runs after another dog"]),
     ("wrong_count", "two men talk", ["two people talk", "a man and a woman", "a man"]),
     ("wrong_count", "two soccer players", ["two players", "two football players"]),
-    ("wrong_colour", "a black and white dog", ["a white dog", "a white dog runs"]),
-    ("wrong_colour", "a brown dog", ["a golden dog", "a tan dog runs"]),
+    ("wrong_color", "a black and white dog", ["a white dog", "a white dog runs"]),
+    ("wrong_color", "a brown dog", ["a golden dog", "a tan dog runs"]),
     (
-        "wrong_colour",
+        "wrong_color",
         "a man in a red shirt",
         ["a man in red", "a man in a blue shirt", "a boy in a grey shirt"],
     ),
@@ -73,8 +73,8 @@ SILENT = [
     ("wrong_count", "a dog runs", ["two dogs run", "an animal"]),
     ("wrong_count", "a man jumps while another watches", ["two men", "two men jump"]),
     ("wrong_count", "some water", ["the water", "a water"]),
-    ("wrong_colour", "a dog runs", ["a brown dog", "a brown dog runs"]),
-    ("wrong_colour", "a black dog", ["a brown dog", "a dog"]),
+    ("wrong_color", "a dog runs", ["a brown dog", "a brown dog runs"]),
+    ("wrong_color", "a black dog", ["a brown dog", "a dog"]),
     ("unknown_word", "a dog", ["a dalmatian", "the dalmatian"]),
 ]
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_judged_is_not(bucket: str, caption: str, references: lis
 
 
 def test_a_note_says_what_is_wrong() -> None:
-    note = judge("wrong_colour", "a black dog runs", "a brown dog", "the brown dog runs", "a dog")
+    note = judge("wrong_color", "a black dog runs", "a brown dog", "the brown dog runs", "a dog")
     assert note == "says “a black dog”, references say “a brown dog”, “the brown dog”"
 
 
@@ -129,11 +129,11 @@ def test_generic_is_what_many_images_share() -> None:
 
 
 def test_chinese_by_characters() -> None:
-    assert judge_chinese("wrong_colour", "穿红衣服的男人", "穿蓝衣服的男人", "蓝色上衣的人") == (
+    assert judge_chinese("wrong_color", "穿红衣服的男人", "穿蓝衣服的男人", "蓝色上衣的人") == (
         "says 红, references 蓝"
     )
-    assert judge_chinese("wrong_colour", "红色的球", "白天有人", "一个红球", "红色") == ""
-    assert judge_chinese("wrong_colour", "红色的球", "白天有人", "一个红球") is None
+    assert judge_chinese("wrong_color", "红色的球", "白天有人", "一个红球", "红色") == ""
+    assert judge_chinese("wrong_color", "红色的球", "白天有人", "一个红球") is None
     assert judge_chinese("wrong_count", "三只狗在跑", "两只狗", "两条狗在草地上")
     assert judge_chinese("wrong_count", "两个人", "两名男子", "三个人") == ""
     assert judge_chinese("wrong_object", "一只猫", "一只狗", "狗") is None
@@ -150,13 +150,13 @@ def test_every_bucket_defines_itself() -> None:
 # Reading --------------------------------------------------------------------------------------
 
 
-def test_a_mention_has_number_and_colours() -> None:
+def test_a_mention_has_number_and_colors() -> None:
     first, second = mentions(ptb_words("two large black and white dogs chase a man's red ball"))[
         ::2
     ]
     assert (first.text, first.number) == ("two large black and white dogs", (2, 2))
     assert first.hues == {"black", "white"}
-    assert second.colours == ("red",)
+    assert second.colors == ("red",)
 
 
 def test_what_is_named_apart_is_added_up() -> None:
