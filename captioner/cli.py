@@ -1,8 +1,8 @@
-"""The command line: finds the verb and runs it; each verb is a module of ``captioner.verbs``.
+"""The command line: runs a verb, which is a module of ``captioner.verbs``.
 
-Exit status: 0 done; 1 something could not be done, and standard error says what in one line; 2 the
-command line itself is wrong; 130 interrupted or told to end (SIGTERM); 141 nobody reads the output.
-Nothing that a verb raises becomes a traceback, unless CAPTIONER_TRACEBACK=1 asks for it.
+Exit status: 0 success; 1 failure, with one line on standard error; 2 wrong usage; 130 interrupted
+or terminated (SIGTERM); 141 the reader of the output has gone. Exceptions are printed without a
+traceback, unless CAPTIONER_TRACEBACK=1 is set.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ __all__ = ["VERBS", "main"]
 
 EXAMPLES = """\
 examples:
-  captioner train experiment=demo                      train on the embedded data set
+  captioner train experiment=demo                      train on the embedded dataset
   captioner evaluate runs/demo data.split=test         score a run
-  captioner compare runs/lstm runs/gru                 is one better, and how sure is that
-  captioner caption photo.jpg                          caption a photograph by the bundled model
-  captioner caption photo.jpg --model runs/nic         or by one of your own
-  captioner models                                     which models there are
-  captioner cache                                      which features are kept on disk
+  captioner compare runs/lstm runs/gru                 test which one is better
+  captioner caption photo.jpg                          caption a photograph with the bundled model
+  captioner caption photo.jpg --model runs/nic         or with your own
+  captioner models                                     list models
+  captioner cache                                      list cached features
   captioner data stats data=flickr8k data.root=~/flickr8k
 
-`captioner VERB --help` tells more of each. CAPTIONER_TRACEBACK=1 shows where an error arose.
+`captioner VERB --help` describes a verb. CAPTIONER_TRACEBACK=1 shows the traceback of an error.
 """
 
 
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _ended_like_an_interrupt() -> Iterator[None]:
-    """SIGTERM, by which schedulers and ``kill`` end a process, unwinds it as Ctrl-C does."""
+    """SIGTERM, which schedulers and ``kill`` send, raises KeyboardInterrupt as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -94,7 +94,7 @@ def _ended_like_an_interrupt() -> Iterator[None]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Warnings are lines for people; from Python they stay warnings, with the place they are of."""
+    """Print warnings as single lines; CAPTIONER_TRACEBACK=1 shows where they come from."""
 
     def show(message: Warning | str, *unused: Any, **also: Any) -> None:
         warn(str(message))
@@ -110,10 +110,10 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextmanager
 def _all_written() -> Iterator[None]:
-    """Write out what was printed: that its reader has gone, or the disk is full, is told here."""
+    """Flush standard output, so that a full disk or a closed pipe is an error of this command."""
     try:
         yield
-    except SystemExit:  # as --help leaves
+    except SystemExit:  # of --help
         _flush()
         raise
     _flush()
@@ -128,14 +128,14 @@ def _flush() -> None:
 
 
 def _output_closed() -> int:
-    """End quietly where the reader of the output has gone, as after ``| head``."""
+    """End without a message when the reader of the output has gone, as with ``| head``."""
     _discard_output()
     return 141
 
 
 def _discard_output() -> None:
-    """Let what could not be written go, for Python tries once more at its exit."""
-    with suppress(OSError, ValueError):  # there is no file beneath it
+    """Discard what could not be written, since Python tries again when it exits."""
+    with suppress(OSError, ValueError):  # standard output is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -8,10 +8,10 @@ from captioner.verbs.terminal import parser_of
 
 
 def run(argv: Sequence[str]) -> int:
-    """Print what turns on completion of verbs, flags, files, models, overrides and values."""
+    """Print the shell code that enables tab completion."""
     parser = parser_of(
         "completion",
-        "Print what turns on tab completion in a shell: of verbs, flags, files, models, overrides\n"
+        "Print shell code that enables tab completion of verbs, flags, files, models, overrides\n"
         "and their values.",
         '  eval "$(captioner completion bash)"                # in ~/.bashrc\n'
         '  eval "$(captioner completion zsh)"                 # in ~/.zshrc\n'
@@ -28,4 +28,4 @@ def run(argv: Sequence[str]) -> int:
 
 
 _COMPINIT = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }\n"
-"""zsh knows no completion before compinit has run, which a plain ~/.zshrc leaves out."""
+"""zsh has no completion until compinit has run, and a minimal ~/.zshrc does not run it."""

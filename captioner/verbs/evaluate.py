@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
 def _runs_and_overrides(
     parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> tuple[list[str], list[str]]:
-    """The models among the words of the command line, and the overrides."""
+    """The models and the overrides among the arguments."""
     runs = [word for word in options.runs if _is_path(word)]
     overrides = [word for word in (*options.runs, *options.overrides) if word not in runs]
     if not runs:
@@ -65,7 +65,7 @@ def _runs_and_overrides(
 
 
 def _is_path(word: str) -> bool:
-    """Whether a word names a run, and is not an override: no key of ours has a slash."""
+    """Whether an argument names a run and is not an override, whose key has no slash."""
     key, equals, _ = word.partition("=")
     return not equals or "/" in key or Path(word).exists()
 

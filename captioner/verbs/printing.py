@@ -1,4 +1,4 @@
-"""Tables on a terminal, and the same rows for other programs."""
+"""Tables for a terminal, and tab-separated rows for other programs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def print_rows(
 ) -> None:
     """Print rows of cells.
 
-    On a terminal they are a table as wide as the terminal at most, in which long cells fold.
-    Elsewhere each row is a line whose cells are separated by tabs, headings first, without colours.
+    On a terminal they are a table that fits its width, with long cells folded. Otherwise each row
+    is a line of cells separated by tabs, headings first, without colors.
 
     Args:
-        rows: of as many cells each as there are headings, if there are any.
-        headings: of the columns.
-        right: the numbers of columns that are set to the right and never fold.
-        console: where to; None is the standard output.
+        rows: with the same number of cells each.
+        headings: of the columns; empty for none.
+        right: the indices of columns that are right-aligned and never folded.
+        console: to print to; None is standard output.
     """
     from rich.console import Console
 
@@ -33,7 +33,7 @@ def print_rows(
     if not console.is_terminal:
         for row in [headings, *rows] if headings else rows:
             line = "\t".join(" ".join(cell.replace("\n", ", ").split()) for cell in row)
-            print(line, file=console.file)  # rich would turn tabs into blanks
+            print(line, file=console.file)  # rich would replace tabs by blanks
         return
     _print_table(rows, headings, right, console)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -9,35 +10,8 @@ from captioner.verbs.terminal import add_split, new_folder, parser_of, wrote
 
 
 def run(argv: Sequence[str]) -> int:
-    """Write a page about an evaluation."""
-    parser = parser_of(
-        "report",
-        "Write one HTML page about an evaluation: scores, training curves, captions with their\n"
-        "pictures, errors by kind, scores by length, words by frequency, and what stands in the\n"
-        "training captions. The page needs no network. See docs/report.md.",
-        "  captioner report runs/demo\n"
-        "  captioner report runs/demo --split test --decoding beam3-lp0.7 --images 12\n"
-        "  captioner report runs/nic/evaluation/flickr8k-dev/greedy --data-root ~/flickr8k \\\n"
-        "      --output nic.html\n",
-    )
-    parser.add_argument(
-        "run",
-        metavar="RUN",
-        help="a run folder or bundled model, of which the newest evaluation is taken, or an "
-        "evaluation folder",
-    )
-    add_split(parser, "of the evaluation")
-    parser.add_argument("--decoding", metavar="LABEL", help="of the evaluation, as its folder")
-    parser.add_argument(
-        "--images", type=int, default=8, metavar="N", help="captions shown in each part (default 8)"
-    )
-    parser.add_argument(
-        "--data-root", metavar="FOLDER", help="where the data set lies, if it has moved"
-    )
-    parser.add_argument(
-        "--output", metavar="FILE", help="default: report.html in the evaluation folder"
-    )
-    options = parser.parse_intermixed_args(argv)
+    """Write one HTML page about an evaluation."""
+    options = _parser().parse_intermixed_args(argv)
 
     from captioner.report.report import report as write_report
 
@@ -50,6 +24,36 @@ def run(argv: Sequence[str]) -> int:
         data_root=options.data_root,
         output=options.output,
     )
-    # beside a page that goes through a pipe nothing else may stand
+    # a page that is piped to another program must not be mixed with other text
     print(wrote(path, made), file=sys.stdout if path.is_file() else sys.stderr)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(
+        "report",
+        "Write one HTML page about an evaluation: scores, training curves, captions with their\n"
+        "pictures, errors by kind, scores by length, words by frequency, and novelty. The page\n"
+        "needs no network. See docs/report.md.",
+        "  captioner report runs/demo\n"
+        "  captioner report runs/demo --split test --decoding beam3-lp0.7 --images 12\n"
+        "  captioner report runs/nic/evaluation/flickr8k-dev/greedy --data-root ~/flickr8k \\\n"
+        "      --output nic.html\n",
+    )
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="evaluation folder, or run folder or bundled model (its newest evaluation)",
+    )
+    add_split(parser, "take an evaluation of this split from a run folder")
+    parser.add_argument("--decoding", metavar="D", help="take this decoding, such as beam3-lp0.7")
+    parser.add_argument(
+        "--images", type=int, default=8, metavar="N", help="captions shown in each part (default 8)"
+    )
+    parser.add_argument(
+        "--data-root", metavar="FOLDER", help="root of the dataset, if it has moved"
+    )
+    parser.add_argument(
+        "--output", metavar="FILE", help="default: report.html in the evaluation folder"
+    )
+    return parser

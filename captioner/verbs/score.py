@@ -1,4 +1,4 @@
-"""Score captions that were made elsewhere."""
+"""Score captions of any system."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Score captions that were made elsewhere."""
+    """Score captions of any system."""
     options = _parser().parse_intermixed_args(argv)
 
     from captioner.evaluation.score_files import score_files

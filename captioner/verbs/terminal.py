@@ -1,4 +1,4 @@
-"""What the verbs share: parsers, tables, progress, errors of one line."""
+"""Parsers, tables and messages that the verbs share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from captioner.verbs.tables import METRICS, names_in
 
 
 def fail(message: str, status: int = 1) -> int:
-    """Print an error in one line and return the exit status."""
+    """Print an error as one line and return the exit status."""
     print("captioner: error: " + " ".join(message.split()), file=sys.stderr)
     return status
 
 
 def warn(message: str) -> None:
-    """Print a warning in one line."""
+    """Print a warning as one line."""
     print("captioner: warning: " + " ".join(message.split()), file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a shell at TAB, and takes ``~/`` where shells leave it."""
+    """A parser with tab completion that expands ``~/`` where shells do not."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_args(self._prepared(args), namespace)
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def _add_action(self, action: Any) -> Any:
         if action.nargs == "*":
-            action.required = False  # or argparse names it among what is lacking
+            action.required = False  # otherwise argparse lists it as missing
         return super()._add_action(action)
 
     def _prepared(self, args: Sequence[str] | None) -> list[str]:
@@ -43,14 +43,14 @@ class Parser(argparse.ArgumentParser):
             from captioner.verbs.candidates import answer
 
             answer(self)
-        # `--output=~/x` in bash, and any path that zsh has completed (it quotes the ~)
+        # in bash that is `--output=~/x`, in zsh a completed path, since it quotes the ~
         home = os.path.expanduser("~").replace("\\", r"\\")
         given = sys.argv[1:] if args is None else args
-        return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", one) for one in given]
+        return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", word) for word in given]
 
 
 def parser_of(verb: str, description: str, examples: str) -> Parser:
-    """The parser of a verb, with its examples below the options."""
+    """The parser of a verb, with examples below the options."""
     return Parser(
         prog=f"captioner {verb}",
         description=description,
@@ -69,7 +69,7 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
 
 
 def add_split(parser: argparse.ArgumentParser, what: str) -> None:
-    """Add --split, which evaluations are of."""
+    """Add --split."""
     parser.add_argument("--split", choices=("train", "dev", "test"), help=what)
 
 
@@ -80,19 +80,19 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="MODULE",
-        help="import package.module, which has classes of your own that the model was trained with",
+        help="import package.module, which defines classes of your own that the model uses",
     )
 
 
 def add_config_dir(parser: argparse.ArgumentParser) -> None:
     """Add --config-dir, for every verb that takes overrides."""
     parser.add_argument(
-        "--config-dir", metavar="FOLDER", help="a folder of options of your own, as for train"
+        "--config-dir", metavar="FOLDER", help="folder with options of your own, as for train"
     )
 
 
 def plug_in(options: argparse.Namespace) -> None:
-    """Import what ``--plugin`` names."""
+    """Import the modules of ``--plugin``."""
     from captioner import parts
 
     for module in options.plugin:
@@ -100,7 +100,7 @@ def plug_in(options: argparse.Namespace) -> None:
 
 
 def metrics_of(names: str | None) -> list[str]:
-    """The names of a comma-separated list, all where there is none; told before the work."""
+    """The metrics of a comma-separated list, or all; an unknown name raises a ValueError."""
     from captioner.metrics import table
 
     wanted = list(table.METRICS) if names is None else [one.strip() for one in names.split(",")]
@@ -125,7 +125,7 @@ def print_json(value: Any) -> int:
 
 
 def short(path: Path) -> str:
-    """A path as short as it can be told from here."""
+    """A path relative to the current folder, if it is in it."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
@@ -133,18 +133,18 @@ def short(path: Path) -> str:
 
 
 def wrote(path: str | Path, made: Path | None = None) -> str:
-    """What is said of a file that was written.
+    """The message about a file that was written.
 
     Args:
         path: the file.
-        made: a folder that was made for it, see ``new_folder``.
+        made: a folder that was created for it, see ``new_folder``.
     """
     return f"wrote {short(Path(path))}" + (f" (made the folder {made})" if made else "")
 
 
 def new_folder(path: str | Path | None) -> Path | None:
-    """The folder that writing a file will make outside the current one, of several the topmost."""
+    """The topmost folder that writing a file will create outside the current folder."""
     if path is None:
         return None
-    lacking = [one for one in Path(os.path.abspath(path)).parents if not one.exists()]
-    return lacking[-1] if lacking and not lacking[-1].is_relative_to(Path.cwd()) else None
+    missing = [folder for folder in Path(os.path.abspath(path)).parents if not folder.exists()]
+    return missing[-1] if missing and not missing[-1].is_relative_to(Path.cwd()) else None

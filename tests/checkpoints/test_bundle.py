@@ -353,7 +353,7 @@ def test_export_takes_decoding_alone_and_says_what_is_large(
     run, tmp_path, capsys, monkeypatch
 ) -> None:
     assert main(["models", "export", str(run), str(tmp_path / "a"), "decoder.cell=gru"]) == 1
-    assert "exported as it was trained" in capsys.readouterr().err
+    assert "only decoding=… can be changed" in capsys.readouterr().err
     monkeypatch.setattr(bundle, "LARGEST", 1000)
     assert main(["models", "export", str(run), str(tmp_path / "a")]) == 0
     assert "captioner: note:" in capsys.readouterr().err

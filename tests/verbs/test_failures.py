@@ -29,18 +29,18 @@ class WorkerError(ValueError):
         (FileNotFoundError("runs/x: no such run"), "runs/x: no such run"),
         (MisconfigurationException("limit is 0.1"), "limit is 0.1"),
         (HydraException("not a sweep"), "not a sweep"),
-        (OSError(errno.ENOSPC, "No space left", "a.ckpt"), "a.ckpt: no space left; make room and"),
+        (OSError(errno.ENOSPC, "No space left", "a.ckpt"), "a.ckpt: no space left; free some"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "aaa"), "aaa: file name too long; cho"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), "/x: permission denied; choose"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "/x: no such file; look for a"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/x"), "/x: no such file; check the"),
         (MemoryError(), "out of memory; lower loader.batch_size"),
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"),
-         "out of memory (20.00 GiB could not be had); lower"),
+         "out of memory (20.00 GiB could not be allocated); lower"),
         (WorkerError(
             "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent "
             "call last):\n  File x\nValueError: a.png: cannot be read\n"
         ), "a.png: cannot be read"),
-        (KeyError("dev"), "KeyError: 'dev' (not foreseen; CAPTIONER_TRACEBACK=1 shows where"),
+        (KeyError("dev"), "KeyError: 'dev' (unexpected; CAPTIONER_TRACEBACK=1 shows the"),
     ],
 )  # fmt: skip
 def test_an_exception_is_one_line_with_the_way_out(error: Exception, says: str) -> None:
@@ -51,7 +51,9 @@ def test_an_exception_is_one_line_with_the_way_out(error: Exception, says: str) 
 def test_memory_that_cannot_be_had_is_known_by_what_torch_says() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)
-    assert explain(error.value).startswith("out of memory (4,194,304.0 GiB could not be had); l")
+    assert explain(error.value).startswith(
+        "out of memory (4,194,304.0 GiB could not be allocated); l"
+    )
 
 
 def test_a_reference_to_nothing_says_how_the_letters_are_meant_as_they_stand() -> None:
@@ -59,7 +61,7 @@ def test_a_reference_to_nothing_says_how_the_letters_are_meant_as_they_stand() -
     with pytest.raises(OmegaConfBaseException) as error:
         OmegaConf.to_container(config, resolve=True)
     assert explain(error.value) == (
-        "data.root: Interpolation key 'z' not found; where ${ is meant as it stands, write \\${"
+        "data.root: Interpolation key 'z' not found; for a literal ${ write \\${"
     )
 
 
@@ -81,8 +83,8 @@ def test_what_nobody_foresaw_is_one_line_unless_the_traceback_is_asked_for(
     verb_that(monkeypatch, failing(ZeroDivisionError("0 to a\nnegative power")))
     assert cli.main(["models"]) == 1
     assert capsys.readouterr().err == (
-        "captioner: error: ZeroDivisionError: 0 to a negative power (not foreseen; "
-        "CAPTIONER_TRACEBACK=1 shows where it arose)\n"
+        "captioner: error: ZeroDivisionError: 0 to a negative power (unexpected; "
+        "CAPTIONER_TRACEBACK=1 shows the traceback)\n"
     )
     monkeypatch.setenv("CAPTIONER_TRACEBACK", "1")
     with pytest.raises(ZeroDivisionError):
