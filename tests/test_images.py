@@ -62,7 +62,7 @@ def test_an_opened_file_may_be_given_twice(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "colour"),
+    ("pixels", "color"),
     [
         (numpy.full((7, 9), 30, numpy.uint8), (30, 30, 30)),
         (numpy.full((7, 9, 1), 30, numpy.uint8), (30, 30, 30)),
@@ -71,10 +71,10 @@ def test_an_opened_file_may_be_given_twice(tmp_path) -> None:
         (numpy.full((7, 9, 4), (9, 8, 7, 255), numpy.uint8), (9, 8, 7)),
     ],
 )
-def test_arrays_are_treated_as_files_are(pixels, colour) -> None:
+def test_arrays_are_treated_as_files_are(pixels, color) -> None:
     image = open_image(pixels)
     assert (image.mode, image.size) == ("RGB", (9, 7))
-    assert image.getpixel((4, 3)) == colour
+    assert image.getpixel((4, 3)) == color
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_palette_transparency_is_laid_on_white(tmp_path: Path) -> None:
 
 
 def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "lime")]
+    frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue", "lime")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert open_image(tmp_path / "moving.gif").getpixel((3, 2)) == (255, 0, 0)
 

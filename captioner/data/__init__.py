@@ -1,1 +1,1 @@
-"""Data sets: readers of every layout, the feature cache, and the batches of training."""
+"""Datasets: readers of every layout, the feature cache, and batches for training."""

@@ -1,9 +1,9 @@
-"""The folder of the feature caches: where it lies, what is in it, and how it is cleared.
+"""The folder of the feature cache: its location, its content, and clearing it.
 
-Each encoder has a folder of its own, named by its fingerprint; ``captioner.data.features`` fills
-and reads it. ``used`` in it is locked for as long as a process reads the features, and touched when
-it begins; ``lock`` while one writes them. Both stay behind when the rest is cleared: a process that
-waits for a lock must not wait for a file that is gone.
+Each encoder has a folder in it, named by its fingerprint, which ``captioner.data.features`` fills
+and reads. The file ``used`` in it is locked as long as a process reads the features, and touched
+when it starts to; ``lock`` is locked while a process writes them. Both are kept when the rest is
+cleared: another process may wait for a lock.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 ENTRY_BYTES = 24
-"""Bytes that a row takes in ``index``."""
+"""Size of a row in ``index``."""
 INDEX, ABOUT, USED, LOCK = "index", "encoder.json", "used", "lock"
 _NAME = re.compile(r"[0-9a-f]{16}(-grid)?")
 _CONTENT = re.compile(r"index|encoder\.json|(pooled|grid(-[0-9a-f]+)?)\.f16|\.[0-9a-f]+\.tmp")
 
 
 def cache_home(folder: str | None = None) -> Path:
-    """Where features are kept.
+    """Return the folder of the feature cache.
 
     Args:
         folder: ``loader.cache_folder``.
@@ -50,16 +50,16 @@ def cache_home(folder: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Cached:
-    """The features of one encoder.
+    """The cached features of one encoder.
 
     Attributes:
-        folder: where they lie.
-        encoder: the network, its image size, and what else tells it from others; "" where a version
-            of this package filled the folder that did not write it down.
-        grid: whether the features of all positions are kept, not the pooled ones alone.
-        images: how many are cached; each view of an image counts.
+        folder: of the features.
+        encoder: the network, its image size, and other properties; "" for a folder of an earlier
+            version of this package, which did not store them.
+        grid: whether the grids are cached as well as the pooled features.
+        images: number of cached images; each view counts.
         size: of all files, in bytes.
-        last_use: when a process last began to read or write it, in local time.
+        last_use: local time when a process last started to read or write the features.
     """
 
     folder: Path
@@ -70,13 +70,13 @@ class Cached:
     last_use: datetime
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data that JSON can hold."""
         used = self.last_use.isoformat(timespec="seconds")
         return {**asdict(self), "folder": str(self.folder), "last_use": used}
 
 
 def describe(folder: Path, encoder: Sequence[str]) -> None:
-    """Write down whose features a folder holds, in a few words each, where it can be written to."""
+    """Store a description of the encoder in its folder, where that is writable."""
     from captioner.files import write_whole
 
     if not (folder / ABOUT).exists():
@@ -85,45 +85,45 @@ def describe(folder: Path, encoder: Sequence[str]) -> None:
 
 
 def cached(home: Path) -> list[Cached]:
-    """What a cache's folder holds, last used first; other files and folders in it do not count."""
+    """The content of a cache's folder, last used first; other files and folders are ignored."""
     folders = [path for path in _folders(home) if (path / INDEX).is_file()]
-    return sorted(map(_cached, folders), key=lambda one: one.last_use, reverse=True)
+    return sorted(map(_cached, folders), key=lambda features: features.last_use, reverse=True)
 
 
 def old(home: Path, unused_for: timedelta) -> list[Cached]:
-    """Of `cached`, what was not used for some time."""
+    """Those of `cached` that were not used for some time."""
     now = datetime.now()
-    return [one for one in cached(home) if now - one.last_use >= unused_for]
+    return [features for features in cached(home) if now - features.last_use >= unused_for]
 
 
 def clear(home: Path, *, unused_for: timedelta = timedelta(0)) -> tuple[list[Cached], list[Cached]]:
-    """Remove the features that no process reads or writes.
+    """Remove features, unless a process reads or writes them.
 
     Args:
-        home: the cache's folder, of which only files that this package writes are removed.
-        unused_for: what was used later is kept.
+        home: the cache's folder, in which only files of this package are removed.
+        unused_for: only features that were not used for so long are removed.
 
     Returns:
-        what was removed, and what was to be but is in use.
+        the removed features, and those that were kept because they are in use.
 
     Raises:
         OSError: a file cannot be removed.
     """
     removed, busy = list[Cached](), list[Cached]()
-    for one in old(home, unused_for):
-        with _alone(one.folder) as alone:
-            (removed if alone else busy).append(one)
-            if alone:
-                _empty(one.folder)
+    for features in old(home, unused_for):
+        with _exclusive(features.folder) as unused:
+            (removed if unused else busy).append(features)
+            if unused:
+                _remove_content(features.folder)
     return removed, busy
 
 
 class Use:
-    """While it lives, and the process does, `clear` leaves a folder alone."""
+    """Prevents `clear` from removing the content of a folder, as long as this object exists."""
 
     def __init__(self, folder: Path) -> None:
         self._file: int | None = None
-        with suppress(OSError):  # a folder that cannot be written to is not cleared either
+        with suppress(OSError):  # a folder that is not writable is not cleared either
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(folder / USED, os.O_RDWR | os.O_CREAT, 0o666)
             os.utime(self._file)
@@ -143,7 +143,7 @@ def _folders(home: Path) -> list[Path]:
 def _cached(folder: Path) -> Cached:
     files = [path for path in folder.iterdir() if path.is_file()]
     stats = {path.name: path.stat() for path in files}
-    times = [stats[USED].st_mtime] if USED in stats else [one.st_mtime for one in stats.values()]
+    times = [stats[USED].st_mtime] if USED in stats else [s.st_mtime for s in stats.values()]
     return Cached(
         folder=folder,
         encoder=_encoder(folder),
@@ -163,8 +163,8 @@ def _encoder(folder: Path) -> str:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Whether nobody reads or writes a folder; nobody begins to until this is left."""
+def _exclusive(folder: Path) -> Iterator[bool]:
+    """Yield whether no process reads or writes a folder; none can start to inside the block."""
     from filelock import FileLock, Timeout
 
     writing = FileLock(folder / LOCK)
@@ -189,7 +189,7 @@ def _locked(file: int) -> bool:
     return True
 
 
-def _empty(folder: Path) -> None:
+def _remove_content(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir() if _CONTENT.fullmatch(path.name))
-    for name in sorted(names, key=lambda name: name != INDEX):  # without it the rest counts nothing
+    for name in sorted(names, key=lambda name: name != INDEX):  # without an index, no row counts
         (folder / name).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""How a scene becomes a picture: flat figures with soft shadows on a muted ground, by Pillow.
+"""Draws figures with shadows on a patterned background, with Pillow.
 
-Every figure is built from polygons and discs inside the unit box, -0.5 to 0.5 with y downwards, so
-that it can be placed, scaled, mirrored and tilted by one rule. A picture is drawn at OVERSAMPLING
-times its side and averaged down, which smooths all edges.
+Every figure consists of polygons and discs in the unit box, -0.5 to 0.5 with y downwards, so that
+one function places, scales, mirrors and rotates it. An image is drawn at OVERSAMPLING times its
+side and averaged down, which smooths all edges.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 
 OVERSAMPLING = 3
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Point = tuple[float, float]
 
-COLOURS: dict[str, Colour] = {
+COLORS: dict[str, Color] = {
     "red": (205, 28, 36),
     "orange": (248, 128, 16),
     "yellow": (252, 222, 40),
@@ -27,8 +27,8 @@ COLOURS: dict[str, Colour] = {
     "white": (252, 252, 250),
     "black": (30, 30, 36),
 }
-# Pairs of muted tones: dark enough for white to stand out, light enough for black.
-GROUNDS: tuple[tuple[Colour, Colour], ...] = (
+# Pairs of muted colors, on which both white and black are visible.
+GROUNDS: tuple[tuple[Color, Color], ...] = (
     ((186, 194, 197), (163, 172, 177)),
     ((196, 186, 170), (174, 163, 146)),
     ((173, 189, 175), (150, 168, 154)),
@@ -37,12 +37,12 @@ GROUNDS: tuple[tuple[Colour, Colour], ...] = (
     ((160, 168, 176), (139, 148, 158)),
     ((172, 166, 155), (151, 144, 133)),
 )
-CREAM: Colour = (255, 248, 228)
-INK: Colour = (60, 62, 70)
-BARK: Colour = (112, 78, 56)
+CREAM: Color = (255, 248, 228)
+INK: Color = (60, 62, 70)
+BARK: Color = (112, 78, 56)
 
 
-def _mix(first: Colour, second: Colour, share: float) -> Colour:
+def _mix(first: Color, second: Color, share: float) -> Color:
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
@@ -51,14 +51,14 @@ class Pen:
     """Draws polygons and discs of one figure, given in its unit box.
 
     Args:
-        surface: what is drawn on; a Pillow drawing in mode "RGBA", so that shadows blend.
-        x: centre of the figure, pixels.
-        y: centre of the figure, pixels.
+        surface: a Pillow drawing in mode "RGBA", so that shadows are blended.
+        x: center of the figure, pixels.
+        y: center of the figure, pixels.
         side: side of its box, pixels.
-        tilt: clockwise turn, degrees.
+        tilt: clockwise rotation, degrees.
         mirrored: left and right swapped.
-        colour: the figure's colour, as captions name it.
-        shadow: all parts are drawn in this colour (with opacity) instead of their own.
+        color: of the figure.
+        shadow: a color with opacity for all parts instead of their own; None draws the figure.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class Pen:
         side: float,
         tilt: float,
         mirrored: bool,
-        colour: Colour,
+        color: Color,
         shadow: tuple[int, int, int, int] | None = None,
     ) -> None:
         self.surface, self.x, self.y, self.side = surface, x, y, side
         self.cosine, self.sine = math.cos(math.radians(tilt)), math.sin(math.radians(tilt))
         self.mirrored, self.shadow = mirrored, shadow
-        self.main = colour
-        dark, light = sum(colour) < 150, sum(colour) > 700
-        # a shade of black would not be seen, nor a tint of white
-        self.shade = _mix(colour, (255, 255, 255), 0.25) if dark else _mix(colour, (0, 0, 0), 0.25)
-        self.tint = self.shade if light else _mix(colour, (255, 255, 255), 0.4)
+        self.main = color
+        dark, light = sum(color) < 150, sum(color) > 700
+        # a darker black or a lighter white would not be visible
+        self.shade = _mix(color, (255, 255, 255), 0.25) if dark else _mix(color, (0, 0, 0), 0.25)
+        self.tint = self.shade if light else _mix(color, (255, 255, 255), 0.4)
         self.bright = INK if light else CREAM
 
     def _place(self, point: Point) -> Point:
@@ -90,15 +90,15 @@ class Pen:
             self.y + self.side * (across * self.sine + point[1] * self.cosine),
         )
 
-    def polygon(self, points: Sequence[Point], colour: Colour | None = None) -> None:
-        """Fill a polygon; the figure's own colour where none is given."""
-        fill = self.shadow or colour or self.main
+    def polygon(self, points: Sequence[Point], color: Color | None = None) -> None:
+        """Fill a polygon, by default in the color of the figure."""
+        fill = self.shadow or color or self.main
         self.surface.polygon([self._place(point) for point in points], fill=fill)
 
-    def disc(self, x: float, y: float, radius: float, colour: Colour | None = None) -> None:
-        """Fill a disc; the figure's own colour where none is given."""
+    def disc(self, x: float, y: float, radius: float, color: Color | None = None) -> None:
+        """Fill a disc, by default in the color of the figure."""
         (x, y), radius = self._place((x, y)), radius * self.side
-        fill = self.shadow or colour or self.main
+        fill = self.shadow or color or self.main
         self.surface.ellipse((x - radius, y - radius, x + radius, y + radius), fill=fill)
 
 
@@ -189,11 +189,11 @@ FIGURES: dict[str, Callable[[Pen], None]] = {
 }
 
 
-def _plain(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Colour) -> None:
-    """Leave the ground as it is."""
+def _plain(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Color) -> None:
+    """No pattern."""
 
 
-def _striped(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Colour) -> None:
+def _striped(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Color) -> None:
     step = side / 8
     slant = (-side, 0, side)[int(phase * 997) % 3]
     for k in range(-9, 18):
@@ -202,7 +202,7 @@ def _striped(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Colour)
         surface.polygon(corners, fill=(*ink, 120))
 
 
-def _dotted(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Colour) -> None:
+def _dotted(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Color) -> None:
     step = side / 8
     for row in range(-1, 9):
         for column in range(-1, 9):
@@ -210,7 +210,7 @@ def _dotted(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Colour) 
             surface.ellipse((x, y, x + 0.31 * step, y + 0.31 * step), fill=(*ink, 120))
 
 
-def _checked(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Colour) -> None:
+def _checked(surface: ImageDraw.ImageDraw, side: int, phase: float, ink: Color) -> None:
     step = side / 8
     for row in range(-1, 9):
         for column in range(-2 + row % 2, 9, 2):
@@ -223,19 +223,19 @@ BACKGROUNDS = tuple(_PATTERNS)
 
 
 def draw_ground(side: int, *, ground: int, background: str, phase: float) -> Image.Image:
-    """Draw a muted background that fades a little from top to bottom.
+    """Draw a background with a slight vertical gradient.
 
     Args:
         side: pixels.
         ground: index into GROUNDS.
         background: one of BACKGROUNDS.
-        phase: 0 to 1; shifts the pattern, and picks the slant of stripes.
+        phase: 0 to 1; shifts the pattern, and selects the slant of stripes.
 
     Returns:
         an RGB image.
     """
     light, dark = GROUNDS[ground]
-    image = Image.new("RGB", (1, side))  # one column, then spread: faster than blending the whole
+    image = Image.new("RGB", (1, side))  # one column, then resized: faster than blending the whole
     for row in range(side):
         image.putpixel((0, row), _mix(light, dark, 0.45 * row / side))
     image = image.resize((side, side), Image.Resampling.NEAREST)
@@ -247,7 +247,7 @@ def draw_figure(
     image: Image.Image,
     *,
     shape: str,
-    colour: str,
+    color: str,
     x: float,
     y: float,
     side: float,
@@ -259,11 +259,11 @@ def draw_figure(
     Args:
         image: changed in place; RGB.
         shape: one of FIGURES.
-        colour: one of COLOURS.
-        x: centre, as a share of the image's width.
-        y: centre, as a share of the image's height.
-        side: side of the figure's box, as a share of the image's width.
-        tilt: clockwise turn, degrees.
+        color: one of COLORS.
+        x: center, as a fraction of the image's width.
+        y: center, as a fraction of the image's height.
+        side: side of the figure's box, as a fraction of the image's width.
+        tilt: clockwise rotation, degrees.
         mirrored: left and right swapped.
     """
     surface = ImageDraw.Draw(image, "RGBA")
@@ -276,7 +276,7 @@ def draw_figure(
             side=side * pixels,
             tilt=tilt,
             mirrored=mirrored,
-            colour=COLOURS[colour],
+            color=COLORS[color],
             shadow=shadow,
         )
         FIGURES[shape](pen)

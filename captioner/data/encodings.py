@@ -1,9 +1,9 @@
-"""Bytes of a text file to text; where they are not in the encoding named, which one fits.
+"""Decodes text files, and suggests an encoding where the given one does not fit.
 
-Nearly any bytes can be read by nearly any old encoding, so what can be read says little. A judge
-asks what is *usual*: Chinese, Japanese and Korean standards list frequent characters first, in a
-range of their own, and letters with accents stand beside plain ones. Text read by the wrong
-encoding leaves those ranges at once.
+Most bytes can be decoded by most old encodings, so that alone says little. An encoding is suggested
+where the decoded characters are *usual*: standards for Chinese, Japanese and Korean have frequent
+characters in ranges of their own, and accented letters occur next to plain ones. Text decoded with
+the wrong encoding is mostly outside these ranges.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _BYTE_ORDER_MARKS = {  # the longer first: UTF-32 begins as UTF-16 does
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-_HALF = re.compile("[\ud800-\udfff]")
-_ENOUGH = 0.8  # share of usual characters from which an encoding is named
-_JUDGED = 100_000  # bytes that are judged
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_ENOUGH = 0.8  # fraction of usual characters from which an encoding is suggested
+_SAMPLE_BYTES = 100_000  # from which encodings are judged
 
 
 def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> str:
@@ -29,14 +29,14 @@ def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> 
 
     Args:
         raw: its content.
-        encoding: a text encoding of Python; UTF-16 and UTF-32 that say what they are by their
-            byte-order mark are read as such whatever is named.
-        path: where it lies, for errors.
-        option: by which the user can name another encoding, for errors.
+        encoding: a text encoding of Python; a byte-order mark of UTF-16 or UTF-32 takes
+            precedence.
+        path: of the file, for errors.
+        option: which sets another encoding, for errors.
 
     Raises:
-        ValueError: the encoding is not known, or does not fit; the message names the line and the
-            encodings that fit, with the text that they give.
+        ValueError: the encoding is not known, or does not fit; the message has the line, and the
+            encodings that fit with a sample of the decoded text.
     """
     marked = next((name for mark, name in _BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
     try:
@@ -49,30 +49,30 @@ def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> 
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         fault = f"{path}, line {line}: not valid {marked or encoding}"
-        raise ValueError(f"{fault}; {_way_out(raw, encoding, option)}") from None
+        raise ValueError(f"{fault}; {_advice(raw, encoding, option)}") from None
     if "\x00" in text:
-        raise ValueError(f"{path}: holds NUL characters; {_way_out(raw, encoding, option)}")
+        raise ValueError(f"{path}: has NUL characters; {_advice(raw, encoding, option)}")
     return text
 
 
 def remove_surrogates(text: str) -> str:
-    """A text without lone surrogates, halves of characters that JSON lets through.
+    """Remove lone surrogates, which JSON accepts but no encoding of files does.
 
-    They come from software that cuts an emoji in two, and no file can hold them.
+    They come from software that truncates texts within an emoji.
     """
-    if text.isascii() or not _HALF.search(text):
+    if text.isascii() or not _SURROGATE.search(text):
         return text
-    return " ".join(_HALF.sub("", text).split())
+    return " ".join(_SURROGATE.sub("", text).split())
 
 
-def _way_out(raw: bytes, encoding: str, option: str | None) -> str:
-    """What to do about bytes, and as what they can be read."""
+def _advice(raw: bytes, encoding: str, option: str | None) -> str:
+    """What to do about bytes that cannot be decoded, and which encodings fit."""
     lines = [line for line in raw.split(b"\n") if not line.isascii()]
     foreign = [line for line in lines if _decoded(line, encoding) is None]
     good = len(lines) - len(foreign)
     if encoding.lower() in ("utf-8", "utf8") and 0 < len(foreign) <= good:
         return (
-            f"{good:,} other lines with letters beyond ASCII are valid: mend the {len(foreign):,} "
+            f"{good:,} other lines with non-ASCII letters are valid: correct the {len(foreign):,} "
             "that are not"
         )
     fitting = likely_encodings(raw if b"\x00" in raw else b"\n".join(foreign))
@@ -84,14 +84,14 @@ def _way_out(raw: bytes, encoding: str, option: str | None) -> str:
 
 
 def likely_encodings(raw: bytes) -> dict[str, str]:
-    """The encodings that fit bytes best, two at most, and the text that each gives."""
-    raw = raw[:_JUDGED]
+    """The encodings that fit best, at most two, and the text that each gives."""
+    raw = raw[:_SAMPLE_BYTES]
     if b"\x00" in raw:
         even, odd = raw[::2].count(0), raw[1::2].count(0)
         name = "utf-16-le" if odd > even else "utf-16-be"
         text = _decoded(raw[: len(raw) // 2 * 2], name)
         return {name: text} if text is not None and "\x00" not in text else {}
-    raw = raw[: raw.rfind(b"\n")] if len(raw) == _JUDGED and b"\n" in raw else raw
+    raw = raw[: raw.rfind(b"\n")] if len(raw) == _SAMPLE_BYTES and b"\n" in raw else raw
     found: dict[str, tuple[float, str]] = {}
     for name, usual in _JUDGES.items():
         text = _decoded(raw, name)
@@ -110,7 +110,7 @@ def _decoded(raw: bytes, encoding: str) -> str | None:
 
 
 def _sample(text: str) -> str:
-    """Some text around the first letter that is not ASCII."""
+    """Some text around the first character that is not ASCII."""
     line = next((line for line in text.split("\n") if not line.isascii()), text)
     start = next((i for i, sign in enumerate(line) if not sign.isascii()), 0)
     return line[max(0, start - 12) : start + 12].strip()
@@ -122,7 +122,7 @@ _CYRILLIC = re.compile("[А-ЯЁ]?[а-яёіїє]+|[А-ЯЁ]+")
 
 
 def _latin(word: str) -> int:
-    """Letters with accents, in words of which half is plain letters."""
+    """The number of accented letters, in words that are half plain letters."""
     accented = [sign for sign in word if not sign.isascii()]
     if len(word) > 1 and 2 * len(accented) > len(word):
         return 0
@@ -136,10 +136,10 @@ def _cyrillic(word: str) -> int:
 def _asian(
     codec: str, first: int, last: int, *, second: int = 0, also: str = ""
 ) -> Callable[[str], int]:
-    """Characters whose two bytes lie where a standard lists the frequent ones."""
+    """Count characters whose two bytes are in the range of a standard's frequent ones."""
 
     def usual(word: str) -> int:
-        if sum(not sign.isascii() for sign in word) == 1 < len(word):  # one amid Latin letters
+        if sum(not sign.isascii() for sign in word) == 1 < len(word):  # one among Latin letters
             return 0
         codes = [sign.encode(codec, "ignore") for sign in word if not sign.isascii()]
         frequent = [c for c in codes if len(c) == 2 and first <= c[0] <= last and c[1] >= second]
@@ -149,7 +149,7 @@ def _asian(
 
 
 def _share(text: str, usual: Callable[[str], int]) -> float:
-    """The share of the signs beyond ASCII that are usual."""
+    """The fraction of the non-ASCII characters that are usual."""
     foreign = [sign for sign in text if not sign.isascii()]
     marks = sum(sign in _PUNCTUATION for sign in foreign)
     words = (word for word in re.findall(r"[^\W\d_]+", text) if not word.isascii())
@@ -157,7 +157,7 @@ def _share(text: str, usual: Callable[[str], int]) -> float:
 
 
 _KANA = "".join(map(chr, range(0x3041, 0x30FD)))
-# The narrower range first: where all is usual in two, the narrower one is the greater coincidence.
+# Narrower ranges first: where all is usual in two encodings, the narrower one is less accidental.
 _JUDGES: dict[str, Callable[[str], int]] = {
     "cp1252": _latin,
     "cp1250": _latin,

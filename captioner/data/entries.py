@@ -1,6 +1,6 @@
-"""What data files call an image and its captions, and the shapes in which JSON holds them.
+"""The names of the image and the captions in data files, and the accepted shapes of JSON.
 
-One table of names serves tables, JSON and the files that ``captioner score`` reads.
+Tables, JSON and the files of ``captioner score`` share one table of names.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ IMAGE_NAMES = (
     "path",
     "image_id",
 )
-# The first kind that is there counts: beside `caption`, `text` is what a sign says and `comment`
-# what the annotator thought.
+# Only the first kind present is used: next to `caption`, `text` is the text of a sign and `comment`
+# a remark of the annotator.
 _CAPTION_NAMES = tuple(
     re.compile(rf"{kind}s?([ _-]?\d+)?") for kind in ("caption", "sentence", "text", "comment")
 )
 ANNOTATION = "annotation_id"
-"""The key under which `coco_entries` gives a caption's own number."""
+"""The key of a caption's own number in the entries of `coco_entries`."""
 _SHAPE = '{"image": "a.jpg", "captions": ["a dog"]}'
 
 
 def image_key(keys: Iterable[str], order: Sequence[str] = IMAGE_NAMES) -> str | None:
-    """The key that names the image, the first of `order` that is there; None where none is."""
-    there = {key.strip().lower(): key for key in reversed(list(keys))}
-    return next((there[name] for name in order if name in there), None)
+    """The key of the image, the first of `order` that is present; None where none is."""
+    present = {key.strip().lower(): key for key in reversed(list(keys))}
+    return next((present[name] for name in order if name in present), None)
 
 
 def caption_keys(keys: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The keys that hold captions, and those that would if the former were not there."""
+    """The keys of captions, and those that would be if the former were not present."""
     keys = list(keys)
     kinds = [[k for k in keys if kind.fullmatch(k.strip().lower())] for kind in _CAPTION_NAMES]
-    found = [kind for kind in kinds if kind]
-    return (found[0], [key for kind in found[1:] for key in kind]) if found else ([], [])
+    present = [kind for kind in kinds if kind]
+    return (present[0], [key for kind in present[1:] for key in kind]) if present else ([], [])
 
 
 def missing(what: str, unit: str, names: Iterable[str], place: str) -> ValueError:
-    """The error for an entry or a table that lacks "image" or "caption": the names that it has.
+    """The error for an entry or a table without "image" or "caption"; it lists the present names.
 
     Args:
         what: "image" or "caption".
         unit: "key" or "column".
         names: of its keys or columns.
-        place: where it stands.
+        place: the file and line, or the like.
     """
     seen = ", ".join(map(repr, names)) or "nothing"
     takes = ", ".join(IMAGE_NAMES) if what == "image" else "caption(s), sentence(s), text, comment"
@@ -62,10 +62,10 @@ def missing(what: str, unit: str, names: Iterable[str], place: str) -> ValueErro
 
 
 def captions_of(entry: Entry, place: str) -> list[str]:
-    """The captions of an entry: a text, a list of texts, or of objects with `raw` (Karpathy's).
+    """The captions of an entry: a text, or a list of texts or of objects with `raw` (Karpathy's).
 
     Raises:
-        ValueError: a caption is no text; null counts as a blank one.
+        ValueError: a caption is not a text; null is a blank one.
     """
     values: list[Any] = []
     for key in caption_keys(entry)[0]:
@@ -81,63 +81,64 @@ def captions_of(entry: Entry, place: str) -> list[str]:
 
 
 def json_entries(text: str, path: Path) -> Iterator[tuple[str, Entry]]:
-    """Yield each entry of a JSON file of captions, and where it stands.
+    """Yield the place and content of each entry of a JSON file of captions.
 
-    Read are: a list of objects; one object a line; an object of image to caption(s); COCO's
-    annotations (see `coco_entries`); an object with one list of objects, as Karpathy's.
+    Accepted are: a list of objects; one object per line; an object that maps an image to its
+    caption(s); COCO's annotations (see `coco_entries`); an object with one list of objects, as
+    Karpathy's.
 
     Raises:
-        ValueError: the file is not JSON, or of none of these shapes.
+        ValueError: the file is not JSON, or has none of these shapes.
     """
-    data, lines = _parsed(text, path)
+    data, lines = _parse_document_or_lines(text, path)
     if lines or isinstance(data, list):
         unit = "line" if lines else "entry"
-        numbered = data if lines else enumerate(data, start=1)
-        yield from (_object(entry, f"{path}, {unit} {number}") for number, entry in numbered)
+        for number, entry in data if lines else enumerate(data, start=1):
+            yield _require_object(entry, f"{path}, {unit} {number}")
     elif not isinstance(data, dict):
         raise ValueError(f"{path}: neither a list of objects nor COCO's JSON; write {_SHAPE}")
-    elif _objects(data.get("images")) and _objects(data.get("annotations")):
+    elif _is_object_list(data.get("images")) and _is_object_list(data.get("annotations")):
         yield from coco_entries(data, path)
     elif image_key(data) or caption_keys(data)[0]:
         yield f"{path}, line 1", data
-    elif len(lists := [key for key in data if _objects(data[key])]) == 1:
-        entries = enumerate(data[lists[0]], start=1)
-        yield from (_object(entry, f"{path}, {lists[0]} {number}") for number, entry in entries)
+    elif len(lists := [key for key in data if _is_object_list(data[key])]) == 1:
+        for number, entry in enumerate(data[lists[0]], start=1):
+            yield _require_object(entry, f"{path}, {lists[0]} {number}")
     else:
         for image, value in data.items():
-            held = value if isinstance(value, dict) else {"captions": value}
-            yield f"{path}, key {image!r}", {**held, "image": image}
+            entry = value if isinstance(value, dict) else {"captions": value}
+            yield f"{path}, key {image!r}", {**entry, "image": image}
 
 
 def coco_entries(data: Any, path: Path) -> Iterator[tuple[str, Entry]]:
     """Yield COCO's captions in the order of its images, and the images without captions.
 
-    An entry has `image_id`, `file_name` (None where the file lists no such image), and `caption`
-    and ANNOTATION, or `captions` without any.
+    An entry has `image_id`, `file_name` (None where the file lists no such image), and either
+    `caption` and ANNOTATION, or an empty `captions`.
 
     Raises:
-        ValueError: the file is not COCO's, or an id with captions names two images.
+        ValueError: the file is not COCO's, or an id with captions has two images.
     """
     names = _coco_names(data, path)
     captions: dict[str, list[tuple[str, Entry]]] = {key: [] for key in names}
     for count, entry in enumerate(entries_of(data, "annotations", path)):
         place = f"{path}, annotations[{count}]"
         key, text = _coco_id(entry, "image_id", place), text_of(entry, "caption", place)
-        found: Entry = {"image_id": key, "caption": text, ANNOTATION: entry.get("id")}
-        captions.setdefault(key, []).append((place, found))
+        caption: Entry = {"image_id": key, "caption": text, ANNOTATION: entry.get("id")}
+        captions.setdefault(key, []).append((place, caption))
     for key, several in captions.items():
         named: list[str | None] = list(names.get(key, [None]))
         if several and len(named) > 1:
             raise _two_images(names, captions, path)
-        for place, one in several:
-            yield place, {**one, "file_name": named[0]}
+        for place, caption in several:
+            yield place, {**caption, "file_name": named[0]}
         if not several:
             for name in named:
                 yield str(path), {"image_id": key, "file_name": name, "captions": []}
 
 
 def _coco_names(data: Any, path: Path) -> dict[str, dict[str, str]]:
-    """The file names of each id, with where they stand: one, unless files were merged badly."""
+    """The file names of each id, with their places: one, unless files were merged badly."""
     names: dict[str, dict[str, str]] = {}
     for count, entry in enumerate(entries_of(data, "images", path)):
         place = f"{path}, images[{count}]"
@@ -149,17 +150,17 @@ def _coco_names(data: Any, path: Path) -> dict[str, dict[str, str]]:
 def _two_images(
     names: Mapping[str, Mapping[str, str]], captions: Mapping[str, Sequence[Any]], path: Path
 ) -> ValueError:
-    twice = [key for key, found in names.items() if len(found) > 1 and captions[key]]
+    twice = [key for key, files in names.items() if len(files) > 1 and captions[key]]
     places = " and ".join(f"{name} ({place})" for name, place in names[twice[0]].items())
     more = f"; so do {len(twice) - 1:,} other ids" if len(twice) > 1 else ""
     return ValueError(
-        f"{path}: id {twice[0]} names {places}{more}. Nothing tells whose captions are whose: "
-        "number the images anew, or name the files from before as data.captions=[a.json,b.json]"
+        f"{path}: id {twice[0]} names {places}{more}, so their captions are ambiguous: number "
+        "the images anew, or give the files before merging as data.captions=[a.json,b.json]"
     )
 
 
 def _coco_id(entry: Entry, key: str, place: str) -> str:
-    """An id as text: 7, 7.0 and "7" are one."""
+    """An id as text: 7, 7.0 and "7" are the same."""
     value = entry.get(key)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -169,10 +170,10 @@ def _coco_id(entry: Entry, key: str, place: str) -> str:
 
 
 def entries_of(data: Any, key: str, place: Path | str) -> list[Entry]:
-    """The list of objects under a key.
+    """Return the list of objects under a key.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such list.
     """
     entries = data.get(key) if isinstance(data, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -183,10 +184,10 @@ def entries_of(data: Any, key: str, place: Path | str) -> list[Entry]:
 
 
 def text_of(entry: Entry, key: str, place: str) -> str:
-    """The text under a key.
+    """Return the text under a key.
 
     Raises:
-        ValueError: it is no text.
+        ValueError: it is not a text.
     """
     value = entry.get(key)
     if not isinstance(value, str):
@@ -195,12 +196,12 @@ def text_of(entry: Entry, key: str, place: str) -> str:
 
 
 def parse_json(text: str, place: str, line: int = 1) -> Any:
-    """Parse JSON; a key that stands twice in an object would lose a value, and is an error.
+    """Parse JSON, where a key may not be repeated in an object: one of its values would be lost.
 
     Args:
         text: one document.
         place: the file, for errors.
-        line: where the text begins there.
+        line: the line of the file in which the text begins.
 
     Raises:
         ValueError: it is not JSON.
@@ -210,31 +211,31 @@ def parse_json(text: str, place: str, line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{place}, line {line - 1 + error.lineno}: not valid JSON ({error.msg}); "
-            "the file may be cut off: fetch or write it again"
+            "the file may be truncated: download or write it again"
         ) from None
     except RecursionError:
         raise ValueError(f"{place}: JSON nested too deeply for a caption file") from None
     except _Repeated as error:
         raise ValueError(
-            f"{place}: the key {str(error)!r} stands twice in one object, and JSON keeps the last "
-            "alone; put its captions into one list"
+            f"{place}: the key {str(error)!r} is repeated in one object, where JSON keeps the "
+            "last one only; put its captions into one list"
         ) from None
 
 
 class _Repeated(Exception):
-    """A key that stands twice."""
+    """A key that is repeated in an object."""
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         raise _Repeated(next(key for key in keys if keys.count(key) > 1))
-    return found
+    return values
 
 
-def _parsed(text: str, path: Path) -> tuple[Any, bool]:
-    """A document, or the numbers and values of JSON lines, and whether it is those."""
+def _parse_document_or_lines(text: str, path: Path) -> tuple[Any, bool]:
+    """Parse a document, or JSON lines into (number, value); and return whether it is JSON lines."""
     try:
         return parse_json(text, str(path)), False
     except ValueError:
@@ -252,11 +253,11 @@ def _is_json(line: str) -> bool:
     return True
 
 
-def _objects(value: Any) -> bool:
-    return isinstance(value, list) and value != [] and all(isinstance(one, dict) for one in value)
+def _is_object_list(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(isinstance(v, dict) for v in value)
 
 
-def _object(entry: Any, place: str) -> tuple[str, Entry]:
+def _require_object(entry: Any, place: str) -> tuple[str, Entry]:
     if not isinstance(entry, dict):
         raise ValueError(f"{place}: expected an object like {_SHAPE}, got {str(entry)[:60]}")
     return place, entry

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie: its caption file by name or custom, its images by folder."""
+"""Finds the files of a dataset: caption files by name or by their usual names, images by folder."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
-# What open_image can read, HEIC with an extra; other files beside the images are none of the
-# reader's business.
+# The formats of open_image (HEIC with an extra); readers ignore other files in images folders.
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png"}
     | {".tif", ".tiff", ".webp"}
@@ -24,18 +23,18 @@ _SPLIT_NAMES = {
 
 
 def require_root(root: Path) -> None:
-    """Raise FileNotFoundError, with what to set, unless the root of the data set is a folder."""
+    """Raise FileNotFoundError, with the option to set, unless the root is a folder."""
     if not root.is_dir():
         raise FileNotFoundError(
-            f"data.root={str(root)!r} is not a folder: set data.root=... to where the data set lies"
+            f"data.root={str(root)!r} is not a folder: set data.root=... to that of the dataset"
         )
 
 
 def single(given: str | Sequence[str] | None) -> str | None:
-    """The one caption file that is named, for layouts that have one.
+    """Return the caption file for layouts that have only one; None where none is given.
 
     Raises:
-        ValueError: several are named.
+        ValueError: several are given.
     """
     if given is None or isinstance(given, str):
         return given
@@ -48,95 +47,96 @@ def single(given: str | Sequence[str] | None) -> str | None:
 
 
 def find_file(root: Path, given: str | Sequence[str] | None, usual: Sequence[str]) -> Path:
-    """Find the caption file of a data set.
+    """Find the caption file of a dataset.
 
     Args:
-        root: folder of the data set.
+        root: folder of the dataset.
         given: its path relative to root, or absolute, or a glob pattern; None looks for the usual
             names.
-        usual: names or glob patterns below root, the most usual first.
+        usual: names or glob patterns relative to root, the most usual first.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: several files fit the same pattern.
+        ValueError: several files match the same pattern.
     """
-    found = find_files(root, single(given), usual, together=False)
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise ValueError(f"{root} holds {names}: choose one with data.captions=...")
-    return found[0]
+    paths = find_files(root, single(given), usual, together=False)
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
+        raise ValueError(f"{root} has {names}: choose one with data.captions=...")
+    return paths[0]
 
 
 def find_files(
     root: Path, given: str | Sequence[str] | None, usual: Sequence[str], *, together: bool = True
 ) -> list[Path]:
-    """Find the caption files of a data set that may have several.
+    """Find the caption files of a dataset that may have several.
 
     Args:
-        root: folder of the data set.
+        root: folder of the dataset.
         given: a path or glob pattern relative to root, or absolute, or a list of such; None looks
             for the usual names.
-        usual: names or glob patterns below root, the most usual first.
-        together: refuse several files under a usual pattern that do not name splits.
+        usual: names or glob patterns relative to root, the most usual first.
+        together: accept several files that match a usual pattern only where their names give
+            different splits.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: several files fit a usual pattern and cannot be told to belong together.
+        ValueError: several files match a usual pattern, without different splits in their names.
     """
     require_root(root)
     if given is not None:
         patterns = [given] if isinstance(given, str) else given
-        return list(dict.fromkeys(path for one in patterns for path in _matching(root, one)))
+        return list(dict.fromkeys(path for p in patterns for path in _match_files(root, p)))
     for pattern in usual:
-        found = [path for path in sorted(root.glob(pattern)) if path.is_file()]
-        found = [path for path in found if not path.name.startswith(".")]
-        splits = [split_of_file(path) for path in found]
-        if together and len(found) > 1 and (None in splits or len(set(splits)) < len(splits)):
-            names = ", ".join(path.name for path in found)
+        paths = [path for path in sorted(root.glob(pattern)) if path.is_file()]
+        paths = [path for path in paths if not path.name.startswith(".")]
+        splits = [split_of_file(path) for path in paths]
+        if together and len(paths) > 1 and (None in splits or len(set(splits)) < len(splits)):
+            names = ", ".join(path.name for path in paths)
             raise ValueError(
-                f"{root} holds {names}: choose one with data.captions=..., "
+                f"{root} has {names}: choose one with data.captions=..., "
                 "or several as data.captions=[a,b]"
             )
-        if found:
-            return found
+        if paths:
+            return paths
     raise FileNotFoundError(
         f"no caption file in {root}: looked for {', '.join(usual)}; "
         "set data.captions=... to its name, or data.root=... to another folder"
     )
 
 
-def _matching(root: Path, given: str) -> list[Path]:
+def _match_files(root: Path, given: str) -> list[Path]:
     path = root / Path(os.path.expanduser(given))
-    found = [path] if path.is_file() else [Path(name) for name in sorted(glob(str(path)))]
-    found = [path for path in found if path.is_file()]
-    if not found:
+    paths = [path] if path.is_file() else [Path(name) for name in sorted(glob(str(path)))]
+    paths = [path for path in paths if path.is_file()]
+    if not paths:
         raise FileNotFoundError(
-            f"data.captions={given!r} is not there: looked for {path}; "
+            f"data.captions={given!r} does not exist: looked for {path}; "
             "give a path relative to data.root, or an absolute one"
         )
-    return found
+    return paths
 
 
 def standard_split(name: str) -> str | None:
-    """Return the split that a release means by a name: "train", "dev", "test", or None."""
+    """Return "train", "dev" or "test" for a usual name of a split, or None."""
     return _SPLIT_NAMES.get(name.strip().lower())
 
 
 def split_of_file(path: Path) -> str | None:
-    """The split that a file's name holds, as in my_train.json or captions_val2017.json."""
+    """The split in the name of a file, as in my_train.json or captions_val2017.json, or None."""
     words = re.split(r"[\W\d_]+", path.stem)
     splits = {split for split in map(standard_split, words) if split is not None}
     return splits.pop() if len(splits) == 1 else None
 
 
 class ImageFolders:
-    """The folders in which a data set's images may lie.
+    """The folders that are searched for the images of a dataset.
 
     Args:
-        root: folder of the data set.
+        root: folder of the dataset.
         given: the images folder relative to root, or absolute; None looks for the usual names.
-        usual: names below root, the most usual first.
-        absolute: let captions name images by absolute paths, which the official releases never do.
+        usual: names relative to root, the most usual first.
+        absolute: accept absolute paths as names of images; official releases never have them.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -158,7 +158,7 @@ class ImageFolders:
             )
 
     def allows(self, name: str) -> bool:
-        """Tell whether a name stays below the images folder, or may be absolute."""
+        """Whether a name is a path in the images folder, or absolute where that is accepted."""
         if os.path.isabs(name) or name.startswith("/"):
             return self._absolute
         return name.split("/", 1)[0] != ".."
@@ -166,31 +166,31 @@ class ImageFolders:
     def locate(self, name: str) -> str | None:
         """Return the path of the image with this name, or None where there is none.
 
-        Letters with accents may be one character or two (a Mac writes file names in the latter
-        way): both are looked for.
+        Accented letters may be composed or decomposed (as in file names on a Mac): both forms are
+        tried.
         """
-        if name not in self._located:  # each caption asks again
+        if name not in self._located:  # cached, as it is called for each caption
             self._located[name] = self._look_for(name)
         return self._located[name]
 
     def _look_for(self, name: str) -> str | None:
         names = [name]
         if not name.isascii():
-            names += [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+            names += [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]
         if self.allows(name):
             for folder in self.folders:
-                for one in names:
-                    path = os.path.join(folder, one)
+                for form in names:
+                    path = os.path.join(folder, form)
                     if os.path.isfile(path):
                         return path
         return None
 
     def first_there(self, *names: str) -> str:
-        """Return the first of several names under which there is an image, else the first name."""
+        """Return the first of several names that is an image, else the first name."""
         return next((name for name in names if self.locate(name)), names[0])
 
     def names(self) -> Iterator[str]:
-        """Name the image files directly inside the folders, sorted."""
+        """Yield the names of the image files directly in the folders, sorted."""
         for folder in self.folders:
             for name in sorted(os.listdir(folder)):
                 if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):

@@ -1,4 +1,4 @@
-"""Data sets: one table of readers by name, and one function that reads."""
+"""The table of dataset layouts, and the function that reads a dataset."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DATASETS", "SPLITS", "Dataset", "Reader", "Record", "read_records"]
 
 
 class Reader(Protocol):
-    """Reads the files of one layout; the arguments are those of `read_records`."""
+    """A function that reads the files of one layout; arguments as of `read_records`."""
 
     def __call__(
         self,
@@ -25,7 +25,7 @@ class Reader(Protocol):
         holdout: float,
         encoding: str,
     ) -> Dataset:
-        """Return the records."""
+        """Return the dataset; `captioner.testing.check_data_layout` checks a reader."""
         ...
 
 
@@ -50,7 +50,7 @@ def read_records(
     holdout: float = 0.1,
     encoding: str = "utf-8",
 ) -> Dataset:
-    """Read a data set.
+    """Read a dataset.
 
     Args:
         format: name of its layout, a key of DATASETS.
@@ -58,17 +58,17 @@ def read_records(
         captions: the caption file relative to root, or absolute; None looks for the usual names.
             For coco, json and table also several, or a glob pattern.
         images: the images folder relative to root, or absolute; None looks for the usual names.
-        holdout: share of images for dev, and for test, where the data names no splits, in [0, 0.5);
-            a hash of the image's id decides, and of few images some are dev whatever the share:
-            see `captioner.data.record_builder`.
+        holdout: fraction of images for dev, and for test, where the data names no splits, in
+            [0, 0.5); a hash of the image's id decides, and small datasets always have a few dev
+            images: see `captioner.data.record_builder`.
         encoding: of the caption files.
 
     Returns:
-        the records and what was odd about the files.
+        the records, and warnings about the files.
 
     Raises:
-        FileNotFoundError: the root, the caption file or the images folder is not there.
-        ValueError: an argument is not known, or a file is not what it should be.
+        FileNotFoundError: the root, the caption file or the images folder does not exist.
+        ValueError: an argument is not known, or a file has the wrong content.
     """
     reader, folder = pick(DATASETS, format, "data.format"), Path(os.path.expanduser(root))
     return reader(folder, captions=captions, images=images, holdout=holdout, encoding=encoding)

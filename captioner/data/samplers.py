@@ -1,4 +1,4 @@
-"""In which order the items of a split are read: shuffled for training, as they come for dev."""
+"""The order of the items of a split: shuffled for training, unchanged for validation."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch.utils.data import Sampler
 
 Key = tuple[int, list[int]]
-"""What a sampler asks of a dataset: the epoch, and the places of one batch."""
+"""A key that a sampler passes to a dataset: the epoch, and the indices of one batch."""
 
 
 class InOrder(Sampler[Key]):
-    """All places, in order, `batch_size` at a time; the batches are dealt out to ranks in turn.
+    """All indices in order, `batch_size` at a time; the ranks get batches in turn.
 
-    No batch has a single place where others have more: what compares images needs two of them.
-    Every rank has as many batches, the last of which may be empty.
+    No batch has a single index where others have more: comparing images needs two of them. All
+    ranks have the same number of batches, the last of which may be empty.
 
     Args:
-        count: of places.
+        count: number of indices.
         batch_size: of all batches but the last two.
         rank: from 0.
-        ranks: how many share the batches.
-        limit: the most batches that are dealt out; None is all of them.
+        ranks: number of ranks that share the batches.
+        limit: maximum number of batches of all ranks; None is all of them.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class InOrder(Sampler[Key]):
         """The batches of all ranks."""
         firsts = [*range(0, self.count, self.batch_size), self.count]
         if len(firsts) > 2 and self.batch_size > 2 and self.count - firsts[-2] == 1:
-            firsts[-2] -= 1  # the last image has the one before for company
+            firsts[-2] -= 1  # the last batch gets a second image
         return [range(*ends) for ends in pairwise(firsts)][: self.limit]
 
 
 class Bucketed(Sampler[Key]):
-    """Shuffled batches of captions of like length, so that little is computed for padding.
+    """Shuffled batches of captions of similar length, to reduce padding.
 
-    The pairs are shuffled, cut into pools of `pool` batches, sorted by length within a pool and cut
-    into batches, which are shuffled: the order depends on seed and epoch alone. Where it `repeats`,
-    every epoch is the first one again.
+    The pairs are shuffled, divided into pools of `pool` batches, sorted by length within a pool and
+    divided into batches, which are shuffled. The order depends on seed and epoch only; with
+    `repeats`, every epoch has the order of the first.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Bucketed(Sampler[Key]):
         return -(-len(self.lengths) // self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; Lightning calls it."""
+        """Set the epoch whose order is used next; Lightning calls it."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Key]:
@@ -97,7 +97,7 @@ class Bucketed(Sampler[Key]):
         pools = shuffled.split(self.pool * self.batch_size)
         batches = [
             batch
-            for one in pools
-            for batch in one[self.lengths[one].argsort(stable=True)].split(self.batch_size)
+            for pool in pools
+            for batch in pool[self.lengths[pool].argsort(stable=True)].split(self.batch_size)
         ]
         return [batches[k].tolist() for k in torch.randperm(len(batches), generator=generator)]

@@ -1,12 +1,12 @@
-"""Drawn scenes with exact captions: the data set that is always there.
+"""A synthetic dataset of drawn scenes with exact captions, which is always available.
 
-A scene holds one figure, two to four equal figures, or two figures in a relation, on a patterned
-ground. Five captions come from a small grammar with exact meaning, so that for any caption it can
-be told whether it is true of its picture: `facts` reads a caption back.
+A scene has one figure, two to four equal figures, or two figures in a relation, on a patterned
+background. Its five captions come from a small grammar with exact meaning, so that any caption can
+be checked against its image: `facts` parses a caption.
 
-Development and test scenes are built from combinations that training never shows - a colour with a
-shape, or two shapes in a relation - while each word by itself is frequent in training. A good score
-is therefore composition and not memory (after CLEVR-CoGenT, Johnson et al. 2017, arXiv 1612.06890).
+Dev and test scenes have combinations that training never shows (a color with a shape, or two shapes
+in a relation), while each word by itself is frequent in training. A good score therefore needs
+composition, not memorization (after CLEVR-CoGenT, Johnson et al. 2017, arXiv 1612.06890).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 
 from captioner.data.canvas import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     FIGURES,
     GROUNDS,
     OVERSAMPLING,
@@ -36,14 +36,14 @@ from captioner.files import write_whole
 _LOG = logging.getLogger(__name__)
 
 SHAPES = tuple(FIGURES)
-COLOUR_WORDS = tuple(COLOURS)
+COLOR_WORDS = tuple(COLORS)
 COUNTS = {2: "two", 3: "three", 4: "four"}
 SIZES = {"small": 0.3, "large": 0.6}
 HELD_OUT = {
     "dev": {"white circle", "purple star", "blue house", "green fish"},
     "test": {"yellow triangle", "orange flower", "red boat", "black heart"},
 }
-# relation -> how it is said, and how it is said from the other figure's side
+# relation -> its expressions, and those of the inverse relation
 RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "left of": (("left of", "to the left of"), ("right of", "to the right of")),
     "above": (("above",), ("below", "under")),
@@ -56,16 +56,16 @@ class Figure:
 
     Args:
         shape: one of SHAPES.
-        colour: one of COLOUR_WORDS.
-        x: centre, as a share of the picture's side.
-        y: centre, as a share of the picture's side, downwards.
-        side: side of its box, as a share of the picture's side.
-        tilt: clockwise turn, degrees.
+        color: one of COLOR_WORDS.
+        x: center, as a fraction of the image's side.
+        y: center, as a fraction of the image's side, downwards.
+        side: side of its box, as a fraction of the image's side.
+        tilt: clockwise rotation, degrees.
         mirrored: left and right swapped.
     """
 
     shape: str
-    colour: str
+    color: str
     x: float
     y: float
     side: float
@@ -74,21 +74,21 @@ class Figure:
 
     @property
     def name(self) -> str:
-        """Colour and shape, as a caption says them."""
-        return f"{self.colour} {self.shape}"
+        """Color and shape, as in captions."""
+        return f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows.
+    """The content of an image.
 
     Args:
-        figures: one figure; two to four of equal colour and shape; or the two of a relation, the
-            subject ("left of" what, "above" what) first.
+        figures: one figure; two to four of equal color and shape; or the two of a relation, the
+            subject first.
         background: one of BACKGROUNDS.
         relation: one of RELATIONS, or empty.
         size: one of SIZES, for a single figure, or empty.
-        ground: index of the background's tones.
+        ground: index of the background's colors.
         phase: 0 to 1, shift of the background's pattern.
     """
 
@@ -100,17 +100,17 @@ class Scene:
     phase: float = 0.0
 
     def facts(self) -> frozenset[str]:
-        """All that captions may say about the scene, in the words of `facts`."""
+        """All statements that captions may make about the scene, in the form of `facts`."""
         first = self.figures[0]
         if self.relation:
             what = f"{first.name} {self.relation} {self.figures[1].name}"
         else:
             what = f"{len(self.figures)} {first.name}"
-        said = (what, self.size, f"{self.background} background")
-        return frozenset(fact for fact in said if fact)
+        statements = (what, self.size, f"{self.background} background")
+        return frozenset(statement for statement in statements if statement)
 
     def draw(self, side: int) -> Image.Image:
-        """Return the picture, RGB, `side` pixels wide and high."""
+        """Draw the scene as an RGB image of `side` x `side` pixels."""
         image = draw_ground(
             side * OVERSAMPLING, ground=self.ground, background=self.background, phase=self.phase
         )
@@ -119,17 +119,17 @@ class Scene:
         return image.reduce(OVERSAMPLING)
 
 
-def split_of_pair(shape: str, colour: str) -> str:
-    """Tell which split shows this shape in this colour: HELD_OUT says it, the rest is "train"."""
-    name = f"{colour} {shape}"
+def split_of_pair(shape: str, color: str) -> str:
+    """Return the split with this shape in this color, by HELD_OUT; all others are in "train"."""
+    name = f"{color} {shape}"
     return next((split for split, names in HELD_OUT.items() if name in names), "train")
 
 
 def split_of_relation(subject: str, relation: str, other: str) -> str:
-    """Tell which split shows these two shapes in this relation; their order matters.
+    """Return the split with these two shapes in this relation; their order matters.
 
-    Of the 100 ordered pairs of shapes in each relation, 5 belong to dev and 5 to test. Every shape
-    is once in front and once behind in these 10, and nine times in what is left for training.
+    Of the 100 ordered pairs of shapes in each relation, 5 are in dev and 5 in test. Every shape is
+    once the first and once the second in these 10, and nine times each in the training pairs.
     """
     first, second = SHAPES.index(subject), SHAPES.index(other)
     turn = 1 + 2 * tuple(RELATIONS).index(relation)
@@ -149,7 +149,7 @@ def _figure(
 ) -> Figure:
     return Figure(
         shape=name[0],
-        colour=name[1],
+        color=name[1],
         x=x + chance.uniform(-jitter, jitter),
         y=y + chance.uniform(-jitter, jitter),
         side=side * chance.uniform(0.94, 1.06),
@@ -159,8 +159,8 @@ def _figure(
 
 
 def _pairs(*splits: str) -> list[tuple[str, str]]:
-    """List the (shape, colour) pairs that belong to the given splits."""
-    return [(s, c) for s in SHAPES for c in COLOUR_WORDS if split_of_pair(s, c) in splits]
+    """List the (shape, color) pairs of the given splits."""
+    return [(s, c) for s in SHAPES for c in COLOR_WORDS if split_of_pair(s, c) in splits]
 
 
 def _single(chance: random.Random, split: str) -> Scene:
@@ -178,11 +178,11 @@ def _several(chance: random.Random, split: str) -> Scene:
 
 
 def _related(chance: random.Random, split: str) -> Scene:
-    """Two figures; outside training their shapes have not been seen in this relation."""
+    """Two figures; in dev and test, training never shows their shapes in this relation."""
     relation = chance.choice(tuple(RELATIONS))
-    colours = _pairs("train", split)
+    colors = _pairs("train", split)
     while True:
-        subject, other = chance.choice(colours), chance.choice(colours)
+        subject, other = chance.choice(colors), chance.choice(colors)
         if subject != other and split_of_relation(subject[0], relation, other[0]) == split:
             break
     spots = [(0.27, 0.5 + chance.uniform(-0.08, 0.08)), (0.73, 0.5 + chance.uniform(-0.08, 0.08))]
@@ -196,11 +196,11 @@ def _related(chance: random.Random, split: str) -> Scene:
 
 
 def sample_scene(chance: random.Random, split: str) -> Scene:
-    """Draw one scene by lot: a quarter single figures, a quarter several, half two in a relation.
+    """Draw a random scene: a single figure (1/4), several (1/4), or two in a relation (1/2).
 
     Args:
         chance: source of randomness.
-        split: "train", "dev" or "test"; decides which combinations may appear.
+        split: "train", "dev" or "test"; determines the possible combinations.
     """
     kind = chance.choice((_single, _several, _related, _related))
     scene = kind(chance, split)
@@ -217,11 +217,11 @@ def _plural(words: str) -> str:
 
 
 def describe(scene: Scene, chance: random.Random) -> tuple[str, ...]:
-    """Return five different captions, each true of the scene and naming all its figures.
+    """Return five different captions, each true of the scene and with all its figures.
 
     Args:
-        scene: what is shown.
-        chance: source of randomness for the choice between equal expressions.
+        scene: any.
+        chance: source of randomness, for the choice between synonymous expressions.
     """
     ground = f"on a {scene.background} background"
     name = scene.figures[0].name
@@ -247,23 +247,23 @@ def describe(scene: Scene, chance: random.Random) -> tuple[str, ...]:
 
 
 def _describe_relation(scene: Scene, ground: str, chance: random.Random) -> tuple[str, ...]:
-    """Say it from the subject's side four times, and once from the other figure's.
+    """Four captions from the subject to the other figure, and one in the reverse order.
 
-    The reverse order has an opening of its own, "the". Were the order a free choice after any
-    opening, a decoder would have to keep in mind which of the two it named first.
+    The reverse order has its own first word, "the". If the order were random after any first word,
+    a decoder would have to remember which figure it named first.
     """
     subject, other = (figure.name for figure in scene.figures)
     forwards, backwards = RELATIONS[scene.relation]
 
-    def said() -> str:
+    def relation() -> str:
         return f"{_with_article(subject)} {chance.choice(forwards)} {_with_article(other)}"
 
     return (
-        said(),
-        f"there is {said()}",
-        f"{said()} {ground}",
+        relation(),
+        f"there is {relation()}",
+        f"{relation()} {ground}",
         f"the {other} is {chance.choice(backwards)} the {subject}",
-        f"a picture of {said()}",
+        f"a picture of {relation()}",
     )
 
 
@@ -272,31 +272,31 @@ def _any(words: Iterable[str]) -> str:
 
 
 _NUMBERS = {word: count for count, word in COUNTS.items()} | {"a": 1, "an": 1, "the": 1}
-_SAID = {
-    said: (relation, bool(reverse))
+_RELATIONS = {
+    expression: (relation, bool(reverse))
     for relation, sides in RELATIONS.items()
-    for reverse, ways in enumerate(sides)
-    for said in ways
+    for reverse, expressions in enumerate(sides)
+    for expression in expressions
 }
 _CAPTION = re.compile(
     rf"(?:there is |there are |a picture of )?(?P<count>{_any(_NUMBERS)}) "
-    rf"(?:(?P<size>{_any(SIZES)}) )?(?P<colour>{_any(COLOUR_WORDS)}) (?P<shape>\w+)"
-    rf"(?: (?:is )?(?P<relation>{_any(_SAID)}) (?:a|an|the) "
-    rf"(?P<other>(?:{_any(COLOUR_WORDS)}) (?:{_any(SHAPES)})))?"
+    rf"(?:(?P<size>{_any(SIZES)}) )?(?P<color>{_any(COLOR_WORDS)}) (?P<shape>\w+)"
+    rf"(?: (?:is )?(?P<relation>{_any(_RELATIONS)}) (?:a|an|the) "
+    rf"(?P<other>(?:{_any(COLOR_WORDS)}) (?:{_any(SHAPES)})))?"
     rf"(?: on a (?P<background>{_any(BACKGROUNDS)}) background)?"
 )
 
 
 def facts(caption: str) -> frozenset[str]:
-    """Read a caption back: what it says, in a form that does not depend on how it says it.
+    """Parse a caption into statements that do not depend on its wording.
 
     Args:
-        caption: of the grammar, or what a model made of it; case and spacing do not matter.
+        caption: of the grammar, or generated by a model; case and spacing do not matter.
 
     Returns:
         its statements, for example {"2 red circle", "dotted background"} or
-        {"red fish left of blue boat"}; empty where the caption is not of the grammar. A caption
-        is exactly true of a scene when they are a subset of `Scene.facts()`, and not empty.
+        {"red fish left of blue boat"}; empty where the caption is not of the grammar. A caption is
+        true of a scene if they are a nonempty subset of `Scene.facts()`.
     """
     match = _CAPTION.fullmatch(" ".join(caption.lower().split()))
     if match is None:
@@ -305,25 +305,25 @@ def facts(caption: str) -> frozenset[str]:
     shape = next((s for s in SHAPES if match["shape"] == (s if count == 1 else _plural(s))), None)
     if shape is None or (relation and count > 1):
         return frozenset()
-    what = f"{count} {match['colour']} {shape}"
+    what = f"{count} {match['color']} {shape}"
     if relation:
-        name, reverse = _SAID[relation]
-        pair = (f"{match['colour']} {shape}", match["other"])
+        name, reverse = _RELATIONS[relation]
+        pair = (f"{match['color']} {shape}", match["other"])
         what = f" {name} ".join(reversed(pair) if reverse else pair)
     ground = f"{match['background']} background" if match["background"] else ""
     return frozenset(fact for fact in (what, match["size"], ground) if fact)
 
 
 def is_exact(caption: str, references: Iterable[str]) -> bool:
-    """Tell whether a caption names all figures of a picture and says nothing untrue of it.
+    """Whether a caption has all figures of an image and no false statement about it.
 
     Args:
-        caption: what is judged.
-        references: the picture's own captions; together they say all there is to say.
+        caption: to be checked.
+        references: the captions of the image; together they have all statements.
     """
     true = frozenset().union(*(facts(reference) for reference in references))
-    said = facts(caption)
-    return bool(said) and said <= true
+    statements = facts(caption)
+    return bool(statements) and statements <= true
 
 
 def draw(
@@ -336,31 +336,31 @@ def draw(
     size: int = 128,
     progress: bool = True,
 ) -> Path:
-    """Draw the data set into a folder; the same arguments give the same pictures and captions.
+    """Draw the dataset into a folder; the same arguments give the same images and captions.
 
     Args:
-        root: written to: images/*.png and, last, captions.jsonl.
-        seed: another seed gives other scenes; the held-out combinations stay.
-        train: number of pictures to learn from.
-        dev: number of pictures to choose a model by.
-        test: number of pictures to score it on.
-        size: side of the pictures in pixels, at least 16.
-        progress: log the number of pictures after every 500.
+        root: gets images/*.png and, last, captions.jsonl.
+        seed: of the scenes; the held-out combinations do not depend on it.
+        train: number of training images.
+        dev: number of dev images.
+        test: number of test images.
+        size: side of the images in pixels, at least 16.
+        progress: log the number of images after every 500.
 
     Returns:
-        the path of captions.jsonl. It is absent after an interruption.
+        the path of captions.jsonl, which does not exist after an interruption.
 
     Raises:
-        ValueError: a number of pictures is negative, or the side too small.
+        ValueError: a number of images is negative, or the side is too small.
     """
     counts = dict(zip(SPLITS, (train, dev, test), strict=True))
     for split, count in counts.items():
         if count < 0:
             raise ValueError(f"{split}={count} pictures cannot be drawn; give 0 or more")
     if size < 16:
-        raise ValueError(f"size={size} is too small to show anything; give 16 pixels or more")
+        raise ValueError(f"size={size} is too small; give 16 pixels or more")
     table = Path(root) / "captions.jsonl"
-    table.unlink(missing_ok=True)  # it vouches for the pictures: gone before them, back after them
+    table.unlink(missing_ok=True)  # absent while images are drawn
     (table.parent / "images").mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for split, count in counts.items():
@@ -372,7 +372,7 @@ def draw(
 
 
 def _draw_one(root: Path, seed: str, split: str, index: int, size: int) -> str:
-    """Write one picture and return its line of captions.jsonl."""
+    """Write one image and return its line of captions.jsonl."""
     chance = random.Random(seed)
     scene = sample_scene(chance, split)
     image = f"images/{split}_{index:05d}.png"

@@ -1,12 +1,12 @@
-"""Views: several pictures of one image, whose features are cached for a frozen encoder to train on.
+"""Views: augmented variants of an image, whose features are cached to train on a frozen encoder.
 
-    view 0          what evaluation sees
+    view 0          the evaluation transform
     view 1          its mirror image
-    view 2, 3, ...  a random resized crop (``Augmentation``: half of the area or more, 3:4 to 4:3),
-                    where the file's name and the number decide; those with odd numbers mirrored
+    view 2, 3, ...  random resized crops (``Augmentation``: at least half of the area, 3:4 to 4:3)
+                    seeded by the file name and the number; those with odd numbers are mirrored
 
-An image whose captions speak of left or right is never mirrored: its mirror image would teach the
-wrong word. Its view 1 is one more crop.
+An image whose captions mention left or right is never mirrored, as its mirror image would teach the
+wrong word; its view 1 is another crop.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from captioner.data.records import Record
 from captioner.transforms import Augmentation, Transform, open_image, to_pixels
 
 SIDES_ENGLISH = ("left", "right", "clockwise", "counterclockwise", "anticlockwise")
-"""Words that a mirror image makes wrong; so do those that begin with left or right, as leftmost or
-right-handed. Left, of having gone, and right, of being so, cost a mirror image and no harm."""
+"""Words that a mirror image makes wrong, besides those that begin with left or right (leftmost,
+right-handed). Other meanings of left and right only cost a mirror image."""
 
 SIDES_CHINESE = "左右"
-"""Characters that a mirror image makes wrong, wherever they stand."""
+"""Characters that a mirror image makes wrong, anywhere in a caption."""
 
 _SIDES = re.compile(
     rf"\b({'|'.join(SIDES_ENGLISH)})(most|wards?|y|ies)?\b|[{SIDES_CHINESE}]", re.IGNORECASE
 )
-_LAYOUT = 1  # raised when views of the same number change
+_LAYOUT = 1  # increased when views of the same number change
 _CROPS = Augmentation(seed=0)
 
 
 def names_a_side(captions: Iterable[str]) -> bool:
-    """Whether any of an image's captions speaks of left or right, in English or Chinese."""
+    """Whether any caption of an image mentions left or right, in English or Chinese."""
     return any(_SIDES.search(caption) for caption in captions)
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture of an image.
+    """One view of an image.
 
     Args:
         image: its path.
-        number: 0 is what evaluation sees.
-        mirrors: whether it may be a mirror image.
+        number: 0 is the evaluation transform.
+        mirrors: whether it may be mirrored.
     """
 
     image: str
@@ -58,7 +58,7 @@ class View:
 
     @property
     def kind(self) -> str:
-        """All that the picture depends on besides the image and the transform; "" for view 0."""
+        """All that the view depends on besides the image and the transform; "" for view 0."""
         if self.number == 0:
             return ""
         return f"view {_LAYOUT}/{self.number}/{self._mirrored}/{_CROPS.scale}/{_CROPS.ratio}"
@@ -72,12 +72,12 @@ class View:
         return self.number == 0 or (self.number == 1 and self.mirrors)
 
     def pixels(self, transform: Transform) -> Tensor:
-        """Read the image and make the picture, uint8 [3, S, S].
+        """Read the image and compute the view, uint8 [3, S, S].
 
         Raises:
             FileNotFoundError, ValueError: as of ``open_image``.
         """
-        # Of a large JPEG the smallest crop, 0.61 of the shorter side, still has S pixels.
+        # The smallest crop of a reduced JPEG, 0.61 of the shorter side, still has S pixels.
         shorter = transform.shorter if self._whole else 2 * transform.size
         image = open_image(self.image, shorter=shorter)
         if self._whole:
@@ -89,7 +89,7 @@ class View:
 
 
 def other_views(records: Iterable[Record], count: int) -> list[View]:
-    """The views 1 to count - 1 of every image."""
+    """The views 1 to count - 1 of each image."""
     mirrors: dict[str, bool] = {}
     for record in records:
         allowed = mirrors.get(record.image, True) and not names_a_side(record.captions)
@@ -98,8 +98,8 @@ def other_views(records: Iterable[Record], count: int) -> list[View]:
 
 
 def drawn_view(seed: int, epoch: int, place: int, count: int) -> int:
-    """The view that a training caption is shown with, 0 to count - 1, each as likely.
+    """Draw the view for a training caption uniformly from 0 to count - 1.
 
-    It is a function of the seed, the epoch and the caption's place alone, as augmentation is.
+    It is a function of the seed, the epoch and the index of the caption, as augmentation is.
     """
     return int(count * random.Random(f"{seed}/{epoch}/{place}/view").random())

@@ -62,7 +62,7 @@ def test_sixteen_bits_without_a_mark_are_seen_although_they_are_valid() -> None:
 
 def test_one_bad_line_among_good_ones_is_to_be_mended() -> None:
     raw = "0.png,café\n1.png,naïve\n".encode() + "2.png,é\n".encode("cp1252")
-    with pytest.raises(ValueError, match="line 3: not valid utf-8; 2 other lines .*mend the 1"):
+    with pytest.raises(ValueError, match="line 3: not valid utf-8; 2 other lines .*correct the 1"):
         decode(raw, "utf-8", Path("a.csv"), "data.encoding")
 
 

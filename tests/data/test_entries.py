@@ -212,7 +212,7 @@ def test_json_and_tables_take_several_files_too(tmp_path: Path) -> None:
             dataset = read(tmp_path, format, captions=given)
             assert splits(dataset) == {"a.jpg": "train", "b.jpg": "dev"}
         (tmp_path / f"more.{suffix}").write_text(one)
-        with pytest.raises(ValueError, match=r"holds dev.*more.*train.*data.captions=\[a,b\]"):
+        with pytest.raises(ValueError, match=r"has dev.*more.*train.*data.captions=\[a,b\]"):
             read(tmp_path, format)
 
 

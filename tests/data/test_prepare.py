@@ -100,8 +100,8 @@ def test_printed_statistics_hold_the_numbers():
     assert "1,234 x blank caption" in text
 
 
-def save(path: Path, colour: tuple[int, int, int]) -> None:
-    Image.new("RGB", (9, 7), colour).save(path)
+def save(path: Path, color: tuple[int, int, int]) -> None:
+    Image.new("RGB", (9, 7), color).save(path)
 
 
 @pytest.fixture

@@ -359,7 +359,7 @@ def test_json_reads_a_list_and_lines(tmp_path, lines):
         ('{"caption": "A cat."}', "line 1: no key 'image' among 'caption'; name"),
         ('{"image": "a.jpg", "title": "A"}', "line 1: no key 'caption' among 'image', 'title'"),
         ('{"image": 3, "caption": "A"}', "line 1: 'image' must be a text, got 3"),
-        ('{"a.jpg": "A cat.", "a.jpg": "A tom."}', "the key 'a.jpg' stands twice"),
+        ('{"a.jpg": "A cat.", "a.jpg": "A tom."}', "the key 'a.jpg' is repeated"),
         ('"a.jpg"', "neither a list of objects nor COCO's JSON"),
         ('{"image": "a.jpg", "caption": [3]}', "line 1: captions must be texts, got 3"),
         ('{"image": "a.jpg", "split": 3}', "line 1: 'split' must be a text, got 3"),
@@ -468,7 +468,7 @@ def test_what_is_missing_is_named_with_its_override(tmp_path, format):
             FileNotFoundError, match=r"no caption file in .*: looked for .*captions="
         ):
             read_records(format=format, root=str(tmp_path))
-        with pytest.raises(FileNotFoundError, match=r"data.captions='my.txt' is not there: looked"):
+        with pytest.raises(FileNotFoundError, match=r"data.captions='my.txt' does not exist: "):
             read_records(format=format, root=str(tmp_path), captions="my.txt")
 
 

@@ -19,7 +19,7 @@ from captioner.data import shapes
 from captioner.data.shapes import Figure, Scene, describe, draw, facts, is_exact, sample_scene
 from captioner.process import logs_on_stderr
 
-COLOURS = {
+COLORS = {
     "red": (205, 28, 36),
     "orange": (248, 128, 16),
     "yellow": (252, 222, 40),
@@ -35,12 +35,12 @@ COUNTS = {"train": 23, "dev": 7, "test": 5}
 
 
 def figures_of(caption: str) -> list[str]:
-    """The figures a caption names, colour and singular shape, in the order of mention."""
+    """The figures a caption names, color and singular shape, in the order of mention."""
     words = caption.split()
     return [
-        f"{colour} {shape if shape in KINDS else shape.removesuffix('s')}"
-        for colour, shape in itertools.pairwise(words)
-        if colour in COLOURS
+        f"{color} {shape if shape in KINDS else shape.removesuffix('s')}"
+        for color, shape in itertools.pairwise(words)
+        if color in COLORS
     ]
 
 
@@ -137,7 +137,7 @@ def test_a_held_out_pair_is_nowhere_in_training(
     captions: dict[str, list[tuple[str, ...]]],
 ) -> None:
     trained = {name for five in captions["train"] for name in figures_of(five[0])}
-    assert len(trained) == len(COLOURS) * len(KINDS) - 8
+    assert len(trained) == len(COLORS) * len(KINDS) - 8
     for split in ("dev", "test"):
         alone = {figures_of(f[0])[0] for f in captions[split] if len(figures_of(f[0])) == 1}
         assert len(alone) == 4
@@ -169,25 +169,25 @@ def test_training_shows_every_shape_on_either_side_of_a_relation(
     assert {pair[0] for pair in pairs} == {pair[1] for pair in pairs} == set(KINDS)
 
 
-def near(image: Image.Image, colour: str) -> np.ndarray:
-    """Rows and columns of the pixels close to a colour, [n, 2], as shares of the side."""
-    distance = np.abs(np.asarray(image).astype(int) - COLOURS[colour]).max(axis=2)
+def near(image: Image.Image, color: str) -> np.ndarray:
+    """Rows and columns of the pixels close to a color, [n, 2], as shares of the side."""
+    distance = np.abs(np.asarray(image).astype(int) - COLORS[color]).max(axis=2)
     return np.argwhere(distance < 24) / image.width
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_pictures_show_what_captions_say(split: str) -> None:
-    """Centres of the pixels of a claimed colour lie where the caption puts them."""
+    """Centres of the pixels of a claimed color lie where the caption puts them."""
     compared = 0
     for index in range(60):
         chance = random.Random(f"7 {split} {index}")
         scene = sample_scene(chance, split)
         image, caption = scene.draw(96), describe(scene, chance)[0]
         named = [name.split()[0] for name in figures_of(caption)]
-        assert all(len(near(image, colour)) > 25 for colour in named), caption
+        assert all(len(near(image, color)) > 25 for color in named), caption
         # white and black also serve as details of other figures
         if len(set(named)) == 2 and not {"white", "black"} & set(named):
-            first, second = (near(image, colour).mean(axis=0) for colour in named)
+            first, second = (near(image, color).mean(axis=0) for color in named)
             axis = 1 if "left of" in caption else 0
             assert second[axis] - first[axis] > 0.3, caption
             compared += 1
@@ -220,7 +220,7 @@ def test_as_many_figures_as_the_caption_counts() -> None:
         if (number, figure.shape) in counted:
             continue
         counted.add((number, figure.shape))
-        places = (near(scene.draw(80), figure.colour) * 80).round().astype(int)
+        places = (near(scene.draw(80), figure.color) * 80).round().astype(int)
         mask = np.zeros((80, 80), dtype=bool)
         mask[places[:, 0], places[:, 1]] = True
         assert blobs(mask) == number
@@ -327,7 +327,7 @@ def test_progress_goes_to_stderr_and_can_be_silenced(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dev": -1}, "dev=-1 pictures .* 0 or more"), ({"size": 8}, "size=8 is too small .* 16")],
+    [({"dev": -1}, "dev=-1 pictures .* 0 or more"), ({"size": 8}, "size=8 is too small; give 16")],
 )
 def test_impossible_requests_are_named(
     options: dict[str, int], message: str, tmp_path: Path
