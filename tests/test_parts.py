@@ -20,6 +20,7 @@ from captioner.models.decoders.table import DECODERS
 from captioner.models.encoders.libraries import ENCODERS
 from captioner.models.features import Features
 from captioner.models.recurrence.table import CELLS
+from captioner.testing import check_decoder
 from captioner.tokenizers import TOKENIZERS
 from captioner.training.objectives.table import OBJECTIVES
 from captioner.training.trainer import PROFILERS
@@ -50,6 +51,7 @@ def test_the_example_is_a_decoder(mine) -> None:
         logits, state = decoder.step(tokens, state)
         steps.append(logits)
     torch.testing.assert_close(decoder(features, inputs), torch.stack(steps, dim=1))
+    check_decoder(sys.modules["mine"].Bigram)
 
 
 def test_it_trains_and_loads_where_a_person_names_it(mine, tiny, scenes, capsys) -> None:
