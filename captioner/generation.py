@@ -30,20 +30,20 @@ def generate(
     keys: Sequence[int] | None = None,
     steppers: Sequence[Stepper] | None = None,
 ) -> list[list[Hypothesis]]:
-    """Decode freely: for each image its hypotheses, best first.
+    """Generate captions: the hypotheses of each image, best first.
 
-    <pad>, <start> and <unk> are never emitted. The models must be in evaluation mode.
+    <pad>, <start> and <unk> are never generated. The models must be in evaluation mode.
 
     Args:
-        models: one, or several over the same vocabulary that decode together.
+        models: one, or several with the same vocabulary, as an ensemble.
         sources: for each model the images [B, 3, S, S] or their Features.
         tokenizer: of all models.
         options: how captions are chosen.
-        keys: of each image, for its draws (``decode``).
-        steppers: of each model, where ``make_steppers`` has made them.
+        keys: of each image, to seed its samples (``decode``).
+        steppers: of each model, from ``make_steppers``; None: the decoders themselves.
 
     Raises:
-        ValueError: a required word or prefix that the models cannot say.
+        ValueError: a required word or prefix that is not in the vocabulary.
     """
     words = tokenizer.vocabulary
     with _precision(models, options):
@@ -67,13 +67,13 @@ def generate(
 
 @torch.inference_mode()
 def make_steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -> list[Stepper]:
-    """What ``generate`` needs for many calls with options of the same precision."""
+    """The decoders' steppers, for many calls of ``generate`` with the same precision."""
     with _precision(models, options):
         return [model.decoder.stepper() for model in models]
 
 
 def _precision(models: Sequence[CaptioningModel], options: DecodingOptions) -> torch.autocast:
-    """fp32 is fp32 also in a training in bf16, so that dev scores are those of an evaluation."""
+    """The context of decoding: fp32 even within a training in bf16, as in an evaluation."""
     device = next(models[0].decoder.parameters()).device.type
     tell_cost("decoding.precision", options.precision, device)
     bf16 = resolve(options.precision, device) == BF16
@@ -81,19 +81,19 @@ def _precision(models: Sequence[CaptioningModel], options: DecodingOptions) -> t
 
 
 def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:
-    """The words of the options as tokens; banned ones that the vocabulary lacks are passed over.
+    """The words of the options as token ids; unknown banned words are skipped.
 
     Raises:
-        ValueError: a required word or prefix that the vocabulary lacks, or that is banned.
+        ValueError: a required word or prefix that is not in the vocabulary, or that is banned.
     """
     vocabulary = tokenizer.vocabulary
     banned = [tuple(tokenizer.encode(text)) for text in options.banned_words]
     banned = [phrase for phrase in banned if phrase and vocabulary.unknown not in phrase]
-    required = [_said("required_words", text, tokenizer) for text in options.required_words]
+    required = [_encode_known("required_words", text, tokenizer) for text in options.required_words]
     for text, phrase in zip(options.required_words, required):
         if any(phrase[at : at + len(b)] == b for b in banned for at in range(len(phrase))):
             raise ValueError(f"decoding.required_words={text!r} is banned by banned_words as well")
-    prefix = _said("prefix", options.prefix, tokenizer) if options.prefix.strip() else ()
+    prefix = _encode_known("prefix", options.prefix, tokenizer) if options.prefix.strip() else ()
     if len(prefix) >= options.max_length:
         raise ValueError(
             f"decoding.prefix={options.prefix!r} has {len(prefix)} words; raise max_length above "
@@ -102,10 +102,11 @@ def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:
     return Phrases(tuple(banned), tuple(required), prefix)
 
 
-def _said(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _encode_known(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The token ids of a text, all of whose words the vocabulary must have."""
     words = tokenizer.split(text)
     if not words:
-        raise ValueError(f"decoding.{option}={text!r} holds no word")
+        raise ValueError(f"decoding.{option}={text!r} has no word")
     for word in words:
         if tokenizer.vocabulary.id(word) == tokenizer.vocabulary.unknown:
             known = tokenizer.vocabulary.ordinary

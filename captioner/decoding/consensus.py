@@ -1,20 +1,19 @@
-"""Minimum Bayes risk: of the captions found, not the most probable, but the one most agreed upon.
+"""Minimum Bayes risk: choose the caption that agrees most with the others, not the most probable.
 
-The best guess under a score u is the caption whose expected score is highest, were each of the
-candidates c_j in turn what people said (Kumar & Byrne, NAACL 2004; the consensus caption of Devlin
-et al., arXiv:1505.04467):
+It is the caption with the highest expected score u if each of the candidates c_j were the reference
+(Kumar & Byrne, NAACL 2004; the consensus caption of Devlin et al., arXiv:1505.04467):
 
     c* = argmax_i Σ_j w_j u(c_i, c_j)       w_j = p(c_j)^(1/τ) / Σ_k p(c_k)^(1/τ)
 
-Samples are votes already: there all w_j are equal. A caption cut off before its end has no vote,
-unless all are. The score is made as CIDEr-D is (Vedantam et
-al., CVPR 2015), of n-grams from 1 to 4 and a penalty on lengths,
+Samples follow p already, so all their w_j are equal. Unfinished captions have weight 0, unless all
+are unfinished. The score is similar to CIDEr-D (Vedantam et al., CVPR 2015), with n-grams from 1 to
+4 and a length penalty,
 
     u(c, r) = exp(-(l_c - l_r)^2 / (2 sigma^2)) mean_n  min(g(c), g(r)) . g(r) / (|g(c)| |g(r)|)
 
     g(x)_k  = count of n-gram k in x * Σ rarity of its words
 
-but asks for no document frequencies: a word's rarity is known from its place in the vocabulary
+but needs no document frequencies: the rarity of a word follows from its rank in the vocabulary
 (``Vocabulary.rarity``).
 """
 
@@ -32,36 +31,35 @@ ORDERS = (1, 2, 3, 4)
 
 
 def by_consensus(
-    found: Sequence[Hypothesis], rarity: Sequence[float], temperature: float | None
+    candidates: Sequence[Hypothesis], rarity: Sequence[float], temperature: float | None
 ) -> list[Hypothesis]:
     """Rank the hypotheses of an image by their agreement, which becomes their score.
 
     Args:
-        found: C candidates, 1 or more.
-        rarity: of each token ≥ 0; empty: all alike.
-        temperature: τ > 0 of their votes; None: the candidates are samples, each with one vote.
+        candidates: C hypotheses, 1 or more.
+        rarity: of each token ≥ 0; empty: all equal.
+        temperature: τ > 0 of the weights; None: the candidates are samples, with equal weights.
 
     Returns:
-        the most agreed upon first; but, as ever, those that hold all required words before the
-        others, and finished ones before unfinished.
+        hypotheses with all required words first, then finished ones, then by agreement.
     """
-    votes = numpy.ones(len(found))
+    weights = numpy.ones(len(candidates))
     if temperature is not None:
-        log_probs = numpy.array([sum(one.log_probs) for one in found]) / temperature
-        votes = numpy.exp(log_probs - log_probs.max())
-    if any(one.finished for one in found):
-        votes = votes * [one.finished for one in found]
-    agreement = similarities([one.tokens for one in found], rarity) @ (votes / votes.sum())
-    ranked = [one._replace(score=float(score)) for one, score in zip(found, agreement)]
-    return sorted(ranked, key=lambda one: (len(one.missing), not one.finished, -one.score))
+        log_probs = numpy.array([sum(h.log_probs) for h in candidates]) / temperature
+        weights = numpy.exp(log_probs - log_probs.max())
+    if any(h.finished for h in candidates):
+        weights = weights * [h.finished for h in candidates]
+    agreement = similarities([h.tokens for h in candidates], rarity) @ (weights / weights.sum())
+    ranked = [h._replace(score=float(score)) for h, score in zip(candidates, agreement)]
+    return sorted(ranked, key=lambda h: (len(h.missing), not h.finished, -h.score))
 
 
 def similarities(captions: Sequence[Sequence[int]], rarity: Sequence[float]) -> numpy.ndarray:
-    """u of each caption against each as its reference, [C, C], 0 to 1.
+    """u of each caption (row) with each other as its reference (column), [C, C], in [0, 1].
 
     Args:
-        captions: C of them, as tokens.
-        rarity: of each token ≥ 0; empty: all alike.
+        captions: the token ids of C captions.
+        rarity: of each token ≥ 0; empty: all equal.
     """
     lengths = numpy.array([len(words) for words in captions])
     total = numpy.zeros((len(captions), len(captions)))
@@ -76,12 +74,12 @@ def similarities(captions: Sequence[Sequence[int]], rarity: Sequence[float]) -> 
 
 def _vectors(captions: Sequence[Sequence[int]], n: int, rarity: Sequence[float]) -> numpy.ndarray:
     """The weighted counts of the G different n-grams of captions, [C, G]."""
-    said = [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in captions]
-    places = {gram: place for place, gram in enumerate(dict.fromkeys(chain.from_iterable(said)))}
-    counts = numpy.zeros((len(captions), len(places)))
-    for row, grams in zip(counts, said):
+    ngrams = [[tuple(words[i : i + n]) for i in range(len(words) - n + 1)] for words in captions]
+    columns = {gram: column for column, gram in enumerate(dict.fromkeys(chain(*ngrams)))}
+    counts = numpy.zeros((len(captions), len(columns)))
+    for row, grams in zip(counts, ngrams):
         for gram in grams:
-            row[places[gram]] += 1
+            row[columns[gram]] += 1
     if len(rarity):
-        counts *= [sum(rarity[token] for token in gram) for gram in places]
+        counts *= [sum(rarity[token] for token in gram) for gram in columns]
     return counts

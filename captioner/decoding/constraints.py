@@ -1,12 +1,13 @@
-"""What captions must not say, and what they must: filters of the next word, and an automaton.
+"""Constraints on captions: filters of the next token, and an automaton for required words.
 
-A filter strikes words out before a strategy chooses, so it goes with all of them. Probabilities of
-the words that are left are those of the model, not rescaled. Where filters would strike out every
-word that an image could go on with, the caption ends there, and says what it could not keep.
+A filter excludes tokens before a strategy chooses, so it works with all strategies. Probabilities
+of the remaining tokens are those of the model, not renormalized. If filters would exclude every
+token that could continue the captions of an image, the caption ends there and names the options
+that it violates.
 
-Required words need more than filters: ``Required`` is the automaton whose states tell which of the
-phrases a caption holds so far. A beam for every state (Anderson et al., "Guided Open Vocabulary
-Image Captioning with Constrained Beam Search", EMNLP 2017) keeps each of them alive.
+Required words need more than filters: the states of the automaton ``Required`` are the sets of
+phrases that a caption has so far. Each state has a beam of its own (Anderson et al., "Guided Open
+Vocabulary Image Captioning with Constrained Beam Search", EMNLP 2017).
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from torch import Tensor
 from captioner.decoding.options import DecodingOptions
 
 Phrase = tuple[int, ...]
-_Filter = Callable[[Tensor, int], Tensor]  # history [R, t], V -> what may not follow [R, V]
+_Filter = Callable[[Tensor, int], Tensor]  # history [R, t], V -> excluded tokens [R, V]
 MOST_STATES = 128
-"""Of the automaton: each keeps a beam, so work and memory grow with them."""
+"""States of the automaton; each has a beam, so time and memory grow with their number."""
 
 
 class Phrases(NamedTuple):
-    """The words of DecodingOptions as tokens.
+    """The words and phrases of DecodingOptions as token ids.
 
     Attributes:
-        banned: phrases never said.
-        required: phrases that must be said.
+        banned: phrases that never occur.
+        required: phrases that must occur.
         prefix: how each caption begins.
     """
 
@@ -43,13 +44,13 @@ class Phrases(NamedTuple):
 
 @dataclass(frozen=True)
 class Constraints:
-    """What may be said next.
+    """Which tokens may come next.
 
     Args:
-        options: of them, min_length, no_repeat_ngram and no_repeat_word are used.
-        phrases: banned ones and the prefix are used.
-        end: the token that finishes a caption.
-        special: tokens never emitted.
+        options: min_length, no_repeat_ngram and no_repeat_word are used.
+        phrases: the banned ones and the prefix are used.
+        end: the token that ends a caption.
+        special: tokens that are never generated.
     """
 
     options: DecodingOptions
@@ -60,51 +61,51 @@ class Constraints:
     def filter(
         self, log_probs: Tensor, history: Tensor, *, scores: Tensor | None = None, width: int = 1
     ) -> Tensor:
-        """Strike out, in place, what may not be said: -inf.
+        """Set the log probabilities of excluded tokens to -inf, in place.
 
         Args:
-            log_probs: of the next word, [R, V].
-            history: the words so far, [R, t].
-            scores: of the words so far, [R]; rows at -inf do not count. None: all count.
-            width: rows that belong to one image; filters are lifted for all of them together.
+            log_probs: of the next token, [R, V].
+            history: the tokens so far, [R, t].
+            scores: of the hypotheses, [R]; rows at -inf are ignored. None: none are.
+            width: rows per image; filters are lifted for all of an image together.
         """
         if self.special:
             log_probs.index_fill_(1, self._special.to(log_probs.device), -torch.inf)
-        place = history.shape[1]
-        if place < len(self.phrases.prefix):
-            word = self.phrases.prefix[place]
-            kept = log_probs[:, word].clone()
+        step = history.shape[1]
+        if step < len(self.phrases.prefix):
+            token = self.phrases.prefix[step]
+            kept = log_probs[:, token].clone()
             log_probs.fill_(-torch.inf)
-            log_probs[:, word] = kept
+            log_probs[:, token] = kept
         elif self._filters:
-            forbidden = self._forbidden(history, log_probs.shape[1])  # [R, V]
-            stuck = (forbidden | (log_probs == -torch.inf)).all(dim=1)  # [R]
+            excluded = self._excluded(history, log_probs.shape[1])  # [R, V]
+            stuck = (excluded | (log_probs == -torch.inf)).all(dim=1)  # [R]
             if scores is not None:
                 stuck = stuck | (scores == -torch.inf)
             lifted = stuck.view(-1, width).all(dim=1).repeat_interleave(width)  # [R]
-            forbidden = torch.where(lifted[:, None], self._all_but_end(log_probs), forbidden)
-            log_probs.masked_fill_(forbidden, -torch.inf)
+            excluded = torch.where(lifted[:, None], self._all_but_end(log_probs), excluded)
+            log_probs.masked_fill_(excluded, -torch.inf)
         return log_probs
 
     def _all_but_end(self, log_probs: Tensor) -> Tensor:
-        """Where filters are lifted the caption ends; where it cannot, it may go on in any way."""
+        """What to exclude where filters are lifted: all but <end>; nothing if it cannot end."""
         forbidden = (log_probs[:, self.end] > -torch.inf)[:, None].expand_as(log_probs).clone()
         forbidden[:, self.end] = False
         return forbidden
 
     def broken(self, tokens: Sequence[int], *, finished: bool) -> tuple[str, ...]:
-        """The options that a caption does not keep, by their names."""
+        """The names of the options that a caption violates."""
         if not self._filters:
             return ()
         history = torch.tensor([tokens], dtype=torch.long)
-        said = [*tokens, self.end] if finished else list(tokens)
-        size = 1 + max((*said, self.end))
-        found = []
-        for name, filter in self._filters.items():
-            places = range(len(self.phrases.prefix), len(said))
-            if any(filter(history[:, :t], size)[0, said[t]] for t in places):
-                found.append(name)
-        return tuple(found)
+        emitted = [*tokens, self.end] if finished else list(tokens)
+        size = 1 + max((*emitted, self.end))
+        steps = range(len(self.phrases.prefix), len(emitted))
+        return tuple(
+            name
+            for name, filter in self._filters.items()
+            if any(filter(history[:, :step], size)[0, emitted[step]] for step in steps)
+        )
 
     @cached_property
     def _special(self) -> Tensor:
@@ -112,49 +113,45 @@ class Constraints:
 
     @cached_property
     def _filters(self) -> dict[str, _Filter]:
-        options, found = self.options, dict[str, _Filter]()
-        if options.min_length:
-            found["min_length"] = self._too_short
-        if options.no_repeat_ngram:
-            found["no_repeat_ngram"] = self._repeated_ngram
-        if options.no_repeat_word:
-            found["no_repeat_word"] = self._repeated_word
-        if self.phrases.banned:
-            found["banned_words"] = self._banned
-        return found
+        filters: dict[str, tuple[object, _Filter]] = {
+            "min_length": (self.options.min_length, self._too_short),
+            "no_repeat_ngram": (self.options.no_repeat_ngram, self._repeated_ngram),
+            "no_repeat_word": (self.options.no_repeat_word, self._repeated_word),
+            "banned_words": (self.phrases.banned, self._banned),
+        }
+        return {name: filter for name, (is_set, filter) in filters.items() if is_set}
 
-    def _forbidden(self, history: Tensor, size: int) -> Tensor:
+    def _excluded(self, history: Tensor, size: int) -> Tensor:
         masks = [filter(history, size) for filter in self._filters.values()]
         return torch.stack(masks).any(dim=0)
 
     def _too_short(self, history: Tensor, size: int) -> Tensor:
-        forbidden = _none(history, size)
-        forbidden[:, self.end] = history.shape[1] < self.options.min_length
-        return forbidden
+        excluded = _none(history, size)
+        excluded[:, self.end] = history.shape[1] < self.options.min_length
+        return excluded
 
     def _repeated_word(self, history: Tensor, size: int) -> Tensor:
-        forbidden = _none(history, size)
-        return forbidden.scatter_(1, history[:, -1:], True)
+        return _none(history, size).scatter_(1, history[:, -1:], True)
 
     def _repeated_ngram(self, history: Tensor, size: int) -> Tensor:
-        forbidden = _none(history, size)
+        excluded = _none(history, size)
         n = self.options.no_repeat_ngram
         if history.shape[1] < n:
-            return forbidden
+            return excluded
         windows = history.unfold(1, n, 1)  # [R, t - n + 1, n]
         last = history[:, history.shape[1] - n + 1 :]  # [R, n - 1]
-        begun = (windows[:, :, :-1] == last[:, None]).all(dim=2)  # [R, t - n + 1]
-        row, place = begun.nonzero(as_tuple=True)
-        forbidden[row, windows[row, place, -1]] = True
-        return forbidden
+        repeated = (windows[:, :, :-1] == last[:, None]).all(dim=2)  # [R, t - n + 1]
+        row, start = repeated.nonzero(as_tuple=True)
+        excluded[row, windows[row, start, -1]] = True
+        return excluded
 
     def _banned(self, history: Tensor, size: int) -> Tensor:
-        forbidden = _none(history, size)
+        excluded = _none(history, size)
         for *before, last in self.phrases.banned:
             if last < size and history.shape[1] >= len(before):
                 tail = history[:, history.shape[1] - len(before) :]
-                forbidden[:, last] |= (tail == tail.new_tensor(before)).all(dim=1)
-        return forbidden
+                excluded[:, last] |= (tail == tail.new_tensor(before)).all(dim=1)
+        return excluded
 
 
 def _none(history: Tensor, size: int) -> Tensor:
@@ -162,19 +159,19 @@ def _none(history: Tensor, size: int) -> Tensor:
 
 
 class Required:
-    """The automaton of required phrases: state 0 is before the first word.
+    """The automaton of required phrases; state 0 is the initial one.
 
-    A state is the set of phrases that are still missing, and the longest end of the text that
-    begins one of them. One state is enough where nothing is required.
+    A state is the set of phrases that are still missing, and the longest suffix of the caption that
+    is a prefix of one of them. If nothing is required, there is one state.
 
     Args:
-        phrases: each one or more tokens.
+        phrases: each of one or more token ids.
 
     Attributes:
-        missing: for each state the places of the phrases that are still missing.
+        missing: for each state, the indices of the phrases that are still missing.
 
     Raises:
-        ValueError: the phrases make too many states.
+        ValueError: the phrases need too many states.
     """
 
     def __init__(self, phrases: Sequence[Phrase] = ()) -> None:
@@ -202,7 +199,7 @@ class Required:
         return len(self.missing)
 
     def moves(self, size: int, end: int, device: torch.device) -> Tensor:
-        """The state that each word leads to, [states, V]; <end> leads nowhere else."""
+        """The next state for each token, [states, V]; <end> does not change the state."""
         table = torch.tensor(self._others, device=device)[:, None].repeat(1, size)  # [S, V]
         for state, moves in enumerate(self._moves):
             for word, target in moves.items():
@@ -211,9 +208,9 @@ class Required:
         return table
 
     def absent(self, tokens: Sequence[int]) -> tuple[int, ...]:
-        """The places of the phrases that a caption does not hold."""
+        """The indices of the phrases that a caption does not have."""
         return tuple(
-            place for place, phrase in enumerate(self.phrases) if not _holds(tokens, phrase)
+            place for place, phrase in enumerate(self.phrases) if not _has_phrase(tokens, phrase)
         )
 
     def _after(self, missing: Phrase, tail: Phrase, word: int) -> tuple[Phrase, Phrase]:
@@ -227,7 +224,7 @@ class Required:
 
 
 def _growing(places: dict[tuple[Phrase, Phrase], int]) -> Iterator[tuple[Phrase, Phrase]]:
-    """The keys in order, also those that are added on the way."""
+    """The keys in order, including those that are added during the iteration."""
     done = 0
     while done < len(places):
         for key in list(places)[done:]:
@@ -235,6 +232,6 @@ def _growing(places: dict[tuple[Phrase, Phrase], int]) -> Iterator[tuple[Phrase,
             yield key
 
 
-def _holds(tokens: Sequence[int], phrase: Phrase) -> bool:
+def _has_phrase(tokens: Sequence[int], phrase: Phrase) -> bool:
     tokens = tuple(tokens)
     return any(tokens[at : at + len(phrase)] == phrase for at in range(len(tokens)))

@@ -1,7 +1,7 @@
-"""Several models that decode together: each step averages what they expect next.
+"""An ensemble: several models decode together, and each step averages their predictions.
 
-p = 1/M Σ_m p_m                 "probability": the mixture, any model may bring a word in
-log p = 1/M Σ_m log p_m + const "log_probability": the geometric mean, any may veto a word
+p = 1/M Σ_m p_m                 "probability": the arithmetic mean
+log p = 1/M Σ_m log p_m + const "log_probability": the geometric mean, low if one model's p is low
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from captioner.decoding.search import State, Step
 
 
 def together(steps: Sequence[Step], states: Sequence[State], *, average: str) -> tuple[Step, State]:
-    """Make one step and one state of M models over the same vocabulary.
+    """One step and one state from those of M models with the same vocabulary.
 
     Args:
         steps: of each model.
-        states: of each model, the same rows in each.
+        states: of each model, with the same rows.
         average: "probability" or "log_probability".
 
     Returns:
-        a step whose logits are the logarithm of the average, and the state it starts from.
+        a step whose logits are the logarithm of the average, and the state that it starts from.
     """
     if len(steps) == 1:
         return steps[0], states[0]
 
     def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        found, after = [], []
-        for model, one in enumerate(steps):
+        predictions, after = [], []
+        for model, model_step in enumerate(steps):
             suffix = f"@{model}"
             own = {n.removesuffix(suffix): t for n, t in state.items() if n.endswith(suffix)}
-            logits, own = one(tokens, own)
-            found.append(torch.log_softmax(logits.float(), dim=-1))
+            logits, own = model_step(tokens, own)
+            predictions.append(torch.log_softmax(logits.float(), dim=-1))
             after.append(own)
-        log_probs = torch.stack(found)  # [M, R, V]
+        log_probs = torch.stack(predictions)  # [M, R, V]
         if average == "probability":
             return log_probs.logsumexp(dim=0) - math.log(len(steps)), _named(after)
         return log_probs.mean(dim=0), _named(after)

@@ -1,7 +1,7 @@
-"""One word at a time, never looking back: the most probable one, or one that is drawn.
+"""One token at a time: the most probable one, or a sample.
 
-Draws follow a caption's own random numbers, one for each word, made from the seed, the image's key
-and the number of the sample: an image draws the same words alone and in any batch.
+Each caption has its own random numbers, one per token, which follow from the seed, the key of the
+image and the number of the sample: an image gets the same samples by itself and in any batch.
 """
 
 from __future__ import annotations
@@ -19,31 +19,37 @@ Choose = Callable[[Tensor, Tensor], Tensor]  # log_probs [R, V], numbers [R] -> 
 
 
 def greedy(read: Reader, state: State, *, end: int, max_length: int) -> list[list[Hypothesis]]:
-    """The most probable next word, until <end>; an image that has ended is computed no further.
+    """The most probable next token, until <end>; finished images are computed no further.
 
     Returns:
-        one hypothesis an image.
+        one hypothesis per image.
     """
+
+    def choose(log_probs: Tensor, _: Tensor) -> Tensor:
+        return log_probs.max(1).indices
+
     numbers = numpy.zeros((count(state), max_length))
-    found = _word_by_word(read, state, lambda log_probs, _: log_probs.max(1).indices, numbers, end)
-    return [[one] for one in found]
+    return [[hypothesis] for hypothesis in _generate(read, state, choose, numbers, end)]
 
 
 def sample(
     read: Reader, state: State, *, end: int, options: DecodingOptions, keys: Sequence[int]
 ) -> list[list[Hypothesis]]:
-    """Draw ``options.captions`` captions of each image, in the order in which they are drawn.
+    """Sample ``options.captions`` captions of each image.
 
     Args:
-        keys: a number ≥ 0 for each image, for its draws.
+        keys: a number ≥ 0 per image, which seeds its samples.
+
+    Returns:
+        the samples of each image, in the order of their numbers.
     """
     each = options.captions
     index = torch.arange(count(state), device=device(state)).repeat_interleave(each)
     numbers = numpy.stack(
         [
-            numpy.random.default_rng([options.seed, key, one]).random(options.max_length)
+            numpy.random.default_rng([options.seed, key, number]).random(options.max_length)
             for key in keys
-            for one in range(each)
+            for number in range(each)
         ]
     )  # [B * N, T]
 
@@ -52,40 +58,40 @@ def sample(
             log_probs, chance, options.temperature, top_k=options.top_k, top_p=options.top_p
         )
 
-    found = _word_by_word(read, rows(state, index), choose, numbers, end, each=each)
-    return [found[first : first + each] for first in range(0, len(found), each)]
+    samples = _generate(read, rows(state, index), choose, numbers, end, each=each)
+    return [samples[first : first + each] for first in range(0, len(samples), each)]
 
 
 def draw(
     log_probs: Tensor, chance: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
-    """Draw a word a row by inverting the distribution function.
+    """Sample one token per row by inverting the cumulative distribution.
 
     Args:
-        log_probs: [R, V], -inf where a word may not be drawn.
+        log_probs: [R, V], -inf for excluded tokens.
         chance: uniform on [0, 1), [R].
-        temperature: τ > 0; words are drawn from p^(1/τ), rescaled.
-        top_k: from the k most probable only; 0 from all.
-        top_p: from the fewest words that hold this share, after temperature and top_k.
+        temperature: τ > 0; samples are from p^(1/τ), renormalized.
+        top_k: from the k most probable tokens only; 0: from all.
+        top_p: from the fewest tokens with this share, after temperature and top_k.
 
     Returns:
         tokens, [R].
     """
-    scaled, words = log_probs / temperature, None
-    if top_k or top_p < 1:  # the most probable words, falling
-        scaled, words = scaled.topk(min(top_k or scaled.shape[1], scaled.shape[1]), dim=1)
+    scaled, tokens = log_probs / temperature, None
+    if top_k or top_p < 1:  # the most probable tokens, in descending order
+        scaled, tokens = scaled.topk(min(top_k or scaled.shape[1], scaled.shape[1]), dim=1)
     probs = torch.softmax(scaled, dim=1)  # [R, k], or [R, V]
     if top_p < 1:
         share = probs.cumsum(dim=1)
         probs[:, 1:] = probs[:, 1:].masked_fill(share[:, :-1] >= top_p, 0.0)
-    total = probs.cumsum(dim=1, dtype=torch.float64)  # rising
+    total = probs.cumsum(dim=1, dtype=torch.float64)  # ascending
     place = torch.searchsorted(total, chance[:, None] * total[:, -1:], right=True)  # [R, 1]
     last = probs.shape[1] - 1 - (probs > 0).flip(1).int().argmax(dim=1, keepdim=True)
-    place = place.minimum(last)  # rounding must not reach a word without probability
-    return (place if words is None else words.gather(1, place)).squeeze(1)
+    place = place.minimum(last)  # rounding must not select a token with probability 0
+    return (place if tokens is None else tokens.gather(1, place)).squeeze(1)
 
 
-def _word_by_word(
+def _generate(
     read: Reader,
     state: State,
     choose: Choose,
@@ -94,35 +100,37 @@ def _word_by_word(
     *,
     each: int = 1,
 ) -> list[Hypothesis]:
-    """One caption a row; `numbers` [R, T] are handed to `choose`, T is the most tokens.
+    """One caption per row.
 
-    An image's `each` captions share what the state has of it until one of them ends.
+    Args:
+        numbers: random numbers for `choose`, [R, T]; captions have at most T tokens.
+        each: captions per image; they share the image's rows of the state until one of them ends.
     """
-    captions, most = numbers.shape
+    captions, longest = numbers.shape
     chances = torch.from_numpy(numbers).to(device(state))
-    words: list[list[int]] = [[] for _ in range(captions)]
+    generated: list[list[int]] = [[] for _ in range(captions)]
     log_probs: list[list[float]] = [[] for _ in range(captions)]
-    live = torch.arange(captions, device=device(state))  # the caption that each row belongs to
+    live = torch.arange(captions, device=device(state))  # the caption of each row
     history = live.new_empty(captions, 0)  # [R, t]
-    for place in range(most):
+    for step in range(longest):
         next_log_probs, state = read(history, state)
-        tokens = choose(next_log_probs, chances[live, place])  # [R]
+        tokens = choose(next_log_probs, chances[live, step])  # [R]
         values = next_log_probs.gather(1, tokens[:, None]).squeeze(1)
         for caption, token, value in zip(live.tolist(), tokens.tolist(), values.tolist()):
-            words[caption].append(token)
+            generated[caption].append(token)
             log_probs[caption].append(value)
         history = torch.cat([history, tokens[:, None]], dim=1)
-        going = (tokens != end).nonzero().squeeze(1)
-        if len(going) == 0:
+        unfinished = (tokens != end).nonzero().squeeze(1)
+        if len(unfinished) == 0:
             break
-        if len(going) < len(tokens):
-            live, history = live[going], history[going]
-            state = rows(state, going, images=going // each)
-            each = 1  # images have different numbers of rows left: each row has an image of its own
-    return [_finish(*one, end) for one in zip(words, log_probs)]
+        if len(unfinished) < len(tokens):
+            live, history = live[unfinished], history[unfinished]
+            state = rows(state, unfinished, images=unfinished // each)
+            each = 1  # images now have different numbers of rows: each row gets its own image
+    return [_hypothesis(*caption, end) for caption in zip(generated, log_probs)]
 
 
-def _finish(tokens: list[int], log_probs: list[float], end: int) -> Hypothesis:
+def _hypothesis(tokens: list[int], log_probs: list[float], end: int) -> Hypothesis:
     finished = tokens[-1] == end
-    words = tuple(tokens[:-1] if finished else tokens)
-    return Hypothesis(words, tuple(log_probs), sum(log_probs), finished)
+    kept = tuple(tokens[:-1] if finished else tokens)
+    return Hypothesis(kept, tuple(log_probs), sum(log_probs), finished)

@@ -1,4 +1,4 @@
-"""What every decoding strategy shares: hypotheses, and the reading of one token for each row."""
+"""What all decoding strategies share: states, hypotheses, and reading one token per row."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ Step = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 IMAGE = "image."
-"""How the names of what belongs to images begin. It has a row an image, A of them; all else in a
-state has a row a hypothesis, R = A * K, those of an image side by side."""
+"""The prefix of the names of tensors that belong to images. These have one row per image, A of
+them; all other tensors of a state have one row per hypothesis, R = A * K, those of an image side by
+side."""
 
 
 class Hypothesis(NamedTuple):
     """One caption of one image.
 
     Attributes:
-        tokens: its words, without <start> and <end>.
-        log_probs: log p of each word, and of <end> where it was reached.
-        score: what it was ranked by: the sum of log_probs over a power of their number, or its
+        tokens: its token ids, without <start> and <end>.
+        log_probs: log p of each token, and of <end> if it was reached.
+        score: the value it is ranked by: the sum of log_probs over a power of their number, or its
             agreement with the others (``consensus.py``).
         finished: whether <end> was reached within max_length.
-        missing: the required phrases that it does not hold, by their places in the list.
-        broken: the options that it could not keep, because no word was left to say.
+        missing: the required phrases that it does not have, as indices of the list.
+        broken: the options that it violates, because no token was left otherwise.
     """
 
     tokens: tuple[int, ...]
@@ -41,12 +42,12 @@ class Hypothesis(NamedTuple):
 
 
 class Reader:
-    """Reads one token a row: what a strategy sees of a model.
+    """Reads one token per row: the model as a strategy sees it.
 
     Args:
-        step: tokens [R] and a state of R hypotheses -> logits [R, V] and the state after.
-        start: the token read first.
-        constraints: what may be said.
+        step: tokens [R] and a state of R hypotheses -> logits [R, V] and the next state.
+        start: the token that is read first.
+        constraints: which tokens may come next.
     """
 
     def __init__(self, step: Step, start: int, constraints: Constraints) -> None:
@@ -55,17 +56,17 @@ class Reader:
     def __call__(
         self, history: Tensor, state: State, *, scores: Tensor | None = None, width: int = 1
     ) -> tuple[Tensor, State]:
-        """Log probabilities of the next word.
+        """Log probabilities of the next token.
 
         Args:
-            history: the words so far, [R, t]; the last is read.
+            history: the tokens so far, [R, t]; the last one is read.
             state: of R hypotheses.
-            scores: of the words so far, [R]; rows at -inf do not count. None: all count.
-            width: rows that belong to one image, side by side.
+            scores: of the hypotheses, [R]; rows at -inf are ignored. None: none are.
+            width: rows per image, side by side.
 
         Returns:
-            log_probs [R, V] in float32, -inf where a word may not be said; the others are not
-            rescaled. And the state after.
+            log_probs [R, V] in float32, -inf for excluded tokens, the others not renormalized; and
+            the next state.
         """
         tokens = (
             history[:, -1] if history.shape[1] else history.new_full((len(history),), self.start)
@@ -76,11 +77,11 @@ class Reader:
 
 
 def rows(state: State, index: Tensor, images: Tensor | None = None) -> State:
-    """The state of some hypotheses, in any order, repeated where `index` repeats them.
+    """The state of some hypotheses, in any order, with repetitions.
 
     Args:
-        index: these hypotheses, as many of each image, side by side.
-        images: their images; None: all, in the order they are in.
+        index: the rows of the hypotheses, the same number per image, side by side.
+        images: the rows of their images; None: all, in the same order.
     """
     kept = {name: tensor for name, tensor in state.items() if name.startswith(IMAGE)}
     moved = {n: tensor.index_select(0, index) for n, tensor in state.items() if n not in kept}
@@ -90,10 +91,10 @@ def rows(state: State, index: Tensor, images: Tensor | None = None) -> State:
 
 
 def count(state: State) -> int:
-    """How many images there are, of a state before the first token."""
+    """The number of images of a state before the first token."""
     return len(next(iter(state.values())))
 
 
 def device(state: State) -> torch.device:
-    """Where a state lives."""
+    """The device of a state."""
     return next(iter(state.values())).device

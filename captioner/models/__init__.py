@@ -1,10 +1,12 @@
-"""Models: the tables that components are chosen from, and the glossary of shapes.
+"""Models: encoders, recurrence, decoders, and the glossary of shapes.
 
-The letters mean the same everywhere in the package, and nothing else:
+These letters have one meaning in the whole package:
 
-    B images   N captions of an image   K beams           T tokens of a caption   V vocabulary
+    B images   N captions per image   K beams   T caption tokens   V vocabulary   R hypotheses
     D encoder features   E word embedding   H hidden   P image positions   L layers   S image side
 
     images [B, 3, S, S]     pooled [B, D]     grid [B, P, D]     inputs, targets [B, T]
-    logits [B, T, V]        log_probs [B, V]  scores [B, K]
+    logits [B, T, V]        log_probs [B, V]  context [B, D]     weights [B, P]   scores [B, K]
+
+With a ``Packing``, N is the number of real tokens in a batch.
 """

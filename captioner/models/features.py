@@ -1,4 +1,4 @@
-"""What a decoder reads of an image, whether its encoder ran now or its features were cached."""
+"""The features of images: what a decoder reads, computed now or read from a cache."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor
 
 
 class Features(NamedTuple):
-    """What an encoder knows of B images.
+    """The output of an encoder for B images.
 
     Args:
-        pooled: one vector an image, [B, D].
-        grid: one vector a position, [B, P, D], or None where only pooled features are kept.
+        pooled: one vector per image, [B, D].
+        grid: one vector per position, [B, P, D]; None if only pooled features are stored.
     """
 
     pooled: Tensor
     grid: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> Features:
-        """Return the images chosen by a LongTensor or a slice, from both fields."""
+        """The features of some images, selected by a LongTensor or a slice."""
         return Features(self.pooled[index], None if self.grid is None else self.grid[index])
 
     def to(self, device: torch.device | str) -> Features:
-        """Return the features on another device."""
+        """The features on another device."""
         return Features(self.pooled.to(device), None if self.grid is None else self.grid.to(device))

@@ -1,8 +1,8 @@
 """Captions of different lengths in one batch, without their padding.
 
-The rows are sorted, longest first, and laid out time after time: all first words, then all second
-words of the captions that have one, and so on. A loop over time then meets at each step the first
-rows of the step before; the batch shrinks as captions end, and nothing is computed for padding.
+The rows are sorted, longest first, and packed step by step: the first tokens of all captions, then
+the second tokens of those that have one, and so on. The rows of a step are then the first rows of
+the step before: the batch shrinks as captions end, and nothing is computed for padding.
 
     a b c          order   2 0 1
     d              sizes   3 2 2 1
@@ -20,13 +20,13 @@ from torch import Tensor
 
 
 class Packing(NamedTuple):
-    """Where the N real words of B captions stand, and in which order a loop meets them.
+    """The positions of the N real tokens of B captions in a padded batch, in packed order.
 
     Attributes:
         order: the rows, longest first, [B].
-        sizes: how many captions have a first, a second, ... word; falling; their sum is N.
-        rows: the row of each word in the padded batch, [N].
-        steps: its place in that row, [N].
+        sizes: how many captions have a first, a second, ... token; non-increasing; their sum is N.
+        rows: the row of each token in the padded batch, [N].
+        steps: its position in that row, [N].
     """
 
     order: Tensor
@@ -39,36 +39,36 @@ class Packing(NamedTuple):
         """The packing of captions with these lengths, [B], each at least 1.
 
         Raises:
-            ValueError: a caption without words.
+            ValueError: a caption without tokens.
         """
         if lengths.numel() == 0 or int(lengths.min()) < 1:
             raise ValueError(f"lengths={lengths.tolist()} are not accepted; choose 1 or more each")
         lengths, order = lengths.sort(descending=True, stable=True)
         real = torch.arange(int(lengths[0]), device=lengths.device)[:, None] < lengths  # [T, B]
-        steps, places = real.nonzero(as_tuple=True)  # [N], time after time
+        steps, places = real.nonzero(as_tuple=True)  # [N], step by step
         return cls(order, tuple(real.sum(1).tolist()), order[places], steps)
 
     @classmethod
     def whole(cls, inputs: Tensor) -> Packing:
-        """The packing of inputs [B, T] that takes every place for a real word."""
+        """The packing of inputs [B, T] in which every token is real."""
         rows, steps = inputs.shape
         order = torch.arange(rows, device=inputs.device)
         times = torch.arange(steps, device=inputs.device)
         return cls(order, (rows,) * steps, order.repeat(steps), times.repeat_interleave(rows))
 
     def pack(self, padded: Tensor) -> Tensor:
-        """The real words of a padded batch: [B, T, ...] -> [N, ...]."""
+        """The real tokens of a padded batch: [B, T, ...] -> [N, ...]."""
         return padded.flatten(0, 1).index_select(0, self.rows * padded.shape[1] + self.steps)
 
     def pad(self, packed: Tensor) -> Tensor:
-        """Back to rows as they came, zeros past their ends: [N, ...] -> [B, T, ...]."""
+        """Back to rows in their original order, with zeros as padding: [N, ...] -> [B, T, ...]."""
         padded = packed.new_zeros(len(self.order), len(self.sizes), *packed.shape[1:])
         return padded.index_put((self.rows, self.steps), packed)
 
     def unflatten(self, packed: Tensor) -> Tensor:
-        """``pad`` of a ``whole`` packing, as a view: [T * B, ...] -> [B, T, ...]."""
+        """``pad`` for a ``whole`` packing, as a view: [T * B, ...] -> [B, T, ...]."""
         return packed.unflatten(0, (len(self.sizes), len(self.order))).transpose(0, 1)
 
 
 IGNORED = -100
-"""The target past a caption's <end>: it takes no part in the loss."""
+"""The target after a caption's <end>, which the loss ignores."""

@@ -1,10 +1,11 @@
-"""What a device multiplies itself, and what a precision called ``auto`` therefore is there.
+"""Whether a device has instructions for bfloat16, and what the precision ``auto`` is there.
 
-A device that has instructions for products of bfloat16 computes two to ten times as many of them
-as of float32. One that has none emulates them, and takes up to 20 times as long as in float32. So
-no configuration names hardware: ``auto`` is bf16 where the device multiplies it itself, which CUDA
-does from compute capability 8.0 on, and a processor with AMX or AVX512-BF16; elsewhere it is fp32.
-What it became is said and stored when a run starts. A name that a user gives is obeyed anywhere.
+A device with instructions for products of bfloat16 computes two to ten times as many of them as of
+float32. A device without them emulates bfloat16, which takes up to 20 times as long as float32. So
+no configuration depends on hardware: ``auto`` is bf16 where the device has the instructions, which
+are CUDA devices from compute capability 8.0 on, and processors with AMX or AVX512-BF16; elsewhere
+it is fp32. The resolved precision is printed and stored when a run starts. A precision that a user
+names is used on any device.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ AUTO, FP32, BF16 = "auto", "fp32", "bf16"
 PRECISIONS = ("auto", "fp32", "bf16")
 
 TRAINER = {FP32: "32-true", BF16: "bf16-mixed", "fp16": "16-mixed"}
-"""Lightning's names of those that training knows."""
+"""Lightning's names of the precisions of training."""
 SHORT = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 """Lightning's short names for the same."""
 
-# oneDNN may be held to an instruction set; these are without vectors of 512 bits, or bfloat16.
+# oneDNN can be limited to an instruction set; these have no vectors of 512 bits, or no bfloat16.
 _LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 BELOW_AVX512 = ("sse41", "avx", "avx2", "avx2_vnni", "avx2_vnni_2")
 _WITHOUT_BF16 = (*BELOW_AVX512, "avx512_core", "avx512_core_vnni")
@@ -37,8 +38,7 @@ _WITHOUT_BF16 = (*BELOW_AVX512, "avx512_core", "avx512_core_vnni")
 def multiplies_bf16(device: str = "cpu") -> bool:
     """Whether a device ("cpu", "cuda", "mps") has instructions for products of bfloat16.
 
-    A processor that ONEDNN_MAX_CPU_ISA or ATEN_CPU_CAPABILITY holds to less counts as one that has
-    less.
+    Instruction sets that ONEDNN_MAX_CPU_ISA or ATEN_CPU_CAPABILITY exclude do not count.
     """
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -52,27 +52,26 @@ def multiplies_bf16(device: str = "cpu") -> bool:
 
 
 def instructions() -> str:
-    """The instruction set that the user holds oneDNN to, in small letters; empty where to none."""
+    """The instruction set that the user limits oneDNN to, in lower case; "" if there is none."""
     return next((os.environ[name].lower() for name in _LIMITS if os.environ.get(name)), "")
 
 
 def resolve(precision: str, device: str = "cpu") -> str:
-    """What a precision is on a device: "fp32" or "bf16" for "auto", else itself."""
+    """A precision on a device: "auto" becomes "fp32" or "bf16", others are unchanged."""
     if precision != AUTO:
         return precision
     return BF16 if multiplies_bf16(device) else FP32
 
 
 def resolve_trainer(precision: int | str, device: str) -> str:
-    """The name that Lightning has for what a precision is on a device.
+    """Lightning's name for a precision on a device.
 
     Args:
         precision: "auto", "32-true", "bf16-mixed", "16-mixed", or Lightning's 32, 16 and "bf16".
         device: "cpu", "cuda" or "mps".
 
     Raises:
-        ValueError: another precision, or float16 on a processor, where Lightning would take
-            bfloat16 instead.
+        ValueError: another precision, or float16 on a CPU, where Lightning would use bfloat16.
     """
     name = SHORT.get(str(precision), str(precision))
     accepted = [AUTO, *TRAINER.values()]
@@ -81,7 +80,7 @@ def resolve_trainer(precision: int | str, device: str) -> str:
         if name == TRAINER["fp16"]:
             raise ValueError(
                 f"trainer.precision={precision!r} needs a GPU, and this training runs on the "
-                f"processor; choose {', '.join(accepted)}"
+                f"CPU; choose {', '.join(accepted)}"
             )
     if name not in accepted:
         raise unknown("trainer.precision", precision, accepted)
@@ -89,18 +88,18 @@ def resolve_trainer(precision: int | str, device: str) -> str:
 
 
 def stored(precision: str, option: str, device: str = "cpu") -> str:
-    """What a precision becomes that a checkpoint brings along: fp32 where bf16 is emulated.
+    """The precision to use for one that a checkpoint stores: fp32 where bf16 is emulated.
 
     Args:
-        precision: as the checkpoint has it.
-        option: its name, for the line that says so.
-        device: where it is going to be computed.
+        precision: that of the checkpoint.
+        option: its name, for the warning.
+        device: the type of the device that will compute.
     """
     if precision != BF16 or multiplies_bf16(device):
         return precision
     tell(
         f"{option}: the model was trained with bf16, which this {_noun(device)} would emulate; "
-        "fp32 is taken, which changes results slightly"
+        "fp32 is used instead, which changes results slightly"
     )
     return FP32
 
@@ -108,7 +107,7 @@ def stored(precision: str, option: str, device: str = "cpu") -> str:
 def tell_cost(
     option: str, precision: str, device: str = "cpu", say: Callable[[str], object] = log.warning
 ) -> None:
-    """Say once what bfloat16 costs where it is asked for by name and emulated."""
+    """Warn once if bfloat16 is asked for by name and emulated."""
     if precision in (BF16, TRAINER[BF16]) and not multiplies_bf16(device):
         tell(
             f"{option}={precision} is emulated on this {_noun(device)}, which takes up to 20 times "
@@ -118,17 +117,17 @@ def tell_cost(
 
 
 def tell(line: str, say: Callable[[str], object] = log.warning) -> None:
-    """Say a line once in this process."""
-    if line not in _told:
-        _told.add(line)
+    """Log a line once per process."""
+    if line not in _logged:
+        _logged.add(line)
         say(line)
 
 
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
 def device_of(accelerator: str) -> str:
-    """The type of device that Lightning takes for the name of an accelerator."""
+    """The type of device that Lightning uses for the name of an accelerator."""
     if accelerator not in ("auto", "gpu"):
         return accelerator
     if torch.cuda.is_available():

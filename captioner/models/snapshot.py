@@ -1,4 +1,4 @@
-"""Whether weights have changed since something was made from them."""
+"""Find out whether weights have changed since something was made from them."""
 
 from __future__ import annotations
 
@@ -20,58 +20,57 @@ class HasTensors(Protocol):
 
 
 class Snapshot:
-    """The weights of modules at one time, to be compared with those of a later time.
+    """The weights of modules at one time, to compare with those of a later time.
 
-    torch counts most changes of a tensor, but not those by way of ``.data``, by numpy or by fused
-    optimisers; ``same`` compares the values as well, which takes about as long as reading them.
+    torch counts most changes of a tensor, but not those by way of ``.data``, numpy or fused
+    optimizers; ``same`` compares the values as well, which takes about as long as reading them.
 
     Args:
-        modules: their parameters and buffers count.
+        modules: whose parameters and buffers are compared.
     """
 
     def __init__(self, modules: Iterable[HasTensors]) -> None:
-        self._tensors = _tensors(modules)  # held, so that no other tensor takes their places
-        self._counts = [_count(one) for one in self._tensors]
+        self._tensors = _tensors(modules)  # kept, so that no other tensor gets their addresses
+        self._counts = [_count(tensor) for tensor in self._tensors]
         self._values: list[np.ndarray] = []
 
     def keep(self) -> Snapshot:
-        """Keep the values too, for ``same``; once is enough."""
+        """Keep the values, too, for ``same``; to be called once, before any change."""
         if not self._values:
-            self._values = [_bits(one).copy() for one in self._tensors]
+            self._values = [_bits(tensor).copy() for tensor in self._tensors]
         return self
 
     def counted(self, modules: Iterable[HasTensors]) -> bool:
-        """Whether the modules hold the same tensors, none with a change that torch counts."""
+        """Whether the modules have the same tensors, without a change that torch counts."""
         tensors = _tensors(modules)
         return (
             len(tensors) == len(self._tensors)
             and all(one is other for one, other in zip(tensors, self._tensors))
-            and [_count(one) for one in tensors] == self._counts
+            and [_count(tensor) for tensor in tensors] == self._counts
         )
 
     def same(self, modules: Iterable[HasTensors]) -> bool:
-        """Whether nothing has changed at all since ``keep``."""
+        """Whether nothing at all has changed since ``keep``."""
         if not self.counted(list(modules)) or len(self._values) != len(self._tensors):
             return False
-        # By numpy, for torch's threads would meet after each of some hundred tensors, and wait
-        # awake.
+        # In numpy: torch would synchronize its threads after each of some hundred tensors.
         return all((_bits(t) == kept).all() for t, kept in zip(self._tensors, self._values))
 
 
 def _tensors(modules: Iterable[HasTensors]) -> list[Tensor]:
-    return [one for m in modules for one in (*m.parameters(), *m.buffers())]
+    return [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
 
 
 def _count(tensor: Tensor) -> tuple[int, int, torch.dtype, torch.device]:
-    """What changes with a tensor; one made for inference is not counted."""
+    """What changes if a tensor is changed or replaced."""
     return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device
 
 
 def _bits(tensor: Tensor) -> np.ndarray:
-    """What lies in memory, as integers; of a tensor on the CPU without gaps nothing is copied."""
+    """The bits of a tensor as integers; nothing is copied if it is dense and on the CPU."""
     tensor = tensor.detach()
     if not tensor.is_contiguous() and tensor.ndim == 4:
-        tensor = tensor.permute(0, 2, 3, 1)  # as it lies in channels_last
+        tensor = tensor.permute(0, 2, 3, 1)  # the memory order of channels_last
     values = tensor.reshape(-1).cpu()
     return values.view(_INTEGERS[values.element_size()]).numpy()
 

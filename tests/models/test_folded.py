@@ -149,7 +149,7 @@ def test_bfloat16_by_name_is_obeyed_where_onednn_refuses_it(
 ) -> None:
     """As on a processor without AVX-512, whatever this one is; what it costs is said once."""
     monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
-    monkeypatch.setattr(precision, "_told", set())
+    monkeypatch.setattr(precision, "_logged", set())
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     images = torch.randn(2, 3, 32, 32)
     for _ in range(2):

@@ -24,7 +24,7 @@ def as_if(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def set_to(has: bool) -> None:
         monkeypatch.setattr(precision, "multiplies_bf16", lambda device="cpu": has)
-        monkeypatch.setattr(precision, "_told", set())
+        monkeypatch.setattr(precision, "_logged", set())
 
     return set_to
 

@@ -1,1 +1,1 @@
-"""Decoders: from features and the words so far to the probabilities of the next word."""
+"""Decoders: from features and the words so far to logits of the next word."""

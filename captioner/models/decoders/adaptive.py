@@ -1,7 +1,7 @@
-"""Read, then look, or look at nothing.
+"""Adaptive attention: read the word, then attend to the image or to the decoder's own memory.
 
-Adaptive is the adaptive attention of Lu et al., "Knowing When to Look", CVPR 2017: a sentinel, made
-of what the cell remembers, is one more value that it may look at. Words like "of" need no picture.
+Adaptive is the model of Lu et al., "Knowing When to Look", CVPR 2017: a sentinel, computed from the
+cell's memory, is one more value to attend to. Words like "of" need no image.
 
     v_i     = ReLU(W a_i + b)                   v̂ = ReLU(W_b v̄ + b_b)
     h_t     = cell([y_t; v̂], h_{t-1})
@@ -9,7 +9,8 @@ of what the cell remembers, is one more value that it may look at. Words like "o
     ĉ_t     = Σ_i α_ti v_i + β_t s_t            α_t and β_t, which sum to 1, from the query h_t
     p_t     = softmax(W_p (ĉ_t + h_t) + b_p)
 
-a_i are the positions of the grid, standardised, y_t words. A cell without c has h_t for tanh(c_t).
+a_i are the positions of the grid, standardized, y_t word vectors. In a cell without c, tanh(c_t) is
+replaced by h_t.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from captioner.models.recurrence.unroll import Recurrence
 
 
 class Adaptive(Attending):
-    """Reads the word, then looks with h_t, or at what it remembers (Lu et al., 2017).
+    """Attends with the query h_t, after the word is read (Lu et al., 2017).
 
     With a sentinel, the weights of ``attend`` are [..., P + 1]; the last is β_t, the sentinel's.
 
@@ -34,8 +35,8 @@ class Adaptive(Attending):
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
             score, dropout, tie_weights: as of ``Attending``.
         cell: a name in ``CELLS``.
-        layers: L; the last one looks and speaks.
-        sentinel: it may look at its memory; False is the paper's "spatial attention".
+        layers: L; the h of the last is the query and the input of the output.
+        sentinel: attend to the memory, too; False is the paper's "spatial attention".
     """
 
     def __init__(
@@ -76,8 +77,8 @@ class Adaptive(Attending):
         self.image = Linear(hidden_size, embedding_size)
         self.gates = self.recurrence.first.of_input.out_features
         self.sentinel = sentinel
-        read = self.gates + (hidden_size if sentinel else 0)
-        self.of_image = Linear(embedding_size, read, bias=False)
+        width = self.gates + (hidden_size if sentinel else 0)
+        self.of_image = Linear(embedding_size, width, bias=False)
         if sentinel:
             self.of_word = Linear(embedding_size, hidden_size)
             self.of_hidden = Linear(hidden_size, hidden_size, bias=False)
@@ -95,11 +96,11 @@ class Adaptive(Attending):
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         projected = with_image(projected, state["image.part"])
-        read = projected[:, : self.gates]
-        h, after = self.recurrence.advance(read, self.recurrence.own(state))  # [B, H]
+        of_cell = projected[:, : self.gates]
+        h, after = self.recurrence.advance(of_cell, self.recurrence.own(state))  # [R, H]
         sentinel = None
         if self.sentinel:
-            shown = torch.sigmoid(projected[:, self.gates :] + self.of_hidden(state["h"][:, -1]))
-            sentinel = shown * (torch.tanh(after["c"][:, -1]) if "c" in after else h)
+            gate = torch.sigmoid(projected[:, self.gates :] + self.of_hidden(state["h"][:, -1]))
+            sentinel = gate * (torch.tanh(after["c"][:, -1]) if "c" in after else h)
         context, weights = self.attention(h, state, sentinel)
         return context + h, weights, {**state, **after}

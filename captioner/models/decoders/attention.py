@@ -1,6 +1,6 @@
-"""Attention: where to look, given what one looks for.
+"""Attention: a weighted mean of values, with weights from a query.
 
-A query is held against each of P values; the scores become weights, and these a mean of the values:
+The query is compared with each of P values; the scores become weights by a softmax:
 
     α_i      = exp(e_i) / Σ_j exp(e_j)          Σ_i α_i = 1
     context  = Σ_i α_i v_i
@@ -8,8 +8,8 @@ A query is held against each of P values; the scores become weights, and these a
     additive   e_i = w^T tanh(W_v v_i + b + W_q q)      Bahdanau et al., ICLR 2015; keys W_v v_i + b
     dot        e_i = v_i^T W_q q / sqrt(W)              Luong et al., EMNLP 2015, "general"
 
-A sentinel s is one more value that stands for not looking (Lu et al., CVPR 2017): it has a score of
-the same form, and its weight comes last, so that there are P + 1 of them.
+A sentinel s is one more value, to attend to instead of the image (Lu et al., CVPR 2017): it has a
+score of the same form, and its weight is the last of P + 1.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SCORES = ("additive", "dot")
 
 
 class Attention(nn.Module):
-    """A query and values -> their weighted mean, and the weights.
+    """A query and values -> the weighted mean of the values, and the weights.
 
     Args:
         query_size: Q.
         value_size: W.
         size: A, width of a key; additive scores only.
         score: a name in ``SCORES``.
-        sentinel: there will be one.
+        sentinel: whether there will be one.
 
     Raises:
         ValueError: an unknown score.
@@ -56,7 +56,7 @@ class Attention(nn.Module):
     def remember(self, values: Tensor) -> dict[str, Tensor]:
         """What all steps read of images: values [B, P, W] and, for additive scores, keys [B, P, A].
 
-        Projected here, once an image.
+        The keys are projected here, once per image.
         """
         image = {"image.values": values}
         return {**image, "image.keys": self.key(values)} if self.additive else image
@@ -64,35 +64,35 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, image: Mapping[str, Tensor], sentinel: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Look once.
+        """Attend once.
 
         Args:
-            query: [R, Q]; those of an image side by side, K = R / B of each.
-            image: what ``remember`` gave, of B images.
+            query: [R, Q]; those of an image side by side, K = R / B each.
+            image: the result of ``remember``, of B images.
             sentinel: [R, W].
 
         Returns:
             the context [R, W], and the weights [R, P], or [R, P + 1] with a sentinel.
         """
         query, values = self.query(query), image["image.values"]
-        sought = query.unflatten(0, (len(values), -1))  # [B, K, A], or [B, K, W]
+        queries = query.unflatten(0, (len(values), -1))  # [B, K, A], or [B, K, W]
         if self.additive:
-            scores = self._energy(image["image.keys"].unsqueeze(1) + sought.unsqueeze(2))
+            scores = self._energy(image["image.keys"].unsqueeze(1) + queries.unsqueeze(2))
         else:
-            scores = sought @ values.transpose(1, 2) * values.shape[2] ** -0.5
+            scores = queries @ values.transpose(1, 2) * values.shape[2] ** -0.5
         scores = scores.flatten(0, 1)  # [R, P]
         if sentinel is not None:
             scores = torch.cat([scores, self._score_of(sentinel, query)], dim=1)  # [R, P + 1]
         exact = torch.promote_types(scores.dtype, torch.float32)
         weights = torch.softmax(scores, dim=1, dtype=exact)
         of_positions = weights[:, : values.shape[1]].to(values.dtype)
-        context = (of_positions.unflatten(0, sought.shape[:2]) @ values).flatten(0, 1)  # [R, W]
+        context = (of_positions.unflatten(0, queries.shape[:2]) @ values).flatten(0, 1)  # [R, W]
         if sentinel is not None:
             context = context + weights[:, -1:] * sentinel
         return context, weights
 
     def _score_of(self, sentinel: Tensor, query: Tensor) -> Tensor:
-        """[R, W] and the projected query -> [R, 1]."""
+        """The score of a sentinel [R, W], given the projected query -> [R, 1]."""
         if self.additive:
             return self._energy((self.sentinel_key(sentinel) + query).unsqueeze(1))
         return (sentinel * query).sum(1, keepdim=True) * sentinel.shape[1] ** -0.5

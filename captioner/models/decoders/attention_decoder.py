@@ -1,11 +1,11 @@
-"""What recurrent decoders with attention have in common: they look at the grid for every word.
+"""What recurrent decoders with attention have in common: they attend to the grid at every step.
 
-They read v_1 .. v_P, the grid standardised and projected to H dimensions (``Positions``), and v̄,
-their mean; each differs in when it looks and with what (``show_attend_tell.py``, ``up_down.py``,
-``adaptive.py``). A product with a concatenation is a sum of products, and each part is computed
-where it is known: that of words for whole sentences, that of v̄ once an image, and the keys of the
-attention as well. Only the rest stands in the loop over time, and of that the gradients of weights
-wait until it is over (``deferred.py``).
+They read v_1 .. v_P, the grid standardized and projected to H dimensions (``Positions``), and v̄,
+their mean. They differ in when they attend and with which query (``show_attend_tell.py``,
+``up_down.py``, ``adaptive.py``). A product with a concatenation is a sum of products, and each part
+is computed as early as possible: that of words for whole sentences, that of v̄ and the keys of the
+attention once per image. Only the rest is in the loop over time, and the gradients of its weights
+are computed after the loop (``deferred_gradients.py``).
 """
 
 from __future__ import annotations
@@ -26,30 +26,31 @@ from captioner.models.weight_layout import laid_out
 
 
 class Attending(nn.Module):
-    """Words, positions, attention, output, and the loop over time.
+    """Word embedding, positions, attention, output, and the loop over time.
 
-    A subclass writes ``begin``, ``project``, ``advance`` and may write ``answer``.
+    A subclass defines ``begin``, ``project`` and ``advance``, and may override ``values`` and
+    ``answer``.
 
     Args:
         vocabulary_size: V.
         feature_size: D, width of a position of the encoder's grid.
-        components: K, to read positions by their principal components (``Standardize``).
+        components: K, to reduce positions to their principal components (``Standardize``).
         embedding_size: E.
         hidden_size: H, of cells and values.
         attention_size: A, width of a key; additive scores only.
         score: additive or dot (``Attention``).
         dropout: share dropped from words, from the dimensions of an image's values and before the
-            output while training, [0, 1).
-        tie_weights: the words' embeddings are the rows of W_p as well, after a projection where
-            what is answered from has not E dimensions.
-        found_size: width of what a step finds, where that is always projected to E; None: it is H.
-        sentinel: there is one.
+            output during training, [0, 1).
+        tie_weights: use the word embedding as W_p, after a projection if the width is not E.
+        answer_size: width of the first result of ``advance`` if that is always projected to E;
+            None: it is H.
+        sentinel: whether the attention has one.
     """
 
     attends = True
     uses_grid = True
     defers = True
-    """Whether the gradients of weights in the loop may be multiplied out after it, as one."""
+    """Whether the gradients of the weights in the loop are computed after it, in one product."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Attending(nn.Module):
         score: str,
         dropout: float,
         tie_weights: bool,
-        found_size: int | None = None,
+        answer_size: int | None = None,
         sentinel: bool = False,
     ) -> None:
         super().__init__()
@@ -77,10 +78,10 @@ class Attending(nn.Module):
             sentinel=sentinel,
         )
         self.dropout = nn.Dropout(dropout)
-        narrows = found_size is not None or (tie_weights and hidden_size != embedding_size)
+        narrows = answer_size is not None or (tie_weights and hidden_size != embedding_size)
         self.narrow: nn.Module = nn.Identity()
         if narrows:
-            self.narrow = Linear(found_size or hidden_size, embedding_size)
+            self.narrow = Linear(answer_size or hidden_size, embedding_size)
         self.output = Linear(embedding_size if narrows else hidden_size, vocabulary_size)
         if tie_weights:
             self.output.weight = self.words.weight
@@ -90,7 +91,7 @@ class Attending(nn.Module):
     # What differs -----------------------------------------------------------------------------
 
     def values(self, features: Features) -> Tensor:
-        """What is attended to, [B, P, H]."""
+        """The values that it attends to, [B, P, H]."""
         return self.positions(features)
 
     def begin(self, mean: Tensor) -> State:
@@ -98,33 +99,38 @@ class Attending(nn.Module):
         raise NotImplementedError
 
     def project(self, words: Tensor) -> Tensor:
-        """All that a step computes of its word alone: [..., E] -> [..., anything]."""
+        """What a step computes from its word alone: [..., E] -> [..., any width]."""
         raise NotImplementedError
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        """One step: projected words [B, ...] -> what is answered from, weights, state after."""
+        """One step: projected words [R, ...], the previous state -> features, weights, next state.
+
+        Returns:
+            the features from which ``answer`` computes the logits, [R, H] or [R, answer_size]; the
+            attention weights, [R, P]; the next state.
+        """
         raise NotImplementedError
 
-    def answer(self, found: Tensor, words: Tensor) -> Tensor:
-        """What steps found, and the words [..., E] that they read -> logits [..., V]."""
-        return self.output(self.narrow(self.dropout(found)))
+    def answer(self, features: Tensor, words: Tensor) -> Tensor:
+        """The features of steps, and the words [..., E] that they read -> logits [..., V]."""
+        return self.output(self.narrow(self.dropout(features)))
 
     # What is the same -------------------------------------------------------------------------
 
     def fit(self, features: Features) -> None:
-        """Fit what is not learned by gradient to features of training images."""
+        """Compute the statistics from features of training images."""
         self.positions.fit(features)
 
     def start(self, features: Features) -> State:
-        """The state before <start>: its tensors, and what is remembered of the image."""
+        """The state before <start>: that of ``begin``, and what attention reads of the images."""
         values = self.values(features)  # [B, P, H]
         return {**self.begin(values.mean(1)), **self.attention.remember(values)}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
+        """Read one token per row: tokens [R] -> logits of the next [R, V], the next state."""
         words = self.dropout(self.words(tokens))
-        found, _, state = self.advance(self.project(words), state)
-        return self.answer(found, words), state
+        result, _, state = self.advance(self.project(words), state)
+        return self.answer(result, words), state
 
     def stepper(self) -> Stepper:
         """``start`` and ``step`` for decoding: the embedding is projected once, for all V words."""
@@ -137,41 +143,41 @@ class Attending(nn.Module):
 
         @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            found, _, state = copied.advance(table.index_select(0, tokens), state)
-            return copied.answer(found, self.words(tokens)), state
+            result, _, state = copied.advance(table.index_select(0, tokens), state)
+            return copied.answer(result, self.words(tokens)), state
 
         return Stepper(torch.no_grad()(copied.start), step)
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
-        """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.
+        """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next tokens.
 
-        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
-        are read and answered: logits [N, V], in its order.
+        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real tokens
+        are read: logits [N, V], in its order.
         """
         return self.attend(features, inputs, packing)[0]
 
     def attend(
         self, features: Features, inputs: Tensor, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As ``forward``, and where it looked for each word: the weights [B, T, P] or [N, P]."""
+        """As ``forward``, with the attention weights of each token, [B, T, P] or [N, P]."""
         whole = packing or Packing.whole(inputs)
         words = self.dropout(self.words(whole.pack(inputs)))  # [N, E]
-        found, weights = self._loop(self.project(words), self.start(features), whole)
+        results, weights = self._loop(self.project(words), self.start(features), whole)
         if packing is None:
-            found, weights, words = (whole.unflatten(one) for one in (found, weights, words))
-        return self.answer(found, words), weights
+            results, weights, words = map(whole.unflatten, (results, weights, words))
+        return self.answer(results, words), weights
 
     def _loop(self, projected: Tensor, state: State, packing: Packing) -> tuple[Tensor, Tensor]:
-        """Steps over packed words; the batch shrinks as captions end -> [N, ...] and [N, P]."""
+        """All steps over packed words; the batch shrinks as captions end -> [N, ...] and [N, P]."""
         state = {name: tensor[packing.order] for name, tensor in state.items()}
-        rows, found, weights = len(packing.order), [], []
+        rows, results, weights = len(packing.order), [], []
         matrices = [state["image.values"]]
         with deferred(packing.sizes, projected.device, matrices) if self.defers else nullcontext():
             for step_input in projected.split(packing.sizes):
-                if len(step_input) < rows:  # a slice costs a gradient of full size
+                if len(step_input) < rows:  # the gradient of a slice has the full size
                     rows = len(step_input)
                     state = {name: tensor[:rows] for name, tensor in state.items()}
-                one, seen, state = self.advance(step_input, state)
-                found.append(one)
-                weights.append(seen)
-        return torch.cat(found), torch.cat(weights)
+                result, step_weights, state = self.advance(step_input, state)
+                results.append(result)
+                weights.append(step_weights)
+        return torch.cat(results), torch.cat(weights)

@@ -1,7 +1,7 @@
-"""Look, then read the word.
+"""Soft attention: attend to the image, then read the word.
 
-ShowAttendTell is the soft attention of Xu et al., "Show, Attend and Tell", ICML 2015. Over the
-values v_1 .. v_P of the grid, v̄ their mean, and words y_t:
+ShowAttendTell is the model of Xu et al., "Show, Attend and Tell", ICML 2015. Over the values
+v_1 .. v_P of the grid, v̄ their mean, and word vectors y_t:
 
     h_{-1}, c_{-1} = tanh(W v̄ + b)
     z_t     = Σ_i α_ti v_i                      α_t from the query h_{t-1}
@@ -28,14 +28,14 @@ from captioner.models.recurrence.unroll import Recurrence
 
 
 class ShowAttendTell(Attending):
-    """Looks with h_{t-1}, then reads the word beside the context (Xu et al., 2015).
+    """Attends with the query h_{t-1}, then reads word and context (Xu et al., 2015).
 
     Args:
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
             score, dropout, tie_weights: as of ``Attending``.
         cell: a name in ``CELLS``.
-        layers: L; the first reads, the last looks and speaks.
-        deep_output: the word and the context are heard in the answer, beside h_t.
+        layers: L; the first reads the word, the h of the last is query and output.
+        deep_output: the logits depend on the word and the context directly, besides h_t.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class ShowAttendTell(Attending):
             score=score,
             dropout=dropout,
             tie_weights=tie_weights,
-            found_size=2 * hidden_size if deep_output else None,
+            answer_size=2 * hidden_size if deep_output else None,
         )
         self.recurrence = Recurrence(
             cell=cell,
@@ -88,15 +88,15 @@ class ShowAttendTell(Attending):
         return self.recurrence.project(words)  # [..., gates * H]
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        before = state["h"][:, -1]  # [B, H]
+        before = state["h"][:, -1]  # [R, H]
         context, weights = self.attention(before, state)
-        context = torch.sigmoid(self.gate(before)) * context  # [B, H]
+        context = torch.sigmoid(self.gate(before)) * context  # [R, H]
         own = self.recurrence.own(state)
         h, after = self.recurrence.advance(projected + self.of_context(context), own)
-        found = torch.cat([h, context], dim=1) if self.deep else h
-        return found, weights, {**state, **after}
+        features = torch.cat([h, context], dim=1) if self.deep else h
+        return features, weights, {**state, **after}
 
-    def answer(self, found: Tensor, words: Tensor) -> Tensor:
+    def answer(self, features: Tensor, words: Tensor) -> Tensor:
         if not self.deep:
-            return super().answer(found, words)
-        return self.output(self.dropout(words + self.narrow(found)))
+            return super().answer(features, words)
+        return self.output(self.dropout(words + self.narrow(features)))

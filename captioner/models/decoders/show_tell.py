@@ -1,23 +1,23 @@
 """Recurrent decoders without attention.
 
 ShowTell is the Neural Image Caption generator (Vinyals et al., "Show and Tell", CVPR 2015): the
-image is the first word the network reads.
+image is the first input of the network, before the words.
 
-    X_0     = W_I feature + b_I                 h_{-1} = c_{-1} = 0     (feature standardised)
+    X_0     = W_I feature + b_I                 h_{-1} = c_{-1} = 0     (feature standardized)
     X_t     = W_e word_{t-1}                    word_0 = <start>
     h_t     = cell(X_t, h_{t-1})
     p_t     = softmax(W_p h_t + b_p)            until <end>
 
-There are three other places where the image may enter (Tanti et al., "Where to put the image in an
-image caption generator", 2018, compare them); then X_0 is left out:
+There are three other places where the image may enter (compared by Tanti et al., "Where to put the
+image in an image caption generator", 2018); then there is no X_0:
 
     h0      h_{-1}, c_{-1} = tanh(W_I feature + b_I)                    init-inject (Devlin 2015)
     every   X_t = [W_e word_{t-1}; W_I feature + b_I]                   par-inject (Donahue 2015)
     merge   p_t = softmax(W_p tanh(W_m h_t + W_I feature + b) + b_p)    merge (Mao 2015, m-RNN)
 
-Tied weights take W_e for W_p (Press & Wolf, EACL 2017), after a projection where H is not E.
+Tied weights use W_e as W_p (Press & Wolf, EACL 2017), after a projection if H is not E.
 
-Nothing in it knows that the feature came from a picture: with a sentence as X_0 the same network
+Nothing here depends on the feature being that of an image: with a sentence as X_0 the same network
 translates, with a zero vector it is a language model.
 """
 
@@ -45,25 +45,25 @@ from captioner.models.weight_layout import laid_out
 IMAGES = ("x0", "h0", "every", "merge")
 
 Advance = Callable[[Tensor, State], tuple[Tensor, State]]
-"""Projected words [B, gates * H] and the state before -> h of the last layer, the state after."""
+"""Projected words [B, gates * H], the previous state -> h of the last layer, the next state."""
 
 
 class ShowTell(nn.Module):
-    """X_0 = projected image feature, then <start>, then words until <end> (Vinyals et al., 2015).
+    """Reads the projected image feature as X_0, then <start> and words (Vinyals et al., 2015).
 
     Args:
         vocabulary_size: V.
         feature_size: D, width of the encoder's features.
         image: where the image enters, a name in ``IMAGES``.
-        regions: 1 reads the encoder's pooled feature; R the means of R x R regions of its grid,
-            side by side, so that X_0 knows where things are.
-        components: K, to read the feature by its principal components (``Standardize``).
+        regions: 1: the encoder's pooled feature; R: the means of R x R regions of its grid,
+            concatenated, so that X_0 has spatial information.
+        components: K, to reduce the feature to its principal components (``Standardize``).
         cell: a name in ``CELLS``.
         embedding_size: E, width of a word and of X_0.
         hidden_size: H.
         layers: L.
-        dropout: share dropped from words, the image, h and between layers while training, [0, 1).
-        tie_weights: the words' embeddings are the rows of W_p as well.
+        dropout: share dropped from words, the image, h and between layers during training, [0, 1).
+        tie_weights: use the word embedding as W_p.
 
     Raises:
         ValueError: a value out of range.
@@ -122,11 +122,11 @@ class ShowTell(nn.Module):
     # The image --------------------------------------------------------------------------------
 
     def read_image(self, features: Features) -> Tensor:
-        """The projected feature of each image: X_0 [B, E], or as wide as it must be elsewhere."""
+        """The projected feature of each image: X_0 [B, E], or the width it has in other places."""
         return self.image(self.standardise(self.read(features)))
 
     def read(self, features: Features) -> Tensor:
-        """The feature as the encoder gives it: pooled [B, D], or R x R regions side by side."""
+        """The unprojected feature: pooled [B, D], or the means of regions [B, D * R * R]."""
         if not self.uses_grid:
             return features.pooled
         if features.grid is None:
@@ -142,16 +142,16 @@ class ShowTell(nn.Module):
         return functional.adaptive_avg_pool2d(maps, self.regions).flatten(1)  # [B, D * R * R]
 
     def fit(self, features: Features) -> None:
-        """Fit what is not learned by gradient to features of training images."""
+        """Compute the statistics from features of training images."""
         self.standardise.fit(self.read(features))
 
     # Step by step -----------------------------------------------------------------------------
 
     def start(self, features: Features) -> State:
-        """The state before <start>, when the network has read what it reads of the image once.
+        """The state before <start>.
 
-        That is all of it as X_0, or as h and c. Otherwise the state carries what the image adds
-        to every step: ``image.part``, [B, gates * H] or, where it is merged, [B, H].
+        The network has then read the image as X_0, or has it as h and c. Otherwise the state has
+        ``image.part``, which the image adds at each step: [B, gates * H], or [B, H] for "merge".
         """
         image = self.dropout(self.read_image(features))  # [B, E]
         if self.enters == "h0":
@@ -164,9 +164,9 @@ class ShowTell(nn.Module):
         return {**nothing, "image.part": image}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
+        """Read one token per row: tokens [R] -> logits of the next [R, V], the next state."""
         h, state = self._advance(self._project(self.dropout(self.words(tokens))), state)
-        return self._answer(h), state
+        return self._logits(h), state
 
     def stepper(self) -> Stepper:
         """``start`` and ``step`` for decoding: W_x of every word is computed once.
@@ -184,14 +184,14 @@ class ShowTell(nn.Module):
         @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
             h, state = copied._advance(table.index_select(0, tokens), state, advance)
-            return copied._answer(h), state
+            return copied._logits(h), state
 
         return Stepper(torch.no_grad()(copied.start), step)
 
     def _advance(
         self, projected: Tensor, state: State, advance: Advance | None = None
     ) -> tuple[Tensor, State]:
-        """One step from projected words [B, gates * H] -> what is answered from [B, H], state."""
+        """One step from projected words [R, gates * H] -> the input of the output layer, state."""
         if self.enters == "every":
             projected = with_image(projected, state["image.part"])
         h, after = (advance or self.recurrence.advance)(projected, self.recurrence.own(state))
@@ -200,7 +200,7 @@ class ShowTell(nn.Module):
         return h, {**state, **after}
 
     def _project(self, words: Tensor) -> Tensor:
-        """What the first layer makes of words: [..., E] -> [..., gates * H]."""
+        """W_x + b of words in the first layer: [..., E] -> [..., gates * H]."""
         if self.enters != "every":
             return self.recurrence.project(words)
         of_words, _ = self._halves()
@@ -210,31 +210,31 @@ class ShowTell(nn.Module):
         """W_x of the word and of the image, each [gates * H, E]."""
         return self.recurrence.first.of_input.weight.chunk(2, dim=1)
 
-    def _answer(self, h: Tensor) -> Tensor:
+    def _logits(self, h: Tensor) -> Tensor:
         return self.output(self.narrow(self.dropout(h)))
 
     # Whole captions ---------------------------------------------------------------------------
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
-        """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.
+        """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next tokens.
 
-        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
-        are read and answered: logits [N, V], in its order.
+        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real tokens
+        are read: logits [N, V], in its order.
         """
         whole = packing or Packing.whole(inputs)
         image = self.read_image(features)  # [B, E]
         words = self.words(whole.pack(inputs))  # [N, E]
-        if self.enters == "x0":  # every X_0 first, which is read, not answered
+        if self.enters == "x0":  # the packed sequence begins with X_0, whose h is not used
             sequence = self.dropout(torch.cat([image[whole.order], words]))  # [B + N, E]
             sizes = (len(image), *whole.sizes)
             h, _ = self.recurrence(sequence, self.recurrence.zeros(len(image)), sizes=sizes)
             h = h[len(image) :]  # [N, H]
         else:
             h = self._read(self.dropout(image), self.dropout(words), whole)
-        return self._answer(whole.unflatten(h) if packing is None else h)
+        return self._logits(whole.unflatten(h) if packing is None else h)
 
     def _read(self, image: Tensor, words: Tensor, packing: Packing) -> Tensor:
-        """Words [N, E] beside the images that they belong to -> [N, H]."""
+        """Packed words [N, E], and images [B, E] that do not enter as X_0 -> [N, H]."""
         state = self.recurrence.zeros(len(image))
         if self.enters == "h0":
             state = self.recurrence.filled(torch.tanh(image[packing.order]))

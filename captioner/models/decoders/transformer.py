@@ -1,20 +1,20 @@
 """The Transformer as decoder (Vaswani et al., "Attention Is All You Need", NeurIPS 2017).
 
-Words attend to the words before them and to the image. Over x, a word and its position, each of L
-layers adds three things; normalised before, not after (Xiong et al., ICML 2020):
+Words attend to the words before them and to the image. To x, a word and its position, each of L
+layers adds three terms, with normalization before each, not after (Xiong et al., ICML 2020):
 
     x_0     = sqrt(H) W_e word + position
     x       = x + self(norm x)                  over words up to this one
-    x       = x + cross(norm x, m)              over m_1 .. m_P, the grid, standardised, projected
+    x       = x + cross(norm x, m)              over m_1 .. m_P, the grid, standardized, projected
     x       = x + W_2 relu(W_1 norm x)
     p_t     = softmax(W_p norm x + b_p)
 
     self, cross:    W_o [softmax(q_i K_i^T / sqrt(H / heads)) V_i for each head i] + b_o
 
-Whole captions are read at once, under a causal mask. Word by word, the state keeps what earlier
-words offer to later ones, the keys and values of each layer, and of the image m alone: with
-q^T (W_k m) = (W_k^T q)^T m and Σ α (W_v m) = W_v (Σ α m) no keys or values of it are ever formed,
-and an image costs P x H numbers, whatever L is and however many beams it has.
+Whole captions are read at once, with a causal mask. Step by step, the state holds the keys and
+values of earlier words in each layer, but of the image only m: since q^T (W_k m) = (W_k^T q)^T m
+and Σ α (W_v m) = W_v (Σ α m), keys and values of the image are never computed, and an image takes
+P x H numbers, whatever L and the beam size.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ POSITIONS = ("learned", "sinusoidal")
 
 
 class Layer(nn.Module):
-    """Words attend to words, then to the image, then pass two layers each by itself.
+    """Self attention, cross attention to the image, and a feed-forward network for each word.
 
     Args:
         hidden_size: H.
-        heads: how many share H.
+        heads: number of attention heads, each of width H / heads.
         feedforward_size: width between W_1 and W_2.
-        dropout: share dropped from each of the three before it is added, [0, 1).
+        dropout: share dropped from each of the three terms before it is added, [0, 1).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Layer(nn.Module):
         self.of_word = Linear(hidden_size, 3 * hidden_size)  # query, key, value
         self.self_output = Linear(hidden_size, hidden_size)
         self.query = Linear(hidden_size, hidden_size)
-        self.key = Linear(hidden_size, hidden_size, bias=False)  # a bias would change no weight
+        self.key = Linear(hidden_size, hidden_size, bias=False)  # a bias would have no effect
         self.value = Linear(hidden_size, hidden_size)
         self.cross_output = Linear(hidden_size, hidden_size)
         self.wide = Linear(hidden_size, feedforward_size)
@@ -77,46 +77,46 @@ class Layer(nn.Module):
             x after the layer, and the weights of the cross attention, [B, heads, T, P].
         """
         query, key, value = map(self._split, self.of_word(self.self_norm(x)).chunk(3, dim=-1))
-        found, _ = attention(query, key, value, causal=True)
-        x = x + self.dropout(self.self_output(self._join(found)))
+        context, _ = attention(query, key, value, causal=True)
+        x = x + self.dropout(self.self_output(self._join(context)))
         key, value = self._split(self.key(memory)), self._split(self.value(memory))
-        found, weights = attention(self._split(self.query(self.cross_norm(x))), key, value)
-        x = x + self.dropout(self.cross_output(self._join(found)))
-        return self._last(x), weights
+        context, weights = attention(self._split(self.query(self.cross_norm(x))), key, value)
+        x = x + self.dropout(self.cross_output(self._join(context)))
+        return self._feedforward(x), weights
 
     def step(self, x: Tensor, memory: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """One word for each row.
+        """One word per row.
 
         Args:
             x: [R, H].
-            memory: m, [B, P, H]; of each image K = R / B rows, side by side.
+            memory: m, [B, P, H]; each image has K = R / B rows, side by side.
             past: keys and values of the words before, [R, t, 2 * H].
 
         Returns:
             x after the layer, and the past with this word's, [R, t + 1, 2 * H].
         """
-        query, offered = self.of_word(self.self_norm(x)).tensor_split([x.shape[1]], dim=1)
-        past = torch.cat([past, offered.unsqueeze(1)], dim=1)
+        query, key_and_value = self.of_word(self.self_norm(x)).tensor_split([x.shape[1]], dim=1)
+        past = torch.cat([past, key_and_value.unsqueeze(1)], dim=1)
         key, value = map(self._split, past.chunk(2, dim=2))  # [R, heads, t + 1, H / heads]
-        found, _ = attention(self._split(query.unsqueeze(1)), key, value)
-        x = x + self.dropout(self.self_output(self._join(found).squeeze(1)))
-        x = x + self.dropout(self.cross_output(self._look(self.cross_norm(x), memory)))
-        return self._last(x), past
+        context, _ = attention(self._split(query.unsqueeze(1)), key, value)
+        x = x + self.dropout(self.self_output(self._join(context).squeeze(1)))
+        x = x + self.dropout(self.cross_output(self._cross_attention(self.cross_norm(x), memory)))
+        return self._feedforward(x), past
 
-    def _look(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Cross attention of one word, [R, H] -> [R, H], without keys and values of the image."""
+    def _cross_attention(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Of one word per row, [R, H] -> [R, H], without keys and values of the image."""
         of_keys, of_values = (
             linear.weight.unflatten(0, (self.heads, -1)) for linear in (self.key, self.value)
         )  # [heads, H / heads, H]
         query = self.query(x).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [heads, R, ...]
-        sought = (query @ of_keys).transpose(0, 1)  # [R, heads, H]
-        sought = sought.reshape(len(memory), -1, memory.shape[2])  # [B, K * heads, H]
-        weights = _softmax(sought @ memory.transpose(1, 2) * query.shape[2] ** -0.5)
-        seen = weights.to(memory.dtype) @ memory  # [B, K * heads, H]
-        seen = seen.view(len(x), self.heads, -1).transpose(0, 1)  # [heads, R, H]
-        return (seen @ of_values.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value.bias
+        queries = (query @ of_keys).transpose(0, 1)  # [R, heads, H]
+        queries = queries.reshape(len(memory), -1, memory.shape[2])  # [B, K * heads, H]
+        weights = _softmax(queries @ memory.transpose(1, 2) * query.shape[2] ** -0.5)
+        context = weights.to(memory.dtype) @ memory  # [B, K * heads, H]
+        context = context.view(len(x), self.heads, -1).transpose(0, 1)  # [heads, R, H]
+        return (context @ of_values.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value.bias
 
-    def _last(self, x: Tensor) -> Tensor:
+    def _feedforward(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.narrow(torch.relu(self.wide(self.norm(x)))))
 
     def _split(self, x: Tensor) -> Tensor:
@@ -129,22 +129,22 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """L layers of self and cross attention (Vaswani et al., 2017), normalised before each.
+    """L layers of self and cross attention (Vaswani et al., 2017), with pre-normalization.
 
     Args:
         vocabulary_size: V.
         feature_size: D, width of the encoder's features.
-        grid: attend to the positions of the grid; False: to the pooled feature, as the only one.
-        components: K, to read positions by their principal components (``Standardize``).
-        hidden_size: H, of words, positions and everything between.
-        heads: of each attention; H is a multiple.
+        grid: attend to the positions of the grid; False: to the pooled feature as the only one.
+        components: K, to reduce positions to their principal components (``Standardize``).
+        hidden_size: H, width of words, positions and layers.
+        heads: of each attention; H / heads is an even number.
         layers: L.
         feedforward_size: width between W_1 and W_2.
         positions: of words, a name in ``POSITIONS``.
-        max_words: longest caption that learned positions reach, <start> included.
+        max_words: the number of learned positions: of the longest caption, <start> included.
         dropout: share dropped from words, from the dimensions of an image's values and from what
-            layers add while training, [0, 1).
-        tie_weights: the words' embeddings are the rows of W_p as well.
+            layers add, during training, [0, 1).
+        tie_weights: use the word embedding as W_p.
 
     Raises:
         ValueError: a value out of range.
@@ -171,8 +171,8 @@ class Transformer(nn.Module):
         super().__init__()
         if heads < 1 or hidden_size % heads or hidden_size % 2:
             raise ValueError(
-                f"decoder.heads={heads} do not share decoder.hidden_size={hidden_size}; choose "
-                "heads of which an even hidden_size is a multiple"
+                f"decoder.heads={heads} does not divide decoder.hidden_size={hidden_size}; choose "
+                "an even hidden_size that is a multiple of heads"
             )
         if layers < 1:
             raise ValueError(f"decoder.layers={layers} is not accepted; choose 1 or more")
@@ -202,14 +202,14 @@ class Transformer(nn.Module):
             self.output.weight = self.words.weight
 
     def fit(self, features: Features) -> None:
-        """Fit what is not learned by gradient to features of training images."""
+        """Compute the statistics from features of training images."""
         self.image.fit(features)
 
     def read(self, tokens: Tensor, first: int) -> Tensor:
-        """Words and their places: tokens [B, T], the first at place `first` -> x_0 [B, T, H].
+        """Words and their positions: tokens [B, T], the first at position `first` -> [B, T, H].
 
         Raises:
-            ValueError: a caption longer than the learned positions reach.
+            ValueError: a caption longer than the learned positions.
         """
         words = math.sqrt(self.words.embedding_dim) * self.words(tokens)
         last = first + tokens.shape[1]
@@ -218,20 +218,21 @@ class Transformer(nn.Module):
             return self.dropout(words + places.to(words.dtype))
         if last > self.places.num_embeddings:
             raise ValueError(
-                f"captions of {last} words: the model has learned only positions below "
-                f"decoder.max_words={self.places.num_embeddings}; cut them (loader.max_words, "
-                "decoding.max_length), or train with more, or with decoder.positions=sinusoidal"
+                f"captions of {last} words: the model has learned only "
+                f"decoder.max_words={self.places.num_embeddings} positions; truncate captions "
+                "(loader.max_words, decoding.max_length), or train with more positions, or with "
+                "decoder.positions=sinusoidal"
             )
         return self.dropout(words + self.places.weight[first:last])
 
     def start(self, features: Features) -> State:
-        """The state before <start>: ``image.memory`` [B, P, H], a ``past`` of each layer, empty."""
+        """The state before <start>: ``image.memory`` [B, P, H], and an empty past per layer."""
         memory = self.image(features)
         past = memory.new_empty(len(memory), 0, 2 * memory.shape[2])
         return {"image.memory": memory, **dict.fromkeys(self._pasts(), past)}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """Read one word for each row: tokens [B] -> logits of the next [B, V], the state after."""
+        """Read one token per row: tokens [R] -> logits of the next [R, V], the next state."""
         x = self.read(tokens.unsqueeze(1), state["past.0"].shape[1]).squeeze(1)  # [R, H]
         after = {**state}
         for name, layer in zip(self._pasts(), self._layers()):
@@ -245,23 +246,23 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def _make_stepper(self) -> Stepper:
         copied = laid_out(self)
-        copied.words = self.words  # rows of tied weights are read as they lie
+        copied.words = self.words  # tied weights are laid out for products, not to read rows
         return Stepper(torch.no_grad()(copied.start), torch.no_grad()(copied.step))
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
-        """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next words.
+        """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next tokens.
 
-        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, only real words
-        are answered: logits [N, V], in its order. They never see the padding, which comes after.
+        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, there are logits
+        of real tokens only, [N, V], in its order; padding comes after them and has no influence.
         """
         return self.attend(features, inputs, packing)[0]
 
     def attend(
         self, features: Features, inputs: Tensor, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As ``forward``, and where the last layer looked: weights [B, T, P] or [N, P].
+        """As ``forward``, with the cross attention weights of the last layer, [B, T, P] or [N, P].
 
-        They are the mean over its heads.
+        They are the means over its heads.
         """
         memory = self.image(features)  # [B, P, H]
         x = self.read(inputs, 0)  # [B, T, H]
@@ -280,7 +281,7 @@ class Transformer(nn.Module):
 
 
 def sinusoids(places: Tensor, size: int) -> Tensor:
-    """Sines and cosines of places [T] -> [T, size], from 1 to 1 / 10,000 turns (section 3.5)."""
+    """Sines and cosines of positions [T] -> [T, size], of rates 1 to 1 / 10,000 (section 3.5)."""
     rates = torch.exp(torch.arange(0, size, 2, device=places.device) * (-math.log(10_000) / size))
     angles = places[:, None] * rates  # [T, size / 2]
     return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
@@ -289,13 +290,13 @@ def sinusoids(places: Tensor, size: int) -> Tensor:
 def attention(
     query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Queries [B, heads, T, ...] over keys and values [B, heads, P, ...] -> results and weights.
+    """Queries [B, heads, T, ...], keys and values [B, heads, P, ...] -> contexts and weights.
 
-    torch.nn.functional.scaled_dot_product_attention gives no weights, and its gradient takes ten
-    times as long in bfloat16 on CPUs where T and P are small (torch 2.13).
+    torch.nn.functional.scaled_dot_product_attention returns no weights, and its gradient takes ten
+    times as long in bfloat16 on CPUs if T and P are small (torch 2.13).
 
     Args:
-        causal: the query at t sees the keys up to t.
+        causal: the query at t attends to the keys up to t only.
     """
     scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5  # [B, heads, T, P]
     if causal:

@@ -1,15 +1,15 @@
-"""Read, look, then speak.
+"""Two recurrences: one computes the query of the attention, the other the words.
 
 UpDown is the captioning model of Anderson et al., "Bottom-Up and Top-Down Attention for Image
 Captioning and Visual Question Answering", CVPR 2018. Over the values v_1 .. v_P, v̄ their mean, and
-words y_t:
+word vectors y_t:
 
     h¹_t    = cell¹([h²_{t-1}; v̄; y_t], h¹_{t-1})
     z_t     = Σ_i α_ti v_i                      α_t from the query h¹_t
     h²_t    = cell²([z_t; h¹_t], h²_{t-1})
     p_t     = softmax(W_p h²_t + b_p)
 
-Its values are here the positions of the grid, as in the paper's baseline, not detected objects.
+The values are here the positions of the grid, as in the paper's baseline, not detected objects.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from captioner.models.recurrence.unroll import Recurrence
 
 
 class UpDown(Attending):
-    """One cell looks, another speaks (Anderson et al., 2018).
+    """One cell attends, another generates words (Anderson et al., 2018).
 
     Args:
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
             score, dropout, tie_weights: as of ``Attending``.
         cell: a name in ``CELLS``, of both.
-        layers: L of the one that speaks.
+        layers: L of the one that generates words.
     """
 
     def __init__(
@@ -89,8 +89,8 @@ class UpDown(Attending):
         projected = with_image(projected, state["image.part"])
         projected = projected + self.of_language(state["h"][:, -1])
         looking = self.looking.step(self.looking.gates(projected, looking), looking)
-        context, weights = self.attention(looking["h"], state)  # [B, H]
-        heard = torch.cat([context, looking["h"]], dim=1)  # [B, 2 * H]
-        h, after = self.language.step(heard, self.language.own(state))
+        context, weights = self.attention(looking["h"], state)  # [R, H]
+        inputs = torch.cat([context, looking["h"]], dim=1)  # [R, 2 * H]
+        h, after = self.language.step(inputs, self.language.own(state))
         after.update({f"looking_{name}": tensor for name, tensor in looking.items()})
         return h, weights, {**state, **after}

@@ -354,7 +354,7 @@ def test_tied_weights_are_one_parameter() -> None:
         ("show_tell", {"image": "x1"}, "decoder.image='x1' is not known; choose x0, h0, every"),
         ("up_down", {"score": "dott"}, "decoder.score='dott' .*did you mean dot"),
         ("up_down", {"components": 0}, "decoder.components=0 is not accepted"),
-        ("transformer", {"heads": 7}, "decoder.heads=7 do not share decoder.hidden_size=512"),
+        ("transformer", {"heads": 7}, "decoder.heads=7 does not divide decoder.hidden_size=512"),
         ("transformer", {"positions": "none"}, "decoder.positions='none' is not known"),
         ("transformer", {"layers": 0}, "decoder.layers=0"),
     ],
