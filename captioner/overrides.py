@@ -13,6 +13,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from captioner.renamed import renamed
+
 Override = Any
 """Hydra's ``Override``, whose ``value()`` is of any type that plain data has, or a sweep."""
 
@@ -41,11 +43,13 @@ _FUNCTIONS = re.compile(
 )
 
 
-def parse(lines: Sequence[str], *, several: bool = False, loader: Any = None) -> list[Override]:
-    """The overrides of a command line, as Hydra understands them.
+def parse(
+    lines: Sequence[str | Override], *, several: bool = False, loader: Any = None
+) -> list[Override]:
+    """The overrides of a command line, as Hydra understands them, under their present names.
 
     Args:
-        lines: ``key=value`` as typed.
+        lines: ``key=value`` as typed; those that are parsed already are returned as they are.
         several: whether a comma separates the values of a sweep, as after ``train -m``; otherwise
             it belongs to the value where Hydra has no other use for it.
         loader: Hydra's, which knows the options that ``glob`` stands for.
@@ -57,16 +61,19 @@ def parse(lines: Sequence[str], *, several: bool = False, loader: Any = None) ->
     from hydra.errors import HydraException
 
     parser = OverridesParser.create(config_loader=loader)
-    found = []
+    changes: list[Override] = []
     for line in lines:
+        if not isinstance(line, str):
+            changes.append(line)
+            continue
         try:
-            found += parser.parse_overrides([as_hydra_reads(line, several=several)])
+            changes += parser.parse_overrides([as_hydra_reads(renamed(line), several=several)])
         except HydraException:
             raise ValueError(
-                f"{line!r} is not an override; write key=value, such as training.lr=1e-3 or "
+                f"{line!r} is not an override; write key=value, such as optimizer.lr=1e-3 or "
                 "decoder.cell=gru, and a text with marks of its own in quotes: 'key=\"a {b}\"'"
             ) from None
-    return found
+    return changes
 
 
 def as_hydra_reads(line: str, *, several: bool = False) -> str:

@@ -1,8 +1,8 @@
-"""Parts of one's own: where a table's name stands, ``package.module:Class`` may stand.
+"""A user's own components: ``package.module:Class`` in place of a table's name.
 
-A class is imported because a person names it: on the command line, in a YAML of theirs, by
-``--plugin``, or by an import in Python. What a checkpoint names is looked for among the modules
-that are imported already, and must have what every entry of the table has; it is never imported.
+A class is imported because a person names it: on the command line, in a YAML file of theirs, by
+``--plugin``, or by an import in Python. A name in a checkpoint is looked up among the modules that
+are imported already, and the class must have the members of an interface; it is never imported.
 """
 
 from __future__ import annotations
@@ -14,29 +14,32 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from captioner import torch_optimizers
+
 PLACES = (
     ("decoder", "name"),
     ("decoder", "cell"),
     ("encoder", "library"),
     ("tokenizer", "name"),
-    ("training", "objective"),
+    ("objective", "name"),
+    ("optimizer", "name"),
 )
-"""Where a configuration names a part."""
+"""Where a configuration names a component: group and key."""
 
-_KEYS = {"decoder": "name", "encoder": "library", "tokenizer": "name"}  # groups chosen by a class
+_KEYS = {group: key for group, key in PLACES if key != "cell"}  # groups that a class may choose
 _GIVEN = ("vocabulary_size", "feature_size", "initialise", "vocabulary")  # not for a user to choose
 
 
 def is_own(name: object) -> bool:
-    """Whether a name is that of a class, ``package.module:Class``."""
+    """Whether a name is that of a user's class, ``package.module:Class``."""
     return isinstance(name, str) and ":" in name
 
 
 def plug_in(module: str) -> None:
-    """Import a module on a person's behalf; one in the current folder is found, too.
+    """Import a module because a person names it; modules in the current folder are found as well.
 
     Args:
-        module: ``package.module``; what stands behind a colon is left out.
+        module: ``package.module``; a colon and what follows it are ignored.
 
     Raises:
         ValueError: it cannot be imported.
@@ -49,7 +52,7 @@ def plug_in(module: str) -> None:
     except Exception as error:
         raise ValueError(
             f"{module}: cannot import {name or 'nothing'} ({type(error).__name__}: {error}); name "
-            "a module that lies in this folder or is installed"
+            "a module that is in this folder or installed"
         ) from error
 
 
@@ -57,7 +60,7 @@ def plug_in_all(config: Mapping[str, Any]) -> None:
     """Import the modules of the classes that a configuration names.
 
     Args:
-        config: composed from overrides and YAML; never one that a checkpoint carries.
+        config: composed from overrides and YAML; never one from a checkpoint.
 
     Raises:
         ValueError: one cannot be imported.
@@ -70,7 +73,7 @@ def plug_in_all(config: Mapping[str, Any]) -> None:
 
 
 def find_class(name: str, what: str) -> type[Any]:
-    """The class of a name, of a module that is imported already.
+    """The class with a name, of a module that is imported already.
 
     Args:
         name: ``package.module:Class``.
@@ -82,13 +85,13 @@ def find_class(name: str, what: str) -> type[Any]:
     module, _, attribute = name.partition(":")
     if module not in sys.modules:
         raise ValueError(
-            f"{what}={name} is a class of one's own, which no checkpoint may import: name it again "
-            f"with --plugin {module} (in Python: import {module} first)"
+            f"{what}={name} is a class of a user's own, which no checkpoint may import: name it "
+            f"again with --plugin {module} (in Python: import {module} first)"
         )
-    found = getattr(sys.modules[module], attribute, None)
-    if not inspect.isclass(found):
+    value = getattr(sys.modules[module], attribute, None)
+    if not inspect.isclass(value):
         raise ValueError(f"{what}={name}: {module} has no class {attribute!r}")
-    return found
+    return value
 
 
 def option_of(name: str, group: str) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def option_of(name: str, group: str) -> dict[str, Any]:
 
     Args:
         name: ``package.module:Class``, of a module that is imported.
-        group: decoder, encoder or tokenizer.
+        group: one of PLACES.
 
     Returns:
         plain data; "???", which Hydra takes for missing, where an argument has no default.
@@ -105,9 +108,12 @@ def option_of(name: str, group: str) -> dict[str, Any]:
         ValueError: there is no such class, or the group takes none.
     """
     if group not in _KEYS:
-        raise ValueError(f"{group}={name}: classes of one's own go with {', '.join(_KEYS)}")
+        raise ValueError(f"{group}={name}: classes of a user's own go with {', '.join(_KEYS)}")
+    kind = find_class(name, group)
+    if group == "optimizer":
+        return torch_optimizers.options(name, kind)
     keyword_only = inspect.Parameter.KEYWORD_ONLY
-    parameters = inspect.signature(find_class(name, group)).parameters.values()
+    parameters = inspect.signature(kind).parameters.values()
     own = {one.name: one.default for one in parameters if one.kind is keyword_only}
     values = {key: "???" if one is inspect.Parameter.empty else one for key, one in own.items()}
     if group == "tokenizer":
@@ -118,7 +124,7 @@ def option_of(name: str, group: str) -> dict[str, Any]:
 
 
 def require_interface(part: object, interface: type[Any], what: str) -> None:
-    """Raise unless a class or an object has all public members of an interface.
+    """Check that a class or an object has all public members of an interface.
 
     Args:
         part: of an object its attributes count, of a class its methods.

@@ -17,7 +17,7 @@ TINY = (
     "decoder.embedding_size=16",
     "decoder.hidden_size=24",
     "loader.batch_size=20",
-    "training.lr=0.01",
+    "optimizer.lr=0.01",
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1",
@@ -55,6 +55,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Path, int], Path]:
     """Trains until the power goes in the middle of a step; gives the last checkpoint."""
     from captioner.checkpoints import checkpoint
+    from captioner.runs import LAST
     from captioner.training.module import LitCaptioner
     from captioner.training.train import train
 
@@ -70,7 +71,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Path, int], Pat
             patch.setattr(LitCaptioner, "training_step", crash)
             with pytest.raises(RuntimeError, match="power cut"):
                 train(config, folder)
-        return checkpoint.find(folder, name=checkpoint.LAST)
+        return checkpoint.find(folder, name=LAST)
 
     return cut
 
@@ -104,8 +105,8 @@ def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path
         "decoder.dropout=0.1",
         "decoder.embedding_size=48",
         "decoder.hidden_size=64",
-        "training.lr=0.01",
-        "training.label_smoothing=0.0",
+        "optimizer.lr=0.01",
+        "objective.label_smoothing=0.0",
         "loader.batch_size=10",
         "trainer.max_epochs=15",
         "callbacks.patience=0",

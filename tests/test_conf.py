@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from captioner import config
+from captioner import config, torch_optimizers
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.read import DATASETS, read_records
 from captioner.decoding.options import DecodingOptions
@@ -16,9 +16,10 @@ from captioner.models.recurrence.table import CELLS
 from captioner.tokenizers import TOKENIZERS, build_tokenizer
 from captioner.training.callbacks import build_callbacks
 from captioner.training.loggers import build_loggers
-from captioner.training.module import LitCaptioner
-from captioner.training.objectives.table import chosen
-from captioner.training.trainer import build_trainer
+from captioner.training.objectives.table import objective_class
+from captioner.training.optimization import LearnedWeights, Optimization
+from captioner.training.schedules import schedule_class
+from captioner.training.trainer import TrainerOptions
 
 CONF = config.conf_folder()
 # Not for a user to choose.
@@ -30,8 +31,9 @@ COMPONENTS = {
     "decoding": DecodingOptions,
     "encoder": build_encoder,
     "callbacks": build_callbacks,
-    "trainer": build_trainer,
+    "trainer": TrainerOptions,
     "logger": build_loggers,
+    "training": LearnedWeights,
 }
 OPTIONS = [(group, name) for group in config.groups() for name in config.options(group)]
 
@@ -42,9 +44,13 @@ def test_a_yaml_lists_every_argument_of_its_component(group: str, name: str) -> 
     if group == "decoder":
         sizes = {"vocabulary_size", "feature_size"}
         known = {"name", *config.arguments(DECODERS[name])} - sizes
-    elif group == "training":
+    elif group in ("objective", "schedule"):
         values = config.compose([f"{group}={name}"])[group]
-        known = {"objective", *config.arguments(LitCaptioner), *config.arguments(chosen(values))}
+        kind = {"objective": objective_class, "schedule": schedule_class}[group](values)
+        known = {"name", *config.arguments(kind)}
+    elif group == "optimizer":
+        kind = torch_optimizers.table()[config.compose([f"{group}={name}"])[group]["name"]]
+        known = {"name", *config.arguments(Optimization), *torch_optimizers.arguments(kind)}
     else:
         known = set(config.arguments(COMPONENTS[group])) - GIVEN
         known -= {"seed"} if group == "loader" else set()  # that of the run
@@ -99,10 +105,14 @@ def test_the_recurrence_is_one_override(cell: str) -> None:
     assert isinstance(model.decoder.recurrence.cells[0], CELLS[cell])
 
 
+def lines(changes: list) -> list[str]:
+    return [change.input_line for change in changes]
+
+
 def test_a_plus_before_a_key_that_is_there_is_dropped() -> None:
-    given = ["+training.lr=0.1", "++training.lr=0.2", "+trainer.max_depth=1"]
-    assert config.checked(given) == ["training.lr=0.1", *given[1:]]
-    assert config.compose(config.checked(given[:1]))["training"]["lr"] == 0.1
+    given = ["+optimizer.lr=0.1", "++optimizer.lr=0.2", "+trainer.max_depth=1"]
+    assert lines(config.checked(given)) == ["optimizer.lr=0.1", *given[1:]]
+    assert config.compose(config.checked(given[:1]))["optimizer"]["lr"] == 0.1
 
 
 def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
@@ -111,7 +121,7 @@ def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
     composed = config.compose(["encoder=googlenet"])["encoder"]
     assert (composed["library"], composed["network"]) == ("torchvision", "googlenet")
     assert {composed["library"], "bundled"} <= set(ENCODERS)
-    assert config.checked(["encoder=resnet18,resnet34"], several=True) == [
+    assert lines(config.checked(["encoder=resnet18,resnet34"], several=True)) == [
         "encoder=timm",
         "encoder.network=resnet18,resnet34",
     ]
@@ -123,7 +133,7 @@ def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
         ("experiment=dmeo", "did you mean demo"),
         ("decodr.cell=gru", "did you mean decoder"),
         ("decoder.cel=gru", "did you mean decoder.cell"),
-        ("training.learning_rate=1", "training=default has objective, lr"),
+        ("optimizer.learning_rate=1", "optimizer=adamw has name, lr"),
         ("encoder=resnet51", "did you mean resnet5"),
         ("data=flickr9k", "did you mean flickr8k"),
         ("seed.x=3", "seed is a single value"),

@@ -79,7 +79,7 @@ def test_it_trains_and_loads_where_a_person_names_it(mine, tiny, scenes, capsys)
         (["decoder=mine:Bigam"], "mine has no class 'Bigam'"),
         (["decoder=mine:torch"], "mine has no class 'torch'"),
         (["decoder=mine:Bigram", "decoder.widht=3"], "did you mean decoder.width"),
-        (["data=mine:Bigram"], "classes of one's own go with decoder"),
+        (["data=mine:Bigram"], "classes of a user's own go with decoder"),
     ],
 )
 def test_a_wrong_name_gets_one_line(mine, overrides: list[str], says: str) -> None:
@@ -162,12 +162,15 @@ def test_a_tokenizer_of_ones_own(mine) -> None:
 def test_an_objective_of_ones_own(mine) -> None:
     (mine / "mine.py").write_text(
         "from captioner.training.objectives.cross_entropy import CrossEntropy\n"
-        "class Mine(CrossEntropy):\n    '''The usual one.'''\n"
+        "class Mine(CrossEntropy):\n"
+        "    def __init__(self, tokenizer, decoding, *, width, label_smoothing=0.5):\n"
+        "        super().__init__(tokenizer, decoding, label_smoothing=label_smoothing)\n"
     )
-    from captioner.training.objectives.table import chosen
+    from captioner.training.objectives.table import objective_class
 
-    training = config.compose(["training.objective=mine:Mine"])["training"]
-    assert chosen(training) is sys.modules["mine"].Mine
+    objective = config.compose(["objective=mine:Mine", "objective.width=3"])["objective"]
+    assert objective == {"name": "mine:Mine", "width": 3, "label_smoothing": 0.5}
+    assert objective_class(objective) is sys.modules["mine"].Mine
 
 
 def test_an_encoder_of_ones_own(mine) -> None:

@@ -140,10 +140,9 @@ def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch) -> None:
 
 
 OTHER_FILES = {
-    ("config.py", "config.yaml"): "of conf/",
+    ("config/loading.py", "config.yaml"): "of conf/",
     ("data/readers.py", "captions.jsonl"): "of a dataset",
     ("data/shapes.py", "captions.jsonl"): "of a dataset",
-    ("metrics/spice.py", "scores.json"): "written by java into a temporary folder",
     ("models/encoders/downloads.py", "checkpoints"): "of torch.hub",
     ("report/report.py", "report.html"): "the template",
 }

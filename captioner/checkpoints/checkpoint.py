@@ -38,13 +38,17 @@ from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, build_model
 from captioner.models.precision import stored
 from captioner.process import is_out_of_memory
+from captioner.renamed import modernized
 from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 from captioner.transforms import Transform
 
 FORMAT = 1
 PREFIX = "model."
-GROUPS = ("data", "loader", "encoder", "decoder", "decoding", "training")
+GROUPS = (
+    *("data", "loader", "encoder", "decoder", "decoding"),
+    *("objective", "optimizer", "schedule", "training"),
+)
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,8 @@ def _understood(
     """
     _require_format(path, found)
     config = found.get("config")
-    if not isinstance(config, dict) or not all(isinstance(config.get(g), dict) for g in GROUPS):
+    config = modernized(config) if isinstance(config, dict) else None
+    if config is None or not all(isinstance(config.get(g), dict) for g in GROUPS):
         raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")
     try:
         return Checkpoint(

@@ -12,6 +12,8 @@ from typing import Any
 
 from captioner.tokenizers import Vocabulary
 
+_LEARNING = ("objective", "optimizer", "schedule", "training")
+
 
 def card(name: str, content: Mapping[str, Any], size: int) -> str:
     """Return a model card in Markdown; its last section lists what to write by hand."""
@@ -38,7 +40,7 @@ def card(name: str, content: Mapping[str, Any], size: int) -> str:
         "## Configuration",
         "",
         "```json",
-        json.dumps({"decoder": decoder, "training": config["training"]}, indent=1),
+        json.dumps({"decoder": decoder, **{name: config[name] for name in _LEARNING}}, indent=1),
         "```",
         "",
         "## To complete by hand",

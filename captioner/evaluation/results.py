@@ -16,6 +16,7 @@ from captioner import runs
 from captioner.checkpoints import bundle
 from captioner.metrics.signature import Signature, from_json
 from captioner.metrics.statistics import Statistics
+from captioner.renamed import modernized
 from captioner.runs import CONFIG, SCORES, STATISTICS
 
 MAY_DIFFER = ("decoding", "captioner", "training")
@@ -187,7 +188,7 @@ def _read_config(folder: Path | None) -> dict[str, Any] | None:
         raise ValueError(
             f"{file}: not valid YAML; restore it, or copy the evaluation to another folder"
         ) from None
-    return content if isinstance(content, dict) else None
+    return modernized(content) if isinstance(content, dict) else None
 
 
 # Systems --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What watches a training: checkpoints, exact resuming, sample captions, and honest warnings."""
+"""Callbacks of a training: checkpoints, exact resuming, sample captions, and warnings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from captioner.checkpoints.checkpoint import read, write
+from captioner.checkpoints.checkpoint import Checkpoint, read, write
 from captioner.config import Config, unknown
 from captioner.files import to_json
 from captioner.runs import LAST, SAMPLES, checkpoint_file
@@ -32,7 +32,7 @@ MONITORS = ("dev_bleu4", "dev_cider")
 
 
 def monitored(config: Config) -> str:
-    """The dev score that chooses in a run; BLEU-4 in those from before there was a choice."""
+    """The dev score that chooses the best checkpoint; BLEU-4 in runs without this option."""
     return config["callbacks"].get("monitor", MONITORS[0]) if "callbacks" in config else MONITORS[0]
 
 
@@ -52,45 +52,47 @@ def build_callbacks(
     Args:
         folder: the run folder.
         monitor: one of MONITORS: the dev score that chooses the best checkpoint and stops early.
-        patience: looks at dev without a better score before the training stops; 0 never stops it.
-        save_every: optimiser steps between two writings of last.ckpt, besides every epoch's end.
-        samples: dev captions logged at every look at dev; 0 for none.
-        ema: decay of the running average of the weights that dev is looked at with and the best
+        patience: validations without a better score before the training stops; 0 never stops it.
+        save_every: steps of the optimizer between two writings of last.ckpt, besides the end of
+            every epoch; from 1.
+        samples: dev captions logged at every validation; 0 for none.
+        ema: decay of the running average of the weights that is validated and that the best
             checkpoint holds, [0, 1); 0 takes the weights as they are.
-        keep: of how many epochs, the best ones, a checkpoint is kept besides best.ckpt, for
-            ``captioner average``.
+        keep: how many of the best epochs keep a checkpoint besides best.ckpt, for
+            ``captioner average``; 0 for none.
         progress: a live progress bar, where the output is a terminal.
+
+    Raises:
+        ValueError: a value out of range.
     """
     if monitor not in MONITORS:
         raise unknown("callbacks.monitor", monitor, MONITORS)
-    wholes = (("patience", patience, 0), ("samples", samples, 0), ("keep", keep, 0))
-    for name, value, least in wholes:
+    counts = (("patience", patience, 0), ("samples", samples, 0), ("keep", keep, 0))
+    for name, value, least in (*counts, ("save_every", save_every, 1)):
         if value < least:
             raise ValueError(f"callbacks.{name}={value} is not accepted; choose {least} or more")
-    if save_every < 1:
-        raise ValueError(f"callbacks.save_every={save_every} is not accepted; choose 1 or more")
-    found: list[Callback] = [WeightAverage(ema)] if ema else []
-    found += [EpochLine(), ImageMatters(), RandomState()]
+    callbacks: list[Callback] = [WeightAverage(ema)] if ema else []
+    callbacks += [EpochLine(), ImageMatters(), RandomState()]
     if samples:
-        found.append(SampleCaptions(folder / SAMPLES, samples))
+        callbacks.append(SampleCaptions(folder / SAMPLES, samples))
     if progress and sys.stderr.isatty():
-        found.append(RichProgressBar())
+        callbacks.append(RichProgressBar())
     if patience:
-        found.append(Patience(monitor, patience))
+        callbacks.append(Patience(monitor, patience))
     if keep:
-        found.append(KeptEpochs(folder, monitor, keep))
-    return [*found, LastCheckpoint(folder, save_every), BestCheckpoint(folder, monitor)]
+        callbacks.append(KeptEpochs(folder, monitor, keep))
+    return [*callbacks, LastCheckpoint(folder, save_every), BestCheckpoint(folder, monitor)]
 
 
 class WeightAverage(Callback):
-    """Keeps an exponential moving average of the weights, which dev sees in their place.
+    """Keeps an exponential moving average of the weights, which is validated in their place.
 
         a_n = d a_{n-1} + (1 - d) w_n        d = min(decay, (1 + n) / (10 + n)) at step n
 
-    The average of many late steps lies nearer to the middle of a valley than the last step does
-    (Polyak & Juditsky, 1992; Tarvainen & Valpola, 2017). From the start of a look at dev until the
-    epoch's end the model holds the average, so best.ckpt has it; last.ckpt has the weights
-    themselves, and the average beside them.
+    The average of many late steps is nearer to the minimum than the last step (Polyak & Juditsky,
+    1992; Tarvainen & Valpola, 2017). From the start of a validation until the end of the epoch the
+    model holds the average, so best.ckpt has it; last.ckpt has the weights themselves, and the
+    average besides.
 
     Args:
         decay: (0, 1); about 1 / (1 - decay) steps are averaged.
@@ -102,7 +104,7 @@ class WeightAverage(Callback):
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self._steps = 0
-        self._aside: dict[str, Tensor] = {}  # the weights, while the model holds the average
+        self._weights: dict[str, Tensor] = {}  # while the model holds the average
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average, "steps": self._steps}
@@ -113,7 +115,7 @@ class WeightAverage(Callback):
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         start = {**_learned(module), **self.average}
         devices = {name: weight.device for name, weight in module.named_parameters()}
-        self.average = {name: one.to(devices[name]).clone() for name, one in start.items()}
+        self.average = {n: weight.to(devices[n]).clone() for n, weight in start.items()}
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule, *unused: Any
@@ -127,7 +129,7 @@ class WeightAverage(Callback):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, *unused: Any
     ) -> None:
         if trainer.global_step == self._steps:
-            return  # gradients were only added up
+            return  # gradients were accumulated, without a step
         self._steps = trainer.global_step
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
         for name, weight in _learned(module).items():
@@ -136,16 +138,16 @@ class WeightAverage(Callback):
     def on_validation_start(
         self, trainer: lightning.Trainer, module: lightning.LightningModule
     ) -> None:
-        if self.average and not self._aside:
-            self._aside = {name: weight.clone() for name, weight in _learned(module).items()}
+        if self.average and not self._weights:
+            self._weights = {name: weight.clone() for name, weight in _learned(module).items()}
             _fill(module, self.average)
 
     def on_train_epoch_end(
         self, trainer: lightning.Trainer, module: lightning.LightningModule
     ) -> None:
-        if self._aside:
-            _fill(module, self._aside)
-            self._aside = {}
+        if self._weights:
+            _fill(module, self._weights)
+            self._weights = {}
 
 
 def _learned(module: lightning.LightningModule) -> dict[str, Tensor]:
@@ -159,7 +161,7 @@ def _fill(module: lightning.LightningModule, values: dict[str, Tensor]) -> None:
 
 
 class LastCheckpoint(Callback):
-    """Writes last.ckpt, from which a run goes on exactly as if it had never stopped."""
+    """Writes last.ckpt, from which a run resumes exactly as if it had never stopped."""
 
     def __init__(self, folder: Path, every: int) -> None:
         self.path = checkpoint_file(folder, LAST)
@@ -178,9 +180,9 @@ class LastCheckpoint(Callback):
 
 
 class RandomState(Callback):
-    """Keeps every random generator of every rank in the checkpoint, as tensors and plain lists.
+    """Stores every random generator of every rank in the checkpoint, as tensors and plain lists.
 
-    Rank 0 draws what a single process would; the others, unless they are resumed, begin elsewhere.
+    Rank 0 draws what a single process would; the others have seeds of their own, unless resumed.
     """
 
     def __init__(self) -> None:
@@ -198,8 +200,8 @@ class RandomState(Callback):
         if rank < len(self._restored):
             _set_generators(self._restored[rank])
         elif rank:
-            place = 1_000_003 * rank + trainer.global_step
-            lightning.seed_everything((torch.initial_seed() + place) % 2**32, verbose=False)
+            offset = 1_000_003 * rank + trainer.global_step
+            lightning.seed_everything((torch.initial_seed() + offset) % 2**32, verbose=False)
         self._restored = []
 
 
@@ -218,7 +220,7 @@ def _generators() -> dict[str, Any]:
 def _set_generators(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
     kind, keys, *rest = state["numpy"]
     numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
     version, words, gauss_next = state["python"]
@@ -226,7 +228,7 @@ def _set_generators(state: dict[str, Any]) -> None:
 
 
 class EpochLine(Callback):
-    """Prints one line for each look at the dev split."""
+    """Reports one line for each validation."""
 
     def __init__(self) -> None:
         self._started = 0.0
@@ -234,43 +236,39 @@ class EpochLine(Callback):
     def on_train_start(self, *unused: Any) -> None:
         self._started = time.monotonic()
 
-    def on_validation_end(
-        self, trainer: lightning.Trainer, module: lightning.LightningModule
-    ) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if trainer.sanity_checking:
             return
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
         last = "∞" if trainer.max_epochs == -1 else trainer.max_epochs
-        learned = f"train loss {scores.get('train_loss', float('nan')):.3f}"
-        if "train_reward" in scores:
-            learned = f"reward {scores['train_reward']:.3f}"
-        wrong = ""
+        label, name = module.objective.measure
+        learned = f"{label} {scores.get(name, float('nan')):.3f}"
+        shuffled = ""
         if "dev_loss_shuffled" in scores:
-            wrong = f" (wrong image {scores['dev_loss_shuffled']:.3f})"
+            shuffled = f" (wrong image {scores['dev_loss_shuffled']:.3f})"
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
-        print(
+        module.report(
             f"epoch {trainer.current_epoch + 1:>3}/{last}"
             f"   {learned}"
-            f"   dev loss {scores['dev_loss']:.3f}{wrong}"
+            f"   dev loss {scores['dev_loss']:.3f}{shuffled}"
             f"   BLEU-4 {scores['dev_bleu4']:5.1f}"
             f"   CIDEr-D {scores['dev_cider']:5.1f}"
             f"   distinct {scores['dev_distinct']:3.0f} %"
-            f"   {minutes}:{seconds:02d}",
-            flush=True,
+            f"   {minutes}:{seconds:02d}"
         )
 
 
 class ImageMatters(Callback):
-    """Warns when the captions do not depend on the picture.
+    """Warns when the captions do not depend on the image.
 
-    Two signs are looked at after every epoch but the first: the dev loss with each caption beside
-    its neighbour's image, which must be higher than with its own, and the share of distinct
-    captions. A decoder that has become a plain language model fails both. Of a single dev image
-    neither says anything.
+    Two values are checked after every epoch but the first: the dev loss of captions with the images
+    of their neighbors, which must be higher than with their own, and the share of distinct
+    captions. A decoder that has become a plain language model fails both. With a single dev image
+    nothing is checked.
 
     Args:
-        least_gain: by what share of the dev loss the wrong image must be worse.
-        least_distinct: per cent of dev captions that must differ.
+        least_gain: share of the dev loss by which the wrong image must be worse.
+        least_distinct: percent of dev captions that must differ.
     """
 
     def __init__(self, least_gain: float = 0.01, least_distinct: float = 2.0) -> None:
@@ -290,13 +288,13 @@ class ImageMatters(Callback):
             warnings.warn(
                 f"the captions hardly depend on the images: the wrong image raises the dev loss by "
                 f"{100 * gain:.1f} %, and {distinct:.0f} % of the captions differ. Look at the "
-                "encoder, its transform and training.lr",
+                "encoder, its transform and optimizer.lr",
                 stacklevel=2,
             )
 
 
 class SampleCaptions(Callback):
-    """Appends a few dev captions to a file at each look at dev, and gives them to TensorBoard."""
+    """Appends a few dev captions to a file at each validation, and logs them to TensorBoard."""
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
@@ -324,7 +322,15 @@ class SampleCaptions(Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all, and read without running code."""
+    """Lightning's checkpoint files, written whole or not at all, and read without running code.
+
+    Args:
+        resumed: a checkpoint that is read already, so that it need not be read again.
+    """
+
+    def __init__(self, resumed: Checkpoint | None = None) -> None:
+        super().__init__()
+        self.resumed = resumed
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
@@ -334,4 +340,7 @@ class WholeFiles(TorchCheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        resumed, self.resumed = self.resumed, None
+        if resumed is not None and Path(path) == resumed.path:
+            return resumed.lightning
         return read(path).lightning

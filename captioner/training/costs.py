@@ -1,4 +1,4 @@
-"""What a training cost: ``costs.json`` in the run folder, for the tables that compare recipes."""
+"""The cost of a training: ``costs.json`` in the run folder, for the tables that compare recipes."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from torch import nn
 from captioner.files import write_whole
 from captioner.runs import COSTS
 
-EVERY = 50  # steps between two looks at the memory
+EVERY = 50  # steps between two measurements of the memory
 
 
 class Costs(Callback):
-    """Watches a training, and leaves after every epoch what was spent until then.
+    """Measures a training, and writes after every epoch what was spent until then.
 
-    Keys of the file: minutes (of training with its looks at dev; features of images, which are
-    cached once, are not among them, and what a killed process spent after its last epoch is lost),
-    epochs, peak_memory_gib (of the process, without the pages of mapped files; on a GPU of that),
-    learned_parameters, all_parameters, threads, processes, torch. On several devices memory and
-    threads are those of the first process, which alone writes the file.
+    Keys of the file: minutes (of training and validation; not of computing features, which are
+    cached once, nor what a killed process spent after its last epoch), epochs, peak_memory_gib (of
+    the process, without the pages of mapped files; on a GPU of the GPU), learned_parameters,
+    all_parameters, threads, processes, torch. On several devices memory and threads are those of
+    the first process, which alone writes the file.
 
     Args:
-        folder: the run folder; a training that goes on adds to what is written there.
-        module: what learns.
+        folder: the run folder; a resumed training adds to what is written there.
+        module: what is trained.
     """
 
     def __init__(self, folder: Path, module: nn.Module) -> None:
@@ -64,7 +64,7 @@ class Costs(Callback):
         write_whole(self.file, json.dumps(spent, indent=2) + "\n")
 
     def _before(self) -> tuple[float, float]:
-        """Minutes and bytes of what goes on."""
+        """Minutes and bytes of a run that is resumed, otherwise 0."""
         try:
             spent = json.loads(self.file.read_text(encoding="utf-8"))
             return float(spent["minutes"]), float(spent["peak_memory_gib"]) * 2**30
@@ -73,7 +73,7 @@ class Costs(Callback):
 
 
 def memory() -> float:
-    """Bytes that this process holds: on the GPU the most ever, where there is one; 0 unknown."""
+    """Bytes that this process holds: of the GPU the peak, where there is one; 0 if unknown."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     try:

@@ -1,4 +1,4 @@
-"""How long a training is: settled where nobody says, and refused where nothing would be done."""
+"""The length of a training: chosen where no option says it, refused where nothing would happen."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 EPOCHS, STEPS, STEPS_BETWEEN = 15, 300, 20
-"""Without trainer.max_epochs, and trainer.max_steps: so many epochs, or, from nothing, as many as
-make so many steps of the optimizer, and a validation after each epoch, or after so many steps.
-Forty photographs are one step an epoch: a model from nothing is at its best after 200, one that
-starts from another's weights after a few."""
+"""Without trainer.max_epochs and trainer.max_steps: so many epochs or, from random weights, as many
+as make so many steps of the optimizer, and a validation after each epoch, or after so many steps.
+Forty photographs are one step an epoch: a model with random weights is at its best after 200, one
+that starts from another's weights after a few."""
 
 
 _ABOVE_ZERO = (
@@ -22,16 +22,16 @@ _ABOVE_ZERO = (
 def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str, Any]:
     """The group ``trainer`` with what depends on the length of an epoch.
 
-    Numbers for max_epochs and check_val_every_n_epoch that are null, and log_every_n_steps at most
-    the steps of an epoch: the training loss is logged once an epoch at least.
+    max_epochs and check_val_every_n_epoch get numbers where they are null, and log_every_n_steps is
+    at most the steps of an epoch, so that the training loss is logged at least once an epoch.
 
     Args:
         trainer: the group.
         batches: training batches in an epoch.
-        new: whether the model starts from nothing, not from the weights of another run.
+        new: whether the model starts from random weights.
 
     Raises:
-        ValueError: a number with which nothing would be done.
+        ValueError: a number with which nothing would happen.
     """
     for name in _ABOVE_ZERO:
         value = trainer.get(name)
@@ -59,7 +59,7 @@ def steps_of(trainer: Mapping[str, Any], batches: int) -> int:
 
 
 def require_batches(trainer: Mapping[str, Any], *, train: int, val: int) -> None:
-    """Refuse shares of the batches that are less than one, before the work begins.
+    """Refuse shares of the batches that are less than one batch, before the work begins.
 
     Args:
         trainer: the group.
@@ -81,14 +81,14 @@ def require_batches(trainer: Mapping[str, Any], *, train: int, val: int) -> None
 
 
 def require_epochs(checkpoint: Mapping[str, Any] | None, max_epochs: int | None) -> None:
-    """Refuse to go on with a training that has all of its epochs behind it.
+    """Refuse to resume a training whose epochs are all done.
 
     Args:
-        checkpoint: the file as Lightning wrote it; None where the training is new.
+        checkpoint: as Lightning wrote it; None where the training is new.
         max_epochs: of the training; negative is without end, None is not known yet.
 
     Raises:
-        ValueError: says how to go on.
+        ValueError: says what to set.
     """
     if checkpoint is None or max_epochs is None:
         return
@@ -102,5 +102,11 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, max_epochs: int | None)
 
 
 def plural(count: int, one: str, more: str) -> str:
-    """A count and its noun."""
+    """A count and its noun.
+
+    Args:
+        count: how many.
+        one: the noun for 1.
+        more: the noun for any other number.
+    """
     return f"{count} {one if count == 1 else more}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -16,6 +16,7 @@ from captioner.runs import LOGS
 
 def build_loggers(
     folder: Path,
+    report: Callable[[str], None],
     *,
     csv: bool = True,
     tensorboard: bool = True,
@@ -26,53 +27,54 @@ def build_loggers(
 
     Args:
         folder: the run folder; its name is that of the run in Weights & Biases.
+        report: takes each line for people.
         csv: logs/csv/version_0/metrics.csv; a resumed run adds version_1, and so on.
         tensorboard: logs/tensorboard, where tensorboard is installed.
         wandb: Weights & Biases: online where the user has logged in there, otherwise below
-            logs/wandb; the environment variable WANDB_MODE comes first.
+            logs/wandb; the environment variable WANDB_MODE takes precedence.
         project: the project in Weights & Biases.
 
     Raises:
-        ValueError: wandb is asked for and not installed.
+        ValueError: wandb is requested and not installed.
     """
-    found: list[Logger] = []
+    loggers: list[Logger] = []
     if csv:
-        found.append(CSVLogger(folder / LOGS, name="csv"))
+        loggers.append(CSVLogger(folder / LOGS, name="csv"))
     if tensorboard:
         if importlib.util.find_spec("tensorboard"):
-            # no metric of its own, which would be -1 throughout
+            # without hp_metric, which would be -1 throughout
             board = TensorBoardLogger(
                 folder / LOGS, name="tensorboard", version="", default_hp_metric=False
             )
-            found.append(board)
+            loggers.append(board)
         else:
-            print("no TensorBoard log: pip install 'captioner[logging]' adds it")
+            report("no TensorBoard log: pip install 'captioner[logging]' adds it")
     if wandb:
         if not importlib.util.find_spec("wandb"):
             raise ValueError("logger.wandb=true needs wandb: pip install 'captioner[logging]'")
         known = os.environ.get("WANDB_MODE") or not is_first()  # other processes log nothing
-        mode = None if known else _wandb_mode(folder)
+        mode = None if known else _wandb_mode(folder, report)
         name = folder.resolve().name
-        found.append(WandbLogger(name, folder / LOGS, project=project, mode=mode))
-    return found
+        loggers.append(WandbLogger(name, folder / LOGS, project=project, mode=mode))
+    return loggers
 
 
 def log_configuration(loggers: Iterable[Logger], config: Config) -> None:
-    """Give TensorBoard and Weights & Biases the configuration; beside a CSV lies config.yaml."""
+    """Log the configuration to TensorBoard and Weights & Biases; the run folder has it as YAML."""
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             logger.log_hyperparams(config)
 
 
 def close(loggers: Iterable[Logger]) -> None:
-    """End the run in Weights & Biases, which the next training of this process would go on with."""
+    """End the run in Weights & Biases, or the next training of this process would continue it."""
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
         wandb.finish()
 
 
-def _wandb_mode(folder: Path) -> str:
+def _wandb_mode(folder: Path, report: Callable[[str], None]) -> str:
     """Online where the user has logged in and the server answers, otherwise offline."""
     import wandb
 
@@ -82,5 +84,5 @@ def _wandb_mode(folder: Path) -> str:
         online, why = False, str(error).rstrip(".")
     if online:
         return "online"
-    print(f"Weights & Biases: {why}; `wandb sync` of {folder / LOGS}/wandb uploads the run later")
+    report(f"Weights & Biases: {why}; `wandb sync` of {folder / LOGS}/wandb uploads the run later")
     return "offline"

@@ -1,8 +1,7 @@
-"""The processes of a training on several devices: who this one is, and what they tell each other.
+"""The processes of a training on several devices: which one this is, and how they communicate.
 
-Each process is a rank; rank 0 prints and writes. In a training of one process every function gives
-back what it was given. What passes between ranks is plain data and tensors of their own, never a
-file's.
+Each process is a rank; rank 0 prints and writes. In a training of one process every function
+returns its argument. Ranks exchange plain data and tensors of their own, never a file's content.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _Value = TypeVar("_Value")
 
 
 def joined() -> bool:
-    """Whether this process is in a group with others."""
+    """Whether this process has joined a group of several."""
     return group.is_available() and group.is_initialized()
 
 
@@ -64,23 +63,23 @@ def gather(value: _Value) -> list[_Value]:
     """The values of all ranks, in their order, on every rank; they must be picklable."""
     if not joined():
         return [value]
-    found: list[Any] = [None] * count()
-    group.all_gather_object(found, value)
-    return found
+    values: list[Any] = [None] * count()
+    group.all_gather_object(values, value)
+    return values
 
 
 def from_first(value: _Value) -> _Value:
     """Rank 0's value, on every rank; it must be picklable."""
     if not joined():
         return value
-    found = [value]
-    group.broadcast_object_list(found)
-    return found[0]
+    values = [value]
+    group.broadcast_object_list(values)
+    return values[0]
 
 
 @torch.no_grad()
 def align(tensors: Iterable[Tensor]) -> None:
-    """Fill tensors with what rank 0 has in them; all lie on the rank's own device."""
+    """Fill tensors with the values of rank 0; all are on the rank's own device."""
     if joined():
         for tensor in tensors:
             group.broadcast(tensor.detach(), 0)
@@ -97,6 +96,11 @@ def mean(values: Tensor) -> Tensor:
 
 
 def in_turn(dealt: Sequence[Sequence[_Value]]) -> list[_Value]:
-    """What was dealt to the ranks in turn, in its order again."""
-    turns = zip_longest(*([(one,) for one in of_rank] for of_rank in dealt), fillvalue=())
-    return [one for turn in turns for kept in turn for one in kept]
+    """Values that were dealt to the ranks in turn, in their original order.
+
+    Args:
+        dealt: the values of each rank.
+    """
+    boxed = ([(value,) for value in of_rank] for of_rank in dealt)
+    turns = zip_longest(*boxed, fillvalue=())
+    return [value for turn in turns for box in turn for value in box]

@@ -1,8 +1,8 @@
-"""What goes with ``resume=RUN``: the run's own configuration, with what may change changed.
+"""Options that go with ``resume=RUN``: the run's own configuration, some of it changed.
 
 A resumed run continues exactly as if it had never stopped: optimizer, schedule and the order of
-batches are those of its checkpoint, whatever an override says of them. So what can be obeyed is
-obeyed and recorded, and what cannot is refused where it differs from what the run has.
+batches are those of its checkpoint. Options that can be changed are changed and recorded; others
+are refused where they differ from those of the run.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import Any
 from captioner.checkpoints.places import anchored
 from captioner.config import Config, compose, override
 from captioner.metrics.novelty import CaptionHashes
-from captioner.overrides import parse
+from captioner.overrides import Override, parse
 
-GOES_WITH = (
+CHANGEABLE = (
     "trainer.*",
     "decoding.*",
     "logger.*",
+    "objective.*",
     "callbacks.patience",
     "callbacks.save_every",
     "callbacks.samples",
@@ -35,34 +36,25 @@ GOES_WITH = (
     "data.images",
     "encoder.precision",
     "encoder.gradient_checkpointing",
-    "training.label_smoothing",
-    "training.scheduled_sampling",
-    "training.attention_penalty",
-    "training.samples",
-    "training.baseline",
-    "training.temperature",
-    "training.rewards.*",
-    "training.dropout",
-    "training.cross_entropy_weight",
-    "training.least_distinct",
-    "training.most_repeats",
-    "training.most_endless",
 )
-"""What may change when a run is resumed: where it runs, how long, what is watched and written, and
-what the objective makes of a batch."""
+"""Options that may change when a run is resumed: where it runs, how long, what is logged and
+written, and what the objective computes from a batch."""
 
-_IN_WORDS = (
+_FIXED = ("objective.name",)
+"""Options that may not, though a pattern above includes them."""
+
+_SUMMARY = (
     "trainer.*, decoding.*, logger.*, callbacks.* but monitor and ema, loader.workers and cache, "
     "data.root, encoder.precision and the options of the objective"
 )
 
-_GROWING = ("trainer", "decoding", "logger", "callbacks", "loader")  # may be from before an option
+_GROWING = ("trainer", "decoding", "logger", "callbacks", "loader")  # old runs may lack options
 _INHERITED = ("tokenizer", "encoder", "decoder")  # from the run that resume_weights names
 
 
 def resumed(
     saved: Config,
-    overrides: Sequence[str],
+    overrides: Sequence[str | Override],
     *,
     run: str,
     folder: Path,
@@ -72,35 +64,35 @@ def resumed(
 
     Args:
         saved: the configuration in its checkpoint.
-        overrides: ``key=value`` as typed; those of Hydra's own, and ``resume``, are ignored.
+        overrides: ``key=value`` as typed, or as parsed; Hydra's own, and ``resume``, are ignored.
         run: the run as the user named it, for errors.
         folder: its run folder, in which it continues.
-        config_dir: a folder with options of one's own.
+        config_dir: a folder of a user's own options.
 
     Returns:
-        what is to be obeyed and recorded.
+        the configuration to run with and to record.
 
     Raises:
-        ValueError: an override that does not go with a resume and differs from what the run has.
+        ValueError: an override that does not go with a resume and differs from that of the run.
     """
     saved = anchored(saved)
     named = {change.key_or_group: change for change in parse(overrides)}
     _require_same_places(saved, named, run, folder)
     ignored = {"resume", "run_dir", "resume_weights"}
-    lines = [
-        str(change.input_line)
+    changes = [
+        change
         for key, change in named.items()
         if key not in ignored and (key == "hydra.searchpath" or not key.startswith("hydra"))
     ]
-    defaults = compose() if lines else {}
+    defaults = compose() if changes else {}
     whole = {key: _completed(saved[key], defaults.get(key), key) for key in saved}
-    wanted = anchored(override(whole, lines, config_dir=config_dir))
+    wanted = anchored(override(whole, changes, config_dir=config_dir))
     if saved.get("resume_weights") is not None and "experiment" in named:
-        own = [line for line in lines if not line.startswith("experiment=")]
+        own = [change for change in changes if change.key_or_group != "experiment"]
         without = override(whole, own, config_dir=config_dir)
         wanted |= {group: without[group] for group in _INHERITED if group in without}
-    _require_open(_leaves(saved), _leaves(whole), _leaves(wanted), run)
-    for group in _GROWING:  # what the run was without, and nobody asked for, stays away
+    _require_changeable(_leaves(saved), _leaves(whole), _leaves(wanted), run)
+    for group in _GROWING:  # options that the run lacks, and that nobody set, stay away
         old, new = saved.get(group, {}), wanted.get(group, {})
         wanted[group] = {k: v for k, v in new.items() if k in old or v != whole[group].get(k)}
     return {**wanted, "run_dir": saved.get("run_dir", str(folder))}
@@ -131,14 +123,14 @@ def require_same_captions(
     """Refuse to resume a run on other training captions than those it was trained on.
 
     Args:
-        now: those that the data set has.
-        known: those that the run was trained on; None where its checkpoint does not know them.
-        more: where it does not tell them apart, those with what it started from.
-        root: of the data set, for errors.
+        now: those of the dataset.
+        known: those that the run was trained on; None where its checkpoint does not have them.
+        more: those of older checkpoints, together with the captions of what the run started from.
+        root: of the dataset, for errors.
         run: the run folder, for errors.
 
     Raises:
-        ValueError: says how many are new, and gone.
+        ValueError: says how many are new, and how many are gone.
     """
     before = known if known is not None else more
     if before is None:
@@ -152,21 +144,25 @@ def require_same_captions(
         )
 
 
-def _require_open(
+def _require_changeable(
     saved: Mapping[str, Any], whole: Mapping[str, Any], wanted: Mapping[str, Any], run: str
 ) -> None:
     for key in sorted({*whole, *wanted}):
         before, after = whole.get(key), wanted.get(key)
-        if before == after or any(fnmatchcase(key, one) for one in GOES_WITH):
+        if before == after or _is_changeable(key):
             continue
         raise ValueError(
             f"{key}={after} does not go with resume={run}, which has {saved.get(key)}: with a "
-            f"resume go {_IN_WORDS}; resume_weights={run} starts another training from its weights"
+            f"resume go {_SUMMARY}; resume_weights={run} starts another training from its weights"
         )
 
 
+def _is_changeable(key: str) -> bool:
+    return key not in _FIXED and any(fnmatchcase(key, pattern) for pattern in CHANGEABLE)
+
+
 def _completed(values: Any, defaults: Any, group: str) -> Any:
-    """A group of a run from before some of its options were there, with these."""
+    """A group of an old run, with the options that it lacks."""
     if group in _GROWING and isinstance(values, dict) and isinstance(defaults, dict):
         return {**defaults, **values}
     return values

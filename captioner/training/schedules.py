@@ -1,59 +1,45 @@
 """The learning rate over a training, as a share of its peak.
 
-With n steps done of N, of which the first w N warm up, and d = (n - wN) / (N - wN):
+With n steps done of N, of which the first w N are the warm-up, and d = (n - wN) / (N - wN):
 
     warm-up     (n + 1) / (wN + 1)
     constant    1
     linear      1 - d
     cosine      (1 + cos π d) / 2              (Loshchilov & Hutter, ICLR 2017)
-    plateau     factor^k, k the times that dev did not score better for `patience` looks
+    plateau     factor^k, k the times that dev did not score better for `patience` validations
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
-from captioner.config import unknown
+from captioner.config import Config, check_range, make, pick
 
 ENDLESS = 2**62
 """N of a training that something else than its length ends."""
 
-SCHEDULES = ("constant", "linear", "cosine", "plateau")
 
-
-class Schedule:
+class Schedule(ABC):
     """The learning rate at each step.
 
     Args:
-        name: one of SCHEDULES: what follows the warm-up.
-        total_steps: N; ENDLESS is for a constant rate or a plateau, without a warm-up.
+        total_steps: N; ENDLESS is for schedules without an end, without a warm-up.
         warmup: w, the share of the steps in which the rate rises linearly from 0, [0, 1].
-        factor: of a plateau, by which the rate falls, (0, 1).
-        patience: of a plateau, looks at dev without a better score before the rate falls, from 1.
 
     Raises:
-        ValueError: an unknown name, or a value out of range.
+        ValueError: a value out of range.
     """
 
-    def __init__(
-        self, name: str, total_steps: int, *, warmup: float, factor: float, patience: int
-    ) -> None:
-        if name not in SCHEDULES:
-            raise unknown("training.schedule", name, SCHEDULES)
-        if not 0 < factor < 1:
-            raise ValueError(
-                f"training.plateau_factor={factor} is not accepted; choose a number between 0 and 1"
-            )
-        if patience < 1:
-            raise ValueError(
-                f"training.plateau_patience={patience} is not accepted; choose 1 or more"
-            )
-        self.name, self.total_steps, self.warmup = name, total_steps, warmup
-        self.factor, self.patience = factor, patience
-        self.best: tuple[float, ...] | None = None
-        self.worse = 0  # looks since the best one, or since the rate fell
-        self.falls = 0
+    ends: ClassVar[bool] = True
+    """Whether the rate depends on N after the warm-up."""
+
+    def __init__(self, total_steps: int, *, warmup: float = 0.05) -> None:
+        check_range("schedule.warmup", warmup, 1.0)
+        self.total_steps, self.warmup = total_steps, warmup
 
     def rate(self, step: int, *, first: int = 0) -> float:
         """The learning rate at a step, as a share of its peak, [0, 1]; 0 before step `first`."""
@@ -63,17 +49,82 @@ class Schedule:
             return 0.0
         if step < rising:
             return (step + 1) / (rising + 1)
-        done = (step - rising) / max(1.0, total - rising)  # 0 .. 1
-        if self.name == "linear":
-            return max(0.0, 1.0 - done)
-        if self.name == "cosine":
-            return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+        return self.after_warmup((step - rising) / max(1.0, total - rising))
+
+    @abstractmethod
+    def after_warmup(self, done: float) -> float:
+        """The share of the peak when a share `done` of the steps after the warm-up is done."""
+
+    def validated(self, rank: tuple[float, ...]) -> None:
+        """Take the rank of a validation (``selection.py``), the higher the better."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rate depends on besides the step, as plain data."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        return None
+
+
+class Constant(Schedule):
+    """The peak rate."""
+
+    ends = False
+
+    def after_warmup(self, done: float) -> float:
+        return 1.0
+
+
+class Linear(Schedule):
+    """Falls to 0 along a line."""
+
+    def after_warmup(self, done: float) -> float:
+        return max(0.0, 1.0 - done)
+
+
+class Cosine(Schedule):
+    """Falls to 0 along half a cosine."""
+
+    def after_warmup(self, done: float) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+
+
+class Plateau(Schedule):
+    """Falls whenever validations have stopped improving.
+
+    Args:
+        total_steps: as of Schedule.
+        warmup: as of Schedule.
+        factor: by which the rate is multiplied, (0, 1).
+        patience: validations without a better score before it is, from 1.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    ends = False
+
+    def __init__(
+        self, total_steps: int, *, warmup: float = 0.05, factor: float = 0.5, patience: int = 2
+    ) -> None:
+        super().__init__(total_steps, warmup=warmup)
+        if not 0 < factor < 1:
+            raise ValueError(
+                f"schedule.factor={factor} is not accepted; choose a number between 0 and 1"
+            )
+        if patience < 1:
+            raise ValueError(f"schedule.patience={patience} is not accepted; choose 1 or more")
+        self.factor, self.patience = factor, patience
+        self.best: tuple[float, ...] | None = None
+        self.worse = 0  # validations since the best one, or since the rate fell
+        self.falls = 0
+
+    def after_warmup(self, done: float) -> float:
         return self.factor**self.falls
 
-    def look(self, rank: tuple[float, ...]) -> None:
-        """Take notice of a validation's rank (``selection.py``); only a plateau does."""
-        if self.name != "plateau":
-            return
+    def validated(self, rank: tuple[float, ...]) -> None:
         if self.best is None or rank > self.best:
             self.best, self.worse = rank, 0
             return
@@ -82,13 +133,36 @@ class Schedule:
             self.falls, self.worse = self.falls + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has heard, as plain data."""
         best = None if self.best is None else list(self.best)
         return {"best": best, "worse": self.worse, "falls": self.falls}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
         best, self.worse, self.falls = state["best"], state["worse"], state["falls"]
-        if best is not None:  # captioner 0.1 had the score alone
+        if best is not None:  # captioner 0.1 stored the score alone
             best = (best,) if isinstance(best, float) else tuple(best)
         self.best = best
+
+
+SCHEDULES: Mapping[str, type[Schedule]] = MappingProxyType(
+    {"constant": Constant, "linear": Linear, "cosine": Cosine, "plateau": Plateau}
+)
+"""Name of a schedule -> its class."""
+
+
+def schedule_class(group: Config) -> type[Schedule]:
+    """The class that the group ``schedule`` names."""
+    return pick(SCHEDULES, group.get("name", "cosine"), "schedule.name")
+
+
+def build_schedule(group: Config, total_steps: int) -> Schedule:
+    """The schedule of the group ``schedule``.
+
+    Args:
+        group: ``name``, a key of SCHEDULES, and its arguments.
+        total_steps: of the training.
+
+    Raises:
+        ValueError: an unknown name or option, or a value out of range.
+    """
+    options = {key: value for key, value in group.items() if key != "name"}
+    return make(schedule_class(group), "schedule", options, total_steps)

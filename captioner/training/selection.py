@@ -1,12 +1,12 @@
-"""Which epoch is best: one order for the best checkpoint, the kept epochs and early stopping.
+"""The order of epochs: one for the best checkpoint, the kept epochs and early stopping.
 
     rank = (monitored score, CIDEr-D, -dev loss)        compared from the left; higher is better
 
 BLEU-4 of a few images is 0 until four words in a row are right: then CIDEr-D decides, and where
 both are equal the loss. Of equal ranks the earlier epoch is the better one.
 
-What has been best so far is read from the checkpoints in the run folder itself: each has its dev
-scores. So a run may be moved, and no state that came from a file names files.
+The best rank so far is read from the checkpoints in the run folder: each has its dev scores. So a
+run may be moved, and no stored state contains the names of files.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Rank = tuple[float, ...]
 
 
 def rank(scores: Mapping[str, float], monitor: str) -> Rank:
-    """The place of an epoch among others, the higher the better.
+    """The rank of an epoch among others, the higher the better.
 
     Args:
         scores: of its validation, with dev_cider and dev_loss.
-        monitor: the name of the score that counts first.
+        monitor: the name of the score that is compared first.
     """
     return scores[monitor], scores["dev_cider"], -scores["dev_loss"]
 
@@ -80,13 +80,13 @@ class KeptEpochs(Checkpoint):
             return
         file = runs.epoch_file(self.folder, trainer.current_epoch + 1)
         now = rank(module.dev_scores, self.monitor)
-        others = {one: value for one, value in self.ranks.items() if one != file}
+        others = {other: value for other, value in self.ranks.items() if other != file}
         if len(others) >= self.count and now <= min(others.values()):
             return
         trainer.save_checkpoint(file, weights_only=True)
         self.ranks = {**others, file: now}
         if len(others) >= self.count:
-            worst = min(others, key=lambda one: others[one])
+            worst = min(others, key=others.__getitem__)
             del self.ranks[worst]
             if trainer.is_global_zero:
                 worst.unlink(missing_ok=True)

@@ -1,13 +1,15 @@
-"""Sweeps: a combination that cannot be composed is one job that fails, not the end of all.
+"""Sweeps: a combination that cannot be composed is one failed job, not the end of the sweep.
 
-Hydra composes each job outside of the job's own function, and gives up the whole sweep where one
-cannot be. ``JobLoader`` composes the defaults for it instead, with the reason beside them, so that
-the job itself says it: in its turn and under its own name, in whatever process a launcher runs it.
+Hydra composes each job outside of the job's own function, and stops the whole sweep where that
+fails. ``JobLoader`` composes the defaults for such a job instead, together with the reason, so that
+the job itself raises it: in its turn and under its own name, in whatever process a launcher runs
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
@@ -17,17 +19,23 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from captioner.config import checked, compose_all
+from captioner.config import checked, compose_all, compose_base, has
+from captioner.overrides import Override, quote
+from captioner.renamed import renamed
 
 REFUSED = "refused"
-"""In the configuration of a job that cannot be composed: why not."""
+"""Key of the reason in the configuration of a job that cannot be composed."""
+
+
+LONGEST = 120
+"""Bytes of a job's name, after which further keys are left out of it; file systems allow 255."""
 
 
 class Refusals(Callback):
     """Makes Hydra compose the jobs of a sweep by a JobLoader.
 
     Args:
-        config_dir: a folder with options of one's own.
+        config_dir: a folder of a user's own options.
     """
 
     def __init__(self, config_dir: str | None = None) -> None:
@@ -42,7 +50,7 @@ class Refusals(Callback):
 
 
 class JobLoader(ConfigLoaderImpl):
-    """Hydra's loader, for which a combination that cannot be composed is a job that says why."""
+    """Hydra's loader, which makes a failing job of a combination that cannot be composed."""
 
     def __init__(self, config_search_path: Any, config_dir: str | None) -> None:
         super().__init__(config_search_path)
@@ -51,6 +59,7 @@ class JobLoader(ConfigLoaderImpl):
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
+        sweep_overrides = [renamed(line) for line in sweep_overrides]
         try:
             return super().load_sweep_config(master_config, sweep_overrides)
         except HydraException as error:
@@ -62,7 +71,7 @@ class JobLoader(ConfigLoaderImpl):
             return composed
 
     def _reason(self, master_config: DictConfig, overrides: Sequence[str]) -> str | None:
-        places = [one for one in master_config.hydra.overrides.hydra if "searchpath" in one]
+        places = [line for line in master_config.hydra.overrides.hydra if "searchpath" in line]
         try:
             compose_all(
                 checked([*overrides, *places], config_dir=self.config_dir),
@@ -79,3 +88,87 @@ def _name(master_config: DictConfig, overrides: Sequence[str]) -> str:
     assert isinstance(rules, dict)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return get_overrides_dirname(parsed, **{str(key): value for key, value in rules.items()})
+
+
+# Overrides of a sweep -------------------------------------------------------------------------
+
+
+def sweep_overrides(
+    changes: Sequence[Override], config_dir: str | Path | None = None
+) -> tuple[list[str], Path]:
+    """The overrides that a sweep needs besides its own, and the folder of its runs.
+
+    Args:
+        changes: overrides, as returned by ``config.checked``.
+        config_dir: a folder of a user's own options.
+
+    Returns:
+        overrides that name its folder and its jobs, and tell a sweeper that searches that higher
+        scores are better; and the folder.
+
+    Raises:
+        ValueError: an interval, for a sweeper that takes lists alone.
+    """
+    hydra = compose_base(changes, config_dir=config_dir).hydra
+    named = {change.key_or_group: change for change in changes}
+    searches = "direction" in hydra.sweeper
+    for change in changes:
+        if change.is_sweep_override() and not change.is_discrete_sweep() and not searches:
+            raise ValueError(
+                f"{change.input_line}: an interval has no list of values to try; write "
+                f"{change.key_or_group}=a,b,c, or add hydra/sweeper=optuna, which searches it"
+            )
+    folder = str(hydra.sweep.dir)
+    if "run_dir" in named and "hydra.sweep.dir" not in named:
+        folder = str(named["run_dir"].value())
+    more = [f"hydra.sweep.dir={quote(folder)}", _names_of_jobs(list(named.values()))]
+    own = "null" if config_dir is None else quote(str(config_dir))
+    more.append(
+        "+hydra.callbacks.refusals={_target_:captioner.training.sweeps.Refusals,config_dir:"
+        + own
+        + "}"
+    )
+    if searches and "hydra.sweeper.direction" not in named:
+        more.append("hydra.sweeper.direction=maximize")
+    return more, Path(folder)
+
+
+def for_each_job(changes: Sequence[Override], config_dir: str | Path | None = None) -> list[str]:
+    """Overrides as Hydra takes them for a sweep over groups.
+
+    Before the jobs Hydra composes the defaults, with all overrides that are no sweeps, and refuses
+    a value that only another option of a swept group has. Such a value becomes a sweep of one.
+
+    Args:
+        changes: overrides, as returned by ``config.checked``.
+        config_dir: a folder of a user's own options.
+    """
+    fixed = [change for change in changes if not change.is_sweep_override()]
+    defaults = compose_base(fixed, config_dir=config_dir)
+    result = []
+    for change in changes:
+        line, key = str(change.input_line), change.key_or_group
+        sets = not (change.is_add() or change.is_delete())
+        absent = "." in key and not key.startswith("hydra") and not has(defaults, key)
+        if sets and absent and not change.is_sweep_override():
+            line = f"{key}=choice({change.get_value_element_as_str()})"
+        result.append(line)
+    return result
+
+
+def _names_of_jobs(changes: Sequence[Override]) -> str:
+    """Jobs are named by the values that differ, without paths, up to LONGEST bytes."""
+    left_out, length = [], 0
+    for change in changes:
+        line = str(change.input_line)
+        if change.is_sweep_override() and "/" not in line:
+            key = change.get_key_element()
+            values = change.sweep_string_iterator() if change.is_discrete_sweep() else ["9" * 20]
+            longest = max((len(f"{key}={value},".encode()) for value in values), default=0)
+            length += longest
+            if length <= LONGEST:
+                continue
+            length -= longest
+        if not change.key_or_group.startswith("hydra"):
+            left_out.append(change.key_or_group)
+    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"

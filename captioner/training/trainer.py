@@ -1,10 +1,11 @@
-"""Lightning's Trainer: what of its options is passed on, and how many steps a training takes."""
+"""Lightning's Trainer: its options, and how many steps a training takes."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,7 @@ import pytorch_lightning as lightning
 import torch
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.profilers import AdvancedProfiler, Profiler, SimpleProfiler
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -20,10 +22,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from captioner.config import Config, check_range, pick, unknown
 from captioner.models.precision import device_of, resolve_trainer
 from captioner.runs import LOGS
-from captioner.training.callbacks import WholeFiles
 from captioner.training.duration import EPOCHS
 from captioner.training.launcher import started_by_torchrun
-from captioner.training.schedules import ENDLESS
+from captioner.training.objectives.table import objective_class
+from captioner.training.schedules import ENDLESS, schedule_class
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 """How several devices work together: all of them, each with all of the weights."""
@@ -36,48 +38,23 @@ PROFILERS: Mapping[str, type[Profiler]] = MappingProxyType(
 """Lightning's profilers that write a table."""
 
 
-def build_trainer(
-    folder: Path,
-    callbacks: list[Callback],
-    loggers: list[Logger],
-    *,
-    max_epochs: int | None = EPOCHS,
-    max_steps: int = -1,
-    max_time: str | None = None,
-    accelerator: str = "auto",
-    devices: int | str = 1,
-    num_nodes: int = 1,
-    strategy: str = "auto",
-    precision: int | str = "auto",
-    gradient_clip_val: float = 5.0,
-    accumulate_grad_batches: int = 1,
-    check_val_every_n_epoch: int | None = 1,
-    limit_train_batches: int | float = 1.0,
-    limit_val_batches: int | float = 1.0,
-    overfit_batches: int | float = 0,
-    fast_dev_run: bool | int = False,
-    log_every_n_steps: int = 50,
-    profiler: str | None = None,
-    detect_anomaly: bool = False,
-) -> lightning.Trainer:
-    """A Lightning Trainer; the options have Lightning's names and meaning.
+@dataclass(frozen=True, kw_only=True)
+class TrainerOptions:
+    """Options of a Lightning Trainer, with Lightning's names and meaning: the group ``trainer``.
 
-    Args:
-        folder: the run folder.
-        callbacks: of the run.
-        loggers: of the run.
+    Attributes:
         max_epochs: passes over the training captions, or images; -1 is without end; ``train``
             settles None.
-        max_steps: of the optimiser; -1 is without end.
+        max_steps: of the optimizer; -1 is without end.
         max_time: days:hours:minutes:seconds after which the training stops; None is without end.
         accelerator: one of ACCELERATORS.
         devices: how many on each machine, which ones ("0,2"), or "auto".
-        num_nodes: machines.
+        num_nodes: machines, from 1.
         strategy: one of STRATEGIES.
         precision: "auto", "32-true", "bf16-mixed" or, on a GPU, "16-mixed"; "auto" is bf16-mixed
             where the device multiplies bfloat16 itself, else 32-true.
-        gradient_clip_val: largest norm of the gradient; 0 does not clip.
-        accumulate_grad_batches: batches whose gradients are added up for one step.
+        gradient_clip_val: largest norm of the gradient, from 0; 0 does not clip.
+        accumulate_grad_batches: batches whose gradients are added up for one step, from 1.
         check_val_every_n_epoch: epochs between two validations.
         limit_train_batches: a number of batches (whole number) or a share of them.
         limit_val_batches: likewise; of the batches of all devices.
@@ -87,70 +64,113 @@ def build_trainer(
             epoch.
         profiler: a key of PROFILERS: write a table of the time spent below logs/.
         detect_anomaly: stop where a gradient becomes NaN, and say where; slow.
+    """
+
+    max_epochs: int | None = EPOCHS
+    max_steps: int = -1
+    max_time: str | None = None
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: int | str = "auto"
+    gradient_clip_val: float = 5.0
+    accumulate_grad_batches: int = 1
+    check_val_every_n_epoch: int | None = 1
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    overfit_batches: int | float = 0
+    fast_dev_run: bool | int = False
+    log_every_n_steps: int = 50
+    profiler: str | None = None
+    detect_anomaly: bool = False
+
+
+_OURS = ("strategy", "overfit_batches", "devices", "num_nodes")  # not passed on as they are
+
+
+def build_trainer(
+    options: TrainerOptions,
+    folder: Path,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    files: CheckpointIO,
+) -> lightning.Trainer:
+    """A Lightning Trainer.
+
+    Args:
+        options: of the trainer.
+        folder: the run folder.
+        callbacks: of the run.
+        loggers: of the run.
+        files: reads and writes checkpoints.
 
     Raises:
         ValueError: a value that Lightning does not accept.
     """
-    if strategy not in STRATEGIES:
-        raise unknown("trainer.strategy", strategy, STRATEGIES)
-    check_range("trainer.gradient_clip_val", gradient_clip_val)
-    _require_devices(accelerator, devices, num_nodes)
-    profile = None
-    if profiler is not None:
-        kind = pick(PROFILERS, profiler, "trainer.profiler")
-        profile = kind(dirpath=folder / LOGS, filename="profile")
-    if overfit_batches:  # Lightning's own would read the captions in their order
-        limit_train_batches = limit_val_batches = overfit_batches
-    options: dict[str, Any] = {
-        "default_root_dir": folder,
+    if options.strategy not in STRATEGIES:
+        raise unknown("trainer.strategy", options.strategy, STRATEGIES)
+    check_range("trainer.gradient_clip_val", options.gradient_clip_val)
+    _require_devices(options.accelerator, options.devices, options.num_nodes)
+    given = {
+        **_passed_on(options, folder),
         "callbacks": callbacks,
         "logger": loggers,
-        "plugins": [WholeFiles()],
-        "max_epochs": max_epochs,
-        "max_steps": max_steps,
-        "max_time": max_time,
-        "accelerator": accelerator,
-        "precision": resolve_trainer(precision, device_of(accelerator)),
-        "gradient_clip_val": gradient_clip_val,
-        "accumulate_grad_batches": accumulate_grad_batches,
-        "check_val_every_n_epoch": check_val_every_n_epoch,
-        "limit_train_batches": limit_train_batches,
-        "limit_val_batches": limit_val_batches,
-        "fast_dev_run": fast_dev_run,
-        "log_every_n_steps": log_every_n_steps,
-        "profiler": profile,
-        "detect_anomaly": detect_anomaly,
-        "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,  # ours deals batches out; theirs would reorder them
-        "enable_model_summary": False,
+        "plugins": [files],
         "enable_progress_bar": any(isinstance(one, ProgressBar) for one in callbacks),
     }
     try:
-        devices, num_nodes = started_by_torchrun(devices, num_nodes)
-        options |= {"devices": devices, "num_nodes": num_nodes}
-        trainer = lightning.Trainer(**options, strategy=strategy)
+        devices, num_nodes = started_by_torchrun(options.devices, options.num_nodes)
+        given |= {"devices": devices, "num_nodes": num_nodes}
+        trainer = lightning.Trainer(**given, strategy=options.strategy)
         if not isinstance(trainer.strategy, DDPStrategy):
             return trainer
-        # What a frozen encoder knows of its weights must not change under it at every step.
-        unused = strategy.endswith("unused_parameters_true")
+        # A frozen encoder's copies of its weights must not change at every step.
+        unused = options.strategy.endswith("unused_parameters_true")
         several = DDPStrategy(broadcast_buffers=False, find_unused_parameters=unused)
-        return lightning.Trainer(**options, strategy=several)
+        return lightning.Trainer(**given, strategy=several)
     except (MisconfigurationException, TypeError) as error:
         raise ValueError(f"trainer: {error}") from None
 
 
+def _passed_on(options: TrainerOptions, folder: Path) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that follow from the options alone."""
+    given = {
+        field.name: getattr(options, field.name)
+        for field in fields(options)
+        if field.name not in _OURS
+    }
+    if options.overfit_batches:  # Lightning's own would read the captions in their order
+        given |= dict.fromkeys(
+            ("limit_train_batches", "limit_val_batches"), options.overfit_batches
+        )
+    profiler = None
+    if options.profiler is not None:
+        kind: Any = pick(PROFILERS, options.profiler, "trainer.profiler")
+        profiler = kind(dirpath=folder / LOGS, filename="profile")
+    return {
+        **given,
+        "default_root_dir": folder,
+        "precision": resolve_trainer(options.precision, device_of(options.accelerator)),
+        "profiler": profiler,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # ours deals batches out; Lightning's would reorder them
+        "enable_model_summary": False,
+    }
+
+
 def _require_devices(accelerator: str, devices: int | str, num_nodes: int) -> None:
-    """Refuse devices that are not there, or are none, in words of the options."""
+    """Refuse devices that do not exist, in words of the options."""
     if accelerator not in ACCELERATORS:
         raise unknown("trainer.accelerator", accelerator, ACCELERATORS)
-    there = {
+    available = {
         "auto": True,
         "cpu": True,
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
     }
-    there["gpu"] = there["cuda"] or there["mps"]
-    if not there[accelerator]:
+    available["gpu"] = available["cuda"] or available["mps"]
+    if not available[accelerator]:
         raise ValueError(
             f"trainer.accelerator={accelerator} is not there: torch finds no such device on this "
             "machine; choose auto or cpu"
@@ -165,7 +185,11 @@ def _require_devices(accelerator: str, devices: int | str, num_nodes: int) -> No
 
 
 def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:
-    """How many steps the optimiser takes in the whole training of `batches` batches an epoch.
+    """How many steps the optimizer takes in the whole training.
+
+    Args:
+        batches: training batches in an epoch.
+        trainer: with its limits.
 
     Returns:
         at least 1; ENDLESS where neither epochs nor steps are bounded.
@@ -180,30 +204,40 @@ def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:
 
 
 def require_end(config: Config, steps: int) -> None:
-    """Refuse what is told as a share of a training that has no end, or by epochs of a cut one.
+    """Refuse shares of a training without an end, and epochs of one that ends by steps.
+
+    Args:
+        config: of the run.
+        steps: of the optimizer in the whole training.
 
     Raises:
         ValueError: says what to set instead.
     """
-    training, trainer = config["training"], config["trainer"]
-    unfreezes = training.get("unfreeze_at") is not None
-    if unfreezes and trainer.get("max_steps", -1) >= 0:
+    trainer, unfreeze_at = config["trainer"], config["training"].get("unfreeze_at")
+    if unfreeze_at is not None and trainer.get("max_steps", -1) >= 0:
         raise ValueError(
             f"trainer.max_steps={trainer['max_steps']} does not go with training.unfreeze_at, "
             "which counts epochs; set trainer.max_epochs instead"
         )
-    shares = [f"training.schedule={training['schedule']}"] * (
-        training.get("schedule", "cosine") in ("linear", "cosine")
-    )
-    for name in ("warmup", "scheduled_sampling"):
-        if training.get(name):
-            shares.append(f"training.{name}={training[name]}")
-    if unfreezes:
-        shares.append(f"training.unfreeze_at={training['unfreeze_at']}")
+    shares = _shares(config)
     if steps == ENDLESS and shares:
         raise ValueError(
             f"trainer.max_epochs={trainer['max_epochs']} has no end, and "
             f"{' and '.join(shares)} {'needs' if len(shares) == 1 else 'need'} one; set "
             "trainer.max_epochs or trainer.max_steps, or train at a constant rate: "
-            "training.schedule=constant (or plateau) training.warmup=0"
+            "schedule=constant (or plateau) schedule.warmup=0"
         )
+
+
+def _shares(config: Config) -> list[str]:
+    """The options that depend on the length of the training, as ``key=value``."""
+    name = config["schedule"].get("name", "cosine")
+    shares = [f"schedule={name}"] if schedule_class(config["schedule"]).ends else []
+    options = [("schedule", "warmup")]
+    options += [("objective", key) for key in objective_class(config["objective"]).length_options]
+    for group, key in options:
+        if config[group].get(key):
+            shares.append(f"{group}.{key}={config[group][key]}")
+    if config["training"].get("unfreeze_at") is not None:
+        shares.append(f"training.unfreeze_at={config['training']['unfreeze_at']}")
+    return shares

@@ -1,7 +1,7 @@
-"""Staged fine-tuning: a frozen encoder whose last stages begin to learn in the middle of a run.
+"""Staged fine-tuning: the last stages of a frozen encoder begin to learn in the middle of a run.
 
-A decoder that knows nothing yet sends gradients that mean nothing, and they would spoil what the
-encoder has learned; so it learns alone first, from cached features, and then both learn together
+The gradients of a random decoder are noise, and would destroy what the encoder has learned; so the
+decoder learns alone first, from cached features, and then both learn together
 (Vinyals et al., 2017, "Show and Tell: Lessons learned from the 2015 MSCOCO image captioning
 challenge").
 """
@@ -19,24 +19,24 @@ from captioner.models.encoders.encoder import Encoder
 
 
 class Unfreezing(Callback):
-    """Lets parameters of a frozen encoder learn from an epoch on, and has images read live.
+    """Unfreezes parameters of the encoder at the start of an epoch; images are read live from then.
 
-    The optimiser has them from the start, without gradients; their rate begins at `first_step`.
+    The optimizer has them from the start, without gradients; their rate begins at `first_step`.
 
     Args:
         encoder: frozen.
-        at: epochs before that, at least 0, or as a fraction a share of all epochs, (0, 1).
+        at: epochs before that, from 0, or a share of all epochs, (0, 1).
         stages: how many of the last stages (``models/encoders/stages.py``); None is all of them.
         epochs: of the whole training.
-        steps: of the optimiser in the whole training.
+        steps: of the optimizer in the whole training.
 
     Attributes:
-        epoch: the first in which they learn, counted from 0.
-        first_step: the optimiser's first step in it.
+        epoch: the first in which the parameters learn, from 0.
+        first_step: the optimizer's first step in it.
         parameters: of those stages.
 
     Raises:
-        ValueError: the encoder learns anyway, or a value out of range.
+        ValueError: the encoder is trainable from the start, or a value out of range.
     """
 
     def __init__(
@@ -58,23 +58,23 @@ class Unfreezing(Callback):
         self.parameters: frozenset[nn.Parameter] = frozenset(encoder.last_stages(stages))
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self._look(trainer, module)  # a run that is resumed within an epoch starts none
+        self._unfreeze(trainer, module)  # a run that is resumed within an epoch starts none
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self._look(trainer, module)
+        self._unfreeze(trainer, module)
 
-    def _look(self, trainer: Any, module: Any) -> None:
+    def _unfreeze(self, trainer: Any, module: Any) -> None:
         encoder = module.model.encoder
         if encoder.unfrozen or trainer.current_epoch < self.epoch:
             return
         encoder.unfreeze(self.parameters)
         trainer.datamodule.read_live()
-        if isinstance(trainer.strategy, DDPStrategy):  # it knows the parameters that learned so far
+        if isinstance(trainer.strategy, DDPStrategy):  # it holds the parameters that learned so far
             trainer.strategy.model = module
             trainer.strategy.configure_ddp()
         count = sum(parameter.numel() for parameter in self.parameters)
-        print(
+        rate = module.optimization.encoder_lr
+        module.report(
             f"from epoch {trainer.current_epoch + 1} on the encoder learns {count / 1e6:.1f} "
-            f"million parameters, at a rate of up to {module.encoder_lr:g}; images are read live",
-            flush=True,
+            f"million parameters, at a rate of up to {rate:g}; images are read live"
         )

@@ -39,9 +39,9 @@ TABLES: dict[str, str] = {
     "trainer.profiler": "training/trainer.py:PROFILERS",
     "trainer.accelerator": "training/trainer.py:ACCELERATORS",
     "trainer.strategy": "training/trainer.py:STRATEGIES",
-    "training.baseline": "training/objectives/self_critical.py:BASELINES",
-    "training.objective": "training/objectives/table.py:OBJECTIVES",
-    "training.schedule": "training/schedules.py:SCHEDULES",
+    "objective.baseline": "training/objectives/self_critical.py:BASELINES",
+    "objective.name": "training/objectives/table.py:OBJECTIVES",
+    "schedule.name": "training/schedules.py:SCHEDULES",
     "--metrics": METRICS,
     "--tokenize": "metrics/tokenize.py:TOKENIZE",
 }

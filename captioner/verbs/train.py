@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,9 @@ from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import fail, print_table, short
 
 if TYPE_CHECKING:
+    from captioner.checkpoints.checkpoint import Checkpoint
     from captioner.overrides import Override
     from captioner.training.train import TrainedRun
-
-LONGEST = 120
-"""Bytes of a job's name, after which further keys are left out of it; file systems allow 255."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,33 +37,35 @@ def run(argv: Sequence[str]) -> int:
         parts.plug_in(module)
     options = _hydra_options(rest)
     if options.shell_completion or options.help or options.hydra_help:
-        _under_hydra(rest, _train_job)
+        _under_hydra(rest, lambda composed: _train_job(composed, (), ()))
         return 0
     again = [*this_program(), "train", *argv]
-    flags = [one for one in rest if one not in options.overrides]
-    if _resumes(options.overrides) is not None:
-        return _resume(options, again)
+    flags = [flag for flag in rest if flag not in options.overrides]
+    if any(line.lstrip("+").startswith("resume=") for line in options.overrides):
+        status = _resume(options, again)
+        if status is not None:
+            return status
     where = options.config_dir
-    lines = config.checked(options.overrides, several=options.multirun, config_dir=where)
+    changes = config.checked(options.overrides, several=options.multirun, config_dir=where)
     if options.multirun:
         own_parts = [f"--plugin={module}" for module in own.plugin]
-        return _sweep(flags, lines, where, own_parts)
+        return _sweep(flags, changes, where, own_parts)
     failures: list[Exception] = []
 
     def job(composed: Any) -> None:
         try:
-            _train_job(composed, again)
-        except Exception as error:  # past Hydra, which would say more than one line about it
+            _train_job(composed, changes, again)
+        except Exception as error:  # not through Hydra, which would print more than one line
             failures.append(error)
 
-    _under_hydra([*flags, *lines], job)
+    _under_hydra([*flags, *_lines(changes)], job)
     if failures:
         raise failures[0]
     return 0
 
 
 def _hydra_options(argv: Sequence[str]) -> argparse.Namespace:
-    """Hydra's flags and the overrides, in whatever order they stand."""
+    """Hydra's flags and the overrides, in any order."""
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
@@ -79,15 +80,28 @@ def _under_hydra(argv: Sequence[str], job: Callable[[Any], Any]) -> None:
     from captioner import config
 
     sys.argv = ["captioner train", *argv]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises; the command line says it in one line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises, and the command line prints one line
     hydra.main(str(config.conf_folder()), "config", version_base="1.3")(job)()
+
+
+def _lines(changes: Sequence[Override]) -> list[str]:
+    """Parsed overrides as Hydra takes them on its command line."""
+    return [str(change.input_line) for change in changes]
 
 
 # One run ----------------------------------------------------------------------------------------
 
 
-def _train_job(composed: Any, again: Sequence[str] = ()) -> TrainedRun:
-    """Train with a configuration that Hydra has composed; `again` as of _train."""
+def _train_job(
+    composed: Any, changes: Sequence[str | Override], again: Sequence[str]
+) -> TrainedRun:
+    """Train with a configuration that Hydra has composed.
+
+    Args:
+        composed: the configuration.
+        changes: the overrides with which it was composed.
+        again: starts another process of the training.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     from captioner import parts
@@ -98,9 +112,8 @@ def _train_job(composed: Any, again: Sequence[str] = ()) -> TrainedRun:
     if config["resume"] is not None:
         raise ValueError("resume is given on the command line alone, as resume=RUN")
     parts.plug_in_all(config)
-    job = HydraConfig.get()
-    folder = _run_folder(job, config["run_dir"])
-    return _train(inherit(config, list(job.overrides.task)), folder, again)
+    folder = _run_folder(HydraConfig.get(), config["run_dir"])
+    return _train(inherit(config, changes), folder, again)
 
 
 def _run_folder(hydra: Any, run_dir: Any) -> Path:
@@ -114,14 +127,15 @@ def _run_folder(hydra: Any, run_dir: Any) -> Path:
 
 
 def _train(
-    config: dict[str, Any], folder: Path, again: Sequence[str], resume: Path | None = None
+    config: dict[str, Any], folder: Path, again: Sequence[str], resume: Checkpoint | None = None
 ) -> TrainedRun:
-    """Train, and print what came of it; `again` is what starts another process of the training."""
+    """Train, and print the result; `again` starts another process of the training."""
     from captioner.training import ranks
     from captioner.training.train import train
 
-    with ranks.muted():
-        run = train(config, folder, resume=resume, command=again)
+    report = partial(print, flush=True)
+    run = train(config, folder, resume=resume, command=again, report=report)
+    if ranks.first():
         _print_run(run)
     return run
 
@@ -147,27 +161,50 @@ def _print_run(run: TrainedRun) -> None:
 # A run that is resumed --------------------------------------------------------------------------
 
 
-def _resumes(overrides: Sequence[str]) -> str | None:
-    """The run that is to be resumed, if one is."""
-    from captioner.overrides import parse
+def _resume(options: argparse.Namespace, again: Sequence[str]) -> int | None:
+    """Resume a run in its own folder; nothing is composed but what the overrides choose.
 
-    given = [line for line in overrides if line.lstrip("+").startswith("resume=")]
-    value = parse(given)[-1].value() if given else None
-    return None if value in (None, "") else str(value)
-
-
-def _resume(options: argparse.Namespace, again: Sequence[str]) -> int:
-    """Resume a run in its own folder; nothing is composed but what the overrides choose."""
-    from captioner import parts
-    from captioner.checkpoints import bundle, checkpoint
+    Returns:
+        the exit status; None where ``resume`` names no run (``resume=null``).
+    """
     from captioner.overrides import parse
     from captioner.training.duration import require_epochs
     from captioner.training.resuming import resumed
 
-    named = str(_resumes(options.overrides))
+    changes = parse(options.overrides)
+    named = [change.value() for change in changes if change.key_or_group == "resume"][-1]
+    if named in (None, ""):
+        return None
     if options.multirun:
         raise ValueError(f"resume={named} continues one run; leave --multirun out")
-    for change in parse(options.overrides):
+    last, folder = _last_checkpoint(str(named), changes)
+    where = options.config_dir
+    config = resumed(last.config, changes, run=str(named), folder=folder, config_dir=where)
+    if options.cfg:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
+        return 0
+    require_epochs(last.lightning, config["trainer"]["max_epochs"])  # before all that takes long
+    _train(config, folder, again, last)
+    return 0
+
+
+def _last_checkpoint(named: str, changes: Sequence[Override]) -> tuple[Checkpoint, Path]:
+    """The checkpoint from which a run resumes, and the run folder.
+
+    Args:
+        named: the run as the user named it.
+        changes: the overrides; modules of a user's own classes that they name are imported.
+
+    Raises:
+        ValueError: the run has no optimizer to continue with.
+        FileNotFoundError: there is no such run.
+    """
+    from captioner import parts
+    from captioner.checkpoints import bundle, checkpoint
+
+    for change in changes:
         if not change.is_sweep_override() and parts.is_own(change.value()):
             parts.plug_in(change.value())
     if bundle.find(named) is not None and not Path(named).exists():
@@ -175,150 +212,59 @@ def _resume(options: argparse.Namespace, again: Sequence[str]) -> int:
             f"resume={named}: a bundled model has no optimizer to continue with; "
             f"resume_weights={named} starts another training from its weights"
         )
-    last = checkpoint.find(named, name=LAST)
-    found, folder = checkpoint.read(last), checkpoint.run_folder(last)
-    if "optimizer_states" not in found.lightning:
+    last = checkpoint.read(checkpoint.find(named, name=LAST))
+    folder = checkpoint.run_folder(last.path)
+    if "optimizer_states" not in last.lightning:
         raise ValueError(
-            f"resume={named}: {last.name} holds weights alone; resume={folder} continues from "
+            f"resume={named}: {last.path.name} holds weights alone; resume={folder} continues from "
             f"{LAST}, resume_weights={named} starts another training from it"
         )
-    where = options.config_dir
-    config = resumed(found.config, options.overrides, run=named, folder=folder, config_dir=where)
-    if options.cfg:
-        from omegaconf import OmegaConf
-
-        print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
-        return 0
-    require_epochs(found.lightning, config["trainer"]["max_epochs"])  # before all that takes long
-    _train(config, folder, again, last)
-    return 0
+    return last, folder
 
 
 # Several runs -----------------------------------------------------------------------------------
 
 
 class JobFailed(RuntimeError):
-    """A job of a sweep could not be done; the others are."""
+    """A job of a sweep has failed; the others run."""
 
 
 def _sweep(
-    flags: Sequence[str], lines: Sequence[str], config_dir: str | None, own_parts: Sequence[str]
+    flags: Sequence[str],
+    changes: Sequence[Override],
+    config_dir: str | None,
+    own_parts: Sequence[str],
 ) -> int:
-    """Train every combination; print what came of each, and return 1 where one failed."""
+    """Train every combination; print the result of each, and return 1 where one failed."""
+    from captioner.training.sweeps import for_each_job, sweep_overrides
+
     if not is_first():
         raise ValueError(
             "a sweep starts the processes of its trainings itself: captioner train -m ... "
             "trainer.devices=2, without torchrun"
         )
-    kept = [one for one in flags if one not in ("-m", "--multirun")]
+    kept = [flag for flag in flags if flag not in ("-m", "--multirun")]
     again = [*this_program(), "train", *own_parts, *kept]
-    more, folder = sweep_overrides(lines, config_dir)
+    more, folder = sweep_overrides(changes, config_dir)
     jobs, new = folder / JOBS, not folder.exists()
     before = jobs.stat().st_size if jobs.is_file() else 0
     try:
-        given = [*flags, *for_each_job(lines, config_dir), *more]
+        given = [*flags, *for_each_job(changes, config_dir), *more]
         _under_hydra(given, lambda composed: _sweep_job(composed, again))
     except Exception:
-        if not _said(jobs, before):  # not one job has run
+        if not _read_jobs(jobs, before):  # no job has run
             raise
     finally:
         if new and {path.name for path in folder.glob("*")} == {SWEEP}:
             shutil.rmtree(folder)
-        found = _said(jobs, before)
-        if found:
-            _print_jobs(found, folder)
-    return 1 if any("error" in one for one in found) else 0
-
-
-def sweep_overrides(
-    lines: Sequence[str], config_dir: str | Path | None = None
-) -> tuple[list[str], Path]:
-    """What a sweep needs besides its overrides, and the folder of its runs.
-
-    Args:
-        lines: overrides, as ``config.checked`` gives them.
-        config_dir: a folder with options of one's own.
-
-    Returns:
-        overrides that name its folder and its jobs, and tell a sweeper that searches that higher
-        scores are better; and the folder.
-
-    Raises:
-        ValueError: an interval, for a sweeper that takes lists alone.
-    """
-    from captioner.config import compose_base, hydra_loader
-    from captioner.overrides import parse, quote
-
-    hydra = compose_base(lines, config_dir=config_dir).hydra
-    with hydra_loader() as loader:
-        changes = parse(lines, several=True, loader=loader)
-    named = {change.key_or_group: change for change in changes}
-    searches = "direction" in hydra.sweeper
-    for change in changes:
-        if change.is_sweep_override() and not change.is_discrete_sweep() and not searches:
-            raise ValueError(
-                f"{change.input_line}: an interval has no list of values to try; write "
-                f"{change.key_or_group}=a,b,c, or add hydra/sweeper=optuna, which searches it"
-            )
-    folder = str(hydra.sweep.dir)
-    if "run_dir" in named and "hydra.sweep.dir" not in named:
-        folder = str(named["run_dir"].value())
-    more = [f"hydra.sweep.dir={quote(folder)}", _names_of_jobs(list(named.values()))]
-    own = "null" if config_dir is None else quote(str(config_dir))
-    more.append(
-        "+hydra.callbacks.refusals={_target_:captioner.training.sweeps.Refusals,config_dir:"
-        + own
-        + "}"
-    )
-    if searches and "hydra.sweeper.direction" not in named:
-        more.append("hydra.sweeper.direction=maximize")
-    return more, Path(folder)
-
-
-def for_each_job(lines: Sequence[str], config_dir: str | Path | None = None) -> list[str]:
-    """Overrides so that Hydra holds no value against the default of a group that is swept.
-
-    Before it composes the jobs it composes the defaults, with all that is no sweep: there a value
-    of another option becomes a sweep of one.
-    """
-    from captioner.config import compose_base, hydra_loader
-    from captioner.config import has as is_option
-    from captioner.overrides import parse
-
-    with hydra_loader() as loader:
-        changes = parse(lines, several=True, loader=loader)
-    fixed = [str(one.input_line) for one in changes if not one.is_sweep_override()]
-    defaults = compose_base(fixed, config_dir=config_dir)
-    result = []
-    for line, change in zip(lines, changes):
-        key, sets = change.key_or_group, not (change.is_add() or change.is_delete())
-        absent = "." in key and not key.startswith("hydra") and not is_option(defaults, key)
-        if sets and absent and not change.is_sweep_override():
-            line = f"{key}=choice({change.get_value_element_as_str()})"
-        result.append(line)
-    return result
-
-
-def _names_of_jobs(changes: Sequence[Override]) -> str:
-    """Jobs are named by what differs between them, if that is no path and the name not too long."""
-    left_out, length = [], 0
-    for change in changes:
-        line = str(change.input_line)
-        if change.is_sweep_override() and "/" not in line:
-            key = change.get_key_element()
-            values = change.sweep_string_iterator() if change.is_discrete_sweep() else ["9" * 20]
-            longest = max((len(f"{key}={value},".encode()) for value in values), default=0)
-            length += longest
-            if length <= LONGEST:
-                continue
-            length -= longest
-        if not change.key_or_group.startswith("hydra"):
-            left_out.append(change.key_or_group)
-    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(left_out)}]"
+        rows = _read_jobs(jobs, before)
+        if rows:
+            _print_jobs(rows, folder)
+    return 1 if any("error" in row for row in rows) else 0
 
 
 def _sweep_job(composed: Any, again: Sequence[str]) -> float:
-    """One job of a sweep; gives sweepers the monitored score, of which more is better."""
+    """One job of a sweep; returns the monitored score to the sweeper, higher is better."""
     from hydra.core.hydra_config import HydraConfig
 
     from captioner.training.sweeps import REFUSED
@@ -329,19 +275,18 @@ def _sweep_job(composed: Any, again: Sequence[str]) -> float:
     try:
         if composed.get(REFUSED):
             raise ValueError(composed[REFUSED])
-        paths = [one for one in job.overrides.hydra if one.startswith("hydra.searchpath")]
-        run = _train_job(composed, [*again, *job.overrides.task, *paths])
+        task = list(job.overrides.task)
+        paths = [line for line in job.overrides.hydra if line.startswith("hydra.searchpath")]
+        run = _train_job(composed, task, [*again, *task, *paths])
     except Exception as error:
         with suppress(OSError):
-            folder.rmdir()  # Hydra's, if there is nothing in it
+            folder.rmdir()  # Hydra's, if it is empty
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         reason = " ".join(explain(error).split())
         _append(path, {**row, "error": reason})
         fail(f"{folder.name}: {reason}")
-        if job.sweeper._target_.endswith(
-            "BasicSweeper"
-        ):  # it looks at no score, and would say more
+        if job.sweeper._target_.endswith("BasicSweeper"):  # it reads no score; errors would stop it
             return math.nan
         raise JobFailed(reason) from None
     _append(path, {**row, "monitor": run.monitor, "score": run.score, "scores": run.scores})
@@ -349,13 +294,13 @@ def _sweep_job(composed: Any, again: Sequence[str]) -> float:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    """Add a line at once, for jobs may run side by side."""
+    """Append a line in one write, for jobs may run at the same time."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _said(path: Path, start: int) -> list[dict[str, Any]]:
-    """The lines of a sweep's jobs from a place in their file, in the order of the jobs."""
+def _read_jobs(path: Path, start: int) -> list[dict[str, Any]]:
+    """The lines of a sweep's jobs from an offset in their file, in the order of the jobs."""
     if not path.is_file():
         return []
     rows = path.read_bytes()[start:].decode("utf-8").splitlines()

@@ -84,7 +84,7 @@ SWEEP = {
 ABLATED = "flickr8k_every"
 ABLATIONS = {
     "embeddings not tied": "decoder.tie_weights=false",
-    "no label smoothing": "training.label_smoothing=0",
+    "no label smoothing": "objective.label_smoothing=0",
     "no moving average of the weights": "callbacks.ema=0",
     "one view of each image": "loader.views=1",
 }

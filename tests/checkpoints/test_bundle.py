@@ -16,6 +16,7 @@ import captioner
 from captioner.checkpoints import bundle, checkpoint, export
 from captioner.checkpoints.inventory import inventory
 from captioner.cli import main
+from captioner.runs import LAST
 from captioner.verbs import candidates
 
 BEAM = {"beam_size": 3, "length_penalty": 0.7}
@@ -200,7 +201,7 @@ def test_a_path_wins_where_it_is_a_run(home, run, photos) -> None:
 
 def test_training_does_not_go_on_from_a_bundle(home) -> None:
     with pytest.raises(FileNotFoundError, match="tiny: no such run folder or checkpoint$"):
-        checkpoint.find("tiny", name=checkpoint.LAST)
+        checkpoint.find("tiny", name=LAST)
     with pytest.raises(ValueError, match="no encoder to average"):
         checkpoint.kept("tiny")
 
@@ -211,7 +212,7 @@ def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
     from captioner.training.train import inherit, train
 
     given = [f"data.root={scenes}", "resume_weights=tiny", "trainer.max_epochs=1"]
-    given += ["trainer.accelerator=cpu", "logger.tensorboard=false", "training.lr=1e-9"]
+    given += ["trainer.accelerator=cpu", "logger.tensorboard=false", "optimizer.lr=1e-9"]
     config = inherit(compose(given), given)
     made = checkpoint.read(train(config, Path("new")).folder)
     old = checkpoint.read(run)

@@ -14,6 +14,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 import captioner
 from captioner.checkpoints import checkpoint
+from captioner.runs import LAST
 from captioner.training.callbacks import WholeFiles
 from captioner.training.module import LitCaptioner
 from captioner.verbs.failures import explain
@@ -56,7 +57,7 @@ def test_a_checkpoint_holds_plain_data_and_the_scores_it_was_chosen_by(run) -> N
 
 def test_a_run_folder_means_its_best_checkpoint(run) -> None:
     assert checkpoint.find(run) == run / "checkpoints" / "best.ckpt"
-    assert checkpoint.find(run, name=checkpoint.LAST).name == "last.ckpt"
+    assert checkpoint.find(run, name=LAST).name == "last.ckpt"
     assert checkpoint.run_folder(checkpoint.find(run)) == run
 
 

@@ -72,7 +72,7 @@ def test_a_training_says_what_does_not_fit_and_survives_half_an_emoji(
         rows.append({"image": f"{place}.png", "captions": texts, "split": split})
     (tmp_path / "zh.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = ["data=json", f"data.root={tmp_path}", "trainer.max_epochs=1"]
-    run = train(compose([*tiny, *data]), tmp_path / "run")
+    run = train(compose([*tiny, *data]), tmp_path / "run", report=print)
     said = capsys.readouterr().out
     assert "data: lone surrogate in a caption, removed: 8" in said
     assert "warning: captions have no spaces between words" in said

@@ -153,7 +153,8 @@ def test_no_recipe_names_hardware() -> None:
 @pytest.mark.parametrize("has", [True, False])
 def test_what_auto_became_is_said_and_stored(has: bool, as_if, tiny, tmp_path, capsys) -> None:
     as_if(has)
-    run = train(compose([*tiny, *_SMALL, "decoding.precision=auto"]), tmp_path / "run")
+    config = compose([*tiny, *_SMALL, "decoding.precision=auto"])
+    run = train(config, tmp_path / "run", report=print)
     expected = ["bf16-mixed", "bf16", "bf16"] if has else ["32-true", "fp32", "fp32"]
     assert precisions(yaml.safe_load((run.folder / "config.yaml").read_text())) == expected
     assert precisions(checkpoint.read(run.folder).config) == expected
@@ -171,7 +172,7 @@ def test_a_resumed_run_keeps_its_precision_and_says_what_it_costs(
     assert precisions(stored) == ["bf16-mixed", "bf16", "fp32"]
     as_if(False)
     capsys.readouterr()
-    train(stored, tmp_path / "run", resume=last)
+    train(stored, tmp_path / "run", resume=last, report=print)
     assert precisions(checkpoint.read(tmp_path / "run").config) == ["bf16-mixed", "bf16", "fp32"]
     said = capsys.readouterr().out
     assert said.count("trainer.precision=bf16-mixed is emulated on this processor") == 1

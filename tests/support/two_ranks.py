@@ -11,16 +11,18 @@ from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.data import datamodule
 from captioner.data.batches import Batch
+from captioner.runs import LAST
 from captioner.training import ranks
+from captioner.training.callbacks import WholeFiles
 from captioner.training.launcher import together
 from captioner.training.module import LitCaptioner
 from captioner.training.train import quieten, train
-from captioner.training.trainer import build_trainer
+from captioner.training.trainer import TrainerOptions, build_trainer
 
 # At a rate of 0 the weights stay, so that every step can be compared. Of 120 captions in batches of
 # 7, and of 24 images in batches of 23, the last batch is a single one.
 STILL = (
-    "training.lr=0",
+    "optimizer.lr=0",
     "decoder.dropout=0",
     "trainer.max_epochs=1",
     "trainer.precision=32-true",
@@ -28,15 +30,15 @@ STILL = (
 CASES = {
     "cross_entropy": (*STILL, "loader.batch_size=7"),
     "scst": (
-        "training=scst",
+        "objective=scst",
         *STILL,
         "loader.batch_size=23",
-        "training.samples=3",
-        "training.rewards.rouge_l=1",
-        "training.cross_entropy_weight=0.5",
-        "training.least_distinct=0",
-        "training.most_repeats=100",
-        "training.most_endless=100",
+        "objective.samples=3",
+        "objective.rewards.rouge_l=1",
+        "objective.cross_entropy_weight=0.5",
+        "objective.least_distinct=0",
+        "objective.most_repeats=100",
+        "objective.most_endless=100",
     ),
 }
 DROPPING = ("decoder.dropout=0.3", "callbacks.save_every=3", "callbacks.ema=0.9")
@@ -79,7 +81,7 @@ def cut_and_resume(tiny: tuple[str, ...], folder: Path) -> None:
     except RuntimeError as error:
         assert str(error) == "power cut"
     LitCaptioner.training_step = original  # type: ignore[method-assign]
-    last = checkpoint.find(folder / "cut", name=checkpoint.LAST)
+    last = checkpoint.find(folder / "cut", name=LAST)
     train(config, folder / "cut", resume=last)
 
 
@@ -91,7 +93,8 @@ def batch_of(key: tuple[int, list[int]]) -> Batch:
 
 def main(folder: Path, tiny: tuple[str, ...]) -> None:
     quieten()
-    trainer = build_trainer(folder, [], [], accelerator="cpu", devices=2)
+    options = TrainerOptions(accelerator="cpu", devices=2)
+    trainer = build_trainer(options, folder, [], [], WholeFiles())
     command = [sys.executable, __file__, str(folder), *tiny]
     with together(trainer, folder, command):
         for name in CASES:

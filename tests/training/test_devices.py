@@ -18,11 +18,17 @@ from captioner.config import compose
 from captioner.data.loaders import Dealt
 from captioner.data.samplers import Bucketed, InOrder
 from captioner.data.shapes import draw
+from captioner.runs import LAST
 from captioner.training import ranks
-from captioner.training.callbacks import ImageMatters
+from captioner.training.callbacks import ImageMatters, WholeFiles
 from captioner.training.schedules import ENDLESS
 from captioner.training.train import train
-from captioner.training.trainer import build_trainer, optimizer_steps, require_end
+from captioner.training.trainer import (
+    TrainerOptions,
+    build_trainer,
+    optimizer_steps,
+    require_end,
+)
 
 
 class Items:
@@ -200,7 +206,7 @@ def test_torchrun_and_a_script_train_as_one_process_does(tiny, tmp_path) -> None
         assert ended.stdout.count("parameters to learn") == 1
         assert ended.stdout.count("trained once") == (name == "script")
         alone, both = (
-            checkpoint.read(checkpoint.find(tmp_path / one, name=checkpoint.LAST)).lightning
+            checkpoint.read(checkpoint.find(tmp_path / one, name=LAST)).lightning
             for one in ("one", name)
         )
         assert alone["global_step"] == both["global_step"] == 6
@@ -212,7 +218,8 @@ def test_torchrun_and_a_script_train_as_one_process_does(tiny, tmp_path) -> None
 
 
 def trainer_of(tmp_path: Path, **options):
-    return build_trainer(tmp_path, [], [], accelerator="cpu", precision="32-true", **options)
+    given = {"accelerator": "cpu", "precision": "32-true", **options}
+    return build_trainer(TrainerOptions(**given), tmp_path, [], [], WholeFiles())
 
 
 @pytest.mark.parametrize(
@@ -248,35 +255,36 @@ def test_the_steps_of_a_training_are_counted(tmp_path, options, steps: int) -> N
 )
 def test_devices_that_cannot_be_are_refused_by_option(tmp_path, options, says: str) -> None:
     with pytest.raises(ValueError, match=f"^{says}"):
-        build_trainer(tmp_path, [], [], **{"accelerator": "cpu", **options})
+        trainer_of(tmp_path, **options)
 
 
 def test_a_gpu_that_is_not_there_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ValueError, match="trainer.accelerator=gpu is not there: .* auto or cpu"):
-        build_trainer(tmp_path, [], [], accelerator="gpu")
+        trainer_of(tmp_path, accelerator="gpu")
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({}, "training.schedule=cosine and training.warmup=0.05"),
-        ({"schedule": "constant"}, "training.warmup=0.05 needs"),
-        ({"schedule": "constant", "warmup": 0, "scheduled_sampling": 0.2}, "scheduled_sampling"),
+        ([], "schedule=cosine and schedule.warmup=0.05"),
+        (["schedule=constant"], "schedule.warmup=0.05 needs"),
+        (
+            ["schedule=constant", "schedule.warmup=0", "objective.scheduled_sampling=0.2"],
+            "objective.scheduled_sampling=0.2 needs",
+        ),
     ],
 )
 def test_a_training_without_end_takes_no_share_of_it(options, named: str) -> None:
-    config = compose(["trainer.max_epochs=-1"])
-    config["training"] |= options
     with pytest.raises(ValueError, match=named):
-        require_end(config, ENDLESS)
-    config["training"] |= {"schedule": "plateau", "warmup": 0, "scheduled_sampling": 0}
-    require_end(config, ENDLESS)
+        require_end(compose(["trainer.max_epochs=-1", *options]), ENDLESS)
+    endless = ["trainer.max_epochs=-1", "schedule=plateau", "schedule.warmup=0"]
+    require_end(compose(endless), ENDLESS)
 
 
 def test_a_training_of_so_many_steps_ends_with_dev_scores(tiny, tmp_path) -> None:
     run = train(compose([*tiny, "trainer.max_steps=2"]), tmp_path / "run")  # of 6 an epoch
     assert "dev_cider" in run.scores
-    last = checkpoint.read(checkpoint.find(run.folder, name=checkpoint.LAST))
+    last = checkpoint.read(checkpoint.find(run.folder, name=LAST))
     assert last.lightning["global_step"] == 2

@@ -24,7 +24,7 @@ def test_it_goes_online_where_the_user_has_logged_in(
 ) -> None:
     monkeypatch.setattr(wandb, "login", lambda prompt: logged_in)
     (logger,) = build_loggers(
-        tmp_path / "gru", csv=False, tensorboard=False, wandb=True, project="photos"
+        tmp_path / "gru", print, csv=False, tensorboard=False, wandb=True, project="photos"
     )
     assert isinstance(logger, WandbLogger)
     asked = logger._wandb_init
@@ -39,7 +39,7 @@ def test_a_server_that_does_not_answer_does_not_stop_a_training(
         raise wandb.errors.AuthenticationError("Failed to authenticate with https://api.wandb.ai.")
 
     monkeypatch.setattr(wandb, "login", login)
-    (logger,) = build_loggers(tmp_path, csv=False, tensorboard=False, wandb=True)
+    (logger,) = build_loggers(tmp_path, print, csv=False, tensorboard=False, wandb=True)
     assert logger._wandb_init["mode"] == "offline"
     assert "Failed to authenticate with https://api.wandb.ai; `wandb sync` of" in (
         capsys.readouterr().out
@@ -49,7 +49,7 @@ def test_a_server_that_does_not_answer_does_not_stop_a_training(
 def test_its_own_variable_comes_first(wandb, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(wandb, "login", None)  # is not asked
-    (logger,) = build_loggers(tmp_path, csv=False, tensorboard=False, wandb=True)
+    (logger,) = build_loggers(tmp_path, print, csv=False, tensorboard=False, wandb=True)
     assert logger._wandb_init["mode"] is None
 
 

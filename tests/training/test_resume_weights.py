@@ -23,12 +23,12 @@ def config_of(run, *overrides: str) -> dict:
 
 def test_groups_of_the_checkpoint_are_kept_but_for_overrides(run) -> None:
     saved = checkpoint.read(run).config
-    config = config_of(run, "decoder.dropout=0.4", "data.root=/elsewhere", "training.lr=0.5")
+    config = config_of(run, "decoder.dropout=0.4", "data.root=/elsewhere", "optimizer.lr=0.5")
     assert config["encoder"] == saved["encoder"]
     assert config["tokenizer"] == saved["tokenizer"]
     assert config["decoder"] == {**saved["decoder"], "dropout": 0.4}
     assert config["data"] == {**saved["data"], "root": "/elsewhere"}
-    assert config["training"] == {**compose([])["training"], "lr": 0.5}
+    assert config["optimizer"] == {**compose([])["optimizer"], "lr": 0.5}
     assert config["loader"] == compose([])["loader"]
     plain = compose(["seed=3"])
     assert inherit(plain, ["seed=3"]) == plain
@@ -43,7 +43,7 @@ def test_a_group_or_an_experiment_that_is_named_counts(run) -> None:
 
 def test_cross_entropy_starts_warm(run, tmp_path) -> None:
     """With a rate of 0 the weights stay those of the best checkpoint, and so do its scores."""
-    trained = train(config_of(run, "training.lr=0"), tmp_path / "warm")
+    trained = train(config_of(run, "optimizer.lr=0"), tmp_path / "warm")
     before, after = checkpoint.read(run), checkpoint.read(trained.best)
     assert all(torch.equal(before.weights[n], after.weights[n]) for n in before.weights)
     assert after.tokenizer.as_dict() == before.tokenizer.as_dict()
@@ -57,9 +57,9 @@ def test_cross_entropy_starts_warm(run, tmp_path) -> None:
         ("decoder.hidden_size=23", "does not fit: size mismatch for decoder"),
         ("decoder.cell=gru", "does not fit:"),
         ("encoder=test_resnet", "does not fit:"),
-        ("tokenizer.min_count=2", "brings its vocabulary along: leave tokenizer"),
-        ("tokenizer=character", "brings its vocabulary along"),
-        ("training.word_vectors=x.txt", "brings its words along"),
+        ("tokenizer.min_count=2", "has a vocabulary of its own: leave tokenizer"),
+        ("tokenizer=character", "has a vocabulary of its own"),
+        ("training.word_vectors=x.txt", "has an embedding of its own"),
     ],
 )
 def test_what_does_not_fit_gets_one_line(run, tmp_path, override: str, says: str) -> None:
@@ -76,7 +76,7 @@ def test_what_does_not_fit_gets_one_line(run, tmp_path, override: str, says: str
     [
         (["resume_weights=/nowhere"], "/nowhere: no such run folder or checkpoint"),
         (["resume_weights={run}", "resume={run}"], "exclude each other"),
-        (["resume_weights={run}", "training=sct"], "did you mean scst?"),
+        (["resume_weights={run}", "objective=sct"], "did you mean scst?"),
     ],
 )
 def test_the_command_line_says_so_in_one_line(run, tmp_path, argv, says: str, capsys) -> None:

@@ -30,7 +30,7 @@ FIRST = ("experiment=demo", "decoder.cell=gru", "run_dir=runs/x")
         FIRST,
         (*FIRST, "resume=runs/x"),
         ("experiment=demo",),  # the run's own cell stays
-        ("training.lr=0.004", "seed=1", "tokenizer=word", "run_dir=./runs/../runs/x"),
+        ("optimizer.lr=0.004", "seed=1", "tokenizer=word", "run_dir=./runs/../runs/x"),
         ("decoder.name=show_tell", "resume_weights=null", "hydra.run.dir=."),
     ],
 )
@@ -50,22 +50,22 @@ def test_what_goes_with_a_resume_is_obeyed(saved) -> None:
         "data.root=/else/where",
         "loader.workers=1",
         "logger.csv=false",
-        "training.label_smoothing=0.2",
+        "objective.label_smoothing=0.2",
     )
     assert (config["trainer"]["max_epochs"], config["trainer"]["devices"]) == (9, 2)
     assert config["callbacks"] == {**saved["callbacks"], "patience": 7}
     assert config["decoding"] == {**compose(["decoding=beam"])["decoding"], "beam_size": 4}
     assert config["data"] == {**saved["data"], "root": "/else/where"}
-    assert config["training"] == {**saved["training"], "label_smoothing": 0.2}
+    assert config["objective"] == {**saved["objective"], "label_smoothing": 0.2}
     assert config["decoder"] == saved["decoder"]
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("training.lr=0.5", "training.lr=0.5 does not go with resume=runs/x, which has 0.004"),
-        ("training.weight_decay=0.5", "training.weight_decay=0.5 does not go"),
-        ("training=scst", "training.* does not go"),
+        ("optimizer.lr=0.5", "optimizer.lr=0.5 does not go with resume=runs/x, which has 0.004"),
+        ("optimizer.weight_decay=0.5", "optimizer.weight_decay=0.5 does not go"),
+        ("objective=scst", "does not go with resume"),
         ("tokenizer.min_count=2", "tokenizer.min_count=2 does not go"),
         ("tokenizer=character", "tokenizer.name=character does not go"),
         ("encoder=efficientnet_lite2", "encoder.* does not go"),
@@ -80,7 +80,7 @@ def test_what_goes_with_a_resume_is_obeyed(saved) -> None:
         ("resume_weights=runs/y", "exclude each other"),
         ("trainer.max_epoch=3", "did you mean trainer.max_epochs"),
         ("seed=1,2", "several values are for train -m"),
-        ("~decoder.regions", "nothing can be taken away"),
+        ("~decoder.regions", "options cannot be deleted"),
     ],
 )
 def test_what_cannot_be_obeyed_is_refused(saved, override: str, says: str) -> None:
@@ -118,7 +118,7 @@ def test_a_run_from_before_an_option_takes_it(saved) -> None:
         (["resume=5"], "5: no such run folder"),
         (["resume=runs/lr=1_typo"], "runs/lr=1_typo: no such run folder"),
         (["-m", "resume={run}"], "continues one run; leave --multirun out"),
-        (["resume={run}", "training.lr=5"], "training.lr=5 does not go with resume={run}"),
+        (["resume={run}", "optimizer.lr=5"], "optimizer.lr=5 does not go with resume={run}"),
         (["resume_weights=5"], "5: no such run folder or checkpoint"),
     ],
 )
@@ -139,7 +139,7 @@ def test_the_first_command_again_resumes_a_run_of_a_sweep(run, tiny, tmp_path, c
     assert "epoch  16/16" in capsys.readouterr().out
     config = checkpoint.read(folder / "checkpoints" / "last.ckpt").config
     assert config["decoding"]["beam_size"] == 3
-    assert config["training"] == saved["training"]
+    assert config["optimizer"] == saved["optimizer"]
     assert config["callbacks"] == {**saved["callbacks"], "samples": 1}
     assert config["resume"] is None
 

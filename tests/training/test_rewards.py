@@ -80,9 +80,12 @@ def test_the_end_widens_the_gap_to_a_fragment() -> None:
 @pytest.mark.parametrize(
     ("weights", "says"),
     [
-        ({"cidr": 1.0}, "training.rewards.cidr is not an option.*did you mean training.rewards.ci"),
-        ({"cider": -1.0}, "training.rewards.cider=-1.0 is not accepted"),
-        ({"cider": "much"}, "training.rewards.cider='much'"),
+        (
+            {"cidr": 1.0},
+            "objective.rewards.cidr is not an option.*did you mean objective",
+        ),
+        ({"cider": -1.0}, "objective.rewards.cider=-1.0 is not accepted"),
+        ({"cider": "much"}, "objective.rewards.cider='much'"),
         ({"cider": 0.0}, "are all 0"),
     ],
 )

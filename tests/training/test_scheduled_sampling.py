@@ -9,6 +9,7 @@ from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.features import Features
 from captioner.models.packing import Packing
 from captioner.models.recurrence.table import CELLS
+from captioner.runs import LAST
 from captioner.training.objectives import cross_entropy
 from captioner.training.objectives.cross_entropy import CrossEntropy, draw_words, read_own_words
 from captioner.training.train import train
@@ -95,12 +96,12 @@ def test_the_share_rises_along_a_line(monkeypatch) -> None:
 
 
 def test_a_training_resumes_to_the_bit(tiny, tmp_path, cut_short) -> None:
-    config = compose([*tiny, "training.scheduled_sampling=0.5", "callbacks.save_every=3"])
+    config = compose([*tiny, "objective.scheduled_sampling=0.5", "callbacks.save_every=3"])
     train(config, tmp_path / "whole")
     last = cut_short(config, tmp_path / "cut", 10)
     train(config, tmp_path / "cut", resume=last)
     one, other = (
-        checkpoint.read(checkpoint.find(tmp_path / name, name=checkpoint.LAST)).weights
+        checkpoint.read(checkpoint.find(tmp_path / name, name=LAST)).weights
         for name in ("whole", "cut")
     )
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -9,6 +9,7 @@ import pytest
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
+from captioner.runs import LAST
 from captioner.training.module import LitCaptioner
 from captioner.training.schedules import Schedule
 from captioner.training.selection import KeptEpochs, Patience, rank
@@ -75,7 +76,7 @@ def test_a_moved_run_knows_its_best_score(tiny, tmp_path, scored, third, best: i
     before, weights = files(another), files(moved)["checkpoints/best.ckpt"]
 
     config = compose([*tiny, "callbacks.keep=1", "trainer.max_epochs=3"])
-    last = checkpoint.find(moved, name=checkpoint.LAST)
+    last = checkpoint.find(moved, name=LAST)
     run = train(config, moved, resume=last)
 
     assert run.epoch == best

@@ -17,6 +17,7 @@ from captioner.decoding.search import Hypothesis
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.features import Features
+from captioner.runs import LAST
 from captioner.tokenizers import build_tokenizer
 from captioner.training.losses import policy_gradient
 from captioner.training.objectives.objective import Degenerate
@@ -231,12 +232,12 @@ def test_captions_that_degenerate_stop_the_training(scores, says: str | None) ->
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"samples": 1}, "training.samples=1 .* needs 2 or more"),
+        ({"samples": 1}, "objective.samples=1 .* needs 2 or more"),
         ({"samples": 0, "baseline": "greedy"}, "needs 1 or more"),
-        ({"baseline": "gredy"}, "training.baseline='gredy'.*did you mean greedy"),
-        ({"cross_entropy_weight": -1.0}, "training.cross_entropy_weight=-1"),
-        ({"temperature": 0.0}, "training.temperature=0"),
-        ({"most_endless": 101.0}, "training.most_endless=101"),
+        ({"baseline": "gredy"}, "objective.baseline='gredy'.*did you mean greedy"),
+        ({"cross_entropy_weight": -1.0}, "objective.cross_entropy_weight=-1"),
+        ({"temperature": 0.0}, "objective.temperature=0"),
+        ({"most_endless": 101.0}, "objective.most_endless=101"),
     ],
 )
 def test_options_out_of_range_are_refused(options, says: str) -> None:
@@ -249,14 +250,14 @@ def test_options_out_of_range_are_refused(options, says: str) -> None:
 
 def config_of(run, *overrides: str) -> dict:
     given = [
-        "training=scst",
+        "objective=scst",
         f"resume_weights={run}",
         "trainer.accelerator=cpu",
         "trainer.log_every_n_steps=1",
         "trainer.max_epochs=2",
         "logger.tensorboard=false",
         "loader.batch_size=7",
-        "training.lr=0.003",
+        "optimizer.lr=0.003",
         *(f"training.{name}={value}" for name, value in OPEN.items()),
         *overrides,
     ]
@@ -264,7 +265,7 @@ def config_of(run, *overrides: str) -> dict:
 
 
 def last(folder) -> checkpoint.Checkpoint:
-    return checkpoint.read(checkpoint.find(folder, name=checkpoint.LAST))
+    return checkpoint.read(checkpoint.find(folder, name=LAST))
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "greedy"])
@@ -274,13 +275,13 @@ def test_a_run_starts_from_cross_entropy_and_resumes_to_the_bit(
     # 24 images in batches of 7 are 4 steps an epoch.
     config = config_of(
         run,
-        f"training.baseline={kind}",
+        f"objective.baseline={kind}",
         "callbacks.save_every=3",
         "callbacks.ema=0.9",
         "callbacks.monitor=dev_cider",
-        "training.schedule=plateau",
-        "training.plateau_patience=1",
-        "training.cross_entropy_weight=0.1",
+        "schedule=plateau",
+        "schedule.patience=1",
+        "objective.cross_entropy_weight=0.1",
     )
     whole = train(config, tmp_path / "whole")
     cut_short(config, tmp_path / "cut", 6)
@@ -304,7 +305,7 @@ def test_a_run_starts_from_cross_entropy_and_resumes_to_the_bit(
 
 
 def test_a_run_that_degenerates_keeps_its_best_checkpoint(run, tmp_path, monkeypatch) -> None:
-    config = config_of(run, "training.most_endless=30")
+    config = config_of(run, "objective.most_endless=30")
     config["trainer"]["max_epochs"] = 3
     original = SelfCritical.check
     looks = []

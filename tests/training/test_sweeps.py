@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from captioner import config
 from captioner.cli import main
 from captioner.runs import JOBS
-from captioner.verbs.train import sweep_overrides
+from captioner.training.sweeps import sweep_overrides
 
 DECODERS = ["adaptive", "show_attend_tell", "show_tell", "transformer", "up_down"]
 
@@ -21,22 +21,22 @@ def prepared(*overrides: str) -> tuple[list[str], Path]:
 
 
 def test_the_others_run_where_one_fails(tiny, tmp_path, capsys) -> None:
-    rates = "training.lr=0.01,-1,0.02"
+    rates = "optimizer.lr=0.01,-1,0.02"
     argv = ["train", "-m", *tiny, "trainer.max_epochs=1", rates, f"hydra.sweep.dir={tmp_path}"]
     assert main(argv) == 1
     out, err = capsys.readouterr()
     table = out.partition("3 jobs, 1 failed, in ")[2].splitlines()[1:]
     assert [line.split()[0] for line in table] == [
-        "0_training.lr=0.01",
-        "1_training.lr=-1",
-        "2_training.lr=0.02",
+        "0_optimizer.lr=0.01",
+        "1_optimizer.lr=-1",
+        "2_optimizer.lr=0.02",
     ]
     assert "dev_bleu4" in table[0] and "dev_bleu4" in table[2]
-    assert "failed: training.lr=-1 is not accepted" in table[1]
+    assert "failed: optimizer.lr=-1 is not accepted" in table[1]
     assert err.count("\n") == 1
-    assert "captioner: error: 1_training.lr=-1: training.lr=-1 is not accepted" in err
+    assert "captioner: error: 1_optimizer.lr=-1: optimizer.lr=-1 is not accepted" in err
     trained = sorted(path.parent.name for path in tmp_path.glob("*/checkpoints"))
-    assert trained == ["0_training.lr=0.01", "2_training.lr=0.02"]
+    assert trained == ["0_optimizer.lr=0.01", "2_optimizer.lr=0.02"]
     rows = [json.loads(line) for line in (tmp_path / JOBS).read_text().splitlines()]
     assert [row["job"] for row in rows] == [0, 1, 2]
     assert set(rows[0]["scores"]) > {"dev_bleu4", "dev_cider"}
@@ -46,7 +46,7 @@ def test_the_others_run_where_one_fails(tiny, tmp_path, capsys) -> None:
 def untrained(monkeypatch) -> None:
     """Jobs that are composed, and score 1 without a training."""
     done = SimpleNamespace(monitor="dev_bleu4", score=1.0, scores={"dev_bleu4": 1.0})
-    monkeypatch.setattr("captioner.verbs.train._train_job", lambda composed, again: done)
+    monkeypatch.setattr("captioner.verbs.train._train_job", lambda *unused: done)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_these_recipes_go_with_every_decoder(experiment: str, decoder: str) -> N
 
 
 def test_a_glob_stands_for_every_option_of_a_group() -> None:
-    lines = config.checked(["experiment=debug", "decoder=glob(*)"], several=True)
-    assert lines == ["experiment=debug", "decoder=glob(*)"]
-    assert sweep_overrides(lines)[0][1].endswith("exclude_keys=[experiment]")
+    changes = config.checked(["experiment=debug", "decoder=glob(*)"], several=True)
+    assert [one.input_line for one in changes] == ["experiment=debug", "decoder=glob(*)"]
+    assert sweep_overrides(changes)[0][1].endswith("exclude_keys=[experiment]")
     with pytest.raises(ValueError, match="matches no option of decoder"):
         config.checked(["decoder=glob(x*)"], several=True)
 
@@ -131,16 +131,17 @@ def test_a_glob_stands_for_every_option_of_a_group() -> None:
 def test_choice_and_range_are_lists_and_an_interval_is_not() -> None:
     prepared("decoder.cell=choice(rnn,gru)", "seed=range(1,4)")
     with pytest.raises(ValueError, match="an interval has no list of values.*hydra/sweeper=optuna"):
-        prepared("training.lr=interval(1e-4,1e-2)")
+        prepared("optimizer.lr=interval(1e-4,1e-2)")
 
 
 def test_a_job_of_many_keys_has_a_short_name() -> None:
-    keys = [key for key, value in config.compose()["training"].items() if isinstance(value, float)]
-    assert len(keys) > 6
-    more, _ = prepared(*(f"training.{key}=0.123456789,0.2" for key in keys))
+    scst = config.compose(["objective=scst"])["objective"]
+    keys = [key for key, value in scst.items() if isinstance(value, float)]
+    assert len(keys) > 4
+    more, _ = prepared("objective=scst", *(f"objective.{key}=0.123456789,0.2" for key in keys))
     (excluded,) = (line for line in more if "exclude_keys" in line)
-    kept = [key for key in keys if f"training.{key}" not in excluded]
-    name = ",".join(f"training.{key}=0.123456789" for key in kept)
+    kept = [key for key in keys if f"objective.{key}" not in excluded]
+    name = ",".join(f"objective.{key}=0.123456789" for key in kept)
     assert 1 < len(kept) < len(keys)
     assert len(name) < 200
 
@@ -157,7 +158,7 @@ def test_a_search_looks_for_the_highest_score() -> None:
         with pytest.raises(ValueError, match=r"hydra/sweeper=optuna .* 'captioner\[sweep\]'"):
             config.checked(["hydra/sweeper=optuna"], several=True)
         pytest.skip("hydra-optuna-sweeper is not installed")
-    given = ["hydra/sweeper=optuna", "training.lr=interval(1e-4,1e-2)"]
+    given = ["hydra/sweeper=optuna", "optimizer.lr=interval(1e-4,1e-2)"]
     more, _ = prepared(*given)
     composed = config.compose_all([*config.checked(given, several=True), *more])
     assert composed.hydra.sweeper.direction == "maximize"

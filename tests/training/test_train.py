@@ -19,15 +19,17 @@ from captioner.data.samplers import Bucketed
 from captioner.models.captioning import build_model
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED
+from captioner.runs import LAST
 from captioner.training import losses
 from captioner.training.callbacks import ImageMatters, WeightAverage
-from captioner.training.module import LitCaptioner, NonFiniteLoss, _dev_losses, build_module
+from captioner.training.module import LitCaptioner, NonFiniteLoss, build_module
 from captioner.training.objectives import cross_entropy
 from captioner.training.train import train
+from captioner.training.validation import dev_losses
 
 
 def weights_and_optimiser(folder: Path) -> list[torch.Tensor]:
-    content = checkpoint.read(checkpoint.find(folder, name=checkpoint.LAST)).lightning
+    content = checkpoint.read(checkpoint.find(folder, name=LAST)).lightning
     moments = content["optimizer_states"][0]["state"]
     tensors = [t for one in moments.values() for t in one.values() if isinstance(t, torch.Tensor)]
     return [*content["state_dict"].values(), *tensors]
@@ -94,7 +96,7 @@ def test_a_resumed_run_reads_the_features_that_it_was_trained_with(
     first = seen[0]
     seen.clear()
     config["trainer"]["max_epochs"] = 2
-    last = checkpoint.find(tmp_path / "run", name=checkpoint.LAST)
+    last = checkpoint.find(tmp_path / "run", name=LAST)
     train(config, tmp_path / "run", resume=last)
     assert seen and all(torch.equal(one, first) for one in seen)
 
@@ -216,26 +218,31 @@ def small_module(*overrides: str, total: int = 100) -> LitCaptioner:
         ["encoder=test_resnet", "encoder.pretrained=false", "encoder.image_size=32", *overrides]
     )
     model = build_model(config["encoder"], config["decoder"], vocabulary_size=9)
-    return build_module(config["training"], model, None, config, total, None)
+    return build_module(config, model, None, total, None)
+
+
+def parameter_groups(*overrides: str) -> list:
+    module = small_module(*overrides)
+    return module.optimization.parameter_groups(module.model)
 
 
 def test_the_learning_rate_rises_and_falls_as_described() -> None:
-    cosine = small_module("training.warmup=0.1", "training.schedule=cosine").schedule
+    cosine = small_module("schedule.warmup=0.1", "schedule=cosine").optimization.schedule
     assert cosine.rate(0) == pytest.approx(1 / 11)
     assert cosine.rate(9) == pytest.approx(10 / 11)
     assert cosine.rate(10) == 1
     assert cosine.rate(55) == pytest.approx(0.5)
     assert cosine.rate(100) == pytest.approx(0, abs=1e-12)
-    linear = small_module("training.warmup=0.0", "training.schedule=linear").schedule
+    linear = small_module("schedule.warmup=0.0", "schedule=linear").optimization.schedule
     assert [linear.rate(step) for step in (0, 25, 100)] == pytest.approx([1, 0.75, 0])
-    constant = small_module("training.warmup=0.0", "training.schedule=constant").schedule
+    constant = small_module("schedule.warmup=0.0", "schedule=constant").optimization.schedule
     assert constant.rate(99) == 1
 
 
 def test_a_trainable_encoder_has_a_learning_rate_of_its_own() -> None:
-    frozen = small_module()._parameter_groups()
+    frozen = parameter_groups()
     assert {group["lr"] for group in frozen} == {0.001}
-    both = small_module("encoder.trainable=true", "training.encoder_lr=0.0002")._parameter_groups()
+    both = parameter_groups("encoder.trainable=true", "optimizer.encoder_lr=0.0002")
     assert {group["lr"] for group in both} == {0.001, 0.0002}
     for group in both:
         decayed = group["weight_decay"] > 0
@@ -245,10 +252,13 @@ def test_a_trainable_encoder_has_a_learning_rate_of_its_own() -> None:
     assert everything == len([p for p in module.model.parameters() if p.requires_grad])
 
 
-@pytest.mark.parametrize("option", ["lr=-1", "warmup=1.5", "label_smoothing=1", "schedule=cosin"])
+@pytest.mark.parametrize(
+    "option",
+    ["optimizer.lr=-1", "schedule.warmup=1.5", "objective.label_smoothing=1", "schedule=cosin"],
+)
 def test_options_out_of_range_are_refused(option: str) -> None:
-    with pytest.raises(ValueError, match=f"training.{option.partition('=')[0]}="):
-        small_module(f"training.{option}")
+    with pytest.raises(ValueError, match=option.partition("=")[0]):
+        small_module(option)
 
 
 def test_cross_entropy_ignores_what_is_past_the_end() -> None:
@@ -297,7 +307,7 @@ def test_bfloat16_trains_with_the_gradient_clipped(tiny, tmp_path) -> None:
     """And the fused optimiser, which Lightning's own clipping refuses."""
     half = ("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.01")
     run = train(compose([*tiny, *half, "trainer.max_epochs=1"]), tmp_path / "run")
-    last = checkpoint.read(checkpoint.find(run.folder, name=checkpoint.LAST))
+    last = checkpoint.read(checkpoint.find(run.folder, name=LAST))
     assert all(t.dtype != torch.bfloat16 for t in last.weights.values())
     squares = [
         moments["exp_avg_sq"].sum()
@@ -326,14 +336,15 @@ UP_DOWN = (
 
 def test_a_decoder_that_attends_trains_and_is_found_again(tiny, tmp_path) -> None:
     """With tied weights, their average, the penalty and bfloat16; grids come from the cache."""
-    more = ("callbacks.ema=0.9", "training.attention_penalty=0.5", "trainer.precision=bf16-mixed")
+    more = ("callbacks.ema=0.9", "objective.attention_penalty=0.5", "trainer.precision=bf16-mixed")
     others = [one for one in tiny if not one.startswith("decoder.")]
     found = train(compose([*others, *UP_DOWN, *more]), tmp_path / "run")
     model = checkpoint.read(found.best).model()
     assert model.decoder.output.weight is model.decoder.words.weight
     module = LitCaptioner.load_from_checkpoint(found.best)
     assert module.objective.attention_penalty == 0.5
-    owners = [p for group in module._parameter_groups() for p in group["params"]]
+    groups = module.optimization.parameter_groups(module.model)
+    owners = [p for group in groups for p in group["params"]]
     assert len(owners) == len(set(owners)) == len([*model.decoder.parameters()])
 
 
@@ -347,8 +358,8 @@ def test_the_penalty_is_added_to_the_loss(tiny) -> None:
     batch = Batch(Features(grid.mean(1), grid), torch.arange(2), inputs, targets, [])
     losses = []
     for penalty in (0.0, 2.0):
-        options = {**config["training"], "attention_penalty": penalty}
-        module = build_module(options, model, None, config, 1, None)
+        objective = {**config["objective"], "attention_penalty": penalty}
+        module = build_module({**config, "objective": objective}, model, None, 1, None)
         module.log = module.log_dict = lambda *unused, **named: None
         losses.append(module.training_step(batch, 0).item())
     _, weights = model.decoder.attend(batch.source, inputs)
@@ -361,7 +372,8 @@ def test_a_penalty_on_attention_needs_attention(tiny) -> None:
     config = compose(tiny)
     model = build_model(config["encoder"], config["decoder"], vocabulary_size=11)
     with pytest.raises(ValueError, match="attends, and ShowTell does not; choose 0"):
-        build_module({"attention_penalty": 1.0}, model, None, config, 1, None)
+        objective = {"attention_penalty": 1.0}
+        build_module({**config, "objective": objective}, model, None, 1, None)
 
 
 def test_the_dev_loss_is_the_same_however_many_captions_at_once(run) -> None:
@@ -373,7 +385,7 @@ def test_the_dev_loss_is_the_same_however_many_captions_at_once(run) -> None:
     with torch.no_grad():
         features = found.model.encode(batch.source)
         (whole, words), *others = (
-            _dev_losses(found.model.decoder, features, batch, captions) for captions in (320, 7, 1)
+            dev_losses(found.model.decoder, features, batch, captions) for captions in (320, 7, 1)
         )
     assert words == int((batch.targets != IGNORED).sum())
     assert whole[0] < whole[1]  # with another image it is worse

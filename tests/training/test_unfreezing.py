@@ -16,6 +16,7 @@ from captioner.models.captioning import build_model
 from captioner.models.encoders.encoder import AT_ONCE, Encoder
 from captioner.models.encoders.libraries import build_encoder
 from captioner.models.encoders.stages import stages
+from captioner.runs import LAST
 from captioner.training.module import LitCaptioner, build_module
 from captioner.training.train import train
 
@@ -127,13 +128,13 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory() -> No
 
 
 def tuned(tiny: tuple[str, ...], *overrides: str) -> dict[str, Any]:
-    options = ("training.unfreeze_at=1", "training.unfreeze_stages=2", "training.encoder_lr=0.01")
+    options = ("training.unfreeze_at=1", "training.unfreeze_stages=2", "optimizer.encoder_lr=0.01")
     more = ("trainer.max_epochs=3", "loader.augment=true", "callbacks.ema=0.5")
     return compose([*tiny, *options, *more, "callbacks.patience=0", *overrides])
 
 
 def last(folder: Path) -> checkpoint.Checkpoint:
-    return checkpoint.read(checkpoint.find(folder, name=checkpoint.LAST))
+    return checkpoint.read(checkpoint.find(folder, name=LAST))
 
 
 def moments(folder: Path) -> list[torch.Tensor]:
@@ -185,7 +186,7 @@ def test_features_are_cached_first_and_images_read_live_from_then_on(
 
     monkeypatch.setattr(LitCaptioner, "training_step", stepping)
     monkeypatch.setattr(datamodule, "open_image", opening)
-    run = train(tuned(tiny), tmp_path / "run")
+    run = train(tuned(tiny), tmp_path / "run", report=print)
     assert min(read) == 1  # the first live batch is read after the whole first epoch
     assert len(read) == 2 * (24 * 5 + 8)  # each caption's image, and dev, in two epochs
     first, second, third = weights
@@ -210,14 +211,14 @@ def module(*overrides: str, total: int = 100) -> LitCaptioner:
         ["encoder=test_resnet", "encoder.pretrained=false", "encoder.image_size=32", *overrides]
     )
     model = build_model(config["encoder"], config["decoder"], vocabulary_size=9)
-    return build_module(config["training"], model, None, config, total, None)
+    return build_module(config, model, None, total, None)
 
 
 def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
     late = module(
-        "training.unfreeze_at=0.4", "trainer.max_epochs=10", "training.warmup=0.1", total=100
+        "training.unfreeze_at=0.4", "trainer.max_epochs=10", "schedule.warmup=0.1", total=100
     )
-    assert late.unfreezing.epoch == 4
+    assert late.optimization.unfreezing.epoch == 4
     found = late.configure_optimizers()
     optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
     rates = []
@@ -225,14 +226,16 @@ def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
         rates.append({group["initial_lr"]: group["lr"] for group in optimizer.param_groups})
         optimizer.step()
         scheduler.step()
-    encoder = [rate[late.encoder_lr] / late.encoder_lr for rate in rates]
-    decoder = [rate[late.lr] / late.lr for rate in rates]
+    encoder = [rate[late.optimization.encoder_lr] / late.optimization.encoder_lr for rate in rates]
+    decoder = [rate[late.optimization.lr] / late.optimization.lr for rate in rates]
     assert encoder[:40] == [0.0] * 40
     assert encoder[40:46] == pytest.approx([(n + 1) / 7 for n in range(6)])  # a tenth of 60 steps
     assert encoder[46] == pytest.approx(1)
     assert encoder[73] == pytest.approx(0.5 * (1 + math.cos(math.pi * 27 / 54)))
-    frozen = module("training.warmup=0.1")
-    assert decoder == pytest.approx([frozen.schedule.rate(step) for step in range(100)])
+    frozen = module("schedule.warmup=0.1")
+    assert decoder == pytest.approx(
+        [frozen.optimization.schedule.rate(step) for step in range(100)]
+    )
 
 
 @pytest.mark.parametrize(

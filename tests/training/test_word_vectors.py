@@ -10,6 +10,7 @@ import torch
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.models.decoders.show_tell import ShowTell
+from captioner.runs import LAST
 from captioner.tokenizers import Vocabulary
 from captioner.training import word_vectors
 from captioner.training.train import train
@@ -83,7 +84,7 @@ def test_frozen_words_stay_as_the_file_has_them(tiny, tmp_path, capsys) -> None:
     path = write(tmp_path, f"the {numbers}\na {numbers}\n")
     options = [f"training.word_vectors={path}", "training.freeze_words=true"]
     config = compose([*tiny, *options, "trainer.max_epochs=1"])
-    run = train(config, tmp_path / "run")
+    run = train(config, tmp_path / "run", report=print)
     assert "word vectors of" in (printed := capsys.readouterr().out)
     assert "% of the vocabulary" in printed
     found = checkpoint.read(run.best)
@@ -91,7 +92,7 @@ def test_frozen_words_stay_as_the_file_has_them(tiny, tmp_path, capsys) -> None:
     torch.testing.assert_close(row, torch.arange(16) / 10)
     path.unlink()  # going on needs the file no more
     config["trainer"]["max_epochs"] = 2
-    last = checkpoint.find(run.folder, name=checkpoint.LAST)
+    last = checkpoint.find(run.folder, name=LAST)
     train(config, run.folder, resume=last)
     again = checkpoint.read(last).weights["decoder.words.weight"]
     assert torch.equal(again, found.weights["decoder.words.weight"])

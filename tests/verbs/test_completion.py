@@ -123,7 +123,7 @@ def test_every_group_and_value_is_offered() -> None:
     assert candidates.overrides("decoder.tie_weights=", ["train"])[0] == "decoder.tie_weights=true"
     assert {"data=", "tokenizer.", "seed="} <= set(candidates.overrides("", ["data"]))
     assert "decoder=" not in candidates.overrides("", ["data"])
-    assert "training.rewards.cider=" in candidates.overrides("tr.", ["train", "training=scst"])
+    assert "objective.rewards.cider=" in candidates.overrides("tr.", ["train", "objective=scst"])
 
 
 def test_options_of_a_folder_of_the_user_are_offered(tmp_path) -> None:

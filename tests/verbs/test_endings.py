@@ -10,6 +10,7 @@ import pytest
 from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.config import compose
+from captioner.runs import LAST
 from captioner.training.duration import settled
 from captioner.training.module import LitCaptioner
 from captioner.training.train import train
@@ -107,7 +108,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_lost(
         "best.ckpt",
         "last.ckpt",
     ]
-    assert checkpoint.read(checkpoint.find(run, name=checkpoint.LAST)).lightning["epoch"] == 0
+    assert checkpoint.read(checkpoint.find(run, name=LAST)).lightning["epoch"] == 0
 
 
 def test_a_damaged_checkpoint_is_not_gone_on_with(run, tmp_path, capsys) -> None:
@@ -170,7 +171,7 @@ def test_what_cannot_start_is_one_line_and_leaves_nothing(
 
 def test_a_seed_that_is_left_open_is_drawn_and_recorded(tiny, tmp_path, capsys) -> None:
     config = {**compose([*tiny, "trainer.max_epochs=1"]), "seed": None}
-    run = train(config, tmp_path / "run")
+    run = train(config, tmp_path / "run", report=print)
     seed = checkpoint.read(run.best).config["seed"]
     assert 0 <= seed < 2**32
     assert f"seed={seed}, drawn at random" in capsys.readouterr().out
@@ -239,7 +240,7 @@ def test_the_loss_of_an_epoch_of_few_steps_is_logged(tiny, tmp_path, recwarn) ->
 
 def test_what_was_settled_is_recorded(tiny, tmp_path) -> None:
     others = [one for one in tiny if not one.startswith("trainer.max_epochs")]
-    more = ("trainer.limit_train_batches=1", "callbacks.patience=1", "training.lr=0")
+    more = ("trainer.limit_train_batches=1", "callbacks.patience=1", "optimizer.lr=0")
     run = train(compose([*others, *more]), tmp_path / "run")
     trainer = checkpoint.read(run.best).config["trainer"]
     assert (trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (300, 20)

@@ -10,7 +10,7 @@ v_1 .. v_P of the grid, v̄ their mean, and word vectors y_t:
     p_t     = softmax(W_p (y_t + W_o [h_t; β_t z_t] + b_o) + b_p)       "deep output"
 
 Without deep output p_t = softmax(W_p h_t + b_p). The paper's doubly stochastic penalty is
-``losses.doubly_stochastic``, chosen by training.attention_penalty.
+``losses.doubly_stochastic``, chosen by objective.attention_penalty.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class CrossEntropy(Objective):
             decoders that attend.
     """
 
+    length_options = ("scheduled_sampling",)
+
     def __init__(
         self,
         tokenizer: Tokenizer,
@@ -46,12 +48,12 @@ class CrossEntropy(Objective):
         attention_penalty: float = 0.0,
     ) -> None:
         super().__init__(tokenizer, decoding)
-        check_range("training.label_smoothing", label_smoothing, 0.999)
-        check_range("training.scheduled_sampling", scheduled_sampling, 1.0)
-        check_range("training.attention_penalty", attention_penalty)
+        check_range("objective.label_smoothing", label_smoothing, 0.999)
+        check_range("objective.scheduled_sampling", scheduled_sampling, 1.0)
+        check_range("objective.attention_penalty", attention_penalty)
         if scheduled_sampling and attention_penalty:
             raise ValueError(
-                "training.attention_penalty and training.scheduled_sampling do not go together; "
+                "objective.attention_penalty and objective.scheduled_sampling do not go together; "
                 "set one of them to 0"
             )
         self.label_smoothing, self.scheduled_sampling = label_smoothing, scheduled_sampling
@@ -60,8 +62,9 @@ class CrossEntropy(Objective):
     def accept(self, model: CaptioningModel) -> None:
         if self.attention_penalty and not model.decoder.attends:
             raise ValueError(
-                f"training.attention_penalty={self.attention_penalty} needs a decoder that attends,"
-                f" and {type(model.decoder).__name__} does not; choose 0, or another decoder"
+                f"objective.attention_penalty={self.attention_penalty} needs a decoder that "
+                f"attends, and {type(model.decoder).__name__} does not; choose 0, or another "
+                "decoder"
             )
 
     def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:

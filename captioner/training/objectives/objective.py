@@ -16,18 +16,18 @@ from captioner.tokenizers import Tokenizer
 
 
 class Degenerate(ValueError):
-    """The captions have become senseless, whatever they score."""
+    """The captions make no sense any more, whatever they score."""
 
 
 class Outcome(NamedTuple):
-    """What an objective makes of a batch: the loss, and what else is logged, by name."""
+    """The loss of a batch, and other values to log, by name."""
 
     loss: Tensor
     logs: dict[str, float]
 
 
 class Objective(ABC):
-    """Makes a loss of a batch.
+    """Computes the loss of a batch.
 
     Args:
         tokenizer: of the captions.
@@ -35,31 +35,50 @@ class Objective(ABC):
     """
 
     by_image: ClassVar[bool] = False
-    """Whether a batch is of images, each once an epoch, rather than of captions."""
+    """Whether a batch holds images, each once an epoch, rather than captions."""
+
+    needs_start: ClassVar[str | None] = None
+    """Advice that is reported where it starts from random weights; None where it may."""
+
+    length_options: ClassVar[tuple[str, ...]] = ()
+    """Its options that, where they are not 0, depend on the length of the training."""
+
+    measure: ClassVar[tuple[str, str]] = ("train loss", "train_loss")
+    """What the line of an epoch reports: its name there and in the logs."""
 
     def __init__(self, tokenizer: Tokenizer, decoding: DecodingOptions) -> None:
         self.tokenizer, self.decoding = tokenizer, decoding
 
     def accept(self, model: CaptioningModel) -> None:
-        """Look at the model that is to be trained.
+        """Check that the options fit the model that will be trained.
 
         Raises:
-            ValueError: an option does not fit it.
+            ValueError: one does not.
         """
         return None
 
     def prepare(self, records: Sequence[Record]) -> None:
-        """Hear of the training images, once, before the first batch."""
+        """Take the training images, once, before the first batch."""
         return None
 
     @abstractmethod
     def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
-        """The loss of a batch; `done` is the share of the training that is over, [0, 1]."""
+        """The loss of a batch.
+
+        Args:
+            model: encoder and decoder.
+            batch: of images and captions.
+            done: share of the training's steps that are done, [0, 1].
+        """
 
     def check(self, scores: Mapping[str, float], captions: Sequence[str]) -> None:
-        """Look at the dev captions and their scores.
+        """Check the dev captions of a validation.
+
+        Args:
+            scores: of the validation, by name.
+            captions: one for each dev image.
 
         Raises:
-            Degenerate: the training had better stop.
+            Degenerate: the captions make no sense any more, so the training stops.
         """
         return None

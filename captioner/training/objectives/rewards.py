@@ -102,15 +102,15 @@ def check_weights(weights: Mapping[str, float]) -> None:
     """
     for name, weight in weights.items():
         if name not in REWARDS:
-            raise unknown_key("training.rewards", name, REWARDS)
+            raise unknown_key("objective.rewards", name, REWARDS)
         number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
         if not number or not 0 <= weight < math.inf:
             raise ValueError(
-                f"training.rewards.{name}={weight!r} is not accepted; choose a number from 0"
+                f"objective.rewards.{name}={weight!r} is not accepted; choose a number from 0"
             )
     if not any(weights.values()):
         raise ValueError(
-            "training.rewards are all 0; give one a weight, such as training.rewards.cider=1"
+            "objective.rewards are all 0; give one a weight, such as objective.rewards.cider=1"
         )
 
 

@@ -76,6 +76,8 @@ class SelfCritical(Objective):
     """
 
     by_image = True
+    needs_start = "rewards teach random weights little: resume_weights=RUN starts from a run's"
+    measure = ("reward", "train_reward")
 
     def __init__(
         self,
@@ -94,21 +96,21 @@ class SelfCritical(Objective):
     ) -> None:
         super().__init__(tokenizer, decoding)
         if baseline not in BASELINES:
-            raise unknown("training.baseline", baseline, BASELINES)
+            raise unknown("objective.baseline", baseline, BASELINES)
         least = 2 if baseline == "leave_one_out" else 1
         if samples < least:
             raise ValueError(
-                f"training.samples={samples} is not accepted; training.baseline={baseline} needs "
+                f"objective.samples={samples} is not accepted; objective.baseline={baseline} needs "
                 f"{least} or more"
             )
         if not 0 < temperature < math.inf:
-            raise ValueError(f"training.temperature={temperature} is not accepted; above 0 is")
+            raise ValueError(f"objective.temperature={temperature} is not accepted; above 0 is")
         self.weights = {"cider": 1.0} if rewards is None else dict(rewards)
         check_weights(self.weights)
-        check_range("training.cross_entropy_weight", cross_entropy_weight)
-        check_range("training.least_distinct", least_distinct, 100)
-        check_range("training.most_repeats", most_repeats, 100)
-        check_range("training.most_endless", most_endless, 100)
+        check_range("objective.cross_entropy_weight", cross_entropy_weight)
+        check_range("objective.least_distinct", least_distinct, 100)
+        check_range("objective.most_repeats", most_repeats, 100)
+        check_range("objective.most_endless", most_endless, 100)
         self.samples, self.baseline, self.dropout = samples, baseline, dropout
         self.temperature = temperature
         self.cross_entropy_weight = cross_entropy_weight
@@ -161,9 +163,9 @@ class SelfCritical(Objective):
             value, limit = scores[name], getattr(self, bound)
             if value < limit if low else value > limit:
                 raise Degenerate(
-                    f"the captions degenerate: {value:.0f} % {what} (training.{bound}={limit:g}), "
+                    f"the captions degenerate: {value:.0f} % {what} (objective.{bound}={limit:g}), "
                     f"such as {captions[0]!r}; best.ckpt holds an earlier epoch, if there was a "
-                    "better one. Lower training.lr, or set training.cross_entropy_weight"
+                    "better one. Lower optimizer.lr, or set objective.cross_entropy_weight"
                 )
 
     @torch.no_grad()

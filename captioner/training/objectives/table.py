@@ -1,8 +1,7 @@
-"""What a training learns from: one table, from which ``training.objective`` chooses.
+"""The objectives, by the names from which ``objective=NAME`` chooses.
 
-An objective makes a loss of a batch, by the model's ``encode`` and its decoder's contract alone, so
-each goes with any encoder and any decoder. Its options stand in the group ``training`` beside those
-of the optimiser.
+An objective computes the loss of a batch through the model's ``encode`` and the decoder's contract
+alone, so each works with any encoder and any decoder.
 """
 
 from __future__ import annotations
@@ -11,7 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from captioner.config import pick
+from captioner.config import make, pick
+from captioner.decoding.options import DecodingOptions
+from captioner.tokenizers import Tokenizer
 from captioner.training.objectives.cross_entropy import CrossEntropy
 from captioner.training.objectives.objective import Degenerate, Objective, Outcome
 from captioner.training.objectives.self_critical import SelfCritical
@@ -23,7 +24,8 @@ __all__ = [
     "Objective",
     "Outcome",
     "SelfCritical",
-    "chosen",
+    "build_objective",
+    "objective_class",
 ]
 
 OBJECTIVES: Mapping[str, type[Objective]] = MappingProxyType(
@@ -32,6 +34,23 @@ OBJECTIVES: Mapping[str, type[Objective]] = MappingProxyType(
 """Name of an objective -> its class."""
 
 
-def chosen(training: Mapping[str, Any]) -> type[Objective]:
-    """The objective that the group ``training`` names; cross-entropy in one without a name."""
-    return pick(OBJECTIVES, training.get("objective", "cross_entropy"), "training.objective")
+def objective_class(group: Mapping[str, Any]) -> type[Objective]:
+    """The class that the group ``objective`` names; cross-entropy in one without a name."""
+    return pick(OBJECTIVES, group.get("name", "cross_entropy"), "objective.name")
+
+
+def build_objective(
+    group: Mapping[str, Any], tokenizer: Tokenizer, decoding: DecodingOptions
+) -> Objective:
+    """The objective of the group ``objective``.
+
+    Args:
+        group: ``name``, a key of OBJECTIVES, and its arguments.
+        tokenizer: of the captions.
+        decoding: how dev captions are decoded.
+
+    Raises:
+        ValueError: an unknown name or option, or a value out of range.
+    """
+    options = {key: value for key, value in group.items() if key != "name"}
+    return make(objective_class(group), "objective", options, tokenizer, decoding)

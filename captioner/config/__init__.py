@@ -1,0 +1,51 @@
+"""Configuration: compose ``conf/``, check values against signatures, suggest near misses.
+
+Hydra composes plain YAML into one plain dict. Every group names the arguments of one component, so
+a group is passed to it as keyword arguments once its names and types have been checked against the
+component's signature. Nothing in a configuration names code: components are chosen from tables.
+
+Importing this imports neither torch nor Hydra.
+"""
+
+from __future__ import annotations
+
+from captioner.config.composition import (
+    checked,
+    compose,
+    compose_all,
+    compose_base,
+    override,
+    plain,
+)
+from captioner.config.keys import has
+from captioner.config.loading import conf_folder, groups, hydra_loader, options
+from captioner.config.values import (
+    Config,
+    arguments,
+    check_range,
+    make,
+    pick,
+    unknown,
+    unknown_key,
+)
+
+__all__ = [
+    "Config",
+    "arguments",
+    "check_range",
+    "checked",
+    "compose",
+    "compose_all",
+    "compose_base",
+    "conf_folder",
+    "groups",
+    "has",
+    "hydra_loader",
+    "make",
+    "options",
+    "override",
+    "pick",
+    "plain",
+    "unknown",
+    "unknown_key",
+]

@@ -1,0 +1,282 @@
+"""Composing: from overrides to a configuration, and overrides over a stored configuration."""
+
+from __future__ import annotations
+
+import itertools
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from captioner import parts, renamed
+from captioner.config.choices import (
+    checked_choice,
+    option_names,
+    require_plugin,
+    several_values,
+    single_choices,
+)
+from captioner.config.keys import check_key, has
+from captioner.config.loading import find_groups, find_options, groups, hydra_loader, search_path
+from captioner.config.values import Config, unknown_key
+from captioner.overrides import Override, parse
+
+
+def compose(
+    overrides: Sequence[str | Override] = (), *, config_dir: str | Path | None = None
+) -> Config:
+    """The configuration that ``captioner train`` has with these overrides, as plain data.
+
+    Args:
+        overrides: ``key=value`` as typed, or as parsed.
+        config_dir: a folder of a user's own options, as ``--config-dir`` takes one.
+
+    Raises:
+        ValueError: an override that does not fit, in one line with the nearest option.
+    """
+    composed = compose_all(checked(overrides, config_dir=config_dir), config_dir=config_dir)
+    del composed["hydra"]
+    config = plain(composed)
+    parts.plug_in_all(config)
+    return config
+
+
+def compose_all(
+    overrides: Sequence[str | Override], *, config_dir: str | Path | None = None
+) -> Any:
+    """The configuration of checked overrides, with Hydra's own below ``hydra``.
+
+    Args:
+        overrides: as returned by `checked`; of a sweep over a group the first option is taken,
+            other sweeps are left out.
+        config_dir: a folder of a user's own options.
+
+    Returns:
+        an OmegaConf tree, nothing in it resolved.
+    """
+    from hydra import compose as hydra_compose
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+
+    with hydra_loader() as loader:
+        changes = parse(overrides, several=True, loader=loader)
+        search = search_path(config_dir, changes)
+        sweeps = any(change.is_sweep_override() for change in changes)
+        known = find_groups(loader, search) if sweeps else []
+        lines = [_first_choice(change, known) for change in changes]
+        others = [line for line in lines if line and not line.startswith("hydra.searchpath=")]
+        try:
+            composed = hydra_compose("config", [*others, *search], return_hydra_config=True)
+        except HydraException as error:
+            raise ValueError(_one_line(error)) from None
+    OmegaConf.set_struct(composed, False)
+    return composed
+
+
+def checked(
+    overrides: Sequence[str | Override],
+    *,
+    several: bool = False,
+    config_dir: str | Path | None = None,
+) -> list[Override]:
+    """Parse overrides and check them against ``conf/``.
+
+    ``encoder=NAME`` with the name of a timm or torchvision network, which has no YAML file of its
+    own, becomes ``encoder=LIBRARY encoder.network=NAME``; ``decoder=package.module:Class`` and
+    ``optimizer=NAME`` with an optimizer of torch become options; ``+key=value`` of a key that
+    exists loses its plus.
+
+    Args:
+        overrides: ``key=value`` as typed, or as parsed.
+        several: whether they may be sweeps (``a=1,2``), as after ``train -m``.
+        config_dir: a folder of a user's own options.
+
+    Raises:
+        ValueError: bad grammar, an unknown group option or an unknown key.
+    """
+    with hydra_loader() as loader:
+        changes = parse(overrides, several=several, loader=loader)
+        search = search_path(config_dir, changes)
+        known = find_groups(loader, search)
+        result: list[Override] = []
+        for change in changes:
+            if change.is_sweep_override() and not several:
+                raise several_values(change)
+            group = change.key_or_group
+            if group in ("hydra/sweeper", "hydra/launcher"):
+                require_plugin(change, find_options(loader, group, search))
+            if group in known and not change.is_delete():
+                names = find_options(loader, group, search)
+                result += checked_choice(change, names, several=several)
+            else:
+                result.append(change)
+    base, others = _bases(result, config_dir)
+    return [
+        change
+        if change.key_or_group in known or change.key_or_group.startswith("hydra")
+        else _checked_key(change, base, others)
+        for change in result
+    ]
+
+
+def _checked_key(change: Override, base: Any, others: Callable[[], Iterator[Any]]) -> Override:
+    """An override of a value, without a plus where its key exists.
+
+    Args:
+        change: the override.
+        base: the configuration without values.
+        others: as of `_bases`.
+    """
+    key = change.key_or_group
+    exists = has(base, key) or any(has(other, key) for other in others())
+    if change.is_add() and exists:  # Hydra refuses +key=value of a key that exists
+        (change,) = parse([str(change.input_line).lstrip("+")], several=True)
+    elif not change.is_add() and not exists:
+        check_key(base, key)
+    return change
+
+
+def compose_base(changes: Sequence[Override], *, config_dir: str | Path | None = None) -> Any:
+    """As `compose_all`, of choices of groups and options of Hydra's own, without other values.
+
+    Of a sweep it is the first combination that can be composed.
+    """
+    return _bases(changes, config_dir)[0]
+
+
+def _bases(
+    changes: Sequence[Override], config_dir: str | Path | None
+) -> tuple[Any, Callable[[], Iterator[Any]]]:
+    """The choices of groups, composed: of a sweep the first combination, and an iterator of others.
+
+    Raises:
+        ValueError: no combination can be composed.
+    """
+    with hydra_loader() as loader:
+        known = find_groups(loader, search_path(config_dir, changes))
+    kept = [c for c in changes if c.key_or_group in known or c.key_or_group.startswith("hydra")]
+    choices = [single_choices(c) if c.key_or_group in known else [c] for c in kept]
+    combinations = [list(combination) for combination in itertools.product(*choices)]
+
+    def composed() -> Iterator[Any]:
+        for combination in combinations:
+            with suppress(ValueError):
+                yield compose_all(combination, config_dir=config_dir)
+
+    first = next(composed(), None)
+    base = compose_all(combinations[0], config_dir=config_dir) if first is None else first
+    return base, lambda: itertools.islice(composed(), 1, None)
+
+
+def _first_choice(change: Override, known: Sequence[str]) -> str:
+    """An override without its sweep: the first option of a group; empty for a sweep of values."""
+    if not change.is_sweep_override():
+        return str(change.input_line)
+    if change.key_or_group not in known:
+        return ""
+    return f"{change.get_key_element()}={option_names(change)[0]}"
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's message, with OmegaConf's where that is the cause."""
+    messages = [str(one).strip() for one in (error, error.__cause__) if one is not None]
+    return " ".join(": ".join(message for message in messages if message).split())
+
+
+# A stored configuration -----------------------------------------------------------------------
+
+
+def override(
+    config: Config,
+    overrides: Sequence[str | Override],
+    *,
+    config_dir: str | Path | None = None,
+    extra: Mapping[str, Config] | None = None,
+) -> Config:
+    """A copy of a checkpoint's configuration with overrides applied.
+
+    Options that the overrides do not name stay as the model was trained; ``group=name`` replaces
+    the whole group by one of its YAML files, ``experiment=NAME`` changes what it sets in the groups
+    that the configuration has.
+
+    Args:
+        config: plain data.
+        overrides: ``key=value`` as typed, or as parsed.
+        config_dir: a folder of a user's own options.
+        extra: keys that are options here though no YAML lists them, by group.
+
+    Raises:
+        ValueError: bad grammar, a sweep, an unknown group option or an unknown key.
+    """
+    from omegaconf import OmegaConf
+
+    changes = parse(overrides)
+    for change in changes:
+        if change.is_sweep_override():
+            raise several_values(change)
+        if change.is_delete():
+            raise ValueError(f"{change.input_line}: a trained model's options cannot be deleted")
+    known = groups(config_dir)
+    choices = {c.key_or_group: c for c in changes if c.key_or_group in known}
+    search = [c for c in changes if c.key_or_group == "hydra.searchpath"]
+    result = _with_choices(config, choices, search, config_dir)
+    for group, values in (extra or {}).items():
+        result[group] = {**result[group], **values}
+    tree = OmegaConf.create(result)
+    for change in changes:
+        key = change.key_or_group
+        if key not in choices and not key.startswith("hydra."):
+            if not change.is_add():
+                check_key(tree, key)
+            OmegaConf.update(tree, key, change.value(), force_add=True)
+    return plain(tree)
+
+
+def _with_choices(
+    config: Config,
+    choices: Mapping[str, Override],
+    search: list[Override],
+    config_dir: str | Path | None,
+) -> Config:
+    """A configuration with each group replaced by the option of it that an override chooses."""
+    result = dict(config)
+    if not choices:
+        return result
+    chosen = compose([*choices.values(), *search], config_dir=config_dir)
+    for group in choices:
+        if group in chosen:
+            if group not in config:
+                raise unknown_key("", group, config)
+            result[group] = chosen[group]
+    if "experiment" in choices:
+        others = [change for group, change in choices.items() if group != "experiment"]
+        without = compose([*others, *search], config_dir=config_dir)
+        for key in set(result) & set(chosen) - {*choices, "run_dir"}:  # its date differs
+            result[key] = _changed(result[key], without.get(key), chosen[key])
+    return result
+
+
+def _changed(values: Any, before: Any, after: Any) -> Any:
+    """`values` with what differs between `before` and `after`; `after` where the keys differ."""
+    if not all(isinstance(tree, dict) for tree in (values, before, after)):
+        return values if before == after else after
+    if set(before) != set(after):
+        return after
+    return {**values, **{k: _changed(values.get(k), before[k], after[k]) for k in after}}
+
+
+def plain(config: Any) -> Config:
+    """An OmegaConf tree as plain dicts and lists, interpolations resolved, old names renamed.
+
+    Raises:
+        ValueError: a value is missing.
+    """
+    from omegaconf import MissingMandatoryValue, OmegaConf
+
+    try:
+        values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = error.full_key
+        raise ValueError(f"{key} has no value of its own: set {key}=...") from None
+    return renamed.modernized(typing.cast(Config, values), warn=True)

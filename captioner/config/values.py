@@ -1,0 +1,168 @@
+"""Values of a configuration, checked against the signature of the component that takes them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from captioner import parts
+
+Config = dict[str, Any]
+"""A composed configuration as plain data: dicts, lists, strings, numbers, booleans and None."""
+
+_Made = TypeVar("_Made")
+
+_TYPE_NAMES: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    type(None): "null",
+    list[str]: "a list of texts",
+    list[float]: "a list of numbers",
+}
+
+
+def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
+    """The error for a name that is not known.
+
+    Args:
+        what: the option.
+        value: the name.
+        choices: the names that are known; the nearest one is suggested.
+    """
+    names = [str(choice) for choice in choices]
+    return ValueError(
+        f"{what}={value!r} is not known; choose {', '.join(names)}{near_miss(str(value), names)}"
+    )
+
+
+def unknown_key(group: str, key: str, names: Iterable[str], choice: str = "") -> ValueError:
+    """The error for an option that does not exist.
+
+    Args:
+        group: the group that would have it; empty at the top.
+        key: the option.
+        names: the options that exist; the nearest one is suggested.
+        choice: the ``group=option`` that decides which options exist.
+    """
+    names = [str(name) for name in names]
+    prefix, whose = (f"{group}.", f"{choice or group} has") if group else ("", "there are")
+    hint = near_miss(key, names, prefix)
+    return ValueError(f"{prefix}{key} is not an option; {whose} {', '.join(names)}{hint}")
+
+
+def near_miss(value: str, names: Iterable[str], prefix: str = "") -> str:
+    """`` (did you mean NAME?)`` for the name that is nearest to a value; empty if none is near."""
+    near = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {prefix}{near[0]}?)" if near else ""
+
+
+def check_range(option: str, value: float, high: float = math.inf) -> None:
+    """Check that the value of an option is in [0, high].
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0 <= value <= high:
+        most = "" if high == math.inf else f" to {high:g}"
+        raise ValueError(f"{option}={value} is not accepted; choose a number from 0{most}")
+
+
+def pick(
+    table: Mapping[str, _Made], name: str, what: str, interface: type[Any] | None = None
+) -> _Made:
+    """The component with a name.
+
+    Args:
+        table: name -> component.
+        name: a name in the table, or that of a user's class, ``package.module:Class``.
+        what: the option that chooses it, for the error.
+        interface: whose members a user's class must have; None is the base that the classes of the
+            table share.
+
+    Raises:
+        ValueError: an unknown name, or a class without these members.
+    """
+    required = interface or _common_base(table)
+    if required is not None and parts.is_own(name):
+        part: Any = parts.find_class(name, what)
+        parts.require_interface(part, required, f"{what}={name}")
+        return typing.cast(_Made, part)
+    if name not in table:
+        raise unknown(what, name, table)
+    return table[name]
+
+
+def _common_base(table: Mapping[str, Any]) -> type[Any] | None:
+    """The class of this package that all classes of a table inherit from; None if there is none."""
+    first, *others = table.values()
+    if not all(map(inspect.isclass, table.values())):
+        return None
+    own = (base for base in inspect.getmro(first) if base.__module__.startswith("captioner."))
+    return next((base for base in own if all(issubclass(one, base) for one in others)), None)
+
+
+def arguments(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a function or constructor: what a configuration may set."""
+    parameters = inspect.signature(component).parameters
+    return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def make(
+    component: Callable[..., _Made],
+    group: str,
+    values: Mapping[str, Any],
+    *objects: Any,
+    **given: Any,
+) -> _Made:
+    """Call a component with a group of the configuration.
+
+    Args:
+        component: a function or class whose options are keyword-only.
+        group: the group's name, for errors.
+        values: the group, as plain data.
+        objects: positional arguments, which no configuration chooses.
+        given: keyword-only arguments that this group does not choose.
+
+    Raises:
+        ValueError: an option that the component does not have, or of the wrong type.
+    """
+    target = component.__init__ if inspect.isclass(component) else component
+    hints = typing.get_type_hints(target)
+    names = [name for name in arguments(component) if name not in given]
+    for name, value in values.items():
+        if name not in names:
+            raise unknown_key(group, name, names)
+        if name in hints and not _fits(hints[name], value):
+            raise ValueError(
+                f"{group}.{name}={value!r} is not accepted; choose {_describe(hints[name])}"
+            )
+    return component(*objects, **values, **given)
+
+
+def _fits(annotation: Any, value: object) -> bool:
+    """Whether plain data fits an annotation; annotations beyond plain data accept everything."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(_fits(member, value) for member in typing.get_args(annotation))
+    if annotation in (int, float):
+        numbers = (int, float) if annotation is float else (int,)
+        return isinstance(value, numbers) and not isinstance(value, bool)
+    if annotation in (bool, str, type(None)):
+        return isinstance(value, annotation)
+    if typing.get_origin(annotation) is list:
+        (inner,) = typing.get_args(annotation)
+        return isinstance(value, list) and all(_fits(inner, item) for item in value)
+    return True
+
+
+def _describe(annotation: Any) -> str:
+    """An annotation for people: "a whole number or null"."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(_describe(member) for member in typing.get_args(annotation))
+    return _TYPE_NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))

@@ -1,0 +1,196 @@
+"""What a run starts from: random weights, those of another run, or its own last checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captioner.checkpoints import checkpoint
+from captioner.checkpoints.checkpoint import Checkpoint
+from captioner.checkpoints.places import anchored
+from captioner.config import Config, make
+from captioner.data.records import Dataset
+from captioner.metrics.novelty import CaptionHashes
+from captioner.metrics.tokenize import TOKENIZE
+from captioner.models.captioning import CaptioningModel, build_model
+from captioner.models.precision import stored
+from captioner.overrides import Override, parse
+from captioner.tokenizers import Tokenizer, build_tokenizer
+from captioner.training.objectives.table import objective_class
+from captioner.training.resuming import require_same_captions
+
+_INHERITED = ("tokenizer", "encoder", "decoder", "data")
+
+
+def inherit(config: Config, overrides: Sequence[str | Override]) -> Config:
+    """A composed configuration with the groups that ``resume_weights`` provides.
+
+    The groups tokenizer, encoder, decoder and data become those of the checkpoint, except for what
+    the overrides name; an experiment names its data, too. Everything else stays as it was composed.
+
+    Args:
+        config: composed with the overrides.
+        overrides: as given to ``compose``.
+
+    Raises:
+        FileNotFoundError: ``resume_weights`` does not exist.
+        ValueError: it is not a checkpoint of this package.
+    """
+    if config.get("resume_weights") is None:
+        return config
+    try:
+        saved = checkpoint.read(config["resume_weights"]).config
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"resume_weights={error}") from None
+    keys = [str(change.key_or_group) for change in parse(overrides, several=True)]
+    result = dict(config)
+    for group in _INHERITED:
+        if group in keys or (group == "data" and "experiment" in keys):
+            continue
+        named = [key.split(".")[1] for key in keys if key.startswith(f"{group}.")]
+        changed = {name: config[group][name] for name in named if name in config[group]}
+        inherited: Config = dict(saved.get(group) or config[group])
+        if group == "encoder" and "precision" in inherited and "precision" not in named:
+            inherited["precision"] = stored(inherited["precision"], "encoder.precision")
+        result[group] = {**inherited, **changed}
+    return result
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from.
+
+    Attributes:
+        checkpoint: provides weights and vocabulary; None for random weights.
+        resumes: whether the checkpoint is the run's own, which it continues.
+    """
+
+    checkpoint: Checkpoint | None
+    resumes: bool
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the decoder's weights are random."""
+        return self.checkpoint is None
+
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """The checkpoint as Lightning wrote it, of a run that is resumed; None otherwise."""
+        resumed = self.checkpoint if self.resumes else None
+        return None if resumed is None else resumed.lightning
+
+    def build(
+        self, config: Config, dataset: Dataset, report: Callable[[str], None]
+    ) -> tuple[CaptioningModel, Tokenizer]:
+        """The model to train and its tokenizer.
+
+        Args:
+            config: of the run.
+            dataset: the tokenizer's vocabulary comes from its captions where no checkpoint has one.
+            report: takes each line for people.
+
+        Raises:
+            ValueError: the weights do not fit the configuration, or a resumed run has other
+                training captions.
+        """
+        source = self.checkpoint
+        if source is not None and self.resumes:
+            require_same_captions(
+                hash_captions(dataset, source.tokenizer),
+                known=source.own,
+                more=source.training,
+                root=config["data"]["root"],
+                run=checkpoint.run_folder(source.path),
+            )
+        tokenizer = _new_tokenizer(config, dataset) if source is None else source.tokenizer
+        model = build_model(
+            config["encoder"],
+            config["decoder"],
+            vocabulary_size=len(tokenizer.vocabulary),
+            initialise=source is None or source.without_encoder,
+        )
+        if source is not None and not self.resumes:
+            _take_weights(model, source, config, report)
+        elif source is not None:  # now, not when Lightning does: features are cached before
+            source.fill(model)
+            model.encoder.transform = source.transform
+        return model, tokenizer
+
+    def learned_captions(self, own: CaptionHashes, config: Config) -> CaptionHashes | None:
+        """All captions that the model will have learned from; None if unknown.
+
+        Args:
+            own: of the run's dataset.
+            config: of the run.
+        """
+        before = self.checkpoint
+        if before is None:
+            return own
+        same = anchored({"data": before.config["data"]})["data"] == config["data"]
+        earlier = own if before.training is None and same else before.training
+        return CaptionHashes.union([own, earlier])
+
+
+def read_start(config: Config, resume: Path | Checkpoint | None) -> Start:
+    """Read what a run starts from.
+
+    Args:
+        config: of the run.
+        resume: the checkpoint that it continues from, or its file.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: not a checkpoint, or one of another objective.
+    """
+    if resume is None:
+        weights = config.get("resume_weights")
+        return Start(None if weights is None else checkpoint.read(weights), resumes=False)
+    source = resume if isinstance(resume, Checkpoint) else checkpoint.read(resume)
+    before, now = (objective_class(one["objective"]) for one in (source.config, config))
+    if before is not now:
+        raise ValueError(
+            f"resume={source.path} goes on with the objective it was trained with; start another "
+            f"with resume_weights={source.path} and a run_dir of its own"
+        )
+    return Start(source, resumes=True)
+
+
+def hash_captions(dataset: Dataset, tokenizer: Tokenizer) -> CaptionHashes:
+    """Hashes of the training captions of a dataset."""
+    texts = [text for record in dataset.split("train") for text in record.captions]
+    return CaptionHashes.of(TOKENIZE[tokenizer.scored_by](texts))
+
+
+def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
+    texts = [text for record in dataset.split("train") for text in record.captions]
+    return make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
+
+
+def _take_weights(
+    model: CaptioningModel, source: Checkpoint, config: Config, report: Callable[[str], None]
+) -> None:
+    """Fill in the weights of another run's checkpoint.
+
+    Raises:
+        ValueError: they do not fit the model, the vocabulary or the options.
+    """
+    option = f"resume_weights={config['resume_weights']}"
+    if config["training"].get("word_vectors"):
+        raise ValueError(f"{option} has an embedding of its own: leave training.word_vectors out")
+    if config["tokenizer"] != source.config.get("tokenizer", config["tokenizer"]):
+        raise ValueError(
+            f"{option} has a vocabulary of its own: leave tokenizer as it is there, "
+            f"{source.config['tokenizer']}"
+        )
+    try:
+        source.fill(model)
+    except ValueError as error:
+        raise ValueError(
+            f"{option} does not fit: {error}; leave encoder and decoder as they are there"
+        ) from None
+    if checkpoint.same_part(config["encoder"], source.config["encoder"]):
+        model.encoder.transform = source.transform
+    scores = ", ".join(f"{name} {value:.2f}" for name, value in source.scores.items())
+    report(f"weights of {source.path}{f' ({scores})' if scores else ''}")
