@@ -41,7 +41,7 @@ from captioner.metrics.significance import (
     fewest_images,
     holm,
     interval,
-    randomisation,
+    randomization,
     smallest_p,
 )
 from captioner.metrics.statistics import Statistics
@@ -245,7 +245,7 @@ def _rows(
     """The rows of all metrics, with differences that are not yet corrected."""
     scores = bootstrap(aligned, **draws)  # metric -> [G, R]
     means = [average(group) for group in aligned]
-    swapped = randomisation(means[0], means[1:], **draws) if tests else {}  # metric -> [G - 1]
+    swapped = randomization(means[0], means[1:], **draws) if tests else {}  # metric -> [G - 1]
     rows: list[Row] = []
     for name in names:
         scored = _scored(name, systems, aligned, scores.get(name))

@@ -1,16 +1,16 @@
-"""The n-grams of a corpus as numbers, so that scores are counted by numpy instead of word by word.
+"""The n-grams of a corpus as integer ids, so that numpy can count them.
 
-Every word gets a number, and every n-gram one for its order: an n-gram is the number of its first
-n - 1 words and its last word, packed into one integer of 64 bits,
+Every word has an id, and every n-gram an id among those of its order. An n-gram is the id of its
+first n - 1 words and the id of its last word, packed into one integer of 64 bits,
 
-    key = number(w_1 ... w_{n-1}) * 2^32 + number(w_n)
+    key = id(w_1 ... w_{n-1}) * 2^32 + id(w_n)
 
-and its own number is the place of that key among the sorted keys of the references. Two n-grams
-never share a number, however large the vocabulary. How often an n-gram stands in a text is then a
-run of equal integers in a sorted array, and looking it up a binary search.
+and its own id is the index of that key among the sorted keys of the references. Different n-grams
+have different ids, whatever the size of the vocabulary. Counting an n-gram in a text is then the
+length of a run of equal integers in a sorted array, and looking it up is a binary search.
 
-The references are numbered once (`References`) and then compared with as many candidates as
-wanted: training by rewards scores new samples against the same references at every step.
+The ids of the references are computed once (`References`), for any number of candidates:
+self-critical training scores new samples against the same references at every step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 ORDERS = (1, 2, 3, 4)
 
 Words = Sequence[str]
-"""A caption cut into words."""
+"""The words of a caption."""
 
 Integers = NDArray[numpy.int64]
 
@@ -34,23 +34,23 @@ _SHIFT = 32
 
 @dataclass(frozen=True)
 class Texts:
-    """S texts as word numbers.
+    """S texts as word ids.
 
     Attributes:
-        ids: the words of all texts, one after the other [W].
-        lengths: words of each text [S].
+        ids: the word ids of all texts, concatenated [W].
+        lengths: the number of words of each text [S].
     """
 
     ids: Integers
     lengths: Integers
 
     def padded(self, texts: Integers, *, empty: int, padding: int) -> Integers:
-        """Some of the texts, [B, length of the longest].
+        """Some of the texts as one array, [B, length of the longest].
 
         Args:
-            texts: their places [B].
-            empty: a number that stands for the only word of an empty text.
-            padding: a number that fills up shorter texts.
+            texts: their indices [B].
+            empty: the id that an empty text has as its only word.
+            padding: the id that shorter texts are padded with.
         """
         sizes = self.lengths[texts]
         rows = numpy.full((len(texts), max(1, sizes.max(initial=0))), padding)
@@ -66,14 +66,14 @@ class Order:
     """The n-grams of one order in the references of I images.
 
     Attributes:
-        keys: of the G n-grams, sorted; an n-gram's number is its place here [G].
-        frequencies: images whose references hold the n-gram [G].
-        bits: how many an n-gram's number takes.
+        keys: of the G n-grams, sorted; the id of an n-gram is its index here [G].
+        frequencies: the number of images whose references have the n-gram [G].
+        bits: of an n-gram id.
         pairs: image << bits | n-gram, for each n-gram of an image's references, sorted [P].
-        starts: where each pair's entries begin, and the end of the last [P + 1].
-        most: how often the pair's n-gram stands in the one reference that has it most [P].
-        texts: of each entry, the reference that holds the n-gram [E].
-        counts: of each entry, how often [E].
+        starts: the first entry of each pair, and the end of the last one [P + 1].
+        most: the largest count of the pair's n-gram in one reference [P].
+        texts: of each entry, the reference that has the n-gram [E].
+        counts: of each entry, the number of times that it has it [E].
     """
 
     keys: Integers
@@ -93,14 +93,14 @@ class Order:
 
 @dataclass(frozen=True)
 class Matches:
-    """The n-grams of one order in C candidates, each with its place among the references'.
+    """The n-grams of one order in C candidates, matched with those of the references.
 
     Attributes:
-        candidates: which candidate holds the n-gram [M].
-        grams: its number; numbers from G on stand for n-grams that no reference holds [M].
-        counts: how often it stands there [M].
+        candidates: the candidate that has the n-gram [M].
+        grams: its id; ids from G on are n-grams that are in no reference [M].
+        counts: the number of times that the candidate has it [M].
         places: the pair of `Order` with the same n-gram in the references of the candidate's
-            image; -1 where they do not hold it [M].
+            image; -1 if they do not have it [M].
     """
 
     candidates: Integers
@@ -110,17 +110,17 @@ class Matches:
 
 
 class References:
-    """The references of I images, numbered once.
+    """The references of I images with ids for words and n-grams.
 
     Args:
         references: for each image the words of one or more references.
-        documents: likewise, of the images in which document frequencies are counted; None counts
+        documents: likewise, of the images that document frequencies are counted in; None counts
             them in the references themselves.
 
     Attributes:
-        texts: all references as word numbers, those of `documents` first.
+        texts: all references as word ids, those of `documents` first.
         orders: their n-grams, orders 1 to 4.
-        documents: images in which document frequencies are counted.
+        documents: the number of images that document frequencies are counted in.
 
     Raises:
         ValueError: an image without references.
@@ -133,7 +133,7 @@ class References:
         documents: Sequence[Sequence[Words]] | None = None,
     ) -> None:
         images = [*(documents or ()), *references]
-        self._first = len(images) - len(references)  # where the images to be scored begin
+        self._first = len(images) - len(references)  # the first image to be scored
         self.documents = self._first if documents is not None else len(images)
         if not all(images):
             raise ValueError("an image has no reference; give one or more, or leave it out")
@@ -148,20 +148,20 @@ class References:
 
     @property
     def images(self) -> int:
-        """How many images can be scored."""
+        """The number of images to be scored."""
         return len(self._ends) - self._first
 
     def places(self, images: Integers | None, candidates: int) -> Integers:
-        """The image of each candidate as it is numbered here [C].
+        """The index of each candidate's image among all images, those of `documents` included [C].
 
         Raises:
-            ValueError: another number of candidates than images, or an image that is not there.
+            ValueError: more or fewer candidates than images, or an image that does not exist.
         """
         if images is None:
             if candidates != self.images:
                 raise ValueError(
-                    f"{candidates} candidates for {self.images} images; give one an image, or say "
-                    "with images= which image each describes"
+                    f"{candidates} candidates for {self.images} images; give one an image, or give "
+                    "the image of each as images="
                 )
             images = numpy.arange(self.images)
         images = numpy.asarray(images, dtype=numpy.int64)
@@ -174,14 +174,14 @@ class References:
         return images + self._first
 
     def texts_of(self, places: Integers) -> tuple[Integers, Integers]:
-        """The references of images: owner (an index of `places`) and text, both [C * refs]."""
+        """The references of images: index into `places`, and text, both [C * refs]."""
         begins = numpy.concatenate([[0], self._ends])[places]
         return expand(begins, self._ends[places])
 
     def match(
         self, candidates: Sequence[Words], images: Integers | None = None
     ) -> tuple[Matches, ...]:
-        """Number the n-grams of candidates and find them among their images' references.
+        """Match the n-grams of candidates with those of their images' references.
 
         Args:
             candidates: C captions.
@@ -191,7 +191,7 @@ class References:
             the matches of orders 1 to 4.
         """
         places = self.places(images, len(candidates))
-        stream, found = _Stream(self.number(candidates)), []
+        stream, matches = _Stream(self.number(candidates)), []
         for n, order in zip(ORDERS, self.orders):
             starts, keys = stream.keys(n)
             grams = keys if n == 1 else _look_up(order.keys, keys)
@@ -202,11 +202,11 @@ class References:
             owners, grams = entries >> bits, entries & _mask(bits)
             spots = _search(order.pairs, (places[owners] << order.bits) | grams)
             spots[grams >= len(order.keys)] = -1
-            found.append(Matches(owners, grams, counts, spots))
-        return tuple(found)
+            matches.append(Matches(owners, grams, counts, spots))
+        return tuple(matches)
 
     def number(self, texts: Sequence[Words]) -> Texts:
-        """Number words; those of no reference get numbers of their own past the vocabulary."""
+        """Texts as word ids; words that are in no reference get ids past the vocabulary."""
         flat = list(chain.from_iterable(texts))
         known = map(self._vocabulary.get, flat, repeat(-1))
         ids = numpy.fromiter(known, dtype=numpy.int64, count=len(flat))
@@ -250,7 +250,7 @@ class References:
 
 
 def expand(begins: Integers, ends: Integers) -> tuple[Integers, Integers]:
-    """All members of ranges [begin, end): which range each belongs to, and the member."""
+    """The integers in ranges [begin, end): the range of each, and the integer."""
     sizes = ends - begins
     owners = numpy.repeat(numpy.arange(len(sizes)), sizes)
     steps = numpy.arange(len(owners)) - numpy.repeat(sizes.cumsum() - sizes, sizes)
@@ -258,29 +258,31 @@ def expand(begins: Integers, ends: Integers) -> tuple[Integers, Integers]:
 
 
 class _Stream:
-    """Texts word after word [W]; n-grams are built up from the left, order by order."""
+    """Concatenated texts [W], in which n-grams are built from the left, order by order."""
 
     def __init__(self, texts: Texts) -> None:
         self._ids, self._grams = texts.ids, texts.ids.copy()
         self.text = numpy.repeat(numpy.arange(len(texts.lengths)), texts.lengths)  # [W]
         ends = numpy.repeat(texts.lengths.cumsum(), texts.lengths)
-        self._left = ends - numpy.arange(len(texts.ids))  # words to the end of the text [W]
+        self._left = ends - numpy.arange(
+            len(texts.ids)
+        )  # number of words to the end of the text [W]
 
     def keys(self, n: int) -> tuple[Integers, Integers]:
-        """Where n-grams start, and their keys; those of order n - 1 must be numbered."""
+        """The starts of n-grams, and their keys; those of order n - 1 must have ids."""
         if n == 1:
             return numpy.arange(len(self._ids)), self._ids
         starts = numpy.flatnonzero(self._left >= n)
         return starts, (self._grams[starts] << _SHIFT) | self._ids[starts + n - 1]
 
     def number(self, starts: Integers, grams: Integers) -> None:
-        """Set the numbers of the n-grams that start there."""
+        """Set the ids of the n-grams with these starts."""
         self._grams[starts] = grams
 
 
 def _counted(values: Integers) -> tuple[Integers, Integers]:
-    """The different values, sorted, and how often each occurs; sorts them in place."""
-    values.sort()  # numpy.unique copies and masks, and takes several times as long
+    """The unique values, sorted, and their counts; sorts `values` in place."""
+    values.sort()  # numpy.unique is several times slower
     starts = numpy.flatnonzero(numpy.diff(values, prepend=-1))
     return values[starts], numpy.diff(starts, append=len(values))
 
@@ -290,7 +292,7 @@ def _mask(bits: int) -> int:
 
 
 def _look_up(keys: Integers, wanted: Integers) -> Integers:
-    """Places of wanted keys among sorted ones; those that are not there are numbered past them."""
+    """Indices of wanted keys in sorted keys; missing keys get indices past the end."""
     places = _search(keys, wanted)
     new = places < 0
     places[new] = len(keys) + numpy.unique(wanted[new], return_inverse=True)[1]
@@ -298,7 +300,7 @@ def _look_up(keys: Integers, wanted: Integers) -> Integers:
 
 
 def _search(keys: Integers, wanted: Integers) -> Integers:
-    """Places of wanted keys among sorted ones, -1 where they are not."""
+    """Indices of wanted keys in sorted keys, -1 for missing keys."""
     if not len(keys):
         return numpy.full(len(wanted), -1)
     places = numpy.searchsorted(keys, wanted)

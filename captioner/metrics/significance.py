@@ -1,36 +1,36 @@
-"""Significance: how far a score, or the difference of two, is known from this many images.
+"""Significance: intervals and tests for scores, and for differences of two scores.
 
-A corpus score is a function s(m) of the mean row m of the images (``statistics``). Drawing images
-anew is therefore weighing their rows anew: with weights [R, n], one matrix product scores R
-resamples at once.
+A corpus score is a function s(m) of the mean row m of the images (``statistics``). Resampling
+images is therefore reweighting their rows: with weights [R, n], one matrix product scores R
+resamples.
 
     bootstrap       w_r ~ multinomial(n, 1/n)          s_r = s(w_r rows / n)
     interval        the percentiles of s_r; of a difference, with the same w_r for both systems
     p (bootstrap)   2 min(#{d_r <= 0} + 1, #{d_r >= 0} + 1) / (R + 1)
-    p (randomised)  (#{|d_r| >= |d|} + 1) / (R + 1), d_r the difference after the two systems have
+    p (randomized)  (#{|d_r| >= |d|} + 1) / (R + 1), d_r the difference after the two systems have
                     swapped each image's rows with probability 1/2
 
-No p is 0: what was observed counts as one of the R + 1. Both tests are paired by image.
+No p is 0: the observed difference counts as one of the R + 1. Both tests are paired by image.
 
-Of n images there are 2^n swaps, and a difference as large as the observed one is found by the one
-that swaps nothing and the one that swaps everything: p (randomised) tells 2 / 2^n at best, however
-many swaps are drawn (Phipson & Smyth 2010). Three images cannot show anything: 0.25.
+For n images there are 2^n swaps, and two of them, swapping nothing and swapping everything, give
+the observed difference: p (randomized) is at least 2 / 2^n, however many swaps are drawn (Phipson &
+Smyth 2010). Three images cannot show anything: 0.25.
 
-Intervals are percentiles, not BCa: those of scores and differences then stay consistent with the
-bootstrap's p and need no acceleration, which BLEU's kink at the brevity penalty makes unstable.
-From a hundred images on they cover what they claim (``tests/test_significance.py``).
+Intervals are percentiles, not BCa. They are consistent with the bootstrap's p and need no
+acceleration constant, which the kink of BLEU's brevity penalty makes unstable. With a hundred
+images or more they have their nominal coverage (``tests/metrics/test_significance.py``).
 
-Training seeds are a second source of chance, and too few to resample: of S seeds the bootstrap sees
-(S - 1)/S of the variance, and 3 seeds have no 2.5 % percentile. They enter by their variance, with
-Student's t, as in a model of crossed random effects:
+Training seeds are a second source of variance, and too few to resample: for S seeds the bootstrap
+has (S - 1)/S of the variance, and 3 seeds have no 2.5 % percentile. They enter by their variance,
+with Student's t, as in a model of crossed random effects:
 
     V = V_images + sum_g s_g^2 / S_g        nu = V^2 / sum_g ((s_g^2 / S_g)^2 / (S_g - 1))
     interval = d -+ t(nu) sqrt(V)
 
 s_g is the standard deviation of a group's scores over its S_g seeds, V_images the bootstrap's
-variance of the difference of the groups' mean scores, nu Satterthwaite's degrees of freedom (images
-are so many that theirs do not count). What seeds and images do together stands in both terms: V is
-a little too large rather than too small.
+variance of the difference of the groups' mean scores, nu Satterthwaite's degrees of freedom (there
+are so many images that theirs are ignored). The interaction of seeds and images is in both terms,
+so V is slightly too large rather than too small.
 
 Efron & Tibshirani, "An Introduction to the Bootstrap", 1993. Koehn, "Statistical Significance Tests
 for Machine Translation Evaluation", EMNLP 2004. Noreen, "Computer-Intensive Methods for Testing
@@ -55,20 +55,20 @@ from captioner.metrics.table import FAMILIES
 
 ALPHA = 0.05
 LEVEL = 1 - ALPHA
-"""What an interval is meant to cover; a difference is shown where p < ALPHA."""
+"""Nominal coverage of an interval; a difference is shown if p < ALPHA."""
 
 FEWEST = 100
-"""Resamples below which a percentile means nothing."""
+"""The smallest number of resamples for a percentile."""
 
 ENOUGH = 100
-"""Images from which on a percentile interval covers about what it claims."""
+"""The number of images from which percentile intervals have about their nominal coverage."""
 
 _CHUNK = 2**20  # numbers of a block of weights: 8 MB
 _NODES, _WEIGHTS = numpy.polynomial.legendre.leggauss(64)
-_TIE = 1e-9  # differences of scores (0 to 100) closer than this are equal but for rounding
+_TIE = 1e-9  # smaller differences of scores (0 to 100) are rounding errors
 
 Progress = Callable[[int], None]
-"""Told how many resamples have been done since it was last called."""
+"""Called with the number of resamples since the last call."""
 
 
 def _silent(_: int) -> None: ...
@@ -84,18 +84,18 @@ def bootstrap(
     seed: int = 1,
     progress: Progress = _silent,
 ) -> dict[str, Rows]:
-    """Score resamples of the images, the same ones for every system.
+    """Score resamples of the images, which are the same for all systems.
 
     Args:
-        groups: the systems to compare, each one or more seeds of it; all of the same images, in
-            the same order.
+        groups: the systems to compare, each with one or more seeds; all of the same images in the
+            same order.
         resamples: R, `FEWEST` or more.
-        seed: of the draws; the same seed gives the same resamples.
-        progress: told of every block.
+        seed: of the random generator.
+        progress: called after every block.
 
     Returns:
-        metric -> the groups' scores [G, R], the mean over each group's seeds; metrics that every
-        system has.
+        metric -> the groups' scores [G, R], the mean over the seeds of each group; metrics that all
+        systems have.
 
     Raises:
         ValueError: systems of different images, or too few resamples.
@@ -108,7 +108,7 @@ def bootstrap(
     return {name: numpy.concatenate([b[name] for b in blocks], axis=1) for name in blocks[0]}
 
 
-def randomisation(
+def randomization(
     first: Statistics,
     others: Sequence[Statistics],
     *,
@@ -116,19 +116,19 @@ def randomisation(
     seed: int = 1,
     progress: Progress = _silent,
 ) -> dict[str, Rows]:
-    """Test others against the first by approximate randomisation.
+    """Test systems against the first one by approximate randomization.
 
-    Under the null hypothesis an image's rows could as well have come from the other system.
+    Under the null hypothesis an image's rows could equally have come from the other system.
 
     Args:
         first: the baseline.
-        others: of the same images, in the same order.
+        others: of the same images in the same order.
         resamples: R, `FEWEST` or more.
-        seed: of the swaps; the same seed gives the same swaps.
-        progress: told of every block.
+        seed: of the random generator.
+        progress: called after every block.
 
     Returns:
-        metric -> two-sided p [G], from 1 / (R + 1) to 1; metrics that every system has.
+        metric -> two-sided p [G], from 1 / (R + 1) to 1; metrics that all systems have.
 
     Raises:
         ValueError: systems of different images, or too few resamples.
@@ -138,8 +138,8 @@ def randomisation(
     observed = _swapped(first, others, none)  # metric -> [G, 1]
     beyond = {name: numpy.zeros(len(others)) for name in observed}
     for swaps in _swaps(len(images), _enough(resamples), seed):  # [C, n]
-        for name, found in _swapped(first, others, swaps).items():
-            beyond[name] += (abs(found) >= abs(observed[name]) - _TIE).sum(axis=1)
+        for name, differences in _swapped(first, others, swaps).items():
+            beyond[name] += (abs(differences) >= abs(observed[name]) - _TIE).sum(axis=1)
         progress(len(swaps))
     return {name: (count + 1) / (resamples + 1) for name, count in beyond.items()}
 
@@ -153,7 +153,7 @@ def average(seeds: Sequence[Statistics]) -> Statistics:
 
 def _mean_score(seeds: Sequence[Statistics], weights: Rows) -> dict[str, Rows]:
     scores = _stacked([one.scores(weights) for one in seeds])  # metric -> [S, C]
-    return {name: found.mean(axis=0) for name, found in scores.items()}
+    return {name: values.mean(axis=0) for name, values in scores.items()}
 
 
 def _stacked(scores: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
@@ -163,18 +163,18 @@ def _stacked(scores: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
 
 def _swapped(first: Statistics, others: Sequence[Statistics], swaps: Rows) -> dict[str, Rows]:
     """Differences, others minus first [G, C], after swapping images by swaps [C, n] of 0 and 1."""
-    found: list[dict[str, Rows]] = []
+    results: list[dict[str, Rows]] = []
     kept = 1.0 - swaps
     for other in others:
         differences: dict[str, Rows] = {}
         for family in (f for f in first.rows if f in other.rows):
             a, b = first.rows[family], other.rows[family]  # [n, k]
-            # Two products of sums that cannot be negative: a count of 0 stays exactly 0.
+            # Sums of products that are not negative, so that a count of 0 stays exactly 0.
             before = FAMILIES[family]((kept @ a + swaps @ b) / len(a))
             after = FAMILIES[family]((kept @ b + swaps @ a) / len(a))
             differences.update({name: after[name] - before[name] for name in after})
-        found.append(differences)
-    return _stacked(found)
+        results.append(differences)
+    return _stacked(results)
 
 
 def _weights(images: int, resamples: int, seed: int) -> Iterator[Rows]:
@@ -209,7 +209,7 @@ def _blocks(images: int, resamples: int) -> Iterator[int]:
 def _common_images(systems: Sequence[Statistics]) -> tuple[str, ...]:
     images = systems[0].images
     if any(one.images != images for one in systems):
-        raise ValueError("the systems are not of the same images in the same order; align them")
+        raise ValueError("the systems have different images, or in another order; align them")
     return images
 
 
@@ -219,7 +219,7 @@ def _enough(resamples: int) -> int:
     return resamples
 
 
-# From resamples to statements -----------------------------------------------------------------
+# Intervals and p ------------------------------------------------------------------------------
 
 
 def interval(resampled: Rows, *, level: float = LEVEL) -> tuple[float, float]:
@@ -229,16 +229,16 @@ def interval(resampled: Rows, *, level: float = LEVEL) -> tuple[float, float]:
 
 
 def bootstrap_p(differences: Rows) -> float:
-    """The two-sided p of resampled differences [R]: below 1 - level where `interval` misses 0."""
+    """The two-sided p of resampled differences [R]; below 1 - level if `interval` excludes 0."""
     below = int((differences <= _TIE).sum())
     above = int((differences >= -_TIE).sum())
     return min(1.0, 2 * (min(below, above) + 1) / (len(differences) + 1))
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Correct the p of several tests so that the chance of one false finding stays below alpha.
+    """Correct the p of several tests, to bound the probability of any false positive by alpha.
 
-    The i-th smallest of m is multiplied by m - i + 1, and is never below a smaller one's.
+    The i-th smallest of m values is multiplied by m - i + 1, and is at least the one before.
 
     Args:
         values: p of each test.
@@ -255,21 +255,21 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def smallest_p(images: int) -> float:
-    """The smallest p that approximate randomisation can find on this many images."""
+    """The smallest possible p of approximate randomization over this many images."""
     return min(1.0, 2.0 ** (1 - images))
 
 
 def fewest_images(tests: int, *, alpha: float = ALPHA) -> int:
-    """The images from which on one of several tests, corrected by Holm, could be below alpha.
+    """The smallest number of images with which one of several corrected tests can be below alpha.
 
-    The smallest of m corrected p is m times the smallest p, so m 2 / 2^n < alpha.
+    The smallest of m p corrected by Holm is m times as large, so m 2 / 2^n < alpha.
     """
     return math.floor(1 + math.log2(tests / alpha)) + 1
 
 
 @dataclass(frozen=True)
 class OverSeeds:
-    """A difference of groups of seeds, with images and seeds both varying.
+    """The difference of two groups of seeds, with variance over images and seeds.
 
     Attributes:
         difference: of the mean scores.
@@ -283,11 +283,11 @@ class OverSeeds:
 
     @classmethod
     def of(cls, resampled: Rows, *seeds: Sequence[float]) -> OverSeeds:
-        """From resampled differences [R] and each group's scores, the first group's first.
+        """From resampled differences [R] and the scores of the seeds of both groups.
 
         Args:
-            resampled: of the last group's mean score minus the first's.
-            seeds: of each of the two groups, the scores of its seeds; two or more.
+            resampled: mean score of the second group minus that of the first.
+            seeds: for each of the two groups the scores of its seeds; two or more.
         """
         parts = [float(numpy.var(scores, ddof=1)) / len(scores) for scores in seeds]
         variance = float(numpy.var(resampled)) + sum(parts)
@@ -297,7 +297,7 @@ class OverSeeds:
         return cls(difference, math.sqrt(variance), freedom)
 
     def interval(self, *, level: float = LEVEL) -> tuple[float, float]:
-        """Where the difference of the configurations lies."""
+        """The interval of the difference of the configurations."""
         half = self.half_width(level=level)
         return self.difference - half, self.difference + half
 
@@ -315,8 +315,8 @@ class OverSeeds:
 def student_within(t: float, freedom: float) -> float:
     """P(|T| < t) of Student's t with any number of degrees of freedom >= 1.
 
-    With t = sqrt(nu) tan(x) its density becomes proportional to cos(x)^(nu - 1), which Gauss and
-    Legendre's rule integrates to full precision.
+    With t = sqrt(nu) tan(x) its density becomes proportional to cos(x)^(nu - 1), which
+    Gauss-Legendre quadrature integrates to full precision.
     """
     if math.isinf(freedom):
         return math.erf(t / math.sqrt(2))
@@ -328,7 +328,7 @@ def student_within(t: float, freedom: float) -> float:
 
 
 def student_quantile(probability: float, freedom: float) -> float:
-    """The t below which T lies with a probability in [0.5, 1); math.inf degrees are the normal."""
+    """The quantile t of a probability in [0.5, 1); math.inf degrees are the normal distribution."""
     low, high = 0.0, 1.0
     while student_within(high, freedom) < 2 * probability - 1:
         high *= 2

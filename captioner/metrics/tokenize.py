@@ -1,14 +1,14 @@
-"""Cut captions into the words that are scored.
+"""Tokenization of captions for metrics.
 
-Scores compare only where captions are cut alike. For English the field's scorers agree on
-coco-caption's PTBTokenizer: Stanford CoreNLP's Penn Treebank tokenizer, lower-cased, then a list
-of punctuation marks removed. `ptb_words` gives the same words without Java. The treebank's
-conventions (Marcus et al., Computational Linguistics 19(2), 1993): clitics stand alone (dog 's,
-do n't, can not), abbreviations keep their period, brackets are spelt out (-lrb-, and lower case
-saves those from being removed).
+Scores are comparable only if captions are tokenized alike. For English the standard is
+coco-caption's PTBTokenizer: Stanford CoreNLP's Penn Treebank tokenizer, lower-cased, without a list
+of punctuation marks. `ptb_words` gives the same words without Java. Conventions of the treebank
+(Marcus et al., Computational Linguistics 19(2), 1993): clitics are words of their own (dog 's,
+do n't, can not), abbreviations keep their period, brackets have names (-lrb-, which are not removed
+since they are in lower case).
 
-Stanford's tokenizer takes the longest match at each place, `re` the first. So the alternatives
-below stand in an order in which none hides a longer one.
+Stanford's tokenizer takes the longest match at each position, `re` the first one. So the
+alternatives below are ordered such that none comes before a longer one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 __all__ = ["TOKENIZE", "characters", "clustered", "composed", "ptb_jar_words", "ptb_words"]
 
 # Letters with their combining marks, by blocks of Unicode's basic plane. Stanford's tokenizer
-# drops what stands beyond that plane, emoji among others.
+# drops characters outside that plane, such as emoji.
 _LETTERS = (
     "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u037d\u0386\u0388-\u0481"
     "\u0483-\u0587\u0591-\u05bd\u05bf\u05c1-\u05c2\u05c4-\u05c5\u05c7-\u05f2\u0615-\u061a"
@@ -47,8 +47,8 @@ _SIGNS = (
     "\uff1a-\uff20\uff3b-\uff40\uff5b-\uff65\uffe0-\uffe1\uffe5-\uffe6"
 )
 
-# Abbreviations keep their period. Some do as names only ("Mass." but "a mass."), some before a
-# number only ("no. 5").
+# Abbreviations keep their period, some only as names ("Mass." but "a mass."), some only before a
+# number ("no. 5").
 _ABBREVIATIONS = (
     "adj|adm|adv|al|ala|alex|apr|ariz|assn|assoc|asst|attys?|aug|ave|bhd|"
     "bldg|blvd|brig|bros|calif|capt|cf|cie|cmdr|co|col|colo|comdr|conn|corp|"
@@ -62,7 +62,7 @@ _ABBREVIATIONS = (
 )
 _NAMES = "Ark|Az|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"
 _BEFORE_NUMBERS = "art|ca|figs?|nos?|op|pp|prop"
-# After a lone letter these words show that its period ended a sentence: "you and I. The dog".
+# After a single letter with a period these words begin a new sentence: "you and I. The dog".
 _STARTERS = (
     "A|About|According|Additionally|After|An|As|At|But|Earlier|He|Her|Here|"
     r"However|If|In|It|Last|Many|More|Mr\.|Now|Once|One|Other|Our|She|Since|"
@@ -104,7 +104,7 @@ _MAIL = r"[^\s\"<>|(){}.]"
 _HOST = r"[^\s\"<>|(){}\[\].!?,\-_$'/:0-9]"
 
 _KEPT = (
-    "[A-Za-z]+(?=,? |$)",  # most words, at once
+    "[A-Za-z]+(?=,? |$)",  # most words, in one step
     # Markup and addresses.
     rf"</?{_TAG}(?:\s+{_TAG}(?:\s*=\s*(?:'[^']*'|\"[^\"]*\"))?)*\s*/?>",
     r"<[!?][A-Za-z\-][^>]*>",
@@ -114,13 +114,13 @@ _KEPT = (
     rf"(?:www\.(?:[^\s\"<>|(){{}}.!?,]+\.)+[A-Za-z]{{2,4}}|(?:{_HOST}+\.)+(?i:com|net|org|edu))"
     rf"(?:/{_URL}+{_URL_END})?(?!{_CHAR}|\.{_LETTER})",
     f"@[A-Za-z_][A-Za-z0-9_]*|#{_LETTER}+",
-    # Smileys; curly quotes that touch.
+    # Smileys; adjacent curly quotes.
     r"[<>]?[:;=]['o*\-]?[()DdPpO\[\]|\\{@](?![A-Za-z0-9])",
     rf"{_EYE}_{_EYE}|\({_EYE}[_.\-^]?{_EYE}\)",
     "(?!``)[\u2018\u2019\u201c\u201d`]{2}",
-    # Hyphens bind across points and commas: 1.5-litre, U.S.-based, "red,white-striped".
+    # Hyphens join across points and commas: 1.5-litre, U.S.-based, "red,white-striped".
     rf"[A-Za-z0-9]+[.,][A-Za-z0-9.,]*(?:-{_any(_INITIALS, '[A-Za-z0-9]+')})+(?![-_]?{_CHAR})",
-    # Clitics, and words with an apostrophe inside.
+    # Clitics, and words with an apostrophe.
     f"[A-Za-z]*[A-MO-Za-mo-z](?={_NOT})|{_NOT}{_END}",
     f"'{_SUFFIX}(?![A-Za-z])|&apos;{_SUFFIX}|[\u2019\u0092]{_SUFFIX}",
     rf"{_APOSTROPHE}[nN]{_APOSTROPHE}|'[nN](?!\S)|[\u2019\u0092][nN]",
@@ -130,7 +130,7 @@ _KEPT = (
     f"(?i:c'(?:mon|est)|li'l|ev'ry|cap'n|s'mores|e{_QUOTE}er|[a-z]*qu{_QUOTE}[a-z]+|ol{_QUOTE})",
     f"(?:[yY]{_APOSTROPHE}(?={_LETTER})|[jJ]{_APOSTROPHE}|[dDlL]{_APOSTROPHE}(?!{_LETTER}{_CHAR}))"
     f"(?!{_SUFFIX})",
-    # Numbers: by telephone, of days, in fractions, with decimals.
+    # Numbers: telephone numbers, dates, fractions, decimals.
     r"\([0-9]{3}\)[ \u00a0]?[0-9]{3}[\- .][0-9]{4}",
     "[0-9]{1,2}[-/][0-9]{1,2}[-/][0-9]{2,4}(?![0-9])",
     "[0-9]{1,4}[- \u00a0][0-9]{1,4}/[0-9]{1,4}",
@@ -146,7 +146,7 @@ _KEPT = (
     r"-{5,}|[?!]{2,}|\*{2,}|\\\*|_{2,}|#{2,}|@{2,}|<<|>>",
     f"[{_SIGNS}]",
 )
-# What coco-caption removes, where it is longer than one sign; lone marks need no pattern.
+# What coco-caption removes, if it is longer than one character; single marks need no pattern.
 _REMOVED = (
     r"\s+|[.,](?!\S)",
     r"\.{3,5}",
@@ -156,7 +156,7 @@ _REMOVED = (
 )
 
 _PLAIN = {"\u2018": "`", "\u2019": "'", "\u201c": "``", "\u201d": "''", "`": "`"}
-# How a token is written where that is not as it stood.
+# Tokens that are written differently from the text.
 _WRITTEN = {
     **{"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"},
     **{"lemme": "lem me", "gimme": "gim me"},
@@ -177,7 +177,7 @@ _WRITTEN = {
 
 @cache
 def _token() -> re.Pattern[str]:
-    """Compile at the first caption: it takes a tenth of a second, which `--help` does not need."""
+    """Compiled at the first caption, since it takes a tenth of a second."""
     return re.compile(f" ?(?:{'|'.join(_REMOVED)}|({'|'.join(_KEPT)}))")
 
 
@@ -188,17 +188,17 @@ _IDEOGRAPHS = (
     "\uf900-\ufaff\uff66-\uff9f\U0001b000-\U0001b16f\U00020000-\U0003ffff"
 )
 # Scripts whose characters are clusters, a consonant with its vowel signs: those of India and Sri
-# Lanka, which part words by spaces, and Thai, Lao, Tibetan, Burmese and Khmer, which do not.
+# Lanka, which have spaces between words, and Thai, Lao, Tibetan, Burmese and Khmer, which do not.
 _INDIC = "\u0900-\u0dff\ua8e0-\ua8ff\U00011000-\U00011fff"
 _CLUSTERS = f"{_INDIC}\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\uaa60-\uaa7f"
 
 
 @cache
 def _character() -> Any:
-    """Compiled when the first caption is cut by characters, as `_token` is.
+    """Compiled when the first caption is split by characters.
 
-    `regex` knows grapheme clusters, X, as Unicode's Annex 29 defines them. An ideograph is one
-    whatever stands behind it; a run of other letters goes on over accents and joiners.
+    `regex` has grapheme clusters, X, as Unicode's Annex 29 defines them. An ideograph is always a
+    cluster by itself; accents and joiners do not end a run of other letters.
     """
     import regex
 
@@ -217,9 +217,9 @@ def _cluster() -> Any:
 
 
 def composed(text: str) -> str:
-    """Write letters and their accents as one character where there is one (Unicode's NFC).
+    """Compose letters and accents into one character if there is one (Unicode's NFC).
 
-    Single characters stay, even those that NFC would replace, as compatibility ideographs.
+    Single characters are kept, also compatibility ideographs, which NFC would replace.
     """
     if unicodedata.is_normalized("NFC", text):
         return text
@@ -228,27 +228,26 @@ def composed(text: str) -> str:
 
 
 def clustered(texts: Iterable[str]) -> bool:
-    """Whether texts hold what `characters` cuts by clusters; a signature says so."""
+    """Whether `characters` splits texts by clusters, which a signature says."""
     import regex
 
-    found = regex.compile(rf"[{_CLUSTERS}]|\p{{L}}\p{{M}}")
-    return any(not text.isascii() and found.search(composed(text)) for text in texts)
+    cluster = regex.compile(rf"[{_CLUSTERS}]|\p{{L}}\p{{M}}")
+    return any(not text.isascii() and cluster.search(composed(text)) for text in texts)
 
 
 _PLAIN_RUN = re.compile("[a-z0-9]+")
 
 
 def ptb_words(text: str) -> list[str]:
-    """Cut an English caption into lower-case words as coco-caption's PTBTokenizer does.
+    """Split an English caption into lower-case words as coco-caption's PTBTokenizer does.
 
     Args:
         text: one caption, as written.
 
     Returns:
-        the words; punctuation is gone, empty when there is nothing else.
+        the words, without punctuation.
     """
-    # Most captions are letters, blanks and a few commas. They need no patterns, and most of the
-    # time is spared.
+    # Most captions are letters, blanks and a few commas. Without patterns they are much faster.
     plain = text.removesuffix(" .").replace(", ", " ")
     if plain.isascii() and plain.replace(" ", "").isalpha():
         words = plain.lower().split()
@@ -264,7 +263,7 @@ def _ptb_tokens(text: str) -> list[str]:
 
 
 def characters(text: str) -> list[str]:
-    """Cut a caption into characters, the unit in which Chinese captions are scored.
+    """Split a caption into characters, the unit in which Chinese captions are scored.
 
     Args:
         text: one caption, as written.
@@ -273,7 +272,7 @@ def characters(text: str) -> list[str]:
         one token an ideograph, and one a grapheme cluster of Thai and the scripts of India
         ("\u0e17\u0e35\u0e48" is one, its vowel and tone included); a run of other letters and
         digits is one lower-case token ("T\u6064" gives "t", "\u6064"). Letters and accents are
-        composed first. Punctuation and spaces are gone.
+        composed first. Punctuation and spaces are dropped.
     """
     if text.isascii():
         return _PLAIN_RUN.findall(text.lower())
@@ -285,7 +284,7 @@ _JAR_REMOVES = frozenset("'' ' `` ` . ? ! , : - -- ... ;".split())
 
 
 def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
-    """Cut English captions with Stanford's own program, as coco-caption runs it.
+    """Split English captions with Stanford's program, as coco-caption runs it.
 
     Args:
         texts: captions, as written.
@@ -294,7 +293,7 @@ def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
         the words of each.
 
     Raises:
-        ValueError: Java or pycocoevalcap are not there, or the program fails.
+        ValueError: Java or pycocoevalcap are missing, or the program fails.
     """
     from captioner.metrics.java import Unavailable, coco_file, java_command
 
@@ -315,26 +314,29 @@ def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
             errors="replace",
         )
         lines = done.stdout.split("\n")[:-1]
-    except (OSError, subprocess.CalledProcessError):  # OSError: it ended before it had read all
+    except (
+        OSError,
+        subprocess.CalledProcessError,
+    ):  # OSError: it ended before it had read its input
         lines = []
     if len(lines) != len(texts):
         raise ValueError(f"tokenize='ptb-jar': java could not run {jar}; 'ptb' needs no java")
     return [[word for word in line.split() if word not in _JAR_REMOVES] for line in lines]
 
 
-def _each(cut: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[list[str]]]:
-    """Cut many captions. Python's collector of cycles rests, for lists of words hold none."""
+def _each(split: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[list[str]]]:
+    """Split many captions, without garbage collection, since lists of words have no cycles."""
 
-    def cut_all(texts: Sequence[str]) -> list[list[str]]:
-        collects = gc.isenabled()
+    def split_all(texts: Sequence[str]) -> list[list[str]]:
+        enabled = gc.isenabled()
         gc.disable()
         try:
-            return [cut(text) for text in texts]
+            return [split(text) for text in texts]
         finally:
-            if collects:
+            if enabled:
                 gc.enable()
 
-    return cut_all
+    return split_all
 
 
 TOKENIZE: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
@@ -342,4 +344,4 @@ TOKENIZE: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
     "character": _each(characters),
     "ptb-jar": ptb_jar_words,
 }
-"""Name of a way to cut captions -> texts to the words of each."""
+"""Name of a tokenization -> texts to the words of each."""

@@ -143,7 +143,7 @@ def test_where_nothing_varies_nothing_is_claimed(tmp_path) -> None:
 
 
 def smallest_p_by_all_swaps(first: Statistics, other: Statistics) -> float:
-    """The p of approximate randomisation over every one of the 2^n swaps, of CIDEr-D."""
+    """The p of approximate randomization over every one of the 2^n swaps, of CIDEr-D."""
     a, b = (one.rows["cider_d"][:, 0] for one in (first, other))
     signs = list(product((1, -1), repeat=len(a)))
     found = [abs(numpy.mean(numpy.array(one) * (b - a))) for one in signs]

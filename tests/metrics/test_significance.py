@@ -15,7 +15,7 @@ from captioner.metrics.significance import (
     bootstrap_p,
     holm,
     interval,
-    randomisation,
+    randomization,
     student_quantile,
     student_within,
 )
@@ -109,13 +109,13 @@ def test_a_resample_is_scored_as_its_drawn_images_would_be() -> None:
 def test_blocks_change_nothing_and_seeds_do(monkeypatch) -> None:
     first, second = pair(6, n=50)
     whole = bootstrap([[first], [second]], resamples=301)["BLEU-4"]
-    swapped = randomisation(first, [second], resamples=301)["BLEU-4"]
+    swapped = randomization(first, [second], resamples=301)["BLEU-4"]
     done: list[int] = []
     monkeypatch.setattr("captioner.metrics.significance._CHUNK", 50 * 40)
     parts = bootstrap([[first], [second]], resamples=301, progress=done.append)["BLEU-4"]
     assert numpy.array_equal(whole, parts)
     assert done == [40] * 7 + [21]
-    assert numpy.array_equal(randomisation(first, [second], resamples=301)["BLEU-4"], swapped)
+    assert numpy.array_equal(randomization(first, [second], resamples=301)["BLEU-4"], swapped)
     other = bootstrap([[first], [second]], resamples=301, seed=2)["BLEU-4"]
     assert not numpy.array_equal(whole, other)
 
@@ -129,7 +129,7 @@ def rejections(skill: float, *, repeats: int = REPEATS) -> dict[tuple[str, str],
     for repeat in range(repeats):
         first, second = pair(1000 + repeat, skill=skill)
         scores = bootstrap([[first], [second]], resamples=RESAMPLES, seed=repeat)
-        swapped = randomisation(first, [second], resamples=RESAMPLES, seed=repeat)
+        swapped = randomization(first, [second], resamples=RESAMPLES, seed=repeat)
         for name in ("BLEU-1", "BLEU-4", "CIDEr-D"):
             both = {"bootstrap": bootstrap_p(scores[name][1] - scores[name][0])}
             both["randomised"] = swapped[name][0]
@@ -148,9 +148,9 @@ def test_a_real_difference_is_found() -> None:
         assert rate >= 0.9, (which, rate)
 
 
-def test_randomisation_agrees_with_all_swaps() -> None:
+def test_randomization_agrees_with_all_swaps() -> None:
     first, second = pair(11, n=9, skill=0.4)
-    found = randomisation(first, [second], resamples=20_000)
+    found = randomization(first, [second], resamples=20_000)
     observed = {n: second.scores()[n] - first.scores()[n] for n in ("BLEU-1", "CIDEr-D")}
     for name, family in (("BLEU-1", "bleu"), ("CIDEr-D", "cider_d")):
         beyond = 0
@@ -166,7 +166,7 @@ def test_randomisation_agrees_with_all_swaps() -> None:
 def test_p_is_never_0_and_1_where_nothing_differs() -> None:
     first, _ = pair(12, n=40)
     far = Statistics(first.images, {f: rows * [[3.0]] for f, rows in first.rows.items()})
-    swapped = randomisation(first, [first, far], resamples=500)["CIDEr-D"]
+    swapped = randomization(first, [first, far], resamples=500)["CIDEr-D"]
     assert swapped.tolist() == [1.0, 1 / 501]
     scores = bootstrap([[first], [first], [far]], resamples=500)["CIDEr-D"]
     assert bootstrap_p(scores[1] - scores[0]) == 1.0
@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="same images"):
         bootstrap([[first], [other]])
     with pytest.raises(ValueError, match="same images"):
-        randomisation(first, [other])
+        randomization(first, [other])
     with pytest.raises(ValueError, match="resamples=99"):
         bootstrap([[first]], resamples=99)
 

@@ -103,7 +103,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_lost(
     assert command(tiny, run) == 1
     error = error_of(capsys)
     assert error.startswith(f"{run}/checkpoints/")
-    assert "no space left on device; make room and try again" in error
+    assert "no space left on device; free some space and try again" in error
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "best.ckpt",
         "last.ckpt",
@@ -256,5 +256,5 @@ def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_no_run(
 
     monkeypatch.setattr(checkpoint, "_save", save)
     assert command(tiny, tmp_path / "run") == 1
-    assert "no space left on device; make room and try again" in error_of(capsys)
+    assert "no space left on device; free some space and try again" in error_of(capsys)
     assert not (tmp_path / "run").exists()
