@@ -343,7 +343,7 @@ def test_export_evaluate_and_report_by_name(home, run, scenes, capsys) -> None:
     page = (target / "report.html").read_text()
     assert "data:image/" in page  # the pictures are found by config.yaml
     assert main(["report", "tiny"]) == 1
-    assert "do it with: captioner evaluate tiny" in capsys.readouterr().err
+    assert "do so with: captioner evaluate tiny" in capsys.readouterr().err
 
 
 def test_completion_offers_names(home) -> None:

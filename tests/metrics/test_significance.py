@@ -186,9 +186,9 @@ def test_bootstrap_p_says_what_the_interval_says() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     first, second = pair(13, n=5)
     other = Statistics(tuple("vwxyz"), second.rows)
-    with pytest.raises(ValueError, match="same images"):
+    with pytest.raises(ValueError, match="have different images"):
         bootstrap([[first], [other]])
-    with pytest.raises(ValueError, match="same images"):
+    with pytest.raises(ValueError, match="have different images"):
         randomization(first, [other])
     with pytest.raises(ValueError, match="resamples=99"):
         bootstrap([[first]], resamples=99)
