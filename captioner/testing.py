@@ -18,7 +18,8 @@ import inspect
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +37,14 @@ from captioner.models.recurrence.unroll import readable
 from captioner.parts import require_interface
 
 B, T, V, D, E, H, P = 3, 5, 11, 8, 7, 6, 4
-EXACT = {"rtol": 1e-6, "atol": 1e-9}
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """The same random numbers in each check; the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _require(fulfilled: bool, part: type[Any], demand: str) -> None:
@@ -51,6 +59,7 @@ def _equal(found: Tensor, expected: Tensor, *, rtol: float = 1e-6, atol: float =
 # Cells --------------------------------------------------------------------------------------------
 
 
+@_seeded()
 def check_cell(part: type[Any]) -> None:
     """Check a class against the contract of ``Cell``.
 
@@ -143,6 +152,7 @@ _SMALL = {
 }
 
 
+@_seeded()
 def check_decoder(part: type[Any], **options: Any) -> None:
     """Check a class against the contract of ``Decoder``.
 
@@ -320,6 +330,7 @@ def _check_stepper(part: type[Any], decoder: Decoder, features: Features, inputs
 # Encoders -----------------------------------------------------------------------------------------
 
 
+@_seeded()
 def check_encoder(part: type[Any], network: str | None = None, **options: Any) -> None:
     """Check a class against the contract of ``Encoder``.
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import captioner
 from captioner import config, parts
@@ -18,7 +17,6 @@ from captioner.models.captioning import build_model
 from captioner.models.decoders.decoder import Decoder
 from captioner.models.decoders.table import DECODERS
 from captioner.models.encoders.libraries import ENCODERS
-from captioner.models.features import Features
 from captioner.models.recurrence.table import CELLS
 from captioner.testing import check_decoder
 from captioner.tokenizers import TOKENIZERS
@@ -42,15 +40,7 @@ def mine(tmp_path, monkeypatch) -> Iterator[Path]:
 
 def test_the_example_is_a_decoder(mine) -> None:
     parts.plug_in("mine")
-    torch.manual_seed(1)
-    decoder = sys.modules["mine"].Bigram(vocabulary_size=11, feature_size=8, width=7).eval()
-    features = Features(torch.randn(2, 8))
-    inputs = torch.randint(4, 11, (2, 5))
-    state, steps = decoder.start(features), []
-    for tokens in inputs.T:
-        logits, state = decoder.step(tokens, state)
-        steps.append(logits)
-    torch.testing.assert_close(decoder(features, inputs), torch.stack(steps, dim=1))
+    check_decoder(sys.modules["mine"].Bigram, width=7)
     check_decoder(sys.modules["mine"].Bigram)
 
 

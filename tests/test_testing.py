@@ -39,6 +39,14 @@ def test_a_part_of_ones_own() -> None:
     check_decoder(ShowTell, cell="gru", layers=2, tie_weights=True)
 
 
+def test_checks_leave_the_callers_random_numbers_alone() -> None:
+    state = torch.get_rng_state()
+    check_cell(LSTM)
+    check_decoder(ShowTell)
+    check_encoder(Small)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 # Cells with a fault -------------------------------------------------------------------------------
 
 
