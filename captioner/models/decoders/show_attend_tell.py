@@ -18,12 +18,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captioner.config import pick
 from captioner.models.decoders.attention_decoder import Attending
 from captioner.models.decoders.decoder import State
 from captioner.models.matmul import Linear
-from captioner.models.recurrence.cells import Cell
-from captioner.models.recurrence.table import CELLS
 from captioner.models.recurrence.unroll import Recurrence
 
 
@@ -77,8 +74,7 @@ class ShowAttendTell(Attending):
             hidden_size, self.recurrence.first.of_input.out_features, bias=False
         )
         self.gate = Linear(hidden_size, 1)
-        kind = pick(CELLS, cell, "decoder.cell", Cell)
-        self.first = Linear(hidden_size, len(kind.state_names) * layers * hidden_size)
+        self.first = Linear(hidden_size, self.recurrence.state_size)
         self.deep = deep_output
 
     def begin(self, mean: Tensor) -> State:

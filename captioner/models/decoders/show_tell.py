@@ -87,11 +87,7 @@ class ShowTell(nn.Module):
         tie_weights: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (("regions", regions), ("components", components)):
-            if value is not None and value < 1:
-                raise ValueError(f"decoder.{name}={value} is not accepted; choose 1 or more")
-        if image not in IMAGES:
-            raise unknown("decoder.image", image, IMAGES)
+        _check_options(image, regions, components)
         self.enters = image
         self.regions = regions
         self.uses_grid = regions > 1
@@ -242,3 +238,12 @@ class ShowTell(nn.Module):
             words = torch.cat([words, image[packing.rows]], dim=1)  # [N, 2 * E]
         h, _ = self.recurrence(words, state, sizes=packing.sizes)
         return torch.tanh(self.merge(h) + image[packing.rows]) if self.enters == "merge" else h
+
+
+def _check_options(image: str, regions: int, components: int | None) -> None:
+    """Raise for a value out of range."""
+    for name, value in (("regions", regions), ("components", components)):
+        if value is not None and value < 1:
+            raise ValueError(f"decoder.{name}={value} is not accepted; choose 1 or more")
+    if image not in IMAGES:
+        raise unknown("decoder.image", image, IMAGES)

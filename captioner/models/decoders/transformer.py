@@ -169,28 +169,13 @@ class Transformer(nn.Module):
         tie_weights: bool = True,
     ) -> None:
         super().__init__()
-        if heads < 1 or hidden_size % heads or hidden_size % 2:
-            raise ValueError(
-                f"decoder.heads={heads} does not divide decoder.hidden_size={hidden_size}; choose "
-                "an even hidden_size that is a multiple of heads"
-            )
-        if layers < 1:
-            raise ValueError(f"decoder.layers={layers} is not accepted; choose 1 or more")
-        if positions not in POSITIONS:
-            raise unknown("decoder.positions", positions, POSITIONS)
+        _check_options(hidden_size, heads, layers, positions)
         self.uses_grid = grid
         self.image = Positions(feature_size, components, hidden_size, grid=grid, dropout=dropout)
         self.words = nn.Embedding(vocabulary_size, hidden_size)
         self.places = nn.Embedding(max_words, hidden_size) if positions == "learned" else None
-        self.layers = nn.ModuleList(
-            Layer(
-                hidden_size=hidden_size,
-                heads=heads,
-                feedforward_size=feedforward_size,
-                dropout=dropout,
-            )
-            for _ in range(layers)
-        )
+        sizes = {"hidden_size": hidden_size, "heads": heads, "feedforward_size": feedforward_size}
+        self.layers = nn.ModuleList(Layer(**sizes, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(hidden_size)
         self.output = Linear(hidden_size, vocabulary_size)
         self.dropout = nn.Dropout(dropout)
@@ -278,6 +263,19 @@ class Transformer(nn.Module):
 
     def _layers(self) -> list[Layer]:
         return list(self.layers)  # type: ignore[arg-type]
+
+
+def _check_options(hidden_size: int, heads: int, layers: int, positions: str) -> None:
+    """Raise for values that do not fit."""
+    if heads < 1 or hidden_size % heads or hidden_size % 2:
+        raise ValueError(
+            f"decoder.heads={heads} does not divide decoder.hidden_size={hidden_size}; choose "
+            "an even hidden_size that is a multiple of heads"
+        )
+    if layers < 1:
+        raise ValueError(f"decoder.layers={layers} is not accepted; choose 1 or more")
+    if positions not in POSITIONS:
+        raise unknown("decoder.positions", positions, POSITIONS)
 
 
 def sinusoids(places: Tensor, size: int) -> Tensor:

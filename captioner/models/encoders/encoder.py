@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from captioner.config import unknown
 from captioner.models.encoders.folded import quick_copy
 from captioner.models.encoders.stages import stages
 from captioner.models.features import Features
@@ -77,16 +78,7 @@ class Encoder(nn.Module):
         initialise: bool = True,
     ) -> None:
         super().__init__()
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"encoder.precision={precision!r} is not known; choose {', '.join(PRECISIONS)}"
-            )
-        if image_size is not None and image_size < 1:
-            raise ValueError(
-                f"encoder.image_size={image_size} is not accepted; choose 1 or more pixels"
-            )
-        if crop is not None and not 0 < crop <= 1:
-            raise ValueError(f"encoder.crop={crop} is not accepted; choose a share in (0, 1]")
+        _check_options(precision, image_size, crop)
         self.network = network
         self.pretrained = pretrained
         self.trainable = trainable
@@ -310,3 +302,13 @@ class Encoder(nn.Module):
         for parameter in parameters:
             parameter.requires_grad_(True)
         self.unfrozen = True
+
+
+def _check_options(precision: str, image_size: int | None, crop: float | None) -> None:
+    """Raise for a value that no encoder accepts."""
+    if precision not in PRECISIONS:
+        raise unknown("encoder.precision", precision, PRECISIONS)
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"encoder.image_size={image_size} is not accepted; choose 1 or more")
+    if crop is not None and not 0 < crop <= 1:
+        raise ValueError(f"encoder.crop={crop} is not accepted; choose a share in (0, 1]")

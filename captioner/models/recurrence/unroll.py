@@ -86,6 +86,11 @@ class Recurrence(nn.Module):
         """The cell of the first layer."""
         return self._layers()[0]
 
+    @property
+    def state_size(self) -> int:
+        """How many numbers a row of the state has: tensors * L * H."""
+        return len(self.first.state_names) * len(self.cells) * self.first.hidden_size
+
     def project(self, inputs: Tensor) -> Tensor:
         """The first layer's W_x x + b: [..., input_size] -> [..., gates * H]."""
         return self.first.project(inputs)

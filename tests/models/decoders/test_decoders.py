@@ -67,7 +67,7 @@ def test_every_decoder_has_what_the_contract_demands(name: str) -> None:
     assert decoder.attends is hasattr(decoder, "attend")
     model = CaptioningModel(None, decoder)
     if not decoder.attends:
-        with pytest.raises(ValueError, match="ShowTell has no attention weights"):
+        with pytest.raises(ValueError, match="has no attention weights"):
             model.attend(features(), torch.randint(V, (B, T)))
 
 
