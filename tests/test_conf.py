@@ -1,5 +1,6 @@
 """conf/ against the code: every YAML composes, builds and lists all of its component."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,15 @@ def test_overrides_of_a_checkpoint_leave_the_rest() -> None:
 def test_nothing_in_conf_names_code() -> None:
     for path in Path(CONF).rglob("*.yaml"):
         assert "_target_" not in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", sorted(Path(CONF).glob("*/*.yaml")), ids=lambda path: path.name)
+def test_every_option_has_a_comment(path: Path) -> None:
+    if path.parent.name != "experiment":  # where options of other groups are set
+        lines = path.read_text(encoding="utf-8").splitlines()
+        values = [line for line in lines if re.match(r" *\w+: \S", line)]
+        bare = [line for line in values if " #" not in line and not line.startswith("defaults:")]
+        assert [line for line in bare if not line.startswith("name:")] == []
 
 
 def test_numbers_in_yaml_are_numbers() -> None:

@@ -35,8 +35,7 @@ def leaves() -> dict[str, object]:
 
     found: dict[str, object] = candidates._leaves(config.compose())
     for group in config.groups():
-        for name in config.options(group) if group != "experiment" else ():
-            file = config.conf_folder() / group / f"{name}.yaml"
+        for file in (config.conf_folder() / group).glob("*.yaml") if group != "experiment" else ():
             found |= candidates._leaves(yaml.safe_load(file.read_text()), f"{group}.")
     return found
 
