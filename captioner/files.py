@@ -7,9 +7,10 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -87,6 +88,29 @@ def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes | str]) -> Path:
+    """Write a new folder of files atomically.
+
+    Args:
+        folder: does not exist yet.
+        files: content by name, as for ``write_whole``.
+
+    Returns:
+        the folder.
+
+    Raises:
+        OSError: the folder exists, cannot be written to, or the disk is full.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        for name, data in files.items():
+            write_whole(temporary / name, data)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
 
 
 def partial(path: str | Path) -> Path:

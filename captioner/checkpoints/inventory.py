@@ -1,4 +1,4 @@
-"""What models there are: those that come with the package, and the runs of a folder."""
+"""The list of models: bundled ones, and those in a folder of runs."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from captioner.checkpoints.model_card import decoder_of
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that other verbs take by its name.
+    """A model that other verbs accept by its name.
 
     Attributes:
         name: of a bundled model, or the path of a run folder.
-        kind: "bundled", "run", or "bundle" for an exported one that lies among the runs.
+        kind: "bundled", "run", or "bundle" for an exported one among the runs.
         model: the decoder in a few words.
         data: the data set it was trained on.
-        dev_bleu4: BLEU-4 on dev of its checkpoint, decoded as training looked; None where it has
-            none.
+        dev_bleu4: BLEU-4 on dev of its checkpoint, decoded as in validation; None where unknown.
         dev_cider: CIDEr-D likewise.
-        size: of its files that are read, in bytes.
-        date: on which it was made, as in 2026-01-31.
+        size: of the files that loading reads, in bytes.
+        date: of its creation, such as 2026-01-31.
     """
 
     name: str
@@ -39,40 +38,40 @@ class Entry:
     date: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data that JSON can hold."""
         return asdict(self)
 
 
 def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
-    """The bundled models, then the runs in a folder, by their names.
+    """List the bundled models, then the runs in a folder, sorted by name.
 
     Args:
-        runs: the folder of run folders; ``runs`` itself need not exist.
+        runs: the folder of run folders; the default ``runs`` need not exist.
 
     Returns:
-        the models, and a line for each that cannot be read.
+        the models, and a line for each one that cannot be read.
 
     Raises:
-        FileNotFoundError: another folder than ``runs`` that is not there.
+        FileNotFoundError: the folder does not exist.
     """
     if runs != Path("runs") and not runs.is_dir():
-        raise FileNotFoundError(f"{runs}: no such folder; --runs names one that holds run folders")
+        raise FileNotFoundError(f"{runs}: no such folder; --runs names a folder of run folders")
     folders = [bundle.HOME / name for name in bundle.names()]
     folders += sorted(path for path in runs.iterdir() if path.is_dir()) if runs.is_dir() else []
-    found, broken = [], []
+    models, broken = [], []
     for folder in folders:
         file = folder
         try:
-            with suppress(FileNotFoundError):  # no run, but evaluations, or a sweep
+            with suppress(FileNotFoundError):  # not a run, but evaluations or a sweep
                 file = checkpoint.find(folder)
             if file != folder:
                 is_bundle = file.name == bundle.MODEL
-                found.append(_of_bundle(folder) if is_bundle else _of_run(folder, file))
+                models.append(_of_bundle(folder) if is_bundle else _of_run(folder, file))
         except (ValueError, OSError) as error:
             broken.append(str(error))
         except (LookupError, TypeError, AttributeError) as error:
             broken.append(f"{file}: damaged ({error!r})")
-    return found, broken
+    return models, broken
 
 
 def _of_bundle(folder: Path) -> Entry:

@@ -1,8 +1,8 @@
-"""Where the files that a configuration names lie: the same ones, from whatever folder it is read.
+"""Absolute paths in configurations, which therefore mean the same files from every folder.
 
-A run stores its configuration, and is resumed, evaluated and reported on from other folders. What
-stands there relative to the folder of the first command is made absolute; what is relative to the
-data set (data.captions, data.images) stays as it is, so that ``data.root`` alone names a moved one.
+A run stores its configuration, and may be resumed, evaluated and reported on from another folder.
+So paths relative to the current folder are made absolute. Those relative to the dataset
+(data.captions, data.images) are not, so that ``data.root`` is enough for a dataset that was moved.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from captioner.config import Config
 
 _PLACES = (("data", "root"), ("loader", "cache_folder"), ("training", "word_vectors"))
 EMBEDDED = {"format": "shapes", "root": "datasets/shapes"}
-"""Of the data group: drawn where it is missing, and the same in every folder and on any machine."""
+"""Of the data group: this dataset is drawn where it is missing, so its path stays relative."""
 
 
 def anchored(config: Config) -> Config:
-    """A configuration, or some groups of one, with its paths absolute.
+    """Make the paths of a configuration, or of some of its groups, absolute.
 
-    Left as they are: the default place of the embedded data set, and ``resume_weights`` with the
-    name of a bundled model.
+    Exceptions are the default path of the embedded dataset, and ``resume_weights`` with the name of
+    a bundled model.
     """
     result = dict(config)
     for group, key in _PLACES:
@@ -38,29 +38,29 @@ def anchored(config: Config) -> Config:
 
 
 def absolute(path: str) -> str:
-    """A path from the root of the file system; links in it stay, unless .. follows one."""
-    found = Path(os.path.expanduser(path)).absolute()
-    return str(found.resolve() if ".." in found.parts else found)
+    """Make a path absolute; symbolic links are resolved only where it contains .. ."""
+    full = Path(os.path.expanduser(path)).absolute()
+    return str(full.resolve() if ".." in full.parts else full)
 
 
 def without_places(group: Mapping[str, Any], keys: tuple[str, ...] | None = None) -> dict[str, Any]:
-    """A group with the names alone of what lies at absolute paths, for others to read.
+    """Replace absolute paths in a group by the names of their files, for other users.
 
     Args:
         group: plain data.
-        keys: those that are paths; None is all of them.
+        keys: of the paths; None is all keys.
     """
-    return {k: _named(v) if keys is None or k in keys else v for k, v in group.items()}
+    return {k: _without_folder(v) if keys is None or k in keys else v for k, v in group.items()}
 
 
-def _named(value: Any) -> Any:
+def _without_folder(value: Any) -> Any:
     if isinstance(value, list):
-        return [_named(one) for one in value]
+        return [_without_folder(item) for item in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _is_bundled(name: str) -> bool:
-    """Whether a bundled model is meant, and not a path of the same name."""
+    """Whether a name means a bundled model, and not a path of the same name."""
     if bundle.find(name) is None:
         return False
     from captioner.checkpoints import checkpoint

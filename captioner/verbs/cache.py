@@ -18,9 +18,9 @@ def run(argv: Sequence[str]) -> int:
     """List the feature cache, or clear it."""
     parser = parser_of(
         "cache",
-        "list (or nothing): whose features are kept, of how many images, and when they were used.\n"
-        "clear: remove them; what a training reads or writes at the time is left. They are\n"
-        "       computed anew where they are needed.",
+        "list (default): encoders, the number of images, and when they were last used.\n"
+        "clear: remove the features, except those in use by a training. They are computed again\n"
+        "       when needed.",
         "  captioner cache\n"
         "  captioner cache --format json\n"
         "  captioner cache clear --older-than 30\n"
@@ -30,13 +30,16 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--folder",
         metavar="FOLDER",
-        help="as loader.cache_folder (default: $CAPTIONER_CACHE, or captioner/ in $XDG_CACHE_HOME "
-        "or ~/.cache)",
+        help="as loader.cache_folder (default: $CAPTIONER_CACHE, or captioner/ in the system's "
+        "folder for caches, on Linux $XDG_CACHE_HOME or ~/.cache)",
     )
     parser.add_argument(
-        "--older-than", type=float, metavar="DAYS", help="clear: only what was not used in so long"
+        "--older-than",
+        type=float,
+        metavar="DAYS",
+        help="clear: only features not used for so many days",
     )
-    parser.add_argument("--yes", action="store_true", help="clear: do not ask")
+    parser.add_argument("--yes", action="store_true", help="clear: without asking")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of the list")
     options = parser.parse_args(argv)
 
@@ -46,36 +49,37 @@ def run(argv: Sequence[str]) -> int:
     if options.job == "clear":
         return _clear(home, options.older_than, sure=options.yes)
     if options.older_than is not None or options.yes:
-        parser.error("--older-than and --yes are of captioner cache clear")
+        parser.error("--older-than and --yes are options of captioner cache clear")
     return _list(home, json=options.format == "json")
 
 
 def _list(home: Path, *, json: bool) -> int:
     from captioner.data.cache import cached
 
-    found = cached(home)
+    features = cached(home)
     if json:
-        return print_json([one.as_dict() for one in found])
-    if found:
-        _print(found)
-    print(f"{_megabytes(found) if found else 'no features'} in {home}", file=sys.stderr)
+        return print_json([entry.as_dict() for entry in features])
+    if features:
+        _print_features(features)
+    summary = _summarize(features) if features else "no features"
+    print(f"{summary} in {home}", file=sys.stderr)
     return 0
 
 
-def _print(found: Sequence[Cached]) -> None:
+def _print_features(features: Sequence[Cached]) -> None:
     from captioner.verbs.printing import print_rows
 
     headings = ("encoder", "kept", "images", "MB", "last use", "folder")
     rows = [
         [
-            one.encoder or "(of an earlier version)",
-            "grid" if one.grid else "pooled",
-            f"{one.images}",
-            f"{one.size / 1e6:.1f}",
-            f"{one.last_use:%Y-%m-%d %H:%M}",
-            one.folder.name,
+            entry.encoder or "(of an earlier version)",
+            "grid" if entry.grid else "pooled",
+            f"{entry.images}",
+            f"{entry.size / 1e6:.1f}",
+            f"{entry.last_use:%Y-%m-%d %H:%M}",
+            entry.folder.name,
         ]
-        for one in found
+        for entry in features
     ]
     print_rows(rows, headings, right=(2, 3))
 
@@ -86,23 +90,23 @@ def _clear(home: Path, days: float | None, *, sure: bool) -> int:
     if days is not None and not 0 <= days <= 36_500:
         raise ValueError(f"--older-than={days:g} is not accepted; give days, 0 or more")
     unused_for = timedelta(days=days or 0)
-    found = old(home, unused_for)
-    if not found:
+    features = old(home, unused_for)
+    if not features:
         print(f"nothing to clear in {home}")
         return 0
-    what = f"{_megabytes(found)} in {home}"
-    if not sure and not _agreed(what):
+    what = f"{_summarize(features)} in {home}"
+    if not sure and not _confirm(what):
         return 1
     removed, busy = clear(home, unused_for=unused_for)
-    for one in busy:
-        print(f"in use, left: {one.folder}", file=sys.stderr)
-    print(f"cleared {_megabytes(removed)} in {home}")
+    for entry in busy:
+        print(f"in use, kept: {entry.folder}", file=sys.stderr)
+    print(f"cleared {_summarize(removed)} in {home}")
     return 0
 
 
-def _agreed(what: str) -> bool:
+def _confirm(what: str) -> bool:
     if not sys.stdin.isatty():
-        raise ValueError(f"this would clear {what}; say --yes, for nobody can be asked here")
+        raise ValueError(f"this would clear {what}; add --yes, as standard input is not a terminal")
     print(f"clear {what}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True
@@ -110,6 +114,6 @@ def _agreed(what: str) -> bool:
     return False
 
 
-def _megabytes(found: Sequence[Cached]) -> str:
-    encoders = "1 encoder" if len(found) == 1 else f"{len(found)} encoders"
-    return f"features of {encoders}, {sum(one.size for one in found) / 1e6:,.1f} MB"
+def _summarize(features: Sequence[Cached]) -> str:
+    encoders = "1 encoder" if len(features) == 1 else f"{len(features)} encoders"
+    return f"features of {encoders}, {sum(entry.size for entry in features) / 1e6:,.1f} MB"

@@ -13,9 +13,9 @@ def run(argv: Sequence[str]) -> int:
     """Caption image files."""
     parser = parser_of(
         "caption",
-        "Caption image files, photographs by the model that comes with the package. Files that\n"
-        "are not readable images are named on standard error, the others are captioned, and the\n"
-        "exit status is 1. Of a folder, other files are counted and skipped.",
+        "Caption image files, by default with the bundled model for photographs. Files that\n"
+        "cannot be read are named on standard error; the others are captioned, and the exit\n"
+        "status is 1. Files in a folder that are not images are skipped and counted.",
         "  captioner caption photo.jpg\n"
         "  captioner caption photos/ '*.png' --beam-size 5 --format csv --output captions.csv\n"
         "  find . -name '*.jpg' | captioner caption - --format json\n"
@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
         "  captioner caption photo.jpg --temperature 1 --top-p 0.9 --seed 3\n"
         "  captioner caption photo.jpg --required-words 'dog,red ball'\n"
         "  captioner caption photo.jpg --prefix 'a dog'\n"
-        "drawn scenes by a model that was trained on them, and by two together:\n"
+        "drawn scenes, with a model that was trained on them and with an ensemble of two:\n"
         "  captioner caption datasets/shapes/images/test_00000.png --model runs/demo\n"
         "  captioner caption datasets/shapes/images/ --model runs/a --model runs/b\n",
     )
@@ -32,20 +32,18 @@ def run(argv: Sequence[str]) -> int:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="a file, a folder with all below it, a quoted glob, or - for a list on standard input",
+        help="a file, a folder with its subfolders, a quoted glob, or - for paths on stdin",
     )
     parser.add_argument(
         "--model",
         action="append",
         metavar="RUN",
         help="run folder, checkpoint or bundled model (default: the bundled one, see captioner "
-        "models); given several times, the models decode together",
+        "models); several form an ensemble",
     )
     parser.add_argument("--batch-size", type=int, default=32, metavar="B", help="images at a time")
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
-    parser.add_argument(
-        "--output", metavar="FILE", help="write there, as captions come, instead of standard output"
-    )
+    parser.add_argument("--output", metavar="FILE", help="write the captions to a file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     _add_decoding(parser)
     add_plugin(parser)

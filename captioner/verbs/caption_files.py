@@ -1,4 +1,4 @@
-"""Captions of image files: find the files, caption those that can be read, write what was said."""
+"""Captions image files: finds the files, captions the readable ones, and writes the captions."""
 
 from __future__ import annotations
 
@@ -35,69 +35,69 @@ def caption_files(
     """Caption files and print or write the captions.
 
     Args:
-        paths: files, folders (with all below them), globs, or "-" for a list on standard input.
-        model: run folders, checkpoints or bundled models, which decode together; None takes the
-            bundled model.
+        paths: files, folders (with their subfolders), globs, or "-" for a list on standard input.
+        model: run folders, checkpoints or bundled models, several as an ensemble; None is the
+            default bundled model.
         device: "auto", "cpu", "cuda" or "mps".
-        batch_size: images at a time.
+        batch_size: images that are captioned at a time.
         format: "text" (path: caption), "json" (a list of objects) or "csv" (with a header).
-        output: a file to write, as the captions come; None prints.
-        decoding: changed options of ``DecodingOptions``.
+        output: the file to write; None prints the captions as they are generated.
+        decoding: options of ``DecodingOptions`` that differ from the model's.
 
     Returns:
-        the exit status: 1 where a file could not be captioned, and standard error names it.
+        the exit status: 1 where a file could not be captioned; it is named on standard error.
 
     Raises:
-        FileNotFoundError: a path leads nowhere, or a folder holds no images.
+        FileNotFoundError: a file does not exist, or a folder has no images.
         ValueError: the checkpoint or an option is not accepted.
     """
     if batch_size < 1:
         raise ValueError(f"--batch-size={batch_size} is not accepted; choose 1 or more")
     files = list(find_images(paths))
     captioner = Captioner.load(model, device=device)
-    captioner.decoding(**decoding)  # a wrong option is told before the work starts
+    captioner.decoding(**decoding)  # errors are raised before the work starts
     failed: list[str] = []
     with progress_bar("captioning", len(files), wanted=len(files) > 1) as advance:
-        rows = _captioned(captioner, files, batch_size, decoding, failed, advance)
-        pieces = _FORMATS[format](rows)
+        rows = _caption(captioner, files, batch_size, decoding, failed, advance)
+        texts = _FORMATS[format](rows)
         if output is None:
-            for piece in pieces:
-                sys.stdout.write(piece)
+            for text in texts:
+                sys.stdout.write(text)
                 sys.stdout.flush()
         else:
-            _write(output, pieces)
+            _write(output, texts)
     return 1 if failed else 0
 
 
-def _write(output: str, pieces: Iterable[str]) -> None:
-    """Write a file as the captions come; what there is of it is kept where the work breaks off."""
+def _write(output: str, texts: Iterable[str]) -> None:
+    """Write a file; the captions so far are kept after an error or interruption."""
     try:
-        write_whole(output, map(encode_names, pieces), keep=True)
+        write_whole(output, map(encode_names, texts), keep=True)
     except BaseException:
         if partial(output).exists():
-            print(f"captioner: note: what was said is in {partial(output)}", file=sys.stderr)
+            print(f"captioner: note: the captions so far are in {partial(output)}", file=sys.stderr)
         raise
 
 
 def find_images(paths: Sequence[str]) -> Iterator[str]:
-    """The image files that paths mean: see ``caption_files``; each file once, in order.
+    """Yield the image files of paths (see ``caption_files``), each once, in order.
 
     Raises:
-        FileNotFoundError: a path leads nowhere, or a folder holds no images.
+        FileNotFoundError: a file does not exist, or a folder has no images.
     """
     seen: set[str] = set()
     for path in paths:
-        for file in _of(path):
+        for file in _find_files(path):
             if file not in seen:
                 seen.add(file)
                 yield file
 
 
-def _of(path: str) -> Iterable[str]:
+def _find_files(path: str) -> Iterable[str]:
     if path == "-":
-        return _listed()
+        return _read_paths()
     if Path(path).is_dir():
-        return _in_folder(path)
+        return _find_in_folder(path)
     if Path(path).exists():
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
@@ -105,15 +105,15 @@ def _of(path: str) -> Iterable[str]:
         flag = re.match(r"\+*(?:decoding\.)?(\w+)=(.*)", path)
         hint = f"; options are flags here: --{flag[1].replace('_', '-')} {flag[2]}" if flag else ""
         raise FileNotFoundError(
-            f"{path}: no such file or folder, and no file fits it as a pattern{hint}"
+            f"{path}: no such file or folder, and no file matches it as a pattern{hint}"
         )
-    return [one for one in matches if Path(one).is_file()]
+    return [match for match in matches if Path(match).is_file()]
 
 
-def _listed() -> list[str]:
-    """The paths on standard input, one a line or, as of ``find -print0``, ended by null bytes.
+def _read_paths() -> list[str]:
+    """Read paths from standard input, one per line or, as of ``find -print0``, ended by null bytes.
 
-    They are read as bytes: a file's name need not be UTF-8.
+    They are read as bytes, since file names need not be UTF-8.
     """
     content = getattr(sys.stdin, "buffer", sys.stdin).read()
     text = content if isinstance(content, str) else os.fsdecode(content)
@@ -121,27 +121,27 @@ def _listed() -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-def _in_folder(path: str) -> list[str]:
-    """The images in a folder and all below it; other files are counted in a line."""
-    files = [str(one) for one in sorted(Path(path).rglob("*")) if one.is_file()]
-    suffixes = [Path(one).suffix.lower() for one in files]
-    lacking = {one for one in suffixes if one in RARE_SUFFIXES} and unreadable_suffixes()
-    accepted = IMAGE_SUFFIXES - lacking
-    found = [file for file, suffix in zip(files, suffixes) if suffix in accepted]
+def _find_in_folder(path: str) -> list[str]:
+    """Find the images in a folder and its subfolders; a note counts the other files."""
+    files = [str(file) for file in sorted(Path(path).rglob("*")) if file.is_file()]
+    suffixes = [Path(file).suffix.lower() for file in files]
+    unreadable = unreadable_suffixes() if RARE_SUFFIXES.keys() & {*suffixes} else set()
+    accepted = IMAGE_SUFFIXES - unreadable
+    images = [file for file, suffix in zip(files, suffixes) if suffix in accepted]
     skipped = Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in accepted)
     counts = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common())
-    extra = f"; {HEIC_EXTRA} reads HEIC" if lacking & {*skipped} else ""
-    if not found:
+    extra = f"; {HEIC_EXTRA} reads HEIC" if unreadable & {*skipped} else ""
+    if not images:
         raise FileNotFoundError(
-            f"{path}: holds no images ({', '.join(sorted(accepted))} are looked for)"
+            f"{path}: has no images (files with {', '.join(sorted(accepted))})"
             + (f", but {counts}{extra}" if skipped else "")
         )
     if skipped:
         print(f"captioner: note: {path}: {counts} skipped{extra}", file=sys.stderr)
-    return found
+    return images
 
 
-def _captioned(
+def _caption(
     captioner: Captioner,
     files: Sequence[str],
     batch_size: int,
@@ -149,9 +149,9 @@ def _captioned(
     failed: list[str],
     advance: Callable[[int], None],
 ) -> Iterator[tuple[str, Caption]]:
-    """Captions in the order of the files; what cannot be read is named and added to `failed`."""
-    found = captioner.caption_each(files, batch_size=batch_size, **decoding)
-    for name, caption in zip(files, found):
+    """Yield the captions in the order of the files; unreadable files are added to `failed`."""
+    results = captioner.caption_each(files, batch_size=batch_size, **decoding)
+    for name, caption in zip(files, results):
         advance(1)
         if not isinstance(caption, Caption):
             print(f"captioner: error: {caption}", file=sys.stderr)
@@ -163,37 +163,37 @@ def _captioned(
 
 
 Rows = Iterable[tuple[str, Caption]]
-"""A file and its caption."""
+"""Files and their captions."""
 
 
 def _as_text(rows: Rows) -> Iterator[str]:
-    for path, one in _each(rows):
-        yield f"{path}: {one.text}\n"
+    for path, caption in _all_captions(rows):
+        yield f"{path}: {caption.text}\n"
 
 
 def _as_json(rows: Rows) -> Iterator[str]:
-    """A list of objects, one after the other."""
-    before = "[\n"
+    """A list of objects, one text for each."""
+    separator = "[\n"
     for path, caption in rows:
-        text = to_json({"image": path, **_object(caption)}, indent=2)
-        yield before + textwrap.indent(text, "  ")
-        before = ",\n"
-    yield "[]\n" if before == "[\n" else "\n]\n"
+        text = to_json({"image": path, **_as_object(caption)}, indent=2)
+        yield separator + textwrap.indent(text, "  ")
+        separator = ",\n"
+    yield "[]\n" if separator == "[\n" else "\n]\n"
 
 
-def _object(caption: Caption) -> dict[str, Any]:
-    """A caption as plain data; what could not be done and others only where there are any."""
-    found = {"caption": caption.text, "log_prob": caption.log_prob, **caption.as_dict()}
-    del found["text"]
-    found["alternatives"] = [_object(one) for one in caption.alternatives]
+def _as_object(caption: Caption) -> dict[str, Any]:
+    """A caption as plain data, without optional fields that are empty."""
+    fields = {"caption": caption.text, "log_prob": caption.log_prob, **caption.as_dict()}
+    del fields["text"]
+    fields["alternatives"] = [_as_object(other) for other in caption.alternatives]
     optional = ("missing", "broken", "alternatives")
-    return {name: value for name, value in found.items() if value or name not in optional}
+    return {name: value for name, value in fields.items() if value or name not in optional}
 
 
 def _as_csv(rows: Rows) -> Iterator[str]:
     yield _csv_line("image", "caption", "log_prob")
-    for path, one in _each(rows):
-        yield _csv_line(path, one.text, f"{one.log_prob:.6f}")
+    for path, caption in _all_captions(rows):
+        yield _csv_line(path, caption.text, f"{caption.log_prob:.6f}")
 
 
 def _csv_line(*cells: str) -> str:
@@ -202,11 +202,11 @@ def _csv_line(*cells: str) -> str:
     return file.getvalue()
 
 
-def _each(rows: Rows) -> Iterator[tuple[str, Caption]]:
-    """Every caption of every image, the best first."""
-    for path, caption in rows:
-        for one in (caption, *caption.alternatives):
-            yield path, one
+def _all_captions(rows: Rows) -> Iterator[tuple[str, Caption]]:
+    """Yield all captions of each image, the best first."""
+    for path, best in rows:
+        for caption in (best, *best.alternatives):
+            yield path, caption
 
 
 _FORMATS = {"text": _as_text, "json": _as_json, "csv": _as_csv}

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 import captioner
+from captioner import files
 from captioner.checkpoints import bundle, checkpoint, export
 from captioner.checkpoints.inventory import inventory
 from captioner.cli import main
@@ -130,14 +131,14 @@ def test_a_written_bundle_is_whole_or_not_there(run, tmp_path, monkeypatch) -> N
     with pytest.raises(ZeroDivisionError):
         export.export_bundle(run, tmp_path / "half")
     monkeypatch.undo()
-    write_whole = export.write_whole
+    write_whole = files.write_whole
 
     def full(path: Path, data: bytes | str) -> Path:
         if path.name == bundle.CARD:
             raise OSError("no space left")
         return write_whole(path, data)
 
-    monkeypatch.setattr(export, "write_whole", full)
+    monkeypatch.setattr(files, "write_whole", full)
     with pytest.raises(OSError, match="no space"):
         export.export_bundle(run, tmp_path / "half")
     assert list(tmp_path.iterdir()) == []
@@ -227,7 +228,7 @@ def test_an_unknown_name_lists_what_there_is(home) -> None:
 
 
 def test_without_a_bundled_model_it_says_so_and_what_to_do(nothing, photos, capsys) -> None:
-    says = "no bundled model is in this installation"
+    says = "no bundled model is installed"
     with pytest.raises(FileNotFoundError, match=says):
         captioner.load("large")
     with pytest.raises(FileNotFoundError, match=f"{says}; name a run folder .* captioner train"):
@@ -260,8 +261,8 @@ def test_damaged_and_newer_files_get_one_line(home) -> None:
     content = json.loads(whole)
     del content["config"]["decoder"]
     broken = {
-        "model.json: damaged, or no model": whole[:-9],
-        "no model; export": "[1, 2]",
+        "model.json: damaged, or not a model": whole[:-9],
+        "not a model; export": "[1, 2]",
         "checkpoint format 99, written by": whole.replace('"format": 1', '"format": 99', 1),
         "its configuration is incomplete": json.dumps(content),
     }

@@ -157,7 +157,7 @@ def test_a_damaged_block_gets_one_line(run, tmp_path, entry: str) -> None:
 def test_nothing_there(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no such run folder or checkpoint"):
         captioner.load(tmp_path / "absent")
-    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+    with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         captioner.load(tmp_path)
 
 

@@ -134,7 +134,7 @@ def test_it_asks_on_a_terminal_and_refuses_elsewhere(
     fill(encoder, photos, home)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))  # no terminal
     assert main(["cache", "clear"]) == 1
-    assert "say --yes" in capsys.readouterr().err
+    assert "add --yes" in capsys.readouterr().err
     assert len(cache.cached(home)) == 1
     for answer, left in (("\n", 1), ("n\n", 1), ("", 1), ("Y\n", 0)):
         terminal = io.StringIO(answer)
@@ -167,7 +167,7 @@ def test_only_what_was_not_used_for_days_is_cleared(encoder, photos, home, capsy
 def test_features_in_use_are_left(encoder, photos, home, capsys) -> None:
     used = fill(encoder, photos, home)
     assert main(["cache", "clear", "--yes"]) == 0
-    assert "in use, left" in capsys.readouterr().err
+    assert "in use, kept" in capsys.readouterr().err
     assert used.get(photos).pooled.shape == (3, encoder.feature_size)  # the files are opened now
     del used
     with FileLock(cache.cached(home)[0].folder / cache.LOCK):  # another process writes

@@ -187,7 +187,7 @@ def test_what_was_said_before_a_failure_is_kept_beside(
     assert kept.count("a.png") == 1
     assert kept.count("b 文.png") == 1
     error = capsys.readouterr().err
-    assert f"what was said is in {file}.partial" in error
+    assert f"the captions so far are in {file}.partial" in error
     assert "the third batch is too much" in error
 
 
