@@ -87,7 +87,7 @@ def test_it_holds_the_decoder_in_float16_and_nothing_else(run, written) -> None:
 def test_tied_weights_are_written_once(tmp_path) -> None:
     words = torch.randn(5, 3)
     weights = {"words": words, "output": words.clone(), "other": torch.randn(5, 3)}
-    kept, same = export._once(weights)
+    kept, same = export._remove_duplicates(weights)
     assert (set(kept), same) == ({"words", "other"}, {"output": "words"})
     data = save(kept)
     (tmp_path / bundle.WEIGHTS).write_bytes(data)
@@ -154,7 +154,7 @@ def edited(run: Path, target: Path, **encoder: object) -> Path:
 def test_what_cannot_be_a_bundle_is_refused(run, written, tmp_path) -> None:
     with pytest.raises(ValueError, match="already exists"):
         export.export_bundle(run, written)
-    with pytest.raises(ValueError, match="'My Model' is no name"):
+    with pytest.raises(ValueError, match="'My Model' is not accepted as a name"):
         export.export_bundle(run, tmp_path / "My Model")
     other = edited(run, tmp_path / "other.ckpt", trainable=True)
     with pytest.raises(ValueError, match=r"trainable=True\) cannot be left out"):
