@@ -24,7 +24,7 @@ from captioner.evaluation.comparison import (
     Comparison,
     Row,
 )
-from captioner.evaluation.fonts import font_of, lack, letters_of
+from captioner.evaluation.fonts import describe_missing, font_of, letters_of
 from captioner.files import write_whole
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def missing_letters(comparison: Comparison, file: str | Path) -> str | None:
     from matplotlib.font_manager import findfont
     from PIL import ImageFont
 
-    return lack(_texts(comparison), ImageFont.truetype(findfont(FONT), TEXT))
+    return describe_missing(_texts(comparison), ImageFont.truetype(findfont(FONT), TEXT))
 
 
 def _texts(comparison: Comparison) -> list[str]:

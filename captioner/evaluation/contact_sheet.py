@@ -9,7 +9,7 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from captioner.evaluation.fonts import Font, font_of, has, lack, letters_of
+from captioner.evaluation.fonts import Font, describe_missing, font_of, has, letters_of
 from captioner.transforms import open_image
 
 Rows = Sequence[tuple[str, str, Sequence[str]]]
@@ -28,7 +28,7 @@ def contact_sheet(rows: Rows, *, references: int = 2) -> bytes:
         references: the number of references shown.
 
     Returns:
-        a PNG. Letters that no font of this machine has are boxes; see `lacking_letters`.
+        a PNG. Letters that no font of this machine has are boxes; see `missing_letters`.
     """
     cells = [_cell(path, caption, texts[:references]) for path, caption, texts in rows]
     columns = min(COLUMNS, max(1, len(cells)))
@@ -46,10 +46,10 @@ def contact_sheet(rows: Rows, *, references: int = 2) -> bytes:
     return file.getvalue()
 
 
-def lacking_letters(rows: Rows, *, references: int = 2) -> str | None:
+def missing_letters(rows: Rows, *, references: int = 2) -> str | None:
     """A line about letters that a contact sheet shows as boxes; None if there are none."""
     texts = [text for _, caption, others in rows for text in (caption, *others[:references])]
-    return lack(texts, _own(TEXT))
+    return describe_missing(texts, _own(TEXT))
 
 
 def _cell(path: str, caption: str, references: Sequence[str]) -> Image.Image:

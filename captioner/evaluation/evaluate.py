@@ -32,7 +32,7 @@ from captioner.data.pipeline import encoding_pipeline
 from captioner.data.read import read_records
 from captioner.data.records import Dataset, Record
 from captioner.data.views import View
-from captioner.evaluation.contact_sheet import Rows, contact_sheet, lacking_letters
+from captioner.evaluation.contact_sheet import Rows, contact_sheet, missing_letters
 from captioner.files import write_whole
 from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
@@ -77,9 +77,9 @@ class Evaluation:
             write_whole(folder / runs.SHEET, contact_sheet(self._cells(sheet))),
         ]
 
-    def lacks(self, *, sheet: int = 12) -> str | None:
+    def missing_letters(self, *, sheet: int = 12) -> str | None:
         """A line about letters that the contact sheet shows as boxes; None if there are none."""
-        return lacking_letters(self._cells(sheet))
+        return missing_letters(self._cells(sheet))
 
     def _cells(self, count: int) -> Rows:
         pairs = list(zip(self.records, self.captions))

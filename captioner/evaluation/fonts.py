@@ -86,7 +86,7 @@ def letters_of(texts: Iterable[str]) -> list[str]:
     return [letter for letter in every if unicodedata.category(letter)[0] in "LNPS"]
 
 
-def lack(texts: Iterable[str], font: Font) -> str | None:
+def describe_missing(texts: Iterable[str], font: Font) -> str | None:
     """A line about letters that neither `font` nor any font of this machine has; None if all do."""
     others = [letter for letter in letters_of(texts) if not has(font, letter)]
     missing = [letter for letter in others if not any(_has(file, letter) for file in _files())]

@@ -269,17 +269,17 @@ def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, 
     References are compared only if both signatures have their hash. Data do not differ if the
     references are the same, or if only an older evaluation did not name the caption file.
     """
-    found = first.signature.differences(other.signature)
+    entries = first.signature.differences(other.signature)
     for metric in first.signatures.keys() & other.signatures.keys():
-        found |= first.signatures[metric].differences(other.signatures[metric])
+        entries |= first.signatures[metric].differences(other.signatures[metric])
     if not (first.references and other.references):
-        found.pop(REFERENCES, None)
-        older, newer = sorted(found.get("data", ("", "")), key=len)
+        entries.pop(REFERENCES, None)
+        older, newer = sorted(entries.get("data", ("", "")), key=len)
         if older and newer.startswith(f"{older}-"):
-            del found["data"]
-    elif REFERENCES not in found:
-        found.pop("data", None)
-    return found
+            del entries["data"]
+    elif REFERENCES not in entries:
+        entries.pop("data", None)
+    return entries
 
 
 def configuration_differences(results: Sequence[Result]) -> list[str]:

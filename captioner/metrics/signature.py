@@ -82,11 +82,11 @@ class Signature:
 
     def entries(self) -> dict[str, str]:
         """Name in the text -> value, of everything that is known, in the order of the text."""
-        found = {"metric": self.metric, **self.parts}
+        entries = {"metric": self.metric, **self.parts}
         for name, attribute in _FIELDS.items():
-            found |= self.others if name == "references" else {}
-            found[name] = getattr(self, attribute)
-        return {name: str(value) for name, value in found.items() if value is not None}
+            entries |= self.others if name == "references" else {}
+            entries[name] = getattr(self, attribute)
+        return {name: str(value) for name, value in entries.items() if value is not None}
 
     def __str__(self) -> str:
         """The text: entries separated by "|", the metric without its name."""

@@ -18,6 +18,14 @@ if TYPE_CHECKING:
 
     Draw = Callable[[Comparison, Path], Path]
 
+EXAMPLES = """\
+  captioner compare runs/lstm runs/gru
+  captioner compare runs/lstm runs/gru --split test --decoding beam3-lp0.7
+  captioner compare runs/a1,runs/a2,runs/a3 runs/b1,runs/b2,runs/b3 --metrics CIDEr-D
+  captioner compare runs/a/evaluation/flickr8k-dev/greedy runs/a/evaluation/flickr8k-dev/beam3
+  captioner compare runs/* --format markdown --output table.md --figure table.svg
+"""
+
 
 def run(argv: Sequence[str]) -> int:
     """Compare evaluated runs, with intervals and tests."""
@@ -83,12 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "Compare evaluated runs with the first of them: scores with intervals, differences with\n"
         "intervals and paired tests, and a verdict. Runs that differ only in their seed are\n"
         "grouped as one system. Runs with other images, references or tokenization are refused.",
-        "  captioner compare runs/lstm runs/gru\n"
-        "  captioner compare runs/lstm runs/gru --split test --decoding beam3-lp0.7\n"
-        "  captioner compare runs/a1,runs/a2,runs/a3 runs/b1,runs/b2,runs/b3 --metrics CIDEr-D\n"
-        "  captioner compare runs/a/evaluation/flickr8k-dev/greedy runs/a/evaluation/flickr8k-dev/"
-        "beam3\n"
-        "  captioner compare runs/* --format markdown --output table.md --figure table.svg\n",
+        EXAMPLES,
     )
     add = parser.add_argument
     add(

@@ -95,7 +95,7 @@ def _print(result: Evaluation, split: str, paths: Sequence[Path]) -> None:
         print(f"no {metric}: {reason}")
     for path in paths:
         print(f"wrote {short(path)}")
-    if missing := result.lacks():
+    if missing := result.missing_letters():
         print(f"sheet.png: {missing}")
 
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageFont
 
 from captioner.evaluation import contact_sheet as sheets
 from captioner.evaluation import fonts
-from captioner.evaluation.contact_sheet import SIDE, contact_sheet, lacking_letters
+from captioner.evaluation.contact_sheet import SIDE, contact_sheet, missing_letters
 
 
 def make_font(path: Path, letters: str) -> Path:
@@ -66,15 +66,15 @@ def test_a_font_with_the_letters_is_found_and_used(machine: Path) -> None:
     rows = [("gone.png", "狗跑" * 4, [])]
     squares = 8 * (0.8 * sheets.TEXT) ** 2  # what eight of its letters cover
     assert ink(rows) == pytest.approx(squares, rel=0.15)
-    assert lacking_letters(rows) is None
+    assert missing_letters(rows) is None
 
 
 def test_the_lack_of_a_font_is_said_in_one_line(machine: Path) -> None:
     make_font(machine / "Some.ttf", "狗跑")
-    said = lacking_letters([("gone.png", "狗在跑", ["สุนัข", "a dog", "unseen: กกก"])])
+    said = missing_letters([("gone.png", "狗在跑", ["สุนัข", "a dog", "unseen: กกก"])])
     assert said is not None and "\n" not in said
     assert "has 4 of its letters (Chinese, Thai)" in said  # 在, and of สุนัข those that stand
-    assert lacking_letters([("gone.png", "a dog", [])]) is None
+    assert missing_letters([("gone.png", "a dog", [])]) is None
 
 
 def test_plain_fonts_are_asked_first_and_no_file_that_is_no_font_is_in_the_way(
