@@ -338,12 +338,12 @@ def kept(path: str | Path) -> list[Path]:
         if file.name == bundle.MODEL:
             raise ValueError(f"{path}: bundled models have no encoder to average; name runs")
         return [file]
-    found = runs.epoch_files(path)
-    if not found:
+    epochs = runs.epoch_files(path)
+    if not epochs:
         raise FileNotFoundError(
             f"{path}: kept no epochs to average; train with callbacks.keep=5, or name checkpoints"
         )
-    return found
+    return epochs
 
 
 def average(paths: Sequence[Path], output: Path) -> None:

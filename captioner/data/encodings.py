@@ -92,13 +92,13 @@ def likely_encodings(raw: bytes) -> dict[str, str]:
         text = _decoded(raw[: len(raw) // 2 * 2], name)
         return {name: text} if text is not None and "\x00" not in text else {}
     raw = raw[: raw.rfind(b"\n")] if len(raw) == _SAMPLE_BYTES and b"\n" in raw else raw
-    found: dict[str, tuple[float, str]] = {}
+    decoded: dict[str, tuple[float, str]] = {}
     for name, usual in _JUDGES.items():
         text = _decoded(raw, name)
-        if text is not None and all(text != other for _, other in found.values()):
-            found[name] = (_share(text, usual), text)
-    best = max((share for share, _ in found.values()), default=0.0)
-    fitting = {name: text for name, (share, text) in found.items() if share >= best - 0.02}
+        if text is not None and all(text != other for _, other in decoded.values()):
+            decoded[name] = (_share(text, usual), text)
+    best = max((share for share, _ in decoded.values()), default=0.0)
+    fitting = {name: text for name, (share, text) in decoded.items() if share >= best - 0.02}
     return dict(list(fitting.items())[:2]) if best >= _ENOUGH else {}
 
 

@@ -58,12 +58,12 @@ class EncodedBatch(Generic[Key, Encoded]):
     @property
     def keys(self) -> list[Key]:
         """The keys of the readable images."""
-        return [one for one in self.results if not isinstance(one, (ValueError, OSError))]
+        return [key for key in self.results if not isinstance(key, (ValueError, OSError))]
 
     @property
     def errors(self) -> list[ValueError | OSError]:
         """Why the other images cannot be read."""
-        return [one for one in self.results if isinstance(one, (ValueError, OSError))]
+        return [error for error in self.results if isinstance(error, (ValueError, OSError))]
 
 
 class EncodingPipeline:

@@ -77,7 +77,7 @@ def _count_split(
         "images": len(records),
         "captions": len(lengths),
         "captions_per_image": _summarize(per_image, ("min", "mean", "max")),
-        "repeated_captions": len(lengths) - sum(len(set(one.captions)) for one in records),
+        "repeated_captions": len(lengths) - sum(len(set(record.captions)) for record in records),
         "words_per_caption": _summarize(lengths, ("min", "mean", "median", "p95", "max")),
         "vocabulary": len(words),
     }
