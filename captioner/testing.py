@@ -52,8 +52,8 @@ def _require(fulfilled: bool, part: type[Any], demand: str) -> None:
         raise AssertionError(f"{part.__name__}: {demand}")
 
 
-def _equal(found: Tensor, expected: Tensor, *, rtol: float = 1e-6, atol: float = 1e-9) -> bool:
-    return found.shape == expected.shape and torch.allclose(found, expected, rtol=rtol, atol=atol)
+def _equal(result: Tensor, expected: Tensor, *, rtol: float = 1e-6, atol: float = 1e-9) -> bool:
+    return result.shape == expected.shape and torch.allclose(result, expected, rtol=rtol, atol=atol)
 
 
 # Cells --------------------------------------------------------------------------------------------
@@ -252,9 +252,9 @@ def _check_state(part: type[Any], decoder: Decoder, features: Features) -> None:
 def _check_forward(
     part: type[Any], decoder: Decoder, features: Features, inputs: Tensor, logits: Tensor
 ) -> None:
-    found = decoder(features, inputs)
-    _require(_equal(found, logits), part, "forward must give what start and repeated step give")
-    _require(torch.equal(found, decoder(features, inputs)), part, "eval must be deterministic")
+    result = decoder(features, inputs)
+    _require(_equal(result, logits), part, "forward must give what start and repeated step give")
+    _require(torch.equal(result, decoder(features, inputs)), part, "eval must be deterministic")
     packing = Packing.of(torch.tensor([2, 5, 4]))
     packed = _equal(decoder(features, inputs, packing), packing.pack(logits))
     _require(packed, part, "with a packing, forward must give packing.pack of its logits")
@@ -273,10 +273,10 @@ def _check_hypotheses(
     }
     other = (inputs + 1) % V
     both = torch.stack([inputs, other], dim=1).flatten(0, 1)  # [2 * B, T]
-    found = _read(decoder, state, both).unflatten(0, (B, 2))
-    _require(_equal(found[:, 0], logits), part, "a hypothesis must not depend on those beside it")
+    result = _read(decoder, state, both).unflatten(0, (B, 2))
+    _require(_equal(result[:, 0], logits), part, "a hypothesis must not depend on those beside it")
     _require(
-        _equal(found[:, 1], decoder(features, other)),
+        _equal(result[:, 1], decoder(features, other)),
         part,
         "the hypotheses of an image must all use that image",
     )
@@ -285,8 +285,8 @@ def _check_hypotheses(
 def _check_attention(
     part: type[Any], decoder: Attends, features: Features, inputs: Tensor, logits: Tensor
 ) -> None:
-    found, weights = decoder.attend(features, inputs)
-    _require(_equal(found, logits), part, "attend must give the logits of forward")
+    result, weights = decoder.attend(features, inputs)
+    _require(_equal(result, logits), part, "attend must give the logits of forward")
     right = weights.ndim == 3 and weights.shape[:2] == (B, T)
     _require(right, part, "attend must give weights [B, T, P]")
     _require(
@@ -320,11 +320,11 @@ def _check_stepper(part: type[Any], decoder: Decoder, features: Features, inputs
             with torch.no_grad():
                 for parameter in decoder.parameters():
                     parameter.add_(0.1 * torch.randn_like(parameter))
-        found = _read(stepper, stepper.start(features), inputs)
+        result = _read(stepper, stepper.start(features), inputs)
         expected = _read(decoder, decoder.start(features), inputs)
         demand = "a stepper must see changed weights" if changed else "stepper must give the same"
-        _require(_equal(found, expected), part, demand)
-        _require(not found.requires_grad, part, "a stepper must compute without gradient")
+        _require(_equal(result, expected), part, demand)
+        _require(not result.requires_grad, part, "a stepper must compute without gradient")
 
 
 # Encoders -----------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def _option(
     above: float = -math.inf,
     choices: tuple[str, ...] = (),
 ) -> Any:
-    """A field with all that is said of it: see ``Option``."""
+    """A field with its description: see ``Option``."""
     described = {"placeholder": placeholder, "help": help, "choices": choices}
     return field(
         default=default, metadata={**described, "least": least, "most": most, "above": above}

@@ -311,8 +311,8 @@ class _LSTM:
     @staticmethod
     def forward(sums: Tensor, w_h: Tensor, b_h: None, state: Any, sizes: Any) -> Any:
         width = w_h.shape[1]
-        outputs, memory, shown = sums.new_empty(3, len(sums), width)
-        hs, cs, tanh_cs = (x.split(sizes) for x in (outputs, memory, shown))
+        outputs, memory, tanh_memory = sums.new_empty(3, len(sums), width)
+        hs, cs, tanh_cs = (x.split(sizes) for x in (outputs, memory, tanh_memory))
         steps, f_and_is = (x.split(sizes) for x in (sums, sums[:, : 2 * width]))
         fs, is_, candidates, os = (gate.split(sizes) for gate in sums.chunk(4, dim=1))
         h, c = state[0].to(sums.dtype), state[1].clone()  # c is never rounded
@@ -326,17 +326,17 @@ class _LSTM:
             cs[t].copy_(now)
             torch.tanh(now, out=tanh_cs[t])
             h = torch.mul(os[t], tanh_cs[t], out=hs[t])
-        return outputs, [_ended(hs, sizes), c], [sums, memory, shown]
+        return outputs, [_ended(hs, sizes), c], [sums, memory, tanh_memory]
 
     @staticmethod
     def backward(
         kept: Any, outputs: Tensor, w_h: Tensor, state: Any, gradients: Any, sizes: Any
     ) -> _Gradients:
-        gates, memory, shown = kept
+        gates, memory, tanh_memory = kept
         width = w_h.shape[1]
         of_sums = torch.empty_like(gates)
         cs, tanh_cs, of_outputs, ds = (
-            x.split(sizes) for x in (memory, shown, gradients[0], of_sums)
+            x.split(sizes) for x in (memory, tanh_memory, gradients[0], of_sums)
         )
         fs, is_, candidates, os = (gate.split(sizes) for gate in gates.chunk(4, dim=1))
         of_fs, of_is, of_candidates, of_os = (g.split(sizes) for g in of_sums.chunk(4, dim=1))
