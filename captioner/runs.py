@@ -178,6 +178,8 @@ def find_evaluation(
 
 def _no_evaluation(run: Path, name: str | Path, split: str | None) -> FileNotFoundError:
     others = ", ".join(f"{one.parent.name}/{one.name}" for one in evaluations(run))
+    if not others and name == run and find_checkpoint(run) is None:
+        return FileNotFoundError(f"{run}: not a run: it has neither checkpoints nor evaluations")
     command = f"captioner evaluate {shlex.quote(str(name))}"
     command += f" --split {split}" if split else ""
     holds = f"only {others}" if others else "no evaluation"

@@ -114,6 +114,7 @@ class Comparison:
     Attributes:
         systems: name to evaluation folders, the baseline first.
         signature: what the baseline's signatures share.
+        signatures: each different signature as text -> the systems that have it.
         images: the number of images that were scored.
         rows: metric by metric, each with the systems in order.
         warnings: what a reader must know before trusting the table.
@@ -124,6 +125,7 @@ class Comparison:
 
     systems: Mapping[str, tuple[str, ...]]
     signature: Signature
+    signatures: Mapping[str, tuple[str, ...]]
     images: int
     rows: tuple[Row, ...]
     warnings: tuple[str, ...]
@@ -198,6 +200,7 @@ def compare(
     return Comparison(
         systems={s.name: tuple(str(result.folder) for result in s.results) for s in systems},
         signature=systems[0].results[0].signature,
+        signatures=_signatures(systems),
         images=images,
         rows=tuple(_decided(rows, too_few=too_few)),
         warnings=tuple(warnings),
@@ -350,6 +353,15 @@ def _check_signatures(systems: Sequence[System], anyway: bool) -> list[str]:
             warnings.append(f"{system.name} groups runs that differ in {', '.join(options)}")
     _check_references([result for system in systems for result in system.results], anyway)
     return warnings + _difference_warnings(differences)
+
+
+def _signatures(systems: Sequence[System]) -> dict[str, tuple[str, ...]]:
+    """Each different signature as text -> the names of the systems that have it."""
+    names: dict[str, dict[str, None]] = {}
+    for system in systems:
+        for result in system.results:
+            names.setdefault(str(result.signature), {})[system.name] = None
+    return {signature: tuple(having) for signature, having in names.items()}
 
 
 def _difference_warnings(differences: Sequence[tuple[str, Entries]]) -> list[str]:

@@ -128,7 +128,15 @@ def _explanations(comparison: Comparison) -> list[str]:
             "shown from: a difference of about this size or more would have been shown; a smaller "
             "one may still exist"
         )
-    return [*lines, *comparison.notes, f"signature {comparison.signature}"]
+    return [*lines, *comparison.notes, *_signatures(comparison)]
+
+
+def _signatures(comparison: Comparison) -> list[str]:
+    """The signature that all systems share, or those of each."""
+    if len(comparison.signatures) == 1:
+        return [f"signature {comparison.signature}"]
+    signatures = comparison.signatures.items()
+    return [f"signature of {', '.join(names)}: {signature}" for signature, names in signatures]
 
 
 # Layout --------------------------------------------------------------------------------------

@@ -197,9 +197,9 @@ def _read_config(folder: Path | None) -> dict[str, Any] | None:
 def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Separate runs from other paths, as a glob such as runs/sweep/* gives both.
 
-    Skipped are files other than scores.json, and jobs of a sweep without an evaluation: they
-    failed, or were not evaluated. Any other run without an evaluation is kept, and is an error
-    when it is read.
+    Skipped are files of a sweep, files in a folder of which every entry is given, and jobs of a
+    sweep without an evaluation: they failed, or were not evaluated. Any other file, or run without
+    an evaluation, is kept, and is an error when it is read.
 
     Args:
         arguments: as for `read_systems`.
@@ -208,9 +208,9 @@ def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         the arguments to compare, and for each kind of skipped path a line that lists them.
 
     Raises:
-        ValueError: nothing is left to compare.
+        ValueError: paths are skipped, and fewer than two are left to compare.
     """
-    files = [path for path in arguments if Path(path).is_file() and Path(path).name != SCORES]
+    files = [path for path in arguments if _is_by_the_way(Path(path), arguments)]
     jobs = [path for path in arguments if _is_job(Path(path)) and not runs.evaluations(Path(path))]
     kept = [path for path in arguments if path not in {*files, *jobs}]
     skipped = {"no run": files, "a job of the sweep without an evaluation": jobs}
@@ -219,10 +219,19 @@ def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         for reason, paths in skipped.items()
         if paths
     ]
-    if not kept:
+    if notes and len(kept) < 2:
+        left = f"only {kept[0]} is left" if kept else "nothing is left"
         hint = f"; make one with: captioner evaluate {shlex.quote(jobs[0])}" if jobs else ""
-        raise ValueError(f"there is nothing to compare: {'; '.join(notes)}{hint}")
+        raise ValueError(f"{left} to compare: {'; '.join(notes)}{hint}")
     return kept, notes
+
+
+def _is_by_the_way(path: Path, arguments: Sequence[str]) -> bool:
+    """Whether a path is a file that a glob has given: of a sweep, or with all entries beside it."""
+    if not path.is_file() or path.name == SCORES:
+        return False
+    beside = {entry for entry in path.parent.iterdir() if not entry.name.startswith(".")}
+    return runs.is_sweep(path.parent) or (len(beside) > 1 and beside <= {*map(Path, arguments)})
 
 
 def _is_job(path: Path) -> bool:
@@ -311,22 +320,32 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _by_configuration(results: Sequence[Result]) -> list[list[Result]]:
-    """Results grouped by configuration and decoding, in the order of each group's first one."""
-    groups: dict[str, list[Result]] = {}
+    """Results grouped by configuration, decoding and data, in the order of their first ones."""
+    groups: list[list[Result]] = []
     for result in results:
-        known = result.config is not None and result.seed is not None
-        configuration = json.dumps(_settings(result.config or {}), sort_keys=True, default=str)
-        key = f"{configuration} {result.label}" if known else str(result.folder.resolve())
-        groups.setdefault(key, []).append(result)
-    for members in groups.values():
+        alike = (members for members in groups if _is_other_seed(members[0], result))
+        members = next(alike, [])
+        if not members:
+            groups.append(members)
+        members.append(result)
+    for members in groups:
         seeds = [result.seed for result in members]
         if len(set(seeds)) < len(seeds):
-            runs = ", ".join(str(result.run) for result in members)
+            folders = ", ".join(str(result.folder) for result in members)
             raise ValueError(
-                f"{runs}: one configuration with a seed twice (seeds "
+                f"{folders}: evaluations of one configuration with a seed twice (seeds "
                 f"{', '.join(map(str, seeds))}); leave one out, or give --no-group"
             )
-    return list(groups.values())
+    return groups
+
+
+def _is_other_seed(first: Result, other: Result) -> bool:
+    """Whether two results differ only in the seed of the training, as far as is known."""
+    if first.seed is None or other.seed is None or first.label != other.label:
+        return False
+    if {"data", "split", REFERENCES} & signature_differences(first, other).keys():
+        return False
+    return _settings(first.config or {}) == _settings(other.config or {})
 
 
 def _refuse_duplicates(results: Sequence[Result]) -> None:

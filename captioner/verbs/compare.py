@@ -99,8 +99,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="RUN",
         help="run folder or bundled model (its newest evaluation), evaluation folder or "
-        "scores.json; the first is the baseline; commas join seeds of one configuration; files, "
-        "and jobs of a sweep without an evaluation, are skipped",
+        "scores.json; the first is the baseline; commas join seeds of one configuration; of a "
+        "folder/* files, and jobs of a sweep without an evaluation, are skipped",
     )
     add_split(parser, "take evaluations of this split from run folders")
     add("--decoding", metavar="D", help="take this decoding from run folders, such as beam3-lp0.7")

@@ -1,5 +1,6 @@
 """`captioner compare`: verdicts, tables and seeds."""
 
+import json
 from itertools import product
 
 import numpy
@@ -215,8 +216,25 @@ def test_of_a_sweep_only_what_was_evaluated_is_compared(tmp_path, capsys) -> Non
         "skipped 1 (a job of the sweep without an evaluation): 2_decoder.cell=lstm",
     } <= set(found["notes"])
     fails(capsys, sweep, says="a sweep of several runs, not a run")
-    fails(capsys, sweep / "2_decoder.cell=lstm", says="nothing to compare: skipped 1 (a job")
-    fails(capsys, sweep / "multirun.yaml", says="nothing to compare: skipped 1 (no run)")
+    job, other = sweep / "2_decoder.cell=lstm", sweep / "1_decoder.cell=gru"
+    fails(capsys, job, says="nothing is left to compare: skipped 1 (a job")
+    fails(capsys, sweep / "multirun.yaml", says="nothing is left to compare: skipped 1 (no run)")
+    fails(capsys, other, job, says=f"only {other} is left to compare: skipped 1 (a job")
+    fails(capsys, other, sweep / "multirun.yaml", says=f"only {other} is left to compare")
+
+
+def test_a_file_is_skipped_only_where_a_glob_has_given_it(tmp_path, capsys) -> None:
+    folder = tmp_path / "runs"
+    runs = [evaluation(folder / name, system(index)) for index, name in enumerate("abc")]
+    (folder / ".hidden").write_text("")
+    (folder / "captions.csv").write_text("image,caption\n")
+    found = as_json(capsys, *sorted(path for path in folder.iterdir() if path.name != ".hidden"))
+    assert list(found["systems"]) == ["a", "b", "c"]
+    assert "skipped 1 (no run): captions.csv" in found["notes"]
+    said = "captions.csv: not a run, an evaluation folder or a scores.json"
+    fails(capsys, *runs[:2], folder / "captions.csv", says=said)
+    fails(capsys, runs[0], folder / "captions.csv", says=said)
+    fails(capsys, folder / "captions.csv", runs[0], says=said)
 
 
 # Seeds ----------------------------------------------------------------------------------------
@@ -276,7 +294,38 @@ def test_seeds_that_scatter_take_a_verdict_back(tmp_path) -> None:
 def test_a_configuration_with_one_seed_twice_is_refused(tmp_path, capsys) -> None:
     for name in ("a", "b"):
         evaluation(tmp_path / name, system(1), config={"seed": 1, "run_dir": name})
-    fails(capsys, tmp_path / "a", tmp_path / "b", says="with a seed twice (seeds 1, 1)")
+    folders = [tmp_path / name / "evaluation" / "toys-dev" / "greedy" for name in ("a", "b")]
+    said = f"{folders[0]}, {folders[1]}: evaluations of one configuration with a seed twice"
+    fails(capsys, tmp_path / "a", tmp_path / "b", says=f"{said} (seeds 1, 1)")
+
+
+@pytest.mark.parametrize(
+    "own, name",
+    [
+        ({"references": "bbbbbbbb", "data": "toys-mine"}, "data toys and toys-mine"),
+        ({"references": "bbbbbbbb"}, "references aaaaaaaa and bbbbbbbb"),
+        ({"split": "test"}, "split dev and test"),
+    ],
+)
+def test_evaluations_of_one_run_on_other_data_are_no_seeds(own, name, tmp_path, capsys) -> None:
+    run, config = tmp_path / "run", {"seed": 1, "run_dir": "run"}
+    first = {"references": "aaaaaaaa", "split": "dev"}
+    evaluation(run, system(1), config=config, **first)
+    if "split" not in own:
+        (run / "evaluation" / "toys-dev").rename(run / "evaluation" / "first-dev")
+    evaluation(run, system(2), **{**first, **own})
+    folders = [file.parent for file in sorted(run.glob("evaluation/*/*/scores.json"))]
+    fails(capsys, *folders, says=f"{folders[0]} and {folders[1]} cannot be compared: ")
+    fails(capsys, *folders, says=name)
+    found = as_json(capsys, *folders, "--anyway")
+    assert len(found["systems"]) == len(found["signatures"]) == 2
+    texts = [json.loads((one / "scores.json").read_text())["signature"] for one in folders]
+    assert found["signatures"] == {text: [name] for text, name in zip(texts, found["systems"])}
+    assert main(["compare", *map(str, folders), "--anyway", *QUICK]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(
+        f"signature of {name}: {text}" in out for text, (name,) in found["signatures"].items()
+    )
 
 
 def test_joined_runs_that_are_not_alike_are_named(seeds, capsys) -> None:

@@ -149,7 +149,11 @@ def test_wrong_inputs_get_one_line(runs, tmp_path, capsys) -> None:
     first, other = runs["first"], runs["like"]
     (tmp_path / "bare").mkdir()
     fails(capsys, tmp_path / "gone", says="no such run folder")
-    fails(capsys, tmp_path / "bare", says=f"make one with: captioner evaluate {tmp_path / 'bare'}")
+    fails(capsys, tmp_path / "bare", says="bare: not a run: it has neither checkpoints nor evalua")
+    trained = tmp_path / "trained"
+    (trained / "checkpoints").mkdir(parents=True)
+    (trained / "checkpoints" / "last.ckpt").write_bytes(b"")
+    fails(capsys, trained, says=f"make one with: captioner evaluate {trained}")
     fails(capsys, first, other, first, says="given twice")
     fails(capsys, first, other, "--metrics", "BLEU-9", says="did you mean BLEU-")
     fails(capsys, first, "--seed", -1, says="seed=-1 is negative")

@@ -124,7 +124,10 @@ def test_a_subset_is_scored_where_it_is_asked_for(tmp_path, capsys) -> None:
 
 def test_statistics_are_left_for_comparisons(tmp_path, capsys) -> None:
     folder = tmp_path / "left"
-    found = scored(capsys, captions_jsonl(tmp_path), "--metrics", METRICS, "--statistics", folder)
+    given = (captions_jsonl(tmp_path), "--metrics", METRICS)
+    found = scored(capsys, *given)
+    assert main(["score", *map(str, given), "--statistics", str(folder)]) == 0
+    assert capsys.readouterr().err == f"wrote {folder} (made the folder {folder})\n"
     assert json.loads((folder / "scores.json").read_text(encoding="utf-8")) == found
     statistics = Statistics.load(folder / "statistics.npz")
     assert statistics.images == ("1", "2", "3")
