@@ -215,14 +215,14 @@ def _unreadable_reason(content: Path | BytesIO) -> str:
 
 
 def _check_array(array: np.ndarray) -> np.ndarray:
-    """Return an array that Pillow accepts: uint8 [H, W], [H, W, 2 to 4], or uint16 [H, W].
+    """Return an array that Pillow accepts: uint8 [H, W], [H, W, 3 or 4], or uint16 [H, W].
 
     Raises:
         ValueError: it has another shape or type.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]  # [H, W]
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (2, 3, 4))
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
     if not fits or 0 in array.shape:
         raise ValueError(
             f"an image array of shape {list(array.shape)} is not accepted; give [height, width, 3]"

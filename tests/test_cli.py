@@ -194,6 +194,10 @@ def test_wrong_inputs_get_one_line(run, mixed, tmp_path, capsys) -> None:
     fails(capsys, "evaluate", run, "--metrics", "blue", says="did you mean bleu")
     fails(capsys, "train", "experiment=dmeo", says="did you mean demo")
     fails(capsys, "train", "traning.lr=1", says="did you mean training")
+    fails(capsys, "train", "lr=3", says="(did you mean optimizer.lr?)")
+    fails(capsys, "train", "max_epoch=3", says="(did you mean trainer.max_epochs?)")
+    fails(capsys, "train", "encoder.batch_size=3", says="(did you mean loader.batch_size?)")
+    fails(capsys, "evaluate", run, "beam_size=3", says="(did you mean decoding.beam_size?)")
     fails(capsys, "data", "stats", "data=flickr8k", "data.root=/nowhere", says="data.root=")
 
 
@@ -210,7 +214,62 @@ def test_an_unknown_verb_or_flag_is_a_usage_error(capsys) -> None:
         with pytest.raises(SystemExit) as leaving:
             main(argv)
         assert leaving.value.code == 2
-        assert "usage: captioner" in capsys.readouterr().err
+        out, error = capsys.readouterr()
+        assert out == ""
+        assert error.startswith("captioner: error: ")
+        assert error.count("\n") == 1
+        assert "; see captioner " in error
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("capshun", "VERB: 'capshun' is not known; choose train, "),
+        ("capshun", "(did you mean caption?); see captioner --help"),
+        (
+            "caption --beam-size zero a.jpg",
+            "caption --beam-size: 'zero' is not a whole number",
+        ),
+        (
+            "caption --top-p x a.jpg",
+            "caption --top-p: 'x' is not a number; see captioner",
+        ),
+        (
+            "caption --beam-sise 3 a.jpg",
+            "--beam-sise is not an option (did you mean --beam-size?)",
+        ),
+        (
+            "caption a.jpg --beam-size",
+            "caption --beam-size: needs a value; see captioner",
+        ),
+        ("caption", "caption: PATH is missing; see captioner caption --help"),
+        ("cache clear --yes=3", "cache --yes: takes no value; see captioner cache --help"),
+        ("completion bash zsh", "completion: zsh: not expected here; see captioner completion -"),
+        ("caption a.jpg --format xlm", "choose text, json, csv; see captioner caption --help"),
+        ("caption a.jpg --form", "caption --format: needs a value"),
+        ("caption a.jpg --b 3", "caption: --b may be --batch-size, --beam-size"),
+        ("evaluate x --split dve", "(did you mean dev?); see captioner evaluate --help"),
+        ("compare x --resample 1k", "compare --resamples: '1k' is not a whole number; see"),
+        ("cache --older-than long", "cache --older-than: 'long' is not a number; see"),
+        ("completion fihs", "(did you mean fish?); see captioner completion --help"),
+        ("train --plugin", "train --plugin: needs a value; see captioner train --help"),
+        (
+            "train --cfg jobb",
+            "train --cfg/-c: 'jobb' is not known; choose job, hydra, all",
+        ),
+        ("train --max-epochs 3", "train: --max-epochs is not a flag; write trainer.max_epochs=3; "),
+        ("train --max_epochs=4", "train: --max_epochs is not a flag; write trainer.max_epochs=4; "),
+        ("train --seed", "train: --seed is not a flag; write seed=...; see captioner train --help"),
+        ("train --multirum", "train: --multirum is not an option (did you mean --multirun?); see"),
+    ],
+)
+def test_usage_errors_are_one_line(line, said, capsys) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        main(line.split())
+    out, error = capsys.readouterr()
+    assert (leaving.value.code, out, error.count("\n")) == (2, "", 1)
+    assert error.startswith("captioner: error: ")
+    assert said in error
 
 
 def test_flags_may_stand_before_between_and_after(scenes, tmp_path, capsys) -> None:

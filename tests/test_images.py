@@ -83,6 +83,7 @@ def test_arrays_are_treated_as_files_are(pixels, color) -> None:
         (PIXELS / 255, r"array of float64 .* give uint8"),
         (PIXELS.astype(int), r"array of int64"),
         (PIXELS.transpose(2, 0, 1), r"shape \[3, 7, 9\].* give \[height, width, 3\]"),
+        (PIXELS[:, :, :2], r"shape \[7, 9, 2\] is not accepted; give \[height, width, 3\]"),
         (PIXELS[None], r"shape \[1, 7, 9, 3\]"),
         (PIXELS[:0], r"shape \[0, 9, 3\]"),
         (torch.ones(3, 7, 9, dtype=torch.int64), r"tensor of int64 .* give uint8, or floats"),

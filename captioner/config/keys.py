@@ -21,7 +21,7 @@ def check_key(config: Any, key: str) -> None:
             raise ValueError(f"{key} is not an option; {path} is a single value")
         if part not in list(within):  # `part in within` is false for values that are still missing
             names = [name for name in within if name != "hydra"]
-            raise unknown_key(path, part, names, _choice(config, path))
+            raise unknown_key(path, part, names, _choice(config, path), leaves(config))
         path = f"{path}.{part}" if path else part
         within = within._get_node(part)
 
@@ -33,6 +33,20 @@ def has(config: Any, key: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def leaves(config: Any, group: str = "") -> list[str]:
+    """The dotted keys of all single values in an OmegaConf tree, Hydra's own left out."""
+    from omegaconf import OmegaConf
+
+    keys: list[str] = []
+    for name in list(config):
+        inner = config._get_node(name)
+        if OmegaConf.is_dict(inner) and not inner._is_none() and not inner._is_interpolation():
+            keys += [] if name == "hydra" else leaves(inner, f"{group}{name}.")
+        else:
+            keys.append(f"{group}{name}")
+    return keys
 
 
 def _choice(config: Any, group: str) -> str:

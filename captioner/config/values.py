@@ -7,7 +7,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from captioner import parts
@@ -42,7 +42,9 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
     )
 
 
-def unknown_key(group: str, key: str, names: Iterable[str], choice: str = "") -> ValueError:
+def unknown_key(
+    group: str, key: str, names: Iterable[str], choice: str = "", leaves: Sequence[str] = ()
+) -> ValueError:
     """The error for an option that does not exist.
 
     Args:
@@ -50,17 +52,36 @@ def unknown_key(group: str, key: str, names: Iterable[str], choice: str = "") ->
         key: the option.
         names: the options that exist; the nearest one is suggested.
         choice: the ``group=option`` that decides which options exist.
+        leaves: dotted keys of options in all groups; one with the same name in another group is
+            suggested too.
     """
     names = [str(name) for name in names]
     prefix, whose = (f"{group}.", f"{choice or group} has") if group else ("", "there are")
-    hint = near_miss(key, names, prefix)
+    hint = (
+        near_miss(key, names, prefix, cutoff=0.8)
+        or same_name(key, leaves)
+        or near_miss(key, names, prefix)
+    )
     return ValueError(f"{prefix}{key} is not an option; {whose} {', '.join(names)}{hint}")
 
 
-def near_miss(value: str, names: Iterable[str], prefix: str = "") -> str:
+def near_miss(value: str, names: Iterable[str], prefix: str = "", *, cutoff: float = 0.5) -> str:
     """`` (did you mean NAME?)`` for the name that is nearest to a value; empty if none is near."""
-    near = difflib.get_close_matches(value, list(names), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value, list(names), n=1, cutoff=cutoff)
     return f" (did you mean {prefix}{near[0]}?)" if near else ""
+
+
+def same_name(name: str, leaves: Sequence[str]) -> str:
+    """`` (did you mean GROUP.NAME?)`` for options of all groups; empty if none has such a name.
+
+    Args:
+        name: the last part of a key, or nearly.
+        leaves: dotted keys of options.
+    """
+    lasts = {key.rpartition(".")[2] for key in leaves}
+    near = difflib.get_close_matches(name, lasts, n=1, cutoff=0.8)
+    keys = [key for key in leaves if near and key.rpartition(".")[2] == near[0]]
+    return f" (did you mean {' or '.join(keys)}?)" if 0 < len(keys) <= 3 else ""
 
 
 def check_range(option: str, value: float, high: float = math.inf) -> None:

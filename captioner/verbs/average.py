@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.verbs.terminal import add_plugin, parser_of, plug_in, short
+from captioner.verbs.terminal import add_plugin, new_folder, parser_of, plug_in, wrote
 
 
 def run(argv: Sequence[str]) -> int:
@@ -29,6 +29,7 @@ def run(argv: Sequence[str]) -> int:
 
     paths = [path for run in options.runs for path in checkpoint.kept(run)]
     output = Path(options.output) if options.output else paths[0].parent / "average.ckpt"
+    made = new_folder(output)
     checkpoint.average(paths, output)
-    print(f"averaged {', '.join(path.name for path in paths)}\nwrote {short(output)}")
+    print(f"averaged {', '.join(path.name for path in paths)}\n{wrote(output, made)}")
     return 0

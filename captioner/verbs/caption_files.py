@@ -20,6 +20,7 @@ from captioner.files import partial, to_json, write_whole
 from captioner.images import HEIC_EXTRA, RARE_SUFFIXES, unreadable_suffixes
 from captioner.process import encode_names
 from captioner.progress import progress_bar
+from captioner.verbs.terminal import new_folder, wrote
 
 
 def caption_files(
@@ -65,7 +66,9 @@ def caption_files(
                 sys.stdout.write(text)
                 sys.stdout.flush()
         else:
+            made = new_folder(output)
             _write(output, texts)
+            print(wrote(output, made), file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.verbs.terminal import add_metrics, metrics_of, new_folder, parser_of, warn, wrote
@@ -19,6 +20,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.evaluation.score_files import score_files
     from captioner.files import write_whole
+    from captioner.runs import SCORES
 
     made = new_folder(options.output)
     scored = score_files(
@@ -37,7 +39,9 @@ def run(argv: Sequence[str]) -> int:
     else:
         write_whole(options.output, text)
     if options.statistics is not None:
+        made_for_statistics = new_folder(Path(options.statistics, SCORES))
         scored.write(options.statistics)
+        print(wrote(options.statistics, made_for_statistics), file=sys.stderr)
     if options.output:
         print(wrote(options.output, made), file=sys.stderr)
     return 0

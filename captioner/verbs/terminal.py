@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from captioner.verbs.tables import METRICS, names_in
 
@@ -25,7 +25,12 @@ def warn(message: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with tab completion that expands ``~/`` where shells do not."""
+    """A parser with one-line errors and tab completion that expands ``~/`` where shells do not."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong as one line and exit with status 2."""
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        usage_error(self.prog, message, flags)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_args(self._prepared(args), namespace)
@@ -47,6 +52,48 @@ class Parser(argparse.ArgumentParser):
         home = os.path.expanduser("~").replace("\\", r"\\")
         given = sys.argv[1:] if args is None else args
         return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", word) for word in given]
+
+
+def usage_error(program: str, message: str, flags: Sequence[str] = ()) -> NoReturn:
+    """Print what is wrong with a command line as one line, and exit with status 2.
+
+    Args:
+        program: as typed, such as "captioner caption".
+        message: of argparse, or another.
+        flags: that exist; the nearest one is suggested for one that does not.
+    """
+    verb = program.removeprefix("captioner").strip()
+    where = f"{verb} " if verb and message.startswith("argument ") else f"{verb}: " if verb else ""
+    sys.exit(fail(f"{where}{_plain_usage(message, flags)}; see {program} --help", 2))
+
+
+def _plain_usage(message: str, flags: Sequence[str]) -> str:
+    """An error of argparse in the words of the other errors."""
+    from captioner.config.values import near_miss
+
+    for pattern, replacement in _USAGE:
+        message = re.sub(pattern, replacement, message, flags=re.DOTALL)
+    choice = re.search(r"'([^']*)' is not known; choose (.*)", message)
+    if choice:
+        names = [name.strip("'\"") for name in choice[2].split(", ")]
+        return f"{message[: choice.start(2)]}{', '.join(names)}{near_miss(choice[1], names)}"
+    unknown_flag = re.fullmatch(r"(-[^\s=]*)\S* is not an option", message)
+    return message + (near_miss(unknown_flag[1], flags) if unknown_flag else "")
+
+
+_USAGE = (
+    (r"^argument ", ""),
+    (r"invalid int value: ('.*')$", r"\1 is not a whole number"),
+    (r"invalid float value: ('.*')$", r"\1 is not a number"),
+    (r"invalid choice: ('.*') \(choose from (.*)\)$", r"\1 is not known; choose \2"),
+    (r"expected (?:one|at least one) argument$", "needs a value"),
+    (r"ignored explicit argument '.*'$", "takes no value"),
+    (r"^the following arguments are required: (.*)$", r"\1 is missing"),
+    (r"^unrecognized arguments: (-\S+).*$", r"\1 is not an option"),
+    (r"^unrecognized arguments: (.*)$", r"\1: not expected here"),
+    (r"^ambiguous option: (\S+) could match (.*)$", r"\1 may be \2; write it in full"),
+)
+"""What argparse says, as a pattern, and how the command line says it."""
 
 
 def parser_of(verb: str, description: str, examples: str) -> Parser:

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -13,12 +14,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from captioner.process import is_first, this_program
 from captioner.runs import JOBS, LAST, SWEEP
 from captioner.verbs.failures import TRACEBACK, explain
-from captioner.verbs.terminal import fail, print_table, short
+from captioner.verbs.terminal import Parser, fail, print_table, short, usage_error
 
 if TYPE_CHECKING:
     from captioner.checkpoints.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     """A Hydra application: its flags and overrides, see ``captioner train --help``."""
     from captioner import config, parts
 
-    plugins = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    plugins = Parser(prog="captioner train", add_help=False, allow_abbrev=False)
     plugins.add_argument("--plugin", action="append", default=[])
     own, rest = plugins.parse_known_args(argv)
     for module in own.plugin:
@@ -69,8 +70,34 @@ def _hydra_options(argv: Sequence[str]) -> argparse.Namespace:
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
-    parser.prog = "captioner train"
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    parser.error = lambda message: _usage_error(message, argv, flags)  # type: ignore[method-assign]
     return parser.parse_intermixed_args(argv)
+
+
+def _usage_error(message: str, argv: Sequence[str], flags: Sequence[str]) -> NoReturn:
+    """End with a usage error; a flag that is the name of an option is an override here."""
+    from captioner.config import compose_all
+    from captioner.config.keys import leaves
+
+    unknown = re.match(r"unrecognized arguments: --([\w-]+)", message)
+    if unknown:
+        name, value = unknown[1].replace("-", "_"), _value_of(f"--{unknown[1]}", argv)
+        every = leaves(compose_all(()))
+        keys = [key for key in every if key == name] or [k for k in every if k.endswith(f".{name}")]
+        overrides = " or ".join(f"{key}={value}" for key in keys)
+        message = f"--{unknown[1]} is not a flag; write {overrides}" if keys else message
+    usage_error("captioner train", message, flags)
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    """The value that follows a flag on the command line; "..." where there is none."""
+    for word, after in zip(argv, [*argv[1:], ""]):
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+        if word == flag and after and "=" not in after and not after.startswith("-"):
+            return after
+    return "..."
 
 
 def _under_hydra(argv: Sequence[str], job: Callable[[Any], Any]) -> None:

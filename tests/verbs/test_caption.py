@@ -166,6 +166,14 @@ def test_output_goes_through_a_pipe_and_leaves_links_and_permissions(
     assert not Path(os.devnull).is_file()
 
 
+def test_a_folder_that_output_makes_is_named(run, pictures, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(pictures)
+    file = tmp_path / "new" / "folder" / "x.csv"
+    for said in (f"wrote {file} (made the folder {tmp_path / 'new'})\n", f"wrote {file}\n"):
+        assert caption(run, "a.png", "--output", file) == 0
+        assert capsys.readouterr() == ("", said)
+
+
 @pytest.mark.parametrize("form", ["text", "csv", "json"])
 def test_what_was_said_before_a_failure_is_kept_beside(
     form, run, pictures, tmp_path, capsys, monkeypatch
