@@ -1,9 +1,9 @@
-"""Overrides: ``key=value`` as people type it, parsed once, by Hydra.
+"""Overrides: ``key=value`` as people type them, parsed once, by Hydra.
 
 Hydra's grammar refuses many a path as typed (``data.root=My Data (1)``, ``data.root=~/x``,
-``resume=runs/sw/0_seed=1``). ``as_hydra_reads`` quotes these for it, and leaves what it has a
-meaning for: lists, dicts, functions, sweeps, interpolations, numbers and what is quoted already.
-Everything else takes the values from Hydra's parser and never looks at the text again.
+``resume=runs/sw/0_seed=1``). ``as_hydra_reads`` quotes these, and leaves what has a meaning in the
+grammar: lists, dicts, functions, sweeps, interpolations, numbers and quoted text. All other code
+takes the parsed values and never reads the text again.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ PATHS = frozenset(
         "hydra.sweep.dir",
     }
 )
-"""Keys whose value is a path: what is there under the typed name is meant, and 2024 is a name."""
+"""Keys whose value is a path: a path that exists as typed is taken, and 2024 is a name."""
 
-_SINGLE = ("resume",)  # never several, also where -m is given
+_SINGLE = ("resume",)  # never a sweep, even with -m
 _ELEMENT = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|[^,]*""")
 _LISTS = re.compile(r"(\[|choice\()(.*)(\]|\))", re.DOTALL)
 _FUNCTIONS = re.compile(
@@ -51,11 +51,11 @@ def parse(
     Args:
         lines: ``key=value`` as typed; those that are parsed already are returned as they are.
         several: whether a comma separates the values of a sweep, as after ``train -m``; otherwise
-            it belongs to the value where Hydra has no other use for it.
-        loader: Hydra's, which knows the options that ``glob`` stands for.
+            it is part of the value where Hydra's grammar has no use for it.
+        loader: Hydra's, which knows the options that ``glob`` matches.
 
     Raises:
-        ValueError: no override, or one that Hydra cannot understand even when it is quoted.
+        ValueError: not an override, or one that Hydra cannot parse even when it is quoted.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -71,7 +71,7 @@ def parse(
         except HydraException:
             raise ValueError(
                 f"{line!r} is not an override; write key=value, such as optimizer.lr=1e-3 or "
-                "decoder.cell=gru, and a text with marks of its own in quotes: 'key=\"a {b}\"'"
+                "decoder.cell=gru, and a text with special characters in quotes: 'key=\"a {b}\"'"
             ) from None
     return changes
 
@@ -80,7 +80,7 @@ def as_hydra_reads(line: str, *, several: bool = False) -> str:
     """The override with its value quoted where Hydra's grammar would refuse or change it.
 
     Args:
-        line: ``key=value`` as typed; other lines (``~key``) are given back as they are.
+        line: ``key=value`` as typed; other lines (``~key``) are returned as they are.
         several: as of ``parse``.
     """
     key, equals, value = line.partition("=")
@@ -95,14 +95,14 @@ def as_hydra_reads(line: str, *, several: bool = False) -> str:
 
 
 def quote(text: str) -> str:
-    """A text as Hydra reads it whole, whatever it holds."""
+    """A text in quotes, which Hydra reads as one string, whatever characters it has."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return str(QuotedString(text, Quote.single).with_quotes())
 
 
 def _path(value: str, *, several: bool) -> str:
-    """A path: what lies there as typed, else what Hydra makes of it, if that is a text."""
+    """A path: as typed if it exists, otherwise as Hydra reads it, if that is a text."""
     if value and value != "null" and os.path.lexists(os.path.expanduser(value)):
         return quote(_at_home(value))
     if not _accepts(value):
@@ -131,14 +131,14 @@ def _quoted_parts(value: str, *, several: bool) -> str:
 
 
 def _elements(text: str) -> list[str]:
-    """What commas separate, but for those in quotes."""
-    found, place = [], 0
+    """The parts between commas that are not in quotes."""
+    elements, place = [], 0
     while place <= len(text):
         element = _ELEMENT.match(text, place)
-        assert element is not None  # it matches nothing as well
-        found.append(element[0])
+        assert element is not None  # it matches the empty text as well
+        elements.append(element[0])
         place = element.end() + 1
-    return found
+    return elements
 
 
 def _quoted(value: str) -> str:
@@ -146,7 +146,7 @@ def _quoted(value: str) -> str:
 
 
 def _at_home(path: str) -> str:
-    """~ is the home folder: shells leave it behind a ``=``."""
+    """A path with ~ expanded, which shells do not do behind ``=``."""
     return os.path.expanduser(path)
 
 

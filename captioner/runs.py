@@ -190,7 +190,7 @@ def _no_evaluation(run: Path, name: str | Path, split: str | None) -> FileNotFou
 
 
 class Taken(ValueError):
-    """A folder that holds a run, or belongs to another training."""
+    """A folder that holds a run, or that another training has claimed."""
 
 
 class Claim:
@@ -198,25 +198,25 @@ class Claim:
 
     Attributes:
         folder: the run folder.
-        worth: whether something in it is worth keeping if the training fails.
+        worth: whether the folder is kept if the training fails.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.worth = folder, False
         self._lock: int | None = None
-        self._made: list[Path] = []  # folders that were not there, the innermost first
-        self._before: set[str] = set()  # what was in the folder
+        self._made: list[Path] = []  # folders that did not exist, the innermost first
+        self._before: set[str] = set()  # names in the folder before
 
     def take(self, *, resumes: bool) -> Claim:
         """Claim the folder.
 
         Raises:
-            Taken: another training is at work in it; or it holds a run, and that is not resumed.
+            Taken: another training has claimed it; or it holds a run, and that is not resumed.
             OSError: the folder cannot be made.
         """
         folder = self.folder
         self.worth = resumes
-        self._made = [one for one in (folder, *folder.parents) if not os.path.lexists(one)]
+        self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _locked(folder)
@@ -244,7 +244,7 @@ class Claim:
                     f"run_dir={self.folder} already holds a run: resume={self.folder} resumes "
                     "it, or choose another run_dir"
                 ) from None
-            if self._lock is None:  # else one that was killed before its first checkpoint
+            if self._lock is None:  # with a lock: a run that was killed before its first checkpoint
                 raise _busy(self.folder) from None
 
     def release(self) -> None:
@@ -257,11 +257,11 @@ class Claim:
             self._lock = None
 
     def has_checkpoint(self) -> bool:
-        """Whether there is something to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return any((self.folder / CHECKPOINTS).glob("*.ckpt"))
 
     def discard(self) -> None:
-        """Remove what this training has made, and the folder if nothing else is in it."""
+        """Remove the files of this training, and the folder if it is empty then."""
         for name in set(_OWN) - self._before:
             path = self.folder / name
             if path.is_dir():
@@ -273,23 +273,23 @@ class Claim:
     @staticmethod
     def _remove_empty(*folders: Path) -> None:
         for path in folders:
-            with suppress(OSError):  # it is not there, or holds something
+            with suppress(OSError):  # it does not exist, or is not empty
                 path.rmdir()
 
 
 @contextmanager
 def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
-    """A run folder for as long as a training lasts; one that is worth nothing is removed after it.
+    """A run folder that is claimed for the time of a training, and removed if that fails at once.
 
-    A name that is a date, which nobody has chosen, gives way to the next free one (DATE_2) where it
-    is taken; any other is refused then.
+    Where the folder is taken, a name that is a date, the default, becomes the next free one
+    (DATE_2); any other name is refused.
 
     Args:
         folder: the run folder; ``~`` is the home folder.
-        resumes: whether it holds a run that goes on.
+        resumes: whether it holds a run that is resumed.
 
     Raises:
-        Taken: another training is at work in it, or it holds a run.
+        Taken: another training has claimed it, or it holds a run.
         OSError: it cannot be made.
     """
     claim = _first(Path(os.path.expanduser(folder)), resumes)
@@ -297,7 +297,7 @@ def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
     os.environ[VARIABLE] = os.path.abspath(claim.folder)
     try:
         yield claim
-    except OSError:  # a full disk, say: without a checkpoint nothing can go on from here
+    except OSError:  # a full disk, for example: without a checkpoint nothing can be resumed
         if is_first() and not claim.has_checkpoint():
             claim.discard()
         raise

@@ -1,16 +1,16 @@
-"""Several processes for one training: start them, and let none outlive another.
+"""Several processes for one training: start them, and end all when one ends.
 
 ``torchrun`` and SLURM start the processes themselves. Otherwise the first process of a machine
-starts the others by the command that started it, and tells them by the environment who they are, as
-Lightning does. Lightning's own launcher takes ``sys.argv`` for that command, and answers the end of
-one process by killing all without a word.
+starts the others with the command that started it, and passes their ranks in the environment, as
+Lightning does. Lightning's own launcher uses ``sys.argv`` as that command, and when one process
+ends it kills all without a message.
 
-A rank that is killed leaves the others in the middle of a sum. Over gloo that raises at once, over
-NCCL after half an hour; so each process watches the others besides: the first one its children, and
-a child its parent.
+When a rank is killed, the others wait in a collective operation. With gloo that raises at once,
+with NCCL after half an hour; so each process also watches the others: the first one its children,
+and a child its parent.
 
-SIGTERM, too, would leave them there: Lightning's answer to it sends to the other ranks from within
-whatever it interrupts. Here it unwinds a process as it would without Lightning.
+SIGTERM would leave them waiting as well: Lightning's handler sends to the other ranks from within
+the operation that it interrupts. Here SIGTERM unwinds a process as it would without Lightning.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from captioner.training import ranks
 PARENT = "CAPTIONER_PARENT"
 """In the environment of a process that another one has started: the other's id."""
 
-LOOK = 0.5  # seconds between two looks at the other processes
-GRACE = 5.0  # seconds in which a process may end by itself after another one has
-PATIENCE = 30.0  # seconds that the others have to end after the training
+INTERVAL = 0.5  # seconds between two checks of the other processes
+GRACE = 5.0  # seconds in which a process may end by itself after another one has ended
+PATIENCE = 30.0  # seconds that the other processes have to end after the training
 
 
 class RankLost(ValueError):
@@ -49,16 +49,16 @@ class RankLost(ValueError):
 def together(
     trainer: lightning.Trainer, folder: Path, command: Sequence[str] | None = None
 ) -> Iterator[None]:
-    """Within, all ranks of a training are there and can talk (``captioner.training.ranks``).
+    """Within, all ranks of a training run and can communicate (``captioner.training.ranks``).
 
-    The processes that are started here end here: nothing after it runs in them. With one device
-    nothing is done.
+    The processes that are started here end at its exit: nothing after it runs in them. With one
+    device nothing happens.
 
     Args:
         trainer: not started yet.
         folder: of the run, for the advice where a rank is lost.
-        command: starts this training again, in a process that is to be another rank; None is the
-            script that runs now.
+        command: starts this training in the process of another rank; None is the script that runs
+            now.
 
     Raises:
         RankLost: another rank ended before the training did.
@@ -69,9 +69,9 @@ def together(
         return
     environment, threads, done = dict(os.environ), torch.get_num_threads(), False
     watch = _watch_for(trainer.strategy, command)
-    # The others have it; Lightning would give all ranks one seed when they meet.
+    # The other processes have it already; Lightning would give all ranks one seed.
     os.environ.pop("PL_GLOBAL_SEED", None)
-    trainer.callbacks.append(OwnAnswer(signal.SIGTERM))  # type: ignore[attr-defined]
+    trainer.callbacks.append(OwnHandler(signal.SIGTERM))  # type: ignore[attr-defined]
     try:
         watch.start()
         with _ended_at_once(signal.SIGTERM):
@@ -91,22 +91,22 @@ def together(
         raise SystemExit(0)
 
 
-class OwnAnswer(Callback):
-    """Keeps a process's answer to a signal through a training, instead of Lightning's."""
+class OwnHandler(Callback):
+    """Keeps a process's handler of a signal during a training, instead of Lightning's."""
 
     def __init__(self, number: signal.Signals) -> None:
-        self.number, self.answer = number, signal.getsignal(number)
+        self.number, self.handler = number, signal.getsignal(number)
 
     def on_train_start(self, *unused: Any) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(self.number, self.answer)
+            signal.signal(self.number, self.handler)
 
 
 @contextlib.contextmanager
 def _ended_at_once(number: signal.Signals) -> Iterator[None]:
-    """Within, a signal ends a rank but the first, which may wait for one that never comes.
+    """Within, a signal ends any rank but the first, though it waits for the others.
 
-    Python answers signals between its own steps only, and to wait for the others is one step.
+    Python runs handlers between its own instructions only, and waiting is one instruction.
     """
     if ranks.first() or threading.current_thread() is not threading.main_thread():
         yield
@@ -130,7 +130,7 @@ def started_here() -> bool:
 
 
 def require_startable(trainer: lightning.Trainer, command: Sequence[str] | None) -> None:
-    """Refuse what ``together`` could not start, before anything is written.
+    """Refuse a training that ``together`` could not start, before anything is written.
 
     Raises:
         ValueError: several devices, and no script to start.
@@ -206,7 +206,7 @@ def _own_command() -> list[str]:
 
 
 def started_by_torchrun(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
-    """Devices on each machine, and machines; where they are left at 1, as many as torchrun started.
+    """Devices on each machine, and machines; where these are 1, as many as torchrun has started.
 
     Raises:
         ValueError: torchrun has started another number of processes.
@@ -230,7 +230,7 @@ def started_by_torchrun(devices: int | str, num_nodes: int) -> tuple[int | str, 
 
 
 class _Watch(threading.Thread):
-    """Watches nobody: of processes that something else has started, which ends them together."""
+    """Watches no process: for processes that another program has started and ends together."""
 
     owns = False  # whether the group ends with the training
 
@@ -239,22 +239,22 @@ class _Watch(threading.Thread):
         self._over = threading.Event()
 
     def lost(self) -> str | None:
-        """Which rank has ended, and how, in words."""
+        """Which rank has ended, and how, for people; None if none has."""
         return None
 
     def run(self) -> None:
-        while not self._over.wait(LOOK):
+        while not self._over.wait(INTERVAL):
             lost = self.lost()
             if lost is not None:
-                if not self._over.wait(GRACE):  # it waits for the lost one: nothing else ends it
+                if not self._over.wait(GRACE):  # it waits for the lost rank: nothing else ends it
                     self.end(0.0)
-                    _leave(_line(lost, None))
+                    _leave(_message(lost, None))
                 return
 
     def explain(self, error: BaseException, folder: Path) -> None:
-        """Raise what is to be said instead of an error, where another rank's end was the cause."""
-        if _of_others(error):
-            raise RankLost(_line("another rank was ended", folder)) from None
+        """Raise RankLost instead of an error that the end of another rank has caused."""
+        if _is_of_another_rank(error):
+            raise RankLost(_message("another rank was ended", folder)) from None
 
     def end(self, patience: float) -> None:
         """Stop watching."""
@@ -280,12 +280,12 @@ class _Parent(_Watch):
         return None
 
     def explain(self, error: BaseException, folder: Path) -> None:
-        if _of_others(error):
+        if _is_of_another_rank(error):
             lost = _wait_for(self.lost) or "another rank was ended"
-            raise RankLost(_line(lost, folder)) from None
+            raise RankLost(_message(lost, folder)) from None
 
     def end(self, patience: float) -> None:
-        """Stop watching, and kill what has not ended after so many seconds."""
+        """Stop watching, and kill the processes that have not ended after `patience` seconds."""
         super().end(patience)
         until = time.monotonic() + patience
         for child in self.children.values():
@@ -297,7 +297,7 @@ class _Parent(_Watch):
 
 
 class _Child(_Watch):
-    """Watches the process that has started it; says why it ends only where that cannot."""
+    """Watches the process that has started it, and prints why it ends if that process cannot."""
 
     def __init__(self, parent: int) -> None:
         super().__init__()
@@ -309,28 +309,28 @@ class _Child(_Watch):
     def explain(self, error: BaseException, folder: Path) -> None:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise SystemExit(130) from None
-        lost = _wait_for(self.lost)  # a parent that fails alike kills this process meanwhile
+        lost = _wait_for(self.lost)  # a parent with the same error kills this process meanwhile
         if lost:
-            _leave(_line(lost, folder))
+            _leave(_message(lost, folder))
 
 
 def _wait_for(lost: Callable[[], str | None]) -> str | None:
-    """Which rank has ended, or ends soon."""
+    """Which rank has ended, or ends within GRACE seconds."""
     until = time.monotonic() + GRACE
-    while (found := lost()) is None and time.monotonic() < until:
+    while (rank := lost()) is None and time.monotonic() < until:
         time.sleep(0.05)
-    return found
+    return rank
 
 
-def _of_others(error: BaseException) -> bool:
-    """Whether an error tells of another rank's end; gloo's errors have no class of their own."""
+def _is_of_another_rank(error: BaseException) -> bool:
+    """Whether another rank's end has caused an error; gloo's errors have no class of their own."""
     kinds: Any = getattr(torch.distributed, "DistError", ())
     return isinstance(error, kinds) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
     )
 
 
-def _line(lost: str, folder: Path | None) -> str:
+def _message(lost: str, folder: Path | None) -> str:
     again = "" if folder is None else f"; resume={folder} goes on from the last checkpoint, if any"
     return f"{lost}, and the training with it{again}"
 
@@ -343,6 +343,6 @@ def _signal(number: int) -> str:
 
 
 def _leave(line: str) -> None:
-    """End this process at once, whatever its threads wait for."""
+    """Print an error and end this process at once, whatever its threads wait for."""
     print(f"captioner: error: {line}", file=sys.stderr, flush=True)
     os._exit(1)

@@ -1,11 +1,11 @@
-"""The losses of training, and of a look at dev; a penalty for decoders that attend.
+"""The losses of training and validation, and a penalty for decoders that attend.
 
     cross-entropy       -Σ_n Σ_v q_nv log p_nv / N      p = softmax(logits)
                         q_nv = 1 - ε at the target, and ε / V everywhere
-    policy gradient     -Σ_n A_n log p_n / S            p_n of the word that was sampled
+    policy gradient     -Σ_n A_n log p_n / S            p_n of the token that was sampled
 
-over the N real words and <end>s, of S captions; ε is the label smoothing (Szegedy et al., 2016),
-A_n the advantage of the caption that word n belongs to (Williams, 1992).
+over N tokens (words and <end>, no padding) of S captions; ε is the label smoothing (Szegedy et al.,
+2016), A_n the advantage of the caption that token n belongs to (Williams, 1992).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from captioner.models.packing import IGNORED, Packing
 log = logging.getLogger(__name__)
 
 
-# How many numbers are looked at together: 1 MiB of float32 stays in a core's cache.
+# How many logits are processed at once: 1 MiB of float32 stays in a core's cache.
 AT_ONCE = 2**18
 
 
@@ -36,16 +36,16 @@ def cross_entropy(
     divisor: float | None = None,
     in_place: bool = False,
 ) -> Tensor:
-    """Cross-entropy over real targets; positions past <end> contribute nothing.
+    """Cross-entropy over targets; positions past <end> contribute nothing.
 
     Args:
-        logits: [R, T, V], or [N, V] of real words only.
+        logits: [R, T, V], or [N, V] without padding.
         targets: [R, T] or [N]; IGNORED past <end>.
         label_smoothing: [0, 1).
-        reduction: "mean" over words, or "sum".
-        divisor: of a mean, another number of words than there are: of a share of a batch.
-        in_place: the mean's gradient may take the place of the logits, which nobody reads again; no
-            target is IGNORED. It saves two more tensors of their size.
+        reduction: "mean" over tokens, or "sum".
+        divisor: of a mean, instead of the number of tokens: that of the whole batch, for a share.
+        in_place: write the mean's gradient over the logits, which must not be read again; no target
+            may be IGNORED. It saves two more tensors of their size.
     """
     logits, targets = logits.flatten(0, -2), targets.flatten()
     if in_place and reduction == "mean" and logits.device.type == "cpu" and len(targets):
@@ -71,14 +71,14 @@ def policy_gradient(
     captions: float,
     in_place: bool = False,
 ) -> Tensor:
-    """A loss whose gradient is that of the expected reward, its sign turned (REINFORCE).
+    """A loss whose gradient is the negative gradient of the expected reward (REINFORCE).
 
     Args:
-        logits: of N words, [N, V]; -inf where a word could not be sampled.
-        words: those that were sampled, [N].
-        advantages: reward less baseline of each word's caption, [N].
-        captions: S, how many captions the words belong to; of a share of a batch another number.
-        in_place: the gradient may take the place of the logits, which nobody reads again.
+        logits: of N tokens, [N, V]; -inf where a token could not be sampled.
+        words: ids of the sampled tokens, [N].
+        advantages: reward minus baseline of each token's caption, [N].
+        captions: S; for a share of a batch that of the whole batch.
+        in_place: write the gradient over the logits, which must not be read again.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     advantages = advantages.to(exact)
@@ -89,7 +89,7 @@ def policy_gradient(
 
 
 class _InPlace(torch.autograd.Function):
-    """Loss and gradient in one visit to the logits: ∂loss/∂logits = w (p - q) / n replaces them."""
+    """Loss and gradient in one pass: ∂loss/∂logits = w (p - q) / n replaces the logits."""
 
     @staticmethod
     def forward(
@@ -122,7 +122,7 @@ class _InPlace(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        # Most often the loss is what is differentiated: then it is done already.
+        # Most often the loss itself is differentiated: then the gradient is complete.
         gradient = gradient if of_loss == 1 else gradient * of_loss.to(gradient.dtype)
         return gradient, None, None, None, None
 
@@ -130,14 +130,14 @@ class _InPlace(torch.autograd.Function):
 def doubly_stochastic(
     weights: Tensor, packing: Packing, *, captions: float | None = None
 ) -> Tensor:
-    """The mean of (1 - Σ_t α_ti)² over captions and positions: look everywhere once in a caption.
+    """The mean of (1 - Σ_t α_ti)² over captions and positions: attend to each position once.
 
-    Of Xu et al., 2015, who sum over positions beside a log-likelihood summed over words.
+    Xu et al., 2015, who sum over positions, with a log-likelihood summed over words.
 
     Args:
-        weights: of the real words, [N, P], each row's sum being 1 (or less, beside a sentinel).
-        packing: the captions that they belong to.
-        captions: another number of them to divide by: of a share of a batch.
+        weights: attention weights, [N, P]; each row sums to 1 (or less, with a sentinel).
+        packing: of the captions that they belong to.
+        captions: how many to divide by, for a share of a batch; None is the packing's number.
     """
     sums = weights.new_zeros(len(packing.order), weights.shape[1])  # [B, P]
     penalty = (1 - sums.index_add(0, packing.rows, weights)).square().mean()

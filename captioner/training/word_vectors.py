@@ -25,7 +25,7 @@ from captioner.models.decoders.decoder import Decoder
 from captioner.tokenizers import Vocabulary
 
 MOST_BYTES = 2**16
-"""Of a line: a longer one is of no text file of vectors."""
+"""Of a line; no text file of vectors has longer ones."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Coverage:
 def fill(
     decoder: Decoder, vocabulary: Vocabulary, path: str | Path, captions: Iterable[Sequence[int]]
 ) -> Coverage:
-    """Copy the vectors of a file into a decoder's words; words that it lacks stay as they are.
+    """Copy the vectors of a file into a decoder's embedding; other rows stay as they are.
 
     Args:
         decoder: its ``words`` is an embedding [V, E].
         vocabulary: the V words.
         path: the file.
-        captions: the training captions as word numbers, for the coverage.
+        captions: the training captions as token ids, for the coverage.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -122,7 +122,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             if len(line) == MOST_BYTES or b"\0" in line:
                 raise ValueError(
                     f"training.word_vectors={path}, line {number}: not a text file of word "
-                    "vectors; each line is a word and its numbers, parted by spaces"
+                    "vectors; each line is a word and its numbers, separated by spaces"
                 )
             yield number, line.decode("utf-8", "replace").rstrip()
 

@@ -1,8 +1,8 @@
-"""What a word on the command line may become: verbs, flags, files, models, overrides and values.
+"""Completions of a word on the command line: verbs, flags, files, models, overrides and values.
 
-argcomplete asks the verb's own parser; what argcomplete cannot know is said here by the argument's
-name and placeholder. A shell waits for the answer, so nothing here imports torch: the names in a
-table such as ``CELLS`` are read from its source (``tables.py``).
+argcomplete reads the verb's own parser; other completions are found here by the name and
+placeholder of the argument. A shell waits for the answer, so nothing here imports torch: the names
+in a table such as ``CELLS`` are read from its source (``tables.py``).
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ TAKEN = {
     "evaluate": ("data", "decoding", "loader"),
     "models": ("decoding",),
 }
-"""Verb -> the groups and values that it takes as overrides, where these are not all."""
+"""Verb -> the groups and values that it takes as overrides, if these are not all."""
 
 
 def complete(top: argparse.ArgumentParser) -> None:
-    """Tell the shell what the word it asks about may become, and leave.
+    """Print the completions of the word that the shell asks about, and exit.
 
     Args:
-        top: the parser of ``captioner`` itself; that of the verb, once one is named, is asked.
+        top: the parser of ``captioner``; once a verb is named, the parser of the verb is used.
     """
     words = _words()
     if not words or words[0] not in VERBS:
@@ -71,7 +71,7 @@ def complete(top: argparse.ArgumentParser) -> None:
 
 
 def answer(parser: argparse.ArgumentParser) -> None:
-    """Tell the shell what the word may become by this parser, and leave."""
+    """Print the completions of the word by this parser, and exit."""
     argcomplete.autocomplete(
         parser, always_complete_options=False, default_completer=_Candidates(_words())
     )
@@ -95,7 +95,7 @@ def _train_parser() -> argparse.ArgumentParser:
 
 
 class _Candidates(BaseCompleter):
-    """Candidates for an argument without fixed choices, by its flag, placeholder or name."""
+    """Completions of an argument without fixed choices, by its flag, placeholder or name."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.words = words
@@ -114,7 +114,12 @@ class _Candidates(BaseCompleter):
 
 
 def values(what: str, prefix: str) -> list[str]:
-    """What a value of an option or a placeholder may become; the last of several, by commas."""
+    """Completions of a value; of several separated by commas, of the last.
+
+    Args:
+        what: the option, flag or placeholder.
+        prefix: the value so far.
+    """
     before, comma, last = prefix.rpartition(",")
     found = names_in(TABLES[what]) if what in TABLES else KINDS[what](last)
     return [f"{before}{comma}{one}" for one in found]
@@ -128,7 +133,7 @@ def models(prefix: str) -> list[str]:
 
 
 def resumable(prefix: str) -> list[str]:
-    """Run folders in runs/, and folders: what has an optimizer to continue with."""
+    """Run folders in runs/, and folders: models with an optimizer to continue with."""
     known = _runs()
     return [*known, *(path for path in folders(prefix) if path.rstrip("/") not in known)]
 
@@ -143,15 +148,15 @@ def folders(prefix: str) -> list[str]:
 
 
 def paths(prefix: str, suffixes: tuple[str, ...] = ("",)) -> list[str]:
-    """Folders that begin with `prefix`, each with a slash, and files that end as said."""
+    """Folders that begin with `prefix`, each with a slash, and files with one of the suffixes."""
     folder, slash, start = prefix.rpartition("/")
     try:
         entries = list(os.scandir(os.path.expanduser(folder + slash) or "."))
     except OSError:
         return []
-    shown = [one for one in entries if start or not one.name.startswith(".")]
-    names = [f"{one.name}/" for one in shown if one.is_dir()]
-    names += [one.name for one in shown if not one.is_dir() and one.name.endswith(suffixes)]
+    visible = [entry for entry in entries if start or not entry.name.startswith(".")]
+    names = [f"{entry.name}/" for entry in visible if entry.is_dir()]
+    names += [e.name for e in visible if not e.is_dir() and e.name.endswith(suffixes)]
     return [f"{folder}{slash}{name}" for name in sorted(names)]
 
 
@@ -170,19 +175,19 @@ KINDS: dict[str, Callable[[str], list[str]]] = {
     "trainer.precision": lambda prefix: ["auto", "32-true", "bf16-mixed", "16-mixed"],
     "device": lambda prefix: ["auto", "cpu", "cuda", "mps"],
 }
-"""Placeholder, argument or option -> what it may become."""
+"""Placeholder, argument or option -> the function that completes it."""
 
 
 # Overrides --------------------------------------------------------------------------------------
 
 
 def overrides(prefix: str, words: Sequence[str], config_dir: str | None = None) -> list[str]:
-    """What an override that begins with `prefix` may become.
+    """Completions of an override.
 
     Args:
         prefix: the word so far.
-        words: those before it; the groups chosen among them decide which options there are.
-        config_dir: the user's folder of options, of ``train --config-dir``.
+        words: those before it; the groups chosen in them decide which options exist.
+        config_dir: a folder of a user's own options, as of ``train --config-dir``.
     """
     key, equals, value = prefix.partition("=")
     if equals:
@@ -211,7 +216,7 @@ def _values_of(key: str, prefix: str, words: Sequence[str], config_dir: str | No
 
 
 def _composed(words: Sequence[str], config_dir: str | None) -> dict[str, Any]:
-    """The configuration with the groups that are chosen on the line, as far as they fit."""
+    """The configuration with the groups chosen on the line; the default where they do not fit."""
     groups = config.groups(config_dir)
     chosen = [one for one in words if one.partition("=")[0] in groups and "," not in one]
     try:
@@ -222,8 +227,8 @@ def _composed(words: Sequence[str], config_dir: str | None) -> dict[str, Any]:
 
 def _leaves(composed: dict[str, Any], group: str = "") -> dict[str, Any]:
     """Dotted key -> value."""
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for name, value in composed.items():
         inner = isinstance(value, dict)
-        found |= _leaves(value, f"{group}{name}.") if inner else {f"{group}{name}": value}
-    return found
+        leaves |= _leaves(value, f"{group}{name}.") if inner else {f"{group}{name}": value}
+    return leaves

@@ -142,7 +142,7 @@ def test_the_baseline_leaves_out_one() -> None:
 def test_the_greedy_baseline_is_the_reward_of_the_greedy_caption() -> None:
     objective, model, batch = build(baseline="greedy", samples=1)
     model.eval()
-    greedy = objective._speaker(model.decoder, batch.source)(0)
+    greedy = objective._sampler(model.decoder, batch.source)(0)
     expected = objective._reward(greedy, numpy.arange(3)).mean()
     logs = objective.outcome(model, batch, 0.0).logs
     assert logs["train_baseline"] == pytest.approx(expected)
@@ -157,7 +157,7 @@ def test_samples_come_from_the_policy_whose_gradient_is_taken(temperature: float
         model.decoder.output.weight.mul_(8)
     objective.outcome(model, batch, 0.0)
     assert not model.decoder.training
-    drawn = objective._speaker(model.decoder, batch.source)(2000)
+    drawn = objective._sampler(model.decoder, batch.source)(2000)
     firsts = [(one.tokens or (VOCABULARY.end,))[0] for one in drawn[:2000]]
     counts = torch.bincount(torch.tensor(firsts), minlength=len(VOCABULARY)) / 2000
     logits = model.decoder(batch.source, batch.inputs)[0, 0]

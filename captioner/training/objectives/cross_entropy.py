@@ -1,10 +1,10 @@
-"""Cross-entropy: what people said, word by word.
+"""Cross-entropy: predict each token of the reference captions.
 
-    loss = -Σ_t log p(word_t | image, word_0 .. word_{t-1})      over real words and <end> only
+    loss = -Σ_t log p(word_t | image, word_0 .. word_{t-1})      over words and <end>, no padding
 
-With scheduled sampling the decoder reads, at a share of the places that grows over the training, a
-word drawn from itself instead of word_{t-1}, as it will have to when it decodes; what it must
-answer stays word_t (Bengio et al., "Scheduled Sampling for Sequence Prediction", NeurIPS 2015).
+With scheduled sampling a share of the input tokens, which grows over the training, is drawn from
+the decoder itself instead of word_{t-1}, as in decoding; the target stays word_t (Bengio et al.,
+"Scheduled Sampling for Sequence Prediction", NeurIPS 2015).
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from captioner.training.objectives.objective import Objective, Outcome
 
 
 class CrossEntropy(Objective):
-    """Learn what people said.
+    """Learn to predict the reference captions.
 
     Args:
         label_smoothing: share of the target's probability spread over all words, [0, 1)
             (Szegedy et al., 2016).
-        scheduled_sampling: share of the words read that are the model's own at the training's end,
-            rising from 0 along a line, [0, 1]. Words are then read one after the other.
-        attention_penalty: weight of ``losses.doubly_stochastic`` beside the cross-entropy; for
-            decoders that attend.
+        scheduled_sampling: share of the input tokens drawn from the model at the end of the
+            training, rising linearly from 0, [0, 1]. Tokens are then processed one at a time.
+        attention_penalty: weight of ``losses.doubly_stochastic``, from 0; for decoders that attend.
     """
 
     length_options = ("scheduled_sampling",)
@@ -78,7 +77,7 @@ class CrossEntropy(Objective):
         elif self.attention_penalty:
             logits, weights = model.attend(features, batch.inputs, packing)
             if features.grid is not None:
-                weights = weights[:, : features.grid.shape[1]]  # without a sentinel's
+                weights = weights[:, : features.grid.shape[1]]  # [N, P], without the sentinel
             captions = None if whole is None else whole.captions
             unseen = doubly_stochastic(weights, packing, captions=captions)
             penalty = self.attention_penalty * unseen
@@ -98,16 +97,16 @@ class CrossEntropy(Objective):
 def read_own_words(
     decoder: Decoder, features: Features, inputs: Tensor, packing: Packing, *, share: float
 ) -> Tensor:
-    """Read captions as ``forward`` does, but some words of them drawn from the decoder.
+    """The logits of captions as of ``forward``, some input tokens being drawn from the decoder.
 
-    Each word waits for the one before: one ``step`` a place instead of one product for all.
+    Each token depends on the one before: one ``step`` for each instead of one product for all.
 
     Args:
         decoder: any.
         features: of each caption's image.
-        inputs: <start> and the words of captions, [B, T].
-        packing: where they are real.
-        share: of the words after <start> that are drawn, [0, 1].
+        inputs: <start> and the token ids of captions, [B, T].
+        packing: of their lengths.
+        share: of the tokens after <start> that are drawn, [0, 1].
 
     Returns:
         logits [N, V], in the packing's order.
@@ -126,7 +125,7 @@ def read_own_words(
 
 
 def draw_words(logits: Tensor) -> Tensor:
-    """Draw a word a row, never a special one, since decoding never reads one: [R, V] -> [R]."""
+    """Draw a token for each row, never a special one, as decoding does: [R, V] -> [R]."""
     first = Vocabulary.special_count
     words = torch.softmax(logits.detach()[:, first:].float(), dim=1)
     return first + torch.multinomial(words, 1).squeeze(1)

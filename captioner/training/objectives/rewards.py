@@ -1,17 +1,17 @@
-"""What a sampled caption is worth: a weighted sum of scores against the training captions.
+"""The reward of a sampled caption: a weighted sum of scores against the training captions.
 
     r(c) = Σ_m weight_m score_m(c <end>, references <end>)
 
-``<end>`` counts as a word of every reference, and of a sample that has reached it. Left out, the
-best-paid captions are fragments ("a man riding a wave on a"), and CIDEr-D rises by up to 4 points
-while captions get worse: the field's codes differ here, and numbers trained with and without do not
-compare (Hu, Cavicchioli & Capotondi, "A request for clarity over the End of Sequence token in the
-Self-Critical Sequence Training", arXiv:2305.12254).
+``<end>`` counts as a word of every reference, and of a sample that has reached it. Without it, the
+captions with the highest reward are fragments ("a man riding a wave on a"), and CIDEr-D rises by up
+to 4 points while captions get worse: published code differs here, and scores of models trained with
+and without <end> are not comparable (Hu, Cavicchioli & Capotondi, "A request for clarity over the
+End of Sequence token in the Self-Critical Sequence Training", arXiv:2305.12254).
 
-Scores are on the scale of the field's code, where coco-caption's CIDEr 1.0 is 1: CIDEr-D from 0 to
-10, BLEU-4 and ROUGE-L from 0 to 1. Document frequencies are those of the references given here, the
-training split. The references are numbered once (`captioner.metrics.ngrams`); a step of training
-only counts its samples.
+Scores are on the usual scale, where coco-caption's CIDEr 1.0 is 1: CIDEr-D from 0 to 10, BLEU-4 and
+ROUGE-L from 0 to 1. Document frequencies are those of the references given here, the training
+split. The references are indexed once (`captioner.metrics.ngrams`); a step of training only counts
+its samples.
 """
 
 from __future__ import annotations

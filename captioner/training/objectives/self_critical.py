@@ -1,4 +1,4 @@
-"""Self-critical training: raise the expected reward of what the model says itself.
+"""Self-critical training: increase the expected reward of captions sampled from the model.
 
     c_1 .. c_N ~ p(. | image)
     loss = -1/N Σ_i (r(c_i) - b_i) Σ_t log p(c_it | image, c_i1 .. c_i(t-1))
@@ -10,17 +10,17 @@
                                                 Training", arXiv:2003.09971
 
 Neither baseline depends on c_i, so the gradient is that of the expected reward. The sum over the
-words of a caption is not divided by their number: that would pay a word of a long caption less.
+tokens of a caption is not divided by their number, which would weigh tokens of long captions less.
 
-p is the policy that decodes: it never says <pad>, <start> or <unk>, and the other words share their
-probability; a temperature τ makes it softmax(logits / τ). Below 1 it is nearer to what a search
-says, and less of what is learned is to be sure of a caption.
+p is the distribution that decoding samples from: <pad>, <start> and <unk> have probability 0, and
+the other tokens are renormalized; with a temperature τ it is softmax(logits / τ). Below 1 it is
+nearer to what a search finds, and the model learns less to be certain of a caption.
 
 Samples are drawn without a gradient, all images and samples in one batch, by the decoder's
-``stepper``; their probabilities then come from one teacher-forced ``forward``. So any decoder can
-be trained. Dropout is off in both: with it a sample would be drawn by one mask and differentiated
-under another, so that it is not a sample of what is differentiated. ``dropout`` leaves it on all
-the same.
+``stepper``; their probabilities are then computed by one teacher-forced ``forward``. So any decoder
+can be trained. Dropout is off in both: otherwise sampling and gradient would have different masks,
+and the samples would not come from the distribution that is differentiated. ``dropout`` turns it on
+nevertheless.
 """
 
 from __future__ import annotations
@@ -62,14 +62,13 @@ class SelfCritical(Objective):
         baseline: "leave_one_out" or "greedy".
         temperature: τ > 0 of the policy.
         rewards: keys of `rewards.REWARDS` and their weights; None is CIDEr-D alone.
-        dropout: leave the decoder's dropout on, with other masks where samples are drawn than where
-            they are differentiated.
-        cross_entropy_weight: λ ≥ 0; adds λ times the cross-entropy of a word of the images' own
-            captions, which keeps the language near to that of people.
-        least_distinct: per cent of the dev captions that must differ, [0, 100].
-        most_repeats: per cent of the dev captions' bigrams that may repeat an earlier one of the
+        dropout: leave the decoder's dropout on, with different masks in sampling and gradient.
+        cross_entropy_weight: λ ≥ 0; adds λ times the mean cross-entropy of a token of the reference
+            captions, which keeps the language close to theirs.
+        least_distinct: percent of the dev captions that must differ, [0, 100].
+        most_repeats: percent of the dev captions' bigrams that may repeat an earlier one of the
             same caption, [0, 100].
-        most_endless: per cent of the dev captions that may lack <end>, [0, 100].
+        most_endless: percent of the dev captions that may lack <end>, [0, 100].
 
     Raises:
         ValueError: a value out of range, or an unknown name.
@@ -118,7 +117,7 @@ class SelfCritical(Objective):
         self.most_endless = most_endless
 
     def prepare(self, records: Sequence[Record]) -> None:
-        """Number the references, and count in how many images each n-gram stands."""
+        """Index the references, and count in how many images each n-gram occurs."""
         split = self.tokenizer.split
         self._images = {record.image_id: place for place, record in enumerate(records)}
         self._rewards = Rewards(
@@ -129,19 +128,19 @@ class SelfCritical(Objective):
         decoder = model.decoder.train(self.dropout)
         features = model.encode(batch.source)
         keys = None if batch.share is None else batch.share.places
-        say = self._speaker(decoder, features, keys)
+        sample = self._sampler(decoder, features, keys)
         images = numpy.array([self._images[record.image_id] for record in batch.records])
-        samples = say(self.samples)  # B * N of them
+        samples = sample(self.samples)  # B * N of them
         rewards = self._reward(samples, images.repeat(self.samples)).reshape(len(images), -1)
         if self.baseline == "greedy":
-            baseline = self._reward(say(0), images)[:, None]  # [B, 1]
+            baseline = self._reward(sample(0), images)[:, None]  # [B, 1]
         else:
             baseline = leave_one_out(rewards)  # [B, N]
         advantages = rewards - baseline  # [B, N]
         captions = None if batch.share is None else self.samples * batch.share.images
         loss = self._loss(decoder, features, samples, advantages.ravel(), captions)
         if self.cross_entropy_weight:
-            loss = loss + self.cross_entropy_weight * _of_people(decoder, features, batch)
+            loss = loss + self.cross_entropy_weight * _reference_loss(decoder, features, batch)
         words = [one.tokens for one in samples]
         logs = {
             "train_reward": rewards.mean(),
@@ -154,7 +153,7 @@ class SelfCritical(Objective):
         return Outcome(loss, {name: float(value) for name, value in logs.items()})
 
     def check(self, scores: Mapping[str, float], captions: Sequence[str]) -> None:
-        """Stop where dev captions are all alike, repeat themselves, or do not end."""
+        """Stop where too many dev captions are equal, repeat themselves, or do not end."""
         for name, bound, low, what in (
             ("dev_distinct", "least_distinct", True, "of the dev captions differ"),
             ("dev_repeats", "most_repeats", False, "of their bigrams repeat one before"),
@@ -169,24 +168,27 @@ class SelfCritical(Objective):
                 )
 
     @torch.no_grad()
-    def _speaker(
+    def _sampler(
         self, decoder: Decoder, features: Features, keys: Sequence[int] | None = None
     ) -> Callable[[int], list[Hypothesis]]:
-        """What draws a number of captions of each image, or says the greedy one of each for 0.
+        """A function that draws a number of captions of each image, or the greedy ones for 0.
 
-        Each image draws by its place in the whole batch, so that any number of ranks draws alike.
+        The random numbers of an image depend on its place in the whole batch, so that any number of
+        ranks draws the same captions.
         """
         words = self.tokenizer.vocabulary
-        speaker = decoder if self.dropout else decoder.stepper()
-        state, step = speaker.start(features), speaker.step
+        stepper = decoder if self.dropout else decoder.stepper()
+        state, step = stepper.start(features), stepper.step
 
         @torch.no_grad()
-        def say(samples: int) -> list[Hypothesis]:
+        def sample(count: int) -> list[Hypothesis]:
             options = DecodingOptions(max_length=self.decoding.max_length)
-            if samples:
-                seed = int(torch.randint(2**31, ()))  # of the generator that checkpoints keep
+            if count:
+                seed = int(
+                    torch.randint(2**31, ())
+                )  # from the generator whose state is in checkpoints
                 seed = ranks.from_first(seed)
-                options = options.changed(temperature=self.temperature, captions=samples, seed=seed)
+                options = options.changed(temperature=self.temperature, captions=count, seed=seed)
             found = decode(
                 step,
                 state,
@@ -198,10 +200,10 @@ class SelfCritical(Objective):
             )
             return [one for of_image in found for one in of_image]
 
-        return say
+        return sample
 
     def _reward(self, said: Sequence[Hypothesis], images: Integers) -> Rows:
-        """The reward of captions, <end> included where they reached it, [C]."""
+        """The reward of captions, with <end> where they reached it, [C]."""
         words = self.tokenizer.vocabulary.words
         texts = [
             [*(words[token] for token in one.tokens), *([END] if one.finished else [])]
@@ -225,14 +227,14 @@ class SelfCritical(Objective):
         inputs, targets = (
             t.to(device) for t in pad([one.tokens for one in samples], self.tokenizer)
         )
-        # Of a sample that was cut off, <end> was not drawn.
+        # In a truncated sample <end> was not drawn.
         drawn = torch.tensor([len(one.log_probs) for one in samples], device=device)
         packing = Packing.of(drawn)
         rows = torch.arange(len(features.pooled), device=device).repeat_interleave(self.samples)
         logits = decoder(features.rows(rows), inputs, packing)  # [N, V]
         if self.temperature != 1:
             logits = logits / self.temperature
-        with torch.no_grad():  # their gradient is 0 without being told
+        with torch.no_grad():  # these entries have no gradient
             logits[:, list(self._banned)] = -torch.inf
         of_words = torch.from_numpy(advantages).float().to(device)[packing.rows]  # [N]
         words = packing.pack(targets)
@@ -249,8 +251,8 @@ def leave_one_out(rewards: Rows) -> Rows:
     return (rewards.sum(axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
 
 
-def _of_people(decoder: Decoder, features: Features, batch: Batch) -> Tensor:
-    """The cross-entropy of a word of the images' own captions."""
+def _reference_loss(decoder: Decoder, features: Features, batch: Batch) -> Tensor:
+    """The mean cross-entropy of a token of the reference captions."""
     packing = Packing.of((batch.targets != IGNORED).sum(1))
     logits = decoder(features.rows(batch.rows), batch.inputs, packing)
     targets = packing.pack(batch.targets)
