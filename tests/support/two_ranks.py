@@ -57,7 +57,11 @@ def run(name: str, tiny: tuple[str, ...], folder: Path) -> list[dict[str, torch.
     LitCaptioner.configure_gradient_clipping = watch  # type: ignore[method-assign]
     datamodule.DEV_BATCH = 3  # 8 images are 3 batches: the second rank has one less
     try:
-        train(compose([*tiny, *CASES[name], f"trainer.devices={ranks.count()}"]), folder / name)
+        train(
+            compose([*tiny, *CASES[name], f"trainer.devices={ranks.count()}"]),
+            folder / name,
+            report=print,
+        )
     finally:
         LitCaptioner.configure_gradient_clipping = original  # type: ignore[method-assign]
         datamodule.DEV_BATCH = size
@@ -67,7 +71,7 @@ def run(name: str, tiny: tuple[str, ...], folder: Path) -> list[dict[str, torch.
 def cut_and_resume(tiny: tuple[str, ...], folder: Path) -> None:
     """Train once without and once with a power cut in step 8, from which it is resumed."""
     config = compose([*tiny, *DROPPING, f"trainer.devices={ranks.count()}"])
-    train(config, folder / "whole")
+    train(config, folder / "whole", report=print)
     original = LitCaptioner.training_step
 
     def crash(self: LitCaptioner, batch: Batch, batch_index: int) -> torch.Tensor:
@@ -77,12 +81,12 @@ def cut_and_resume(tiny: tuple[str, ...], folder: Path) -> None:
 
     LitCaptioner.training_step = crash  # type: ignore[method-assign]
     try:
-        train(config, folder / "cut")
+        train(config, folder / "cut", report=print)
     except RuntimeError as error:
         assert str(error) == "power cut"
     LitCaptioner.training_step = original  # type: ignore[method-assign]
     last = checkpoint.find(folder / "cut", name=LAST)
-    train(config, folder / "cut", resume=last)
+    train(config, folder / "cut", resume=last, report=print)
 
 
 def batch_of(key: tuple[int, list[int]]) -> Batch:

@@ -180,10 +180,10 @@ import sys
 from pathlib import Path
 import captioner
 from captioner.config import compose
-from captioner.training import train
+from captioner.training.train import train
 if __name__ == "__main__":
     folder, *overrides = sys.argv[1:]
-    train(compose(overrides), Path(folder))
+    train(compose(overrides), Path(folder), report=print)
     print("trained once", flush=True)
 """
 

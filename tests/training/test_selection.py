@@ -11,7 +11,7 @@ from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.runs import LAST
 from captioner.training.module import LitCaptioner
-from captioner.training.schedules import Schedule
+from captioner.training.schedules import Plateau
 from captioner.training.selection import KeptEpochs, Patience, rank
 from captioner.training.train import train
 
@@ -102,14 +102,14 @@ def test_patience_goes_on_counting_after_a_resume() -> None:
 
 
 def test_a_plateau_minds_the_same_order() -> None:
-    schedule = Schedule("plateau", 100, warmup=0, factor=0.5, patience=1)
+    schedule = Plateau(100, warmup=0, factor=0.5, patience=1)
     for one in ((0.0, 1.0, -2.0), (0.0, 2.0, -3.0), (0.0, 2.0, -2.0)):
-        schedule.look(one)
+        schedule.validated(one)
     assert schedule.rate(50) == 1
-    schedule.look((0.0, 2.0, -2.0))
+    schedule.validated((0.0, 2.0, -2.0))
     assert schedule.rate(50) == 0.5
     schedule.load_state_dict({"best": 1.5, "worse": 0, "falls": 0})  # as 0.1 wrote it
-    schedule.look((1.4, 9.0, 0.0))
+    schedule.validated((1.4, 9.0, 0.0))
     assert schedule.rate(50) == 0.5
 
 

@@ -211,7 +211,7 @@ def test_the_reward_rises_to_its_largest(baseline: str) -> None:
 @pytest.mark.parametrize(
     ("scores", "says"),
     [
-        ({"dev_distinct": 1.0}, "1 % of the dev captions differ .training.least_distinct=2"),
+        ({"dev_distinct": 1.0}, "1 % of the dev captions differ .objective.least_distinct=2"),
         ({"dev_repeats": 45.0}, "45 % of their bigrams repeat one before"),
         ({"dev_endless": 31.0}, "31 % of the dev captions lack <end>"),
         ({}, None),

@@ -11,7 +11,7 @@ from torch import nn
 import captioner
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
-from captioner.data import datamodule
+from captioner.data import loaders
 from captioner.models.captioning import build_model
 from captioner.models.encoders.encoder import AT_ONCE, Encoder
 from captioner.models.encoders.libraries import build_encoder
@@ -172,7 +172,7 @@ def test_features_are_cached_first_and_images_read_live_from_then_on(
 ) -> None:
     read: list[int] = []
     weights: list[dict[str, torch.Tensor]] = []
-    step, opened = LitCaptioner.training_step, datamodule.open_image
+    step, opened = LitCaptioner.training_step, loaders.open_image
 
     def stepping(self, batch, batch_index):
         assert isinstance(batch.source, torch.Tensor) == (self.current_epoch > 0)
@@ -185,7 +185,7 @@ def test_features_are_cached_first_and_images_read_live_from_then_on(
         return opened(image, **options)
 
     monkeypatch.setattr(LitCaptioner, "training_step", stepping)
-    monkeypatch.setattr(datamodule, "open_image", opening)
+    monkeypatch.setattr(loaders, "open_image", opening)
     run = train(tuned(tiny), tmp_path / "run", report=print)
     assert min(read) == 1  # the first live batch is read after the whole first epoch
     assert len(read) == 2 * (24 * 5 + 8)  # each caption's image, and dev, in two epochs
