@@ -38,6 +38,9 @@ def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> 
         ValueError: the encoding is not known, or does not fit; the message has the line, and the
             encodings that fit with a sample of the decoded text.
     """
+    for magic, kind in _NO_TEXT.items():
+        if raw.startswith(magic):
+            raise ValueError(f"{path}: not a text file but {kind}; name the file with the captions")
     marked = next((name for mark, name in _BYTE_ORDER_MARKS.items() if raw.startswith(mark)), None)
     try:
         text = raw.decode(marked or encoding)
@@ -53,6 +56,27 @@ def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> 
     if "\x00" in text:
         raise ValueError(f"{path}: has NUL characters; {_advice(raw, encoding, option)}")
     return text
+
+
+_NO_TEXT = {
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89PNG\r\n": "a PNG image",
+    b"GIF87a": "a GIF image",
+    b"GIF89a": "a GIF image",
+    b"RIFF": "an image or a sound",
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
+    b"PK\3\4": "a zip archive or an office document",
+    b"\xd0\xcf\x11\xe0": "an office document",
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh9": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"%PDF-": "a PDF document",
+    b"\x93NUMPY": "an array of numpy",
+    b"SQLite format 3\0": "an SQLite database",
+}
+"""First bytes of files that people name by mistake -> what they are."""
 
 
 def remove_surrogates(text: str) -> str:

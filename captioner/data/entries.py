@@ -152,7 +152,9 @@ def _two_images(
 ) -> ValueError:
     twice = [key for key, files in names.items() if len(files) > 1 and captions[key]]
     places = " and ".join(f"{name} ({place})" for name, place in names[twice[0]].items())
-    more = f"; so do {len(twice) - 1:,} other ids" if len(twice) > 1 else ""
+    others = len(twice) - 1
+    more = "; so does 1 other id" if others == 1 else f"; so do {others:,} other ids"
+    more = more if others else ""
     return ValueError(
         f"{path}: id {twice[0]} names {places}{more}, so their captions are ambiguous: number "
         "the images anew, or give the files before merging as data.captions=[a.json,b.json]"

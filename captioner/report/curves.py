@@ -73,7 +73,7 @@ def line_chart(series: Mapping[str, Points], *, title: str) -> Markup:
         an <svg> element. The lines have the classes c0, c1, ...
     """
     every = [point for points in series.values() for point in points]
-    x_ticks = ticks(0.0, max(step for step, _ in every))
+    x_ticks = ticks(0.0, max(step for step, _ in every), least=1.0)
     y_ticks = ticks(min(value for _, value in every), max(value for _, value in every))
 
     def x(step: float) -> float:
@@ -103,17 +103,19 @@ def line_chart(series: Mapping[str, Points], *, title: str) -> Markup:
     )
 
 
-def ticks(low: float, high: float, *, most: int = 6) -> list[float]:
+def ticks(low: float, high: float, *, most: int = 6, least: float = 0.0) -> list[float]:
     """Round numbers that span a range: steps of 1, 2 or 5 times a power of ten.
 
     Args:
         low: the smallest value in the range.
         high: the largest.
         most: the largest number of ticks, 3 or more; two more if the range ends between ticks.
+        least: the smallest distance between ticks, such as 1 for whole numbers.
     """
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / (most - 1)))
     step = next(power * one for one in (1, 2, 5, 10) if span / (power * one) <= most - 1)
+    step = max(step, least)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * n, 10) for n in range(first, max(last, first + 1) + 1)]
 

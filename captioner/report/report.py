@@ -222,10 +222,12 @@ def _card(view: View, index: int, note: str = "") -> Values:
 
 
 def _nearest(view: View, words: Sequence[str]) -> tuple[str, str] | None:
-    """How similar the nearest training caption is, and its text."""
+    """How similar the nearest training caption is, and its text; None without a similar one."""
     if view.training is None:
         return None
     nearest = view.training.nearest(words)
+    if not nearest.similarity:
+        return None
     equal = nearest.similarity == 1
     similarity = "the same words" if equal else f"{nearest.similarity:.2f}"
     return similarity, view.space.join(nearest.words)

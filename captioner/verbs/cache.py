@@ -46,6 +46,8 @@ def run(argv: Sequence[str]) -> int:
     from captioner.data.cache import cache_home
 
     home = cache_home(options.folder)
+    if options.folder is not None and not home.is_dir():
+        raise FileNotFoundError(f"--folder={options.folder}: no such folder")
     if options.job == "clear":
         return _clear(home, options.older_than, sure=options.yes)
     if options.older_than is not None or options.yes:

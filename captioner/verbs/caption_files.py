@@ -110,7 +110,10 @@ def _find_files(path: str) -> Iterable[str]:
         raise FileNotFoundError(
             f"{path}: no such file or folder, and no file matches it as a pattern{hint}"
         )
-    return [match for match in matches if Path(match).is_file()]
+    files = [match for match in matches if Path(match).is_file()]
+    if not files:
+        raise FileNotFoundError(f"{path}: matches folders only; name one without a pattern")
+    return files
 
 
 def _read_paths() -> list[str]:
@@ -121,12 +124,15 @@ def _read_paths() -> list[str]:
     content = getattr(sys.stdin, "buffer", sys.stdin).read()
     text = content if isinstance(content, str) else os.fsdecode(content)
     lines = text.split("\0") if "\0" in text else text.replace("\r\n", "\n").split("\n")
-    return [line for line in lines if line.strip()]
+    paths = [line for line in lines if line.strip()]
+    if not paths:
+        raise FileNotFoundError("-: standard input has no paths; write one per line")
+    return paths
 
 
 def _find_in_folder(path: str) -> list[str]:
     """Find the images in a folder and its subfolders; a note counts the other files."""
-    files = [str(file) for file in sorted(Path(path).rglob("*")) if file.is_file()]
+    files = [str(file) for file in sorted(_walk(path)) if file.is_file()]
     suffixes = [Path(file).suffix.lower() for file in files]
     unreadable = unreadable_suffixes() if RARE_SUFFIXES.keys() & {*suffixes} else set()
     accepted = IMAGE_SUFFIXES - unreadable
@@ -142,6 +148,21 @@ def _find_in_folder(path: str) -> list[str]:
     if skipped:
         print(f"captioner: note: {path}: {counts} skipped{extra}", file=sys.stderr)
     return images
+
+
+def _walk(path: str) -> Iterator[Path]:
+    """Yield what is in a folder and its subfolders, those that links lead to last, each once."""
+    seen: set[str] = set()
+    folders = [path]
+    while folders:
+        for folder, names, files in os.walk(folders.pop(0)):
+            real = os.path.realpath(folder)
+            if real in seen:
+                names.clear()
+                continue
+            seen.add(real)
+            folders += [os.path.join(folder, n) for n in names if Path(folder, n).is_symlink()]
+            yield from (Path(folder, name) for name in files)
 
 
 def _caption(

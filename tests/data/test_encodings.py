@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from captioner.data.encodings import decode, likely_encodings
 from captioner.data.read import read_records
@@ -71,3 +75,17 @@ def test_bytes_that_are_no_text_name_no_encoding() -> None:
     fault = r"not valid utf-8; save it as UTF-8, or set data.encoding=\.\.\.$"
     with pytest.raises(ValueError, match=fault):
         decode(bytes(range(128, 256)), "utf-8", Path("a.csv"), "data.encoding")
+
+
+@pytest.mark.parametrize("kind, name", [("JPEG", "JPEG"), ("PNG", "PNG"), ("TIFF", "TIFF")])
+def test_a_picture_is_no_text(kind, name, tmp_path) -> None:
+    path = tmp_path / "photo"
+    Image.new("RGB", (9, 7), "red").save(path, kind)
+    with pytest.raises(ValueError, match=f"photo: not a text file but a {name} image; name"):
+        decode(path.read_bytes(), "utf-8", path)
+
+
+def test_archives_are_no_text(tmp_path) -> None:
+    for pack in (gzip.compress, bz2.compress, lzma.compress):
+        with pytest.raises(ValueError, match="not a text file but an? .* archive"):
+            decode(pack(b"image,caption"), "utf-8", tmp_path)

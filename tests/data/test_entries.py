@@ -137,7 +137,7 @@ def test_an_id_of_two_images_is_refused_with_the_places(tmp_path: Path) -> None:
     for format in ("coco", "json"):
         with pytest.raises(ValueError, match=r"merged\.json: id 1 names 0\.png") as error:
             read(tmp_path, format, captions="merged.json")
-        places = "0.png (images[0]) and 2.png (images[2]); so do 1 other ids"
+        places = "0.png (images[0]) and 2.png (images[2]); so does 1 other id,"
         assert places in str(error.value)
         assert "data.captions=[a.json,b.json]" in str(error.value)
 

@@ -85,6 +85,13 @@ def test_a_chart_is_sound_and_lies_in_its_frame() -> None:
     assert root.get("aria-label") == "<i>"
 
 
+@pytest.mark.parametrize("last, labels", [(0, ["0", "1"]), (1, ["0", "1"]), (3, list("0123"))])
+def test_the_steps_of_a_short_chart_are_whole_and_different(last: int, labels: list[str]) -> None:
+    root = tree.fromstring(line_chart({"a": [(last, 1.5)]}, title="t"))
+    texts = [one.text for one in root.findall("text") if one.get("y") == "238.0"]
+    assert texts == labels
+
+
 @pytest.mark.parametrize("low, high", [(0, 1), (0.2, 0.9), (3, 3), (0, 0), (-2, 7.3), (60.1, 62)])
 def test_ticks_are_even_and_span_the_range(low: float, high: float) -> None:
     found = ticks(low, high)

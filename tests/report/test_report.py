@@ -10,6 +10,7 @@ import unicodedata
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -21,8 +22,9 @@ from captioner.metrics.significance import bootstrap, interval
 from captioner.metrics.statistics import Statistics
 from captioner.metrics.tokenize import characters
 from captioner.report.errors import BUCKETS
+from captioner.report.novelty import TrainingCaptions
 from captioner.report.page import marked
-from captioner.report.report import report
+from captioner.report.report import _nearest, report
 from captioner.report.view import gaps_of, language_of
 from captioner.runs import STATISTICS
 
@@ -199,6 +201,13 @@ def test_without_data_the_page_says_so(folder: Path, tmp_path: Path) -> None:
     assert "There is no nearest training caption" in page.text
     assert "captions that are new" in page.text  # the checkpoint knows its training captions
     assert not (tmp_path / "gone").exists()  # the embedded set is not drawn for a report
+
+
+def test_a_caption_that_shares_nothing_has_no_nearest_training_caption() -> None:
+    training = TrainingCaptions([["a", "dog"]])
+    view = SimpleNamespace(training=training, space=SimpleNamespace(join=" ".join))
+    assert _nearest(view, ["birds"]) is None
+    assert _nearest(view, ["a", "cat"]) == ("0.33", "a dog")
 
 
 def test_without_the_pictures_of_a_split_the_training_captions_still_serve(

@@ -99,6 +99,14 @@ def test_an_empty_or_absent_cache_is_listed(home, capsys) -> None:
     assert not home.exists()
 
 
+@pytest.mark.parametrize("job", ["list", "clear"])
+def test_a_folder_that_is_not_there_is_an_error(job, tmp_path, capsys) -> None:
+    gone = tmp_path / "gone"
+    assert main(["cache", job, "--folder", str(gone)]) == 1
+    said = f"captioner: error: --folder={gone}: no such folder\n"
+    assert capsys.readouterr() == ("", said)
+
+
 def test_features_of_an_earlier_version_are_listed_and_cleared(encoder, photos, home) -> None:
     folder = fill(encoder, photos, home).folder
     for name in (cache.ABOUT, cache.USED):

@@ -84,6 +84,34 @@ def test_without_the_extra_heic_is_skipped_in_one_line_with_its_name(
     assert "but 2 .heic; pip install 'captioner[heic]' reads HEIC" in capsys.readouterr().err
 
 
+def test_links_to_folders_are_followed_once(run, tmp_path, capsys) -> None:
+    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
+    for place in (folder / "z", elsewhere):
+        place.mkdir(parents=True)
+        Image.new("RGB", (48, 48), "red").save(place / "1.png")
+    (folder / "a").symlink_to(elsewhere)
+    (folder / "b").symlink_to(folder / "z")  # inside, so its images are captioned already
+    (elsewhere / "loop").symlink_to(folder)
+    assert caption(run, folder) == 0
+    out, err = capsys.readouterr()
+    files = [line.partition(": ")[0] for line in out.splitlines()]
+    assert files == [str(folder / "a" / "1.png"), str(folder / "z" / "1.png")]
+    assert err == ""
+
+
+def test_no_path_at_all_is_an_error(run, tmp_path, capsys, monkeypatch) -> None:
+    (tmp_path / "deep").mkdir()
+    for given, path, said in (
+        (b"\n", "-", "captioner: error: -: standard input has no paths; write one per line\n"),
+        (b"", f"{tmp_path}/d*p", f"captioner: error: {tmp_path}/d*p: matches folders only"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        assert caption(run, path) == 1
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert err.startswith(said)
+
+
 # Names ----------------------------------------------------------------------------------------
 
 
