@@ -1,11 +1,11 @@
 """Comparison: systems against a baseline, with intervals and significance tests.
 
-Every score has an interval; every difference to the first system has an interval, two tests, and a
-verdict by one rule that is fixed in advance: a difference is shown if the deciding p, corrected by
-Holm over all differences of the table, is below 0.05. The deciding test is approximate
-randomization over images; if both sides have several seeds it is the test over images and seeds.
-With too few images to show any difference, that is the verdict. The equations are in
-``metrics.significance``; ``docs/comparisons.md`` says how to read the table.
+Every score has an interval; every difference from the first system has an interval, two tests, and
+a verdict by a rule that is fixed in advance: a difference is significant if the deciding p,
+corrected with Holm's method for all differences of the table, is below 0.05. The deciding test is
+approximate randomization over images, or, if both systems have several seeds, the test over images
+and seeds. If there are too few images for any difference to be significant, the verdict says so.
+The equations are in ``metrics.significance``; ``docs/comparisons.md`` explains the table.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Difference:
         interval_seeds: 95 % interval over images and seeds; None unless both sides have seeds.
         p_seeds: of the test over images and seeds; None likewise.
         corrected: each p by name ("randomised", "bootstrap", "deciding"), corrected by Holm.
-        shown_from: the smallest difference that this table would have shown; None if all resamples
+        shown_from: the smallest difference that would be significant here; None if all resamples
             are equal, as when all scores are 0, and if no difference could be shown.
         verdict: HIGHER, LOWER, UNDECIDED, or TOO_FEW if no difference could have been shown.
     """

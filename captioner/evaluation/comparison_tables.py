@@ -63,7 +63,7 @@ FORMATS: Mapping[str, Callable[[Comparison], str]] = MappingProxyType(
 
 
 def _title(comparison: Comparison) -> str:
-    against = f"; differences to {comparison.baseline}" if comparison.tests else ""
+    against = f"; differences from {comparison.baseline}" if comparison.tests else ""
     return f"{comparison.title}{against}"
 
 
@@ -80,11 +80,11 @@ def _score_cells(row: Row) -> dict[str, str]:
         d = row.difference
         cells |= {
             "difference": f"{d.value:+.2f}",
-            "its 95 % interval": _interval(d.interval, sign="+"),
+            "interval of difference": _interval(d.interval, sign="+"),
             "p": _p(d.corrected["randomised"]),
             "p bootstrap": _p(d.corrected["bootstrap"]),
             "p seeds": "" if d.p_seeds is None else _p(d.corrected["deciding"]),
-            "shown from": "" if d.shown_from is None else f"{d.shown_from:.2f}",
+            "minimum significant difference": "" if d.shown_from is None else f"{d.shown_from:.2f}",
             "verdict": d.verdict,
         }
     return cells
@@ -125,8 +125,8 @@ def _explanations(comparison: Comparison) -> list[str]:
         )
     if any(row.difference and row.difference.shown_from is not None for row in comparison.rows):
         lines.append(
-            "shown from: a difference of about this size or more would have been shown; a smaller "
-            "one may still exist"
+            "minimum significant difference: a difference of about this size would have been "
+            "significant; a smaller one may still exist"
         )
     return [*lines, *comparison.notes, *_signatures(comparison)]
 
