@@ -83,7 +83,7 @@ def _print_features(features: Sequence[Cached]) -> None:
         ]
         for entry in features
     ]
-    print_rows(rows, headings, right=(2, 3))
+    print_rows(rows, headings, right=(2, 3), whole=(5,))
 
 
 def _clear(home: Path, days: float | None, *, sure: bool) -> int:

@@ -63,6 +63,9 @@ def complete(top: argparse.ArgumentParser) -> None:
     """
     words = _words()
     if not words or words[0] not in VERBS:
+        for action in top._actions:
+            if action.dest == "verb":
+                action.completer = lambda **_: VERBS  # type: ignore[attr-defined]
         answer(top)
     os.environ["_ARGCOMPLETE"] = "2"  # the verb takes the place of the command
     if words[0] == "train":
@@ -103,6 +106,9 @@ class _Candidates(BaseCompleter):
     def __call__(
         self, *, prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: Any
     ) -> list[str]:
+        if self.words[:1] == ["models"] and not action.option_strings:
+            if action.dest != _next_of_models(self.words[1:]):
+                return []
         if action.dest == "overrides":
             mine = getattr(parsed_args, "config_dir", None)
             return overrides(prefix, self.words, mine)
@@ -111,6 +117,15 @@ class _Candidates(BaseCompleter):
             if what in TABLES or what in KINDS:
                 return values(str(what), prefix)
         return []
+
+
+def _next_of_models(words: Sequence[str]) -> str:
+    """The argument of ``captioner models`` that follows words; they are not all optional alike."""
+    after_flags = {place + 1 for place, w in enumerate(words) if w in ("--runs", "--plugin")}
+    given = [w for n, w in enumerate(words) if not w.startswith("-") and n not in after_flags]
+    if given[:1] != ["export"]:
+        return "job"
+    return ("run", "folder", "overrides")[min(len(given), 3) - 1]
 
 
 def values(what: str, prefix: str) -> list[str]:

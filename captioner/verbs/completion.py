@@ -22,10 +22,17 @@ def run(argv: Sequence[str]) -> int:
 
     from argcomplete import shellcode
 
-    before = _COMPINIT if options.shell == "zsh" else ""
-    print(before + shellcode(["captioner"], use_defaults=False, shell=options.shell))
+    code = shellcode(["captioner"], use_defaults=False, shell=options.shell)
+    print(_COMPINIT + code.replace(*_DESCRIBE) if options.shell == "zsh" else code)
     return 0
 
 
 _COMPINIT = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }\n"
 """zsh has no completion until compinit has run, and a minimal ~/.zshrc does not run it."""
+
+_DESCRIBE = (
+    '        _describe "${words[1]}" completions',
+    '        completions=("${(@)completions%:}")\n        _describe "${words[1]}" completions',
+)
+"""argcomplete separates each completion from its description by a colon, and zsh prints a bare " -- "
+where the description is empty: the colon is removed there."""

@@ -143,7 +143,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for finding, names in findings.items():
         more = [f"and {len(names) - LISTED_NAMES:,} more"] if len(names) > LISTED_NAMES else []
         rows.append((finding, f"{len(names):,}", "\n".join([*names[:LISTED_NAMES], *more])))
-    print_rows(rows, ("finding", "how many", "which"), console=console)
+    print_rows(rows, ("finding", "how many", "which"), whole=(2,), console=console)
     _print_reader_warnings(report.reader_warnings, console, report.places)
     _print_fit_warnings(report.fit_warnings, console)
     verdict = "sound" if report.sound else "not sound: repair or remove what is named above"

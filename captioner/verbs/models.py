@@ -75,7 +75,7 @@ def _print(found: Sequence[Entry]) -> None:
         dev = ["" if score is None else f"{score:.2f}" for score in (one.dev_bleu4, one.dev_cider)]
         size = f"{one.size / 1e6:.1f}"
         rows.append([one.name, one.kind, one.model, one.data, *dev, size, one.date])
-    print_rows(rows, headings, right=(4, 5, 6, 7))
+    print_rows(rows, headings, right=(4, 5, 6, 7), whole=(0,))
 
 
 def _export(run: str, folder: str, overrides: Sequence[str]) -> int:

@@ -64,6 +64,27 @@ def test_zsh_takes_it_though_compinit_has_not_run(capsys) -> None:
     assert done.stdout.strip() == "_python_argcomplete", done.stderr
 
 
+@pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("captioner mod", [f"models:{VERBS['models']}"]),
+        ("captioner models ", ["list", "export"]),
+        ("captioner models export ", ["flickr8k", "mine/"]),
+        ("captioner models export flickr8k ", ["mine/"]),
+        ("captioner models export flickr8k mine ", ["decoding=", "decoding."]),
+        ("captioner models --runs mine ", ["list", "export"]),
+        ("captioner compare x --format ", ["text", "markdown", "json"]),
+    ],
+)
+def test_zsh_shows_descriptions_where_there_are_any(line, expected, capsys, tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    query = script("zsh", capsys) + '_describe() { print -rl -- "${(@P)2}" }\n'
+    query += f"BUFFER='{line}' CURSOR={len(line)} words=(captioner)\n_python_argcomplete"
+    done = subprocess.run(["zsh", "-f", "-c", query], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == expected, done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
 def test_fish_takes_it(capsys) -> None:
     assert main(["completion", "fish"]) == 0

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from captioner.verbs.printing import print_rows
+from captioner.verbs.printing import FOLDED, print_rows
 
 ROWS = [
     [
@@ -19,10 +19,11 @@ ROWS = [
 ]
 
 
-def printed(width: int, *, terminal: bool) -> list[str]:
+def printed(width: int, *, terminal: bool, whole: tuple[int, ...] = ()) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, color_system=None)
-    print_rows(ROWS, ("name", "kind", "model", "dev BLEU-4"), right=(3,), console=console)
+    headings = ("name", "kind", "model", "dev BLEU-4")
+    print_rows(ROWS, headings, right=(3,), whole=whole, console=console)
     return file.getvalue().splitlines()
 
 
@@ -43,3 +44,16 @@ def test_piped_rows_are_lines_of_cells_between_tabs() -> None:
 def test_a_cell_cannot_break_its_line(capsys) -> None:
     print_rows([["a\nb", "c\td"]])
     assert capsys.readouterr().out == "a, b\tc d\n"
+
+
+@pytest.mark.parametrize("width", [40, 70, 80, 85, 86, 87, 88, 120])
+def test_a_name_is_never_folded(width: int) -> None:
+    lines = printed(width, terminal=True, whole=(0,))
+    for row in ROWS:
+        assert sum(row[0] in line for line in lines) == 1
+        assert sum(row[3] in line for line in lines) == 1
+    as_list = lines[:2] == [f"name: {ROWS[0][0]}", "kind: run"]
+    least = cell_len(ROWS[0][0]) + len("bundled") + FOLDED + len("dev BLEU-4") + 4
+    assert as_list == (width < least)
+    if not as_list:
+        assert max(map(cell_len, lines)) <= width
