@@ -11,6 +11,7 @@ from typing import Any
 
 from captioner.checkpoints import bundle, checkpoint
 from captioner.checkpoints.model_card import decoder_of
+from captioner.checkpoints.places import data_name
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Entry:
         name: of a bundled model, or the path of a run folder.
         kind: "bundled", "run", or "bundle" for an exported one among the runs.
         model: the decoder in a few words.
-        data: the data set it was trained on.
+        data: the dataset it was trained on, as evaluations of it name it.
         dev_bleu4: BLEU-4 on dev of its checkpoint, decoded as in validation; None where unknown.
         dev_cider: CIDEr-D likewise.
         size: of the files that loading reads, in bytes.
@@ -92,6 +93,6 @@ def _of_run(folder: Path, file: Path) -> Entry:
 def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: str) -> Entry:
     config = content["config"]
     data, scores = config["data"], content["scores"]
-    name_of_data = Path(data["root"]).name or data["format"]  # data.root=. has no name
+    named = data_name(data) or data["format"]  # the root of the file system has no name
     dev = (scores.get("dev_bleu4"), scores.get("dev_cider"))
-    return Entry(name, kind, decoder_of(config), name_of_data, *dev, size, made)
+    return Entry(name, kind, decoder_of(config), named, *dev, size, made)

@@ -7,7 +7,9 @@ So paths relative to the current folder are made absolute. Those relative to the
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,3 +68,33 @@ def _is_bundled(name: str) -> bool:
     from captioner.checkpoints import checkpoint
 
     return checkpoint.find(name).parent == bundle.HOME / name
+
+
+def data_name(data: Config) -> str:
+    """The name of a dataset in signatures and folders: its root, and any caption file that is set.
+
+    Args:
+        data: the arguments of ``read_records``.
+
+    Returns:
+        such as "flickr8k", or "flickr8k-Flickr8k-CN.token" where data.captions is
+        Flickr8k-CN.token.txt; files whose shortened names may be equal get a digest too.
+    """
+    root = Path(os.path.expanduser(data["root"])).resolve()
+    captions = data.get("captions")
+    if captions is None:
+        return root.name
+    files = [captions] if isinstance(captions, str) else list(captions)
+    files = [_below(root, one) for one in files]
+    names = "+".join(Path(one).name.removesuffix(".txt") for one in files)
+    short = re.sub(r'[/\\*?\[\]|:"<>\x00-\x1f]+', "_", names)[:60]
+    whole = "+".join(str(one).removesuffix(".txt") for one in files)
+    if short != whole:
+        short += f"-{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+    return f"{root.name}-{short}"
+
+
+def _below(root: Path, file: str) -> str:
+    """The path of a file relative to a folder, if it is in the folder."""
+    path = root / os.path.expanduser(file)
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

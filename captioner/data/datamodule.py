@@ -118,14 +118,16 @@ class CaptionDataModule(lightning.LightningDataModule):
         max_words: int = 40,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("workers", workers, 0),
-            ("views", views, 1),
-            ("max_words", max_words, 1),
+        for name, value, least, most in (
+            ("batch_size", batch_size, 1, 100_000),  # more would not fit into memory
+            ("workers", workers, 0, 1_000),
+            ("views", views, 1, 1_000),
+            ("max_words", max_words, 1, 10_000),
         ):
             if value < least:
                 raise ValueError(f"loader.{name}={value} is not accepted; choose {least} or more")
+            if value > most:
+                raise ValueError(f"loader.{name}={value} is not accepted; choose {most} or less")
         caches = cache and not encoder.trainable
         if augment and caches and not unfreezes:
             raise ValueError(

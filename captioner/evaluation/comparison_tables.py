@@ -29,24 +29,24 @@ def as_text(comparison: Comparison, *, width: int | None = None) -> str:
     """
     text_width = min(WIDTH, width or WIDTH)
     parts = _wrapped("WARNING: ", comparison.warnings, text_width)
-    parts += [*_wrapped("", [_title(comparison)], text_width), ""]
-    for name, table in _tables(comparison).items():
+    parts += [*_wrapped("", [title(comparison)], text_width), ""]
+    for name, table in tables(comparison).items():
         parts += [f"{name}:"] if name else []
         for narrow in _split_columns(table, width):
             parts += [*_aligned(narrow), ""]
-    return "\n".join(parts + _wrapped("- ", _explanations(comparison), text_width)) + "\n"
+    return "\n".join(parts + _wrapped("- ", explanations(comparison), text_width)) + "\n"
 
 
 def as_markdown(comparison: Comparison) -> str:
     """The comparison for a README or a pull request."""
     parts = [f"> **Warning:** {warning}\n" for warning in comparison.warnings]
-    parts += [_title(comparison), ""]
-    for name, table in _tables(comparison).items():
+    parts += [title(comparison), ""]
+    for name, table in tables(comparison).items():
         head, *body = [[cell.replace("|", "\\|") for cell in line] for line in table]
         rules = ["---" if cell in _LEFT else "---:" for cell in head]
         lines = [f"| {' | '.join(line)} |" for line in (head, rules, *body)]
         parts += [*([f"{name}:", ""] if name else []), *lines, ""]
-    return "\n".join(parts + [f"- {line}" for line in _explanations(comparison)]) + "\n"
+    return "\n".join(parts + [f"- {line}" for line in explanations(comparison)]) + "\n"
 
 
 def as_json(comparison: Comparison) -> str:
@@ -62,16 +62,23 @@ FORMATS: Mapping[str, Callable[[Comparison], str]] = MappingProxyType(
 # Content --------------------------------------------------------------------------------------
 
 
-def _title(comparison: Comparison) -> str:
+def title(comparison: Comparison) -> str:
+    """What was compared, in one line."""
     against = f"; differences from {comparison.baseline}" if comparison.tests else ""
     return f"{comparison.title}{against}"
 
 
-def _tables(comparison: Comparison) -> dict[str, Table]:
-    tables = {"": _table(comparison.rows, _score_cells)}
+def tables(comparison: Comparison, *, repeat: bool = False) -> dict[str, Table]:
+    """Title -> table: the scores, and with several seeds the scores over seeds.
+
+    Args:
+        comparison: the content.
+        repeat: whether every line has the name of its metric, instead of the first one of each.
+    """
+    titled = {"": _table(comparison.rows, _score_cells, repeat)}
     if any(len(row.seeds) > 1 for row in comparison.rows):
-        tables["Over training seeds"] = _table(comparison.rows, _seed_cells)
-    return tables
+        titled["Over training seeds"] = _table(comparison.rows, _seed_cells, repeat)
+    return titled
 
 
 def _score_cells(row: Row) -> dict[str, str]:
@@ -101,20 +108,23 @@ def _seed_cells(row: Row) -> dict[str, str]:
     return cells
 
 
-def _table(rows: Sequence[Row], cells: Callable[[Row], dict[str, str]]) -> Table:
-    """One line for each row; repeated names of metrics and empty columns are left out."""
+def _table(
+    rows: Sequence[Row], cells: Callable[[Row], dict[str, str]], repeat: bool = False
+) -> Table:
+    """One line for each row; empty columns are left out, and repeated metrics unless `repeat`."""
     filled = [{"metric": row.metric, "system": row.system, **cells(row)} for row in rows]
     longest = max(filled, key=len)
     head = [name for name in longest if any(line.get(name) for line in filled)]
     lines, above = [head], ""
     for line in filled:
-        metric, line["metric"] = line["metric"], line["metric"] if line["metric"] != above else ""
+        metric = line["metric"]
+        line["metric"] = metric if repeat or metric != above else ""
         lines.append([line.get(name, "") for name in head])
         above = metric
     return lines
 
 
-def _explanations(comparison: Comparison) -> list[str]:
+def explanations(comparison: Comparison) -> list[str]:
     """How to read the table, and what it was computed from."""
     lines = [f"95 % intervals over images by {comparison.resamples} bootstrap resamples"]
     if comparison.tests:

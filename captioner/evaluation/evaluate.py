@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +21,7 @@ from captioner import runs
 from captioner.api import Caption, Captioner, image_key
 from captioner.checkpoints.bundle import MODEL
 from captioner.checkpoints.checkpoint import run_folder
-from captioner.checkpoints.places import anchored
+from captioner.checkpoints.places import anchored, data_name
 from captioner.config import Config, make
 from captioner.data.cache import cache_home
 from captioner.data.features import CachedFeatures, cache_features
@@ -177,36 +175,6 @@ def signature_context(
         "split": split,
         "images": image_hash([record.image_id for record in records]),
     }
-
-
-def data_name(data: Config) -> str:
-    """The name of a dataset in signatures and folders: its root, and any caption file that is set.
-
-    Args:
-        data: the arguments of ``read_records``.
-
-    Returns:
-        such as "flickr8k", or "flickr8k-Flickr8k-CN.token" where data.captions is
-        Flickr8k-CN.token.txt; files whose shortened names may be equal get a digest too.
-    """
-    root = Path(os.path.expanduser(data["root"])).resolve()
-    captions = data.get("captions")
-    if captions is None:
-        return root.name
-    files = [captions] if isinstance(captions, str) else list(captions)
-    files = [_below(root, one) for one in files]
-    names = "+".join(Path(one).name.removesuffix(".txt") for one in files)
-    short = re.sub(r'[/\\*?\[\]|:"<>\x00-\x1f]+', "_", names)[:60]
-    whole = "+".join(str(one).removesuffix(".txt") for one in files)
-    if short != whole:
-        short += f"-{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
-    return f"{root.name}-{short}"
-
-
-def _below(root: Path, file: str) -> str:
-    """The path of a file relative to a folder, if it is in the folder."""
-    path = root / os.path.expanduser(file)
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
 
 
 def result_folder(captioner: Captioner, decoding: Config, data: Config, split: str) -> Path:

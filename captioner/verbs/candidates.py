@@ -106,9 +106,9 @@ class _Candidates(BaseCompleter):
     def __call__(
         self, *, prefix: str, action: argparse.Action, parsed_args: argparse.Namespace, **_: Any
     ) -> list[str]:
-        if self.words[:1] == ["models"] and not action.option_strings:
-            if action.dest != _next_of_models(self.words[1:]):
-                return []
+        in_models = self.words[:1] == ["models"] and not action.option_strings
+        if in_models and action.dest != _next_of_models(self.words[1:]):
+            return []
         if action.dest == "overrides":
             mine = getattr(parsed_args, "config_dir", None)
             return overrides(prefix, self.words, mine)

@@ -58,31 +58,42 @@ def run(argv: Sequence[str]) -> int:
 def _write(result: Comparison, options: argparse.Namespace, draw: Draw | None) -> None:
     """Print or write the table, draw the figure, and name the files."""
     from captioner.evaluation.comparison_figure import missing_letters
+    from captioner.evaluation.comparison_tables import FORMATS, as_text
 
     files = [path for path in (options.output, options.figure) if path]
     new_folders = [new_folder(path) for path in files]
     if draw:
         draw(result, Path(options.figure))
-    text = _text(result, options)
     if options.output:
         from captioner.files import write_whole
 
-        write_whole(options.output, text)
+        write_whole(options.output, FORMATS[options.format](result))
+    elif options.format != "text":
+        print(FORMATS[options.format](result), end="")
+    elif sys.stdout.isatty():
+        print(as_text(result, width=shutil.get_terminal_size().columns), end="")
     else:
-        print(text, end="")
+        _print_rows(result)
     for path, folder in zip(files, new_folders):
         print(wrote(path, folder), file=sys.stderr)
     if options.figure and (note := missing_letters(result, options.figure)):
         print(f"{Path(options.figure).name}: {note}", file=sys.stderr)
 
 
-def _text(result: Comparison, options: argparse.Namespace) -> str:
-    """The table in the requested format, for a terminal as wide as it is."""
-    from captioner.evaluation.comparison_tables import FORMATS, as_text
+def _print_rows(result: Comparison) -> None:
+    """Print the comparison for other programs: one line a row, cells separated by tabs."""
+    from captioner.evaluation.comparison_tables import explanations, tables, title
+    from captioner.verbs.printing import print_rows
 
-    if options.format == "text" and sys.stdout.isatty() and not options.output:
-        return as_text(result, width=shutil.get_terminal_size().columns)
-    return FORMATS[options.format](result)
+    for warning in result.warnings:
+        print(f"WARNING: {warning}")
+    print(title(result))
+    for name, (head, *rows) in tables(result, repeat=True).items():
+        if name:
+            print(f"{name}:")
+        print_rows(rows, head)
+    for line in explanations(result):
+        print(f"- {line}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -34,5 +34,5 @@ _DESCRIBE = (
     '        _describe "${words[1]}" completions',
     '        completions=("${(@)completions%:}")\n        _describe "${words[1]}" completions',
 )
-"""argcomplete separates each completion from its description by a colon, and zsh prints a bare " -- "
-where the description is empty: the colon is removed there."""
+"""argcomplete ends each completion with a colon and its description, and zsh prints a bare " -- "
+where that is empty: the colon is removed there."""

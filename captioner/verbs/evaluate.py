@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,26 @@ def _composed(
     base["decoding"] = captioner.options.as_dict()
     extra = {"data": {"split": options.split or "dev"}}  # an option of this verb alone
     groups = override(base, overrides, config_dir=options.config_dir, extra=extra)
+    experiments = [word for word in overrides if word.lstrip("+").startswith("experiment=")]
+    if experiments:
+        others = [word for word in overrides if word not in experiments]
+        without = override(base, others, config_dir=options.config_dir, extra=extra)
+        print(f"captioner: note: {_use_of(experiments[-1], without, groups)}", file=sys.stderr)
     return groups["data"], groups["decoding"], groups["loader"]
+
+
+def _use_of(experiment: str, without: Config, groups: Config) -> str:
+    """What an experiment changed, in one line: its other options belong to the training."""
+    changed = [
+        f"{group}.{name}={value}"
+        for group, values in groups.items()
+        for name, value in values.items()
+        if without[group].get(name) != value
+    ]
+    return (
+        f"{experiment} changes {', '.join(changed) or 'nothing'} here; an evaluation takes only "
+        "data, loader and decoding from it, the model stays as it was trained"
+    )
 
 
 def _print(result: Evaluation, split: str, paths: Sequence[Path]) -> None:

@@ -33,11 +33,12 @@ def run(argv: Sequence[str]) -> int:
     )
     for warning in scored.warnings:
         warn(warning)
-    text = FORMATS[options.format](scored.scores)
-    if options.output is None:
-        print(text, end="")
+    if options.output is not None:
+        write_whole(options.output, FORMATS[options.format](scored.scores))
+    elif options.format == "text":
+        _print(scored.scores)
     else:
-        write_whole(options.output, text)
+        print(FORMATS[options.format](scored.scores), end="")
     if options.statistics is not None:
         made_for_statistics = new_folder(Path(options.statistics, SCORES))
         scored.write(options.statistics)
@@ -79,12 +80,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _print(scores: Scores) -> None:
+    from captioner.verbs.printing import print_rows
+
+    print_rows([(name, f"{value:.2f}") for name, value in scores.values.items()], right=(1,))
+    for line in _footnotes(scores):
+        print(line)
+
+
 def _as_text(scores: Scores) -> str:
     width = max(map(len, scores.values), default=0)
     lines = [f"{name:<{width}} {value:9.2f}" for name, value in scores.values.items()]
-    lines += ["", *_signatures(scores)]
-    lines += [f"no {metric}: {reason}" for metric, reason in scores.missing.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *_footnotes(scores)]) + "\n"
+
+
+def _footnotes(scores: Scores) -> list[str]:
+    """The signatures, and the metrics that were not computed."""
+    absent = [f"no {metric}: {reason}" for metric, reason in scores.missing.items()]
+    return [*_signatures(scores), *absent]
 
 
 def _as_markdown(scores: Scores) -> str:

@@ -335,11 +335,12 @@ def _read_jobs(path: Path, start: int) -> list[dict[str, Any]]:
 
 
 def _print_jobs(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+    from captioner.verbs.printing import print_rows
+
     failed = sum("error" in row for row in rows)
     print(f"\n{len(rows)} jobs, {failed} failed, in {short(folder)}")
-    width = max(len(row["folder"]) for row in rows)
-    for row in rows:
-        result = f"failed: {row['error']}" if "error" in row else ""
-        if not result:
-            result = f"{row['monitor']} {row['score']:.2f}"
-        print(f"  {row['folder']:<{width}}  {result}")
+    results = [
+        f"failed: {row['error']}" if "error" in row else f"{row['monitor']} {row['score']:.2f}"
+        for row in rows
+    ]
+    print_rows(list(zip((row["folder"] for row in rows), results)), whole=(0,))

@@ -16,6 +16,7 @@ import captioner
 from captioner import files
 from captioner.checkpoints import bundle, checkpoint, export
 from captioner.checkpoints.inventory import inventory
+from captioner.checkpoints.places import data_name
 from captioner.cli import main
 from captioner.runs import LAST
 from captioner.verbs import candidates
@@ -304,6 +305,16 @@ def test_the_list_has_bundled_models_and_runs(home, run) -> None:
     assert mine.size == checkpoint.find(run).stat().st_size
     weights = sum(p.numel() for p in captioner.load(run).model.decoder.state_dict().values())
     assert bundled.size > 2 * weights  # bytes
+
+
+def test_the_list_names_data_as_evaluations_do(home, run, monkeypatch) -> None:
+    content = checkpoint.read_block(checkpoint.find(run))
+    config = {**content["config"], "data": {"format": "csv", "root": "/x/flickr8k"}}
+    config["data"]["captions"] = "Flickr8k-CN.token.txt"
+    monkeypatch.setattr(checkpoint, "read_block", lambda file: {**content, "config": config})
+    shutil.copytree(run / "checkpoints", "runs/mine/checkpoints")
+    [mine] = [one for one in inventory()[0] if one.kind == "run"]
+    assert mine.data == data_name(config["data"]) == "flickr8k-Flickr8k-CN.token"
 
 
 def test_the_verb_prints_the_list(home, run, capsys, monkeypatch) -> None:

@@ -176,8 +176,20 @@ def test_views_need_a_cache(tiny, tmp_path) -> None:
 
 def test_the_features_are_told_with_their_size(tiny, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
-    train(compose([*tiny, "loader.views=2", "trainer.max_epochs=1"]), tmp_path / "run")
+    config = compose([*tiny, "loader.views=2", "trainer.max_epochs=1"])
+    train(config, tmp_path / "run", report=print)
     lines = [one for one in capsys.readouterr().out.splitlines() if one.startswith("features: ")]
     assert len(lines) == 1
     told = r"32 images, 2 views of those for training, [\d.]+ MB in .*/cache/\w+; 56 encoded, in "
     assert re.search(told, lines[0])
+
+
+@pytest.mark.parametrize(
+    "option, most",
+    [("batch_size", 100_000), ("workers", 1000), ("views", 1000), ("max_words", 10_000)],
+)
+def test_sizes_out_of_reason_are_refused_before_the_work(option, most, tiny, tmp_path) -> None:
+    said = f"loader.{option}=1000000000 is not accepted; choose {most} or less"
+    with pytest.raises(ValueError, match=said):
+        train(compose([*tiny, f"loader.{option}=1000000000"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

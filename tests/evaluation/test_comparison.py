@@ -101,9 +101,13 @@ def test_text_and_markdown_say_the_same(runs, tmp_path, capsys) -> None:
     table = [line for line in file.read_text().splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    lines = [line.split() for line in text.splitlines()]
-    for line in cells[2:]:
-        assert " ".join(line).split() in lines
+    lines = [line.split("\t") for line in text.splitlines() if "\t" in line]
+    assert len(lines) == len(cells) - 1
+    for line, (metric, *others) in zip(lines, [cells[0], *cells[2:]]):
+        assert line[0] == metric or (not metric and line[0])
+        assert line[1:] == others
+    notes = [line for line in text.splitlines() if line.startswith("- ")]
+    assert notes == [line for line in file.read_text().splitlines() if line.startswith("- ")]
 
 
 @pytest.mark.parametrize("width", [40, 80, 100])
@@ -117,12 +121,11 @@ def test_a_table_wider_than_the_terminal_is_folded(width: int, runs) -> None:
     assert next(said) == next(said)
 
 
-def test_columns_stand_below_each_other_in_any_script(tmp_path, capsys) -> None:
+def test_columns_stand_below_each_other_in_any_script(tmp_path) -> None:
     for index, name in enumerate(("基线模型", "b")):
         evaluation(tmp_path / name, system(index))
-    paths = [str(tmp_path / name) for name in ("基线模型", "b")]
-    assert main(["compare", *paths, *QUICK, "--metrics", "CIDEr-D"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "[" in line and ", " in line]
+    table = compared(*(tmp_path / name for name in ("基线模型", "b")), metrics=["CIDEr-D"])
+    lines = [line for line in as_text(table).splitlines() if "[" in line and ", " in line]
     assert len(lines) == 2
     assert len({cell_len(line[: line.index("[")]) for line in lines}) == 1
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from captioner.checkpoints import bundle
+from captioner.checkpoints.places import data_name
 from captioner.cli import main
 from captioner.decoding.options import DecodingOptions
-from captioner.evaluation.evaluate import data_name
 
 
 def evaluated(capsys, *argv: object) -> dict:
@@ -72,6 +72,22 @@ def test_wrong_words_get_one_line(run, argv: list[str], says: str, capsys) -> No
     assert main(["evaluate", *(one.format(run=run) for one in argv)]) == 1
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
+
+
+def test_what_is_used_of_an_experiment_is_said(run, scenes, tmp_path, capsys) -> None:
+    root, mine = shutil.copytree(run, tmp_path / "run"), tmp_path / "mine" / "experiment"
+    mine.mkdir(parents=True)
+    for name, text in {
+        "all": "decoder: {hidden_size: 9}\ndecoding: {beam_size: 3}",
+        "none": "seed: 3",
+    }.items():
+        (mine / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    for name, said in (("all", "decoding.beam_size=3"), ("none", "nothing")):
+        argv = [str(root), f"experiment={name}", "--config-dir", str(mine.parent)]
+        assert main(["evaluate", *argv, "--metrics", "bleu"]) == 0
+        assert capsys.readouterr().err.startswith(
+            f"captioner: note: experiment={name} changes {said} here; an evaluation takes only "
+        )
 
 
 def test_other_captions_of_the_same_images_are_another_evaluation(
