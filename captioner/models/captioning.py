@@ -96,6 +96,7 @@ _SIZES = (
     *("attention_size", "embedding_size", "feedforward_size", "hidden_size"),
     *("heads", "layers", "max_words"),
 )
+_MOST_LAYERS = 1000  # building a billion modules would take days before memory ends
 
 
 def _check_sizes(decoder: Mapping[str, Any]) -> None:
@@ -104,6 +105,9 @@ def _check_sizes(decoder: Mapping[str, Any]) -> None:
         value = decoder.get(name, 1)
         if isinstance(value, int) and value < 1:
             raise ValueError(f"decoder.{name}={value} is not accepted; choose 1 or more")
+    layers = decoder.get("layers", 1)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise ValueError(f"decoder.layers={layers} is not accepted; choose {_MOST_LAYERS} or less")
     dropout = decoder.get("dropout", 0.0)
     if isinstance(dropout, int | float) and not 0 <= dropout < 1:
         raise ValueError(

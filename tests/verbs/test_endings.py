@@ -153,6 +153,7 @@ def test_without_a_validation_the_last_checkpoint_is_taken(
         ("seed=-1", "seed=-1 is not accepted"),
         ("seed=abc", "seed='abc' is not accepted"),
         ("decoder.hidden_size=0", "decoder.hidden_size=0 is not accepted; choose 1 or more"),
+        ("decoder.layers=1000000000", "decoder.layers=1000000000 is not accepted; choose 1000"),
         ("decoder.layers=-1", "decoder.layers=-1 is not accepted; choose 1 or more"),
         ("decoder.dropout=2", "decoder.dropout=2 is not accepted"),
         ("decoder.hidden_size=100000000000", "out of memory"),
