@@ -376,7 +376,7 @@ def test_wrong_inputs_get_one_line(
         assert error.startswith("captioner: error: ") and says in error
 
     fails(tmp_path / "gone", says="no such run folder")
-    fails(tmp_path, says="captioner evaluate")
+    fails(tmp_path, says="not a run")
     fails(folder, "--split", "test", says="holds only shapes-dev/greedy")
     fails(folder, "--decoding", "beam9", says="holds only shapes-dev/greedy")
     fails(folder, "--images", 0, says="images=0")
