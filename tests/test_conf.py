@@ -219,3 +219,10 @@ def _leaves(tree: object) -> list:
     if isinstance(tree, list):
         return [leaf for value in tree for leaf in _leaves(value)]
     return [tree]
+
+
+def test_the_options_of_a_group_do_not_depend_on_earlier_overrides() -> None:
+    before = config.options("optimizer")
+    assert config.compose(["optimizer=radam"])["optimizer"]["name"] == "radam"
+    assert "radam" not in before
+    assert config.options("optimizer") == before

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner import parts
 from captioner.overrides import Override, quote
 
 if TYPE_CHECKING:
@@ -64,11 +63,17 @@ def find_groups(loader: ConfigLoader, search: list[str]) -> list[str]:
 
 
 def find_options(loader: ConfigLoader, group: str, search: list[str]) -> list[str]:
-    """The names that choose within a group; `search` is as of `search_path`."""
+    """The names of the YAML files of a group; `search` is as of `search_path`.
+
+    What an earlier override has put into Hydra's store (a user's class, an optimizer of torch) is
+    not among them.
+    """
+    from hydra.core.config_store import ConfigStore
     from hydra.core.object_type import ObjectType
 
     names = loader.get_group_options(group, ObjectType.CONFIG, *_primary(search))
-    return sorted(name for name in set(names) if not parts.is_own(name))
+    stored = {name.removesuffix(".yaml") for name in ConfigStore.instance().repo.get(group, {})}
+    return sorted(set(names) - stored)
 
 
 def _primary(search: list[str]) -> tuple[Any, ...]:
