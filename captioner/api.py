@@ -48,7 +48,7 @@ class Caption:
         score: by which it was ranked: the sum of log_probs divided by a power of their number, or,
             with consensus, the mean similarity to the other captions.
         finished: whether <end> was reached within max_length.
-        missing: those of required_words that it lacks.
+        missing: those of required_words that it does not contain.
         broken: options that could not be satisfied because they left no possible token.
         alternatives: the other captions, where ``captions`` is more than 1.
     """

@@ -82,7 +82,7 @@ def open_image(source: Picture, *, shorter: int | None = None) -> Image.Image:
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is a folder, empty, damaged, too large or of another format, or memory
-            does not suffice to decode it; or the source is not a ``Picture``.
+            is not sufficient to decode it; or the source is not a ``Picture``.
     """
     if isinstance(source, Image.Image):
         return _decode(source, getattr(source, "filename", "") or "the image")

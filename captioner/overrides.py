@@ -1,6 +1,6 @@
 """Overrides: ``key=value`` as people type them, parsed once, by Hydra.
 
-Hydra's grammar refuses many a path as typed (``data.root=My Data (1)``, ``data.root=~/x``,
+Hydra's grammar refuses many paths as they are typed (``data.root=My Data (1)``, ``data.root=~/x``,
 ``resume=runs/sw/0_seed=1``). ``as_hydra_reads`` quotes these, and leaves what has a meaning in the
 grammar: lists, dicts, functions, sweeps, interpolations, numbers and quoted text. All other code
 takes the parsed values and never reads the text again.
@@ -81,7 +81,7 @@ def as_hydra_reads(line: str, *, several: bool = False) -> str:
 
     Args:
         line: ``key=value`` as typed; other lines (``~key``) are returned as they are.
-        several: as of ``parse``.
+        several: see ``parse``.
     """
     key, equals, value = line.partition("=")
     if not equals:

@@ -85,7 +85,7 @@ def find_class(name: str, what: str) -> type[Any]:
     module, _, attribute = name.partition(":")
     if module not in sys.modules:
         raise ValueError(
-            f"{what}={name} is a class of a user's own, which no checkpoint may import: name it "
+            f"{what}={name} is the user's own class, which no checkpoint may import: name it "
             f"again with --plugin {module} (in Python: import {module} first)"
         )
     value = getattr(sys.modules[module], attribute, None)
@@ -108,7 +108,9 @@ def option_of(name: str, group: str) -> dict[str, Any]:
         ValueError: there is no such class, or the group takes none.
     """
     if group not in _KEYS:
-        raise ValueError(f"{group}={name}: classes of a user's own go with {', '.join(_KEYS)}")
+        raise ValueError(
+            f"{group}={name}: the user's own classes can be used for {', '.join(_KEYS)}"
+        )
     kind = find_class(name, group)
     if group == "optimizer":
         return torch_optimizers.options(name, kind)
@@ -138,8 +140,8 @@ def require_interface(part: object, interface: type[Any], what: str) -> None:
     missing = sorted(name for name in kind(interface) if not hasattr(part, name))
     if missing:
         raise ValueError(
-            f"{what} lacks {', '.join(missing[:6])}, which {interface.__module__}."
-            f"{interface.__qualname__} demands"
+            f"{what} does not have {', '.join(missing[:6])}, which {interface.__module__}."
+            f"{interface.__qualname__} requires"
         )
 
 

@@ -3,7 +3,7 @@
 To be called before torch loads: the caches of oneDNN are bounded, and so is how long OpenMP threads
 wait actively. Optionally, glibc keeps freed memory:
 
-By default, glibc maps each large block anew and unmaps it when it is freed, so that every training
+By default, glibc maps each large block again and unmaps it when it is freed, so that every training
 step pays for the same pages again. With both thresholds raised, freed memory is kept for the next
 step. The process then stays at its maximum size, and grows for a while, as batches differ in size:
 a training on Flickr8k used 7 GB after six epochs and was no faster. So this is done only with
@@ -80,7 +80,7 @@ def keep_memory() -> bool:
 
 NAMES = "captioner.names"
 """An error handler for text with file names: names that are not UTF-8 are written as their bytes,
-characters that the encoding lacks as escapes (``\\u6587``)."""
+characters that the encoding does not have as escapes (``\\u6587``)."""
 
 
 def print_any_name() -> None:

@@ -59,7 +59,7 @@ def renamed(line: str) -> str:
 
 
 def _with_choices(line: str, value: str) -> str:
-    """``training=scst``, which chooses an objective now; options of a user's own stay."""
+    """``training=scst``, which chooses an objective now; the user's own options stay."""
     names = value.split(",")
     if not all(name in _CHOICES for name in names):
         return line
@@ -69,7 +69,7 @@ def _with_choices(line: str, value: str) -> str:
 
 
 def modernized(config: Mapping[str, Any], *, warn: bool = False) -> dict[str, Any]:
-    """A configuration whose group ``training`` has no old options any more.
+    """A configuration whose group ``training`` no longer has old options.
 
     Args:
         config: of a checkpoint or run of captioner 0.1, or composed from a user's YAML that has old
@@ -108,7 +108,7 @@ def _move(groups: dict[str, dict[str, Any]], key: str, value: Any) -> None:
         groups["optimizer"][key] = value
     elif key in _SCHEDULE:
         groups["schedule"][_SCHEDULE[key]] = value
-    else:  # also those of an objective of a user's own
+    else:  # also those of the user's own objective
         groups["objective"][key] = value
 
 

@@ -49,7 +49,7 @@ SHEET = "sheet.png"
 REPORT = "report.html"
 
 SWEEP = "multirun.yaml"
-"""Written by Hydra in the folder of a sweep, beside the folders of its jobs."""
+"""Written by Hydra in the folder of a sweep, next to the folders of its jobs."""
 JOBS = "jobs.jsonl"
 """In the folder of a sweep: a line for each job, with its scores or why it failed."""
 

@@ -6,7 +6,7 @@
     def test_bigram():
         check_decoder(Bigram)
 
-A check raises an AssertionError, or a ValueError, whose one line says what is demanded. It computes
+A check raises an AssertionError, or a ValueError, whose one line says what is required. It computes
 in float64 on the CPU with small sizes and takes about a second. Whether a part computes the right
 thing only its own test can say: one against something independent.
 """
@@ -266,7 +266,7 @@ def _check_forward(
 def _check_hypotheses(
     part: type[Any], decoder: Decoder, features: Features, inputs: Tensor, logits: Tensor
 ) -> None:
-    """Two hypotheses per image, side by side: one reads the inputs, one something else."""
+    """Two consecutive hypotheses per image: one reads the inputs, one something else."""
     state = {
         name: tensor if name.startswith("image.") else tensor.repeat_interleave(2, dim=0)
         for name, tensor in decoder.start(features).items()
@@ -274,7 +274,7 @@ def _check_hypotheses(
     other = (inputs + 1) % V
     both = torch.stack([inputs, other], dim=1).flatten(0, 1)  # [2 * B, T]
     result = _read(decoder, state, both).unflatten(0, (B, 2))
-    _require(_equal(result[:, 0], logits), part, "a hypothesis must not depend on those beside it")
+    _require(_equal(result[:, 0], logits), part, "a hypothesis must not depend on others")
     _require(
         _equal(result[:, 1], decoder(features, other)),
         part,
@@ -461,7 +461,9 @@ def _check_dataset(dataset: Dataset, require: _Require) -> None:
         for text in record.captions:
             require(text.strip() == text != "", f"caption {text!r} is blank or not stripped")
             require(len(text.splitlines()) == 1, f"caption {text!r} has several lines")
-    require(all(count > 0 for count in dataset.warnings.values()), "warns of what is not there")
+    require(
+        all(count > 0 for count in dataset.warnings.values()), "counts only warnings that occur"
+    )
     for warning in dataset.places:
         require(warning in dataset.warnings, f"has places of {warning!r}, but no such warning")
 

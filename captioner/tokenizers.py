@@ -2,7 +2,7 @@
 
 A tokenizer splits a caption into tokens, which are words or characters, and a vocabulary maps them
 to ids. Four ids are special: <pad> fills rows of unequal length, <start> and <end> enclose a
-caption, <unk> replaces every token that the vocabulary lacks. No text is encoded as one of the
+caption, <unk> replaces every token that is not in the vocabulary. No text is encoded as one of the
 first three: a caption that reads "<end>" becomes <unk>, so data cannot end a sentence.
 
 Captions are split as the field's metrics split them, so that a model is trained on the tokens by
@@ -76,7 +76,7 @@ class Vocabulary:
         return len(self.words)
 
     def id(self, word: str) -> int:
-        """The id of a token; that of <unk> for tokens it lacks, and for the special ones."""
+        """The id of a token; that of <unk> for unknown and for special tokens."""
         return self._ids.get(word, self.unknown)
 
     def word(self, id: int) -> str:
@@ -91,7 +91,7 @@ class Vocabulary:
 
     @property
     def ordinary(self) -> tuple[str, ...]:
-        """All tokens but the special ones, the most frequent first."""
+        """All tokens except the special ones, the most frequent first."""
         return self.words[self.special_count :]
 
     @property

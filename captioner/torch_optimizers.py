@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 _UNFIT = {"Optimizer", "LBFGS", "SparseAdam", "Muon"}
-"""The interface; and those that need a closure, sparse gradients, or matrices alone."""
+"""The base class, and the optimizers that need a closure, sparse gradients or only matrices."""
 
 _EXECUTION = {"foreach", "maximize", "capturable", "differentiable", "fused"}
 """Arguments that say how a step is computed, and the sign of the loss."""

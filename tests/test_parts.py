@@ -69,7 +69,7 @@ def test_it_trains_and_loads_where_a_person_names_it(mine, tiny, scenes, capsys)
         (["decoder=mine:Bigam"], "mine has no class 'Bigam'"),
         (["decoder=mine:torch"], "mine has no class 'torch'"),
         (["decoder=mine:Bigram", "decoder.widht=3"], "did you mean decoder.width"),
-        (["data=mine:Bigram"], "classes of a user's own go with decoder"),
+        (["data=mine:Bigram"], "the user's own classes can be used for decoder"),
     ],
 )
 def test_a_wrong_name_gets_one_line(mine, overrides: list[str], says: str) -> None:
@@ -99,13 +99,17 @@ def test_an_argument_without_default_must_be_given(mine) -> None:
     "name", ["subprocess:Popen", "torch.nn:LSTM", "os:system", "captioner.config:"]
 )
 def test_what_a_checkpoint_names_must_have_what_is_demanded(name: str) -> None:
-    with pytest.raises(ValueError, match="lacks .*which captioner.*Decoder demands|has no class"):
+    with pytest.raises(
+        ValueError, match="does not have .*which captioner.*Decoder requires|has no class"
+    ):
         config.pick(DECODERS, name, "decoder.name", Decoder)
 
 
 @pytest.mark.parametrize("table", [CELLS, ENCODERS, TOKENIZERS, OBJECTIVES])
 def test_a_class_must_have_what_the_tables_classes_inherit(table: dict) -> None:
-    with pytest.raises(ValueError, match="x=subprocess:Popen lacks .*which captioner.* demands"):
+    with pytest.raises(
+        ValueError, match="x=subprocess:Popen does not have .*which captioner.* requires"
+    ):
         config.pick(table, "subprocess:Popen", "x")
 
 
@@ -119,7 +123,9 @@ def test_attributes_that_a_decoder_lacks_are_named_once_it_is_built(mine) -> Non
     code = (mine / "mine.py").read_text("utf-8").replace("self.output", "self.logits")
     (mine / "mine.py").write_text(code, encoding="utf-8")
     composed = config.compose(["decoder=mine:Bigram", "encoder.pretrained=false"])
-    with pytest.raises(ValueError, match="decoder.name=mine:Bigram lacks output, which captioner"):
+    with pytest.raises(
+        ValueError, match="decoder.name=mine:Bigram does not have output, which captioner"
+    ):
         build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
 
 

@@ -1,4 +1,4 @@
-"""Old names of options: as overrides, in YAML of a user's own, in stored configurations."""
+"""Old names of options: as overrides, in the user's own YAML, in stored configurations."""
 
 import warnings
 

@@ -166,7 +166,7 @@ class Crossed(ShowTell):
         (Positional, "must take vocabulary_size as a keyword-only argument"),
         (Unnormalized, "sum to 1"),
         (Silent, "attends must be true if there is a method attend"),
-        (Crossed, "must not depend on those beside it"),
+        (Crossed, "must not depend on others"),
     ],
 )
 def test_a_fault_of_a_decoder_is_seen(decoder: type[Any], says: str) -> None:
@@ -180,7 +180,9 @@ def test_members_that_a_decoder_lacks_are_named() -> None:
         def __init__(self, *, vocabulary_size: int, feature_size: int) -> None:
             super().__init__()
 
-    with pytest.raises(ValueError, match="Lacking lacks attends, fit, output, start, step, "):
+    with pytest.raises(
+        ValueError, match="Lacking does not have attends, fit, output, start, step, "
+    ):
         check_decoder(Lacking)
 
 

@@ -216,7 +216,7 @@ def read_block(path: Path) -> dict[str, Any]:
 def _block(path: Path, content: Any) -> dict[str, Any]:
     captioner = content.get("captioner") if isinstance(content, dict) else None
     if not isinstance(captioner, dict) or "format" not in captioner or "state_dict" not in content:
-        raise ValueError(f"{path}: not a captioner checkpoint (it lacks the captioner block)")
+        raise ValueError(f"{path}: not a captioner checkpoint (it has no captioner block)")
     return captioner
 
 

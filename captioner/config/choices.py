@@ -1,7 +1,7 @@
 """Overrides that choose an option of a group: ``decoder=up_down``, ``encoder=NETWORK``, ...
 
-Besides the YAML files of a group these are names of networks (timm, torchvision) and of optimizers
-(torch), and classes of a user's own, ``package.module:Class``.
+In addition to the YAML files of a group, these are names of networks (timm, torchvision) and of
+optimizers (torch), and the user's own classes, ``package.module:Class``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def option_names(change: Override) -> list[str]:
             f"{change.input_line}: a group takes names; write {change.key_or_group}=a,b"
         )
     names = [name.strip("'\"") for name in change.sweep_string_iterator()]
-    if "glob(" in str(change.input_line):  # glob stands for YAML files alone
+    if "glob(" in str(change.input_line):  # glob matches only YAML files
         names = [name for name in names if not parts.is_own(name)]
     if not names:
         raise ValueError(f"{change.input_line} matches no option of {change.key_or_group}")

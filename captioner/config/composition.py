@@ -30,7 +30,7 @@ def compose(
 
     Args:
         overrides: ``key=value`` as typed, or as parsed.
-        config_dir: a folder of a user's own options, as ``--config-dir`` takes one.
+        config_dir: a folder with the user's own options, see ``--config-dir``.
 
     Raises:
         ValueError: an override that does not fit, in one line with the nearest option.
@@ -50,7 +50,7 @@ def compose_all(
     Args:
         overrides: as returned by `checked`; of a sweep over a group the first option is taken,
             other sweeps are left out.
-        config_dir: a folder of a user's own options.
+        config_dir: a folder with the user's own options.
 
     Returns:
         an OmegaConf tree, nothing in it resolved.
@@ -90,7 +90,7 @@ def checked(
     Args:
         overrides: ``key=value`` as typed, or as parsed.
         several: whether they may be sweeps (``a=1,2``), as after ``train -m``.
-        config_dir: a folder of a user's own options.
+        config_dir: a folder with the user's own options.
 
     Raises:
         ValueError: bad grammar, an unknown group option or an unknown key.
@@ -126,7 +126,7 @@ def _checked_key(change: Override, base: Any, others: Callable[[], Iterator[Any]
     Args:
         change: the override.
         base: the configuration without values.
-        others: as of `_bases`.
+        others: see `_bases`.
     """
     key = change.key_or_group
     exists = has(base, key) or any(has(other, key) for other in others())
@@ -203,7 +203,7 @@ def override(
     Args:
         config: plain data.
         overrides: ``key=value`` as typed, or as parsed.
-        config_dir: a folder of a user's own options.
+        config_dir: a folder with the user's own options.
         extra: keys that are options here though no YAML lists them, by group.
 
     Raises:
@@ -243,17 +243,17 @@ def _with_choices(
     result = dict(config)
     if not choices:
         return result
-    chosen = compose([*choices.values(), *search], config_dir=config_dir)
+    composed = compose([*choices.values(), *search], config_dir=config_dir)
     for group in choices:
-        if group in chosen:
+        if group in composed:
             if group not in config:
                 raise unknown_key("", group, config)
-            result[group] = chosen[group]
+            result[group] = composed[group]
     if "experiment" in choices:
         others = [change for group, change in choices.items() if group != "experiment"]
         without = compose([*others, *search], config_dir=config_dir)
-        for key in set(result) & set(chosen) - {*choices, "run_dir"}:  # its date differs
-            result[key] = _changed(result[key], without.get(key), chosen[key])
+        for key in set(result) & set(composed) - {*choices, "run_dir"}:  # its date differs
+            result[key] = _changed(result[key], without.get(key), composed[key])
     return result
 
 

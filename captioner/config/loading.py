@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def conf_folder() -> Path:
-    """The folder of YAML: beside the package's modules in a wheel, beside the package in a clone.
+    """The folder of YAML: within the package in a wheel, next to the package in a clone.
 
     Raises:
         FileNotFoundError: the installation is incomplete.
@@ -24,7 +24,7 @@ def conf_folder() -> Path:
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise FileNotFoundError(f"no conf/config.yaml in or beside {package}: install captioner again")
+    raise FileNotFoundError(f"no conf/config.yaml in or next to {package}: install captioner again")
 
 
 def groups(config_dir: str | Path | None = None) -> list[str]:
@@ -55,7 +55,7 @@ def hydra_loader() -> Iterator[ConfigLoader]:
 
 
 def find_groups(loader: ConfigLoader, search: list[str]) -> list[str]:
-    """The names of the groups; `search` is as of `search_path`."""
+    """The names of the groups, for a `search` as returned by `search_path`."""
     from hydra.core.object_type import ObjectType
 
     names = loader.get_group_options("", ObjectType.GROUP, *_primary(search))
@@ -63,10 +63,10 @@ def find_groups(loader: ConfigLoader, search: list[str]) -> list[str]:
 
 
 def find_options(loader: ConfigLoader, group: str, search: list[str]) -> list[str]:
-    """The names of the YAML files of a group; `search` is as of `search_path`.
+    """The names of the YAML files of a group, for a `search` as returned by `search_path`.
 
-    What an earlier override has put into Hydra's store (a user's class, an optimizer of torch) is
-    not among them.
+    They do not include what an earlier override has added to Hydra's store (a user's class, an
+    optimizer of torch).
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.object_type import ObjectType
@@ -85,7 +85,7 @@ def search_path(config_dir: str | Path | None, changes: Sequence[Override] = ())
     """The override that makes Hydra search a folder and the places in ``hydra.searchpath``.
 
     Args:
-        config_dir: a folder of a user's own options.
+        config_dir: a folder with the user's own options.
         changes: overrides, of which those of ``hydra.searchpath`` count.
 
     Raises:

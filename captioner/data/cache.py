@@ -35,7 +35,7 @@ def cache_home(folder: str | None = None) -> Path:
     Returns:
         the given folder; otherwise $CAPTIONER_CACHE; otherwise captioner/ in the system's folder
         for caches, on Linux $XDG_CACHE_HOME or ~/.cache. Where there is no such folder yet,
-        but a ~/.cache/captioner, it stays in use.
+        but a ~/.cache/captioner, the latter is used.
     """
     named = folder or os.environ.get("CAPTIONER_CACHE")
     if named:
@@ -101,7 +101,7 @@ def clear(home: Path, *, unused_for: timedelta = timedelta(0)) -> tuple[list[Cac
 
     Args:
         home: the cache's folder, in which only files of this package are removed.
-        unused_for: only features that were not used for so long are removed.
+        unused_for: only features that were not used for this time are removed.
 
     Returns:
         the removed features, and those that were kept because they are in use.

@@ -87,7 +87,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         cache: compute the features of a frozen encoder once and keep them on disk.
         cache_folder: of the cache; None: see `captioner.data.cache.cache_home`.
         views: number of views of each training image whose features are cached
-            (``captioner.data.views``); each caption gets one of them, drawn anew every epoch.
+            (``captioner.data.views``); each caption gets one of them, drawn again in every epoch.
         augment: random crops and flips of training images that are read from their files.
         max_words: longer training captions are truncated.
 
@@ -212,7 +212,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         """Features of training images that are spread evenly over the split.
 
         Args:
-            count: maximum number of images; grids are limited to 1 GiB besides.
+            count: maximum number of images; grids are also limited to 1 GiB.
 
         Returns:
             pooled [B, D], and grid [B, P, D] where the decoder reads it; on the CPU.

@@ -1,9 +1,9 @@
 """Decodes text files, and suggests an encoding where the given one does not fit.
 
-Most bytes can be decoded by most old encodings, so that alone says little. An encoding is suggested
-where the decoded characters are *usual*: standards for Chinese, Japanese and Korean have frequent
-characters in ranges of their own, and accented letters occur next to plain ones. Text decoded with
-the wrong encoding is mostly outside these ranges.
+Most bytes can be decoded by most old encodings, so successful decoding alone is weak evidence. An
+encoding is suggested where the decoded characters are *usual*: standards for Chinese, Japanese and
+Korean have frequent characters in ranges of their own, and accented letters occur next to plain
+ones. Text decoded with the wrong encoding is mostly outside these ranges.
 """
 
 from __future__ import annotations

@@ -157,7 +157,7 @@ def _two_images(
     more = more if others else ""
     return ValueError(
         f"{path}: id {twice[0]} names {places}{more}, so their captions are ambiguous: number "
-        "the images anew, or give the files before merging as data.captions=[a.json,b.json]"
+        "the images again, or give the files before merging as data.captions=[a.json,b.json]"
     )
 
 

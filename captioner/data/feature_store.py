@@ -70,7 +70,7 @@ class FeatureStore:
         return self.rows()
 
     def require_room(self, count: int) -> None:
-        """Raise ValueError where the disk cannot hold so many more rows."""
+        """Raise ValueError where the disk cannot hold this number of additional rows."""
         require_room(self.folder, count, sum(self.widths.values()))
 
     def append(self, batches: Sequence[tuple[Sequence[bytes], Features]]) -> None:

@@ -78,9 +78,9 @@ def cache_features(
         encoder: used in eval mode and without gradients, on its device.
         images: paths.
         folder: of the cache; this encoder has a folder in it.
-        others: views besides view 0 of some of the images; of each image in the order of their
+        others: views other than view 0 of some of the images; of each image in the order of their
             numbers.
-        grid: cache the grids as well: P times the space, 125 kB an image for efficientnet_lite0.
+        grid: cache the grids as well: P times the space, 125 kB per image for efficientnet_lite0.
         batch_size: images in a batch; on a CPU 8 are fastest: their maps stay in its cache.
         progress: show a progress bar.
 

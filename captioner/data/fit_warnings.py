@@ -55,8 +55,8 @@ def length_warnings(lengths: Sequence[int], max_words: int, max_length: int) -> 
 
     Args:
         lengths: number of tokens of each training caption, before truncation.
-        max_words: they are truncated to so many, `loader.max_words`.
-        max_length: decoded captions have at most so many tokens, `decoding.max_length`.
+        max_words: they are truncated to this number, `loader.max_words`.
+        max_length: decoded captions have at most this number of tokens, `decoding.max_length`.
     """
     longest, warnings = max(lengths, default=0), []
     cut = sum(length > max_words for length in lengths)

@@ -1,17 +1,17 @@
 """The one pipeline from image files to features, for captioning, caching and evaluation.
 
-Threads read the files ahead, batches are encoded side by side, and the features are handed out in
+Threads read the files ahead, batches are encoded in parallel, and the features are returned in
 the order of the images:
 
     with encoding_pipeline(device) as pipeline:
         for batch in pipeline.encode(images, read, encode, batch_size=8):
             pipeline.call(write, batch.keys, batch.features)
 
-Reading images and the large operations of a network release the GIL, so threads suffice. On a CPU
-each encoding thread computes with one core: batches side by side use the cores better than a batch
-that all of them share, and features do not depend on the number of cores. What follows (`call`)
-computes with the cores that are left, in a thread of its own: OpenMP threads that outnumber the
-cores would wait actively for those that encode.
+Reading images and the large operations of a network release the GIL, so threads are sufficient. On
+a CPU each encoding thread computes with one core: parallel batches use the cores better than a
+batch that all of them share, and features do not depend on the number of cores. What follows
+(`call`) computes with the cores that are left, in a thread of its own: OpenMP threads that
+outnumber the cores would wait actively for those that encode.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 READERS = min(4, CORES)
 """Threads that read images."""
 MOST_ENCODERS = 4
-"""Batches that are encoded side by side on a CPU, at most."""
+"""Batches that are encoded in parallel on a CPU, at most."""
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -129,7 +129,7 @@ def encoding_pipeline(device: torch.device, *, cached: bool = False) -> Iterator
     The number of cores that torch uses in the caller's thread, and in new threads, does not change.
 
     Args:
-        device: of the encoders; on a CPU several batches are encoded side by side.
+        device: of the encoders; on a CPU several batches are encoded in parallel.
         cached: whether features are only looked up; then all cores are left for `call`.
     """
     encoders, cores_left = 1, torch.get_num_threads()

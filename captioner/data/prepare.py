@@ -39,7 +39,7 @@ def statistics(
         dataset: any.
         tokenizer_name: splits captions into words; a key of TOKENIZERS.
         max_words: longer training captions are truncated, `loader.max_words`.
-        max_length: decoded captions have at most so many words, `decoding.max_length`.
+        max_length: decoded captions have at most this number of words, `decoding.max_length`.
 
     Returns:
         plain data: `splits` (images, captions, captions per image, captions that repeat another one

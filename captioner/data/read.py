@@ -14,7 +14,7 @@ __all__ = ["DATASETS", "SPLITS", "Dataset", "Reader", "Record", "read_records"]
 
 
 class Reader(Protocol):
-    """A function that reads the files of one layout; arguments as of `read_records`."""
+    """A function that reads the files of one layout, with the arguments of `read_records`."""
 
     def __call__(
         self,

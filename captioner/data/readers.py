@@ -235,7 +235,7 @@ def _add_entry(
             *(f"{subfolder}/{name}" for subfolder in subfolders), name
         )
     if others:
-        builder.warn(f"{others[0]!r} beside {keys[0]!r}, not read as a caption", place)
+        builder.warn(f"{others[0]!r} next to {keys[0]!r}, not read as a caption", place)
     split = _split(entry, place) or split
     builder.add(name, captions_of(entry, place), split=split, number=entry.get(ANNOTATION))
 

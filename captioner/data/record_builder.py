@@ -46,7 +46,7 @@ UNLISTED = "caption of an image_id that the file does not list"
 DAMAGED = (SURROGATE, REPLACEMENT, COLUMNS, NO_TAB, UNCLOSED_QUOTE, UNLISTED)
 """Warnings about lost captions, or lost parts of captions: the file should be repaired."""
 
-DEV_IMAGES = 10  # at least so many are held out for dev, but at most a fifth of the images
+DEV_IMAGES = 10  # at least this number is held out for dev, but at most a fifth of the images
 # Flickr8k.token.txt has captions of 2258277193_586949ec62.jpg.1
 _NUMBERED_SUFFIX = re.compile(r"(\.(?:jpe?g|png))\.\d+$", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -60,7 +60,7 @@ def hash_fraction(image_id: str) -> float:
 
 
 def held_out_split(image_id: str, holdout: float, splits: Sequence[str] = ("dev", "test")) -> str:
-    """Choose the split of an image from its name alone.
+    """Choose the split of an image from its name only.
 
     Args:
         image_id: the name.

@@ -65,7 +65,7 @@ class Dataset:
 
 
 def _advice(split: str) -> str:
-    """How to give a dataset the split that it lacks."""
+    """How to give a dataset the split that it does not have."""
     if split == "train":
         return "name training images in the data, or lower data.holdout"
     return (

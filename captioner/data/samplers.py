@@ -20,7 +20,7 @@ class InOrder(Sampler[Key]):
 
     Args:
         count: number of indices.
-        batch_size: of all batches but the last two.
+        batch_size: of all batches except the last two.
         rank: from 0.
         ranks: number of ranks that share the batches.
         limit: maximum number of batches of all ranks; None is all of them.

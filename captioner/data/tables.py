@@ -96,7 +96,7 @@ def _add_rows(builder: RecordBuilder, path: Path, default_split: str | None) -> 
     _, delimiter, header = next(rows, (0, ",", [""]))
     columns = _Columns.from_header(header, delimiter, path)
     for other in caption_keys(header)[1]:
-        warn(f"column {other!r} beside the captions, not read as one", 1)
+        warn(f"column {other!r} next to the captions, not read as one", 1)
     for line, _, row in rows:
         if len(row) > columns.count and columns.captions == (columns.count - 1,):
             warn("caption with a comma but without quotes, repaired", line)

@@ -24,8 +24,8 @@ from captioner.data.records import Record
 from captioner.transforms import Augmentation, Transform, open_image, to_pixels
 
 SIDES_ENGLISH = ("left", "right", "clockwise", "counterclockwise", "anticlockwise")
-"""Words that a mirror image makes wrong, besides those that begin with left or right (leftmost,
-right-handed). Other meanings of left and right only cost a mirror image."""
+"""Words that a mirror image makes wrong, in addition to those that begin with left or right
+(leftmost, right-handed). Other meanings of left and right only cost a mirror image."""
 
 SIDES_CHINESE = "左右"
 """Characters that a mirror image makes wrong, anywhere in a caption."""
@@ -58,7 +58,7 @@ class View:
 
     @property
     def kind(self) -> str:
-        """All that the view depends on besides the image and the transform; "" for view 0."""
+        """All that the view depends on, except the image and the transform; "" for view 0."""
         if self.number == 0:
             return ""
         return f"view {_LAYOUT}/{self.number}/{self._mirrored}/{_CROPS.scale}/{_CROPS.ratio}"
@@ -75,7 +75,7 @@ class View:
         """Read the image and compute the view, uint8 [3, S, S].
 
         Raises:
-            FileNotFoundError, ValueError: as of ``open_image``.
+            FileNotFoundError, ValueError: see ``open_image``.
         """
         # The smallest crop of a reduced JPEG, 0.61 of the shorter side, still has S pixels.
         shorter = transform.shorter if self._whole else 2 * transform.size

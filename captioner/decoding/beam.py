@@ -30,7 +30,7 @@ from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis, Reader, State, count, device, rows
 
 FEW = 2**14
-"""Up to so many candidates per step, of all images, are ranked in one round."""
+"""Up to this number of candidates per step, of all images, are ranked in one round."""
 
 
 def beam_search(

@@ -189,7 +189,7 @@ class Required:
             if len(places) > MOST_STATES:
                 raise ValueError(
                     f"decoding.required_words: {len(self.phrases)} phrases need more than "
-                    f"{MOST_STATES} beams an image; require fewer or shorter ones"
+                    f"{MOST_STATES} beams per image; require fewer or shorter ones"
                 )
             self._moves.append({word: places[target] for word, target in after.items()})
             self._others.append(places[others])

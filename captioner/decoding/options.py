@@ -190,7 +190,7 @@ class DecodingOptions:
         return parts + ([f"prefix.{_plain(self.prefix)}"] if self.prefix else [])
 
     def length_divisor(self, tokens: int) -> float:
-        """The divisor of log p of a caption with so many tokens; it never decreases with them."""
+        """The divisor of log p of a caption with `tokens` tokens, non-decreasing."""
         if self.length_rule == "gnmt":
             return ((5 + tokens) / 6) ** self.length_penalty
         return tokens**self.length_penalty
@@ -301,5 +301,5 @@ OPTIONS = {one.name: Option.from_field(one, _KINDS[one.name]) for one in fields(
 
 
 def _plain(text: str) -> str:
-    """A text as it may stand in a file name."""
+    """A text with only the characters that a file name may have."""
     return re.sub(r"\W+", "_", text.strip())

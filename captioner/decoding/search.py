@@ -62,7 +62,7 @@ class Reader:
             history: the tokens so far, [R, t]; the last one is read.
             state: of R hypotheses.
             scores: of the hypotheses, [R]; rows at -inf are ignored. None: none are.
-            width: rows per image, side by side.
+            width: consecutive rows per image.
 
         Returns:
             log_probs [R, V] in float32, -inf for excluded tokens, the others not renormalized; and
@@ -80,7 +80,7 @@ def rows(state: State, index: Tensor, images: Tensor | None = None) -> State:
     """The state of some hypotheses, in any order, with repetitions.
 
     Args:
-        index: the rows of the hypotheses, the same number per image, side by side.
+        index: the rows of the hypotheses, the same number of consecutive rows per image.
         images: the rows of their images; None: all, in the same order.
     """
     kept = {name: tensor for name, tensor in state.items() if name.startswith(IMAGE)}

@@ -180,7 +180,7 @@ def compare(
 
     Raises:
         ValueError: signatures that are not comparable, no common images, an unknown metric, or
-            too few resamples for so many tests.
+            too few resamples for this number of tests.
     """
     names = _metrics(systems, metrics)
     warnings = _check_signatures(systems, anyway)
@@ -230,7 +230,7 @@ def _few(images: int, tests: int) -> list[str]:
 
 
 def _rough(images: int) -> list[str]:
-    """The note for intervals of so few images that they cover less than they claim."""
+    """The note if there are too few images for the nominal coverage of the intervals."""
     note = f"intervals over fewer than {ENOUGH} images are rough, and tend to be too narrow"
     return [note] if images < ENOUGH else []
 
@@ -452,7 +452,8 @@ def _notes(systems: Sequence[System], names: Sequence[str], tested: Sequence[str
     for system in systems:
         if system.several:
             runs = ", ".join(f"{r.run.name} (seed {r.seed})" for r in system.results)
-            alike = "" if configuration_differences(system.results) else ", equal but for the seed"
+            differs = configuration_differences(system.results)
+            alike = "" if differs else ", equal except for the seed"
             notes.append(f"{system.name} groups {runs}{alike}")
     if not all(system.several for system in systems):
         notes.append(

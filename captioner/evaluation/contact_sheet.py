@@ -56,18 +56,18 @@ def _cell(path: str, caption: str, references: Sequence[str]) -> Image.Image:
     """One image with the texts below it."""
     texts = [(caption or "(no words)", TEXT, INK), *((text, SMALL, GREY) for text in references)]
     placed, top = [], SIDE + 4
-    for text, size, colour in texts:
+    for text, size, color in texts:
         font = _font(text, size)
         top += 4
         for line in _wrapped(text, font):
-            placed.append((top, line, font, colour))
+            placed.append((top, line, font, color))
             top += _height(font, size)
     cell = Image.new("RGB", (SIDE, top), PAPER)
     picture = _picture(path)
     cell.paste(picture, ((SIDE - picture.width) // 2, (SIDE - picture.height) // 2))
     draw = ImageDraw.Draw(cell)
-    for y, line, font, colour in placed:
-        draw.text((0, y), line, fill=colour, font=font)
+    for y, line, font, color in placed:
+        draw.text((0, y), line, fill=color, font=font)
     return cell
 
 

@@ -51,7 +51,7 @@ class Evaluation:
 
     Attributes:
         records: the images, with their references.
-        captions: one an image.
+        captions: one per image.
         scores: with their signature.
         seconds: time of the captioning.
         config: data, split and decoding.
@@ -201,7 +201,7 @@ def ensemble_name(paths: Sequence[Path]) -> str:
 
 
 def write_config(captioner: Captioner) -> list[Path]:
-    """Write a bundled model's configuration beside its evaluations, as a run has it, for reports.
+    """Write a bundled model's configuration next to its evaluations, as for a run, for reports.
 
     Args:
         captioner: the model; for other models nothing is written.

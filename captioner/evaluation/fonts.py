@@ -24,7 +24,7 @@ _ROOTS = (
 )
 _SUFFIXES = (".ttf", ".ttc", ".otf")
 _PLAIN = re.compile("noto ?sans|pingfang|yahei|msyh|dejavusans|wqy|regular", re.IGNORECASE)
-_ODD = re.compile(
+_SPECIAL = re.compile(
     "bold|black|light|thin|medium|italic|oblique|mono|serif|condensed|narrow|looped|ui", re.I
 )
 _NONE = "\uffff"
@@ -42,11 +42,11 @@ def font_files() -> list[Path]:
         for path in Path(os.path.expanduser(root)).rglob("*")
         if path.suffix.lower() in _SUFFIXES
     }
-    return sorted(files, key=lambda path: (*_oddity(path.stem), str(path)))
+    return sorted(files, key=lambda path: (*_distance_from_plain(path.stem), str(path)))
 
 
-def _oddity(name: str) -> tuple[int, int]:
-    return len(_ODD.findall(name)), -len(_PLAIN.findall(name))
+def _distance_from_plain(name: str) -> tuple[int, int]:
+    return len(_SPECIAL.findall(name)), -len(_PLAIN.findall(name))
 
 
 def font_of(text: str) -> Path | None:

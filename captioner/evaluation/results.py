@@ -28,7 +28,7 @@ REFERENCES = "references"
 """The entry of a signature with a hash of the references; older evaluations have none."""
 
 _DAMAGES = (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, zlib.error)
-"""Exceptions that zipfile and numpy raise for a damaged archive, besides ValueError."""
+"""Exceptions that zipfile and numpy raise for a damaged archive, in addition to ValueError."""
 
 _SEED_KEYS = ("seed", "run_dir", "resume")  # differ between two seeds of one configuration
 
@@ -74,7 +74,7 @@ class Result:
 
     @property
     def label(self) -> str:
-        """Identifies an evaluation in its run: the decoding, and any checkpoint but the best."""
+        """Identifies an evaluation in its run: the decoding, and any checkpoint except the best."""
         return self.folder.name if runs.run_of_evaluation(self.folder) else self.decoding
 
     @property
@@ -227,7 +227,7 @@ def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_by_the_way(path: Path, arguments: Sequence[str]) -> bool:
-    """Whether a path is a file that a glob has given: of a sweep, or with all entries beside it."""
+    """Whether a path is from a glob: in a sweep, or given with all entries of its folder."""
     if not path.is_file() or path.name == SCORES:
         return False
     beside = {entry for entry in path.parent.iterdir() if not entry.name.startswith(".")}
@@ -261,7 +261,7 @@ def read_systems(
     separated = [[word] if Path(word).exists() else word.split(",") for word in arguments]
     for word, paths in zip(arguments, separated):
         if not all(paths):
-            raise ValueError(f"{word!r} has a comma with no path beside it; write A,B")
+            raise ValueError(f"{word!r} has a comma without a path next to it; write A,B")
     groups = [
         [read_result(Path(path), split=split, decoding=decoding) for path in paths]
         for paths in separated
@@ -292,7 +292,7 @@ def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, 
 
 
 def configuration_differences(results: Sequence[Result]) -> list[str]:
-    """The options, besides the seed, in which the runs of results differ."""
+    """The options, except the seed, in which the runs of results differ."""
     runs = [_settings(result.config) for result in results if result.config is not None]
     keys = sorted({key for settings in runs for key in settings})
     values = {key: {json.dumps(one.get(key), default=str) for one in runs} for key in keys}
@@ -300,7 +300,7 @@ def configuration_differences(results: Sequence[Result]) -> list[str]:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """All options but the seed; a run may start from the weights of a run with its own seed."""
+    """All options except the seed; a run may start from the weights of a run with its own seed."""
     kept = {key: value for key, value in config.items() if key not in _SEED_KEYS}
     start, seed = kept.get("resume_weights"), config.get("seed")
     if isinstance(start, str):

@@ -90,8 +90,8 @@ def score_files(
     """Score a file of captions.
 
     Args:
-        file: one caption an image.
-        references: captions by people; None takes those of `file`.
+        file: one caption per image.
+        references: captions by people; None: those of `file`.
         tokenize: a key of TOKENIZE.
         metrics: keys of METRICS.
         subset: leave out images that have no caption in `file`.
@@ -122,7 +122,7 @@ def score_files(
 def _few_images(scores: Scores) -> list[str]:
     if len(scores.statistics.images) > 1 or not {"CIDEr", "CIDEr-D"} & scores.values.keys():
         return []
-    return ["one image: CIDEr weighs n-grams by the images that lack them, so here it is 0"]
+    return ["one image: CIDEr weighs n-grams by the images that do not have them, so here it is 0"]
 
 
 def _wrong_tokenization(tokenize: str, references: Sequence[Sequence[str]]) -> list[str]:
@@ -138,7 +138,7 @@ def _wrong_tokenization(tokenize: str, references: Sequence[Sequence[str]]) -> l
 def context(file: Path, references: Path | None, rows: Sequence[Row]) -> dict[str, Any]:
     """Decoding, data and images for the signature, as far as the files tell.
 
-    For captions.jsonl of ``captioner evaluate`` they are those in scores.json beside it.
+    For captions.jsonl of ``captioner evaluate`` they are those in scores.json in the same folder.
     """
     images = image_hash(row.image for row in rows)
     try:
@@ -296,7 +296,7 @@ def _by_person(row: Row) -> tuple[str, ...]:
 def _references_beside(row: Row) -> tuple[str, ...]:
     if not row.references:
         raise ValueError(
-            f"{row.place}: image {row.image!r} has no references; put them beside the caption, or "
+            f"{row.place}: image {row.image!r} has no references; put them next to the caption, or "
             "give a file of references: captioner score FILE REFERENCES"
         )
     return row.references

@@ -80,7 +80,7 @@ def bleu_rows(
     Args:
         references: of I images.
         candidates: C captions.
-        images: which image each describes [C]; None takes one an image, in order.
+        images: which image each describes [C]; None: one per image, in order.
         matches: of these candidates, where they have been computed already.
         coco: count no n-gram for a candidate of fewer than n words, as coco-caption does; nltk
             counts one, which cannot match.

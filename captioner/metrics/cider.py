@@ -73,11 +73,11 @@ class Cider:
 
         Args:
             candidates: C captions.
-            images: which image each describes [C]; None takes one an image, in order.
+            images: which image each describes [C]; None: one per image, in order.
             matches: of these candidates, where they have been computed already.
 
         Returns:
-            one row a candidate [C, 1].
+            one row per candidate [C, 1].
         """
         references = self._references
         matches = matches or references.match(candidates, images)

@@ -148,7 +148,7 @@ def _no_warnings() -> Iterator[None]:
 
 
 def _state(path: Path) -> Any:
-    """Read weights without running code from the file."""
+    """Read weights without executing code from the file."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -25,7 +25,7 @@ class Corpus:
     """Captions to score, split into words; what several metrics need is computed once.
 
     Attributes:
-        texts: the captions as they were written, one an image.
+        texts: the captions as they were written, one per image.
         candidates: their words.
         reference_texts: for each image one or more captions by people.
         references: their words.
@@ -62,7 +62,7 @@ class Result:
     Attributes:
         values: name to score.
         name: what the metric's signature begins with.
-        parts: what its scores depend on besides the corpus, for the signature.
+        parts: what its scores depend on in addition to the corpus, for the signature.
         rows: the statistics of each image, by family, see `Metric`.
         missing: name to reason, of scores that could not be computed.
     """

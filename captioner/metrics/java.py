@@ -30,7 +30,7 @@ def coco_file(name: str) -> Path:
         name: its path relative to the package.
 
     Raises:
-        Unavailable: the package is not installed, or lacks the file.
+        Unavailable: the package is not installed, or does not contain the file.
     """
     spec = importlib.util.find_spec("pycocoevalcap")
     folders = (spec and spec.submodule_search_locations) or []

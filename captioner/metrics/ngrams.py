@@ -160,8 +160,8 @@ class References:
         if images is None:
             if candidates != self.images:
                 raise ValueError(
-                    f"{candidates} candidates for {self.images} images; give one an image, or give "
-                    "the image of each as images="
+                    f"{candidates} candidates for {self.images} images; give one per "
+                    "image, or the image of each as images="
                 )
             images = numpy.arange(self.images)
         images = numpy.asarray(images, dtype=numpy.int64)
@@ -169,7 +169,8 @@ class References:
             candidates and not (0 <= images.min() <= images.max() < self.images)
         ):
             raise ValueError(
-                f"images must be {candidates} numbers from 0 to {self.images - 1}, one a candidate"
+                f"images must be {candidates} numbers from 0 to {self.images - 1}, one per "
+                "candidate"
             )
         return images + self._first
 
@@ -185,7 +186,7 @@ class References:
 
         Args:
             candidates: C captions.
-            images: which image each describes [C], 0 to I - 1; None takes one an image, in order.
+            images: which image each describes [C], 0 to I - 1; None: one per image, in order.
 
         Returns:
             the matches of orders 1 to 4.

@@ -40,10 +40,10 @@ def rouge_rows(
     Args:
         references: of I images.
         candidates: C captions.
-        images: which image each describes [C]; None takes one an image, in order.
+        images: which image each describes [C]; None: one per image, in order.
 
     Returns:
-        one row a candidate [C, 1].
+        one row per candidate [C, 1].
     """
     owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
     numbered, others = references.number(candidates), references.texts

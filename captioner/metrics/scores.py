@@ -31,7 +31,7 @@ class Scores:
         signatures: name to signature.
         signature: the fields that all signatures share.
         missing: metric to the reason why it was not computed.
-        statistics: one row an image, from which the corpus scores follow.
+        statistics: one row per image, from which the corpus scores follow.
     """
 
     values: dict[str, float]
@@ -41,7 +41,7 @@ class Scores:
     statistics: Statistics = field(default_factory=lambda: Statistics((), {}))
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything but the statistics as plain data, the content of scores.json."""
+        """Everything except the statistics as plain data, the content of scores.json."""
         return {
             "scores": dict(self.values),
             **to_json(self.signature, self.signatures),
@@ -68,7 +68,7 @@ def score(
     """Score captions against references.
 
     Args:
-        candidates: one caption an image, as text.
+        candidates: one caption per image, as text.
         references: for each candidate one or more captions by people, as text.
         tokenize: a key of TOKENIZE: "ptb" or "ptb-jar" for English words, "character" for Chinese.
         metrics: see `named`; of a score its whole metric is computed. What cannot be computed
@@ -118,7 +118,7 @@ def _corpus(
     training: Sequence[str] | CaptionHashes | None,
     pictures: Sequence[str] | None,
 ) -> Corpus:
-    """The captions in words; all are split in one call, for Java takes long to start."""
+    """The captions in words; all are split in one call, because Java takes long to start."""
     hashes = training if isinstance(training, CaptionHashes) else None
     texts = [] if training is None or isinstance(training, CaptionHashes) else training
     groups = [candidates, texts, *references, *(several or ())]

@@ -1,8 +1,8 @@
-"""Signatures: what a score depends on besides the captions, so what it may be compared with.
+"""Signatures: what a score depends on in addition to the captions, so what it may be compared with.
 
 Scores of the same name often measure different things: the tokenization, letter case, the number of
 references and the decoding all move BLEU by points. Two scores compare only where their signatures
-agree in everything but the model (the idea is sacreBLEU's: Post, WMT 2018).
+agree in everything except the model (the idea is sacreBLEU's: Post, WMT 2018).
 
 A signature is stored in scores.json as fields. Its text is for people,
 
@@ -43,18 +43,18 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What a score depends on besides the captions; a field that is not known is None.
+    """What a score depends on in addition to the captions; a field that is not known is None.
 
     Attributes:
         metric: the name of the metric; None in the part that all scores of an evaluation share.
-        parts: what the metric depends on besides, such as the version of nltk.
+        parts: what else the metric depends on, such as the version of nltk.
         tokenization: how captions were split, a key of TOKENIZE.
         units: "clusters" where a script has clusters of characters and they were split by them.
         case: "lower".
         references_per_image: such as "5", or "3-5" where images have different numbers.
         count: images that were scored.
         decoding: the label of the decoding options, such as "beam3-lp0.7".
-        options: the decoding options themselves; they are stored, and the label stands for them in
+        options: the decoding options themselves; they are stored, and the label represents them in
             the text.
         data: the dataset.
         split: "train", "dev" or "test".
@@ -98,7 +98,7 @@ class Signature:
         """The entries in which two signatures differ; scores compare where none of them matters.
 
         Returns:
-            name in the text -> both values, "" where a signature lacks the entry.
+            name in the text -> both values, "" if a signature does not have the entry.
         """
         ours, theirs = self.entries(), other.entries()
         pairs = {name: (ours.get(name, ""), theirs.get(name, "")) for name in {**ours, **theirs}}
@@ -184,7 +184,7 @@ def from_json(content: Mapping[str, Any]) -> tuple[Signature, dict[str, Signatur
 
 
 def from_old_text(text: str) -> Signature:
-    """The signature of a scores.json from before there were fields, which has texts alone.
+    """The signature of a scores.json from before there were fields, which has only texts.
 
     Of the decoding options its label says only how long captions may be, where that is not the
     default.

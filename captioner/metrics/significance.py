@@ -29,8 +29,8 @@ with Student's t, as in a model of crossed random effects:
 
 s_g is the standard deviation of a group's scores over its S_g seeds, V_images the bootstrap's
 variance of the difference of the groups' mean scores, nu Satterthwaite's degrees of freedom (there
-are so many images that theirs are ignored). The interaction of seeds and images is in both terms,
-so V is slightly too large rather than too small.
+are so many images that their degrees of freedom are ignored). The interaction of seeds and images
+is in both terms, so V is slightly too large rather than too small.
 
 Efron & Tibshirani, "An Introduction to the Bootstrap", 1993. Koehn, "Statistical Significance Tests
 for Machine Translation Evaluation", EMNLP 2004. Noreen, "Computer-Intensive Methods for Testing

@@ -1,4 +1,4 @@
-"""Sufficient statistics: for each metric one row an image, from which the corpus score follows.
+"""Sufficient statistics: for each metric one row per image, from which the corpus score follows.
 
 A corpus score is a function of the mean row: BLEU of mean counts, CIDEr and ROUGE-L of the mean of
 the images' scores. So any subset or resample of a split is scored by a weighted mean of stored
@@ -27,7 +27,7 @@ class Statistics:
 
     Attributes:
         images: the image ids, in order.
-        rows: for each family of FAMILIES, one row an image [n, k].
+        rows: for each family of FAMILIES, one row per image [n, k].
     """
 
     images: tuple[str, ...]
@@ -60,7 +60,7 @@ class Statistics:
 
     @classmethod
     def load(cls, path: Path) -> Statistics:
-        """Read what ``save`` wrote, without running code from the file.
+        """Read what ``save`` wrote, without executing code from the file.
 
         Raises:
             FileNotFoundError: no such file.

@@ -324,7 +324,7 @@ def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
     return [[word for word in line.split() if word not in _JAR_REMOVES] for line in lines]
 
 
-def _each(split: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[list[str]]]:
+def _over_texts(split: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[list[str]]]:
     """Split many captions, without garbage collection, since lists of words have no cycles."""
 
     def split_all(texts: Sequence[str]) -> list[list[str]]:
@@ -340,8 +340,8 @@ def _each(split: Callable[[str], list[str]]) -> Callable[[Sequence[str]], list[l
 
 
 TOKENIZE: dict[str, Callable[[Sequence[str]], list[list[str]]]] = {
-    "ptb": _each(ptb_words),
-    "character": _each(characters),
+    "ptb": _over_texts(ptb_words),
+    "character": _over_texts(characters),
     "ptb-jar": ptb_jar_words,
 }
 """Name of a tokenization -> texts to the words of each."""

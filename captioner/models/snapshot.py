@@ -22,7 +22,7 @@ class HasTensors(Protocol):
 class Snapshot:
     """The weights of modules at one time, to compare with those of a later time.
 
-    torch counts most changes of a tensor, but not those by way of ``.data``, numpy or fused
+    torch counts most changes of a tensor, but not those through ``.data``, numpy or fused
     optimizers; ``same`` compares the values as well, which takes about as long as reading them.
 
     Args:

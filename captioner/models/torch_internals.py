@@ -1,4 +1,4 @@
-"""The private names of torch that this package uses, each with what is done where torch lacks it.
+"""The private names of torch that this package uses, each with a fallback.
 
 No other module may use a private name of torch; ``tests/models/test_torch_internals.py`` checks
 that, and runs every fallback. A new version of torch can thus be checked by reading this file.
@@ -37,7 +37,7 @@ def has_packed_weights() -> bool:
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """A weight [N, K] in the blocks in which oneDNN multiplies, for ``onednn_linear`` alone."""
+    """A weight [N, K] in the blocks in which oneDNN multiplies, only for ``onednn_linear``."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
@@ -148,7 +148,7 @@ def version(tensor: Tensor) -> int:
     """How often a tensor was changed in place, as far as torch counts it.
 
     0 for a tensor made under ``torch.inference_mode``, which is not counted. Without torch's count
-    every call gives another number: what depends on the tensor is then computed anew.
+    every call gives another number: what depends on the tensor is then computed again.
     """
     if tensor.is_inference():
         return 0

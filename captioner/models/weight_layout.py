@@ -1,11 +1,11 @@
 """Weight matrices laid out for decoding, where products have few rows and nothing is learned.
 
 A product with few rows spends more time reading its matrix than computing, so the layout of the
-matrix decides how long it takes. In bfloat16 the matrix is converted once and brought once into the
-blocks in which oneDNN multiplies; done at every step, this would take up to half of the time. The
-same is done in float32 where oneDNN multiplies that as well (``matmul.py``). Elsewhere the matrix
-is stored by columns, which saves up to half of the time, too; a gap after each column keeps columns
-of 2,048 values from competing for the same cache lines.
+matrix decides how long it takes. In bfloat16 the matrix is converted once and rearranged once into
+the blocks in which oneDNN multiplies; done at every step, this would take up to half of the time.
+The same is done in float32 where oneDNN multiplies that as well (``matmul.py``). Elsewhere the
+matrix is stored by columns, which saves up to half of the time, too; a gap after each column keeps
+columns of 2,048 values from competing for the same cache lines.
 """
 
 from __future__ import annotations

@@ -88,8 +88,8 @@ def unsupported_object(case: Case) -> str | None:
     """The caption names a thing that no reference names, by this or a related word, and references
     name no other thing of the same kind (that would be a wrong object).
 
-    Likely errors: the thing is in the picture and nobody mentioned it, most often clothes and the
-    ground. Things that are not in the list are not judged.
+    Likely errors: the thing is in the picture and no reference mentions it, most often clothes and
+    the ground. Things that are not in the list are not judged.
     """
     return _object(case, contradicted=False)
 

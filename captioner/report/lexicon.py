@@ -359,7 +359,7 @@ def totals(mentioned: Sequence[Mention]) -> dict[str, tuple[int, int]]:
     """Concept -> number of each thing with a number; things that are named separately are added.
 
     A man, a boy and another man are two men and one boy; a boy and a child are two children. A
-    thing with "the" is taken to be one that was named before, if there is one.
+    thing with "the" is assumed to be one that was named before, if there is one.
     """
     numbered = [m for m in mentioned if len(m.concepts) == 1 and m.number]
     result: dict[str, tuple[int, int]] = {}

@@ -67,7 +67,7 @@ def report(
         split: of a run, consider only evaluations of this split: "train", "dev" or "test".
         decoding: of a run, consider only evaluations with this label, such as "beam3-lp0.7".
         images: the number of captions that each part shows with pictures, 1 to 100.
-        data_root: the root of the dataset; None takes that of the run's configuration.
+        data_root: the root of the dataset; None: that of the run's configuration.
         output: the file to write; None is report.html in the evaluation folder.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Reads what a report needs besides scores: captions, the run's configuration and its data.
+"""Reads what a report needs in addition to scores: captions, the run's configuration and its data.
 
 The captions are required; configuration and data may be missing, and then the report gives the
 reason. There may be two datasets: the one that was evaluated has the pictures, the one that the
@@ -101,7 +101,7 @@ def read_surroundings(
     Args:
         result: the evaluation.
         rows: its captions.
-        data_root: the root of the dataset; None takes that of the run's configuration.
+        data_root: the root of the dataset; None: that of the run's configuration.
     """
     config = result.config or {}
     trained, evaluated = (_data_of(one) for one in (result.config, result.evaluated))

@@ -57,7 +57,7 @@ class View:
 
     Attributes:
         result: the scores.
-        rows: the captions with their references, one an image.
+        rows: the captions with their references, one per image.
         around: configuration, pictures and training captions, as far as they exist.
         images: the number of captions that each part shows.
     """

@@ -9,7 +9,7 @@ _EXPORTS = {"LitCaptioner": "captioner.training.module"}
 
 
 def __getattr__(name: str) -> Any:
-    """The names that documentation promises here, imported when they are asked for."""
+    """Import the documented names of this package when they are first used."""
     if name in _EXPORTS:
         return getattr(import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

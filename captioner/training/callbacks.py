@@ -53,12 +53,12 @@ def build_callbacks(
         folder: the run folder.
         monitor: one of MONITORS: the dev score that chooses the best checkpoint and stops early.
         patience: validations without a better score before the training stops; 0 never stops it.
-        save_every: steps of the optimizer between two writings of last.ckpt, besides the end of
-            every epoch; from 1.
+        save_every: steps of the optimizer between two writes of last.ckpt, which is also written
+            at the end of every epoch; from 1.
         samples: dev captions logged at every validation; 0 for none.
         ema: decay of the running average of the weights that is validated and that the best
-            checkpoint holds, [0, 1); 0 takes the weights as they are.
-        keep: how many of the best epochs keep a checkpoint besides best.ckpt, for
+            checkpoint holds, [0, 1); 0: no average.
+        keep: how many of the best epochs keep a checkpoint in addition to best.ckpt, for
             ``captioner average``; 0 for none.
         progress: a live progress bar, where the output is a terminal.
 
@@ -92,7 +92,7 @@ class WeightAverage(Callback):
     The average of many late steps is nearer to the minimum than the last step (Polyak & Juditsky,
     1992; Tarvainen & Valpola, 2017). From the start of a validation until the end of the epoch the
     model holds the average, so best.ckpt has it; last.ckpt has the weights themselves, and the
-    average besides.
+    average in addition.
 
     Args:
         decay: (0, 1); about 1 / (1 - decay) steps are averaged.
@@ -182,7 +182,7 @@ class LastCheckpoint(Callback):
 class RandomState(Callback):
     """Stores every random generator of every rank in the checkpoint, as tensors and plain lists.
 
-    Rank 0 draws what a single process would; the others have seeds of their own, unless resumed.
+    Rank 0 draws what a single process would; the others have their own seeds, unless resumed.
     """
 
     def __init__(self) -> None:
@@ -261,8 +261,8 @@ class EpochLine(Callback):
 class ImageMatters(Callback):
     """Warns when the captions do not depend on the image.
 
-    Two values are checked after every epoch but the first: the dev loss of captions with the images
-    of their neighbors, which must be higher than with their own, and the share of distinct
+    Two values are checked after every epoch except the first: the dev loss of captions with the
+    images of their neighbors, which must be higher than with their own, and the share of distinct
     captions. A decoder that has become a plain language model fails both. With a single dev image
     nothing is checked.
 
@@ -322,10 +322,10 @@ class SampleCaptions(Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all, and read without running code.
+    """Lightning's checkpoint files, written whole or not at all, and read without executing code.
 
     Args:
-        resumed: a checkpoint that is read already, so that it need not be read again.
+        resumed: a checkpoint that is read already, so that it is not read again.
     """
 
     def __init__(self, resumed: Checkpoint | None = None) -> None:

@@ -27,7 +27,7 @@ class Costs(Callback):
     cached once, nor what a killed process spent after its last epoch), epochs, peak_memory_gib (of
     the process, without the pages of mapped files; on a GPU of the GPU), learned_parameters,
     all_parameters, threads, processes, torch. On several devices memory and threads are those of
-    the first process, which alone writes the file.
+    the first process, which is the only one that writes the file.
 
     Args:
         folder: the run folder; a resumed training adds to what is written there.

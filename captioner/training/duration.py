@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 EPOCHS, STEPS, STEPS_BETWEEN = 15, 300, 20
-"""Without trainer.max_epochs and trainer.max_steps: so many epochs or, from random weights, as many
-as make so many steps of the optimizer, and a validation after each epoch, or after so many steps.
+"""Without trainer.max_epochs and trainer.max_steps: this number of epochs or, from random weights,
+the number that makes this number of optimizer steps, with a validation after each epoch, or after
+this number of steps.
 Forty photographs are one step an epoch: a model with random weights is at its best after 200, one
 that starts from another's weights after a few."""
 
@@ -85,7 +86,7 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, max_epochs: int | None)
 
     Args:
         checkpoint: as Lightning wrote it; None where the training is new.
-        max_epochs: of the training; negative is without end, None is not known yet.
+        max_epochs: of the training; negative: no limit; None: not known yet.
 
     Raises:
         ValueError: says what to set.
@@ -97,7 +98,7 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, max_epochs: int | None)
     if 0 <= max_epochs <= done:
         raise ValueError(
             f"{plural(done, 'epoch is', 'epochs are')} done, and trainer.max_epochs={max_epochs}: "
-            f"set trainer.max_epochs above {done} to go on"
+            f"set trainer.max_epochs above {done} to continue"
         )
 
 

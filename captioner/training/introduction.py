@@ -27,7 +27,7 @@ def introduce(
         data: the batches.
         module: what is trained.
         folder: the run folder.
-        report: takes each line.
+        report: called with each line to print.
     """
     for warning, count in dataset.warnings.items():
         report(f"data: {warning}: {count}")
@@ -60,7 +60,7 @@ def fill_embedding(
         module: what is trained.
         data: its training captions are counted.
         path: a file of word vectors; None does nothing.
-        report: takes the line.
+        report: called with the line to print.
     """
     if path is None:
         return

@@ -104,7 +104,7 @@ class OwnHandler(Callback):
 
 @contextlib.contextmanager
 def _ended_at_once(number: signal.Signals) -> Iterator[None]:
-    """Within, a signal ends any rank but the first, though it waits for the others.
+    """Within the block, a signal ends any rank except the first, even if it waits for others.
 
     Python runs handlers between its own instructions only, and waiting is one instruction.
     """
@@ -331,7 +331,7 @@ def _is_of_another_rank(error: BaseException) -> bool:
 
 
 def _message(lost: str, folder: Path | None) -> str:
-    again = "" if folder is None else f"; resume={folder} goes on from the last checkpoint, if any"
+    again = "" if folder is None else f"; resume={folder} resumes from the last checkpoint, if any"
     return f"{lost}, and the training with it{again}"
 
 

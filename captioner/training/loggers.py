@@ -27,7 +27,7 @@ def build_loggers(
 
     Args:
         folder: the run folder; its name is that of the run in Weights & Biases.
-        report: takes each line for people.
+        report: called with each line to print.
         csv: logs/csv/version_0/metrics.csv; a resumed run adds version_1, and so on.
         tensorboard: logs/tensorboard, where tensorboard is installed.
         wandb: Weights & Biases: online where the user has logged in there, otherwise below
@@ -79,7 +79,7 @@ def _wandb_mode(folder: Path, report: Callable[[str], None]) -> str:
     import wandb
 
     try:
-        online, why = wandb.login(prompt=False), "nobody has logged in (wandb login)"
+        online, why = wandb.login(prompt=False), "no user has logged in (wandb login)"
     except wandb.errors.Error as error:
         online, why = False, str(error).rstrip(".")
     if online:

@@ -76,7 +76,7 @@ class LitCaptioner(lightning.LightningModule):
         optimization: how the weights change.
 
     Attributes:
-        report: takes each line for people; the default is this module's log.
+        report: called with each line to print; the default is this module's log.
         training_captions: hashes of all captions that the model has learned from; None if unknown.
         own_captions: hashes of those of the run's own dataset; None if unknown.
         dev_scores: of the last validation, by name.
@@ -114,7 +114,7 @@ class LitCaptioner(lightning.LightningModule):
             raise NonFiniteLoss(
                 f"the loss is {total.item()} at step {self.global_step}; nothing was overwritten. "
                 "Lower optimizer.lr, set trainer.gradient_clip_val, or look at the data with "
-                "`captioner data check`; resume=RUN goes on from a checkpoint, if any"
+                "`captioner data check`; resume=RUN resumes from the last checkpoint, if any"
             )
         self.log("train_loss", total, prog_bar=True)
         self.log_dict(logs)
@@ -204,7 +204,7 @@ class LitCaptioner(lightning.LightningModule):
         self.dev_scores = dict(content["captioner"]["scores"])
         self.training_captions = checkpoint.training_of(content["captioner"])
         self.own_captions = checkpoint.own_of(content["captioner"])
-        if "schedule" in content:  # checkpoints of captioner 0.1 lack it
+        if "schedule" in content:  # checkpoints of captioner 0.1 do not have it
             self.optimization.schedule.load_state_dict(content["schedule"])
 
     @classmethod
@@ -222,13 +222,13 @@ class LitCaptioner(lightning.LightningModule):
         """
         if unused:
             raise ValueError(
-                f"load_from_checkpoint does not take {', '.join(unused)}: the checkpoint suffices"
+                f"load_from_checkpoint accepts no {', '.join(unused)}: the checkpoint is sufficient"
             )
-        found = checkpoint.read(checkpoint_path)
-        decoding = make(DecodingOptions, "decoding", found.config["decoding"])
-        module = build_module(found.config, found.model(), found.tokenizer, 1, decoding)
-        module.dev_scores, module.training_captions = found.scores, found.training
-        module.own_captions = found.own
+        saved = checkpoint.read(checkpoint_path)
+        decoding = make(DecodingOptions, "decoding", saved.config["decoding"])
+        module = build_module(saved.config, saved.model(), saved.tokenizer, 1, decoding)
+        module.dev_scores, module.training_captions = saved.scores, saved.training
+        module.own_captions = saved.own
         return module.to(map_location or "cpu").eval()
 
 

@@ -71,7 +71,7 @@ class Optimization:
     Attributes:
         schedule: of the learning rates.
         optimizer: a class of ``torch.optim``, or one like it.
-        arguments: of the optimizer, besides learning rate and weight decay.
+        arguments: of the optimizer, except learning rate and weight decay.
         unfreezing: unfreezes the encoder within the run; None where nothing does.
         lr: peak learning rate of the decoder, from 0.
         encoder_lr: peak learning rate of a trainable encoder, from 0.

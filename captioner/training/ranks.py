@@ -96,7 +96,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def in_turn(dealt: Sequence[Sequence[_Value]]) -> list[_Value]:
-    """Values that were dealt to the ranks in turn, in their original order.
+    """Values that were distributed to the ranks in turn, in their original order.
 
     Args:
         dealt: the values of each rank.

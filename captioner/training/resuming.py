@@ -1,4 +1,4 @@
-"""Options that go with ``resume=RUN``: the run's own configuration, some of it changed.
+"""Options for ``resume=RUN``: the configuration of the run, with some changes.
 
 A resumed run continues exactly as if it had never stopped: optimizer, schedule and the order of
 batches are those of its checkpoint. Options that can be changed are changed and recorded; others
@@ -44,11 +44,11 @@ _FIXED = ("objective.name",)
 """Options that may not, though a pattern above includes them."""
 
 _SUMMARY = (
-    "trainer.*, decoding.*, logger.*, callbacks.* but monitor and ema, loader.workers and cache, "
-    "data.root, encoder.precision and the options of the objective"
+    "trainer.*, decoding.*, logger.*, callbacks.* except monitor and ema, loader.workers and "
+    "cache, data.root, encoder.precision and the options of the objective"
 )
 
-_GROWING = ("trainer", "decoding", "logger", "callbacks", "loader")  # old runs may lack options
+_GROWING = ("trainer", "decoding", "logger", "callbacks", "loader")  # may have new options
 _INHERITED = ("tokenizer", "encoder", "decoder")  # from the run that resume_weights names
 
 
@@ -67,13 +67,14 @@ def resumed(
         overrides: ``key=value`` as typed, or as parsed; Hydra's own, and ``resume``, are ignored.
         run: the run as the user named it, for errors.
         folder: its run folder, in which it continues.
-        config_dir: a folder of a user's own options.
+        config_dir: a folder with the user's own options.
 
     Returns:
         the configuration to run with and to record.
 
     Raises:
-        ValueError: an override that does not go with a resume and differs from that of the run.
+        ValueError: an override that cannot be changed when resuming and differs from that of the
+            run.
     """
     saved = anchored(saved)
     named = {change.key_or_group: change for change in parse(overrides)}
@@ -92,7 +93,7 @@ def resumed(
         without = override(whole, own, config_dir=config_dir)
         wanted |= {group: without[group] for group in _INHERITED if group in without}
     _require_changeable(_leaves(saved), _leaves(whole), _leaves(wanted), run)
-    for group in _GROWING:  # options that the run lacks, and that nobody set, stay away
+    for group in _GROWING:  # new options are added only if they were set
         old, new = saved.get(group, {}), wanted.get(group, {})
         wanted[group] = {k: v for k, v in new.items() if k in old or v != whole[group].get(k)}
     return {**wanted, "run_dir": saved.get("run_dir", str(folder))}
@@ -107,8 +108,8 @@ def _require_same_places(saved: Config, named: Mapping[str, Any], run: str, fold
     place = named["run_dir"].value() if "run_dir" in named else None
     if place is not None and Path(os.path.expanduser(str(place))).resolve() != folder.resolve():
         raise ValueError(
-            f"run_dir={place} does not go with resume={run}, which continues in {folder}; leave "
-            f"run_dir out, or start another run from its weights: resume_weights={run}"
+            f"run_dir={place} cannot be combined with resume={run}, which continues in {folder}; "
+            f"leave run_dir out, or start another run from its weights: resume_weights={run}"
         )
 
 
@@ -152,8 +153,9 @@ def _require_changeable(
         if before == after or _is_changeable(key):
             continue
         raise ValueError(
-            f"{key}={after} does not go with resume={run}, which has {saved.get(key)}: with a "
-            f"resume go {_SUMMARY}; resume_weights={run} starts another training from its weights"
+            f"{key}={after} cannot be combined with resume={run}, which has {saved.get(key)}; when "
+            f"resuming, only {_SUMMARY} can be changed; resume_weights={run} starts another "
+            "training from its weights"
         )
 
 
@@ -162,7 +164,7 @@ def _is_changeable(key: str) -> bool:
 
 
 def _completed(values: Any, defaults: Any, group: str) -> Any:
-    """A group of an old run, with the options that it lacks."""
+    """A group of an old run, with the options that it does not have."""
     if group in _GROWING and isinstance(values, dict) and isinstance(defaults, dict):
         return {**defaults, **values}
     return values

@@ -27,7 +27,7 @@ class Schedule(ABC):
     """The learning rate at each step.
 
     Args:
-        total_steps: N; ENDLESS is for schedules without an end, without a warm-up.
+        total_steps: N; ENDLESS is for schedules without a last step and without a warm-up.
         warmup: w, the share of the steps in which the rate rises linearly from 0, [0, 1].
 
     Raises:
@@ -60,7 +60,7 @@ class Schedule(ABC):
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rate depends on besides the step, as plain data."""
+        """What the rate depends on in addition to the step, as plain data."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -95,8 +95,8 @@ class Plateau(Schedule):
     """Falls whenever validations have stopped improving.
 
     Args:
-        total_steps: as of Schedule.
-        warmup: as of Schedule.
+        total_steps: see Schedule.
+        warmup: see Schedule.
         factor: by which the rate is multiplied, (0, 1).
         patience: validations without a better score before it is, from 1.
 
@@ -138,7 +138,7 @@ class Plateau(Schedule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         best, self.worse, self.falls = state["best"], state["worse"], state["falls"]
-        if best is not None:  # captioner 0.1 stored the score alone
+        if best is not None:  # captioner 0.1 stored only the score
             best = (best,) if isinstance(best, float) else tuple(best)
         self.best = best
 

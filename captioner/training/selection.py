@@ -93,7 +93,7 @@ class KeptEpochs(Checkpoint):
 
 
 class Patience(Callback):
-    """Stops a training after so many validations in a row that none ranks highest.
+    """Stops a training after a number of consecutive validations without a new best score.
 
     Args:
         monitor: see `rank`.

@@ -89,7 +89,7 @@ class Start:
         Args:
             config: of the run.
             dataset: the tokenizer's vocabulary comes from its captions where no checkpoint has one.
-            report: takes each line for people.
+            report: called with each line to print.
 
         Raises:
             ValueError: the weights do not fit the configuration, or a resumed run has other
@@ -151,8 +151,8 @@ def read_start(config: Config, resume: Path | Checkpoint | None) -> Start:
     before, now = (objective_class(one["objective"]) for one in (source.config, config))
     if before is not now:
         raise ValueError(
-            f"resume={source.path} goes on with the objective it was trained with; start another "
-            f"with resume_weights={source.path} and a run_dir of its own"
+            f"resume={source.path} continues with the objective it was trained with; start another "
+            f"run with resume_weights={source.path} and a run_dir of its own"
         )
     return Start(source, resumes=True)
 

@@ -2,8 +2,8 @@
 
 Hydra composes each job outside of the job's own function, and stops the whole sweep where that
 fails. ``JobLoader`` composes the defaults for such a job instead, together with the reason, so that
-the job itself raises it: in its turn and under its own name, in whatever process a launcher runs
-it.
+the job itself raises it: at its place in the order and under its own name, in whatever process a
+launcher runs it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Refusals(Callback):
     """Makes Hydra compose the jobs of a sweep by a JobLoader.
 
     Args:
-        config_dir: a folder of a user's own options.
+        config_dir: a folder with the user's own options.
     """
 
     def __init__(self, config_dir: str | None = None) -> None:
@@ -96,18 +96,18 @@ def _name(master_config: DictConfig, overrides: Sequence[str]) -> str:
 def sweep_overrides(
     changes: Sequence[Override], config_dir: str | Path | None = None
 ) -> tuple[list[str], Path]:
-    """The overrides that a sweep needs besides its own, and the folder of its runs.
+    """The overrides that a sweep needs in addition to its own, and the folder of its runs.
 
     Args:
         changes: overrides, as returned by ``config.checked``.
-        config_dir: a folder of a user's own options.
+        config_dir: a folder with the user's own options.
 
     Returns:
         overrides that name its folder and its jobs, and tell a sweeper that searches that higher
         scores are better; and the folder.
 
     Raises:
-        ValueError: an interval, for a sweeper that takes lists alone.
+        ValueError: an interval, for a sweeper that accepts only lists.
     """
     hydra = compose_base(changes, config_dir=config_dir).hydra
     named = {change.key_or_group: change for change in changes}
@@ -141,7 +141,7 @@ def for_each_job(changes: Sequence[Override], config_dir: str | Path | None = No
 
     Args:
         changes: overrides, as returned by ``config.checked``.
-        config_dir: a folder of a user's own options.
+        config_dir: a folder with the user's own options.
     """
     fixed = [change for change in changes if not change.is_sweep_override()]
     defaults = compose_base(fixed, config_dir=config_dir)

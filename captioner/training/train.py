@@ -63,7 +63,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
-"""Takes a line for people."""
+"""Called with a line to print."""
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,15 @@ def train(
             as read.
         command: on several devices, what starts this training in another process; None is the
             script that runs now, from its start.
-        report: takes each line for people, in the first process; the default is this module's log.
+        report: called with each line to print, in the first process; the default is this module's
+            log.
 
     Raises:
         ValueError: an option that does not fit, or a folder that already holds a run.
         OSError: the folder cannot be made, or the disk is full.
         FileNotFoundError: the data are not where the configuration says.
         NonFiniteLoss: the loss or a weight became infinite or NaN.
-        Degenerate: the captions of a self-critical training make no sense any more.
+        Degenerate: the captions of a self-critical training have become meaningless.
         RankLost: one of several processes was ended.
     """
     quieten()
@@ -294,8 +295,8 @@ def _interruption(claim: Claim, error: KeyboardInterrupt) -> str:
     """What remains of an interrupted training, and how to continue it."""
     what, folder = str(error) or "interrupted", claim.folder
     if checkpoint_file(folder, LAST).is_file():
-        return f"{what}; `captioner train resume={folder}` goes on from the last checkpoint"
-    left = f"{folder} has the logs alone" if claim.worth else "no run folder is left"
+        return f"{what}; `captioner train resume={folder}` resumes from the last checkpoint"
+    left = f"{folder} contains only the logs" if claim.worth else "no run folder is left"
     return f"{what} before the first checkpoint: there is nothing to resume, {left}"
 
 
@@ -322,7 +323,7 @@ def resolved(config: Config, report: Report = log.info) -> Config:
 
     Args:
         config: of the run.
-        report: takes a line where a precision is slow on the device.
+        report: called with a line if a precision is slow on the device.
 
     Raises:
         ValueError: ``trainer.precision`` is not one that the device trains in.
@@ -332,7 +333,7 @@ def resolved(config: Config, report: Report = log.info) -> Config:
     trainer, encoder, decoding = groups.values()
     trainer["precision"] = resolve_trainer(trainer.get("precision", AUTO), device)
     decoding["precision"] = resolve(decoding.get("precision", FP32), device)
-    copied = device == "cpu" and not encoder.get("trainable")  # its copy alone has a precision
+    copied = device == "cpu" and not encoder.get("trainable")  # only its copy has a precision
     precision = encoder.get("precision", FP32)
     encoder["precision"] = FP32 if precision == AUTO and not copied else resolve(precision)
     for name, group in groups.items():

@@ -43,10 +43,10 @@ class TrainerOptions:
     """Options of a Lightning Trainer, with Lightning's names and meaning: the group ``trainer``.
 
     Attributes:
-        max_epochs: passes over the training captions, or images; -1 is without end; ``train``
-            settles None.
-        max_steps: of the optimizer; -1 is without end.
-        max_time: days:hours:minutes:seconds after which the training stops; None is without end.
+        max_epochs: passes over the training captions, or images; -1: no limit; ``train``
+            chooses a value for None.
+        max_steps: of the optimizer; -1: no limit.
+        max_time: days:hours:minutes:seconds after which the training stops; None: no limit.
         accelerator: one of ACCELERATORS.
         devices: how many on each machine, which ones ("0,2"), or "auto".
         num_nodes: machines, from 1.
@@ -59,7 +59,7 @@ class TrainerOptions:
         limit_train_batches: a number of batches (whole number) or a share of them.
         limit_val_batches: likewise; of the batches of all devices.
         overfit_batches: likewise, the same ones in every epoch, and as many of dev; 0 is all.
-        fast_dev_run: run so many steps and dev batches (True is 1) and stop, without logs.
+        fast_dev_run: run this number of steps and dev batches (True is 1) and stop, without logs.
         log_every_n_steps: steps between two rows of the logs; ``train`` takes at most those of an
             epoch.
         profiler: a key of PROFILERS: write a table of the time spent below logs/.
@@ -134,7 +134,7 @@ def build_trainer(
 
 
 def _passed_on(options: TrainerOptions, folder: Path) -> dict[str, Any]:
-    """The arguments of Lightning's Trainer that follow from the options alone."""
+    """The arguments of Lightning's Trainer that follow from the options."""
     given = {
         field.name: getattr(options, field.name)
         for field in fields(options)
@@ -154,7 +154,7 @@ def _passed_on(options: TrainerOptions, folder: Path) -> dict[str, Any]:
         "precision": resolve_trainer(options.precision, device_of(options.accelerator)),
         "profiler": profiler,
         "num_sanity_val_steps": 0,
-        "use_distributed_sampler": False,  # ours deals batches out; Lightning's would reorder them
+        "use_distributed_sampler": False,  # our sampler distributes the batches
         "enable_model_summary": False,
     }
 
@@ -172,8 +172,8 @@ def _require_devices(accelerator: str, devices: int | str, num_nodes: int) -> No
     available["gpu"] = available["cuda"] or available["mps"]
     if not available[accelerator]:
         raise ValueError(
-            f"trainer.accelerator={accelerator} is not there: torch finds no such device on this "
-            "machine; choose auto or cpu"
+            f"trainer.accelerator={accelerator} is not available: torch finds no such device on "
+            "this machine; choose auto or cpu"
         )
     if not re.fullmatch(r"auto|-1|0*[1-9]\d*|\d+(,\d+)+,?|\d+,", str(devices)):
         raise ValueError(
@@ -204,7 +204,7 @@ def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:
 
 
 def require_end(config: Config, steps: int) -> None:
-    """Refuse shares of a training without an end, and epochs of one that ends by steps.
+    """Refuse fractions of an unlimited training, and epochs if the training is limited by steps.
 
     Args:
         config: of the run.
@@ -216,8 +216,8 @@ def require_end(config: Config, steps: int) -> None:
     trainer, unfreeze_at = config["trainer"], config["training"].get("unfreeze_at")
     if unfreeze_at is not None and trainer.get("max_steps", -1) >= 0:
         raise ValueError(
-            f"trainer.max_steps={trainer['max_steps']} does not go with training.unfreeze_at, "
-            "which counts epochs; set trainer.max_epochs instead"
+            f"trainer.max_steps={trainer['max_steps']} cannot be combined with "
+            "training.unfreeze_at, which counts epochs; set trainer.max_epochs instead"
         )
     shares = _shares(config)
     if steps == ENDLESS and shares:

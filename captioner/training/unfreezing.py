@@ -1,7 +1,7 @@
 """Staged fine-tuning: the last stages of a frozen encoder begin to learn in the middle of a run.
 
 The gradients of a random decoder are noise, and would destroy what the encoder has learned; so the
-decoder learns alone first, from cached features, and then both learn together
+decoder first learns without the encoder, from cached features, and then both learn together
 (Vinyals et al., 2017, "Show and Tell: Lessons learned from the 2015 MSCOCO image captioning
 challenge").
 """

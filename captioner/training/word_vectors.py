@@ -33,7 +33,7 @@ class Coverage:
     """What a file of word vectors covered.
 
     Attributes:
-        words: share of the vocabulary's words, special ones aside, [0, 1].
+        words: share of the vocabulary's words, without the special ones, [0, 1].
         tokens: share of the words of the training captions, [0, 1].
     """
 
@@ -54,22 +54,23 @@ def fill(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is of another width or not such a file, or it holds none of the words.
+        ValueError: the file is of another width or in another format, or contains none of the
+            words.
     """
     weight = decoder.words.weight
-    found = read(path, vocabulary, width=weight.shape[1])
+    vectors = read(path, vocabulary, width=weight.shape[1])
     ordinary = len(vocabulary.ordinary)
-    if not found:
+    if not vectors:
         raise ValueError(
             f"training.word_vectors={path} holds none of the {ordinary} words of the "
             "vocabulary; choose a file of their language, lower case as they are"
         )
-    places = list(found)
+    places = list(vectors)
     with torch.no_grad():
-        weight[places] = torch.from_numpy(numpy.stack(list(found.values()))).to(weight)
+        weight[places] = torch.from_numpy(numpy.stack(list(vectors.values()))).to(weight)
     counts = Counter(token for caption in captions for token in caption)
-    covered = sum(count for token, count in counts.items() if token in found)
-    return Coverage(len(found) / ordinary, covered / max(1, counts.total()))
+    covered = sum(count for token, count in counts.items() if token in vectors)
+    return Coverage(len(vectors) / ordinary, covered / max(1, counts.total()))
 
 
 def read(
@@ -89,7 +90,7 @@ def read(
     path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"training.word_vectors={path}: no such file")
-    found: dict[int, NDArray[numpy.float32]] = {}
+    vectors: dict[int, NDArray[numpy.float32]] = {}
     for number, line in _lines(path):
         fields = line.split(" ")
         if number == 1:
@@ -98,7 +99,7 @@ def read(
                 continue  # fastText says how many words there are
             _check_width(path, len(fields) - 1, width)
         token = vocabulary.id(fields[0])
-        if token == vocabulary.unknown or token in found:
+        if token == vocabulary.unknown or token in vectors:
             continue
         try:
             vector = numpy.array(fields[1:], dtype=numpy.float32)
@@ -109,8 +110,8 @@ def read(
                 f"training.word_vectors={path}, line {number}: {fields[0]!r} has {len(vector)} "
                 f"numbers, or infinite ones; the file's other words have {width}"
             )
-        found[token] = vector
-    return found
+        vectors[token] = vector
+    return vectors
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -127,9 +128,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.decode("utf-8", "replace").rstrip()
 
 
-def _check_width(path: Path, found: int, width: int) -> None:
-    if found != width:
+def _check_width(path: Path, actual: int, width: int) -> None:
+    if actual != width:
         raise ValueError(
-            f"training.word_vectors={path} has vectors of {found} numbers; set "
-            f"decoder.embedding_size={found} (it is {width})"
+            f"training.word_vectors={path} has vectors of {actual} numbers; set "
+            f"decoder.embedding_size={actual} (it is {width})"
         )

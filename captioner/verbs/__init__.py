@@ -1,4 +1,4 @@
-"""One module for each verb of the command line; its ``run`` takes the arguments after the verb.
+"""One module for each verb of the command line; its ``run`` receives the arguments after the verb.
 
 They parse, print and return the exit status. The work is done by functions of other packages, which
 are imported when a verb runs.

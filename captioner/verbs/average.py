@@ -13,13 +13,13 @@ def run(argv: Sequence[str]) -> int:
     parser = parser_of(
         "average",
         "Average the weights of several checkpoints of one run into a new checkpoint, which every\n"
-        "other verb takes. A run folder stands for the epochs that it kept (callbacks.keep=5).",
+        "other verb accepts. Of a run folder, the kept epochs are averaged (callbacks.keep=5).",
         "  captioner average runs/demo\n"
         "  captioner average runs/demo/checkpoints/epoch-0[45].ckpt --output mean.ckpt\n",
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder, or checkpoints")
     parser.add_argument(
-        "--output", metavar="FILE", help="a new file (default average.ckpt beside the first)"
+        "--output", metavar="FILE", help="a new file (default average.ckpt next to the first)"
     )
     add_plugin(parser)
     options = parser.parse_intermixed_args(argv)

@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
         "--older-than",
         type=float,
         metavar="DAYS",
-        help="clear: only features not used for so many days",
+        help="clear: only features not used for this number of days",
     )
     parser.add_argument("--yes", action="store_true", help="clear: without asking")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of the list")

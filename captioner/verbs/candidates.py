@@ -45,14 +45,14 @@ TABLES: dict[str, str] = {
     "--metrics": METRICS,
     "--tokenize": "metrics/tokenize.py:TOKENIZE",
 }
-"""Option -> the table of the names that it takes, as FILE:NAME in this package."""
+"""Option -> the table of the names that it accepts, as FILE:NAME in this package."""
 
-TAKEN = {
+ACCEPTED = {
     "data": ("data", "tokenizer", "seed"),
     "evaluate": ("data", "decoding", "loader"),
     "models": ("decoding",),
 }
-"""Verb -> the groups and values that it takes as overrides, if these are not all."""
+"""Verb -> the groups and values that it accepts as overrides; other verbs accept all."""
 
 
 def complete(top: argparse.ArgumentParser) -> None:
@@ -136,8 +136,8 @@ def values(what: str, prefix: str) -> list[str]:
         prefix: the value so far.
     """
     before, comma, last = prefix.rpartition(",")
-    found = names_in(TABLES[what]) if what in TABLES else KINDS[what](last)
-    return [f"{before}{comma}{one}" for one in found]
+    names = names_in(TABLES[what]) if what in TABLES else KINDS[what](last)
+    return [f"{before}{comma}{name}" for name in names]
 
 
 def models(prefix: str) -> list[str]:
@@ -180,7 +180,7 @@ def _choices(option: str) -> Callable[[str], list[str]]:
 
 
 KINDS: dict[str, Callable[[str], list[str]]] = {
-    **{f"decoding.{name}": _choices(name) for name, one in OPTIONS.items() if one.choices},
+    **{f"decoding.{name}": _choices(name) for name, option in OPTIONS.items() if option.choices},
     **dict.fromkeys(("RUN", "resume_weights"), models),
     "resume": resumable,
     **dict.fromkeys(("FILE", "REFERENCES", "PATH"), paths),
@@ -202,20 +202,20 @@ def overrides(prefix: str, words: Sequence[str], config_dir: str | None = None) 
     Args:
         prefix: the word so far.
         words: those before it; the groups chosen in them decide which options exist.
-        config_dir: a folder of a user's own options, as of ``train --config-dir``.
+        config_dir: a folder with the user's own options, see ``train --config-dir``.
     """
     key, equals, value = prefix.partition("=")
     if equals:
-        return [f"{key}={one}" for one in _values_of(key, value, words, config_dir)]
+        return [f"{key}={text}" for text in _values_of(key, value, words, config_dir)]
     composed = _composed(words, config_dir)
-    taken = TAKEN.get(words[0], ()) if words else ()
-    shown = {name: one for name, one in composed.items() if not taken or name in taken}
+    accepted = ACCEPTED.get(words[0], ()) if words else ()
+    options = {k: v for k, v in composed.items() if not accepted or k in accepted}
     if "." in key:
-        return [f"{name}=" for name in _leaves(shown)]
-    chosen = [name for name in config.groups(config_dir) if not taken or name in taken]
-    within = [f"{name}." for name, one in shown.items() if isinstance(one, dict)]
-    single = [f"{name}=" for name, one in shown.items() if not isinstance(one, dict)]
-    return [*(f"{name}=" for name in chosen), *within, *single]
+        return [f"{name}=" for name in _leaves(options)]
+    groups = [name for name in config.groups(config_dir) if not accepted or name in accepted]
+    within = [f"{name}." for name, value in options.items() if isinstance(value, dict)]
+    single = [f"{name}=" for name, value in options.items() if not isinstance(value, dict)]
+    return [*(f"{name}=" for name in groups), *within, *single]
 
 
 def _values_of(key: str, prefix: str, words: Sequence[str], config_dir: str | None) -> list[str]:
@@ -233,9 +233,9 @@ def _values_of(key: str, prefix: str, words: Sequence[str], config_dir: str | No
 def _composed(words: Sequence[str], config_dir: str | None) -> dict[str, Any]:
     """The configuration with the groups chosen on the line; the default where they do not fit."""
     groups = config.groups(config_dir)
-    chosen = [one for one in words if one.partition("=")[0] in groups and "," not in one]
+    choices = [word for word in words if word.partition("=")[0] in groups and "," not in word]
     try:
-        return config.compose(chosen, config_dir=config_dir)
+        return config.compose(choices, config_dir=config_dir)
     except ValueError:
         return config.compose()
 

@@ -79,7 +79,7 @@ def _composed(
 
     base = {key: captioner.config[key] for key in ("data", "loader")}
     base["decoding"] = captioner.options.as_dict()
-    extra = {"data": {"split": options.split or "dev"}}  # an option of this verb alone
+    extra = {"data": {"split": options.split or "dev"}}  # an option of only this verb
     groups = override(base, overrides, config_dir=options.config_dir, extra=extra)
     experiments = [word for word in overrides if word.lstrip("+").startswith("experiment=")]
     if experiments:

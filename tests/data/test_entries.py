@@ -96,7 +96,7 @@ def test_text_and_comment_beside_a_caption_are_said_once_and_left_alone(tmp_path
     (tmp_path / "mine.json").write_text(json.dumps(rows))
     dataset = read(tmp_path)
     assert captions(dataset) == {"0.png": ("a sign",), "1.png": ("a sign",)}
-    assert dataset.warnings == {"'text' beside 'caption', not read as a caption": 2}
+    assert dataset.warnings == {"'text' next to 'caption', not read as a caption": 2}
 
 
 def test_half_an_emoji_is_left_out_and_counted(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_remarks_and_signs_are_no_captions_beside_captions(header, expected, tmp
 
 def test_an_unread_column_is_named_with_its_line(tmp_path) -> None:
     dataset = read(tmp_path, "image,caption,comment\n0.png,a red box,check again\n")
-    warning = "column 'comment' beside the captions, not read as one"
+    warning = "column 'comment' next to the captions, not read as one"
     assert dataset.places == {warning: ("captions.csv, line 1",)}
 
 

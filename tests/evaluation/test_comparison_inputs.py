@@ -158,7 +158,7 @@ def test_wrong_inputs_get_one_line(runs, tmp_path, capsys) -> None:
     fails(capsys, first, other, "--metrics", "BLEU-9", says="did you mean BLEU-")
     fails(capsys, first, "--seed", -1, says="seed=-1 is negative")
     fails(capsys, first, "--figure", "table.gif", says="name it .svg or .png")
-    fails(capsys, f"{first},", says="a comma with no path beside it")
+    fails(capsys, f"{first},", says="a comma without a path next to it")
     assert main(["compare", str(first), str(other), "--resamples", "150"]) == 1
     assert "resamples=150 cannot show anything in 5 tests" in capsys.readouterr().err
 

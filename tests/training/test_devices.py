@@ -261,7 +261,9 @@ def test_devices_that_cannot_be_are_refused_by_option(tmp_path, options, says: s
 def test_a_gpu_that_is_not_there_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="trainer.accelerator=gpu is not there: .* auto or cpu"):
+    with pytest.raises(
+        ValueError, match="trainer.accelerator=gpu is not available: .* auto or cpu"
+    ):
         trainer_of(tmp_path, accelerator="gpu")
 
 

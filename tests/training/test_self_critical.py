@@ -213,7 +213,7 @@ def test_the_reward_rises_to_its_largest(baseline: str) -> None:
     [
         ({"dev_distinct": 1.0}, "1 % of the dev captions differ .objective.least_distinct=2"),
         ({"dev_repeats": 45.0}, "45 % of their bigrams repeat one before"),
-        ({"dev_endless": 31.0}, "31 % of the dev captions lack <end>"),
+        ({"dev_endless": 31.0}, "31 % of the dev captions are without <end>"),
         ({}, None),
     ],
 )
@@ -315,7 +315,7 @@ def test_a_run_that_degenerates_keeps_its_best_checkpoint(run, tmp_path, monkeyp
         original(self, {**scores, "dev_endless": 50.0 if len(looks) == 2 else 0.0}, captions)
 
     monkeypatch.setattr(SelfCritical, "check", worse)
-    with pytest.raises(Degenerate, match="50 % of the dev captions lack <end>"):
+    with pytest.raises(Degenerate, match="50 % of the dev captions are without <end>"):
         train(config, tmp_path / "run")
     best = checkpoint.read(tmp_path / "run")
     assert best.path.name == "best.ckpt"
@@ -341,5 +341,5 @@ def test_every_image_is_seen_once_an_epoch(run, tmp_path, monkeypatch) -> None:
 
 
 def test_resuming_does_not_change_the_objective(run, tiny, tmp_path) -> None:
-    with pytest.raises(ValueError, match="goes on with the objective.*resume_weights="):
+    with pytest.raises(ValueError, match="continues with the objective.*resume_weights="):
         train(config_of(run), tmp_path / "run", resume=checkpoint.find(run, name="last.ckpt"))

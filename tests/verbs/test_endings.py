@@ -52,8 +52,8 @@ def error_of(capsys) -> str:
     ("step", "says"),
     [
         (0, "interrupted before the first checkpoint: there is nothing to resume, no run folder"),
-        (2, "interrupted before the first checkpoint: there is nothing to resume, {} has the logs"),
-        (7, "interrupted; `captioner train resume={}` goes on from the last checkpoint"),
+        (2, "interrupted before the first checkpoint: there is nothing to resume, {} contains"),
+        (7, "interrupted; `captioner train resume={}` resumes from the last checkpoint"),
     ],
 )
 def test_an_interrupt_promises_what_is_there(tiny, tmp_path, at_step, capsys, step, says) -> None:

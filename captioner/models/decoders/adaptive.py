@@ -33,7 +33,7 @@ class Adaptive(Attending):
 
     Args:
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
-            score, dropout, tie_weights: as of ``Attending``.
+            score, dropout, tie_weights: see ``Attending``.
         cell: a name in ``CELLS``.
         layers: L; the h of the last is the query and the input of the output.
         sentinel: attend to the memory, too; False is the paper's "spatial attention".

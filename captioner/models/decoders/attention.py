@@ -67,7 +67,7 @@ class Attention(nn.Module):
         """Attend once.
 
         Args:
-            query: [R, Q]; those of an image side by side, K = R / B each.
+            query: [R, Q]; K = R / B consecutive rows per image.
             image: the result of ``remember``, of B images.
             sentinel: [R, W].
 

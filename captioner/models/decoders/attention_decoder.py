@@ -99,7 +99,7 @@ class Attending(nn.Module):
         raise NotImplementedError
 
     def project(self, words: Tensor) -> Tensor:
-        """What a step computes from its word alone: [..., E] -> [..., any width]."""
+        """What a step computes from its word only: [..., E] -> [..., any width]."""
         raise NotImplementedError
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:

@@ -20,8 +20,8 @@ State = dict[str, Tensor]
 """What a decoder passes from one step to the next: tensors by name, rows first.
 
 Names that begin with ``image.`` hold what belongs to the B images: one row per image, unchanged by
-``step``. All other tensors have one row per hypothesis, R = B * K, the K of an image side by side;
-searches reorder, repeat and drop these rows by indexing. After ``start``, R is B.
+``step``. All other tensors have one row per hypothesis, R = B * K, the K of an image being
+consecutive; searches reorder, repeat and drop these rows by indexing. After ``start``, R is B.
 """
 
 
@@ -39,7 +39,7 @@ class Stepper(NamedTuple):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """What is demanded of a decoder.
+    """What is required of a decoder.
 
     Its constructor takes keyword-only arguments: ``vocabulary_size`` (V), ``feature_size`` (D) and
     its own options. ``captioner.testing.check_decoder`` tests a class against this contract.
@@ -51,7 +51,7 @@ class Decoder(Protocol):
 
     @property
     def uses_grid(self) -> bool:
-        """Whether it reads ``Features.grid``; otherwise ``Features.pooled`` suffices."""
+        """Whether it reads ``Features.grid``; otherwise ``Features.pooled`` is sufficient."""
 
     @property
     def words(self) -> nn.Embedding:
@@ -76,7 +76,7 @@ class Decoder(Protocol):
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
         """Read whole captions (teacher forcing): inputs [B, T] -> logits [B, T, V].
 
-        Equal to ``start`` and T times ``step``. With a packing, only real tokens are answered:
+        Equal to ``start`` and T times ``step``. With a packing, the result is for real tokens only:
         ``packing.pack`` of these logits, [N, V].
         """
 
@@ -105,13 +105,13 @@ class Attends(Decoder, Protocol):
 
 
 def refreshing(decoder: nn.Module, make: Callable[[], Stepper]) -> Stepper:
-    """A stepper that is made anew at ``start`` where weights of the decoder have changed.
+    """A stepper that is made again at ``start`` if weights of the decoder have changed.
 
-    Changes that torch does not count, those by way of ``.data``, numpy or fused optimizers, are not
-    noticed: call ``stepper()`` again after these.
+    Changes that torch does not count, such as those through ``.data``, numpy or fused optimizers,
+    are not noticed: call ``stepper()`` again after these.
 
     Args:
-        decoder: whose parameters and buffers count.
+        decoder: whose parameters and buffers are compared.
         make: makes a stepper from the weights as they are.
     """
     stepper, weights = make(), Snapshot([decoder])

@@ -2,7 +2,7 @@
 
 Autograd computes ∂W at every step and adds up the results: T small products, and T times the memory
 traffic of the whole matrix. Within ``deferred`` the gradients D_t of the steps are collected
-instead, beside the inputs X_t that they belong to, and after the loop there is one product:
+instead, together with the inputs X_t that they belong to, and after the loop there is one product:
 
     y_t = X_t W^T + b           ∂X_t = D_t W            at each step, as always
     ∂W  = D^T X                 ∂b   = Σ D              once; D and X are the rows of all steps
@@ -123,10 +123,10 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
 
 
 def _with_slot(series: list[_Calls], rows: int, make: Callable[[], _Calls]) -> _Calls | None:
-    """The first of several series of T slots whose next slot has so many rows.
+    """The first of several series of T slots whose next slot has this number of rows.
 
     A layer that is called n times in a step fills n series. None where not even a new series
-    begins with so many rows.
+    begins with this number of rows.
     """
     for calls in series:
         if calls.next_rows == rows:

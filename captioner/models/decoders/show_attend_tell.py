@@ -29,10 +29,10 @@ class ShowAttendTell(Attending):
 
     Args:
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
-            score, dropout, tie_weights: as of ``Attending``.
+            score, dropout, tie_weights: see ``Attending``.
         cell: a name in ``CELLS``.
         layers: L; the first reads the word, the h of the last is query and output.
-        deep_output: the logits depend on the word and the context directly, besides h_t.
+        deep_output: the logits depend on the word and the context directly, in addition to h_t.
     """
 
     def __init__(

@@ -132,7 +132,7 @@ class ShowTell(nn.Module):
         if side * side != positions or self.regions > side:
             raise ValueError(
                 f"decoder.regions={self.regions} does not fit a grid of {positions} positions; "
-                "choose 1, or no more than its side, and a square image"
+                "choose 1, or at most its side, and a square image"
             )
         maps = features.grid.transpose(1, 2).unflatten(2, (side, side))  # [B, D, side, side]
         return functional.adaptive_avg_pool2d(maps, self.regions).flatten(1)  # [B, D * R * R]
@@ -175,7 +175,7 @@ class ShowTell(nn.Module):
     def _make_stepper(self) -> Stepper:
         table = self._project(self.words.weight)  # [V, gates * H]
         copied = laid_out(self)
-        advance = partial(copied.recurrence.advance, one=self.recurrence.quickest())
+        advance = partial(copied.recurrence.advance, step_cell=self.recurrence.quickest())
 
         @torch.no_grad()
         def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:

@@ -25,8 +25,8 @@ class Standardize(nn.Module):
         x -> (x - μ) V / sqrt(λ)    λ, V: the K largest eigenvalues of the covariance, whitening
 
     Encoders differ widely in scale; where features are small, X_0 would at first have little
-    influence beside the words. The statistics are those of training images (``fit``) and do not
-    learn. Features of K < D dimensions are principal components already and stay as they are.
+    influence compared with the words. The statistics are those of training images (``fit``) and do
+    not learn. Features of K < D dimensions are principal components already and stay as they are.
 
     Modules name it ``standardise``: attribute names are keys of checkpoints and stay.
 
@@ -73,7 +73,7 @@ class Positions(nn.Module):
     """The values that a decoder attends to: v_i = W a_i + b for each position of the grid.
 
     The a_i are standardized. Projected once per image, the values have the decoder's width; since
-    the decoder multiplies a context by matrices anyway, W costs nothing but rank.
+    the decoder multiplies a context by matrices anyway, W costs no expressive power except rank.
 
     Args:
         feature_size: D.
@@ -136,5 +136,5 @@ def whitening_of(decoder: Decoder) -> Standardize | None:
 
 
 def with_image(rows: Tensor, image: Tensor) -> Tensor:
-    """Add to each row [R, W] the vector of its image [B, W]; K = R / B rows each, side by side."""
+    """Add to each row [R, W] the vector of its image [B, W]; K = R / B consecutive rows each."""
     return (rows.unflatten(0, (len(image), -1)) + image.unsqueeze(1)).flatten(0, 1)

@@ -89,7 +89,7 @@ class Layer(nn.Module):
 
         Args:
             x: [R, H].
-            memory: m, [B, P, H]; each image has K = R / B rows, side by side.
+            memory: m, [B, P, H]; each image has K = R / B consecutive rows.
             past: keys and values of the words before, [R, t, 2 * H].
 
         Returns:

@@ -9,7 +9,7 @@ word vectors y_t:
     h²_t    = cell²([z_t; h¹_t], h²_{t-1})
     p_t     = softmax(W_p h²_t + b_p)
 
-The values are here the positions of the grid, as in the paper's baseline, not detected objects.
+Here the values are the positions of the grid, as in the paper's baseline, not detected objects.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class UpDown(Attending):
 
     Args:
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
-            score, dropout, tie_weights: as of ``Attending``.
+            score, dropout, tie_weights: see ``Attending``.
         cell: a name in ``CELLS``, of both.
         layers: L of the one that generates words.
     """

@@ -18,7 +18,7 @@ def torch_cache(url: str) -> Path:
 
 
 def fetch(create: Callable[[], Any], network: str, url: str, cache: Path) -> Any:
-    """Create a network with its weights, without connecting where the cache suffices.
+    """Create a network with its weights, without connecting if the cache is sufficient.
 
     Args:
         create: creates the network; downloads weights that are not in the cache.

@@ -183,7 +183,7 @@ class Encoder(nn.Module):
         return self._running()[1]
 
     def make_ready(self) -> None:
-        """Make the quick copy now; make it anew if weights have changed in any way.
+        """Make the quick copy now; make it again if weights have changed in any way.
 
         ``forward`` notices the changes that torch counts; comparing the values of all weights takes
         longer than encoding a small image.
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
     def _running(self, *, keep: bool = False) -> tuple[nn.Module, torch.dtype]:
         """The module that computes the features: the backbone, or a quick copy, and its dtype.
 
-        A frozen encoder on a CPU uses a copy, which is made when it is first needed, and anew when
+        A frozen encoder on a CPU uses a copy, which is made when it is first needed, and again when
         a weight or the precision has changed. An unfrozen encoder uses it as well where no
         gradients are needed, so that validation gives what the loaded checkpoint will give.
         """

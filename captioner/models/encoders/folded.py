@@ -138,8 +138,8 @@ Chain = tuple[str, str, str | None]
 def _observe(network: nn.Module, run: Run) -> tuple[Tensor, list[Chain]]:
     """The features of the image, and the chains of convolution, normalization and activation.
 
-    Two modules are linked if the input of one is the very tensor that the other returned, and each
-    of them ran once.
+    Two modules are linked if the input of one is the same tensor object that the other returned,
+    and each of them ran once.
     """
     names: dict[nn.Module, str] = {module: name for name, module in network.named_modules()}
     kept: list[Any] = []  # so that no other tensor gets the same id

@@ -286,7 +286,7 @@ def build_encoder(
     Args:
         library: a key of ENCODERS.
         network, pretrained, trainable, image_size, crop, stage, precision,
-            gradient_checkpointing, initialise: as of Encoder.
+            gradient_checkpointing, initialise: see Encoder.
 
     Raises:
         ValueError: the library or network is not known or not installed, or its weights cannot be

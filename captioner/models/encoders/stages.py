@@ -1,4 +1,4 @@
-"""The stages of a network, read off the names of its parameters.
+"""The stages of a network, derived from the names of its parameters.
 
     layer3.0.conv1.weight                  -> layer3                        (ResNet)
     blocks.5.2.conv_pw.weight              -> blocks.5                      (EfficientNet, ViT)

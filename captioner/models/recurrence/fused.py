@@ -95,7 +95,7 @@ def _dtype(inputs: Tensor) -> torch.dtype:
 
 
 class _Setting(NamedTuple):
-    """What a sequence is computed with, besides tensors."""
+    """What is needed to compute a sequence, except tensors."""
 
     cell: Cell
     sizes: tuple[int, ...]

@@ -100,18 +100,18 @@ class Recurrence(nn.Module):
         return self.advance(self.project(x), state)
 
     def advance(
-        self, projected: Tensor, state: State, *, one: OneStep | None = None
+        self, projected: Tensor, state: State, *, step_cell: OneStep | None = None
     ) -> tuple[Tensor, State]:
         """As ``step``, from an input that is projected already, [B, gates * H].
 
         Args:
-            one: computes the step of one cell; None: the cell's own methods.
+            step_cell: computes the step of one cell; None: the cell's own methods.
         """
         states: list[State] = []
         for layer, cell in enumerate(self._layers()):
             before = _of_layer(state, layer)
             projected = projected if layer == 0 else cell.project(self.dropout(states[-1]["h"]))
-            states.append((one or _as_written)(cell, projected, before))
+            states.append((step_cell or _as_written)(cell, projected, before))
         return states[-1]["h"], _stack(states)
 
     def quickest(self) -> OneStep | None:

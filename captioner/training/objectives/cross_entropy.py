@@ -97,7 +97,7 @@ class CrossEntropy(Objective):
 def read_own_words(
     decoder: Decoder, features: Features, inputs: Tensor, packing: Packing, *, share: float
 ) -> Tensor:
-    """The logits of captions as of ``forward``, some input tokens being drawn from the decoder.
+    """The logits of captions as in ``forward``, some input tokens being drawn from the decoder.
 
     Each token depends on the one before: one ``step`` for each instead of one product for all.
 
@@ -113,15 +113,15 @@ def read_own_words(
     """
     given = inputs[packing.order]  # [B, T], longest first
     state = decoder.start(features.rows(packing.order))
-    tokens, found = given[:, 0], []
+    tokens, steps = given[:, 0], []
     for place, rows in enumerate(packing.sizes):
         state = {name: tensor[:rows] for name, tensor in state.items()}
         logits, state = decoder.step(tokens[:rows], state)  # [rows, V]
-        found.append(logits)
+        steps.append(logits)
         if place + 1 < len(packing.sizes):
             own = torch.rand(rows, device=logits.device) < share
             tokens = torch.where(own, draw_words(logits), given[:rows, place + 1])
-    return torch.cat(found)
+    return torch.cat(steps)
 
 
 def draw_words(logits: Tensor) -> Tensor:

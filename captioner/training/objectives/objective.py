@@ -16,7 +16,7 @@ from captioner.tokenizers import Tokenizer
 
 
 class Degenerate(ValueError):
-    """The captions make no sense any more, whatever they score."""
+    """The captions have become meaningless, whatever their score."""
 
 
 class Outcome(NamedTuple):
@@ -79,6 +79,6 @@ class Objective(ABC):
             captions: one for each dev image.
 
         Raises:
-            Degenerate: the captions make no sense any more, so the training stops.
+            Degenerate: the captions have become meaningless, so the training stops.
         """
         return None

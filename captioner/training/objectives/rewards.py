@@ -38,17 +38,19 @@ _PER_CENT = 100.0
 
 def _cider(references: References) -> Score:
     scorer = Cider(references)
-    return lambda texts, images, found: scorer.rows(texts, images, matches=found)[:, 0] / _PER_CENT
+    return lambda texts, images, matches: (
+        scorer.rows(texts, images, matches=matches)[:, 0] / _PER_CENT
+    )
 
 
 def _bleu4(references: References) -> Score:
-    return lambda texts, images, found: sentence_bleu(
-        bleu_rows(references, texts, images, matches=found)
+    return lambda texts, images, matches: sentence_bleu(
+        bleu_rows(references, texts, images, matches=matches)
     )
 
 
 def _rouge_l(references: References) -> Score:
-    return lambda texts, images, found: rouge_rows(references, texts, images)[:, 0] / _PER_CENT
+    return lambda texts, images, matches: rouge_rows(references, texts, images)[:, 0] / _PER_CENT
 
 
 REWARDS: Mapping[str, Callable[[References], Score]] = MappingProxyType(
@@ -87,9 +89,9 @@ class Rewards:
         Returns:
             the reward of each, [C].
         """
-        found = self._references.match(candidates, images)
+        matches = self._references.match(candidates, images)
         return sum(
-            (weight * score(candidates, images, found) for weight, score in self._parts),
+            (weight * score(candidates, images, matches) for weight, score in self._parts),
             start=numpy.zeros(len(candidates)),
         )
 
@@ -117,11 +119,11 @@ def check_weights(weights: Mapping[str, float]) -> None:
 def sentence_bleu(rows: Rows) -> Rows:
     """BLEU-4 of single captions, 0 to 1, from the counts of `bleu_rows` [C, 10].
 
-    p_n = (found + 1) / (said + 1) for n from 2 to 4, since few captions hold a 4-gram of their
+    p_n = (matches + 1) / (total + 1) for n from 2 to 4, since few captions hold a 4-gram of their
     references and log 0 would hide all else (Lin & Och, COLING 2004; nltk's method2).
     """
     more = numpy.array([0, 1, 1, 1])
-    found, said = rows[:, :4] + more, rows[:, 4:8] + more
+    matches, total = rows[:, :4] + more, rows[:, 4:8] + more
     brevity = numpy.minimum(0.0, 1.0 - rows[:, 9] / numpy.maximum(1, rows[:, 8]))  # log BP
     with numpy.errstate(divide="ignore"):
-        return numpy.exp(numpy.log(found / said).mean(axis=1) + brevity)
+        return numpy.exp(numpy.log(matches / total).mean(axis=1) + brevity)

@@ -61,14 +61,14 @@ class SelfCritical(Objective):
         samples: N, captions drawn of each image; "leave_one_out" needs 2 or more.
         baseline: "leave_one_out" or "greedy".
         temperature: τ > 0 of the policy.
-        rewards: keys of `rewards.REWARDS` and their weights; None is CIDEr-D alone.
+        rewards: keys of `rewards.REWARDS` and their weights; None: only CIDEr-D.
         dropout: leave the decoder's dropout on, with different masks in sampling and gradient.
         cross_entropy_weight: λ ≥ 0; adds λ times the mean cross-entropy of a token of the reference
             captions, which keeps the language close to theirs.
         least_distinct: percent of the dev captions that must differ, [0, 100].
         most_repeats: percent of the dev captions' bigrams that may repeat an earlier one of the
             same caption, [0, 100].
-        most_endless: percent of the dev captions that may lack <end>, [0, 100].
+        most_endless: percent of the dev captions that may be without <end>, [0, 100].
 
     Raises:
         ValueError: a value out of range, or an unknown name.
@@ -157,7 +157,7 @@ class SelfCritical(Objective):
         for name, bound, low, what in (
             ("dev_distinct", "least_distinct", True, "of the dev captions differ"),
             ("dev_repeats", "most_repeats", False, "of their bigrams repeat one before"),
-            ("dev_endless", "most_endless", False, "of the dev captions lack <end>"),
+            ("dev_endless", "most_endless", False, "of the dev captions are without <end>"),
         ):
             value, limit = scores[name], getattr(self, bound)
             if value < limit if low else value > limit:
@@ -189,7 +189,7 @@ class SelfCritical(Objective):
                 )  # from the generator whose state is in checkpoints
                 seed = ranks.from_first(seed)
                 options = options.changed(temperature=self.temperature, captions=count, seed=seed)
-            found = decode(
+            hypotheses = decode(
                 step,
                 state,
                 start=words.start,
@@ -198,16 +198,16 @@ class SelfCritical(Objective):
                 banned=self._banned,
                 keys=keys,
             )
-            return [one for of_image in found for one in of_image]
+            return [sample for of_image in hypotheses for sample in of_image]
 
         return sample
 
-    def _reward(self, said: Sequence[Hypothesis], images: Integers) -> Rows:
+    def _reward(self, hypotheses: Sequence[Hypothesis], images: Integers) -> Rows:
         """The reward of captions, with <end> where they reached it, [C]."""
         words = self.tokenizer.vocabulary.words
         texts = [
             [*(words[token] for token in one.tokens), *([END] if one.finished else [])]
-            for one in said
+            for one in hypotheses
         ]
         return self._rewards(texts, images)
 
@@ -219,7 +219,7 @@ class SelfCritical(Objective):
         advantages: Rows,
         captions: float | None = None,
     ) -> Tensor:
-        """The policy gradient of samples, those of an image side by side.
+        """The policy gradient of samples; those of an image are consecutive rows.
 
         It is divided by their number, or, of a share of a batch, by `captions`.
         """

@@ -1,7 +1,7 @@
 """The objectives, by the names from which ``objective=NAME`` chooses.
 
-An objective computes the loss of a batch through the model's ``encode`` and the decoder's contract
-alone, so each works with any encoder and any decoder.
+An objective computes the loss of a batch through the model's ``encode`` and the decoder's
+interface only, so each works with any encoder and any decoder.
 """
 
 from __future__ import annotations
