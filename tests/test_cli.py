@@ -194,6 +194,10 @@ def test_wrong_inputs_get_one_line(run, mixed, tmp_path, capsys) -> None:
     fails(capsys, "evaluate", run, "--metrics", "blue", says="did you mean bleu")
     fails(capsys, "train", "experiment=dmeo", says="did you mean demo")
     fails(capsys, "train", "traning.lr=1", says="did you mean training")
+    fails(
+        capsys, "data", "stats", "optimizer.lr=3", says="optimizer.lr=3: changes nothing in a data"
+    )
+    fails(capsys, "data", "check", "decoder=up_down", says="give data, tokenizer, loader, decoding")
     fails(capsys, "train", "lr=3", says="(did you mean optimizer.lr?)")
     fails(capsys, "train", "max_epoch=3", says="(did you mean trainer.max_epochs?)")
     fails(capsys, "train", "encoder.batch_size=3", says="(did you mean loader.batch_size?)")
@@ -434,4 +438,5 @@ def test_average_makes_a_checkpoint_that_other_verbs_take(run, scenes, tmp_path,
     assert main(["average", *map(str, copies), "--output", str(tmp_path / "link.ckpt")]) == 0
     assert (tmp_path / "later.ckpt").read_bytes() == (tmp_path / "average.ckpt").read_bytes()
     fails(capsys, "average", run, says="kept no epochs to average")
+    fails(capsys, "average", scenes, says="has no checkpoint; give a run folder")
     fails(capsys, "average", *copies, says="average.ckpt already exists")

@@ -340,6 +340,7 @@ def kept(path: str | Path) -> list[Path]:
         return [file]
     epochs = runs.epoch_files(path)
     if not epochs:
+        find(path)  # its error is another one if this is not a run
         raise FileNotFoundError(
             f"{path}: kept no epochs to average; train with callbacks.keep=5, or name checkpoints"
         )

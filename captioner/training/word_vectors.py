@@ -120,7 +120,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         number = 0
         while line := file.readline(MOST_BYTES):
             number += 1
-            if len(line) == MOST_BYTES or b"\0" in line:
+            if len(line) == MOST_BYTES or b"\0" in line or (number == 1 and b" " not in line):
                 raise ValueError(
                     f"training.word_vectors={path}, line {number}: not a text file of word "
                     "vectors; each line is a word and its numbers, separated by spaces"

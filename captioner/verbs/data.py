@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,10 @@ LISTED_NAMES = 20
 """Names of each kind in the printed report; JSON has all of them."""
 
 
+USED = ("data", "tokenizer", "loader", "decoding", "seed")
+"""The groups and values of a configuration that this verb uses."""
+
+
 def run(argv: Sequence[str]) -> int:
     """Draw, describe and check datasets."""
     options = _parser().parse_intermixed_args(argv)
@@ -27,6 +32,10 @@ def run(argv: Sequence[str]) -> int:
     from captioner.config import compose
 
     config = compose(options.overrides, config_dir=options.config_dir)
+    for line in options.overrides:
+        group = re.split(r"[.=@]", line.lstrip("+~"), maxsplit=1)[0]
+        if group in config and group not in USED:
+            raise ValueError(f"{line}: changes nothing in a dataset; give {', '.join(USED)}")
     if options.job == "draw":
         seed = config["seed"] if any(o.startswith("seed=") for o in options.overrides) else 0
         return _draw(config, seed)

@@ -1,6 +1,7 @@
 """`captioner compare`: verdicts, tables and seeds."""
 
 import json
+import sys
 from itertools import product
 
 import numpy
@@ -119,6 +120,14 @@ def test_a_table_wider_than_the_terminal_is_folded(width: int, runs) -> None:
     assert folded.count("verdict") >= 1 and folded.count("metric") > whole.count("metric")
     said = ({word for word in text.split() if set(word) != {"-"}} for text in (whole, folded))
     assert next(said) == next(said)
+
+
+def test_a_terminal_gets_aligned_columns_in_its_width(runs, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["compare", str(runs["first"]), str(runs["better"]), *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert out == as_text(compared(runs["first"], runs["better"]), width=80)
 
 
 def test_columns_stand_below_each_other_in_any_script(tmp_path) -> None:

@@ -63,6 +63,7 @@ def test_only_the_vocabulary_is_kept_of_a_large_file(tmp_path) -> None:
         ("the 1 2 3\na 1 nan 2\n", "line 2: 'a' has 3 numbers, or infinite ones"),
         ("the 1 2 3\n", "holds none of the 5 words"),
         (b"\x80\x04\x00\x00", "line 1: not a text file of word vectors"),
+        (b"\x89PNG\r\n\x1a\n", "line 1: not a text file of word vectors"),
         (b"x" * 100_000, "line 1: not a text file of word vectors"),
         (pickle.dumps({"a": [1.0, 2.0, 3.0]}), "training.word_vectors=.*vectors.txt"),
         ("", "holds none of the 5 words"),
