@@ -132,12 +132,16 @@ def _read_paths() -> list[str]:
 
 def _find_in_folder(path: str) -> list[str]:
     """Find the images in a folder and its subfolders; a note counts the other files."""
-    files = [str(file) for file in sorted(_walk(path)) if file.is_file()]
+    entries = sorted(_walk(path))
+    files = [str(entry) for entry in entries if entry.is_file()]
+    broken = sum(not entry.exists() for entry in entries)
     suffixes = [Path(file).suffix.lower() for file in files]
     unreadable = unreadable_suffixes() if RARE_SUFFIXES.keys() & {*suffixes} else set()
     accepted = IMAGE_SUFFIXES - unreadable
     images = [file for file, suffix in zip(files, suffixes) if suffix in accepted]
     skipped = Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in accepted)
+    if broken:
+        skipped["broken link" if broken == 1 else "broken links"] = broken
     counts = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common())
     extra = f"; {HEIC_EXTRA} reads HEIC" if unreadable & {*skipped} else ""
     if not images:

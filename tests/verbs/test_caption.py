@@ -92,11 +92,12 @@ def test_links_to_folders_are_followed_once(run, tmp_path, capsys) -> None:
     (folder / "a").symlink_to(elsewhere)
     (folder / "b").symlink_to(folder / "z")  # inside, so its images are captioned already
     (elsewhere / "loop").symlink_to(folder)
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert caption(run, folder) == 0
     out, err = capsys.readouterr()
     files = [line.partition(": ")[0] for line in out.splitlines()]
     assert files == [str(folder / "a" / "1.png"), str(folder / "z" / "1.png")]
-    assert err == ""
+    assert err == f"captioner: note: {folder}: 1 broken link skipped\n"
 
 
 def test_no_path_at_all_is_an_error(run, tmp_path, capsys, monkeypatch) -> None:
