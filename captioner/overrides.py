@@ -32,7 +32,7 @@ PATHS = frozenset(
         "hydra.sweep.dir",
     }
 )
-"""Keys whose value is a path: a path that exists as typed is taken, and 2024 is a name."""
+"""Keys whose value is a path: a path that exists as typed is used, and 2024 is a name."""
 
 _SINGLE = ("resume",)  # never a sweep, even with -m
 _ELEMENT = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|[^,]*""")

@@ -45,20 +45,20 @@ CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 
 
 def bound_caches() -> None:
-    """Bound the caches of oneDNN unless the user has; call it before the first product."""
+    """Bound the caches of oneDNN, unless the user did; call it before the first product."""
     for name, shapes in CACHES.items():
         os.environ.setdefault(name, shapes)
 
 
-# At a barrier, threads of GNU OpenMP wait actively, by default for long. Where a core is shared
-# with another process, its thread is late and the others wait in vain: next to one busy process,
+# At a barrier, threads of GNU OpenMP wait actively, by default for a long time. If a core is shared
+# with another process, its thread is late and the others waste time: next to one busy process,
 # training on two cores finished no epoch in 50 s; with this setting, one took 17 s. Without other
 # processes it takes 7.2 s, by default 6.5 s.
 SPINS = 5000
 
 
 def bound_spinning() -> None:
-    """Bound how long threads wait actively, unless the user has; call it before torch loads."""
+    """Bound how long threads wait actively, unless the user did; call it before torch loads."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
@@ -91,7 +91,7 @@ def print_any_name() -> None:
 
 
 class _StderrHandler(logging.Handler):
-    """Writes messages to the standard error of the moment, as lines without a prefix."""
+    """Writes messages to the current standard error, as lines without a prefix."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
@@ -168,7 +168,7 @@ class _TorchvisionGuard(importlib.abc.MetaPathFinder):
 
     PyPI's torchvision is linked against the CUDA build of torch. With a CPU build its operators are
     missing, and registering their shapes fails with "operator torchvision::nms does not exist"
-    (pytorch/vision #8985). Defining the two schemas first is enough for everything but detection
+    (pytorch/vision #8985). Defining the two schemas first is enough for everything except detection
     and torchvision's own image decoders, neither of which is used here. Where torchvision's library
     loads, nothing is changed.
     """

@@ -17,7 +17,7 @@ def progress_bar(
         what: the text before the bar.
         total: the final count.
         unit: of the count, for the speed.
-        wanted: False shows none; nor is there one where standard error is not a terminal.
+        wanted: False: no bar; there is also none if standard error is not a terminal.
 
     Yields:
         a function to call with the number of items done since its last call, from any thread.

@@ -1,7 +1,7 @@
 """Old names of options, which keep working for this release.
 
 In captioner 0.1 the group ``training`` had the options of the objective, the optimizer and the
-learning rate's schedule, which are groups of their own now. Overrides are renamed where they are
+learning rate's schedule, which are now separate groups. Overrides are renamed where they are
 parsed, stored and composed configurations where they are read.
 """
 
@@ -53,7 +53,7 @@ def renamed(line: str) -> str:
         return line
     new = NAMES[old] + key[len(old) :]
     if "." not in new:
-        marks = ""  # Hydra refuses +group=option of a group that is there
+        marks = ""  # Hydra refuses +group=option of a group that exists
     _warn(f"{key} is now {new}")
     return f"{marks}{new}{rest}"
 
@@ -73,7 +73,7 @@ def modernized(config: Mapping[str, Any], *, warn: bool = False) -> dict[str, An
 
     Args:
         config: of a checkpoint or run of captioner 0.1, or composed from a user's YAML that has old
-            names; another is returned as it is.
+            names; any other is returned unchanged.
         warn: warn of each old name.
     """
     training = config.get("training")
@@ -99,7 +99,7 @@ def modernized(config: Mapping[str, Any], *, warn: bool = False) -> dict[str, An
 
 
 def _move(groups: dict[str, dict[str, Any]], key: str, value: Any) -> None:
-    """Put an option of the old group ``training`` where it belongs."""
+    """Move an option of the old group ``training`` to its new group."""
     if key in ("objective", "schedule"):
         groups[key]["name"] = value
     elif key in _KEPT:

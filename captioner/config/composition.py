@@ -48,7 +48,7 @@ def compose_all(
     """The configuration of checked overrides, with Hydra's own below ``hydra``.
 
     Args:
-        overrides: as returned by `checked`; of a sweep over a group the first option is taken,
+        overrides: as returned by `checked`; of a sweep over a group the first option is used,
             other sweeps are left out.
         config_dir: a folder with the user's own options.
 

@@ -104,7 +104,7 @@ def pick(
         table: name -> component.
         name: a name in the table, or that of a user's class, ``package.module:Class``.
         what: the option that chooses it, for the error.
-        interface: whose members a user's class must have; None is the base that the classes of the
+        interface: whose members a user's class must have; None: the base that the classes of the
             table share.
 
     Raises:
@@ -183,7 +183,7 @@ def _fits(annotation: Any, value: object) -> bool:
 
 
 def _describe(annotation: Any) -> str:
-    """An annotation for people: "a whole number or null"."""
+    """An annotation as readable text: "a whole number or null"."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return " or ".join(_describe(member) for member in typing.get_args(annotation))
     return _TYPE_NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))

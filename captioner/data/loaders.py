@@ -211,7 +211,7 @@ def image_loader(
         records: of the images.
         tokenizer: for their captions.
         pictures: gives the images or features.
-        order: of the batches; None is the order of the records, DEV_BATCH at a time.
+        order: of the batches; None: the order of the records, DEV_BATCH at a time.
         workers: processes that read images; 0 reads in the main process.
     """
     return DataLoader(

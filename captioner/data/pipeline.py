@@ -156,7 +156,7 @@ def _limit_cores(pools: dict[ThreadPoolExecutor, tuple[int, int]]) -> None:
 
     ``torch.set_num_threads`` sets the number of its own thread, and that of all threads that use
     torch for the first time later. The latter is the caller's: a new thread reads it here, and
-    another one puts it back.
+    another one restores it.
 
     Args:
         pools: to the number of their threads and the cores of each thread.

@@ -103,7 +103,7 @@ def _split_number(builder: RecordBuilder, key: str) -> tuple[str, str]:
     """Split `photo #3.jpg#0` into image name and caption number, at the last # after an image name.
 
     Image names may contain #, and so may numbers: Flickr8k-CN numbers its captions `a.jpg#zhc#0`.
-    So the longest name that is an image is taken.
+    So the longest name that is an image is used.
     """
     parts = key.split("#")
     if len(parts) < 3:

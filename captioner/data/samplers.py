@@ -23,7 +23,7 @@ class InOrder(Sampler[Key]):
         batch_size: of all batches except the last two.
         rank: from 0.
         ranks: number of ranks that share the batches.
-        limit: maximum number of batches of all ranks; None is all of them.
+        limit: maximum number of batches of all ranks; None: all of them.
     """
 
     def __init__(

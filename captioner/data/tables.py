@@ -30,7 +30,7 @@ from captioner.data.readers import FLICKR_IMAGES, Captions, add_split_lists, req
 from captioner.data.record_builder import COLUMNS, UNCLOSED_QUOTE, RecordBuilder
 from captioner.data.records import Dataset
 
-# A longer cell is taken for a quote that is never closed; no caption is as long as this.
+# A longer cell is treated as a quote that is never closed; no caption is as long as this.
 _LINES_OF_A_ROW = 30
 
 
@@ -182,7 +182,7 @@ class _Rows:
         return name.isdigit() and len(cells) == self.count
 
     def _joined(self, place: int) -> tuple[list[str], int] | None:
-        """A row between tabs or bars whose last cell opens a quote that a later line closes."""
+        """A row delimited by tabs or bars; its last cell opens a quote that a later line closes."""
         *cells, held = self.lines[place].split(self.delimiter)
         if not held.strip().startswith('"') or held.count('"') % 2 == 0:
             return None

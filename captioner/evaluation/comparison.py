@@ -171,7 +171,7 @@ def compare(
 
     Args:
         systems: see ``results.read_systems``; for a single one there are intervals only.
-        metrics: the metrics to compare, see ``metrics.table.named``; None is all. Fewer tests
+        metrics: the metrics to compare, see ``metrics.table.named``; None: all. Fewer tests
             need less correction.
         resamples: of each kind, 100 or more, and enough for the correction.
         seed: of the resamples.

@@ -104,7 +104,7 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
 
     Args:
         path: an evaluation folder or its scores.json; or a run folder or bundled model, of which
-            the newest evaluation is taken, except those of ensembles and of other checkpoints than
+            the newest evaluation is used, except those of ensembles and of other checkpoints than
             the best one (their names have an @).
         split: of a run, consider only evaluations of this split.
         decoding: of a run, consider only evaluations with this decoding label, such as beam3-lp0.7.
@@ -132,7 +132,7 @@ def _place_of_evaluations(path: Path) -> Path:
 
 
 def read_result(path: Path, *, split: str | None = None, decoding: str | None = None) -> Result:
-    """Read an evaluation, without running code from its files.
+    """Read an evaluation, without executing code from its files.
 
     Raises:
         FileNotFoundError: see `find_result`, or the evaluation has no statistics.

@@ -5,7 +5,7 @@ A caption is hashed by its words, split as for scores: case and punctuation make
     h = BLAKE2b of 64 bits (words joined by U+001F)
 
 30,000 captions take 240 kB, so a checkpoint carries the hashes of its training captions. A new
-caption is taken for a training caption with probability 30,000 / 2^64.
+caption is mistaken for a training caption with probability 30,000 / 2^64.
 """
 
 from __future__ import annotations

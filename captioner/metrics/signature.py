@@ -4,7 +4,7 @@ Scores of the same name often measure different things: the tokenization, letter
 references and the decoding all move BLEU by points. Two scores compare only where their signatures
 agree in everything except the model (the idea is sacreBLEU's: Post, WMT 2018).
 
-A signature is stored in scores.json as fields. Its text is for people,
+A signature is stored in scores.json as fields. Its text is for display,
 
     BLEU|nltk:3.10.0|tok:ptb|case:lower|refs:5|n:1000|decoding:beam3|data:flickr8k|split:dev|...
 

@@ -1,4 +1,4 @@
-"""Whether a device has instructions for bfloat16, and what the precision ``auto`` is there.
+"""Whether a device has instructions for bfloat16, and which precision ``auto`` selects.
 
 A device with instructions for products of bfloat16 computes two to ten times as many of them as of
 float32. A device without them emulates bfloat16, which takes up to 20 times as long as float32. So
@@ -52,7 +52,7 @@ def multiplies_bf16(device: str = "cpu") -> bool:
 
 
 def instructions() -> str:
-    """The instruction set that the user limits oneDNN to, in lower case; "" if there is none."""
+    """The instruction set to which the user limits oneDNN, in lower case; "" if there is none."""
     return next((os.environ[name].lower() for name in _LIMITS if os.environ.get(name)), "")
 
 

@@ -60,7 +60,7 @@ def marked(
     Args:
         words: of the text to show.
         others: the words of each other text.
-        gaps: what follows each word; None is a space.
+        gaps: what follows each word; None: a space.
 
     Returns:
         HTML, the words escaped.

@@ -63,12 +63,12 @@ def report(
     """Write the report of an evaluation.
 
     Args:
-        path: an evaluation folder, or a run folder, of which the newest evaluation is taken.
+        path: an evaluation folder, or a run folder, of which the newest evaluation is used.
         split: of a run, consider only evaluations of this split: "train", "dev" or "test".
         decoding: of a run, consider only evaluations with this label, such as "beam3-lp0.7".
         images: the number of captions that each part shows with pictures, 1 to 100.
         data_root: the root of the dataset; None: that of the run's configuration.
-        output: the file to write; None is report.html in the evaluation folder.
+        output: the file to write; None: report.html in the evaluation folder.
 
     Returns:
         the file.

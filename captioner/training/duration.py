@@ -10,7 +10,7 @@ EPOCHS, STEPS, STEPS_BETWEEN = 15, 300, 20
 """Without trainer.max_epochs and trainer.max_steps: this number of epochs or, from random weights,
 the number that makes this number of optimizer steps, with a validation after each epoch, or after
 this number of steps.
-Forty photographs are one step an epoch: a model with random weights is at its best after 200, one
+Forty photographs are one step per epoch: a model with random weights is at its best after 200, one
 that starts from another's weights after a few."""
 
 
@@ -24,7 +24,7 @@ def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str,
     """The group ``trainer`` with what depends on the length of an epoch.
 
     max_epochs and check_val_every_n_epoch get numbers where they are null, and log_every_n_steps is
-    at most the steps of an epoch, so that the training loss is logged at least once an epoch.
+    at most the steps of an epoch, so that the training loss is logged at least once per epoch.
 
     Args:
         trainer: the group.

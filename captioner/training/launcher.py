@@ -34,10 +34,10 @@ from pytorch_lightning.strategies import DDPStrategy
 from captioner.training import ranks
 
 PARENT = "CAPTIONER_PARENT"
-"""In the environment of a process that another one has started: the other's id."""
+"""Environment variable with the id of the process that has started this one."""
 
 INTERVAL = 0.5  # seconds between two checks of the other processes
-GRACE = 5.0  # seconds in which a process may end by itself after another one has ended
+GRACE = 5.0  # seconds that a process has to end by itself after another one has ended
 PATIENCE = 30.0  # seconds that the other processes have to end after the training
 
 
@@ -49,7 +49,8 @@ class RankLost(ValueError):
 def together(
     trainer: lightning.Trainer, folder: Path, command: Sequence[str] | None = None
 ) -> Iterator[None]:
-    """Within, all ranks of a training run and can communicate (``captioner.training.ranks``).
+    """Within the block, all ranks of a training run and can communicate
+    (``captioner.training.ranks``).
 
     The processes that are started here end at its exit: nothing after it runs in them. With one
     device nothing happens.
@@ -57,7 +58,7 @@ def together(
     Args:
         trainer: not started yet.
         folder: of the run, for the advice where a rank is lost.
-        command: starts this training in the process of another rank; None is the script that runs
+        command: starts this training in the process of another rank; None: the script that runs
             now.
 
     Raises:
@@ -192,13 +193,13 @@ def _own_command() -> list[str]:
 
     if _scripts_started:
         raise ValueError(
-            "a script trains on several devices once, for the other processes run it from its "
+            "a script trains on several devices once, because the other processes run it from its "
             "start; train by `captioner train`, or each model by a script of its own"
         )
     module, file = getattr(__main__, "__spec__", None), getattr(__main__, "__file__", None)
     if module is None and (file is None or not Path(file).is_file()):
         raise ValueError(
-            "trainer.devices: the other processes run the script that trains, and here is none; "
+            "trainer.devices: the other processes run the training script, but there is none; "
             "put it into a file, use `captioner train`, or set trainer.devices=1"
         )
     script = ["-m", module.name] if module is not None else [os.path.abspath(str(file))]
@@ -239,7 +240,7 @@ class _Watch(threading.Thread):
         self._over = threading.Event()
 
     def lost(self) -> str | None:
-        """Which rank has ended, and how, for people; None if none has."""
+        """A text that says which rank has ended, and how; None if none has."""
         return None
 
     def run(self) -> None:

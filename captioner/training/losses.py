@@ -137,7 +137,7 @@ def doubly_stochastic(
     Args:
         weights: attention weights, [N, P]; each row sums to 1 (or less, with a sentinel).
         packing: of the captions that they belong to.
-        captions: how many to divide by, for a share of a batch; None is the packing's number.
+        captions: how many to divide by, for a share of a batch; None: the packing's number.
     """
     sums = weights.new_zeros(len(packing.order), weights.shape[1])  # [B, P]
     penalty = (1 - sums.index_add(0, packing.rows, weights)).square().mean()

@@ -215,7 +215,7 @@ class LitCaptioner(lightning.LightningModule):
 
         Args:
             checkpoint_path: a checkpoint file or a run folder.
-            map_location: the device to put it on; None is the CPU.
+            map_location: the device to put it on; None: the CPU.
 
         Raises:
             ValueError: the file is not a checkpoint of this package, damaged or newer.

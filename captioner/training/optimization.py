@@ -34,7 +34,7 @@ class LearnedWeights:
         freeze_words: do not learn the decoder's embedding.
         unfreeze_at: epochs after which a frozen encoder begins to learn, or a share of all epochs;
             from then on images are read live. None: never.
-        unfreeze_stages: how many of its last stages, from 1; None is all of them.
+        unfreeze_stages: how many of its last stages, from 1; None: all of them.
     """
 
     word_vectors: str | None = None

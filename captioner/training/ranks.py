@@ -46,7 +46,7 @@ def first() -> bool:
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Within, ranks other than the first print nothing and do not warn."""
+    """Within the block, ranks other than the first print nothing and do not warn."""
     if first():
         yield
         return

@@ -6,7 +6,7 @@ With n steps done of N, of which the first w N are the warm-up, and d = (n - wN)
     constant    1
     linear      1 - d
     cosine      (1 + cos π d) / 2              (Loshchilov & Hutter, ICLR 2017)
-    plateau     factor^k, k the times that dev did not score better for `patience` validations
+    plateau     factor^k, k how often dev did not score better for `patience` validations
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from captioner.config import Config, check_range, make, pick
 
 ENDLESS = 2**62
-"""N of a training that something else than its length ends."""
+"""N of a training whose end does not depend on a number of steps."""
 
 
 class Schedule(ABC):

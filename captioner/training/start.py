@@ -178,7 +178,7 @@ def _take_weights(
     """
     option = f"resume_weights={config['resume_weights']}"
     if config["training"].get("word_vectors"):
-        raise ValueError(f"{option} has an embedding of its own: leave training.word_vectors out")
+        raise ValueError(f"{option} already has an embedding: remove training.word_vectors")
     if config["tokenizer"] != source.config.get("tokenizer", config["tokenizer"]):
         raise ValueError(
             f"{option} has a vocabulary of its own: leave tokenizer as it is there, "

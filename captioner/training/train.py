@@ -76,7 +76,7 @@ class TrainedRun:
         scores: dev scores of the best checkpoint; may be empty.
         monitor: the name of the score that chose it.
         epoch: that of the best checkpoint, from 1.
-        ending: why the training ended, for people.
+        ending: why the training ended, as text.
     """
 
     folder: Path
@@ -110,7 +110,7 @@ def train(
             named by the result: see ``runs.claimed``.
         resume: the checkpoint to continue from, exactly as if the run had never stopped; a file, or
             as read.
-        command: on several devices, what starts this training in another process; None is the
+        command: on several devices, what starts this training in another process; None: the
             script that runs now, from its start.
         report: called with each line to print, in the first process; the default is this module's
             log.

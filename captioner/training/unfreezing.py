@@ -19,14 +19,15 @@ from captioner.models.encoders.encoder import Encoder
 
 
 class Unfreezing(Callback):
-    """Unfreezes parameters of the encoder at the start of an epoch; images are read live from then.
+    """Unfreezes parameters of the encoder at the start of an epoch; from then on, images are read
+    from their files.
 
     The optimizer has them from the start, without gradients; their rate begins at `first_step`.
 
     Args:
         encoder: frozen.
         at: epochs before that, from 0, or a share of all epochs, (0, 1).
-        stages: how many of the last stages (``models/encoders/stages.py``); None is all of them.
+        stages: how many of the last stages (``models/encoders/stages.py``); None: all of them.
         epochs: of the whole training.
         steps: of the optimizer in the whole training.
 

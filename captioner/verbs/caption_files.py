@@ -37,7 +37,7 @@ def caption_files(
 
     Args:
         paths: files, folders (with their subfolders), globs, or "-" for a list on standard input.
-        model: run folders, checkpoints or bundled models, several as an ensemble; None is the
+        model: run folders, checkpoints or bundled models, several as an ensemble; None: the
             default bundled model.
         device: "auto", "cpu", "cuda" or "mps".
         batch_size: images that are captioned at a time.

@@ -79,7 +79,7 @@ def print_statistics(numbers: Mapping[str, Any], console: Console | None = None)
 
     Args:
         numbers: the result of `captioner.data.prepare.statistics`.
-        console: None is standard output.
+        console: None: standard output.
     """
     from rich.console import Console
 
@@ -133,7 +133,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
     Args:
         report: the result of `captioner.data.prepare.check`.
-        console: None is standard output.
+        console: None: standard output.
     """
     from rich.console import Console
 

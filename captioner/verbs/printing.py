@@ -31,7 +31,7 @@ def print_rows(
         headings: of the columns; empty for none.
         right: the indices of columns that are right-aligned and never folded.
         whole: the indices of other columns that are never folded, such as names to copy.
-        console: to print to; None is standard output.
+        console: to print to; None: standard output.
     """
     from rich.console import Console
 

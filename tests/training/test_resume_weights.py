@@ -59,7 +59,7 @@ def test_cross_entropy_starts_warm(run, tmp_path) -> None:
         ("encoder=test_resnet", "does not fit:"),
         ("tokenizer.min_count=2", "has a vocabulary of its own: leave tokenizer"),
         ("tokenizer=character", "has a vocabulary of its own"),
-        ("training.word_vectors=x.txt", "has an embedding of its own"),
+        ("training.word_vectors=x.txt", "already has an embedding"),
     ],
 )
 def test_what_does_not_fit_gets_one_line(run, tmp_path, override: str, says: str) -> None:

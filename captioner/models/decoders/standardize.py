@@ -32,7 +32,7 @@ class Standardize(nn.Module):
 
     Args:
         feature_size: D.
-        components: K, at most D; None keeps the dimensions.
+        components: K, at most D; None: the dimensions stay.
     """
 
     mean: Tensor

@@ -35,7 +35,7 @@ class Objective(ABC):
     """
 
     by_image: ClassVar[bool] = False
-    """Whether a batch holds images, each once an epoch, rather than captions."""
+    """Whether a batch holds images, each once per epoch, rather than captions."""
 
     needs_start: ClassVar[str | None] = None
     """Advice that is reported where it starts from random weights; None where it may."""
