@@ -1,6 +1,6 @@
 """The Python interface: ``Captioner.load`` loads a checkpoint, ``caption`` captions images.
 
-A Captioner gives the same captions whatever it was asked before. It may be used by several threads,
+A Captioner gives the same captions regardless of earlier calls. It may be used by several threads,
 copied and pickled, and leaves torch's settings in the caller's thread as they are.
 """
 
@@ -182,7 +182,7 @@ class Captioner:
                 as bytes, or a file opened with "rb"; a PIL image; an array [height, width, 3] of
                 uint8 (RGB; also [height, width, 4] and [height, width]); a tensor
                 [3, height, width] of uint8, or of floats in [0, 1].
-            batch_size: images that are captioned at a time, at least 1.
+            batch_size: images that are captioned together, at least 1.
             options: any of DecodingOptions: beam_size=5, temperature=1.0, top_p=0.9, captions=3,
                 required_words=["dog"], prefix="two children", and so on.
 
@@ -248,7 +248,7 @@ class Captioner:
             encoder.make_ready()
 
     def _evaluating(self) -> None:
-        """Switch the models to evaluation mode: they may have been trained meanwhile."""
+        """Switch the models to evaluation mode: they may have been trained in the meantime."""
         for model in self.models:
             if any(part.training for part in model.modules()):
                 model.eval()

@@ -1,4 +1,4 @@
-"""From models, features and options to hypotheses: the one way from a model to captions."""
+"""From models, features and options to hypotheses: the only way from a model to captions."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _encode_known(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ..
             known = tokenizer.vocabulary.ordinary
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
             raise ValueError(
-                f"decoding.{option}={text!r}: the model cannot say {word!r}, which is not among "
-                f"its {len(known)} words" + (f" (did you mean {near[0]}?)" if near else "")
+                f"decoding.{option}={text!r}: the model cannot generate {word!r}, which is not "
+                f"among its {len(known)} words" + (f" (did you mean {near[0]}?)" if near else "")
             )
     return tuple(tokenizer.encode(text))

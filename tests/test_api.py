@@ -378,8 +378,8 @@ def test_words_are_required_banned_and_begun_with(model, photos) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"required_words": ["gren"]}, "cannot say 'gren'.*did you mean green"),
-        ({"prefix": "an elephant"}, "prefix='an elephant': the model cannot say"),
+        ({"required_words": ["gren"]}, "cannot generate 'gren'.*did you mean green"),
+        ({"prefix": "an elephant"}, "prefix='an elephant': the model cannot generate"),
         ({"required_words": ["..."]}, "has no word"),
         ({"required_words": ["green"], "banned_words": ["green"]}, "is banned by banned_words"),
         ({"prefix": "a green fish", "max_length": 3}, "has 3 words; raise max_length"),

@@ -392,7 +392,7 @@ def test_caption_gives_several_captions_and_says_what_it_could_not(run, scenes, 
     fails(
         capsys,
         *("caption", photo, "--model", run, "--prefix", "an elefant"),
-        says="prefix='an elefant': the model cannot say 'elefant'",
+        says="prefix='an elefant': the model cannot generate 'elefant'",
     )
 
 

@@ -24,7 +24,7 @@ class Entry:
         model: the decoder in a few words.
         data: the dataset it was trained on, as evaluations of it name it.
         dev_bleu4: BLEU-4 on dev of its checkpoint, decoded as in validation; None where unknown.
-        dev_cider: CIDEr-D likewise.
+        dev_cider: CIDEr-D on dev; None where unknown.
         size: of the files that loading reads, in bytes.
         date: of its creation, such as 2026-01-31.
     """

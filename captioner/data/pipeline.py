@@ -1,4 +1,4 @@
-"""The one pipeline from image files to features, for captioning, caching and evaluation.
+"""The only pipeline from image files to features, for captioning, caching and evaluation.
 
 Threads read the files ahead, batches are encoded in parallel, and the features are returned in
 the order of the images:
@@ -124,7 +124,8 @@ class EncodingPipeline:
 
 @contextmanager
 def encoding_pipeline(device: torch.device, *, cached: bool = False) -> Iterator[EncodingPipeline]:
-    """Start the threads of a pipeline; they end with the block, and drop what they have not begun.
+    """Start the threads of a pipeline; they end with the block, and discard what they have not
+    started.
 
     The number of cores that torch uses in the caller's thread, and in new threads, does not change.
 

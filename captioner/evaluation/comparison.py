@@ -63,7 +63,7 @@ class Difference:
         p_randomised: of approximate randomization over images.
         p_bootstrap: of the paired bootstrap over images.
         interval_seeds: 95 % interval over images and seeds; None unless both sides have seeds.
-        p_seeds: of the test over images and seeds; None likewise.
+        p_seeds: of the test over images and seeds; None unless both sides have seeds.
         corrected: each p by name ("randomised", "bootstrap", "deciding"), corrected by Holm.
         shown_from: the smallest difference that would be significant here; None if all resamples
             are equal, as when all scores are 0, and if no difference could be shown.

@@ -86,8 +86,8 @@ def bleu_rows(
             counts one, which cannot match.
 
     Returns:
-        matched n-grams (orders 1 to 4), n-grams of the candidate (likewise), its length, the length
-        of the closest reference, [C, 10].
+        matched n-grams (orders 1 to 4), n-grams of the candidate (orders 1 to 4), its length, the
+        length of the closest reference, [C, 10].
     """
     matches = matches or references.match(candidates, images)
     owners, texts = references.texts_of(references.places(images, len(candidates)))

@@ -33,7 +33,7 @@ def measure(corpus: Corpus) -> Result:
 
 
 def measure_plain(corpus: Corpus) -> Result:
-    """CIDEr of a corpus, likewise."""
+    """CIDEr of a corpus, with the document frequencies of its own references."""
     scorer = Cider(corpus.numbered, clipped=False)
     rows = scorer.rows(corpus.candidates, matches=corpus.matches)
     return Result({"CIDEr": rows.mean()}, "CIDEr", {"df": "references"}, {"cider": rows})

@@ -30,7 +30,7 @@ class Corpus:
         reference_texts: for each image one or more captions by people.
         references: their words.
         tokenize: how they were split, a key of TOKENIZE.
-        several: the words of several captions an image, best first; None where there is only one.
+        several: the words of several captions per image, best first; None where there is only one.
         training: the captions that the model was trained on, where they are known.
         pictures: paths of the images, where they are known.
     """

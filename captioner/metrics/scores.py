@@ -172,11 +172,11 @@ def _signature(corpus: Corpus, context: Mapping[str, Any], references: str) -> S
 def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
     for name, texts in (("candidates", candidates), ("references", references)):
         if isinstance(texts, (str, bytes)):
-            raise ValueError(f"{name} is one text; give a list, one entry an image")
+            raise ValueError(f"{name} is one text; give a list, one entry per image")
     if len(candidates) != len(references):
         raise ValueError(
             f"{len(candidates)} candidates and {len(references)} lists of references; "
-            "give one list of references a candidate"
+            "give one list of references per candidate"
         )
     if not candidates:
         raise ValueError("there are no candidates to score; give one or more")

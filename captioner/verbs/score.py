@@ -64,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", metavar="FILE", help="captions: .jsonl, .json, .csv or .tsv")
-    add("references", metavar="REFERENCES", nargs="?", help="captions by people, likewise")
+    add(
+        "references",
+        metavar="REFERENCES",
+        nargs="?",
+        help="captions by people, in any of these formats",
+    )
     add(
         "--tokenize",
         default="ptb",

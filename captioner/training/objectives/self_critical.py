@@ -19,8 +19,8 @@ nearer to what a search finds, and the model learns less to be certain of a capt
 Samples are drawn without a gradient, all images and samples in one batch, by the decoder's
 ``stepper``; their probabilities are then computed by one teacher-forced ``forward``. So any decoder
 can be trained. Dropout is off in both: otherwise sampling and gradient would have different masks,
-and the samples would not come from the distribution that is differentiated. ``dropout`` turns it on
-nevertheless.
+and the samples would not come from the distribution that is differentiated.
+``dropout`` turns it on anyway.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class SelfCritical(Objective):
                 f"{least} or more"
             )
         if not 0 < temperature < math.inf:
-            raise ValueError(f"objective.temperature={temperature} is not accepted; above 0 is")
+            raise ValueError(
+                f"objective.temperature={temperature} is not accepted; choose a number above 0"
+            )
         self.weights = {"cider": 1.0} if rewards is None else dict(rewards)
         check_weights(self.weights)
         check_range("objective.cross_entropy_weight", cross_entropy_weight)
