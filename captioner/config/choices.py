@@ -37,11 +37,15 @@ def option_names(change: Override) -> list[str]:
             f"{change.input_line}: a group takes names; write {change.key_or_group}=a,b"
         )
     names = [name.strip("'\"") for name in change.sweep_string_iterator()]
-    if "glob(" in str(change.input_line):  # glob matches only YAML files
+    if _is_glob(change):  # it matches only YAML files
         names = [name for name in names if not parts.is_own(name)]
     if not names:
         raise ValueError(f"{change.input_line} matches no option of {change.key_or_group}")
     return names
+
+
+def _is_glob(change: Override) -> bool:
+    return "glob(" in str(change.input_line)
 
 
 def single_choices(change: Override) -> list[Override]:
@@ -68,7 +72,8 @@ def checked_choice(change: Override, known: Sequence[str], *, several: bool) -> 
             _add_option(group, name)
     missing = [n for n in names if n not in known and n != "None" and not _is_added(group, n)]
     if not missing:
-        return [change]
+        by_name = f"{change.get_key_element()}={','.join(names)}"
+        return parse([by_name], several=several) if _is_glob(change) else [change]
     if group != "encoder" or len(missing) < len(names):
         torch_names = torch_optimizers.table() if group == "optimizer" else {}
         raise unknown(group, missing[0], sorted({*known, *torch_names}))

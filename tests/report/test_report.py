@@ -391,7 +391,7 @@ def test_wrong_inputs_get_one_line(
     (place / "captions.jsonl").write_bytes(b"\xff\xfe")
     fails(folder, says="UTF-8")
     (place / "captions.jsonl").unlink()
-    fails(folder, says="captions.jsonl: is not there")
+    fails(folder, says="captions.jsonl: no such file")
     (place / "scores.json").write_text('{"BLEU-4": 3}')
     fails(folder, says="scores.json")
     assert not (place / "report.html").exists()

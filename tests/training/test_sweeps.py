@@ -122,7 +122,8 @@ def test_these_recipes_go_with_every_decoder(experiment: str, decoder: str) -> N
 
 def test_a_glob_stands_for_every_option_of_a_group() -> None:
     changes = config.checked(["experiment=debug", "decoder=glob(*)"], several=True)
-    assert [one.input_line for one in changes] == ["experiment=debug", "decoder=glob(*)"]
+    names = ",".join(sorted(DECODERS))
+    assert [one.input_line for one in changes] == ["experiment=debug", f"decoder={names}"]
     assert sweep_overrides(changes)[0][1].endswith("exclude_keys=[experiment]")
     with pytest.raises(ValueError, match="matches no option of decoder"):
         config.checked(["decoder=glob(x*)"], several=True)
