@@ -6,7 +6,8 @@
     def test_bigram():
         check_decoder(Bigram)
 
-A check raises an AssertionError, or a ValueError, whose one line says what is required. It computes
+A check raises an AssertionError, or a ValueError, whose one line says what is required; a TypeError
+says how to call the check. It computes
 in float64 on the CPU with small sizes and takes about a second. Whether a part computes the right
 thing only its own test can say: one against something independent.
 """
@@ -14,20 +15,16 @@ thing only its own test can say: one against something independent.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
-import shutil
-import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from captioner.data.read import Reader
-from captioner.data.records import SPLITS, Dataset
+from captioner.data.reader_check import check_data_layout
 from captioner.models.decoders.decoder import Attends, Decoder, State, Stepper
 from captioner.models.encoders.encoder import Encoder
 from captioner.models.features import Features
@@ -35,6 +32,8 @@ from captioner.models.packing import Packing
 from captioner.models.recurrence.cells import Cell
 from captioner.models.recurrence.unroll import readable
 from captioner.parts import require_interface
+
+__all__ = ["check_cell", "check_data_layout", "check_decoder", "check_encoder"]
 
 B, T, V, D, E, H, P = 3, 5, 11, 8, 7, 6, 4
 
@@ -50,6 +49,37 @@ def _seeded() -> Iterator[None]:
 def _require(fulfilled: bool, part: type[Any], demand: str) -> None:
     if not fulfilled:
         raise AssertionError(f"{part.__name__}: {demand}")
+
+
+def _require_class(part: object, base: type[Any], check: str) -> None:
+    """Check that a part is a class, and one that inherits from a base."""
+    if not inspect.isclass(part):
+        simple = isinstance(part, (str, int, float, type(None)))
+        seen = repr(part) if simple else f"an object of type {type(part).__name__}"
+        raise TypeError(f"{check}: give the class, not {seen}")
+    inherits = f"must inherit from {base.__module__}.{base.__qualname__}"
+    _require(issubclass(part, base), part, inherits)
+
+
+class _Raised(AssertionError):
+    """A method of a part raised an exception; this says which."""
+
+
+def _naming(part: type[Any], name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method whose exceptions become an AssertionError that names it."""
+
+    @functools.wraps(method)
+    def named(*arguments: Any, **options: Any) -> Any:
+        try:
+            return method(*arguments, **options)
+        except _Raised:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            demand = f"{part.__name__}: {name} raised {type(error).__name__}: {reason}"
+            raise _Raised(demand) from error
+
+    return named
 
 
 def _equal(result: Tensor, expected: Tensor, *, rtol: float = 1e-6, atol: float = 1e-9) -> bool:
@@ -73,8 +103,12 @@ def check_cell(part: type[Any]) -> None:
 
     Raises:
         AssertionError: one of these does not hold.
+        TypeError: it is not a class.
     """
-    _require(issubclass(part, Cell), part, "must inherit from captioner...cells.Cell")
+    _require_class(part, Cell, "check_cell")
+    names = getattr(part, "gate_names", None)
+    right = isinstance(names, tuple) and names and all(isinstance(name, str) for name in names)
+    _require(bool(right), part, f"gate_names must be a tuple of texts, not {names!r}")
     cell = part(input_size=E, hidden_size=H).double()
     _check_step(part, cell)
     _check_sequence(part, cell)
@@ -89,11 +123,19 @@ def _check_step(part: type[Any], cell: Cell) -> None:
     state = {name: torch.randn_like(tensor) for name, tensor in zeros.items()}
     projected = cell.project(x)  # [B, gates * H]
     width = len(cell.gate_names) * H
-    _require(projected.shape == (B, width), part, f"project must give [B, {width}]: gates * H")
+    names = ", ".join(cell.gate_names)
+    rule = f"project must give [B, {width}]: gates * H, of the gate_names {names}"
+    _require(projected.shape == (B, width), part, rule)
     before = [one.clone() for one in (projected, *state.values())]
-    gates = cell.gates(projected, state)
+    try:
+        gates = cell.gates(projected, state)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        demand = f"gates raised {reason}; do the gate_names {names} fit? They set the width {width}"
+        raise AssertionError(f"{part.__name__}: {demand}") from error
     _require(hasattr(gates, "_asdict"), part, "gates must return a NamedTuple")
-    _require(all(gate.shape == (B, H) for gate in gates), part, "each gate must be [B, H]")
+    shapes = all(gate.shape == (B, H) for gate in gates)
+    _require(shapes, part, f"each gate must be [B, H]; gate_names are {names}")
     after = cell.step(gates, state)
     _require(set(after) == set(state), part, "step must return all of state_names")
     _require(
@@ -170,13 +212,16 @@ def check_decoder(part: type[Any], **options: Any) -> None:
     Raises:
         AssertionError: one of these does not hold.
         ValueError: members of ``Decoder`` are missing.
+        TypeError: it is not a class.
     """
+    _require_class(part, nn.Module, "check_decoder")
     decoder = _build(part, options)
     features, inputs = _features(B), torch.randint(V, (B, T))
     _check_members(part, decoder)
     _check_state(part, decoder, features)
     logits = _read(decoder, decoder.start(features), inputs)  # [B, T, V]
-    _require(logits.shape == (B, T, V), part, "step must give logits [R, V]")
+    seen = tuple(logits.shape)
+    _require(seen == (B, T, V), part, f"step must give logits [R, V]; T steps give {seen}")
     _check_forward(part, decoder, features, inputs, logits)
     _check_hypotheses(part, decoder, features, inputs, logits)
     if decoder.attends:
@@ -196,8 +241,11 @@ def _build(part: type[Any], options: dict[str, Any]) -> Any:
         _require(keyword, part, f"the constructor must take {name} as a keyword-only argument")
     sizes = {name: value for name, value in _SMALL.items() if name in parameters}
     decoder = part(vocabulary_size=V, feature_size=D, **{**sizes, **options})
-    _require(isinstance(decoder, nn.Module), part, "must inherit from torch.nn.Module")
     require_interface(decoder, Decoder, part.__name__)
+    for name in ("fit", "start", "step", "forward", "stepper"):
+        method = getattr(decoder, name)
+        _require(callable(method), part, f"{name} must be a method, not {method!r}")
+        setattr(decoder, name, _naming(part, name, method))
     decoder.double().fit(_features(30))
     return decoder.eval()
 
@@ -237,7 +285,10 @@ def _check_state(part: type[Any], decoder: Decoder, features: Features) -> None:
     _require(rows, part, "after start, each tensor of the state must have one row per image")
     before = {name: tensor.clone() for name, tensor in state.items()}
     tokens = torch.randint(V, (B,))
-    first, after = decoder.step(tokens, state)
+    result = decoder.step(tokens, state)
+    pair = isinstance(result, tuple) and len(result) == 2
+    _require(pair, part, "step must return two values: logits and the new state")
+    first, after = result
     unchanged = all(torch.equal(state[name], tensor) for name, tensor in before.items())
     _require(unchanged, part, "step must not change the state that it is given")
     _require(set(after) == set(before), part, "step must return a state with the same names")
@@ -253,7 +304,11 @@ def _check_forward(
     part: type[Any], decoder: Decoder, features: Features, inputs: Tensor, logits: Tensor
 ) -> None:
     result = decoder(features, inputs)
-    _require(_equal(result, logits), part, "forward must give what start and repeated step give")
+    rule = "forward must give what start and repeated step give"
+    shape = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+    expected = tuple(logits.shape)
+    _require(shape == expected, part, f"{rule}: its logits are {shape}, theirs {expected}")
+    _require(_equal(result, logits), part, rule)
     _require(torch.equal(result, decoder(features, inputs)), part, "eval must be deterministic")
     packing = Packing.of(torch.tensor([2, 5, 4]))
     packed = _equal(decoder(features, inputs, packing), packing.pack(logits))
@@ -314,7 +369,9 @@ def _check_decoder_gradients(
 
 
 def _check_stepper(part: type[Any], decoder: Decoder, features: Features, inputs: Tensor) -> None:
-    stepper = decoder.stepper()
+    made = decoder.stepper()
+    start = _naming(part, "start of the stepper", made.start)
+    stepper = Stepper(start, _naming(part, "step of the stepper", made.step))
     for changed in (False, True):
         if changed:
             with torch.no_grad():
@@ -347,8 +404,9 @@ def check_encoder(part: type[Any], network: str | None = None, **options: Any) -
 
     Raises:
         AssertionError: one of these does not hold.
+        TypeError: it is not a class.
     """
-    _require(issubclass(part, Encoder), part, "must inherit from captioner...encoder.Encoder")
+    _require_class(part, Encoder, "check_encoder")
     given = {"network": network or part.__name__, "pretrained": False, **options}
     encoder = part(**given)
     side = encoder.transform.size
@@ -396,100 +454,3 @@ def _check_trainable(part: type[Any], encoder: Encoder, images: Tensor) -> None:
     features.pooled.square().sum().backward()
     learned = any(p.grad is not None and bool(p.grad.any()) for p in encoder.parameters())
     _require(learned, part, "gradients must reach the parameters of a trainable encoder")
-
-
-# Data layouts -------------------------------------------------------------------------------------
-
-
-def check_data_layout(reader: Reader, folder: str | Path, **options: Any) -> Dataset:
-    """Check a function against the contract of ``captioner.data.read.Reader``.
-
-    It takes the five arguments of a reader and returns a Dataset: its images exist and have unique
-    ids, its captions are stripped single lines, its splits have standard names, and the same call
-    returns the same. Captions of a missing image are skipped with a warning; a dataset without
-    images, a missing folder and a wrong holdout raise errors.
-
-    Args:
-        reader: the function.
-        folder: a small dataset in its layout, of at least two images; it is copied, not changed.
-        options: the other arguments of the reader (captions, images, holdout, encoding), where the
-            defaults None, None, 0.1 and "utf-8" do not fit.
-
-    Returns:
-        the dataset, for checks of your own.
-
-    Raises:
-        AssertionError: one of these does not hold.
-    """
-    name = getattr(reader, "__name__", repr(reader))
-
-    def require(fulfilled: bool, demand: str) -> None:
-        if not fulfilled:
-            raise AssertionError(f"{name}: {demand}")
-
-    given = {"captions": None, "images": None, "holdout": 0.1, "encoding": "utf-8", **options}
-    try:
-        inspect.signature(reader).bind(Path(folder), **given)
-    except TypeError:
-        require(False, "takes the arguments root, captions, images, holdout, encoding")
-    dataset = reader(Path(folder), **given)
-    _check_dataset(dataset, require)
-    require(reader(Path(folder), **given) == dataset, "returns another dataset the second time")
-    for root, values, error in (
-        (Path(folder) / "no such folder", {}, FileNotFoundError),
-        (Path(folder), {"holdout": 0.7}, ValueError),
-        (Path(folder), {"encoding": "no-such-encoding"}, ValueError),
-    ):
-        what = ", ".join(f"{k}={v}" for k, v in values.items()) or "a missing folder"
-        require(_raises(error, reader, root, {**given, **values}), f"accepts {what}")
-    with tempfile.TemporaryDirectory() as temporary:
-        _check_missing_images(reader, Path(folder), Path(temporary) / "copy", given, require)
-    return dataset
-
-
-_Require = Callable[[bool, str], None]
-
-
-def _check_dataset(dataset: Dataset, require: _Require) -> None:
-    require(isinstance(dataset, Dataset), "returns no captioner.data.records.Dataset")
-    ids = Counter(record.image_id for record in dataset.records)
-    for record in dataset.records:
-        require(Path(record.image).is_file(), f"image {record.image}: no such file")
-        require(ids[record.image_id] == 1, f"image_id {record.image_id!r} is there twice")
-        require(record.split in SPLITS, f"split {record.split!r} is none of {', '.join(SPLITS)}")
-        require(isinstance(record.captions, tuple), "captions must be a tuple")
-        for text in record.captions:
-            require(text.strip() == text != "", f"caption {text!r} is blank or not stripped")
-            require(len(text.splitlines()) == 1, f"caption {text!r} has several lines")
-    require(
-        all(count > 0 for count in dataset.warnings.values()), "counts only warnings that occur"
-    )
-    for warning in dataset.places:
-        require(warning in dataset.warnings, f"has places of {warning!r}, but no such warning")
-
-
-def _check_missing_images(
-    reader: Reader, folder: Path, copied: Path, given: dict[str, Any], require: _Require
-) -> None:
-    """Read a copy of the dataset without one of its images, and one without any."""
-    shutil.copytree(folder, copied)
-    before = reader(copied, **given)
-    first, *others = before.records
-    Path(first.image).unlink()
-    after = reader(copied, **given)
-    ids = {record.image_id for record in after.records}
-    require(ids == {record.image_id for record in others}, "does not skip a missing image")
-    more = sum(after.warnings.values()) > sum(before.warnings.values())
-    require(more, "skips the captions of a missing image without a warning")
-    for record in others:
-        Path(record.image).unlink()
-    empty = _raises(ValueError, reader, copied, given)
-    require(empty, "returns a dataset without images instead of a ValueError")
-
-
-def _raises(error: type[Exception], reader: Reader, root: Path, given: dict[str, Any]) -> bool:
-    try:
-        reader(root, **given)
-    except error:
-        return True
-    return False

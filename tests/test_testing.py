@@ -186,6 +186,50 @@ def test_members_that_a_decoder_lacks_are_named() -> None:
         check_decoder(Lacking)
 
 
+class Raises(ShowTell):
+    def step(self, tokens: Tensor, state: dict[str, Tensor]) -> Any:
+        return super().step(tokens, {"h": state["nokey"]})
+
+
+class Fitless(ShowTell):
+    fit = None  # type: ignore[assignment]
+
+
+class Shorter(ShowTell):
+    def forward(self, features: Features, inputs: Tensor, packing: Any = None) -> Tensor:
+        return super().forward(features, inputs, packing)[:, :-1]
+
+
+@pytest.mark.parametrize(
+    ("decoder", "says"),
+    [
+        (Raises, "Raises: step raised KeyError: 'nokey'"),
+        (Fitless, "fit must be a method, not None"),
+        (Shorter, r"its logits are \(3, 4, 11\), theirs \(3, 5, 11\)"),
+    ],
+)
+def test_what_a_method_raises_or_returns_is_named(decoder: type[Any], says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        check_decoder(decoder)
+
+
+@pytest.mark.parametrize("names", [(), None, "fi", ("f", "i"), (*"abcde",), (*"abcdefgh",)])
+def test_wrong_gate_names_are_said_to_be_wrong(names: Any) -> None:
+    with pytest.raises(AssertionError, match="gate_names"):
+        check_cell(type("Misnamed", (LSTM,), {"gate_names": names}))
+
+
+@pytest.mark.parametrize("check", [check_cell, check_decoder, check_encoder])
+def test_only_classes_are_checked(check: Any) -> None:
+    name = check.__name__
+    with pytest.raises(TypeError, match=f"^{name}: give the class, not 'mine:Part'$"):
+        check("mine:Part")
+    with pytest.raises(TypeError, match="give the class, not an object of type Linear$"):
+        check(nn.Linear(1, 1))
+    with pytest.raises(AssertionError, match=r"^int: must inherit from (captioner|torch)\.[\w.]+$"):
+        check(int)
+
+
 # Encoders with a fault ----------------------------------------------------------------------------
 
 

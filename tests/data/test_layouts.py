@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,19 +123,28 @@ def without_holdout(root: Path, *, holdout: float, **options: Any) -> Dataset:
     return read_json(root, holdout=0.1, **options)
 
 
+def lookup_error(root: Path, *, encoding: str, **options: Any) -> Dataset:
+    codecs.lookup(encoding)
+    return read_json(root, encoding=encoding, **options)
+
+
 def silent(dataset: Dataset) -> Dataset:
     return replace(dataset, warnings={}, places={})
 
 
 BROKEN: dict[str, tuple[Callable[..., Dataset], str]] = {
-    "arguments": (without_options, "takes the arguments root, captions, images, holdout, encoding"),
+    "arguments": (
+        without_options,
+        "must take the arguments root, captions, images, holdout, ",
+    ),
     "image": (changed(lambda d: with_first(d, image="nowhere.jpg")), "nowhere.jpg.*no such file"),
     "id": (changed(lambda d: with_first(d, image_id="1.jpg")), "image_id '1.jpg'.*twice"),
     "blank": (changed(lambda d: with_first(d, captions=(" ",))), "blank or not stripped"),
     "lines": (changed(lambda d: with_first(d, captions=("a\nb",))), "several lines"),
     "split": (changed(lambda d: with_first(d, split="val")), "split 'val'"),
     "list": (changed(lambda d: with_first(d, captions=["a"])), "captions must be a tuple"),
-    "holdout": (without_holdout, "holdout=0.7"),
+    "holdout": (without_holdout, r"holdout=0.7 \(allowed: 0 ≤ holdout < 0.5\)"),
+    "encoding": (lookup_error, "encoding='no-such-encoding' raises LookupError.*raise ValueError"),
     "silent": (changed(silent), "without a warning"),
     "places": (changed(lambda d: replace(d, places={"x": ("1",)})), "places of 'x'"),
 }
@@ -146,3 +156,13 @@ def test_a_reader_that_breaks_the_contract_is_refused(fault: str, tmp_path: Path
     reader, demand = BROKEN[fault]
     with pytest.raises(AssertionError, match=demand):
         check_data_layout(reader, tmp_path / "mine")
+
+
+def test_a_wrong_call_is_the_callers_mistake(tmp_path: Path) -> None:
+    as_json(tmp_path)
+    with pytest.raises(TypeError, match="takes no 'holdot'; give some of captions, images, "):
+        check_data_layout(read_json, tmp_path, holdot=0.2)
+    with pytest.raises(TypeError, match="give the function, not 'json'"):
+        check_data_layout("json", tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
+        check_data_layout(read_json, tmp_path / "nowhere")
