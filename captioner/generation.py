@@ -90,10 +90,11 @@ def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:
     banned = [tuple(tokenizer.encode(text)) for text in options.banned_words]
     banned = [phrase for phrase in banned if phrase and vocabulary.unknown not in phrase]
     required = [_encode_known("required_words", text, tokenizer) for text in options.required_words]
-    for text, phrase in zip(options.required_words, required):
-        if any(phrase[at : at + len(b)] == b for b in banned for at in range(len(phrase))):
-            raise ValueError(f"decoding.required_words={text!r} is banned by banned_words as well")
     prefix = _encode_known("prefix", options.prefix, tokenizer) if options.prefix.strip() else ()
+    given = [("required_words", *pair) for pair in zip(options.required_words, required)]
+    for option, text, phrase in (*given, ("prefix", options.prefix, prefix)):
+        if any(phrase[at : at + len(b)] == b for b in banned for at in range(len(phrase))):
+            raise ValueError(f"decoding.{option}={text!r} is banned by banned_words as well")
     if len(prefix) >= options.max_length:
         raise ValueError(
             f"decoding.prefix={options.prefix!r} has {len(prefix)} words; raise max_length above "

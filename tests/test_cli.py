@@ -186,6 +186,11 @@ def test_wrong_inputs_get_one_line(run, mixed, tmp_path, capsys) -> None:
     fails(capsys, "caption", good, "--model", tmp_path / "no", says="no such run folder")
     fails(capsys, "caption", good, "--model", mixed / "notes.txt", says="not a c")
     fails(capsys, "caption", good, "--model", run, "--beam-size", 0, says="beam_size=0")
+    fails(capsys, "caption", good, "--model", run, "--beam-size", 9999, says="≥ 1 and ≤ 1,000")
+    fails(capsys, "caption", "", "--model", run, says="'' is an empty path; give a file, a folder")
+    fails(capsys, "caption", good, "--model", "", says="'' is an empty path; give a run folder")
+    contrary = ("--prefix", "a", "--banned-words", "a")
+    fails(capsys, "caption", good, "--model", run, *contrary, says="prefix='a' is banned")
     fails(capsys, "caption", good, "--model", run, "--batch-size", 0, says="batch-size=0")
     fails(capsys, "evaluate", run, "data=json", "data.root=/nowhere", says="data.root='/nowhere'")
     fails(capsys, "evaluate", run, "data.split=tset", says="split='tset'")
@@ -230,6 +235,10 @@ def test_an_unknown_verb_or_flag_is_a_usage_error(capsys) -> None:
     [
         ("capshun", "VERB: 'capshun' is not known; choose train, "),
         ("capshun", "(did you mean caption?); see captioner --help"),
+        (
+            "caption --required-words ,, a.jpg",
+            "caption --required-words: ',,' has no words; give words separated by commas",
+        ),
         (
             "caption --beam-size zero a.jpg",
             "caption --beam-size: 'zero' is not a whole number",
@@ -317,6 +326,17 @@ def test_data_stats_and_check(scenes, capsys) -> None:
     assert numbers["splits"]["train"]["captions"] == 120
     assert main(["data", "check", f"data.root={scenes}"]) == 0
     assert main(["data", "stats", f"data.root={scenes}"]) == 0
+
+
+def test_data_stats_and_check_never_draw(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draws = "draw the scenes with: captioner data draw data.root="
+    for job in ("stats", "check"):
+        fails(capsys, "data", job, "data.root=nope", says=f"{draws}nope")
+        fails(capsys, "data", job, says=f"{draws}datasets/shapes")
+    fails(capsys, "train", "experiment=debug", "data.root=nope", says=draws)
+    assert not Path("nope").exists()
+    assert not Path("datasets").exists()
 
 
 def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys, monkeypatch) -> None:

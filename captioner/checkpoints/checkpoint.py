@@ -159,6 +159,10 @@ def find(path: str | Path, *, name: str = BEST) -> Path:
     Raises:
         FileNotFoundError: there is no such folder or file, or the folder has no checkpoint.
     """
+    if not str(path):
+        raise FileNotFoundError(
+            "'' is an empty path; give a run folder, a .ckpt file, or the name of a bundled model"
+        )
     given, path = path, Path(path)
     if path.is_file():
         return path.with_name(bundle.MODEL) if path.name == bundle.WEIGHTS else path

@@ -242,9 +242,19 @@ def _parse_document_or_lines(text: str, path: Path) -> tuple[Any, bool]:
         return parse_json(text, str(path)), False
     except ValueError:
         lines = [(count, line) for count, line in enumerate(text.split("\n"), 1) if line.strip()]
-        if len(lines) < 2 or not _is_json(lines[0][1]):
+        if not _are_json_lines([line for _, line in lines], path):
             raise
     return ((count, parse_json(line, str(path), count)) for count, line in lines), True
+
+
+def _are_json_lines(lines: Sequence[str], path: Path) -> bool:
+    """Whether a text that is no document has one per line, even if the first line is damaged."""
+    if len(lines) < 2:
+        return False
+    if _is_json(lines[0]):
+        return True
+    begins = lines[0].startswith("{") and len(lines[0].strip()) > 1
+    return begins and (path.suffix.lower() == ".jsonl" or _is_json(lines[1]))
 
 
 def _is_json(line: str) -> bool:

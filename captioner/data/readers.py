@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -269,16 +270,30 @@ def read_folder(
     return builder.build(text_folder)
 
 
+SCENES = "captions.jsonl"
+DRAWN = Path("datasets/shapes")
+"""The default folder of the drawn scenes, relative to the current one, as in data=shapes."""
+
+
 def read_shapes(
     root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
 ) -> Dataset:
-    """Read the drawn scenes; they are drawn first where `root/captions.jsonl` is missing."""
-    if captions is None:
-        captions = "captions.jsonl"
-        if not (root / captions).is_file():
-            from captioner.data.shapes import draw
+    """Read the drawn scenes.
 
-            draw(root)
+    Only the default folder is drawn where it is missing, and only if no captions are named: a root
+    that the user chose may be misspelled.
+    """
+    file = root / SCENES
+    if captions is None and root == DRAWN and not file.is_file():
+        from captioner.data.shapes import draw
+
+        draw(root)
+    if captions in (None, SCENES) and not file.is_file():
+        raise FileNotFoundError(
+            f"data.root={str(root)!r} has no {SCENES}; draw the scenes with: captioner data draw "
+            + shlex.quote(f"data.root={root}")
+        )
+    captions = captions or SCENES
     return read_json(root, captions=captions, images=images, holdout=holdout, encoding=encoding)
 
 

@@ -51,7 +51,7 @@ class DecodingOptions:
         ValueError: a value out of range, or values that exclude each other.
     """
 
-    beam_size: int = _option(1, "K", "hypotheses kept per image; 1 is greedy", least=1)
+    beam_size: int = _option(1, "K", "hypotheses kept per image; 1 is greedy", least=1, most=1000)
     length_penalty: float = _option(0.0, "A", "rank by log p / n^A: 0 none, 1 average per token")
     length_rule: str = _option(
         "power", "RULE", "power, or gnmt: log p / ((5 + n) / 6)^A", choices=LENGTH_RULES
@@ -286,7 +286,8 @@ class Option:
     @property
     def _range(self) -> str:
         if self.kind is int:
-            return f"a whole number ≥ {self.least:g}"
+            most = f" and ≤ {self.most:,.0f}" if self.most < math.inf else ""
+            return f"a whole number ≥ {self.least:g}{most}"
         low = f"above {self.above:g}" if self.above >= self.least else f"from {self.least:g}"
         return f"a number {low}" + (f", at most {self.most:g}" if self.most < math.inf else "")
 

@@ -23,6 +23,7 @@ from captioner.data.entries import (
     captions_of,
     image_key,
     json_entries,
+    missing,
 )
 from captioner.data.fit_warnings import tokenizer_warnings
 from captioner.data.tables import table_rows
@@ -230,6 +231,10 @@ def _cells(text: str, path: Path) -> Iterator[Row]:
     rows = table_rows(text, path)
     _, _, header = next(rows, (0, ",", [""]))
     names = [name.strip().lower() for name in header]
+    if any(names) and image_key(names, _IMAGE) is None:
+        raise missing("image", "column", header, str(path))
+    if any(names) and not caption_keys(names)[0] and not any(map(_REFERENCE.fullmatch, names)):
+        raise missing("caption", "column", header, str(path))
     for line, _, cells in rows:
         place = f"{path}, line {line}"
         if len(cells) != len(names):

@@ -74,11 +74,13 @@ def report(
         the file.
 
     Raises:
-        FileNotFoundError: no such folder, or no such evaluation in it.
+        FileNotFoundError: no such folder or data_root, or no such evaluation in it.
         ValueError: an option out of range, or a damaged file.
     """
     if not 1 <= images <= 100:
         raise ValueError(f"images={images} is not accepted; choose 1 to 100")
+    if data_root is not None and not Path(data_root).expanduser().is_dir():
+        raise FileNotFoundError(f"{data_root}: no such folder; give the root of the dataset")
     result = read_result(Path(path), split=split, decoding=decoding)
     rows = read_captions(result)
     view = View(result, rows, read_surroundings(result, rows, data_root=data_root), images)

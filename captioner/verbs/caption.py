@@ -80,4 +80,7 @@ def _add_decoding(parser: argparse.ArgumentParser) -> None:
 
 
 def _split_list(text: str) -> list[str]:
-    return [item.strip() for item in text.split(",") if item.strip()]
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if text and not items:
+        raise argparse.ArgumentTypeError(f"{text!r} has no words; give words separated by commas")
+    return items

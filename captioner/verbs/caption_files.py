@@ -97,6 +97,8 @@ def find_images(paths: Sequence[str]) -> Iterator[str]:
 
 
 def _find_files(path: str) -> Iterable[str]:
+    if not path:
+        raise FileNotFoundError("'' is an empty path; give a file, a folder, a quoted glob, or -")
     if path == "-":
         return _read_paths()
     if Path(path).is_dir():

@@ -58,8 +58,12 @@ def _describe(config: Mapping[str, Any], job: str, *, as_json: bool) -> int:
     from captioner.data.fit_warnings import fit_warnings
     from captioner.data.prepare import check, statistics
     from captioner.data.read import read_records
+    from captioner.data.readers import SCENES
 
-    dataset = make(read_records, "data", config["data"])
+    data = dict(config["data"])
+    if data["format"] == "shapes" and data.get("captions") is None:
+        data["captions"] = SCENES  # a named file is not drawn if it is missing
+    dataset = make(read_records, "data", data)
     fit = (
         config["tokenizer"]["name"],
         config["loader"]["max_words"],

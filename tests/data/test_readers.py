@@ -430,11 +430,19 @@ def test_shapes_are_drawn_once_and_then_read(tmp_path, monkeypatch):
         return write_whole(root / "captions.jsonl", line + "\n")
 
     monkeypatch.setattr("captioner.data.shapes.draw", draw)
-    root = tmp_path / "not" / "there"
-    first, second = (read_records(format="shapes", root=str(root)) for _ in range(2))
-    assert drawn == [root]
+    monkeypatch.chdir(tmp_path)
+    root = "datasets/shapes"
+    first, second = (read_records(format="shapes", root=root) for _ in range(2))
+    assert drawn == [Path(root)]
     assert captions_of(first) == captions_of(second) == {"images/0.png": ("a disc",)}
     assert splits_of(first) == {"images/0.png": "dev"}
+
+
+def test_shapes_are_not_drawn_into_a_folder_that_a_user_names(tmp_path):
+    root = tmp_path / "not there"
+    with pytest.raises(FileNotFoundError, match=f"captioner data draw 'data.root={root}'$"):
+        read_records(format="shapes", root=str(root))
+    assert not root.exists()
 
 
 def test_text_in_another_encoding_is_named_by_line_and_read_when_told(tmp_path):

@@ -285,7 +285,13 @@ BAD = {
     "twice.csv": ("image,caption\n1,a\n1,b\n", "line 3: image '1' has a caption already"),
     "comma.csv": ("image,caption\n1,a dog, asleep\n", "line 2: 3 cells under 2 column names"),
     "quote.csv": ('image,caption\n1,"a' + "\n" * 40, "is a quote never closed?"),
-    "columns.csv": ("photo,caption\n1,a\n", "no image id"),
+    "columns.csv": ("photo,caption\n1,a\n", "no column 'image' among 'photo', 'caption'"),
+    "short.csv": ("image,cap\n1,a\n", "no column 'caption' among 'image', 'cap'"),
+    "first.jsonl": (
+        '{"image": "1", "caption": "a"\n{"image": "2", "caption": "b"}\n',
+        "line 1: not",
+    ),
+    "both.jsonl": ('{"image": "1", "caption": "a"\n{"image": "2", "caption"\n', "line 1: not"),
     "notes.doc": ("1 a dog", "not a known kind of file; give .jsonl, .json, .csv, .tsv"),
 }
 

@@ -195,12 +195,14 @@ def test_characters_keep_the_spaces_of_their_text(text: str) -> None:
 
 
 def test_without_data_the_page_says_so(folder: Path, tmp_path: Path) -> None:
-    page = Page(report(folder, data_root=str(tmp_path / "gone")))
+    with pytest.raises(FileNotFoundError, match="gone: no such folder; give the root"):
+        report(folder, data_root=str(tmp_path / "gone"))
+    page = Page(report(folder, data_root=str(tmp_path)))
     assert not page.all("img")
     assert page.text.count("No pictures, no training captions:") == 1  # one reason, said once
     assert "There is no nearest training caption" in page.text
     assert "captions that are new" in page.text  # the checkpoint knows its training captions
-    assert not (tmp_path / "gone").exists()  # the embedded set is not drawn for a report
+    assert not (tmp_path / "captions.jsonl").exists()  # the embedded set is not drawn for a report
 
 
 def test_a_caption_that_shares_nothing_has_no_nearest_training_caption() -> None:
