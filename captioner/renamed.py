@@ -21,7 +21,8 @@ _OBJECTIVE = (
 )
 _OPTIMIZER = ("lr", "encoder_lr", "weight_decay")
 _SCHEDULE = {"warmup": "warmup", "plateau_factor": "factor", "plateau_patience": "patience"}
-_KEPT = ("word_vectors", "freeze_words", "unfreeze_at", "unfreeze_stages")
+KEPT = ("word_vectors", "freeze_words", "unfreeze_at", "unfreeze_stages")
+"""The options that the group ``training`` still has."""
 
 NAMES: dict[str, str] = {
     "training.objective": "objective",
@@ -54,7 +55,7 @@ def renamed(line: str) -> str:
     new = NAMES[old] + key[len(old) :]
     if "." not in new:
         marks = ""  # Hydra refuses +group=option of a group that exists
-    _warn(f"{key} is now {new}")
+    warn_of(key, new)
     return f"{marks}{new}{rest}"
 
 
@@ -64,7 +65,7 @@ def _with_choices(line: str, value: str) -> str:
     if not all(name in _CHOICES for name in names):
         return line
     new = f"objective={','.join(_CHOICES[name] for name in names)}"
-    _warn(f"{line} is now {new}")
+    warn_of(line, new)
     return new
 
 
@@ -77,7 +78,7 @@ def modernized(config: Mapping[str, Any], *, warn: bool = False) -> dict[str, An
         warn: warn of each old name.
     """
     training = config.get("training")
-    if not isinstance(training, Mapping) or set(training) <= set(_KEPT):
+    if not isinstance(training, Mapping) or set(training) <= set(KEPT):
         return dict(config)
     groups: dict[str, dict[str, Any]] = {
         name: dict(config.get(name) or {}) for name in ("objective", "optimizer", "schedule")
@@ -88,8 +89,8 @@ def modernized(config: Mapping[str, Any], *, warn: bool = False) -> dict[str, An
         groups["objective"] = {}  # its options are those of another objective
     for key, value in training.items():
         _move(groups, key, value)
-        if warn and key not in _KEPT:
-            _warn(f"training.{key} is now {NAMES.get(f'training.{key}', f'objective.{key}')}")
+        if warn and key not in KEPT:
+            warn_of(f"training.{key}", NAMES.get(f"training.{key}", f"objective.{key}"))
     groups["objective"].setdefault("name", "cross_entropy")
     groups["optimizer"].setdefault("name", "adamw")
     if groups["schedule"].setdefault("name", "cosine") != "plateau":
@@ -102,7 +103,7 @@ def _move(groups: dict[str, dict[str, Any]], key: str, value: Any) -> None:
     """Move an option of the old group ``training`` to its new group."""
     if key in ("objective", "schedule"):
         groups[key]["name"] = value
-    elif key in _KEPT:
+    elif key in KEPT:
         groups["training"][key] = value
     elif key in _OPTIMIZER:
         groups["optimizer"][key] = value
@@ -112,6 +113,8 @@ def _move(groups: dict[str, dict[str, Any]], key: str, value: Any) -> None:
         groups["objective"][key] = value
 
 
-def _warn(message: str) -> None:
+def warn_of(old: str, new: str) -> None:
+    """Warn, in the first process, of an old name."""
     if is_first():
-        warnings.warn(f"{message}; the old name works in this release", FutureWarning, stacklevel=3)
+        message = f"{old} is now {new}; the old name works in this release"
+        warnings.warn(message, FutureWarning, stacklevel=3)

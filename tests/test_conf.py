@@ -133,6 +133,11 @@ def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
     [
         ("experiment=dmeo", "did you mean demo"),
         ("decodr.cell=gru", "did you mean decoder"),
+        ("objective.samples=3", r"\(an option of objective=scst\)$"),
+        ("schedule.factor=0.5", r"\(an option of schedule=plateau\)$"),
+        ("optimizer.momentum=0.5", r"\(an option of optimizer=sgd\)$"),
+        ("training.optimizer=sgd", r"\(did you mean optimizer=sgd\?\)$"),
+        ("optimizer.lr=abc", "optimizer.lr='abc' is not accepted; choose a number"),
         ("decoder.cel=gru", "did you mean decoder.cell"),
         ("optimizer.learning_rate=1", "optimizer=adamw has name, lr"),
         ("encoder=resnet51", "did you mean resnet5"),

@@ -3,9 +3,11 @@
 import warnings
 
 import pytest
+from omegaconf import OmegaConf
 
 from captioner import config, torch_optimizers
-from captioner.renamed import modernized, renamed
+from captioner.renamed import KEPT, modernized, renamed
+from captioner.verbs import train
 
 
 @pytest.mark.parametrize(
@@ -114,6 +116,69 @@ def test_old_names_in_yaml_of_a_users_own(tmp_path) -> None:
     assert (composed["objective"]["name"], composed["objective"]["samples"]) == ("scst", 7)
     assert (composed["optimizer"]["lr"], composed["schedule"]["name"]) == (0.3, "plateau")
     assert set(composed["training"]) == set(config.compose()["training"])
+
+
+def experiment_folder(tmp_path, text: str):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mix.yaml").write_text(f"# @package _global_\n{text}\n")
+    return tmp_path
+
+
+MIX = "training: {lr: 0.003, label_smoothing: 0.2, schedule: plateau, plateau_patience: 1}"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("more", "new"),
+    [
+        ([], ["schedule=plateau", "schedule.patience=1", "optimizer.lr=0.003"]),
+        (["optimizer.lr=0.1", "schedule=linear"], ["optimizer.lr=0.1", "schedule=linear"]),
+        (["training.lr=0.1"], ["schedule=plateau", "schedule.patience=1", "optimizer.lr=0.1"]),
+    ],
+)
+def test_old_names_in_yaml_compose_as_overrides_before_the_users(tmp_path, more, new) -> None:
+    """The groups are complete, and what the command line sets wins."""
+    folder = experiment_folder(tmp_path, MIX)
+    composed = config.compose(["experiment=mix", "run_dir=x", *more], config_dir=folder)
+    assert composed == config.compose(["run_dir=x", "objective.label_smoothing=0.2", *new])
+
+
+def test_cfg_job_shows_what_old_names_in_yaml_will_train(tmp_path, capsys) -> None:
+    folder = experiment_folder(tmp_path, MIX)
+    with pytest.warns(FutureWarning, match="training.lr is now optimizer.lr"):
+        assert train.run(["--config-dir", str(folder), "experiment=mix", "--cfg", "job"]) == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.optimizer.lr, shown.objective.label_smoothing) == (0.003, 0.2)
+    assert shown.schedule == {"name": "plateau", "warmup": 0.05, "factor": 0.5, "patience": 1}
+    assert set(shown.training) == set(KEPT)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("training: {lrr: 0.003}", r"^training.lrr is not an option; .*did you mean optimizer.lr"),
+        ("training: {lr: abc}", "optimizer.lr='abc' is not accepted; choose a number"),
+        (
+            "training: {lr: 0.003}\noptimizer: {lr: 0.004}",
+            "training.lr=0.003 and optimizer.lr=0.004 are the old and the new name",
+        ),
+    ],
+)
+def test_yaml_with_old_names_is_refused_in_one_line(tmp_path, text: str, says: str) -> None:
+    folder = experiment_folder(tmp_path, text)
+    with pytest.raises(ValueError, match=says) as error:
+        config.compose(["experiment=mix"], config_dir=folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_sweep_over_what_yaml_sets_by_an_old_name_is_refused(tmp_path) -> None:
+    """In a sweep, values under old names in YAML would win over those that are swept."""
+    folder, swept = experiment_folder(tmp_path, MIX), ["experiment=mix", "optimizer.lr=0.1,0.2"]
+    with pytest.raises(ValueError, match="optimizer.lr=0.1,0.2 and training.lr=0.003 of a YAML"):
+        config.checked(swept, several=True, config_dir=folder)
+    (choice, *_) = config.checked(["experiment=mix", "seed=1,2"], several=True, config_dir=folder)
+    assert choice.input_line == "schedule=plateau"
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop", "radam"])

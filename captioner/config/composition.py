@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner import parts, renamed
+from captioner.config import old_names
 from captioner.config.choices import (
     checked_choice,
     option_names,
@@ -85,7 +86,7 @@ def checked(
     ``encoder=NAME`` with the name of a timm or torchvision network, which has no YAML file of its
     own, becomes ``encoder=LIBRARY encoder.network=NAME``; ``decoder=package.module:Class`` and
     ``optimizer=NAME`` with an optimizer of torch become options; ``+key=value`` of a key that
-    exists loses its plus.
+    exists loses its plus. Old names of options in a user's YAML become overrides, which come first.
 
     Args:
         overrides: ``key=value`` as typed, or as parsed.
@@ -99,7 +100,39 @@ def checked(
         changes = parse(overrides, several=several, loader=loader)
         search = search_path(config_dir, changes)
         known = find_groups(loader, search)
-        result: list[Override] = []
+    result = _checked_choices(changes, known, search, several=several)
+    base, others = _bases(result, config_dir)
+    old = old_names.old_options(base)
+    if old:
+        if several:
+            more = _choices_for_jobs(old, result)
+        else:
+            old_names.require_one_name(
+                old, base, lambda line: compose_all([line], config_dir=config_dir)
+            )
+            more = parse(old_names.translated(old, result))
+        more = _checked_choices(more, known, search, several=False)
+        base, others = _bases([*more, *result], config_dir)
+        result = [c for c in more if not old_names.is_unused(c.key_or_group, base)] + result
+    deletions = [] if several else old_names.deletions(old)
+    return _parse_as_they_are(deletions) + [
+        change
+        if change.key_or_group in known or change.key_or_group.startswith("hydra")
+        else _checked_key(change, base, others)
+        for change in result
+    ]
+
+
+def _checked_choices(
+    changes: Sequence[Override], known: Sequence[str], search: list[str], *, several: bool
+) -> list[Override]:
+    """Overrides, those of groups as Hydra understands them.
+
+    Raises:
+        ValueError: an unknown option of a group, or a sweep where none may be.
+    """
+    result: list[Override] = []
+    with hydra_loader() as loader:
         for change in changes:
             if change.is_sweep_override() and not several:
                 raise several_values(change)
@@ -111,13 +144,36 @@ def checked(
                 result += checked_choice(change, names, several=several)
             else:
                 result.append(change)
-    base, others = _bases(result, config_dir)
-    return [
-        change
-        if change.key_or_group in known or change.key_or_group.startswith("hydra")
-        else _checked_key(change, base, others)
-        for change in result
-    ]
+    return result
+
+
+def _choices_for_jobs(old: Mapping[str, Any], changes: Sequence[Override]) -> list[Override]:
+    """The options of groups that a YAML chooses under old names; each job renames the rest.
+
+    Args:
+        old: see `old_names.old_options`.
+        changes: the overrides of a sweep.
+
+    Raises:
+        ValueError: one of them sets what the YAML sets under an old name.
+    """
+    for change in changes:
+        if change.key_or_group in old:
+            name, value = old[change.key_or_group]
+            raise ValueError(
+                f"{change.input_line} and {name}={value} of a YAML file set the same option; "
+                f"write {change.key_or_group} in the file"
+            )
+    if any(c.is_sweep_override() and c.key_or_group == "experiment" for c in changes):
+        return []
+    return parse(old_names.choices(old))
+
+
+def _parse_as_they_are(lines: list[str]) -> list[Override]:
+    """Parsed overrides, old names kept."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return list(OverridesParser.create().parse_overrides(lines))
 
 
 def _checked_key(change: Override, base: Any, others: Callable[[], Iterator[Any]]) -> Override:
@@ -133,8 +189,28 @@ def _checked_key(change: Override, base: Any, others: Callable[[], Iterator[Any]
     if change.is_add() and exists:  # Hydra refuses +key=value of a key that exists
         (change,) = parse([str(change.input_line).lstrip("+")], several=True)
     elif not change.is_add() and not exists:
-        check_key(base, key)
+        check_key(base, key, value=change.get_value_element_as_str())
+    _require_number(change, base)
     return change
+
+
+def _require_number(change: Override, base: Any) -> None:
+    """Refuse a text for a number of the objective, optimizer or schedule: before any training.
+
+    Raises:
+        ValueError: the value is a text.
+    """
+    from omegaconf import OmegaConf
+
+    key = change.key_or_group
+    if key.partition(".")[0] not in ("objective", "optimizer", "schedule"):
+        return
+    if change.is_sweep_override() or change.is_delete() or "." not in key:
+        return
+    before, value = OmegaConf.select(base, key), change.value()
+    is_number = isinstance(before, int | float) and not isinstance(before, bool)
+    if is_number and isinstance(value, str) and "${" not in value:
+        raise ValueError(f"{key}={value!r} is not accepted; choose a number")
 
 
 def compose_base(changes: Sequence[Override], *, config_dir: str | Path | None = None) -> Any:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from captioner.config.loading import conf_folder
 from captioner.config.values import unknown_key
 
 
-def check_key(config: Any, key: str) -> None:
+def check_key(config: Any, key: str, *, value: str = "...") -> None:
     """Check that a dotted key is in an OmegaConf tree.
+
+    Args:
+        config: the tree.
+        key: the key.
+        value: that an override gives it, for the error.
 
     Raises:
         ValueError: names the first part of it that is not, and the nearest option.
@@ -21,9 +27,27 @@ def check_key(config: Any, key: str) -> None:
             raise ValueError(f"{key} is not an option; {path} is a single value")
         if part not in list(within):  # `part in within` is false for values that are still missing
             names = [name for name in within if name != "hydra"]
-            raise unknown_key(path, part, names, _choice(config, path), leaves(config))
+            hint = _other_choices(path, part) or _group_itself(config, path, part, value)
+            raise unknown_key(path, part, names, _choice(config, path), leaves(config), hint)
         path = f"{path}.{part}" if path else part
         within = within._get_node(part)
+
+
+def _other_choices(group: str, name: str) -> str:
+    """`` (an option of GROUP=CHOICE)`` for an option that other choices of its group have."""
+    from omegaconf import OmegaConf
+
+    files = sorted((conf_folder() / group).glob("*.yaml")) if group and "." not in group else []
+    owners = [f"{group}={path.stem}" for path in files if name in (OmegaConf.load(path) or {})]
+    return f" (an option of {' or '.join(owners)})" if 0 < len(owners) <= 3 else ""
+
+
+def _group_itself(config: Any, group: str, name: str, value: str) -> str:
+    """`` (did you mean NAME=VALUE?)`` for the name of a group that is written inside another."""
+    from omegaconf import OmegaConf
+
+    is_group = bool(group) and name in config and OmegaConf.is_dict(config._get_node(name))
+    return f" (did you mean {name}={value}?)" if is_group else ""
 
 
 def has(config: Any, key: str) -> bool:

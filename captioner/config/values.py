@@ -43,7 +43,12 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
 
 
 def unknown_key(
-    group: str, key: str, names: Iterable[str], choice: str = "", leaves: Sequence[str] = ()
+    group: str,
+    key: str,
+    names: Iterable[str],
+    choice: str = "",
+    leaves: Sequence[str] = (),
+    hint: str = "",
 ) -> ValueError:
     """The error for an option that does not exist.
 
@@ -54,11 +59,13 @@ def unknown_key(
         choice: the ``group=option`` that decides which options exist.
         leaves: dotted keys of options in all groups; one with the same name in another group is
             suggested too.
+        hint: ends the message in place of a suggestion.
     """
     names = [str(name) for name in names]
     prefix, whose = (f"{group}.", f"{choice or group} has") if group else ("", "there are")
     hint = (
-        near_miss(key, names, prefix, cutoff=0.8)
+        hint
+        or near_miss(key, names, prefix, cutoff=0.8)
         or same_name(key, leaves)
         or near_miss(key, names, prefix)
     )
