@@ -81,25 +81,32 @@ def require_batches(trainer: Mapping[str, Any], *, train: int, val: int) -> None
             )
 
 
-def require_epochs(checkpoint: Mapping[str, Any] | None, max_epochs: int | None) -> None:
+def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, Any]) -> None:
     """Refuse to resume a training whose epochs are all done.
 
     Args:
         checkpoint: as Lightning wrote it; None where the training is new.
-        max_epochs: of the training; negative: no limit; None: not known yet.
+        trainer: the group; its max_epochs may be negative: no limit, or None: not known yet.
 
     Raises:
         ValueError: says what to set.
     """
+    max_epochs, max_steps = trainer["max_epochs"], trainer.get("max_steps", -1)
     if checkpoint is None or max_epochs is None:
         return
     loop = checkpoint.get("loops", {}).get("fit_loop", {})
     done = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
-    if 0 <= max_epochs <= done:
-        raise ValueError(
-            f"{plural(done, 'epoch is', 'epochs are')} done, and trainer.max_epochs={max_epochs}: "
-            f"set trainer.max_epochs above {done} to continue"
-        )
+    if not 0 <= max_epochs <= done:
+        return
+    reached, also = plural(done, "epoch is", "epochs are") + " done", ""
+    if max_steps >= 0:  # they may have ended the last epoch early
+        steps, epochs = checkpoint.get("global_step", 0), plural(done, "epoch", "epochs")
+        reached = f"{plural(steps, 'step is', 'steps are')} done, in {epochs}"
+        also = f" and trainer.max_steps above {steps}" if max_steps <= steps else ""
+    raise ValueError(
+        f"{reached}, and trainer.max_epochs={max_epochs}: "
+        f"set trainer.max_epochs above {done}{also} to continue"
+    )
 
 
 def plural(count: int, one: str, more: str) -> str:

@@ -92,6 +92,7 @@ def resumed(
         own = [change for change in changes if change.key_or_group != "experiment"]
         without = override(whole, own, config_dir=config_dir)
         wanted |= {group: without[group] for group in _INHERITED if group in without}
+    _require_same_choices(saved, wanted, named, run)
     _require_changeable(_leaves(saved), _leaves(whole), _leaves(wanted), run)
     for group in _GROWING:  # new options are added only if they were set
         old, new = saved.get(group, {}), wanted.get(group, {})
@@ -145,6 +146,28 @@ def require_same_captions(
         )
 
 
+def _require_same_choices(
+    saved: Config, wanted: Config, named: Mapping[str, Override], run: str
+) -> None:
+    """Refuse another option of a group, under the name that the user gave."""
+    for group, change in named.items():
+        before, after = saved.get(group), wanted.get(group)
+        if not isinstance(before, dict) or not isinstance(after, dict):
+            continue
+        if before.get("name") != after.get("name") and not _is_changeable(f"{group}.name"):
+            raise ValueError(
+                f"{group}={change.value()} cannot be combined with resume={run}, which has "
+                f"{before.get('name')}; {_advice(run)}"
+            )
+
+
+def _advice(run: str) -> str:
+    return (
+        f"when resuming, only {_SUMMARY} can be changed; resume_weights={run} starts another "
+        "training from its weights"
+    )
+
+
 def _require_changeable(
     saved: Mapping[str, Any], whole: Mapping[str, Any], wanted: Mapping[str, Any], run: str
 ) -> None:
@@ -153,9 +176,8 @@ def _require_changeable(
         if before == after or _is_changeable(key):
             continue
         raise ValueError(
-            f"{key}={after} cannot be combined with resume={run}, which has {saved.get(key)}; when "
-            f"resuming, only {_SUMMARY} can be changed; resume_weights={run} starts another "
-            "training from its weights"
+            f"{key}={after} cannot be combined with resume={run}, which has {saved.get(key)}; "
+            f"{_advice(run)}"
         )
 
 

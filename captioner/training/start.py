@@ -168,6 +168,30 @@ def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
     return make(build_tokenizer, "tokenizer", config["tokenizer"], texts)
 
 
+def _other_options(config: Config, saved: Config) -> str:
+    """The options of encoder and decoder that give weights other shapes, and those of the run.
+
+    Args:
+        config: of the new training.
+        saved: of the run whose weights it starts from.
+
+    Returns:
+        ``decoder.cell=gru, which has lstm``; empty if no option differs.
+    """
+    differing = []
+    for group in ("encoder", "decoder"):
+        after, before = config[group], saved[group]
+        if after.get("name") != before.get("name"):
+            differing.append(f"{group}={after.get('name')}, which has {before.get('name')}")
+            continue
+        differing += [
+            f"{group}.{name}={after[name]}, which has {before[name]}"
+            for name in sorted(set(after) & set(before))
+            if after[name] != before[name] and not isinstance(after[name], float)
+        ]
+    return "; ".join(differing)
+
+
 def _take_weights(
     model: CaptioningModel, source: Checkpoint, config: Config, report: Callable[[str], None]
 ) -> None:
@@ -187,8 +211,9 @@ def _take_weights(
     try:
         source.fill(model)
     except ValueError as error:
+        reason = _other_options(config, source.config) or str(error).rstrip(" .")
         raise ValueError(
-            f"{option} does not fit: {error}; leave encoder and decoder as they are there"
+            f"{option} does not fit: {reason}; leave encoder and decoder as they are there"
         ) from None
     if checkpoint.same_part(config["encoder"], source.config["encoder"]):
         model.encoder.transform = source.transform

@@ -155,13 +155,13 @@ def _train(
     folder = claim.folder
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     start = read_start(config, resume)
-    require_epochs(start.progress, config["trainer"]["max_epochs"])
+    require_epochs(start.progress, config["trainer"])
     dataset = make(read_records, "data", config["data"])
     model, tokenizer = start.build(config, dataset, report)
     data = _build_data(config, dataset, tokenizer, model)
     config = {**config, "trainer": settled(config["trainer"], data.batches, new=start.is_random)}
     require_batches(config["trainer"], train=data.batches, val=len(data.val_dataloader()))
-    require_epochs(start.progress, config["trainer"]["max_epochs"])
+    require_epochs(start.progress, config["trainer"])
     loggers = make(build_loggers, "logger", config["logger"], folder, report)
     trainer = _build_trainer(config, folder, loggers, start)
     require_startable(trainer, command)

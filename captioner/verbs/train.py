@@ -212,7 +212,7 @@ def _resume(options: argparse.Namespace, again: Sequence[str]) -> int | None:
 
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return 0
-    require_epochs(last.lightning, config["trainer"]["max_epochs"])  # before all that takes long
+    require_epochs(last.lightning, config["trainer"])  # before all that takes long
     _train(config, folder, again, last)
     return 0
 

@@ -8,6 +8,7 @@ import pytest
 from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.config import compose
+from captioner.training.duration import require_epochs
 from captioner.training.resuming import resumed
 
 
@@ -68,12 +69,17 @@ def test_what_goes_with_a_resume_is_obeyed(saved) -> None:
             "optimizer.lr=0.5 cannot be combined with resume=runs/x, which has 0.004",
         ),
         ("optimizer.weight_decay=0.5", "optimizer.weight_decay=0.5 cannot be combined"),
-        ("objective=scst", "cannot be combined with resume"),
+        ("objective=scst", "objective=scst cannot be combined with resume=runs/x, which has cross"),
+        ("optimizer=sgd", "optimizer=sgd cannot be combined with resume=runs/x, which has adamw"),
+        ("schedule=plateau", "schedule=plateau cannot be combined with resume=runs/x, which has c"),
         ("tokenizer.min_count=2", "tokenizer.min_count=2 cannot be combined"),
-        ("tokenizer=character", "tokenizer.name=character cannot be combined"),
+        (
+            "tokenizer=character",
+            "tokenizer=character cannot be combined with*, which has word",
+        ),
         ("encoder=efficientnet_lite2", "encoder.* cannot be combined"),
         ("decoder.cell=lstm", "decoder.cell=lstm cannot be combined"),
-        ("decoder=up_down", "decoder.* cannot be combined"),
+        ("decoder=up_down", "decoder=up_down cannot be combined"),
         ("data=json", "data.format=json cannot be combined"),
         ("loader.batch_size=3", "loader.batch_size=3 cannot be combined"),
         ("callbacks.monitor=dev_cider", "callbacks.monitor=dev_cider cannot be combined"),
@@ -158,3 +164,24 @@ def test_epochs_that_are_done_are_refused_before_data_and_model(run, capsys, mon
     assert main(["train", f"resume={run}", "trainer.max_epochs=3"]) == 1
     error = capsys.readouterr().err
     assert "15 epochs are done, and trainer.max_epochs=3" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("trainer", "says"),
+    [
+        ({"max_epochs": 2}, "2 epochs are done, and .* above 2 to continue"),
+        (
+            {"max_epochs": 2, "max_steps": 20},
+            "done, in 2 .*trainer.max_steps above 20",
+        ),
+        (
+            {"max_epochs": 2, "max_steps": 30},
+            "20 steps .* in 2 epochs.* above 2 to continue",
+        ),
+    ],
+)
+def test_steps_that_ended_a_training_are_named(trainer: dict, says: str) -> None:
+    progress = {"epoch_progress": {"current": {"processed": 2}}}
+    with pytest.raises(ValueError, match=says):
+        require_epochs({"global_step": 20, "loops": {"fit_loop": progress}}, trainer)
+    require_epochs({"global_step": 20, "loops": {"fit_loop": progress}}, {"max_epochs": 3})
