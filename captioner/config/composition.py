@@ -189,7 +189,7 @@ def _checked_key(change: Override, base: Any, others: Callable[[], Iterator[Any]
     if change.is_add() and exists:  # Hydra refuses +key=value of a key that exists
         (change,) = parse([str(change.input_line).lstrip("+")], several=True)
     elif not change.is_add() and not exists:
-        check_key(base, key, value=change.get_value_element_as_str())
+        check_key(base, key, value=str(change.input_line).partition("=")[2])
     _require_number(change, base)
     return change
 

@@ -13,6 +13,7 @@ and ``page.js``.
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -79,7 +80,7 @@ def report(
     """
     if not 1 <= images <= 100:
         raise ValueError(f"images={images} is not accepted; choose 1 to 100")
-    if data_root is not None and not Path(data_root).expanduser().is_dir():
+    if data_root is not None and not Path(os.path.expanduser(data_root)).is_dir():
         raise FileNotFoundError(f"{data_root}: no such folder; give the root of the dataset")
     result = read_result(Path(path), split=split, decoding=decoding)
     rows = read_captions(result)
