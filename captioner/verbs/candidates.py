@@ -23,7 +23,7 @@ from captioner.checkpoints import bundle
 from captioner.decoding.options import OPTIONS
 from captioner.runs import find_runs
 from captioner.verbs import VERBS
-from captioner.verbs.tables import METRICS, names_in
+from captioner.verbs.table_names import METRICS, names_in
 
 TABLES: dict[str, str] = {
     "callbacks.monitor": "training/callbacks.py:MONITORS",

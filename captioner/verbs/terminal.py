@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from captioner.verbs.tables import METRICS, names_in
+from captioner.verbs.table_names import METRICS, names_in
 
 
 def fail(message: str, status: int = 1) -> int:

@@ -372,7 +372,7 @@ def test_export_takes_decoding_alone_and_says_what_is_large(
     assert "captioner: note:" in capsys.readouterr().err
 
 
-# The model in the box --------------------------------------------------------------------------
+# The bundled model ------------------------------------------------------------------------------
 
 
 def test_the_model_in_the_box_captions_without_being_named() -> None:
