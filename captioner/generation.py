@@ -16,7 +16,7 @@ from captioner.decoding.search import Hypothesis
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.decoder import Decoder, Stepper
 from captioner.models.features import Features
-from captioner.models.precision import BF16, resolve, tell_cost
+from captioner.models.precision import BF16, resolve, warn_if_emulated
 from captioner.tokenizers import Tokenizer
 
 
@@ -75,7 +75,7 @@ def make_steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -
 def _precision(models: Sequence[CaptioningModel], options: DecodingOptions) -> torch.autocast:
     """The context of decoding: fp32 even within a training in bf16, as in an evaluation."""
     device = next(models[0].decoder.parameters()).device.type
-    tell_cost("decoding.precision", options.precision, device)
+    warn_if_emulated("decoding.precision", options.precision, device)
     bf16 = resolve(options.precision, device) == BF16
     return torch.autocast(device, torch.bfloat16, enabled=bf16)
 

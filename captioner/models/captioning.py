@@ -22,7 +22,7 @@ from captioner.parts import require_interface
 class CaptioningModel(nn.Module):
     """image -> encoder -> Features -> decoder -> logits of the next word.
 
-    Cached features enter between the two: nothing downstream knows whether the encoder ran now.
+    Cached features enter between the two: the decoder does not depend on when they were computed.
 
     Args:
         encoder: images [B, 3, S, S] -> Features.
@@ -74,7 +74,7 @@ def build_model(
         encoder: the arguments of ``build_encoder``.
         decoder: ``name``, of a decoder in ``DECODERS``, and its arguments.
         vocabulary_size: V.
-        initialise: load pretrained encoder weights; False where a checkpoint will fill them.
+        initialise: load pretrained encoder weights; False if a checkpoint replaces them.
 
     Raises:
         ValueError: an unknown name, an option the component does not have, a value out of range.
@@ -96,7 +96,7 @@ _SIZES = (
     *("attention_size", "embedding_size", "feedforward_size", "hidden_size"),
     *("heads", "layers", "max_words"),
 )
-_MOST_LAYERS = 1000  # building a billion modules would take days before memory ends
+_MOST_LAYERS = 1000  # building a billion modules would take days before the memory is exhausted
 
 
 def _check_sizes(decoder: Mapping[str, Any]) -> None:

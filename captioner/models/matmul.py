@@ -1,11 +1,11 @@
-"""Matrix products in float32, by the library that is fastest on this processor.
+"""Matrix products in float32, computed by the library that is fastest on this processor.
 
-torch multiplies float32 by MKL, which on AMD processors uses vectors of half the width that they
-have. oneDNN, which torch also brings, uses the full width: on a Zen 5 a product takes less than
-half the time. There the loops of ``fused.py`` and ``deferred_gradients.py``, the matrices of
-``weight_layout.py`` and the layers of class ``Linear`` multiply by oneDNN. On other processors, and
-in other dtypes, everything is torch's own. The two libraries add up sums in different orders, so
-that results may differ in their last digits.
+torch computes float32 products with MKL, which on AMD processors uses vectors of only half the
+width. oneDNN, which torch also contains, uses the full width: on a Zen 5 a product takes less than
+half the time. On these processors oneDNN computes the products of the loops in ``fused.py`` and
+``deferred_gradients.py``, of the matrices of ``weight_layout.py`` and of the layers of class
+``Linear``. On other processors, and in other dtypes, all products are computed by torch as usual.
+The two libraries sum in different orders, so results may differ in their last digits.
 """
 
 from __future__ import annotations
@@ -41,23 +41,25 @@ def by_onednn() -> bool:
 
 
 def _vendor() -> str:
-    """The line that names the processor's maker; "" if unknown."""
+    """The line of /proc/cpuinfo with the manufacturer of the processor; "" if unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()  # Windows names it there
+        return platform.processor()  # on Windows it contains the manufacturer
     return next((line for line in lines if line.startswith("vendor_id")), "")
 
 
 def product(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """a b, without gradient: [M, K] [K, N] -> [M, N].
+    """a b, without gradient: [rows, inner] [inner, columns] -> [rows, columns].
 
     Args:
         out: filled and returned, if given.
     """
     if not _uses_onednn(a):
         return torch.mm(a, b, out=out)
-    if a.stride(0) == 1 and a.numel() > b.numel():  # oneDNN would transpose a; b^T is smaller
+    if (
+        a.stride(0) == 1 and a.numel() > b.numel()
+    ):  # oneDNN would transpose a; transposing b is faster
         result = onednn_linear(b.t(), a, None).t()
     else:
         result = onednn_linear(a, b.t(), None)
@@ -65,9 +67,10 @@ def product(a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 def add_product(c: Tensor, a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """c + a b, without gradient: [N] or [M, N], [M, K] [K, N] -> [M, N].
+    """c + a b, without gradient: [rows, inner] [inner, columns] -> [rows, columns].
 
     Args:
+        c: [columns] or [rows, columns].
         out: filled and returned, if given; may be c.
     """
     if not _uses_onednn(a):
@@ -79,24 +82,24 @@ def add_product(c: Tensor, a: Tensor, b: Tensor, *, out: Tensor | None = None) -
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b, without gradient: [M, K] [N, K] [N] -> [M, N]."""
+    """x W^T + b, without gradient: [rows, input] [output, input] [output] -> [rows, output]."""
     compute = onednn_linear if _uses_onednn(x) else functional.linear
     return compute(x, weight, bias)
 
 
 class Linear(nn.Linear):
-    """nn.Linear, with products by the fastest library: [..., input] -> [..., output]."""
+    """nn.Linear whose products the fastest library computes: [..., input] -> [..., output]."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """W x + b; by nn.Linear where oneDNN is not faster or something observes the operations."""
+        """W x + b; computed by nn.Linear if oneDNN is not faster or the operations are observed."""
         if not _uses_onednn(input) or not self._is_plain(input) or _is_observed():
             return super().forward(input)
-        rows = input.reshape(-1, self.in_features)
+        rows = input.reshape(-1, self.in_features)  # [rows, input]
         result = _Affine.apply(rows, self.weight, self.bias)
-        return result.view(*input.shape[:-1], self.out_features)
+        return result.view(*input.shape[:-1], self.out_features)  # [..., output]
 
     def _is_plain(self, input: Tensor) -> bool:
-        """Whether nothing is cast and the input fits; if not, nn.Linear raises the right error."""
+        """Whether nothing is cast and the input fits; otherwise nn.Linear computes or raises."""
         weight = self.weight
         return (
             type(weight) is nn.Parameter
@@ -137,7 +140,7 @@ class _Affine(torch.autograd.Function):
         return (
             multiply(gradient, weight) if needed[0] else None,
             multiply(gradient.t(), x) if needed[1] else None,
-            gradient.sum(0) if needed[2] else None,
+            gradient.sum(0) if needed[2] else None,  # [output]
         )
 
 

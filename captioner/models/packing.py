@@ -42,7 +42,9 @@ class Packing(NamedTuple):
             ValueError: a caption without tokens.
         """
         if lengths.numel() == 0 or int(lengths.min()) < 1:
-            raise ValueError(f"lengths={lengths.tolist()} are not accepted; choose 1 or more each")
+            raise ValueError(
+                f"lengths={lengths.tolist()} are not accepted; each must be at least 1"
+            )
         lengths, order = lengths.sort(descending=True, stable=True)
         real = torch.arange(int(lengths[0]), device=lengths.device)[:, None] < lengths  # [T, B]
         steps, places = real.nonzero(as_tuple=True)  # [N], step by step

@@ -1,11 +1,11 @@
 """Whether a device has instructions for bfloat16, and which precision ``auto`` selects.
 
-A device with instructions for products of bfloat16 computes two to ten times as many of them as of
-float32. A device without them emulates bfloat16, which takes up to 20 times as long as float32. So
-no configuration depends on hardware: ``auto`` is bf16 where the device has the instructions, which
-are CUDA devices from compute capability 8.0 on, and processors with AMX or AVX512-BF16; elsewhere
-it is fp32. The resolved precision is printed and stored when a run starts. A precision that a user
-names is used on any device.
+A device with instructions for products of bfloat16 computes these two to ten times as fast as
+products of float32. A device without them emulates bfloat16, which takes up to 20 times as long as
+float32. So that no configuration depends on hardware, ``auto`` selects bf16 if the device has the
+instructions (CUDA devices from compute capability 8.0 on, processors with AMX or AVX512-BF16) and
+fp32 otherwise. The resolved precision is printed and stored when a run starts. A precision that the
+user sets explicitly is used on any device.
 """
 
 from __future__ import annotations
@@ -88,39 +88,39 @@ def resolve_trainer(precision: int | str, device: str) -> str:
 
 
 def stored(precision: str, option: str, device: str = "cpu") -> str:
-    """The precision to use for one that a checkpoint stores: fp32 where bf16 is emulated.
+    """The precision to use instead of that in a checkpoint: fp32 if bf16 would be emulated.
 
     Args:
-        precision: that of the checkpoint.
-        option: its name, for the warning.
-        device: the type of the device that will compute.
+        precision: the precision in the checkpoint.
+        option: the name of the option, for the warning.
+        device: the type of the device that computes.
     """
     if precision != BF16 or multiplies_bf16(device):
         return precision
-    tell(
+    log_once(
         f"{option}: the model was trained with bf16, which this {_noun(device)} would emulate; "
         "fp32 is used instead, which changes results slightly"
     )
     return FP32
 
 
-def tell_cost(
-    option: str, precision: str, device: str = "cpu", say: Callable[[str], object] = log.warning
+def warn_if_emulated(
+    option: str, precision: str, device: str = "cpu", write: Callable[[str], object] = log.warning
 ) -> None:
-    """Warn once if bfloat16 is asked for by name and emulated."""
+    """Warn once if bfloat16 is set explicitly and the device emulates it."""
     if precision in (BF16, TRAINER[BF16]) and not multiplies_bf16(device):
-        tell(
+        log_once(
             f"{option}={precision} is emulated on this {_noun(device)}, which takes up to 20 times "
             f"as long; {option}=auto computes in float32 here",
-            say,
+            write,
         )
 
 
-def tell(line: str, say: Callable[[str], object] = log.warning) -> None:
+def log_once(line: str, write: Callable[[str], object] = log.warning) -> None:
     """Log a line once per process."""
     if line not in _logged:
         _logged.add(line)
-        say(line)
+        write(line)
 
 
 _logged: set[str] = set()

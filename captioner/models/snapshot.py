@@ -1,4 +1,4 @@
-"""Find out whether weights have changed since something was made from them."""
+"""Detect whether weights have changed since a copy or a table was made from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captioner.models.torch_internals import version
 
 
 class HasTensors(Protocol):
-    """A module, by what a snapshot reads of it."""
+    """The methods of a module that a snapshot uses."""
 
     def parameters(self) -> Iterator[Tensor]: ...
     def buffers(self) -> Iterator[Tensor]: ...
@@ -30,12 +30,12 @@ class Snapshot:
     """
 
     def __init__(self, modules: Iterable[HasTensors]) -> None:
-        self._tensors = _tensors(modules)  # kept, so that no other tensor gets their addresses
+        self._tensors = _tensors(modules)  # keeps them alive: no other tensor gets their addresses
         self._counts = [_count(tensor) for tensor in self._tensors]
         self._values: list[np.ndarray] = []
 
     def keep(self) -> Snapshot:
-        """Keep the values, too, for ``same``; to be called once, before any change."""
+        """Store the values as well, for ``same``; must be called before any change."""
         if not self._values:
             self._values = [_bits(tensor).copy() for tensor in self._tensors]
         return self
@@ -45,12 +45,12 @@ class Snapshot:
         tensors = _tensors(modules)
         return (
             len(tensors) == len(self._tensors)
-            and all(one is other for one, other in zip(tensors, self._tensors))
+            and all(now is before for now, before in zip(tensors, self._tensors))
             and [_count(tensor) for tensor in tensors] == self._counts
         )
 
     def same(self, modules: Iterable[HasTensors]) -> bool:
-        """Whether nothing at all has changed since ``keep``."""
+        """Whether no value has changed since ``keep``."""
         if not self.counted(list(modules)) or len(self._values) != len(self._tensors):
             return False
         # In numpy: torch would synchronize its threads after each of some hundred tensors.
@@ -62,7 +62,7 @@ def _tensors(modules: Iterable[HasTensors]) -> list[Tensor]:
 
 
 def _count(tensor: Tensor) -> tuple[int, int, torch.dtype, torch.device]:
-    """What changes if a tensor is changed or replaced."""
+    """Values of which at least one differs after a tensor is changed or replaced."""
     return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device
 
 

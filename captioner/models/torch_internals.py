@@ -1,7 +1,7 @@
 """The private names of torch that this package uses, each with a fallback.
 
 No other module may use a private name of torch; ``tests/models/test_torch_internals.py`` checks
-that, and runs every fallback. A new version of torch can thus be checked by reading this file.
+that, and runs every fallback. To check a new version of torch, only this file has to be read.
 """
 
 from __future__ import annotations
@@ -13,44 +13,44 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-# Products and convolutions by oneDNN --------------------------------------------------------------
+# Products and convolutions with oneDNN ------------------------------------------------------------
 # torch.compile uses the same operations for its linear and convolution layers on CPUs.
 
 
 def has_onednn_linear() -> bool:
-    """Whether torch can multiply by oneDNN: ``onednn_linear``."""
+    """Whether torch has the operation that ``onednn_linear`` needs."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b by oneDNN; any strides: [M, K] [N, K] [N] -> [M, N].
+    """x W^T + b, computed by oneDNN: [rows, input] [output, input] [output] -> [rows, output].
 
     Args:
-        weight: [N, K], or what ``pack_weight`` gave of it.
+        x, weight, bias: with any strides; weight may be the result of ``pack_weight``.
     """
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def has_packed_weights() -> bool:
-    """Whether oneDNN can multiply by a packed weight: ``pack_weight``."""
+    """Whether torch has the operation that ``pack_weight`` needs."""
     return has_onednn_linear() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """A weight [N, K] in the blocks in which oneDNN multiplies, only for ``onednn_linear``."""
+    """A weight [output, input] in the block layout of oneDNN, only for ``onednn_linear``."""
     return torch.ops.mkldnn._reorder_linear_weight(weight)
 
 
 def onednn_multiplies_bf16() -> bool:
-    """Whether oneDNN multiplies bfloat16 here; without AVX-512 it refuses. False if unknown."""
+    """Whether oneDNN multiplies bfloat16 on this processor (AVX-512 is needed)."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 
 def has_onednn_convolution(dtype: torch.dtype) -> bool:
     """Whether oneDNN computes a convolution with its activation in this dtype."""
-    there = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    if not torch.backends.mkldnn.is_available() or not there:
+    has_operation = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    if not torch.backends.mkldnn.is_available() or not has_operation:
         return False
     return dtype != torch.bfloat16 or onednn_multiplies_bf16()
 
@@ -70,11 +70,11 @@ def onednn_convolution(
     """A convolution and its activation in one pass.
 
     Args:
-        activation, numbers: oneDNN's name of it, and its parameters.
+        activation, numbers: oneDNN's name of the activation, and its parameters.
     """
-    where = (padding, stride, dilation, groups)
+    geometry = (padding, stride, dilation, groups)
     pointwise = torch.ops.mkldnn._convolution_pointwise
-    return pointwise(x, weight, bias, *where, activation, numbers, "")
+    return pointwise(x, weight, bias, *geometry, activation, numbers, "")
 
 
 # Gradients of sigmoid and tanh --------------------------------------------------------------------
@@ -111,8 +111,8 @@ def _out_variant(name: str) -> Any:
     return getattr(getattr(torch.ops.aten, name, None), "grad_input", None)
 
 
-# Whether something observes what is computed ------------------------------------------------------
-# Where torch cannot say, the answer is yes: the plain operations of torch are then used.
+# Whether the operations are observed --------------------------------------------------------------
+# If torch does not offer the information, the answer is yes: plain operations of torch are used.
 
 
 def is_transformed() -> bool:
@@ -139,21 +139,22 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name, True) for name in _HOOKS)
 
 
-# What has changed ---------------------------------------------------------------------------------
+# Counting changes ---------------------------------------------------------------------------------
 
-_ever_new = itertools.count(1)
+_new_numbers = itertools.count(1)
 
 
 def version(tensor: Tensor) -> int:
     """How often a tensor was changed in place, as far as torch counts it.
 
-    0 for a tensor made under ``torch.inference_mode``, which is not counted. Without torch's count
-    every call gives another number: what depends on the tensor is then computed again.
+    0 for a tensor created in ``torch.inference_mode``, whose changes torch does not count. If torch
+    has no count, every call returns a new number, so that results that depend on the tensor are
+    computed again.
     """
     if tensor.is_inference():
         return 0
     count = getattr(tensor, "_version", None)
-    return -next(_ever_new) if count is None else int(count)
+    return -next(_new_numbers) if count is None else int(count)
 
 
 # Kinds of modules and processors ------------------------------------------------------------------

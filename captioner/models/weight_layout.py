@@ -1,11 +1,11 @@
-"""Weight matrices laid out for decoding, where products have few rows and nothing is learned.
+"""Memory layouts of weight matrices for decoding, where products have few rows and no gradient.
 
-A product with few rows spends more time reading its matrix than computing, so the layout of the
-matrix decides how long it takes. In bfloat16 the matrix is converted once and rearranged once into
-the blocks in which oneDNN multiplies; done at every step, this would take up to half of the time.
-The same is done in float32 where oneDNN multiplies that as well (``matmul.py``). Elsewhere the
-matrix is stored by columns, which saves up to half of the time, too; a gap after each column keeps
-columns of 2,048 values from competing for the same cache lines.
+A product with few rows spends more time reading its matrix than computing, so its time depends on
+the layout of the matrix. In bfloat16 the matrix is converted once and rearranged once into the
+block layout of oneDNN; done at every step, this would take up to half of the time. The same is done
+in float32 if oneDNN computes its products as well (``matmul.py``). Otherwise the matrix is stored
+by columns, which also saves up to half of the time; a gap after each column prevents columns of
+2,048 values from competing for the same cache lines.
 """
 
 from __future__ import annotations
@@ -53,18 +53,17 @@ def laid_out(module: SomeModule) -> SomeModule:
 def _by_columns(weight: Tensor) -> Tensor:
     """The same matrix [output, input], stored column by column with gaps between them."""
     output, inputs = weight.shape
-    columns = (
-        weight.t().contiguous()
-    )  # transposed first: straight into gaps takes four times as long
+    # Copying directly into the columns with gaps would take four times as long.
+    columns = weight.t().contiguous()  # [input, output]
     return weight.new_empty(inputs, output + GAP)[:, :output].copy_(columns).t()
 
 
 class Packed(nn.Module):
-    """W x + b with W in oneDNN's blocks: [..., input] -> [..., output].
+    """W x + b with W in the block layout of oneDNN: [..., input] -> [..., output].
 
     Args:
-        linear: in any dtype.
-        dtype: in which it multiplies.
+        linear: a layer in any dtype.
+        dtype: the dtype of the product.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
@@ -78,7 +77,7 @@ class Packed(nn.Module):
 
 
 def _packs(linear: nn.Linear, dtype: torch.dtype) -> bool:
-    """Whether packing is possible and faster: no hooks observe it, and oneDNN multiplies here."""
+    """Whether packing is possible and faster: there are no hooks, and oneDNN is used."""
     if linear.weight.device.type != "cpu" or has_hooks(linear) or not has_packed_weights():
         return False
     if dtype == torch.float32:

@@ -32,7 +32,14 @@ from captioner.decoding.options import DecodingOptions
 from captioner.files import write_whole
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.standardize import whitening_of
-from captioner.models.precision import AUTO, FP32, device_of, resolve, resolve_trainer, tell_cost
+from captioner.models.precision import (
+    AUTO,
+    FP32,
+    device_of,
+    resolve,
+    resolve_trainer,
+    warn_if_emulated,
+)
 from captioner.runs import CONFIG, LAST, Claim, checkpoint_file, claimed
 from captioner.tokenizers import Tokenizer
 from captioner.training import ranks
@@ -338,7 +345,7 @@ def resolved(config: Config, report: Report = log.info) -> Config:
     encoder["precision"] = FP32 if precision == AUTO and not copied else resolve(precision)
     for name, group in groups.items():
         if copied or name != "encoder":
-            tell_cost(f"{name}.precision", group["precision"], device, report)
+            warn_if_emulated(f"{name}.precision", group["precision"], device, report)
     return {**config, **groups}
 
 

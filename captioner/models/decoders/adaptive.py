@@ -9,8 +9,8 @@ cell's memory, is one more value to attend to. Words like "of" need no image.
     ĉ_t     = Σ_i α_ti v_i + β_t s_t            α_t and β_t, which sum to 1, from the query h_t
     p_t     = softmax(W_p (ĉ_t + h_t) + b_p)
 
-a_i are the positions of the grid, standardized, y_t word vectors. In a cell without c, tanh(c_t) is
-replaced by h_t.
+a_i are the standardized positions of the grid, y_t word embeddings. In a cell without c, h_t
+replaces tanh(c_t).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from captioner.models.recurrence.unroll import Recurrence
 
 
 class Adaptive(Attending):
-    """Attends with the query h_t, after the word is read (Lu et al., 2017).
+    """Attends with the query h_t, after reading the word (Lu et al., 2017).
 
     With a sentinel, the weights of ``attend`` are [..., P + 1]; the last is β_t, the sentinel's.
 
@@ -35,8 +35,8 @@ class Adaptive(Attending):
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
             score, dropout, tie_weights: see ``Attending``.
         cell: a name in ``CELLS``.
-        layers: L; the h of the last is the query and the input of the output.
-        sentinel: attend to the memory, too; False is the paper's "spatial attention".
+        layers: L; the h of the last layer is the query and the input of the output layer.
+        sentinel: attend to the sentinel as well; False is the paper's "spatial attention".
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Adaptive(Attending):
             self.of_hidden = Linear(hidden_size, hidden_size, bias=False)
 
     def values(self, features: Features) -> Tensor:
-        return torch.relu(super().values(features))
+        return torch.relu(super().values(features))  # [B, P, H]
 
     def begin(self, mean: Tensor) -> State:
         image = self.dropout(torch.relu(self.image(mean)))  # [B, E]
@@ -92,15 +92,18 @@ class Adaptive(Attending):
 
     def project(self, words: Tensor) -> Tensor:
         of_cell = self.recurrence.project(words)  # [..., gates * H]
-        return torch.cat([of_cell, self.of_word(words)], dim=-1) if self.sentinel else of_cell
+        if not self.sentinel:
+            return of_cell
+        return torch.cat([of_cell, self.of_word(words)], dim=-1)  # [..., gates * H + H]
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
-        projected = with_image(projected, state["image.part"])
-        of_cell = projected[:, : self.gates]
+        projected = with_image(projected, state["image.part"])  # [R, gates * H (+ H)]
+        of_cell = projected[:, : self.gates]  # [R, gates * H]
         h, after = self.recurrence.advance(of_cell, self.recurrence.own(state))  # [R, H]
         sentinel = None
         if self.sentinel:
-            gate = torch.sigmoid(projected[:, self.gates :] + self.of_hidden(state["h"][:, -1]))
+            of_sentinel = projected[:, self.gates :]  # [R, H]
+            gate = torch.sigmoid(of_sentinel + self.of_hidden(state["h"][:, -1]))
             sentinel = gate * (torch.tanh(after["c"][:, -1]) if "c" in after else h)
         context, weights = self.attention(h, state, sentinel)
         return context + h, weights, {**state, **after}

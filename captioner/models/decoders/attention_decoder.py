@@ -1,11 +1,11 @@
-"""What recurrent decoders with attention have in common: they attend to the grid at every step.
+"""The common part of recurrent decoders with attention, which attend to the grid at every step.
 
-They read v_1 .. v_P, the grid standardized and projected to H dimensions (``Positions``), and v̄,
-their mean. They differ in when they attend and with which query (``show_attend_tell.py``,
-``up_down.py``, ``adaptive.py``). A product with a concatenation is a sum of products, and each part
-is computed as early as possible: that of words for whole sentences, that of v̄ and the keys of the
-attention once per image. Only the rest is in the loop over time, and the gradients of its weights
-are computed after the loop (``deferred_gradients.py``).
+Their values v_1 .. v_P are the positions of the grid, standardized and projected to H dimensions
+(``Positions``); v̄ is the mean of the values. The decoders differ in when they attend and with which
+query (``show_attend_tell.py``, ``up_down.py``, ``adaptive.py``). A product with a concatenation is
+a sum of products, and each term is computed as early as possible: that of words for whole captions,
+that of v̄ and the keys of the attention once per image. The loop over time computes only the rest,
+and the gradients of its weights are computed after the loop (``deferred_gradients.py``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from captioner.models.weight_layout import laid_out
 
 
 class Attending(nn.Module):
-    """Word embedding, positions, attention, output, and the loop over time.
+    """Word embedding, positions, attention, output layer, and the loop over time.
 
     A subclass defines ``begin``, ``project`` and ``advance``, and may override ``values`` and
     ``answer``.
@@ -34,17 +34,17 @@ class Attending(nn.Module):
     Args:
         vocabulary_size: V.
         feature_size: D, width of a position of the encoder's grid.
-        components: K, to reduce positions to their principal components (``Standardize``).
+        components: number of principal components of a position (``Standardize``); None: all D.
         embedding_size: E.
         hidden_size: H, of cells and values.
-        attention_size: A, width of a key; additive scores only.
+        attention_size: width of a key; additive scores only.
         score: additive or dot (``Attention``).
-        dropout: share dropped from words, from the dimensions of an image's values and before the
-            output during training, [0, 1).
+        dropout: probability of dropout for words, for the dimensions of an image's values and
+            before the output layer, [0, 1).
         tie_weights: use the word embedding as W_p, after a projection if the width is not E.
-        answer_size: width of the first result of ``advance`` if that is always projected to E;
-            None: it is H.
-        sentinel: whether the attention has one.
+        answer_size: width of the first result of ``advance`` if it is always projected to E; None:
+            H.
+        sentinel: whether the attention has a sentinel.
     """
 
     attends = True
@@ -88,10 +88,10 @@ class Attending(nn.Module):
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
 
-    # What differs -----------------------------------------------------------------------------
+    # Defined by subclasses --------------------------------------------------------------------
 
     def values(self, features: Features) -> Tensor:
-        """The values that it attends to, [B, P, H]."""
+        """The values to which the decoder attends, [B, P, H]."""
         return self.positions(features)
 
     def begin(self, mean: Tensor) -> State:
@@ -99,36 +99,36 @@ class Attending(nn.Module):
         raise NotImplementedError
 
     def project(self, words: Tensor) -> Tensor:
-        """What a step computes from its word only: [..., E] -> [..., any width]."""
+        """The part of a step that depends only on its word: [..., E] -> [..., any width]."""
         raise NotImplementedError
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         """One step: projected words [R, ...], the previous state -> features, weights, next state.
 
         Returns:
-            the features from which ``answer`` computes the logits, [R, H] or [R, answer_size]; the
-            attention weights, [R, P]; the next state.
+            the input of ``answer``, [R, H] or [R, answer_size]; the attention weights, [R, P]; the
+            next state.
         """
         raise NotImplementedError
 
     def answer(self, features: Tensor, words: Tensor) -> Tensor:
-        """The features of steps, and the words [..., E] that they read -> logits [..., V]."""
+        """Results of ``advance``, and the words [..., E] of these steps -> logits [..., V]."""
         return self.output(self.narrow(self.dropout(features)))
 
-    # What is the same -------------------------------------------------------------------------
+    # Common to all subclasses -----------------------------------------------------------------
 
     def fit(self, features: Features) -> None:
         """Compute the statistics from features of training images."""
         self.positions.fit(features)
 
     def start(self, features: Features) -> State:
-        """The state before <start>: that of ``begin``, and what attention reads of the images."""
+        """The state before <start>: that of ``begin``, and the values and keys of the attention."""
         values = self.values(features)  # [B, P, H]
         return {**self.begin(values.mean(1)), **self.attention.remember(values)}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one token per row: tokens [R] -> logits of the next [R, V], the next state."""
-        words = self.dropout(self.words(tokens))
+        words = self.dropout(self.words(tokens))  # [R, E]
         result, _, state = self.advance(self.project(words), state)
         return self.answer(result, words), state
 
@@ -164,20 +164,20 @@ class Attending(nn.Module):
         words = self.dropout(self.words(whole.pack(inputs)))  # [N, E]
         results, weights = self._loop(self.project(words), self.start(features), whole)
         if packing is None:
-            results, weights, words = map(whole.unflatten, (results, weights, words))
+            results, weights, words = map(whole.unflatten, (results, weights, words))  # [B, T, ...]
         return self.answer(results, words), weights
 
     def _loop(self, projected: Tensor, state: State, packing: Packing) -> tuple[Tensor, Tensor]:
-        """All steps over packed words; the batch shrinks as captions end -> [N, ...] and [N, P]."""
+        """All steps of packed words; the batch shrinks as captions end -> [N, ...] and [N, P]."""
         state = {name: tensor[packing.order] for name, tensor in state.items()}
         rows, results, weights = len(packing.order), [], []
         matrices = [state["image.values"]]
         with deferred(packing.sizes, projected.device, matrices) if self.defers else nullcontext():
-            for step_input in projected.split(packing.sizes):
-                if len(step_input) < rows:  # the gradient of a slice has the full size
+            for step_input in projected.split(packing.sizes):  # [rows of this step, ...]
+                if len(step_input) < rows:  # only if needed: the gradient of a slice has full size
                     rows = len(step_input)
                     state = {name: tensor[:rows] for name, tensor in state.items()}
                 result, step_weights, state = self.advance(step_input, state)
                 results.append(result)
                 weights.append(step_weights)
-        return torch.cat(results), torch.cat(weights)
+        return torch.cat(results), torch.cat(weights)  # [N, ...], [N, P]

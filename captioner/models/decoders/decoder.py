@@ -1,7 +1,7 @@
-"""What a decoder is: the contract that training, decoding and inspection rely on.
+"""The interface of a decoder, on which training, decoding and inspection rely.
 
-A decoder turns the features of an image and the words so far into logits of the next word. It is an
-``nn.Module`` with the methods below; it need not inherit from anything else.
+A decoder computes the logits of the next token from the features of an image and the tokens so far.
+It is an ``nn.Module`` with the methods below and needs no other base class.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from captioner.models.packing import Packing
 from captioner.models.snapshot import Snapshot
 
 State = dict[str, Tensor]
-"""What a decoder passes from one step to the next: tensors by name, rows first.
+"""The tensors that a decoder passes from one step to the next, by name, rows first.
 
-Names that begin with ``image.`` hold what belongs to the B images: one row per image, unchanged by
-``step``. All other tensors have one row per hypothesis, R = B * K, the K of an image being
-consecutive; searches reorder, repeat and drop these rows by indexing. After ``start``, R is B.
+Tensors whose name begins with ``image.`` have one row per image (B); ``step`` does not change them.
+All other tensors have one row per hypothesis, R = B * K; the K rows of an image are consecutive.
+Searches reorder, repeat and drop these rows by indexing. After ``start``, R is B.
 """
 
 
@@ -39,7 +39,7 @@ class Stepper(NamedTuple):
 
 @runtime_checkable
 class Decoder(Protocol):
-    """What is required of a decoder.
+    """The members that every decoder has.
 
     Its constructor takes keyword-only arguments: ``vocabulary_size`` (V), ``feature_size`` (D) and
     its own options. ``captioner.testing.check_decoder`` tests a class against this contract.
@@ -47,11 +47,11 @@ class Decoder(Protocol):
 
     @property
     def attends(self) -> bool:
-        """Whether it has attention weights over the positions of the grid (``Attends``)."""
+        """Whether the decoder has attention weights over positions of the grid (``Attends``)."""
 
     @property
     def uses_grid(self) -> bool:
-        """Whether it reads ``Features.grid``; otherwise ``Features.pooled`` is sufficient."""
+        """Whether the decoder reads ``Features.grid``; otherwise it needs only ``pooled``."""
 
     @property
     def words(self) -> nn.Embedding:
@@ -62,10 +62,10 @@ class Decoder(Protocol):
         """The layer that computes the logits, [..., V]."""
 
     def fit(self, features: Features) -> None:
-        """Set what is not learned by gradient from features of training images, once."""
+        """Compute statistics of the features of training images, once, before training."""
 
     def start(self, features: Features) -> State:
-        """The state before <start>, of B images."""
+        """The state of B images before <start>."""
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one token per row: tokens [R] -> logits of the next token [R, V], the new state.
@@ -76,14 +76,14 @@ class Decoder(Protocol):
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
         """Read whole captions (teacher forcing): inputs [B, T] -> logits [B, T, V].
 
-        Equal to ``start`` and T times ``step``. With a packing, the result is for real tokens only:
-        ``packing.pack`` of these logits, [N, V].
+        Equal to ``start`` and T times ``step``. With a packing, the result has the logits of real
+        tokens only: ``packing.pack`` of these logits, [N, V].
         """
 
     def stepper(self) -> Stepper:
         """``start`` and ``step`` for decoding: equal results, without gradient."""
 
-    # What every nn.Module has
+    # Members of nn.Module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
@@ -100,19 +100,19 @@ class Attends(Decoder, Protocol):
     ) -> tuple[Tensor, Tensor]:
         """As ``forward``, with the attention weights of each token: [B, T, P] or [N, P].
 
-        They sum to 1 over P; a decoder with a sentinel appends its weight: P + 1.
+        The weights sum to 1; a decoder with a sentinel appends the weight of the sentinel: P + 1.
         """
 
 
 def refreshing(decoder: nn.Module, make: Callable[[], Stepper]) -> Stepper:
-    """A stepper that is made again at ``start`` if weights of the decoder have changed.
+    """A stepper that ``start`` creates again if weights of the decoder have changed.
 
-    Changes that torch does not count, such as those through ``.data``, numpy or fused optimizers,
-    are not noticed: call ``stepper()`` again after these.
+    It does not detect changes that torch does not count, such as those through ``.data``, numpy or
+    fused optimizers: call ``stepper()`` again after such a change.
 
     Args:
-        decoder: whose parameters and buffers are compared.
-        make: makes a stepper from the weights as they are.
+        decoder: the module whose parameters and buffers are compared.
+        make: creates a stepper from the current weights.
     """
     stepper, weights = make(), Snapshot([decoder])
 

@@ -1,18 +1,18 @@
 """Products in a loop over time, with one product for the gradient of each weight.
 
 Autograd computes ∂W at every step and adds up the results: T small products, and T times the memory
-traffic of the whole matrix. Within ``deferred`` the gradients D_t of the steps are collected
-instead, together with the inputs X_t that they belong to, and after the loop there is one product:
+traffic of the whole matrix. Within ``deferred`` the gradients G_t of the results y_t are collected
+instead, together with the inputs X_t, and after the loop there is one product:
 
-    y_t = X_t W^T + b           ∂X_t = D_t W            at each step, as always
-    ∂W  = D^T X                 ∂b   = Σ D              once; D and X are the rows of all steps
+    y_t = X_t W^T + b           ∂X_t = G_t W            at each step, as usual
+    ∂W  = G^T X                 ∂b   = Σ G              once; G and X have the rows of all steps
 
-The same holds for matrices that belong to rows, such as the values V_r that attention reads at
-every step: the gradients of x_t V_r and x_t V_r^T are outer products, which one batched product
-adds up.
+The same holds if each row has a matrix of its own, such as the values V_r that attention reads at
+every step: the gradients of x_t V_r and x_t V_r^T are outer products, and one batched product
+computes their sum.
 
-The loop itself is not changed: ``torch.nn.Linear`` is intercepted where it multiplies, and ``@``
-where its right operand is one of the named tensors. A test checks that all gradients are equal.
+The code of the loop does not change: the product of ``torch.nn.Linear`` is intercepted, and so is
+``@`` if its right operand is one of the given tensors. A test checks that all gradients are equal.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def deferred(
 ) -> Iterator[None]:
     """Defer the gradients of the weights in a loop of T steps.
 
-    A layer may be called any number of times in a step. A call with another number of rows than its
-    step has is computed by torch as usual, as is everything without gradient, on devices other than
-    CPUs, and where a model is compiled or transformed.
+    A layer may be called any number of times in a step. torch computes a call as usual if it has
+    another number of rows than the step, without gradients, on devices other than CPUs, and if the
+    model is compiled or transformed.
 
     Args:
-        sizes: how many rows each step has; non-increasing.
-        device: where the loop computes.
-        matrices: tensors [B, I, O] with one matrix per row, contiguous; the steps multiply vectors
-            by those of their rows, the first ones, as they are or transposed.
+        sizes: number of rows of each step; non-increasing.
+        device: the device of the loop.
+        matrices: contiguous tensors [B, input, output] with one matrix per row; a step multiplies
+            vectors by the matrices of its rows (the first ones), as they are or transposed.
     """
     compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if not torch.is_grad_enabled() or device.type != "cpu" or compiled or is_transformed():
@@ -59,16 +59,16 @@ def deferred(
 
 
 class _Intercept(TorchFunctionMode):
-    """Assigns each call of a linear layer, or of rows' matrices, a slot for its gradient.
+    """Gives each product with a layer, or with the matrices of rows, a slot for its gradient.
 
-    All other functions are left as they are.
+    All other functions are computed as usual.
     """
 
     def __init__(self, sizes: tuple[int, ...], matrices: Sequence[Tensor]) -> None:
         super().__init__()
         self.sizes = sizes
         self.layers: dict[Tensor, list[_LayerCalls] | None] = {}  # None: not deferred
-        self.matrices = {one.data_ptr(): one for one in matrices if _is_deferrable(one)}
+        self.matrices = {base.data_ptr(): base for base in matrices if _is_deferrable(base)}
         self.matrix_calls: dict[tuple[int, bool], list[_MatrixCalls]] = {}
 
     def __torch_function__(
@@ -86,7 +86,7 @@ class _Intercept(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if result is None else result
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-        """x W^T + b, its gradient deferred; None where that is not possible."""
+        """x W^T + b with deferred gradient; None if that is not possible."""
         if weight not in self.layers:
             self.layers[weight] = [] if _pays(x, weight) else None
         series = self.layers[weight]
@@ -96,11 +96,11 @@ class _Intercept(TorchFunctionMode):
         return None if calls is None else calls(x)
 
     def _matmul(self, x: Tensor, matrices: Tensor) -> Tensor | None:
-        """x V_r of each row, the gradient of V deferred; None where that is not possible."""
+        """x V_r of each row with deferred gradient of V; None if that is not possible."""
         base = self.matrices.get(matrices.data_ptr())
         if base is None or x.shape[:-1] != (len(matrices), 1):
             return None
-        # A transposed row or column is contiguous, too.
+        # A transposed matrix with a single row or column is contiguous as well.
         transposed = not matrices.is_contiguous() or matrices.shape[1:] != base.shape[1:]
         series = self.matrix_calls.setdefault((matrices.data_ptr(), transposed), [])
         calls = _with_slot(series, len(x), partial(_MatrixCalls, base, transposed, self.sizes))
@@ -123,10 +123,10 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
 
 
 def _with_slot(series: list[_Calls], rows: int, make: Callable[[], _Calls]) -> _Calls | None:
-    """The first of several series of T slots whose next slot has this number of rows.
+    """The first series of T slots whose next slot has this number of rows.
 
-    A layer that is called n times in a step fills n series. None where not even a new series
-    begins with this number of rows.
+    A layer that is called n times per step fills n series. None if the first slot of a new series
+    has another number of rows.
     """
     for calls in series:
         if calls.next_rows == rows:
@@ -139,7 +139,7 @@ def _with_slot(series: list[_Calls], rows: int, make: Callable[[], _Calls]) -> _
 
 
 class _LayerCalls:
-    """T calls of one layer: its weight, rounded once, and the inputs of the calls so far."""
+    """T calls of one layer: its weight, cast once, and the inputs of the calls so far."""
 
     def __init__(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, sizes: tuple[int, ...]
@@ -151,12 +151,12 @@ class _LayerCalls:
         self.weight = weight.detach().to(dtype)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.inputs: list[Tensor] = []
-        slots = _CollectLayer.apply(weight, bias, self.inputs, sum(sizes), dtype)  # [N, out]
+        slots = _CollectLayer.apply(weight, bias, self.inputs, sum(sizes), dtype)  # [N, output]
         self.slots = slots.split(sizes)
 
     @property
     def next_rows(self) -> int:
-        """How many rows the next slot has; -1 after the last."""
+        """Number of rows of the next slot; -1 after the last."""
         return self.sizes[len(self.inputs)] if len(self.inputs) < len(self.sizes) else -1
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class _LayerCalls:
 
 
 class _LayerStep(torch.autograd.Function):
-    """x W^T + b; the gradient of the result is passed on to the slot."""
+    """x W^T + b; backward passes the gradient of the result to the slot."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slot: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -184,9 +184,9 @@ class _LayerStep(torch.autograd.Function):
 
 
 class _CollectLayer(torch.autograd.Function):
-    """Makes the slots, zeros that are never read; its backward receives the gradients of all steps.
+    """Creates the slots, zeros that are never read; backward receives the gradients of all steps.
 
-    Slots are filled from the first on, so that the inputs belong to the first gradients.
+    Slots are used in order, so the inputs belong to the first gradients.
     """
 
     @staticmethod
@@ -205,34 +205,34 @@ class _CollectLayer(torch.autograd.Function):
         with torch.autocast(gradients.device.type, enabled=False):
             of_weight = product(gradients.t(), inputs) if needed[0] else None
             of_bias = gradients.sum(0) if needed[1] else None
-        results = (one if one is None else one.to(ctx.dtype) for one in (of_weight, of_bias))
+        results = (g if g is None else g.to(ctx.dtype) for g in (of_weight, of_bias))
         return (*results, None, None, None)
 
 
 class _MatrixCalls:
-    """T products with one matrix per row, as it is or transposed, and the vectors so far."""
+    """T products with one matrix per row, transposed or not, and the vectors so far."""
 
     def __init__(self, base: Tensor, transposed: bool, sizes: tuple[int, ...]) -> None:
         self.sizes = sizes
         self.inputs: list[Tensor] = []
-        slots = _CollectMatrices.apply(base, self.inputs, transposed, sizes)  # [N, out]
+        slots = _CollectMatrices.apply(base, self.inputs, transposed, sizes)  # [N, output]
         self.slots = slots.split(sizes)
 
     @property
     def next_rows(self) -> int:
-        """How many rows the next slot has; -1 after the last."""
+        """Number of rows of the next slot; -1 after the last."""
         return self.sizes[len(self.inputs)] if len(self.inputs) < len(self.sizes) else -1
 
     def __call__(self, x: Tensor, matrices: Tensor) -> Tensor:
-        """x [R, 1, in], matrices [R, in, out] -> [R, 1, out]."""
+        """x [R, 1, input], matrices [R, input, output] -> [R, 1, output]."""
         x = x.to(matrices.dtype)
         slot = self.slots[len(self.inputs)]
-        self.inputs.append(x.detach().squeeze(1))
+        self.inputs.append(x.detach().squeeze(1))  # [R, input]
         return _MatrixStep.apply(x, slot, matrices.detach())
 
 
 class _MatrixStep(torch.autograd.Function):
-    """x V_r; the gradient of the result is passed on to the slot."""
+    """x V_r; backward passes the gradient of the result to the slot."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slot: Tensor, matrices: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ class _MatrixStep(torch.autograd.Function):
 
 
 class _CollectMatrices(torch.autograd.Function):
-    """As ``_CollectLayer``: ∂V_r = Σ_t x_tr^T d_tr, over the steps in which row r is present."""
+    """As ``_CollectLayer``: ∂V_r = Σ_t x_tr^T g_tr, over the steps that have row r."""
 
     @staticmethod
     def forward(
@@ -262,14 +262,14 @@ class _CollectMatrices(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
         steps = gradients.split(ctx.sizes)[: len(ctx.inputs)]
-        x, d = (_padded(parts, ctx.rows) for parts in (ctx.inputs, steps))  # [B, T, in or out]
-        first, second = (d, x) if ctx.transposed else (x, d)
+        x, g = (_padded(parts, ctx.rows) for parts in (ctx.inputs, steps))  # [B, T, width]
+        first, second = (g, x) if ctx.transposed else (x, g)
         with torch.autocast(gradients.device.type, enabled=False):
-            return first.transpose(1, 2) @ second, None, None, None
+            return first.transpose(1, 2) @ second, None, None, None  # [B, input, output]
 
 
 def _padded(parts: Sequence[Tensor], rows: int) -> Tensor:
-    """T tensors [R, W], R non-increasing -> [B, T, W], zeros where a row has ended."""
+    """T tensors [R, width], R non-increasing -> [B, T, width], with zeros after a row has ended."""
     padded = parts[0].new_zeros(rows, len(parts), parts[0].shape[1])
     for step, part in enumerate(parts):
         padded[: len(part), step] = part

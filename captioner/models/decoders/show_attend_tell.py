@@ -1,7 +1,7 @@
 """Soft attention: attend to the image, then read the word.
 
-ShowAttendTell is the model of Xu et al., "Show, Attend and Tell", ICML 2015. Over the values
-v_1 .. v_P of the grid, v̄ their mean, and word vectors y_t:
+ShowAttendTell is the model of Xu et al., "Show, Attend and Tell", ICML 2015. With the values
+v_1 .. v_P of the grid, their mean v̄ and word embeddings y_t:
 
     h_{-1}, c_{-1} = tanh(W v̄ + b)
     z_t     = Σ_i α_ti v_i                      α_t from the query h_{t-1}
@@ -10,7 +10,7 @@ v_1 .. v_P of the grid, v̄ their mean, and word vectors y_t:
     p_t     = softmax(W_p (y_t + W_o [h_t; β_t z_t] + b_o) + b_p)       "deep output"
 
 Without deep output p_t = softmax(W_p h_t + b_p). The paper's doubly stochastic penalty is
-``losses.doubly_stochastic``, chosen by objective.attention_penalty.
+``losses.doubly_stochastic``; its weight is objective.attention_penalty.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ShowAttendTell(Attending):
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
             score, dropout, tie_weights: see ``Attending``.
         cell: a name in ``CELLS``.
-        layers: L; the first reads the word, the h of the last is query and output.
+        layers: L; the first layer reads the word, the h of the last is the query and the output.
         deep_output: the logits depend on the word and the context directly, in addition to h_t.
     """
 
@@ -78,7 +78,7 @@ class ShowAttendTell(Attending):
         self.deep = deep_output
 
     def begin(self, mean: Tensor) -> State:
-        return self.recurrence.filled(torch.tanh(self.first(mean)))
+        return self.recurrence.filled(torch.tanh(self.first(mean)))  # [B, L, H] each
 
     def project(self, words: Tensor) -> Tensor:
         return self.recurrence.project(words)  # [..., gates * H]
@@ -89,10 +89,10 @@ class ShowAttendTell(Attending):
         context = torch.sigmoid(self.gate(before)) * context  # [R, H]
         own = self.recurrence.own(state)
         h, after = self.recurrence.advance(projected + self.of_context(context), own)
-        features = torch.cat([h, context], dim=1) if self.deep else h
+        features = torch.cat([h, context], dim=1) if self.deep else h  # [R, 2 * H], or [R, H]
         return features, weights, {**state, **after}
 
     def answer(self, features: Tensor, words: Tensor) -> Tensor:
         if not self.deep:
             return super().answer(features, words)
-        return self.output(self.dropout(words + self.narrow(features)))
+        return self.output(self.dropout(words + self.narrow(features)))  # [..., V]

@@ -8,8 +8,8 @@ image is the first input of the network, before the words.
     h_t     = cell(X_t, h_{t-1})
     p_t     = softmax(W_p h_t + b_p)            until <end>
 
-There are three other places where the image may enter (compared by Tanti et al., "Where to put the
-image in an image caption generator", 2018); then there is no X_0:
+The image may enter in three other places instead (compared by Tanti et al., "Where to put the image
+in an image caption generator", 2018); there is then no X_0:
 
     h0      h_{-1}, c_{-1} = tanh(W_I feature + b_I)                    init-inject (Devlin 2015)
     every   X_t = [W_e word_{t-1}; W_I feature + b_I]                   par-inject (Donahue 2015)
@@ -17,8 +17,8 @@ image in an image caption generator", 2018); then there is no X_0:
 
 Tied weights use W_e as W_p (Press & Wolf, EACL 2017), after a projection if H is not E.
 
-Nothing here depends on the feature being that of an image: with a sentence as X_0 the same network
-translates, with a zero vector it is a language model.
+The feature need not be that of an image: with a sentence as X_0 the same network translates, with a
+zero vector it is a language model.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class ShowTell(nn.Module):
         vocabulary_size: V.
         feature_size: D, width of the encoder's features.
         image: where the image enters, a name in ``IMAGES``.
-        regions: 1: the encoder's pooled feature; R: the means of R x R regions of its grid,
-            concatenated, so that X_0 has spatial information.
-        components: K, to reduce the feature to its principal components (``Standardize``).
+        regions: 1: the encoder's pooled feature; above 1: the means of regions x regions parts of
+            its grid, concatenated, so that X_0 has spatial information.
+        components: number of principal components of the feature (``Standardize``); None: all.
         cell: a name in ``CELLS``.
         embedding_size: E, width of a word and of X_0.
         hidden_size: H.
         layers: L.
-        dropout: share dropped from words, the image, h and between layers during training, [0, 1).
+        dropout: probability of dropout for words, the image, h and between layers, [0, 1).
         tie_weights: use the word embedding as W_p.
 
     Raises:
@@ -118,24 +118,27 @@ class ShowTell(nn.Module):
     # The image --------------------------------------------------------------------------------
 
     def read_image(self, features: Features) -> Tensor:
-        """The projected feature of each image: X_0 [B, E], or the width it has in other places."""
+        """The projected feature of each image: X_0 [B, E]; other places have another width."""
         return self.image(self.standardise(self.read(features)))
 
     def read(self, features: Features) -> Tensor:
-        """The unprojected feature: pooled [B, D], or the means of regions [B, D * R * R]."""
+        """The unprojected feature: pooled [B, D], or means of regions [B, D * regions**2]."""
         if not self.uses_grid:
             return features.pooled
         if features.grid is None:
-            raise ValueError("decoder.regions above 1 needs features with a grid")
+            raise ValueError(
+                f"decoder.regions={self.regions} needs features with a grid, and these have none; "
+                "choose decoder.regions=1"
+            )
         positions = features.grid.shape[1]
         side = math.isqrt(positions)
         if side * side != positions or self.regions > side:
             raise ValueError(
                 f"decoder.regions={self.regions} does not fit a grid of {positions} positions; "
-                "choose 1, or at most its side, and a square image"
+                "choose at most the side of the grid, which must be square; or 1"
             )
         maps = features.grid.transpose(1, 2).unflatten(2, (side, side))  # [B, D, side, side]
-        return functional.adaptive_avg_pool2d(maps, self.regions).flatten(1)  # [B, D * R * R]
+        return functional.adaptive_avg_pool2d(maps, self.regions).flatten(1)  # [B, D * regions**2]
 
     def fit(self, features: Features) -> None:
         """Compute the statistics from features of training images."""
@@ -146,18 +149,18 @@ class ShowTell(nn.Module):
     def start(self, features: Features) -> State:
         """The state before <start>.
 
-        The network has then read the image as X_0, or has it as h and c. Otherwise the state has
-        ``image.part``, which the image adds at each step: [B, gates * H], or [B, H] for "merge".
+        The image has been read as X_0, or determines h and c. Otherwise the state has
+        ``image.part``, which is added at each step: [B, gates * H], or [B, H] for "merge".
         """
-        image = self.dropout(self.read_image(features))  # [B, E]
+        image = self.dropout(self.read_image(features))  # [B, E], or its width in other places
         if self.enters == "h0":
             return self.recurrence.filled(torch.tanh(image))
-        nothing = self.recurrence.zeros(len(image))
+        zeros = self.recurrence.zeros(len(image))
         if self.enters == "x0":
-            return self.recurrence.step(image, nothing)[1]
+            return self.recurrence.step(image, zeros)[1]
         if self.enters == "every":
             image = functional.linear(image, self._halves()[1])  # [B, gates * H]
-        return {**nothing, "image.part": image}
+        return {**zeros, "image.part": image}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Read one token per row: tokens [R] -> logits of the next [R, V], the next state."""
@@ -165,9 +168,9 @@ class ShowTell(nn.Module):
         return self._logits(h), state
 
     def stepper(self) -> Stepper:
-        """``start`` and ``step`` for decoding: W_x of every word is computed once.
+        """``start`` and ``step`` for decoding: all V words are projected once.
 
-        A word's projected input is then a row of a table [V, gates * H].
+        The projected input of a word is then a row of a table [V, gates * H].
         """
         return refreshing(self, self._make_stepper)
 
@@ -227,7 +230,7 @@ class ShowTell(nn.Module):
             h = h[len(image) :]  # [N, H]
         else:
             h = self._read(self.dropout(image), self.dropout(words), whole)
-        return self._logits(whole.unflatten(h) if packing is None else h)
+        return self._logits(whole.unflatten(h) if packing is None else h)  # [B, T, V], or [N, V]
 
     def _read(self, image: Tensor, words: Tensor, packing: Packing) -> Tensor:
         """Packed words [N, E], and images [B, E] that do not enter as X_0 -> [N, H]."""
@@ -237,7 +240,9 @@ class ShowTell(nn.Module):
         if self.enters == "every":
             words = torch.cat([words, image[packing.rows]], dim=1)  # [N, 2 * E]
         h, _ = self.recurrence(words, state, sizes=packing.sizes)
-        return torch.tanh(self.merge(h) + image[packing.rows]) if self.enters == "merge" else h
+        if self.enters == "merge":
+            h = torch.tanh(self.merge(h) + image[packing.rows])
+        return h  # [N, H]
 
 
 def _check_options(image: str, regions: int, components: int | None) -> None:

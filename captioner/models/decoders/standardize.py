@@ -1,8 +1,8 @@
-"""How decoders read the features of an image: standardized, and the grid projected.
+"""Standardization of the features that decoders read, and projection of the grid.
 
-Standardization needs statistics of training images, which ``fit`` computes once before training;
-the projection learns. What does not learn need not be computed in every epoch: ``whitening_of``
-gives the part that a cache of features may compute once.
+Standardization uses statistics of training images, which ``fit`` computes once before training; the
+projection is trained. A part without trained weights need not be computed again in every epoch:
+``whitening_of`` returns the part that the feature cache may compute once.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from captioner.models.features import Features
 from captioner.models.matmul import Linear
 
 POSITIONS = 20_000
-"""The number of positions of training images for the statistics: their error is below 1 %."""
+"""Number of positions from which the statistics are computed: their error is below 1 %."""
 
 
 class Standardize(nn.Module):
-    """Gives features mean 0 and variance 1, by dimension or by principal component.
+    """Standardizes features to mean 0 and variance 1, per dimension or per principal component.
 
-        x -> (x - μ) / σ            each of the D dimensions by itself
-        x -> (x - μ) V / sqrt(λ)    λ, V: the K largest eigenvalues of the covariance, whitening
+        x -> (x - μ) / σ            each of the D dimensions separately
+        x -> (x - μ) V / sqrt(λ)    whitening: λ, V: the largest eigenvalues of the covariance, and
+                                    their eigenvectors
 
-    Encoders differ widely in scale; where features are small, X_0 would at first have little
-    influence compared with the words. The statistics are those of training images (``fit``) and do
-    not learn. Features of K < D dimensions are principal components already and stay as they are.
+    Encoders differ widely in scale; if features are small, X_0 has at first little influence
+    compared with the words. The statistics are computed from training images (``fit``) and are not
+    trained. Features with fewer than D dimensions are already principal components and are returned
+    unchanged.
 
-    Modules name it ``standardise``: attribute names are keys of checkpoints and stay.
+    Modules call it ``standardise``: attribute names are keys of checkpoints and must not change.
 
     Args:
         feature_size: D.
-        components: K, at most D; None: the dimensions stay.
+        components: number of principal components, at most D; None: no reduction.
     """
 
     mean: Tensor
@@ -44,11 +46,11 @@ class Standardize(nn.Module):
         self.whitens = components is not None
         self.register_buffer("mean", torch.zeros(feature_size))
         scale = torch.eye(feature_size)[:, : self.width] if self.whitens else torch.ones(self.width)
-        self.register_buffer("scale", scale.contiguous())  # [D, K], or [D]
+        self.register_buffer("scale", scale.contiguous())  # [D, components], or [D]
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Compute the statistics from features [n, D] of training images."""
+        """Compute the statistics from features [..., D] of training images, one per row."""
         features = features.double()
         centered = features - features.mean(0)
         self.mean.copy_(features.mean(0))
@@ -61,26 +63,26 @@ class Standardize(nn.Module):
             self.scale.copy_((variance + 1e-4 * variance.mean() + 1e-12).rsqrt())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Standardize features: [..., D] -> [..., K], or [..., D]; and [..., K] -> [..., K]."""
+        """Standardize features: [..., D] -> [..., components], or [..., D]."""
         if features.shape[-1] == self.width < len(self.mean):
             return features
         if self.whitens:
-            return (features - self.mean) @ self.scale
-        return torch.addcmul(-self.mean * self.scale, features, self.scale)  # in one pass
+            return (features - self.mean) @ self.scale  # [..., components]
+        return torch.addcmul(-self.mean * self.scale, features, self.scale)  # [..., D], in one pass
 
 
 class Positions(nn.Module):
-    """The values that a decoder attends to: v_i = W a_i + b for each position of the grid.
+    """The values to which a decoder attends: v_i = W a_i + b for each position of the grid.
 
-    The a_i are standardized. Projected once per image, the values have the decoder's width; since
-    the decoder multiplies a context by matrices anyway, W costs no expressive power except rank.
+    The a_i are standardized. The values are computed once per image and have the decoder's width.
+    The decoder multiplies a context by matrices in any case, so W limits only their rank.
 
     Args:
         feature_size: D.
-        components: K, to reduce each position to its principal components (``Standardize``).
-        size: W, width of a value.
+        components: number of principal components of a position (``Standardize``); None: all D.
+        size: width of a value.
         grid: False: the pooled feature is the only position.
-        dropout: share of the W dimensions that are dropped from all values of an image during
+        dropout: probability with which a dimension is dropped from all values of an image during
             training, [0, 1).
     """
 
@@ -110,24 +112,27 @@ class Positions(nn.Module):
         if not self.grid:
             return features.pooled.unsqueeze(1)  # [B, 1, D]
         if features.grid is None:
-            raise ValueError("this decoder attends to a grid, and these features have none")
+            raise ValueError(
+                "this decoder attends to a grid, and these features have none; give features with "
+                "a grid, or choose decoder=show_tell"
+            )
         return features.grid
 
     def fit(self, features: Features) -> None:
-        """Compute the statistics from positions of training images, evenly spaced among them."""
+        """Compute the statistics from evenly spaced positions of training images."""
         positions = self.read(features).flatten(0, 1)  # [B * P, D]
         self.standardise.fit(positions[:: -(-len(positions) // POSITIONS)])
 
     def forward(self, features: Features) -> Tensor:
-        """Values [B, P, W] of images."""
-        values = self.project(self.standardise(self.read(features)))
+        """Values [B, P, size] of images."""
+        values = self.project(self.standardise(self.read(features)))  # [B, P, size]
         if not self.training:
             return values
         return values * self.dropout(values.new_ones(len(values), 1, values.shape[2]))
 
 
 def whitening_of(decoder: Decoder) -> Standardize | None:
-    """The part of a decoder that reduces grids to half their width or less before any learning."""
+    """The standardization of a decoder if it reduces grids to half their width or less."""
     for part in decoder.modules():
         if isinstance(part, Positions) and part.grid:
             standardize = part.standardise
@@ -136,5 +141,5 @@ def whitening_of(decoder: Decoder) -> Standardize | None:
 
 
 def with_image(rows: Tensor, image: Tensor) -> Tensor:
-    """Add to each row [R, W] the vector of its image [B, W]; K = R / B consecutive rows each."""
-    return (rows.unflatten(0, (len(image), -1)) + image.unsqueeze(1)).flatten(0, 1)
+    """Add to each row [R, width] the vector of its image [B, width]; K = R / B rows per image."""
+    return (rows.unflatten(0, (len(image), -1)) + image.unsqueeze(1)).flatten(0, 1)  # [R, width]

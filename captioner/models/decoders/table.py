@@ -16,4 +16,4 @@ DECODERS: dict[str, type[Decoder]] = {
     "adaptive": Adaptive,
     "transformer": Transformer,
 }
-"""Every decoder by the name that chooses it (``decoder.name``)."""
+"""Every decoder by the name that selects it (``decoder.name``)."""

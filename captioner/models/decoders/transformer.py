@@ -1,7 +1,7 @@
 """The Transformer as decoder (Vaswani et al., "Attention Is All You Need", NeurIPS 2017).
 
-Words attend to the words before them and to the image. To x, a word and its position, each of L
-layers adds three terms, with normalization before each, not after (Xiong et al., ICML 2020):
+Words attend to the words before them and to the image. Each of L layers adds three terms to x, the
+sum of a word and its position; normalization is before each term (Xiong et al., ICML 2020):
 
     x_0     = sqrt(H) W_e word + position
     x       = x + self(norm x)                  over words up to this one
@@ -11,10 +11,10 @@ layers adds three terms, with normalization before each, not after (Xiong et al.
 
     self, cross:    W_o [softmax(q_i K_i^T / sqrt(H / heads)) V_i for each head i] + b_o
 
-Whole captions are read at once, with a causal mask. Step by step, the state holds the keys and
-values of earlier words in each layer, but of the image only m: since q^T (W_k m) = (W_k^T q)^T m
-and Σ α (W_v m) = W_v (Σ α m), keys and values of the image are never computed, and an image takes
-P x H numbers, whatever L and the beam size.
+Whole captions are read at once, with a causal mask. Step by step, the state has the keys and values
+of earlier words in each layer, but only m of the image: since q^T (W_k m) = (W_k^T q)^T m and
+Σ α (W_v m) = W_v (Σ α m), keys and values of the image are never computed, and an image takes P x H
+numbers for any L and any beam size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Layer(nn.Module):
         hidden_size: H.
         heads: number of attention heads, each of width H / heads.
         feedforward_size: width between W_1 and W_2.
-        dropout: share dropped from each of the three terms before it is added, [0, 1).
+        dropout: probability of dropout for each of the three terms, [0, 1).
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Layer(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Whole captions.
+        """Apply the layer to whole captions.
 
         Args:
             x: [B, T, H].
@@ -76,27 +76,29 @@ class Layer(nn.Module):
         Returns:
             x after the layer, and the weights of the cross attention, [B, heads, T, P].
         """
-        query, key, value = map(self._split, self.of_word(self.self_norm(x)).chunk(3, dim=-1))
+        parts = self.of_word(self.self_norm(x)).chunk(3, dim=-1)  # [B, T, H] each
+        query, key, value = map(self._split, parts)  # [B, heads, T, H / heads]
         context, _ = attention(query, key, value, causal=True)
         x = x + self.dropout(self.self_output(self._join(context)))
         key, value = self._split(self.key(memory)), self._split(self.value(memory))
-        context, weights = attention(self._split(self.query(self.cross_norm(x))), key, value)
+        query = self._split(self.query(self.cross_norm(x)))
+        context, weights = attention(query, key, value)
         x = x + self.dropout(self.cross_output(self._join(context)))
         return self._feedforward(x), weights
 
     def step(self, x: Tensor, memory: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """One word per row.
+        """Apply the layer to one word per row.
 
         Args:
             x: [R, H].
             memory: m, [B, P, H]; each image has K = R / B consecutive rows.
-            past: keys and values of the words before, [R, t, 2 * H].
+            past: keys and values of the t words before, [R, t, 2 * H].
 
         Returns:
-            x after the layer, and the past with this word's, [R, t + 1, 2 * H].
+            x after the layer, and the past with this word, [R, t + 1, 2 * H].
         """
         query, key_and_value = self.of_word(self.self_norm(x)).tensor_split([x.shape[1]], dim=1)
-        past = torch.cat([past, key_and_value.unsqueeze(1)], dim=1)
+        past = torch.cat([past, key_and_value.unsqueeze(1)], dim=1)  # [R, t + 1, 2 * H]
         key, value = map(self._split, past.chunk(2, dim=2))  # [R, heads, t + 1, H / heads]
         context, _ = attention(self._split(query.unsqueeze(1)), key, value)
         x = x + self.dropout(self.self_output(self._join(context).squeeze(1)))
@@ -104,17 +106,20 @@ class Layer(nn.Module):
         return self._feedforward(x), past
 
     def _cross_attention(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Of one word per row, [R, H] -> [R, H], without keys and values of the image."""
+        """Cross attention of one word per row, without keys and values of the image: [R, H]."""
         of_keys, of_values = (
             linear.weight.unflatten(0, (self.heads, -1)) for linear in (self.key, self.value)
         )  # [heads, H / heads, H]
-        query = self.query(x).unflatten(1, (self.heads, -1)).transpose(0, 1)  # [heads, R, ...]
+        query = (
+            self.query(x).unflatten(1, (self.heads, -1)).transpose(0, 1)
+        )  # [heads, R, H / heads]
         queries = (query @ of_keys).transpose(0, 1)  # [R, heads, H]
         queries = queries.reshape(len(memory), -1, memory.shape[2])  # [B, K * heads, H]
         weights = _softmax(queries @ memory.transpose(1, 2) * query.shape[2] ** -0.5)
         context = weights.to(memory.dtype) @ memory  # [B, K * heads, H]
         context = context.view(len(x), self.heads, -1).transpose(0, 1)  # [heads, R, H]
-        return (context @ of_values.transpose(1, 2)).transpose(0, 1).flatten(1) + self.value.bias
+        values = (context @ of_values.transpose(1, 2)).transpose(0, 1)  # [R, heads, H / heads]
+        return values.flatten(1) + self.value.bias  # [R, H]
 
     def _feedforward(self, x: Tensor) -> Tensor:
         return x + self.dropout(self.narrow(torch.relu(self.wide(self.norm(x)))))
@@ -134,16 +139,16 @@ class Transformer(nn.Module):
     Args:
         vocabulary_size: V.
         feature_size: D, width of the encoder's features.
-        grid: attend to the positions of the grid; False: to the pooled feature as the only one.
-        components: K, to reduce positions to their principal components (``Standardize``).
+        grid: attend to the positions of the grid; False: the pooled feature is the only position.
+        components: number of principal components of a position (``Standardize``); None: all D.
         hidden_size: H, width of words, positions and layers.
-        heads: of each attention; H / heads is an even number.
+        heads: number of heads of each attention; must divide H, which is even.
         layers: L.
         feedforward_size: width between W_1 and W_2.
-        positions: of words, a name in ``POSITIONS``.
-        max_words: the number of learned positions: of the longest caption, <start> included.
-        dropout: share dropped from words, from the dimensions of an image's values and from what
-            layers add, during training, [0, 1).
+        positions: how the positions of words are encoded, a name in ``POSITIONS``.
+        max_words: number of learned positions: maximum length of a caption, <start> included.
+        dropout: probability of dropout for words, for the dimensions of an image's values and for
+            the terms that layers add, [0, 1).
         tie_weights: use the word embedding as W_p.
 
     Raises:
@@ -196,24 +201,25 @@ class Transformer(nn.Module):
         Raises:
             ValueError: a caption longer than the learned positions.
         """
-        words = math.sqrt(self.words.embedding_dim) * self.words(tokens)
+        words = math.sqrt(self.words.embedding_dim) * self.words(tokens)  # [B, T, H]
         last = first + tokens.shape[1]
         if self.places is None:
-            places = sinusoids(torch.arange(first, last, device=words.device), words.shape[2])
+            numbers = torch.arange(first, last, device=words.device)  # [T]
+            places = sinusoids(numbers, words.shape[2])  # [T, H]
             return self.dropout(words + places.to(words.dtype))
         if last > self.places.num_embeddings:
             raise ValueError(
-                f"captions of {last} words: the model has learned only "
-                f"decoder.max_words={self.places.num_embeddings} positions; truncate captions "
-                "(loader.max_words, decoding.max_length), or train with more positions, or with "
-                "decoder.positions=sinusoidal"
+                f"caption of {last} words: the model has only "
+                f"decoder.max_words={self.places.num_embeddings} learned positions; truncate "
+                "captions (loader.max_words, decoding.max_length), or train with a larger "
+                "decoder.max_words or decoder.positions=sinusoidal"
             )
-        return self.dropout(words + self.places.weight[first:last])
+        return self.dropout(words + self.places.weight[first:last])  # [B, T, H]
 
     def start(self, features: Features) -> State:
         """The state before <start>: ``image.memory`` [B, P, H], and an empty past per layer."""
-        memory = self.image(features)
-        past = memory.new_empty(len(memory), 0, 2 * memory.shape[2])
+        memory = self.image(features)  # [B, P, H]
+        past = memory.new_empty(len(memory), 0, 2 * memory.shape[2])  # [B, 0, 2 * H]
         return {"image.memory": memory, **dict.fromkeys(self._pasts(), past)}
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
@@ -231,14 +237,14 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def _make_stepper(self) -> Stepper:
         copied = laid_out(self)
-        copied.words = self.words  # tied weights are laid out for products, not to read rows
+        copied.words = self.words  # the layout of tied weights is for products, not for rows
         return Stepper(torch.no_grad()(copied.start), torch.no_grad()(copied.step))
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
         """Read whole captions: inputs [B, T], <start> first -> logits [B, T, V] of the next tokens.
 
-        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, there are logits
-        of real tokens only, [N, V], in its order; padding comes after them and has no influence.
+        Equal to ``start`` and T times ``step`` (teacher forcing). With a packing, the result has
+        the logits of real tokens only, [N, V], in its order; padding follows them, without effect.
         """
         return self.attend(features, inputs, packing)[0]
 
@@ -247,7 +253,7 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """As ``forward``, with the cross attention weights of the last layer, [B, T, P] or [N, P].
 
-        They are the means over its heads.
+        The weights are means over the heads.
         """
         memory = self.image(features)  # [B, P, H]
         x = self.read(inputs, 0)  # [B, T, H]
@@ -255,7 +261,7 @@ class Transformer(nn.Module):
             x, weights = layer(x, memory)
         weights = weights.mean(1)  # [B, T, P]
         if packing is not None:
-            x, weights = packing.pack(x), packing.pack(weights)
+            x, weights = packing.pack(x), packing.pack(weights)  # [N, H], [N, P]
         return self.output(self.norm(x)), weights
 
     def _pasts(self) -> list[str]:
@@ -266,7 +272,7 @@ class Transformer(nn.Module):
 
 
 def _check_options(hidden_size: int, heads: int, layers: int, positions: str) -> None:
-    """Raise for values that do not fit."""
+    """Raise for values that are not accepted or do not fit each other."""
     if heads < 1 or hidden_size % heads or hidden_size % 2:
         raise ValueError(
             f"decoder.heads={heads} does not divide decoder.hidden_size={hidden_size}; choose "
@@ -279,22 +285,24 @@ def _check_options(hidden_size: int, heads: int, layers: int, positions: str) ->
 
 
 def sinusoids(places: Tensor, size: int) -> Tensor:
-    """Sines and cosines of positions [T] -> [T, size], of rates 1 to 1 / 10,000 (section 3.5)."""
+    """Positions [T] -> sines and cosines [T, size], at rates 1 to 1 / 10,000 (section 3.5)."""
     rates = torch.exp(torch.arange(0, size, 2, device=places.device) * (-math.log(10_000) / size))
     angles = places[:, None] * rates  # [T, size / 2]
-    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)  # [T, size]
 
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Queries [B, heads, T, ...], keys and values [B, heads, P, ...] -> contexts and weights.
+    """Attention -> the contexts [B, heads, T, H / heads] and the weights [B, heads, T, P].
 
     torch.nn.functional.scaled_dot_product_attention returns no weights, and its gradient takes ten
     times as long in bfloat16 on CPUs if T and P are small (torch 2.13).
 
     Args:
-        causal: the query at t attends to the keys up to t only.
+        query: [B, heads, T, H / heads].
+        key, value: [B, heads, P, H / heads].
+        causal: the query at t attends only to the keys up to t.
     """
     scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5  # [B, heads, T, P]
     if causal:

@@ -1,8 +1,8 @@
 """Two recurrences: one computes the query of the attention, the other the words.
 
 UpDown is the captioning model of Anderson et al., "Bottom-Up and Top-Down Attention for Image
-Captioning and Visual Question Answering", CVPR 2018. Over the values v_1 .. v_P, v̄ their mean, and
-word vectors y_t:
+Captioning and Visual Question Answering", CVPR 2018. With the values v_1 .. v_P, their mean v̄ and
+word embeddings y_t:
 
     h¹_t    = cell¹([h²_{t-1}; v̄; y_t], h¹_{t-1})
     z_t     = Σ_i α_ti v_i                      α_t from the query h¹_t
@@ -28,13 +28,13 @@ from captioner.models.recurrence.unroll import Recurrence
 
 
 class UpDown(Attending):
-    """One cell attends, another generates words (Anderson et al., 2018).
+    """One cell computes the query of the attention, another the words (Anderson et al., 2018).
 
     Args:
         vocabulary_size, feature_size, components, embedding_size, hidden_size, attention_size,
             score, dropout, tie_weights: see ``Attending``.
-        cell: a name in ``CELLS``, of both.
-        layers: L of the one that generates words.
+        cell: a name in ``CELLS``, for both recurrences.
+        layers: L of the recurrence that generates words.
     """
 
     def __init__(
@@ -78,7 +78,8 @@ class UpDown(Attending):
 
     def begin(self, mean: Tensor) -> State:
         rows = len(mean)
-        looking = {f"looking_{n}": tensor for n, tensor in self.looking.zeros(rows).items()}
+        zeros = self.looking.zeros(rows)  # [B, H] each
+        looking = {f"looking_{name}": tensor for name, tensor in zeros.items()}
         return {**looking, **self.language.zeros(rows), "image.part": self.of_mean(mean)}
 
     def project(self, words: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class UpDown(Attending):
 
     def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
         looking = {name: state[f"looking_{name}"] for name in self.looking.state_names}
-        projected = with_image(projected, state["image.part"])
+        projected = with_image(projected, state["image.part"])  # [R, gates * H]
         projected = projected + self.of_language(state["h"][:, -1])
         looking = self.looking.step(self.looking.gates(projected, looking), looking)
         context, weights = self.attention(looking["h"], state)  # [R, H]

@@ -1,4 +1,4 @@
-"""Pretrained weights from the internet, or from the cache, without long waits for a host."""
+"""Downloads pretrained weights, or reads them from the cache, without long waits for a host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def torch_cache(url: str) -> Path:
-    """Where torch.hub stores the file of a URL."""
+    """The path at which torch.hub stores the file of a URL."""
     return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
@@ -22,7 +22,9 @@ def fetch(create: Callable[[], Any], network: str, url: str, cache: Path) -> Any
 
     Args:
         create: creates the network; downloads weights that are not in the cache.
-        network, url, cache: its name, where its weights come from, and where they are stored.
+        network: its name, for the error.
+        url: the source of its weights.
+        cache: the file or folder in which they are stored.
 
     Raises:
         ValueError: the weights are not in the cache and the host does not answer within seconds.
@@ -48,7 +50,7 @@ def fetch(create: Callable[[], Any], network: str, url: str, cache: Path) -> Any
 
 
 def unreachable(url: str) -> str | None:
-    """Why a URL gives no answer of any kind within 5 seconds; None if it does."""
+    """The reason why a URL does not answer within 5 seconds; None if it answers."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
     except urllib.error.HTTPError:
@@ -60,7 +62,7 @@ def unreachable(url: str) -> str | None:
 
 @contextmanager
 def _hub_offline() -> Iterator[None]:
-    """Make huggingface_hub use its cache only: it retries for a minute before it gives up."""
+    """Make huggingface_hub use only its cache; otherwise it retries for a minute."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

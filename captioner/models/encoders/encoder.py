@@ -1,10 +1,10 @@
-"""What an encoder is: images [B, 3, S, S] -> Features(pooled [B, D], grid [B, P, D]).
+"""The interface of an encoder: images [B, 3, S, S] -> Features(pooled [B, D], grid [B, P, D]).
 
-An encoder is a classification network that stops before its classifier. The grid is its last
-spatial map, flattened row by row to P positions (for a transformer: its patch tokens, without
-class or register tokens). `pooled` is the vector that the network itself pools from the grid for
-its classifier, if that has D values, as in ResNet, EfficientNet-Lite, ConvNeXt and ViT; otherwise,
-as for VGG and MobileNetV3, whose heads widen it first, it is the mean of the grid.
+An encoder is a classification network without its classifier. The grid is its last spatial map,
+flattened row by row to P positions (for a transformer: its patch tokens, without class or register
+tokens). `pooled` is the vector that the network itself computes for its classifier, if that has D
+values, as in ResNet, EfficientNet-Lite, ConvNeXt and ViT. Otherwise it is the mean of the grid, as
+for VGG and MobileNetV3, in which further layers increase the width before the classifier.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from captioner.config import unknown
 from captioner.models.encoders.folded import quick_copy
 from captioner.models.encoders.stages import stages
 from captioner.models.features import Features
-from captioner.models.precision import BF16, PRECISIONS, resolve, tell_cost
+from captioner.models.precision import BF16, PRECISIONS, resolve, warn_if_emulated
 from captioner.models.snapshot import Snapshot
 from captioner.models.torch_internals import running_norms
 from captioner.process import is_out_of_memory
 from captioner.transforms import Transform
 
-AT_ONCE = 8  # images: their maps then fit into the cache of a CPU
+AT_ONCE = 8  # images per batch: their feature maps fit into the cache of a CPU
 
 _Quick = tuple[tuple[str, Snapshot], nn.Module, torch.dtype]
-"""The precision and weights that a quick copy was made from, the copy, and its dtype."""
+"""The precision and weights from which a quick copy was made, the copy, and its dtype."""
 _MAKING = threading.Lock()
 
 
 class Encoder(nn.Module):
-    """The interface of all encoders; a subclass writes `build` and `extract`.
+    """The base class of all encoders; a subclass implements `build` and `extract`.
 
     Args:
-        network: its name in its library, such as efficientnet_lite0 or resnet50.
+        network: name of the network in its library, such as efficientnet_lite0 or resnet50.
         pretrained: start from ImageNet weights, and keep the statistics of normalization layers.
-        trainable: learn the network's parameters; otherwise it is frozen and stays in eval mode.
+        trainable: train the network's parameters; otherwise it is frozen and stays in eval mode.
         image_size: S in pixels, at least 1; None: the size the network was trained with.
-        crop: share of the shorter side that the center crop keeps, (0, 1]; None: as trained.
-        stage: use the map of an earlier stage, 0 the finest, as grid, and its mean as pooled: less
-            abstract and with more positions. None: the last map. Networks of timm only.
-        precision: of a frozen encoder on a CPU: fp32, bf16, or auto, which is bf16 where the
+        crop: fraction of the shorter side that the center crop keeps, (0, 1]; None: as trained.
+        stage: use the map of an earlier stage as grid, and its mean as pooled: less abstract and
+            with more positions. 0 is the finest; None: the last map. Networks of timm only.
+        precision: of a frozen encoder on a CPU: fp32, bf16, or auto, which is bf16 if the
             processor has instructions for it. Trainable encoders and other devices use fp32.
-        gradient_checkpointing: while the network learns, keep only the images, and compute the maps
-            of AT_ONCE images again in the backward pass (Chen et al., 2016): less memory, one more
-            forward pass.
-        initialise: load pretrained weights; False where a checkpoint will fill them.
+        gradient_checkpointing: when the network is trained, store only the images, and compute the
+            feature maps of AT_ONCE images again in the backward pass (Chen et al., 2016): less
+            memory, one more forward pass.
+        initialise: load pretrained weights; False if a checkpoint replaces them.
 
     Raises:
         ValueError: the network is not known, its weights cannot be loaded, or S does not fit it.
@@ -101,13 +101,13 @@ class Encoder(nn.Module):
             self.transform = replace(self.transform, crop=crop)
         if gradient_checkpointing and trainable and not pretrained and self._running_norms():
             raise ValueError(
-                "encoder.gradient_checkpointing=true runs a few images at a time, and twice, which "
-                "spoils the batch statistics of a network trained from scratch; set it to false"
+                "encoder.gradient_checkpointing=true encodes a few images at a time, and twice: the "
+                "batch statistics of a network trained from scratch would be wrong; set it to false"
             )
         self.train()
 
     def _stage_size(self, stage: int) -> int:
-        """D of the map of a stage."""
+        """D of the feature map of a stage."""
         known = getattr(self.backbone, "feature_info", None)
         if not hasattr(self.backbone, "forward_intermediates") or known is None:
             raise ValueError(f"encoder.stage={stage}: {self.network} has no stages; set it to null")
@@ -123,8 +123,8 @@ class Encoder(nn.Module):
         try:
             image = torch.zeros(1, 3, size, size).contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
-                self.extract(self.backbone, image)  # the quick copy is not worth making yet
-        except Exception as error:  # of any type: patches, windows, position embeddings
+                self.extract(self.backbone, image)  # without making the quick copy
+        except Exception as error:  # its type depends on the network
             if is_out_of_memory(error):
                 raise
             raise ValueError(
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
-        """Run a network, self.backbone or a copy of it, on images [B, 3, S, S]."""
+        """Compute features of images [B, 3, S, S] with self.backbone or a copy of it."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Features:
@@ -149,7 +149,7 @@ class Encoder(nn.Module):
             images: [B, 3, S, S], float32 as `transform` makes them, or uint8 as its `pixels`.
 
         Returns:
-            pooled [B, D] and grid [B, P, D]; without gradients where the encoder is frozen.
+            pooled [B, D] and grid [B, P, D]; without gradients if the encoder is frozen.
         """
         learns = (self.trainable or self.unfrozen) and torch.is_grad_enabled()
         if learns:
@@ -165,7 +165,7 @@ class Encoder(nn.Module):
         if len(parts) == 1:
             return parts[0]
         grid = None if parts[0].grid is None else torch.cat([part.grid for part in parts])  # type: ignore[misc]
-        return Features(torch.cat([part.pooled for part in parts]), grid)
+        return Features(torch.cat([part.pooled for part in parts]), grid)  # [B, D], [B, P, D]
 
     def _encode(self, network: nn.Module, dtype: torch.dtype, images: Tensor) -> Features:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -183,10 +183,10 @@ class Encoder(nn.Module):
         return self._running()[1]
 
     def make_ready(self) -> None:
-        """Make the quick copy now; make it again if weights have changed in any way.
+        """Make the quick copy now, or make it again if any value of the weights has changed.
 
-        ``forward`` notices the changes that torch counts; comparing the values of all weights takes
-        longer than encoding a small image.
+        ``forward`` detects only changes that torch counts: comparing the values of all weights
+        takes longer than encoding a small image.
         """
         quick = self._quick
         if quick is not None and not quick[0][1].same([self.backbone]):
@@ -196,17 +196,17 @@ class Encoder(nn.Module):
     def _running(self, *, keep: bool = False) -> tuple[nn.Module, torch.dtype]:
         """The module that computes the features: the backbone, or a quick copy, and its dtype.
 
-        A frozen encoder on a CPU uses a copy, which is made when it is first needed, and again when
-        a weight or the precision has changed. An unfrozen encoder uses it as well where no
-        gradients are needed, so that validation gives what the loaded checkpoint will give.
+        A frozen encoder on a CPU uses a copy, which is made at its first use, and again after a
+        weight or the precision has changed. An unfrozen encoder also uses it when no gradients are
+        needed, so that validation has the same results as the loaded checkpoint.
         """
         weights = chain(self.backbone.parameters(), self.backbone.buffers())
         learns = self.trainable or (self.unfrozen and torch.is_grad_enabled())
-        if learns or any(one.device.type != "cpu" for one in weights):
+        if learns or any(weight.device.type != "cpu" for weight in weights):
             return self.backbone, torch.float32
         quick = self._quick  # read once: another thread may replace it
         if self._is_stale(quick):
-            with _MAKING:  # one of several threads makes it
+            with _MAKING:  # only one thread makes it
                 quick = self._quick
                 if self._is_stale(quick):
                     quick = self._quick = self._make_quick(keep)
@@ -222,9 +222,9 @@ class Encoder(nn.Module):
     def _make_quick(self, keep: bool) -> _Quick:
         with torch.inference_mode(False), torch.no_grad():
             weights = Snapshot([self.backbone])
-            return (self.precision, weights.keep() if keep else weights), *self._hasten()
+            return (self.precision, weights.keep() if keep else weights), *self._copy_network()
 
-    def _hasten(self) -> tuple[nn.Module, torch.dtype]:
+    def _copy_network(self) -> tuple[nn.Module, torch.dtype]:
         side = self.transform.size
         image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 0.5
         image = image.contiguous(memory_format=torch.channels_last)
@@ -232,22 +232,23 @@ class Encoder(nn.Module):
         def run(network: nn.Module) -> Tensor:
             return self.extract(network, image.to(next(network.parameters()).dtype)).pooled
 
-        tell_cost("encoder.precision", self.precision)
+        warn_if_emulated("encoder.precision", self.precision)
         return quick_copy(self.backbone, run, bf16=resolve(self.precision) == BF16)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the quick copy, which is made again where the encoder is copied or sent to."""
+        """Leave out the quick copy; a copied or unpickled encoder makes its own."""
         return {**self.__dict__, "_quick": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.train(self.training)  # a copy of a traced network of torchvision forgets its mode
+        self.train(self.training)  # copies of traced torchvision networks lose their mode
 
     def train(self, mode: bool = True) -> Encoder:
-        """Switch training mode on or off, except for what must stay in eval mode.
+        """Set training mode, except for parts that must stay in eval mode.
 
-        A frozen encoder always does. In a pretrained trainable one the normalization layers do:
-        batches are too small to estimate statistics from, while their scale and shift still learn.
+        A frozen encoder always stays in eval mode. In a pretrained trainable encoder the
+        normalization layers do: batches are too small to estimate statistics, but scale and shift
+        are trained.
         """
         super().train(mode and self.trainable)
         if self.pretrained:
@@ -256,15 +257,15 @@ class Encoder(nn.Module):
         return self
 
     def _running_norms(self) -> list[nn.Module]:
-        return [one for one in self.backbone.modules() if isinstance(one, running_norms())]
+        return [m for m in self.backbone.modules() if isinstance(m, running_norms())]
 
     # Fine-tuning ------------------------------------------------------------------------------
 
     def last_stages(self, count: int | None = None) -> list[nn.Parameter]:
-        """The parameters of the last stages that the features depend on (``stages``).
+        """The parameters of the last stages, without those that do not affect the features.
 
         Args:
-            count: how many stages, at least 1; None: all.
+            count: number of stages (``stages``), at least 1; None: all.
 
         Raises:
             ValueError: the network has fewer.
@@ -280,7 +281,7 @@ class Encoder(nn.Module):
         return [p for stage in groups[-(count or len(groups)) :] for p in stage]
 
     def _used_parameters(self) -> set[nn.Parameter]:
-        """Those that features depend on: with an earlier `stage`, not those of later ones."""
+        """The parameters that affect the features: none of the stages after `stage`."""
         parameters = list(self.backbone.parameters())
         learned = [parameter.requires_grad for parameter in parameters]
         side = self.transform.size
@@ -294,10 +295,10 @@ class Encoder(nn.Module):
         return {p for p, gradient in zip(parameters, gradients) if gradient is not None}
 
     def unfreeze(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Let parameters of a frozen encoder learn.
+        """Train some parameters of a frozen encoder from now on.
 
-        The network stays in eval mode: normalization keeps its running statistics, while its scale
-        and shift learn if they are among the parameters, and there is no dropout.
+        The network stays in eval mode: there is no dropout, and normalization keeps its running
+        statistics, while its scale and shift are trained if they are among the parameters.
         """
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -311,4 +312,4 @@ def _check_options(precision: str, image_size: int | None, crop: float | None) -
     if image_size is not None and image_size < 1:
         raise ValueError(f"encoder.image_size={image_size} is not accepted; choose 1 or more")
     if crop is not None and not 0 < crop <= 1:
-        raise ValueError(f"encoder.crop={crop} is not accepted; choose a share in (0, 1]")
+        raise ValueError(f"encoder.crop={crop} is not accepted; choose a fraction in (0, 1]")

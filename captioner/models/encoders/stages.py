@@ -5,8 +5,9 @@
     encoder.layers.encoder_layer_7.ln_1... -> encoder.layers.encoder_layer_7
 
 The name of a stage is that of a parameter up to the first part that ends with a digit, or its first
-part if none does. Modules without matrices, such as norms, belong to the stage before them;
-parameters of the network itself, such as position embeddings, to the first stage.
+part if none does. Modules without matrices, such as normalization layers, belong to the
+stage before them. Parameters of the network itself, such as position embeddings, belong to the
+first stage.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recurrent cells: what happens inside one step, as the textbook writes it.
+"""Recurrent cells: the equations of one step, as the textbook writes them.
 
 A recurrent network passes a state from step to step and combines it with the input x_t. Cells
 differ only inside a step; the loop around them is the same (``unroll.py``). All other cells
@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
-"""What a cell passes to its next step, by name, rows first: h [B, H], and c [B, H] in an LSTM."""
+"""The tensors that a cell passes to its next step, by name: h [B, H], and c [B, H] in an LSTM."""
 
 
 class RNNGates(NamedTuple):
@@ -75,7 +75,7 @@ class Cell(nn.Module):
         input_size: width of x_t.
         hidden_size: H, width of h_t.
         hidden_bias: whether W_h h_{t-1} has a bias of its own (b_hh).
-        hidden_gates: how many gates, from the first on, multiply h_{t-1} by W_h; None: all.
+        hidden_gates: number of gates, from the first on, that multiply h_{t-1} by W_h; None: all.
     """
 
     gate_names: ClassVar[tuple[str, ...]]
@@ -102,7 +102,7 @@ class Cell(nn.Module):
     def project(self, inputs: Tensor) -> Tensor:
         """W_x x + b for any number of steps at once: [..., input_size] -> [..., gates * H].
 
-        Nothing else: decoders add their other inputs to the result before they compute the gates.
+        The result is linear in x: decoders add the terms of other inputs to it before the gates.
         """
         return self.of_input(inputs)
 
@@ -110,7 +110,7 @@ class Cell(nn.Module):
         """The gates of one step, from the projected input [B, gates * H] and the previous state.
 
         Returns:
-            a NamedTuple of all that ``step`` needs, [B, H] each.
+            a NamedTuple with everything that ``step`` needs, [B, H] each.
         """
         raise NotImplementedError
 

@@ -1,17 +1,17 @@
 """The loops of the three cells with explicit gradients, which ``unroll.py`` uses on CPUs.
 
 Autograd over the readable loop stores a dozen small tensors per step and computes the gradients of
-the weights step by step. Here the gates overwrite their pre-activations, and only what depends on
-the previous step stays in the loop. With X all N inputs, A the pre-activations, D = ∂loss/∂A:
+the weights step by step. Here the gates overwrite their pre-activations, and the loop contains only
+what depends on the previous step. X are all N inputs, A the pre-activations, and G = ∂loss/∂A:
 
     forward     A = X W_x^T + b                           one product for all steps
                 A_t += h_{t-1} W_h^T, then the gates      one product per step
-    backward    D_t from ∂h_t, then ∂h_{t-1} = D_t W_h    one product per step
-                ∂X = D W_x, ∂W_x = D^T X, ∂W_h = D^T H    one product each for all, H = h_{t-1}
+    backward    G_t from ∂h_t, then ∂h_{t-1} = G_t W_h    one product per step
+                ∂X = G W_x, ∂W_x = G^T X, ∂W_h = G^T H    one product each for all, H = h_{t-1}
 
 Rows are packed step by step, longest first, as in ``packing.py``: the batch shrinks as captions
 end. In bfloat16 the products and the gates are rounded; the weights, the c of an LSTM and the
-running h of a GRU stay in float32.
+running h of a GRU remain in float32.
 
 The equations are those of ``cells.py``; a test checks that outputs and all gradients are equal.
 """
@@ -34,7 +34,7 @@ from captioner.models.torch_internals import (
 )
 
 Unrolled = Callable[[Cell, Tensor, State, tuple[int, ...]], tuple[Tensor, State]]
-"""A loop: cell, packed inputs [N, input_size], state, sizes -> h [N, H], last state per row."""
+"""A loop: cell, packed inputs [N, input_size], state, sizes -> h [N, H], the last state."""
 
 
 def run(
@@ -45,10 +45,10 @@ def run(
     Under autocast the outputs have its dtype, like those of a linear layer.
 
     Args:
-        cell: of a class in ``LOOPS``.
+        cell: its class must be in ``LOOPS``.
         inputs: packed step by step, rows sorted, longest first.
         state: before the first step, [B, H] each, rows in the same order.
-        sizes: how many rows each step has; non-increasing, the first is B.
+        sizes: number of rows of each step; non-increasing, the first is B.
         readable: the same loop under autograd, for gradients of gradients.
     """
     x, h = cell.of_input, cell.of_hidden
@@ -60,7 +60,7 @@ def run(
 
 @torch.no_grad()
 def step(cell: Cell, projected: Tensor, state: State) -> State:
-    """One step without gradient; the projected input [B, gates * H] is overwritten."""
+    """One step without gradient; it overwrites the projected input [B, gates * H]."""
     return LOOPS[type(cell)].step(cell, projected, state)
 
 
@@ -95,7 +95,7 @@ def _dtype(inputs: Tensor) -> torch.dtype:
 
 
 class _Setting(NamedTuple):
-    """What is needed to compute a sequence, except tensors."""
+    """The arguments of a sequence that are not tensors."""
 
     cell: Cell
     sizes: tuple[int, ...]
@@ -149,7 +149,7 @@ def _differentiable(
 ) -> list[Tensor | None]:
     """The gradients by autograd from the readable loop, themselves differentiable."""
     state = dict(zip(setting.cell.state_names, tensors[5:]))
-    half = setting.dtype != tensors[1].dtype  # of the weights
+    half = setting.dtype != tensors[1].dtype  # the dtype of the weights
     with torch.autocast(tensors[0].device.type, setting.dtype if half else None, enabled=half):
         outputs, last = setting.readable(setting.cell, tensors[0], state, setting.sizes)
     gradients_needed = iter(
@@ -171,7 +171,7 @@ def _before(start: Tensor, outputs: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _tanh_(x: Tensor) -> Tensor:
-    """tanh in place: torch's own takes four times as long in bfloat16, and gives the same."""
+    """tanh in place; torch's tanh_ takes four times as long in bfloat16, with equal results."""
     return x.copy_(x.float().tanh_()) if x.dtype == torch.bfloat16 else x.tanh_()
 
 
@@ -184,7 +184,7 @@ def _with_hidden(sums: Tensor, cell: Cell, state: State) -> Tensor:
 
 
 def _ended(steps: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
-    """The last step of each row, [B, H]."""
+    """The last h of each row, [B, H]."""
     if len(sizes) == 1:
         return steps[0]
     after = [*sizes[1:], 0]
@@ -195,12 +195,12 @@ def _ended(steps: Sequence[Tensor], sizes: tuple[int, ...]) -> Tensor:
 
 
 class _Gradients(NamedTuple):
-    """The results of a backward loop.
+    """The gradients that a backward loop returns.
 
     Attributes:
-        of_input: of W_x x + b_x, [N, gates * H].
-        of_hidden: of W_h h + b_h, [N, gates * H]; the same tensor if the two are only added.
-        of_state: of the initial state, [B, H] each.
+        of_input: gradient of W_x x + b_x, [N, gates * H].
+        of_hidden: gradient of W_h h + b_h, [N, gates * H]; the same tensor if the two are added.
+        of_state: gradients of the initial state, [B, H] each.
     """
 
     of_input: Tensor
@@ -228,17 +228,17 @@ class _RNN:
         kept: Any, outputs: Tensor, w_h: Tensor, state: Any, gradients: Any, sizes: Any
     ) -> _Gradients:
         of_sums = torch.empty_like(outputs)
-        hs, of_outputs, ds = (x.split(sizes) for x in (outputs, gradients[0], of_sums))
+        hs, of_outputs, gs = (x.split(sizes) for x in (outputs, gradients[0], of_sums))
         of_h = gradients[1].clone()
         for t, rows in reversed([*enumerate(sizes)]):
             now = of_h[:rows].add_(of_outputs[t])
-            tanh_backward(now, hs[t], out=ds[t])
-            product(ds[t], w_h, out=now)
+            tanh_backward(now, hs[t], out=gs[t])
+            product(gs[t], w_h, out=now)
         return _Gradients(of_sums, of_sums, [of_h])
 
 
 class _GRU:
-    """Stores the gates, and W_hn h + b_hn, which the reset gate multiplies."""
+    """Stores the gates, and W_hn h + b_hn, by which the reset gate is multiplied."""
 
     @staticmethod
     def step(cell: Cell, sums: Tensor, state: State) -> State:
@@ -256,7 +256,7 @@ class _GRU:
         hs, insides, r_and_zs = (x.split(sizes) for x in (outputs, inside, sums[:, : 2 * width]))
         rs, zs, ns = (gate.split(sizes) for gate in sums.chunk(3, dim=1))
         products = sums.new_empty(len(state[0]), 3 * width)
-        h, running = state[0].to(sums.dtype), state[0].clone()  # rounded, and not rounded
+        h, running = state[0].to(sums.dtype), state[0].clone()  # rounded; not rounded
         for t, rows in enumerate(sizes):
             of_hidden = add_product(b_h, h[:rows], w_h.t(), out=products[:rows])
             r_and_zs[t].add_(of_hidden[:, : 2 * width]).sigmoid_()
@@ -273,7 +273,7 @@ class _GRU:
         gates, inside = kept
         width = w_h.shape[1]
         of_hidden, of_n = torch.empty_like(gates), torch.empty_like(inside)
-        befores, insides, of_outputs, ds, of_ns = (
+        befores, insides, of_outputs, gs, of_ns = (
             x.split(sizes)
             for x in (_before(state[0], outputs, sizes), inside, gradients[0], of_hidden, of_n)
         )
@@ -291,7 +291,7 @@ class _GRU:
             torch.mul(of_ns[t], insides[t], out=of_rs[t])
             sigmoid_backward(of_rs[t], rs[t], out=of_rs[t])
             torch.mul(of_ns[t], rs[t], out=of_products[t])
-            add_product(through, ds[t], w_h, out=now)
+            add_product(through, gs[t], w_h, out=now)
         of_input = torch.cat([of_hidden[:, : 2 * width], of_n], dim=1)
         return _Gradients(of_input, of_hidden, [of_h])
 
@@ -335,7 +335,7 @@ class _LSTM:
         gates, memory, tanh_memory = kept
         width = w_h.shape[1]
         of_sums = torch.empty_like(gates)
-        cs, tanh_cs, of_outputs, ds = (
+        cs, tanh_cs, of_outputs, gs = (
             x.split(sizes) for x in (memory, tanh_memory, gradients[0], of_sums)
         )
         fs, is_, candidates, os = (gate.split(sizes) for gate in gates.chunk(4, dim=1))
@@ -356,7 +356,7 @@ class _LSTM:
             torch.mul(through, is_[t], out=of_candidates[t])
             tanh_backward(of_candidates[t], candidates[t], out=of_candidates[t])
             of_c[:rows].mul_(fs[t])
-            product(ds[t], w_h, out=now)
+            product(gs[t], w_h, out=now)
         return _Gradients(of_sums, of_sums, [of_h, of_c])
 
 

@@ -31,4 +31,4 @@ CELLS: dict[str, type[Cell]] = {
     "lstm_no_output_tanh": NoOutputTanhLSTM,
     "lstm_layer_norm": LayerNormLSTM,
 }
-"""Every cell by the name that chooses it (``decoder.cell``)."""
+"""Every cell by the name that selects it (``decoder.cell``)."""

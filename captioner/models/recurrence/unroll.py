@@ -1,9 +1,9 @@
-"""A cell over time: the loop around the equations of a cell, in one layer or several.
+"""The loop over time around the equations of a cell, in one or several layers.
 
 ``Recurrence.step`` computes one step of all layers, for decoding, where each word depends on the
-one before. ``Recurrence.forward`` computes a whole sentence, for training: it is equal to repeated
-steps, but computes W_x x_t for all T steps in one product before the loop. ``readable`` is that
-loop; ``fused.py`` computes the same faster for the cells that have a loop there, where nothing
+previous one. ``Recurrence.forward`` computes a whole caption, for training: it is equal to repeated
+steps, but computes W_x x_t for all T steps in one product before the loop. ``readable`` is this
+loop; ``fused.py`` computes the same faster for the cells that have a loop there, if nothing
 observes the steps. The cells themselves are as in the textbook.
 """
 
@@ -36,7 +36,7 @@ class Recurrence(nn.Module):
         input_size: width of the input of the first layer.
         hidden_size: H.
         layers: L, at least 1.
-        dropout: share of h dropped between layers during training, [0, 1).
+        dropout: probability of dropout for h between layers, [0, 1).
 
     Raises:
         ValueError: no layers.
@@ -59,8 +59,8 @@ class Recurrence(nn.Module):
     def zeros(self, rows: int) -> State:
         """The initial state: each tensor [rows, L, H], all zero.
 
-        Under autocast at least in float32, even if the weights are in bfloat16 for decoding: states
-        are not rounded.
+        Under autocast the state is in float32 or better, even if the weights are in bfloat16 for
+        decoding: states are not rounded.
         """
         zeros = _stack([cell.zeros(rows) for cell in self._layers()])
         if not torch.is_autocast_enabled(zeros["h"].device.type):
@@ -78,7 +78,7 @@ class Recurrence(nn.Module):
         }
 
     def own(self, state: State) -> State:
-        """Those tensors of a decoder's state that belong to this recurrence."""
+        """The tensors of a decoder's state that belong to this recurrence."""
         return {name: state[name] for name in self.first.state_names}
 
     @property
@@ -88,7 +88,7 @@ class Recurrence(nn.Module):
 
     @property
     def state_size(self) -> int:
-        """How many numbers a row of the state has: tensors * L * H."""
+        """Number of values in a row of the state: tensors * L * H."""
         return len(self.first.state_names) * len(self.cells) * self.first.hidden_size
 
     def project(self, inputs: Tensor) -> Tensor:
@@ -102,10 +102,10 @@ class Recurrence(nn.Module):
     def advance(
         self, projected: Tensor, state: State, *, step_cell: OneStep | None = None
     ) -> tuple[Tensor, State]:
-        """As ``step``, from an input that is projected already, [B, gates * H].
+        """As ``step``, for an input that is already projected, [B, gates * H].
 
         Args:
-            step_cell: computes the step of one cell; None: the cell's own methods.
+            step_cell: computes the step of one cell; None: the methods of the cell.
         """
         states: list[State] = []
         for layer, cell in enumerate(self._layers()):
@@ -132,10 +132,10 @@ class Recurrence(nn.Module):
         """A sequence: inputs [B, T, input_size] -> h of the last layer [B, T, H], the last state.
 
         Args:
-            inputs: padded; or, with `sizes`, only the N real ones, [N, input_size], packed step
+            inputs: padded; or, with `sizes`, only the N real tokens, [N, input_size], packed step
                 by step (``packing.py``); h is then packed in the same way.
             state: before the first step; with `sizes` its rows are sorted, longest first.
-            sizes: how many rows each step has; non-increasing, the first is B.
+            sizes: number of rows of each step; non-increasing, the first is B.
         """
         if sizes is None:
             rows, steps = inputs.shape[:2]
@@ -178,7 +178,8 @@ def readable(
         state = _as_written(cell, step_input, state)
         outputs.append(state["h"])
     last = [state, *reversed(ended)]
-    return torch.cat(outputs), {name: torch.cat([part[name] for part in last]) for name in state}
+    states = {name: torch.cat([part[name] for part in last]) for name in state}  # [B, H] each
+    return torch.cat(outputs), states  # [N, H]
 
 
 def _of_layer(state: State, layer: int) -> State:
@@ -188,4 +189,4 @@ def _of_layer(state: State, layer: int) -> State:
 def _stack(states: list[State]) -> State:
     if len(states) == 1:
         return {name: tensor.unsqueeze(1) for name, tensor in states[0].items()}
-    return {name: torch.stack([state[name] for state in states], dim=1) for name in states[0]}
+    return {name: torch.stack([s[name] for s in states], dim=1) for name in states[0]}  # [B, L, H]

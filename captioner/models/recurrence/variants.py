@@ -1,11 +1,11 @@
-"""Variants of the three cells, which show what each part of a recurrence is for.
+"""Variants of the three cells, which show the effect of each part of a recurrence.
 
 Each class defines only what differs from the cell that it varies (``cells.py``). Most variants of
 the LSTM are those of Greff et al., "LSTM: A Search Space Odyssey", 2017, who found that they all
 perform about equally well, except those without the forget gate or the tanh before the output.
-Their LSTM has peepholes; the one here has none, as is common now.
+Their LSTM has peepholes; the LSTM here has none, as is common today.
 
-A gate that a variant fixes at 1 is returned as well, so that all LSTMs can be inspected alike.
+A gate that a variant sets to 1 is returned as well, so that all LSTMs can be inspected equally.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class IRNN(RNN):
 
 
 class _GatesFirst(Cell):
-    """A cell whose candidate multiplies a gated h_{t-1} by ``of_gated``, after a gate is known."""
+    """A cell that applies a gate to h_{t-1} before the product (``of_gated``) of its candidate."""
 
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
         gates = len(self.gate_names) - 1
@@ -221,7 +221,7 @@ class NoOutputLSTM(LSTM):
 
 
 class NoOutputTanhLSTM(LSTM):
-    """The memory is output without tanh, however large (Greff et al., "NOAF").
+    """The memory, which may be large, is output without tanh (Greff et al., "NOAF").
 
     h_t = o_t * C_t
     """

@@ -105,7 +105,7 @@ def test_a_caption_past_the_learned_positions_gets_one_line() -> None:
     images = Features(torch.randn(B, D), torch.randn(B, P, D))
     inputs = torch.randint(V, (B, T))
     learned = Transformer(**options, max_words=T - 1)
-    with pytest.raises(ValueError, match="only decoder.max_words=4 positions"):
+    with pytest.raises(ValueError, match="only decoder.max_words=4 learned positions"):
         learned(images, inputs)
     state = learned.start(images)
     for tokens in inputs.T[:-1]:
