@@ -15,11 +15,11 @@ from captioner.tokenizers import Tokenizer
 
 
 class Share(NamedTuple):
-    """The sizes of a whole batch, from which a rank computes the loss of its share.
+    """The sizes of a whole batch, which a rank needs to compute the loss of its share.
 
-    The mean of the losses of all ranks is the loss of the whole batch. As their shares differ in
-    size, a rank divides sums by the mean size of a share instead of its own. These are infinite for
-    a rank without items of its own: it repeats an item of another rank, with a loss of 0.
+    The mean of the losses of all ranks is the loss of the whole batch. Shares differ in size, so a
+    rank divides sums by the mean size of a share instead of that of its own. The sizes are infinite
+    for a rank without items of its own: it repeats an item of another rank, with a loss of 0.
 
     Attributes:
         places: indices of the rank's items in the whole batch.
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
         inputs: [R, T], <start> and the token ids.
         targets: [R, T], the token ids and <end>, then IGNORED.
         records: of the images, B of them.
-        share: where other ranks have the rest of the batch; None for a whole batch.
+        share: the sizes of the whole batch if other ranks have the rest of it; None otherwise.
     """
 
     source: Tensor | Features

@@ -1,9 +1,9 @@
 """The folder of the feature cache: its location, its content, and clearing it.
 
-Each encoder has a folder in it, named by its fingerprint, which ``captioner.data.features`` fills
-and reads. The file ``used`` in it is locked as long as a process reads the features, and touched
-when it starts to; ``lock`` is locked while a process writes them. Both are kept when the rest is
-cleared: another process may wait for a lock.
+Each encoder has a folder in it, named by its fingerprint; ``captioner.data.features`` writes and
+reads its files. A process that reads the features touches the file ``used`` in this folder and
+keeps it locked; a process that writes them keeps ``lock`` locked. Both files remain when the rest
+is cleared: another process may wait for a lock.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def cache_home(folder: str | None = None) -> Path:
 
     Returns:
         the given folder; otherwise $CAPTIONER_CACHE; otherwise captioner/ in the system's folder
-        for caches, on Linux $XDG_CACHE_HOME or ~/.cache. Where there is no such folder yet,
-        but a ~/.cache/captioner, the latter is used.
+        for caches, on Linux $XDG_CACHE_HOME or ~/.cache. If there is no such folder yet but
+        ~/.cache/captioner exists, the latter is used.
     """
     named = folder or os.environ.get("CAPTIONER_CACHE")
     if named:
@@ -76,7 +76,7 @@ class Cached:
 
 
 def describe(folder: Path, encoder: Sequence[str]) -> None:
-    """Store a description of the encoder in its folder, where that is writable."""
+    """Store a description of the encoder in its folder, if that is writable."""
     from captioner.files import write_whole
 
     if not (folder / ABOUT).exists():
@@ -91,7 +91,7 @@ def cached(home: Path) -> list[Cached]:
 
 
 def old(home: Path, unused_for: timedelta) -> list[Cached]:
-    """Those of `cached` that were not used for some time."""
+    """The cached features that were not used for some time."""
     now = datetime.now()
     return [features for features in cached(home) if now - features.last_use >= unused_for]
 
@@ -191,5 +191,7 @@ def _locked(file: int) -> bool:
 
 def _remove_content(folder: Path) -> None:
     names = sorted(path.name for path in folder.iterdir() if _CONTENT.fullmatch(path.name))
-    for name in sorted(names, key=lambda name: name != INDEX):  # without an index, no row counts
+    for name in sorted(
+        names, key=lambda name: name != INDEX
+    ):  # the index first: without it no row is valid
         (folder / name).unlink(missing_ok=True)

@@ -25,14 +25,14 @@ _REDUCED_AT_ONCE = 64  # grids
 class CachedFeatures:
     """Features of images, read from the files of the cache.
 
-    It can be pickled for another process: it has paths and row numbers, but no features.
+    It can be pickled for another process: it contains paths and row numbers, but no features.
 
     Args:
         folder: of one encoder's cache.
         rows: image -> the rows of its views, view 0 first.
         feature_size: D.
-        positions: P; 0 where only pooled features are cached.
-        encoded: number of rows that were missing, and have been computed.
+        positions: P; 0 if only pooled features are cached.
+        encoded: number of rows that were not in the cache and have been computed.
         use: prevents `captioner cache clear` from removing the files while this object exists.
     """
 
@@ -77,12 +77,11 @@ class CachedFeatures:
         """Read the features of images.
 
         Args:
-            images: B paths as given to cache_features, in any order, with repetitions or not.
-            views: the number of the view of each; None reads view 0.
+            images: B paths as given to cache_features, in any order, possibly repeated.
+            views: the number of the view of each image; None reads view 0.
 
         Returns:
-            float32 features: pooled [B, D], and grid [B, P, D], or [B, P, K] of components, or
-            None.
+            float32 features: pooled [B, D], and grid [B, P, D], or [B, P, components], or None.
 
         Raises:
             ValueError: an image was not cached.
@@ -91,7 +90,7 @@ class CachedFeatures:
         try:
             rows = np.array([self._rows[i][n] for i, n in zip(images, numbers)], dtype=np.int64)
         except KeyError as error:
-            raise ValueError(f"{error.args[0]}: not among the images that were cached") from None
+            raise ValueError(f"{error.args[0]}: not among the cached images") from None
         pooled = self._read("pooled", rows, (self.feature_size,))
         if not self.positions:
             return Features(pooled)
@@ -100,13 +99,14 @@ class CachedFeatures:
         return Features(pooled, self._read(name, rows, (self.positions, width)))
 
     def components(self, whitening: Standardize, *, progress: bool = True) -> CachedFeatures:
-        """The same features with K principal components of each position instead of D dimensions.
+        """The same features with principal components of each position instead of D dimensions.
 
-        They are computed once, stored next to the grids, and read D / K times as fast. The name of
-        their file is a hash of what they were computed from; it may be deleted at any time.
+        They are computed once, stored next to the grids, and read D / components times as fast. The
+        name of their file is a hash of the images and the statistics; it may be deleted at any
+        time.
 
         Args:
-            whitening: [P, D] -> [P, K].
+            whitening: [P, D] -> [P, components].
             progress: show a progress bar.
 
         Raises:

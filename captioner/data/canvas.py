@@ -42,8 +42,8 @@ INK: Color = (60, 62, 70)
 BARK: Color = (112, 78, 56)
 
 
-def _mix(first: Color, second: Color, share: float) -> Color:
-    red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
+def _mix(first: Color, second: Color, fraction: float) -> Color:
+    red, green, blue = (round(a + (b - a) * fraction) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 

@@ -1,8 +1,8 @@
 """The Lightning data module: training and validation batches of a dataset.
 
-The order of the batches is a function of (seed, epoch), augmentation of (seed, epoch, pair), and
-the training loader counts the batches that it has served. So an interrupted run resumes with the
-very batch that would have been next.
+The order of the batches is a function of (seed, epoch), augmentation a function of (seed, epoch,
+pair), and the training loader counts the batches that it has returned. So an interrupted run
+resumes with the batch that would have been next.
 
 On several devices the order is the same: each training batch is divided among the ranks row by row,
 and validation batch by batch.
@@ -24,8 +24,8 @@ from captioner.data.cache import cache_home
 from captioner.data.features import CachedFeatures, cache_features
 from captioner.data.loaders import (
     DEV_BATCH,
-    Dealt,
     Pictures,
+    RankBatches,
     TrainingImages,
     TrainingLoader,
     TrainingPairs,
@@ -43,7 +43,7 @@ from captioner.transforms import Augmentation
 
 @dataclass(frozen=True)
 class CachingSummary:
-    """What caching the features of a dataset took.
+    """The size and the time of the cached features of a dataset.
 
     Attributes:
         images: number of images.
@@ -75,9 +75,9 @@ class CaptionDataModule(lightning.LightningDataModule):
     Args:
         dataset: has the splits train and dev.
         tokenizer: built from the training captions.
-        encoder: its transform is used; where features are cached, it computes them.
+        encoder: its transform is used; if features are cached, it computes them.
         grid: whether the decoder reads the grid.
-        seed: of the order of the batches, the views and the augmentation.
+        seed: random seed of the order of the batches, the views and the augmentation.
         unfreezes: whether the encoder is frozen only until `read_live` is called.
         by_image: whether a training batch has images with all their captions, each image once per
             epoch, instead of captions.
@@ -87,12 +87,12 @@ class CaptionDataModule(lightning.LightningDataModule):
         cache: compute the features of a frozen encoder once and keep them on disk.
         cache_folder: of the cache; None: see `captioner.data.cache.cache_home`.
         views: number of views of each training image whose features are cached
-            (``captioner.data.views``); each caption gets one of them, drawn again in every epoch.
+            (``captioner.data.views``); each caption gets one of them, sampled again in every epoch.
         augment: random crops and flips of training images that are read from their files.
         max_words: longer training captions are truncated.
 
     Attributes:
-        caching: what `setup` has cached; None where nothing is cached.
+        caching: what `setup` has cached; None if nothing is cached.
 
     Raises:
         ValueError: a value is out of range, or options exclude each other.
@@ -189,10 +189,10 @@ class CaptionDataModule(lightning.LightningDataModule):
         """Read principal components of the cached grids from now on, instead of the grids.
 
         Args:
-            whitening: [P, D] -> [P, K].
+            whitening: [P, D] -> [P, components].
 
         Returns:
-            the components; None where nothing is cached.
+            the components; None if nothing is cached.
         """
         if self.dev_pictures.cached is None:
             return None
@@ -215,7 +215,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             count: maximum number of images; grids are also limited to 1 GiB.
 
         Returns:
-            pooled [B, D], and grid [B, P, D] where the decoder reads it; on the CPU.
+            pooled [B, D], and grid [B, P, D] if the decoder reads it; on the CPU.
         """
         records = self.training_records
         if self.grid:
@@ -241,14 +241,14 @@ class CaptionDataModule(lightning.LightningDataModule):
             self.training.lengths, self.batch_size, seed=self.seed, repeats=self.repeats
         )
         rank, ranks = self._place()
-        batches = self.training if ranks == 1 else Dealt(self.training, rank, ranks)
+        batches = self.training if ranks == 1 else RankBatches(self.training, rank, ranks)
         return TrainingLoader(batches, order, workers=self.workers)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         rank, ranks = self._place()
         limit = None
         if ranks > 1 and self.trainer is not None:
-            # The limit is of the batches of all ranks: Lightning must not apply it to each of them.
+            # The limit is for the batches of all ranks: Lightning must not apply it to each rank.
             limit = self.dev_batches(self.trainer.limit_val_batches)
             self.trainer.limit_val_batches = limit
         order = InOrder(len(self.dev), DEV_BATCH, rank=rank, ranks=ranks, limit=limit)

@@ -1,7 +1,7 @@
-"""Decodes text files, and suggests an encoding where the given one does not fit.
+"""Decodes text files, and suggests an encoding if the given one does not fit.
 
 Most bytes can be decoded by most old encodings, so successful decoding alone is weak evidence. An
-encoding is suggested where the decoded characters are *usual*: standards for Chinese, Japanese and
+encoding is suggested if the decoded characters are *usual*: standards for Chinese, Japanese and
 Korean have frequent characters in ranges of their own, and accented letters occur next to plain
 ones. Text decoded with the wrong encoding is mostly outside these ranges.
 """
@@ -21,7 +21,7 @@ _BYTE_ORDER_MARKS = {  # the longer first: UTF-32 begins as UTF-16 does
 }
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ENOUGH = 0.8  # fraction of usual characters from which an encoding is suggested
-_SAMPLE_BYTES = 100_000  # from which encodings are judged
+_SAMPLE_BYTES = 100_000  # the first bytes, from which encodings are suggested
 
 
 def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> str:
@@ -32,7 +32,7 @@ def decode(raw: bytes, encoding: str, path: Path, option: str | None = None) -> 
         encoding: a text encoding of Python; a byte-order mark of UTF-16 or UTF-32 takes
             precedence.
         path: of the file, for errors.
-        option: which sets another encoding, for errors.
+        option: name of the option that sets the encoding, for errors.
 
     Raises:
         ValueError: the encoding is not known, or does not fit; the message has the line, and the
@@ -76,7 +76,7 @@ _NO_TEXT = {
     b"\x93NUMPY": "an array of numpy",
     b"SQLite format 3\0": "an SQLite database",
 }
-"""First bytes of files that people name by mistake -> what they are."""
+"""First bytes of files that are no text files -> their kind."""
 
 
 def remove_surrogates(text: str) -> str:
@@ -90,7 +90,7 @@ def remove_surrogates(text: str) -> str:
 
 
 def _advice(raw: bytes, encoding: str, option: str | None) -> str:
-    """What to do about bytes that cannot be decoded, and which encodings fit."""
+    """Advice for bytes that cannot be decoded: the encodings that fit."""
     lines = [line for line in raw.split(b"\n") if not line.isascii()]
     foreign = [line for line in lines if _decoded(line, encoding) is None]
     good = len(lines) - len(foreign)
@@ -108,7 +108,7 @@ def _advice(raw: bytes, encoding: str, option: str | None) -> str:
 
 
 def likely_encodings(raw: bytes) -> dict[str, str]:
-    """The encodings that fit best, at most two, and the text that each gives."""
+    """The encodings that fit best, at most two, each with the decoded text."""
     raw = raw[:_SAMPLE_BYTES]
     if b"\x00" in raw:
         even, odd = raw[::2].count(0), raw[1::2].count(0)
@@ -120,9 +120,9 @@ def likely_encodings(raw: bytes) -> dict[str, str]:
     for name, usual in _JUDGES.items():
         text = _decoded(raw, name)
         if text is not None and all(text != other for _, other in decoded.values()):
-            decoded[name] = (_share(text, usual), text)
-    best = max((share for share, _ in decoded.values()), default=0.0)
-    fitting = {name: text for name, (share, text) in decoded.items() if share >= best - 0.02}
+            decoded[name] = (_usual_fraction(text, usual), text)
+    best = max((fraction for fraction, _ in decoded.values()), default=0.0)
+    fitting = {name: text for name, (fraction, text) in decoded.items() if fraction >= best - 0.02}
     return dict(list(fitting.items())[:2]) if best >= _ENOUGH else {}
 
 
@@ -136,7 +136,7 @@ def _decoded(raw: bytes, encoding: str) -> str | None:
 def _sample(text: str) -> str:
     """Some text around the first character that is not ASCII."""
     line = next((line for line in text.split("\n") if not line.isascii()), text)
-    start = next((i for i, sign in enumerate(line) if not sign.isascii()), 0)
+    start = next((i for i, character in enumerate(line) if not character.isascii()), 0)
     return line[max(0, start - 12) : start + 12].strip()
 
 
@@ -147,10 +147,10 @@ _CYRILLIC = re.compile("[А-ЯЁ]?[а-яёіїє]+|[А-ЯЁ]+")
 
 def _latin(word: str) -> int:
     """The number of accented letters, in words that are half plain letters."""
-    accented = [sign for sign in word if not sign.isascii()]
+    accented = [character for character in word if not character.isascii()]
     if len(word) > 1 and 2 * len(accented) > len(word):
         return 0
-    return sum(sign in _LATIN for sign in accented)
+    return sum(character in _LATIN for character in accented)
 
 
 def _cyrillic(word: str) -> int:
@@ -163,25 +163,28 @@ def _asian(
     """Count characters whose two bytes are in the range of a standard's frequent ones."""
 
     def usual(word: str) -> int:
-        if sum(not sign.isascii() for sign in word) == 1 < len(word):  # one among Latin letters
+        if (
+            sum(not character.isascii() for character in word) == 1 < len(word)
+        ):  # one among Latin letters
             return 0
-        codes = [sign.encode(codec, "ignore") for sign in word if not sign.isascii()]
+        codes = [character.encode(codec, "ignore") for character in word if not character.isascii()]
         frequent = [c for c in codes if len(c) == 2 and first <= c[0] <= last and c[1] >= second]
-        return len(frequent) + sum(sign in also for sign in word)
+        return len(frequent) + sum(character in also for character in word)
 
     return usual
 
 
-def _share(text: str, usual: Callable[[str], int]) -> float:
+def _usual_fraction(text: str, usual: Callable[[str], int]) -> float:
     """The fraction of the non-ASCII characters that are usual."""
-    foreign = [sign for sign in text if not sign.isascii()]
-    marks = sum(sign in _PUNCTUATION for sign in foreign)
+    foreign = [character for character in text if not character.isascii()]
+    marks = sum(character in _PUNCTUATION for character in foreign)
     words = (word for word in re.findall(r"[^\W\d_]+", text) if not word.isascii())
     return (marks + sum(map(usual, words))) / max(1, len(foreign))
 
 
 _KANA = "".join(map(chr, range(0x3041, 0x30FD)))
-# Narrower ranges first: where all is usual in two encodings, the narrower one is less accidental.
+# Narrower ranges first: if all characters are usual in two encodings, the narrower range is less
+# likely to fit by accident.
 _JUDGES: dict[str, Callable[[str], int]] = {
     "cp1252": _latin,
     "cp1250": _latin,

@@ -23,8 +23,8 @@ IMAGE_NAMES = (
     "path",
     "image_id",
 )
-# Only the first kind present is used: next to `caption`, `text` is the text of a sign and `comment`
-# a remark of the annotator.
+# Only the first kind that occurs is used: next to `caption`, `text` is text in the image (a sign),
+# and `comment` a remark of the annotator.
 _CAPTION_NAMES = tuple(
     re.compile(rf"{kind}s?([ _-]?\d+)?") for kind in ("caption", "sentence", "text", "comment")
 )
@@ -34,13 +34,13 @@ _SHAPE = '{"image": "a.jpg", "captions": ["a dog"]}'
 
 
 def image_key(keys: Iterable[str], order: Sequence[str] = IMAGE_NAMES) -> str | None:
-    """The key of the image, the first of `order` that is present; None where none is."""
+    """The key of the image, the first of `order` that is present; None if none is."""
     present = {key.strip().lower(): key for key in reversed(list(keys))}
     return next((present[name] for name in order if name in present), None)
 
 
 def caption_keys(keys: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The keys of captions, and those that would be if the former were not present."""
+    """The keys of captions, and further keys that would be used if these were not present."""
     keys = list(keys)
     kinds = [[k for k in keys if kind.fullmatch(k.strip().lower())] for kind in _CAPTION_NAMES]
     present = [kind for kind in kinds if kind]
@@ -53,19 +53,21 @@ def missing(what: str, unit: str, names: Iterable[str], place: str) -> ValueErro
     Args:
         what: "image" or "caption".
         unit: "key" or "column".
-        names: of its keys or columns.
-        place: the file and line, or the like.
+        names: the present keys or columns.
+        place: the file and line.
     """
-    seen = ", ".join(map(repr, names)) or "nothing"
-    takes = ", ".join(IMAGE_NAMES) if what == "image" else "caption(s), sentence(s), text, comment"
-    return ValueError(f"{place}: no {unit} {what!r} among {seen}; name one of them {takes}")
+    present = ", ".join(map(repr, names)) or "nothing"
+    accepted = (
+        ", ".join(IMAGE_NAMES) if what == "image" else "caption(s), sentence(s), text, comment"
+    )
+    return ValueError(f"{place}: no {unit} {what!r} among {present}; accepted names: {accepted}")
 
 
 def captions_of(entry: Entry, place: str) -> list[str]:
     """The captions of an entry: a text, or a list of texts or of objects with `raw` (Karpathy's).
 
     Raises:
-        ValueError: a caption is not a text; null is a blank one.
+        ValueError: a caption is not a text; null counts as a blank caption.
     """
     values: list[Any] = []
     for key in caption_keys(entry)[0]:
@@ -113,7 +115,7 @@ def json_entries(text: str, path: Path) -> Iterator[tuple[str, Entry]]:
 def coco_entries(data: Any, path: Path) -> Iterator[tuple[str, Entry]]:
     """Yield COCO's captions in the order of its images, and the images without captions.
 
-    An entry has `image_id`, `file_name` (None where the file lists no such image), and either
+    An entry has `image_id`, `file_name` (None if the file lists no such image), and either
     `caption` and ANNOTATION, or an empty `captions`.
 
     Raises:
@@ -138,7 +140,7 @@ def coco_entries(data: Any, path: Path) -> Iterator[tuple[str, Entry]]:
 
 
 def _coco_names(data: Any, path: Path) -> dict[str, dict[str, str]]:
-    """The file names of each id, with their places: one, unless files were merged badly."""
+    """The file names of each id, with their places; more than one only if an id is not unique."""
     names: dict[str, dict[str, str]] = {}
     for count, entry in enumerate(entries_of(data, "images", path)):
         place = f"{path}, images[{count}]"
@@ -198,7 +200,7 @@ def text_of(entry: Entry, key: str, place: str) -> str:
 
 
 def parse_json(text: str, place: str, line: int = 1) -> Any:
-    """Parse JSON, where a key may not be repeated in an object: one of its values would be lost.
+    """Parse JSON in which no object repeats a key: one of its values would be lost.
 
     Args:
         text: one document.
@@ -248,7 +250,7 @@ def _parse_document_or_lines(text: str, path: Path) -> tuple[Any, bool]:
 
 
 def _are_json_lines(lines: Sequence[str], path: Path) -> bool:
-    """Whether a text that is no document has one per line, even if the first line is damaged."""
+    """Whether a text has one JSON document per line, even if the first line is damaged."""
     if len(lines) < 2:
         return False
     if _is_json(lines[0]):

@@ -2,12 +2,12 @@
 
     index          24 bytes a row: the identity of the image, and a checksum of identity and row
     pooled.f16     D float16 values a row
-    grid.f16       P x D float16 values a row, where grids are cached
-    encoder.json   which encoder it is, for people (``captioner cache``)
-    grid-*.f16     P x K principal components of the grids (`CachedFeatures.components`)
+    grid.f16       P x D float16 values a row, if grids are cached
+    encoder.json   a description of the encoder, for ``captioner cache``
+    grid-*.f16     P x components principal components of the grids (`CachedFeatures.components`)
 
-The first three only grow, and a row counts once its index entry is written, after the values: what
-a killed writer leaves unfinished is truncated by the next one.
+The first three only grow. A row is valid when its index entry is written, after the values: the
+unfinished rows of a killed process are removed by the next process that writes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FeatureStore:
     Args:
         folder: of the files.
         feature_size: D.
-        positions: P; 0 where only pooled features are cached.
+        positions: P; 0 if only pooled features are cached.
     """
 
     def __init__(self, folder: Path, feature_size: int, positions: int) -> None:
@@ -62,7 +62,7 @@ class FeatureStore:
         return min(file.stat().st_size // width if file.exists() else 0 for file, width in files)
 
     def repair(self) -> dict[bytes, int]:
-        """Truncate what an interrupted writer left, and return the rows."""
+        """Remove unfinished rows of an interrupted process, and return the rows."""
         count = self._count()
         for name, width in self.widths.items():
             with open(self.folder / name, "ab") as file:
@@ -70,7 +70,7 @@ class FeatureStore:
         return self.rows()
 
     def require_room(self, count: int) -> None:
-        """Raise ValueError where the disk cannot hold this number of additional rows."""
+        """Raise ValueError if the disk cannot hold this number of additional rows."""
         require_room(self.folder, count, sum(self.widths.values()))
 
     def append(self, batches: Sequence[tuple[Sequence[bytes], Features]]) -> None:
@@ -101,12 +101,12 @@ def _index_entry(row: int, key: bytes) -> bytes:
 
 
 def require_room(folder: Path, count: int, width: int) -> None:
-    """Check the disk before the work.
+    """Check that the disk has space for the features of images.
 
     Args:
-        folder: to be written to.
+        folder: of the features.
         count: number of images.
-        width: bytes of each.
+        width: bytes per image.
 
     Raises:
         ValueError: the disk has less free space.
@@ -139,7 +139,7 @@ def to_float16(values: Tensor | None) -> bytes:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; the system frees it when the process ends, even when killed."""
+    """Hold the lock of a folder; the system releases it when the process ends or is killed."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,7 @@ def exclusive(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        _LOG.warning("waiting for another process that fills %s", folder)
+        _LOG.warning("waiting for another process that writes to %s", folder)
         lock.acquire()
     try:
         yield

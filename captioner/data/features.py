@@ -5,8 +5,8 @@ of `captioner.data.feature_store`. They are memory-mapped (`CachedFeatures`), so
 grow with the number of images.
 
 The identity of an image is its absolute path, size and modification time, and the view of it that
-was encoded (``captioner.data.views``). It takes microseconds, and a changed or moved file is
-encoded again. (A hash of the content would find moved files, but reads every image at every start.)
+was encoded (``captioner.data.views``). It is computed in microseconds; a changed or moved file is
+encoded again. (A hash of the content would find moved files, but each start would read all images.)
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ __all__ = ["CachedFeatures", "cache_features", "fingerprint"]
 
 _LAYOUT = 3  # increased when stored values change, so that older caches are not read; 2: since
 # large JPEGs are decoded at reduced size, 3: since torch resizes, which differs by a level or two
-_WRITTEN_AT_ONCE = 64  # images
+_WRITTEN_AT_ONCE = 64  # minimum number of images
 
 
 def fingerprint(encoder: Encoder) -> str:
     """Hash everything that the features of an encoder depend on.
 
     Args:
-        encoder: any; its network, weights, transform and the type that it computes in are hashed,
-            but not its device.
+        encoder: its network, weights, transform and dtype are hashed, but not its device.
 
     Returns:
         16 hexadecimal digits.
@@ -72,7 +71,7 @@ def cache_features(
     """Encode the images that are not in the cache yet, and open the cache.
 
     It may be killed at any time and called again. If several processes call it, one encodes while
-    the others wait and then find all features cached.
+    the others wait and then read the cached features.
 
     Args:
         encoder: used in eval mode and without gradients, on its device.
@@ -121,7 +120,7 @@ def cache_features(
 
 
 def _choose_store(encoder: Encoder, folder: Path, positions: int, keys: set[bytes]) -> FeatureStore:
-    """The files for an encoder; those with grids also where they have all pooled features."""
+    """The files for an encoder; those with grids also if they contain all pooled features."""
     home = Path(os.path.expanduser(folder)) / fingerprint(encoder)
     with_grid = FeatureStore(home.with_name(f"{home.name}-grid"), encoder.feature_size, positions)
     if positions or with_grid.rows().keys() >= keys:
@@ -196,7 +195,7 @@ def _encode(
         return key, view.pixels(encoder.transform)
 
     def encode(pixels: list[Tensor]) -> Features:
-        with torch.inference_mode():  # the mode of this thread
+        with torch.inference_mode():  # applies to this thread only
             return encoder(stack_pixels(pixels).to(device))
 
     def write() -> None:
@@ -207,7 +206,7 @@ def _encode(
 
     bar = progress_bar("encoding images", len(missing), wanted=progress)
     with bar as advance, _evaluating(encoder) as device, encoding_pipeline(device) as pipeline:
-        encoder.make_ready()  # otherwise each of the threads would
+        encoder.make_ready()  # otherwise each thread would wait for it
         try:
             for batch in pipeline.encode(missing.items(), read, encode, batch_size=batch_size):
                 if batch.features is not None:

@@ -1,7 +1,7 @@
 """Warnings about training captions that do not fit the tokenizer or the maximum lengths.
 
-They are shown before a training starts, and by `captioner data stats` and `check`: afterwards the
-scores would be low without an obvious reason.
+They are printed before a training starts, and by `captioner data stats` and `check`. Without them,
+low scores would have no obvious reason.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _UNSPACED_FRACTION = 0.1  # of the captions
 _LONG_FRACTION = 0.01
 
 
-def unspaced(captions: Iterable[str], share: float = _UNSPACED_FRACTION) -> bool:
+def unspaced(captions: Iterable[str], fraction: float = _UNSPACED_FRACTION) -> bool:
     """Whether captions are in a script without spaces and have not been segmented into words."""
     captions = list(captions)
     for script, longest in _UNSPACED:
         words = [[w for w in text.split() if script.search(w)] for text in captions]
         count = sum(map(len, words))
-        letters = sum(len(script.findall(word)) for several in words for word in several)
-        if sum(map(bool, words)) > share * len(captions) and letters > longest * count:
+        letters = sum(len(script.findall(word)) for caption in words for word in caption)
+        if sum(map(bool, words)) > fraction * len(captions) and letters > longest * count:
             return True
     return False
 
 
 def tokenizer_warnings(captions: Iterable[str], tokenizer: str) -> list[str]:
-    """Return a warning where the tokenizer does not suit the script of the captions.
+    """Return a warning if the tokenizer does not suit the script of the captions.
 
     Args:
         captions: texts of the dataset.
@@ -45,7 +45,7 @@ def tokenizer_warnings(captions: Iterable[str], tokenizer: str) -> list[str]:
     if tokenizer != "word" or not unspaced(captions):
         return []
     return [
-        "captions have no spaces between words, so the word tokenizer takes whole sentences for "
+        "captions have no spaces between words, so the word tokenizer treats whole sentences as "
         "words: set tokenizer=character"
     ]
 
@@ -59,19 +59,20 @@ def length_warnings(lengths: Sequence[int], max_words: int, max_length: int) -> 
         max_length: decoded captions have at most this number of tokens, `decoding.max_length`.
     """
     longest, warnings = max(lengths, default=0), []
-    cut = sum(length > max_words for length in lengths)
-    if cut:
+    truncated = sum(length > max_words for length in lengths)
+    if truncated:
         warnings.append(
-            f"{cut:,} of {len(lengths):,} training captions are longer than "
-            f"loader.max_words={max_words} and are cut there: the longest has {longest} words"
+            f"{truncated:,} of {len(lengths):,} training captions are longer than "
+            f"loader.max_words={max_words} and are truncated: the longest has {longest} words"
         )
-    if sum(length > max_length for length in lengths) > _LONG_FRACTION * len(lengths):
+    long = sum(length > max_length for length in lengths)
+    if long > _LONG_FRACTION * len(lengths):
         warnings.append(
-            f"decoding.max_length={max_length} ends captions before the training captions end, "
-            f"the longest at {longest} words: raise it"
+            f"{long:,} of {len(lengths):,} training captions are longer than "
+            f"decoding.max_length={max_length}, the longest has {longest} words: increase it"
         )
     if empty := sum(length == 0 for length in lengths):
-        warnings.append(f"{empty:,} training captions hold no word and are skipped")
+        warnings.append(f"{empty:,} training captions have no words and are skipped")
     return warnings
 
 

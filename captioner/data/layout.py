@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from glob import glob
 from pathlib import Path
 
-# The formats of open_image (HEIC with an extra); readers ignore other files in images folders.
+# The formats that open_image reads (HEIC with an extra); readers ignore other files.
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".png"}
     | {".tif", ".tiff", ".webp"}
@@ -31,7 +31,7 @@ def require_root(root: Path) -> None:
 
 
 def single(given: str | Sequence[str] | None) -> str | None:
-    """Return the caption file for layouts that have only one; None where none is given.
+    """Return the caption file for layouts that have only one; None if none is given.
 
     Raises:
         ValueError: several are given.
@@ -76,8 +76,8 @@ def find_files(
         given: a path or glob pattern relative to root, or absolute, or a list of such; None looks
             for the usual names.
         usual: names or glob patterns relative to root, the most usual first.
-        together: accept several files that match a usual pattern only where their names give
-            different splits.
+        together: several files that match a usual pattern must have names of different splits;
+            False: any number of files.
 
     Raises:
         FileNotFoundError: there is none.
@@ -123,7 +123,7 @@ def standard_split(name: str) -> str | None:
 
 
 def split_of_file(path: Path) -> str | None:
-    """The split in the name of a file, as in my_train.json or captions_val2017.json, or None."""
+    """The split in a file name, as in my_train.json or captions_val2017.json, or None."""
     words = re.split(r"[\W\d_]+", path.stem)
     splits = {split for split in map(standard_split, words) if split is not None}
     return splits.pop() if len(splits) == 1 else None
@@ -158,22 +158,22 @@ class ImageFolders:
             )
 
     def allows(self, name: str) -> bool:
-        """Whether a name is a path in the images folder, or absolute where that is accepted."""
+        """Whether a name is a path in the images folder, or absolute if that is accepted."""
         if os.path.isabs(name) or name.startswith("/"):
             return self._absolute
         return name.split("/", 1)[0] != ".."
 
     def locate(self, name: str) -> str | None:
-        """Return the path of the image with this name, or None where there is none.
+        """Return the path of the image with this name, or None if there is none.
 
         Accented letters may be composed or decomposed (as in file names on a Mac): both forms are
         tried.
         """
         if name not in self._located:  # cached, as it is called for each caption
-            self._located[name] = self._look_for(name)
+            self._located[name] = self._find(name)
         return self._located[name]
 
-    def _look_for(self, name: str) -> str | None:
+    def _find(self, name: str) -> str | None:
         names = [name]
         if not name.isascii():
             names += [unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)]

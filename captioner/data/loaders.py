@@ -1,4 +1,4 @@
-"""Data loaders: an item of each dataset is a whole batch, which a sampler of places asks for.
+"""Data loaders: an item of each dataset is a whole batch, whose indices a sampler returns.
 
 Training batches are of captions (`TrainingPairs`) or of images with all their captions
 (`TrainingImages`); validation and evaluation read whole images in order (`WholeImages`).
@@ -18,24 +18,24 @@ from captioner.data.batches import Batch, Share, image_batch, pad
 from captioner.data.features import CachedFeatures
 from captioner.data.records import Record
 from captioner.data.samplers import Bucketed, InOrder, Key
-from captioner.data.views import drawn_view, names_a_side
+from captioner.data.views import names_a_side, sample_view
 from captioner.images import open_image
 from captioner.models.encoders.encoder import Encoder
 from captioner.tokenizers import Tokenizer
 from captioner.transforms import Augmentation, stack_pixels
 
 DEV_BATCH = 64
-"""Images that are captioned and scored at once."""
+"""Number of images in a batch of validation and evaluation."""
 
 
 class Pictures:
-    """Images by record: cached features where ``cached`` is set, otherwise read from their files.
+    """Images by record: cached features if ``cached`` is set, otherwise read from their files.
 
     Args:
         encoder: its evaluation transform is used.
         augmentation: applied to images that are read for training.
-        views: number of cached views of each image, one of which is drawn at random.
-        seed: of the drawing.
+        views: number of cached views of each image, one of which is sampled.
+        seed: random seed of the sampling.
     """
 
     cached: CachedFeatures | None = None
@@ -58,7 +58,7 @@ class Pictures:
             paths = [record.image for record in records]
             if self.views == 1:
                 return self.cached.get(paths)
-            views = [drawn_view(self.seed, *key, self.views) for key in keys]
+            views = [sample_view(self.seed, *key, self.views) for key in keys]
             return self.cached.get(paths, views)
         if self.augmentation is None:
             shorter = self.transform.shorter
@@ -106,7 +106,7 @@ class TrainingImages(Dataset[Batch]):
         for record, ids in pairs.pairs:
             images.setdefault(record.image_id, (record, []))[1].append(ids)
         self.images = list(images.values())
-        self.lengths = [0] * len(self.images)  # their order does not depend on lengths
+        self.lengths = [0] * len(self.images)  # equal, so that the order does not depend on lengths
 
     def __getitem__(self, key: Key) -> Batch:
         epoch, places = key
@@ -120,13 +120,13 @@ class TrainingImages(Dataset[Batch]):
         return sum(len(ids) + 1 for ids in captions), len(captions), 1
 
 
-class Dealt(Dataset[Batch]):
-    """The share of one rank of each training batch: items rank, rank + ranks, and so on.
+class RankBatches(Dataset[Batch]):
+    """The part of each training batch that one rank computes: items rank, rank + ranks, and so on.
 
-    Neighboring items have similar lengths, so the shares do as well.
+    Neighboring items have similar lengths, so the parts of all ranks do as well.
 
     Args:
-        whole: gives the whole batches.
+        whole: the dataset of whole batches.
         rank: from 0.
         ranks: number of ranks that share a batch.
     """
@@ -162,12 +162,16 @@ class WholeImages(Dataset[Batch]):
 
 
 class TrainingLoader(DataLoader[Batch]):
-    """A loader that counts the batches it has served of an epoch, and can resume after them."""
+    """A loader that counts the batches of an epoch that it has returned, and can resume there."""
 
     def __init__(
-        self, pairs: TrainingPairs | TrainingImages | Dealt, sampler: Bucketed, *, workers: int
+        self,
+        pairs: TrainingPairs | TrainingImages | RankBatches,
+        sampler: Bucketed,
+        *,
+        workers: int,
     ) -> None:
-        # Its own generator: by default every epoch would draw from the global one.
+        # Without its own generator, every epoch would use the global one.
         super().__init__(
             pairs,
             batch_size=None,
@@ -189,11 +193,11 @@ class TrainingLoader(DataLoader[Batch]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and the number of its batches that were served."""
+        """The epoch, and the number of its batches that were returned."""
         return {"epoch": self.order.epoch, "served": self.served}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Resume where `state_dict` was taken."""
+        """Resume after the batches that a `state_dict` counts."""
         self.resumed = dict(state)
 
 
@@ -210,7 +214,7 @@ def image_loader(
     Args:
         records: of the images.
         tokenizer: for their captions.
-        pictures: gives the images or features.
+        pictures: returns the images or features.
         order: of the batches; None: the order of the records, DEV_BATCH at a time.
         workers: processes that read images; 0 reads in the main process.
     """

@@ -8,10 +8,10 @@ the order of the images:
             pipeline.call(write, batch.keys, batch.features)
 
 Reading images and the large operations of a network release the GIL, so threads are sufficient. On
-a CPU each encoding thread computes with one core: parallel batches use the cores better than a
-batch that all of them share, and features do not depend on the number of cores. What follows
-(`call`) computes with the cores that are left, in a thread of its own: OpenMP threads that
-outnumber the cores would wait actively for those that encode.
+a CPU each encoding thread uses one core: parallel batches use the cores better than one batch that
+uses all of them, and features do not depend on the number of cores. `call` runs the next stage in a
+thread of its own, with the remaining cores: if there are more OpenMP threads than cores, they wait
+actively for each other.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 READERS = min(4, CORES)
 """Threads that read images."""
 MOST_ENCODERS = 4
-"""Batches that are encoded in parallel on a CPU, at most."""
+"""Maximum number of batches that are encoded in parallel on a CPU."""
 
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -48,8 +48,8 @@ class EncodedBatch(Generic[Key, Encoded]):
     """The features of a batch of images.
 
     Args:
-        results: for each image its key, or why it cannot be read.
-        features: of the readable images, a row for each key; None where there are none.
+        results: for each image its key, or the error if it cannot be read.
+        features: of the readable images, one row per key; None if there are none.
     """
 
     results: list[Key | ValueError | OSError]
@@ -62,7 +62,7 @@ class EncodedBatch(Generic[Key, Encoded]):
 
     @property
     def errors(self) -> list[ValueError | OSError]:
-        """Why the other images cannot be read."""
+        """The errors of the other images."""
         return [error for error in self.results if isinstance(error, (ValueError, OSError))]
 
 
@@ -72,7 +72,7 @@ class EncodingPipeline:
     Args:
         readers: threads that read images.
         encoders: threads that encode batches.
-        consumer: one thread for what follows.
+        consumer: one thread for the next stage.
         side_by_side: number of the encoders.
     """
 
@@ -99,8 +99,8 @@ class EncodingPipeline:
 
         Args:
             items: any number; they are taken a few batches ahead, in the caller's thread.
-            read: gives the key by which an image is known, and its pixels; a ValueError or OSError
-                that it raises takes the place of the key.
+            read: returns the key that identifies an image, and its pixels; a ValueError or OSError
+                that it raises becomes the result instead of the key.
             encode: computes the features of a batch of pixels; sets its own gradient mode.
             batch_size: images in a batch, at least 1; the last batch has the rest.
 
@@ -118,20 +118,19 @@ class EncodingPipeline:
         yield from _map_ahead(self._encoders, partial(_encode, encode), batches, ahead=count)
 
     def call(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
-        """Call a function with the cores that the encoders leave, and return its result."""
+        """Call a function with the cores that the encoders do not use, and return its result."""
         return self._consumer.submit(function, *arguments, **options).result()
 
 
 @contextmanager
 def encoding_pipeline(device: torch.device, *, cached: bool = False) -> Iterator[EncodingPipeline]:
-    """Start the threads of a pipeline; they end with the block, and discard what they have not
-    started.
+    """Start the threads of a pipeline; at the end of the block they stop, without pending tasks.
 
     The number of cores that torch uses in the caller's thread, and in new threads, does not change.
 
     Args:
         device: of the encoders; on a CPU several batches are encoded in parallel.
-        cached: whether features are only looked up; then all cores are left for `call`.
+        cached: whether features are only read from the cache; `call` then uses all cores.
     """
     encoders, cores_left = 1, torch.get_num_threads()
     if device.type == "cpu" and not cached:
@@ -153,20 +152,20 @@ _LIMITING = threading.Lock()
 
 
 def _limit_cores(pools: dict[ThreadPoolExecutor, tuple[int, int]]) -> None:
-    """Start all threads of the pools, and let torch compute in each with a number of cores.
+    """Start all threads of the pools, and set the number of cores that torch uses in each.
 
-    ``torch.set_num_threads`` sets the number of its own thread, and that of all threads that use
-    torch for the first time later. The latter is the caller's: a new thread reads it here, and
-    another one restores it.
+    ``torch.set_num_threads`` sets the number for the calling thread, and the default of all threads
+    that use torch for the first time later. This default belongs to the caller: a new thread reads
+    it here, and another one restores it.
 
     Args:
-        pools: to the number of their threads and the cores of each thread.
+        pools: for each pool, the number of its threads and the cores of each thread.
     """
     with _LIMITING:
         default = _in_new_thread(torch.get_num_threads)
         try:
             for pool, (count, cores) in pools.items():
-                started = threading.Barrier(count)  # so that each thread runs one of the tasks
+                started = threading.Barrier(count)  # so that each thread runs exactly one task
                 tasks = [pool.submit(_limit_thread, cores, started) for _ in range(count)]
                 for task in tasks:
                     task.result()
@@ -176,7 +175,7 @@ def _limit_cores(pools: dict[ThreadPoolExecutor, tuple[int, int]]) -> None:
 
 def _limit_thread(cores: int, started: threading.Barrier) -> None:
     torch.set_num_threads(cores)
-    torch.get_num_threads()  # with its first use, a thread takes the number that was set last
+    torch.get_num_threads()  # at its first use, a thread adopts the number that was set last
     torch.ones(1 << 16).add_(1)
     started.wait()
 
@@ -214,9 +213,9 @@ def _map_ahead(
 
     Args:
         pool: the threads.
-        function: called with each item; what it raises is raised here.
+        function: called with each item; its exceptions are raised here.
         items: any number; they are taken as they are needed.
-        ahead: results that wait or are being computed while another is used.
+        ahead: number of results that are computed in advance.
 
     Yields:
         the results, in the order of the items.

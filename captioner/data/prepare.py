@@ -43,10 +43,10 @@ def statistics(
 
     Returns:
         plain data: `splits` (images, captions, captions per image, captions that repeat another one
-        of the same image, words per caption, vocabulary size), `vocabulary` (number of training
-        words seen at least 1, 2, 5 times), `coverage` (fraction of the words of dev and test that
-        are in that vocabulary, in [0, 1]), `oddities` (the warnings of the dataset), `warnings`
-        (those of `fit_warnings`).
+        of the same image, words per caption, vocabulary size), `vocabulary` (number of words that
+        occur at least 1, 2, 5 times in training captions), `coverage` (fraction of the words of dev
+        and test that are in that vocabulary, in [0, 1]), `oddities` (the warnings of the
+        dataset), `warnings` (those of `fit_warnings`).
 
     Raises:
         ValueError: the tokenizer is not known.
@@ -127,15 +127,15 @@ class Report:
 
     Args:
         images: number of images that were opened.
-        broken: image -> why it cannot be read.
-        missing: images that captions or split lists name but that do not exist.
+        broken: image -> the reason why it cannot be read.
+        missing: images that occur in caption files or split lists but do not exist.
         uncaptioned: images without a caption, or with a blank one among others.
-        leaks: groups of byte-identical images in different splits, each named `split/image`.
-            Scores on such images measure memorization.
+        leaks: groups of byte-identical images in different splits, each named `split/image`;
+            scores on such images measure memorization.
         duplicates: groups of byte-identical images within one split: harmless, but counted twice.
         damaged: places in the caption file where a caption, or a part of one, was lost.
         reader_warnings: what the reader skipped or repaired, and how often; "oddities" in JSON.
-        places: where each of these was seen.
+        places: for each of these warnings, the images or lines where it occurred.
         fit_warnings: captions that do not fit the tokenizer or the lengths; "warnings" in JSON.
     """
 
@@ -152,7 +152,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is broken, missing, damaged, leaked or misfit."""
+        """Whether no image or caption is broken, missing, damaged, leaked or does not fit."""
         faults = (self.broken, self.missing, self.leaks, self.damaged, self.fit_warnings)
         return not any(faults)
 
@@ -210,7 +210,7 @@ def _collect_places(dataset: Dataset, *warnings: str) -> tuple[str, ...]:
 
 
 def _inspect(path: str) -> tuple[bytes, str]:
-    """Return the digest of an image file, and why it cannot be read or ""."""
+    """Return the digest of an image file, and the reason why it cannot be read or ""."""
     from captioner.images import open_image
 
     try:

@@ -58,7 +58,7 @@ def read_records(
         captions: the caption file relative to root, or absolute; None looks for the usual names.
             For coco, json and table also several, or a glob pattern.
         images: the images folder relative to root, or absolute; None looks for the usual names.
-        holdout: fraction of images for dev, and for test, where the data names no splits, in
+        holdout: fraction of images for dev, and for test, if the data names no splits, in
             [0, 0.5); a hash of the image's id decides, and small datasets always have a few dev
             images: see `captioner.data.record_builder`.
         encoding: of the caption files.

@@ -1,4 +1,4 @@
-"""The check that a reader of a data layout keeps its contract; part of ``captioner.testing``."""
+"""The check of the interface of a reader of a data layout; part of ``captioner.testing``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DEFAULTS = {"captions": None, "images": None, "holdout": 0.1, "encoding": "utf-
 
 
 def check_data_layout(reader: Reader, folder: str | Path, **options: Any) -> Dataset:
-    """Check a function against the contract of ``captioner.data.read.Reader``.
+    """Check a function against the interface of ``captioner.data.read.Reader``.
 
     It takes the five arguments of a reader and returns a Dataset: its images exist and have unique
     ids, its captions are stripped single lines, its splits have standard names, and the same call
@@ -27,7 +27,7 @@ def check_data_layout(reader: Reader, folder: str | Path, **options: Any) -> Dat
     Args:
         reader: the function.
         folder: a small dataset in its layout, of at least two images; it is copied, not changed.
-        options: the other arguments of the reader (captions, images, holdout, encoding), where the
+        options: the other arguments of the reader (captions, images, holdout, encoding), if the
             defaults None, None, 0.1 and "utf-8" do not fit.
 
     Returns:
@@ -52,7 +52,9 @@ def check_data_layout(reader: Reader, folder: str | Path, **options: Any) -> Dat
         require(False, "must take the arguments root, captions, images, holdout, encoding")
     dataset = reader(Path(folder), **given)
     _check_dataset(dataset, require)
-    require(reader(Path(folder), **given) == dataset, "returns another dataset the second time")
+    require(
+        reader(Path(folder), **given) == dataset, "returns a different dataset at the second call"
+    )
     _check_refusals(reader, Path(folder), given, require)
     with tempfile.TemporaryDirectory() as temporary:
         _check_missing_images(reader, Path(folder), Path(temporary) / "copy", given, require)
@@ -63,18 +65,19 @@ _Require = Callable[[bool, str], None]
 
 
 def _check_dataset(dataset: Dataset, require: _Require) -> None:
-    require(isinstance(dataset, Dataset), "returns no captioner.data.records.Dataset")
+    require(isinstance(dataset, Dataset), "must return a captioner.data.records.Dataset")
     ids = Counter(record.image_id for record in dataset.records)
     for record in dataset.records:
         require(Path(record.image).is_file(), f"image {record.image}: no such file")
-        require(ids[record.image_id] == 1, f"image_id {record.image_id!r} is there twice")
-        require(record.split in SPLITS, f"split {record.split!r} is none of {', '.join(SPLITS)}")
+        require(ids[record.image_id] == 1, f"image_id {record.image_id!r} occurs twice")
+        require(record.split in SPLITS, f"split {record.split!r} is not one of {', '.join(SPLITS)}")
         require(isinstance(record.captions, tuple), "captions must be a tuple")
         for text in record.captions:
             require(text.strip() == text != "", f"caption {text!r} is blank or not stripped")
             require(len(text.splitlines()) == 1, f"caption {text!r} has several lines")
     require(
-        all(count > 0 for count in dataset.warnings.values()), "counts only warnings that occur"
+        all(count > 0 for count in dataset.warnings.values()),
+        "must not count warnings that do not occur",
     )
     for warning in dataset.places:
         require(warning in dataset.warnings, f"has places of {warning!r}, but no such warning")
@@ -82,17 +85,17 @@ def _check_dataset(dataset: Dataset, require: _Require) -> None:
 
 def _require_arguments(reader: object, folder: str | Path, options: dict[str, Any]) -> None:
     if not callable(reader):
-        raise TypeError(f"check_data_layout: give the function, not {reader!r}")
+        raise TypeError(f"check_data_layout: expected a function, got {reader!r}")
     for option in options:
         if option not in _DEFAULTS:
             accepted = ", ".join(_DEFAULTS)
-            raise TypeError(f"check_data_layout takes no {option!r}; give some of {accepted}")
+            raise TypeError(f"check_data_layout has no option {option!r}; accepted are {accepted}")
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give a small dataset in the layout")
+        raise FileNotFoundError(f"{folder}: no such folder; name the folder of a small dataset")
 
 
 def _check_refusals(reader: Reader, folder: Path, given: dict[str, Any], require: _Require) -> None:
-    """Give a reader what it must refuse."""
+    """Call a reader with values that it must not accept."""
     values = {**given, "holdout": 0.7}
     _require_error(
         ValueError, reader, folder, values, "holdout=0.7 (allowed: 0 ≤ holdout < 0.5)", require
@@ -107,7 +110,7 @@ def _check_refusals(reader: Reader, folder: Path, given: dict[str, Any], require
 def _check_missing_images(
     reader: Reader, folder: Path, copied: Path, given: dict[str, Any], require: _Require
 ) -> None:
-    """Read a copy of the dataset without one of its images, and one without any."""
+    """Read a copy of the dataset without one of its images, and then without any image."""
     shutil.copytree(folder, copied)
     before = reader(copied, **given)
     first, *others = before.records

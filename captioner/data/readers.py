@@ -6,11 +6,11 @@ Every reader takes the same five arguments:
     captions  caption file relative to root, or absolute; None looks for the usual names. COCO, JSON
               and tables may have several: a list, or a glob pattern; a file's name gives its split
     images    images folder relative to root, or absolute; None looks for the usual names
-    holdout   fraction of images for dev, and for test, where the data names no splits
+    holdout   fraction of images for dev, and for test, if the data names no splits
     encoding  of the caption files
 
-and returns a `Dataset`. It raises FileNotFoundError where a file or folder is missing and
-ValueError where a file has the wrong content; smaller faults are counted as warnings. Tables,
+and returns a `Dataset`. It raises FileNotFoundError if a file or folder does not exist and
+ValueError if a file has the wrong content; smaller errors are counted as warnings. Tables,
 including Kaggle's layout, are read in `captioner.data.tables`.
 """
 
@@ -80,7 +80,7 @@ def read_flickr(
     """Read Flickr8k or Flickr30k as released: lines of `name.jpg#0<TAB>caption`.
 
     The lists `Flickr_8k.{train,dev,test}Images.txt` give the splits; each may be absent. Flickr30k
-    comes without. An image's id is its file name (Hodosh et al., JAIR 47, 2013; Young et al.,
+    has none. An image's id is its file name (Hodosh et al., JAIR 47, 2013; Young et al.,
     TACL 2, 2014).
     """
     usual = ("Flickr8k.token.txt", "results_20130124.token", "results.token")
@@ -103,8 +103,8 @@ def read_flickr(
 def _split_number(builder: RecordBuilder, key: str) -> tuple[str, str]:
     """Split `photo #3.jpg#0` into image name and caption number, at the last # after an image name.
 
-    Image names may contain #, and so may numbers: Flickr8k-CN numbers its captions `a.jpg#zhc#0`.
-    So the longest name that is an image is used.
+    Image names and numbers may contain # (Flickr8k-CN numbers its captions `a.jpg#zhc#0`), so the
+    longest name of an existing image is used.
     """
     parts = key.split("#")
     if len(parts) < 3:
@@ -118,8 +118,8 @@ def add_split_lists(builder: RecordBuilder, folders: Sequence[Path]) -> None:
     """Add the splits of Flickr8k's lists, and all images of the images folders.
 
     Args:
-        builder: they are added to it.
-        folders: are searched for the lists; of two lists of the same name the first is used.
+        builder: the builder to which they are added.
+        folders: searched for the lists; the first of two lists of the same name is used.
     """
     for split, name in _SPLIT_LISTS.items():
         path = next((folder / name for folder in folders if (folder / name).is_file()), None)
@@ -163,10 +163,11 @@ def read_coco(
 ) -> Dataset:
     """Read COCO's caption annotations, `annotations/captions_{train,val,test}{2017,2014}.json`.
 
-    All files present are read, and val is dev; `captions` names other files, one or several. The
-    name of a file gives its split: of a single file only if it is an official name, of several if
-    it contains the name of a split. An image's id is `train2017/name.jpg`, or the file name where
-    the caption file has another name (Lin et al., arXiv 1405.0312; Chen et al., arXiv 1504.00325).
+    All files that exist are read, and val is dev; `captions` names one or several other files. The
+    name of a file gives its split: that of a single file only if it is an official name, that of
+    one of several if it contains the name of a split. An image's id is `train2017/name.jpg`, or the
+    file name if the caption file has another name (Lin et al., arXiv 1405.0312; Chen et al., arXiv
+    1504.00325).
     """
     folders = ImageFolders(root, images, (".", "images"))
     paths = find_files(root, captions, ()) if captions is not None else _official_files(root)
@@ -181,7 +182,7 @@ def read_coco(
 
 
 def _official_files(root: Path) -> list[Path]:
-    """The caption files of one year of COCO that are present."""
+    """The existing caption files of one year of COCO."""
     first = find_file(root, None, _COCO_USUAL)
     year = first.stem[-4:]
     paths = (first.with_name(f"captions_{name}{year}.json") for name in ("train", "val", "test"))
@@ -272,7 +273,7 @@ def read_folder(
 
 SCENES = "captions.jsonl"
 DRAWN = Path("datasets/shapes")
-"""The default folder of the drawn scenes, relative to the current one, as in data=shapes."""
+"""The default folder of the drawn scenes, as in data=shapes; relative to the current folder."""
 
 
 def read_shapes(
@@ -280,8 +281,8 @@ def read_shapes(
 ) -> Dataset:
     """Read the drawn scenes.
 
-    Only the default folder is drawn where it is missing, and only if no captions are named: a root
-    that the user chose may be misspelled.
+    Missing scenes are drawn only in the default folder, and only if no captions are named: another
+    root may be misspelled.
     """
     file = root / SCENES
     if captions is None and root == DRAWN and not file.is_file():

@@ -2,17 +2,17 @@
 
 Published datasets contain errors: captions of missing images, repeated lines, byte-order marks. A
 `RecordBuilder` repairs what it can, skips the rest, counts both as warnings, and builds a
-`Dataset`. Where a whole file is in doubt (an unknown encoding, broken JSON), an error is raised.
+`Dataset`. If a whole file cannot be read (an unknown encoding, invalid JSON), an error is raised.
 
-**Held-out images.** Where the data names no splits, the split of an image depends on its name: the
-SHA-1 of `image_id`, read as a number u in [0, 1), gives dev for u < holdout, test for
-u < 2 holdout, else train. It depends neither on the order nor on the other images, so images that
-are added later move none between splits. Only where this leaves very few for dev (fewer than ten,
-and fewer than a fifth of the images) do the training images with the smallest u join dev: of forty
-photographs, eight are in dev. holdout=0 holds out none. Where the data names splits but no dev, dev
-is taken from the training images in the same way, and test stays as named. An image without a split
-among others that have one is a training image if no image is named for training, and is skipped
-otherwise.
+**Held-out images.** If the data names no splits, the split of an image depends on its name: the
+SHA-1 of `image_id`, read as a number u in [0, 1), gives dev for u < holdout, test for u < 2
+holdout, and train otherwise. It depends neither on the order nor on the other images, so other
+images do not change their splits when images are added. If this leaves very few
+for dev (fewer than ten, and fewer than a fifth of the images), the training images with the
+smallest u move to dev: of forty images, eight are in dev. holdout=0 holds out none. If the data
+names splits but no dev, dev images are chosen from the training images in the same way, and test is
+unchanged. If only some images have a split, an image without one is a training image if no image is
+named for training, and is skipped otherwise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNLISTED = "caption of an image_id that the file does not list"
 DAMAGED = (SURROGATE, REPLACEMENT, COLUMNS, NO_TAB, UNCLOSED_QUOTE, UNLISTED)
 """Warnings about lost captions, or lost parts of captions: the file should be repaired."""
 
-DEV_IMAGES = 10  # at least this number is held out for dev, but at most a fifth of the images
+DEV_IMAGES = 10  # minimum number held out for dev, but at most a fifth of the images
 # Flickr8k.token.txt has captions of 2258277193_586949ec62.jpg.1
 _NUMBERED_SUFFIX = re.compile(r"(\.(?:jpe?g|png))\.\d+$", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -90,7 +90,7 @@ class RecordBuilder:
 
     Args:
         images: the folders of the images.
-        holdout: fraction of the images for dev, and for test, where the data names no splits; in
+        holdout: fraction of the images for dev, and for test, if the data names no splits; in
             [0, 0.5).
         encoding: of the text files of the dataset.
 
@@ -121,7 +121,7 @@ class RecordBuilder:
         self._places.setdefault(warning, {})[printable] = None
 
     def read_text(self, path: Path) -> str:
-        r"""Read a text file of the dataset, without byte-order mark and with \n as line ends.
+        r"""Read a text file of the dataset, without byte-order mark and with \n as line end.
 
         Raises:
             ValueError: the file is not in the expected encoding, or no such encoding is known.
@@ -149,10 +149,10 @@ class RecordBuilder:
         Args:
             name: the image as the file names it, relative to the images folder.
             captions: texts as in the file; may be empty.
-            split: "train", "dev" or "test"; None where the file names none.
-            number: of the caption in the file. The same text under two numbers is kept twice (two
-                people can write the same); under the same number it is a repeated line and skipped.
-                Without numbers both are kept.
+            split: "train", "dev" or "test"; None if the file names none.
+            number: number of the caption in the file. The same text with two numbers is kept twice
+                (two people can write the same); with the same number it is a repeated line and is
+                skipped. Without numbers both are kept.
         """
         if (entry := self._entry(name, len(captions))) is None:
             return
@@ -162,7 +162,7 @@ class RecordBuilder:
         for caption in captions:
             lines = [line.strip() for line in caption.strip().splitlines()]
             if len(lines) > 1:
-                self.warn("caption over several lines, joined", name)
+                self.warn("caption of several lines, joined", name)
             text = " ".join(filter(None, lines))
             self._append(entry, text if text.isascii() else self._clean(text, name), name, number)
 
@@ -189,7 +189,7 @@ class RecordBuilder:
             entry.numbered.add((str(number), text))
 
     def _entry(self, name: str, captions: int) -> _ImageEntry | None:
-        """Return the entry of an image; None, with a warning, where there is no such image."""
+        """Return the entry of an image; None, with a warning, if there is no such image."""
         image_id = posixpath.normpath(name.strip().replace("\\", "/"))
         if image_id in self._entries:
             return self._entries[image_id]
@@ -251,7 +251,7 @@ class RecordBuilder:
         return splits
 
     def _split(self, name: str, split: str | None, named: Collection[str | None]) -> str | None:
-        """The split of one image, given those that the data names; None where it is skipped."""
+        """The split of one image, given those that the data names; None if it is skipped."""
         if not named:
             return held_out_split(name, self.holdout)
         if split is None and "train" in named:
@@ -262,7 +262,7 @@ class RecordBuilder:
 
 
 def _more_for_dev(names: Sequence[str], splits: Mapping[str, str | None]) -> list[str]:
-    """The images that move to dev from train, or else from test, where dev has too few."""
+    """The images that move from train, or else from test, to dev if dev has too few."""
     least = min(DEV_IMAGES, max(1, len(names) // 5)) if len(names) > 1 else 0
     lacking = max(0, least - sum(splits[name] == "dev" for name in names))
     train, test = (

@@ -20,7 +20,7 @@ class Record:
     Args:
         image: path of the image file.
         image_id: unique in its dataset; in most formats its path relative to the images folder.
-        captions: N texts as in the file, stripped, never blank; empty only where no captions are
+        captions: N texts as in the file, stripped, never blank; empty only if no captions are
             needed.
         split: "train", "dev" or "test".
     """
@@ -65,10 +65,10 @@ class Dataset:
 
 
 def _advice(split: str) -> str:
-    """How to give a dataset the split that it does not have."""
+    """How to add a missing split to a dataset."""
     if split == "train":
         return "name training images in the data, or lower data.holdout"
     return (
-        "data.holdout=0.1 holds out images where the data names no splits; otherwise name "
+        "data.holdout=0.1 holds out images if the data names no splits; otherwise name "
         f"{split} images in the data (a column or key `split`), or choose another split"
     )

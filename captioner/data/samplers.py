@@ -13,10 +13,10 @@ Key = tuple[int, list[int]]
 
 
 class InOrder(Sampler[Key]):
-    """All indices in order, `batch_size` at a time; the ranks get batches in turn.
+    """All indices in order, `batch_size` at a time; the batches alternate between the ranks.
 
-    No batch has a single index where others have more: comparing images needs two of them. All
-    ranks have the same number of batches, the last of which may be empty.
+    No batch has a single index if others have more, because images are compared with each other.
+    All ranks have the same number of batches, the last of which may be empty.
 
     Args:
         count: number of indices.
@@ -52,7 +52,7 @@ class InOrder(Sampler[Key]):
         """The batches of all ranks."""
         firsts = [*range(0, self.count, self.batch_size), self.count]
         if len(firsts) > 2 and self.batch_size > 2 and self.count - firsts[-2] == 1:
-            firsts[-2] -= 1  # the last batch gets a second image
+            firsts[-2] -= 1  # so that the last batch has two images
         return [range(*ends) for ends in pairwise(firsts)][: self.limit]
 
 

@@ -4,8 +4,8 @@ A scene has one figure, two to four equal figures, or two figures in a relation,
 background. Its five captions come from a small grammar with exact meaning, so that any caption can
 be checked against its image: `facts` parses a caption.
 
-Dev and test scenes have combinations that training never shows (a color with a shape, or two shapes
-in a relation), while each word by itself is frequent in training. A good score therefore needs
+Dev and test scenes have combinations that training scenes do not have (a color with a shape, or two
+shapes in a relation), while each single word is frequent in training. A good score therefore needs
 composition, not memorization (after CLEVR-CoGenT, Johnson et al. 2017, arXiv 1612.06890).
 """
 
@@ -128,8 +128,9 @@ def split_of_pair(shape: str, color: str) -> str:
 def split_of_relation(subject: str, relation: str, other: str) -> str:
     """Return the split with these two shapes in this relation; their order matters.
 
-    Of the 100 ordered pairs of shapes in each relation, 5 are in dev and 5 in test. Every shape is
-    once the first and once the second in these 10, and nine times each in the training pairs.
+    For each relation, 5 of the 100 ordered pairs of shapes are in dev and 5 in test. Every shape
+    occurs once as the first and once as the second in these 10, and nine times in both places in
+    the training pairs.
     """
     first, second = SHAPES.index(subject), SHAPES.index(other)
     turn = 1 + 2 * tuple(RELATIONS).index(relation)
@@ -139,7 +140,7 @@ def split_of_relation(subject: str, relation: str, other: str) -> str:
 
 
 def _figure(
-    chance: random.Random,
+    rng: random.Random,
     name: tuple[str, str],
     x: float,
     y: float,
@@ -150,11 +151,11 @@ def _figure(
     return Figure(
         shape=name[0],
         color=name[1],
-        x=x + chance.uniform(-jitter, jitter),
-        y=y + chance.uniform(-jitter, jitter),
-        side=side * chance.uniform(0.94, 1.06),
-        tilt=chance.uniform(-8, 8),
-        mirrored=chance.random() < 0.5,
+        x=x + rng.uniform(-jitter, jitter),
+        y=y + rng.uniform(-jitter, jitter),
+        side=side * rng.uniform(0.94, 1.06),
+        tilt=rng.uniform(-8, 8),
+        mirrored=rng.random() < 0.5,
     )
 
 
@@ -163,48 +164,48 @@ def _pairs(*splits: str) -> list[tuple[str, str]]:
     return [(s, c) for s in SHAPES for c in COLOR_WORDS if split_of_pair(s, c) in splits]
 
 
-def _single(chance: random.Random, split: str) -> Scene:
-    size = chance.choice(tuple(SIZES))
-    figure = _figure(chance, chance.choice(_pairs(split)), 0.5, 0.5, SIZES[size], jitter=0.08)
-    return Scene((figure,), chance.choice(BACKGROUNDS), size=size)
+def _single(rng: random.Random, split: str) -> Scene:
+    size = rng.choice(tuple(SIZES))
+    figure = _figure(rng, rng.choice(_pairs(split)), 0.5, 0.5, SIZES[size], jitter=0.08)
+    return Scene((figure,), rng.choice(BACKGROUNDS), size=size)
 
 
-def _several(chance: random.Random, split: str) -> Scene:
-    name, count = chance.choice(_pairs(split)), chance.choice(tuple(COUNTS))
-    cells = chance.sample([(0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)], count)
-    side = chance.uniform(0.28, 0.38)
-    figures = tuple(_figure(chance, name, x, y, side, jitter=0.05) for x, y in cells)
-    return Scene(figures, chance.choice(BACKGROUNDS))
+def _several(rng: random.Random, split: str) -> Scene:
+    name, count = rng.choice(_pairs(split)), rng.choice(tuple(COUNTS))
+    cells = rng.sample([(0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)], count)
+    side = rng.uniform(0.28, 0.38)
+    figures = tuple(_figure(rng, name, x, y, side, jitter=0.05) for x, y in cells)
+    return Scene(figures, rng.choice(BACKGROUNDS))
 
 
-def _related(chance: random.Random, split: str) -> Scene:
-    """Two figures; in dev and test, training never shows their shapes in this relation."""
-    relation = chance.choice(tuple(RELATIONS))
+def _related(rng: random.Random, split: str) -> Scene:
+    """Two figures; those of dev and test have shapes that training never has in this relation."""
+    relation = rng.choice(tuple(RELATIONS))
     colors = _pairs("train", split)
     while True:
-        subject, other = chance.choice(colors), chance.choice(colors)
+        subject, other = rng.choice(colors), rng.choice(colors)
         if subject != other and split_of_relation(subject[0], relation, other[0]) == split:
             break
-    spots = [(0.27, 0.5 + chance.uniform(-0.08, 0.08)), (0.73, 0.5 + chance.uniform(-0.08, 0.08))]
+    centers = [(0.27, 0.5 + rng.uniform(-0.08, 0.08)), (0.73, 0.5 + rng.uniform(-0.08, 0.08))]
     if relation == "above":
-        spots = [(y, x) for x, y in spots]
+        centers = [(y, x) for x, y in centers]
     first, second = (
-        _figure(chance, name, *spot, 0.4, jitter=0.02)
-        for name, spot in zip((subject, other), spots, strict=True)
+        _figure(rng, name, *center, 0.4, jitter=0.02)
+        for name, center in zip((subject, other), centers, strict=True)
     )
-    return Scene((first, second), chance.choice(BACKGROUNDS), relation=relation)
+    return Scene((first, second), rng.choice(BACKGROUNDS), relation=relation)
 
 
-def sample_scene(chance: random.Random, split: str) -> Scene:
+def sample_scene(rng: random.Random, split: str) -> Scene:
     """Draw a random scene: a single figure (1/4), several (1/4), or two in a relation (1/2).
 
     Args:
-        chance: source of randomness.
+        rng: source of randomness.
         split: "train", "dev" or "test"; determines the possible combinations.
     """
-    kind = chance.choice((_single, _several, _related, _related))
-    scene = kind(chance, split)
-    values = vars(scene) | {"ground": chance.randrange(len(GROUNDS)), "phase": chance.random()}
+    kind = rng.choice((_single, _several, _related, _related))
+    scene = kind(rng, split)
+    values = vars(scene) | {"ground": rng.randrange(len(GROUNDS)), "phase": rng.random()}
     return Scene(**values)
 
 
@@ -216,17 +217,17 @@ def _plural(words: str) -> str:
     return words if words.endswith("fish") else words + "s"
 
 
-def describe(scene: Scene, chance: random.Random) -> tuple[str, ...]:
+def describe(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Return five different captions, each true of the scene and with all its figures.
 
     Args:
         scene: any.
-        chance: source of randomness, for the choice between synonymous expressions.
+        rng: source of randomness, for the choice between synonymous expressions.
     """
     ground = f"on a {scene.background} background"
     name = scene.figures[0].name
     if scene.relation:
-        return _describe_relation(scene, ground, chance)
+        return _describe_relation(scene, ground, rng)
     if len(scene.figures) > 1:
         several = f"{COUNTS[len(scene.figures)]} {_plural(name)}"
         return (
@@ -246,7 +247,7 @@ def describe(scene: Scene, chance: random.Random) -> tuple[str, ...]:
     )
 
 
-def _describe_relation(scene: Scene, ground: str, chance: random.Random) -> tuple[str, ...]:
+def _describe_relation(scene: Scene, ground: str, rng: random.Random) -> tuple[str, ...]:
     """Four captions from the subject to the other figure, and one in the reverse order.
 
     The reverse order has its own first word, "the". If the order were random after any first word,
@@ -256,13 +257,13 @@ def _describe_relation(scene: Scene, ground: str, chance: random.Random) -> tupl
     forwards, backwards = RELATIONS[scene.relation]
 
     def relation() -> str:
-        return f"{_with_article(subject)} {chance.choice(forwards)} {_with_article(other)}"
+        return f"{_with_article(subject)} {rng.choice(forwards)} {_with_article(other)}"
 
     return (
         relation(),
         f"there is {relation()}",
         f"{relation()} {ground}",
-        f"the {other} is {chance.choice(backwards)} the {subject}",
+        f"the {other} is {rng.choice(backwards)} the {subject}",
         f"a picture of {relation()}",
     )
 
@@ -295,7 +296,7 @@ def facts(caption: str) -> frozenset[str]:
 
     Returns:
         its statements, for example {"2 red circle", "dotted background"} or
-        {"red fish left of blue boat"}; empty where the caption is not of the grammar. A caption is
+        {"red fish left of blue boat"}; empty if the caption is not of the grammar. A caption is
         true of a scene if they are a nonempty subset of `Scene.facts()`.
     """
     match = _CAPTION.fullmatch(" ".join(caption.lower().split()))
@@ -339,7 +340,7 @@ def draw(
     """Draw the dataset into a folder; the same arguments give the same images and captions.
 
     Args:
-        root: gets images/*.png and, last, captions.jsonl.
+        root: the folder in which images/*.png and, last, captions.jsonl are written.
         seed: of the scenes; the held-out combinations do not depend on it.
         train: number of training images.
         dev: number of dev images.
@@ -356,9 +357,9 @@ def draw(
     counts = dict(zip(SPLITS, (train, dev, test), strict=True))
     for split, count in counts.items():
         if count < 0:
-            raise ValueError(f"{split}={count} pictures cannot be drawn; give 0 or more")
+            raise ValueError(f"{split}={count} is not accepted; choose 0 images or more")
     if size < 16:
-        raise ValueError(f"size={size} is too small; give 16 pixels or more")
+        raise ValueError(f"size={size} is too small; choose 16 pixels or more")
     table = Path(root) / "captions.jsonl"
     table.unlink(missing_ok=True)  # absent while images are drawn
     (table.parent / "images").mkdir(parents=True, exist_ok=True)
@@ -367,15 +368,15 @@ def draw(
         for index in range(count):
             lines.append(_draw_one(table.parent, f"{seed} {split} {index}", split, index, size))
             if progress and (len(lines) % 500 == 0 or len(lines) == sum(counts.values())):
-                _LOG.info("drawn: %d of %d pictures", len(lines), sum(counts.values()))
+                _LOG.info("drawn: %d of %d images", len(lines), sum(counts.values()))
     return write_whole(table, "".join(lines))
 
 
 def _draw_one(root: Path, seed: str, split: str, index: int, size: int) -> str:
     """Write one image and return its line of captions.jsonl."""
-    chance = random.Random(seed)
-    scene = sample_scene(chance, split)
+    rng = random.Random(seed)
+    scene = sample_scene(rng, split)
     image = f"images/{split}_{index:05d}.png"
     scene.draw(size).save(root / image, compress_level=3)
-    entry = {"image": image, "captions": describe(scene, chance), "split": split}
+    entry = {"image": image, "captions": describe(scene, rng), "split": split}
     return json.dumps(entry) + "\n"

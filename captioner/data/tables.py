@@ -6,9 +6,9 @@ split; all others are ignored. The delimiter is the first of tab, | and ; that o
 and the comma otherwise. A quoted cell may contain the delimiter, line breaks and doubled quotes
 (RFC 4180).
 
-A quote that is never closed would include all following rows in its cell. So a quote ends with its
-line where the next line is a complete row; and in tables delimited by tabs or bars, whose captions
-contain lone quotes, also where no later cell ends with a quote.
+If a quote is never closed, its cell would contain all following rows. So a quote ends with its line
+if the next line is a complete row; in tables delimited by tabs or bars, whose captions contain
+single quotes, also if no later cell ends with a quote.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def table_rows(
 
 
 class _Rows:
-    """The rows of a table, by their first line."""
+    """The rows of a table, each identified by its first line."""
 
     def __init__(
         self, lines: Sequence[str], delimiter: str, header: Sequence[str], path: Path
@@ -183,14 +183,14 @@ class _Rows:
 
     def _joined(self, place: int) -> tuple[list[str], int] | None:
         """A row delimited by tabs or bars; its last cell opens a quote that a later line closes."""
-        *cells, held = self.lines[place].split(self.delimiter)
-        if not held.strip().startswith('"') or held.count('"') % 2 == 0:
+        *cells, quoted = self.lines[place].split(self.delimiter)
+        if not quoted.strip().startswith('"') or quoted.count('"') % 2 == 0:
             return None
         for height, line in enumerate(self.lines[place + 1 : place + _LINES_OF_A_ROW], start=2):
             closing, *others = line.split(self.delimiter)
-            held = f"{held}\n{closing}"
-            if closing.rstrip().endswith('"') and held.count('"') % 2 == 0:
-                row = [_unquote(cell) for cell in (*cells, held, *others)]
+            quoted = f"{quoted}\n{closing}"
+            if closing.rstrip().endswith('"') and quoted.count('"') % 2 == 0:
+                row = [_unquote(cell) for cell in (*cells, quoted, *others)]
                 return (row, height) if len(row) <= self.count else None
             if others:
                 return None

@@ -58,7 +58,7 @@ class View:
 
     @property
     def kind(self) -> str:
-        """All that the view depends on, except the image and the transform; "" for view 0."""
+        """A text with everything that determines the view, except image and transform; "" for 0."""
         if self.number == 0:
             return ""
         return f"view {_LAYOUT}/{self.number}/{self._mirrored}/{_CROPS.scale}/{_CROPS.ratio}"
@@ -97,8 +97,8 @@ def other_views(records: Iterable[Record], count: int) -> list[View]:
     return [View(image, n, allowed) for image, allowed in mirrors.items() for n in range(1, count)]
 
 
-def drawn_view(seed: int, epoch: int, place: int, count: int) -> int:
-    """Draw the view for a training caption uniformly from 0 to count - 1.
+def sample_view(seed: int, epoch: int, place: int, count: int) -> int:
+    """Sample the view for a training caption uniformly from 0 to count - 1.
 
     It is a function of the seed, the epoch and the index of the caption, as augmentation is.
     """

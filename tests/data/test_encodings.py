@@ -1,4 +1,4 @@
-"""Text in old encodings is named for what it is, and read right once that is said."""
+"""Text files in other encodings: the error suggests the encoding, with which they are then read."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("encoding", "text"), TEXTS)
-def test_the_encoding_that_fits_is_named_first(encoding: str, text: str) -> None:
+def test_the_encoding_of_a_text_is_the_first_suggestion(encoding: str, text: str) -> None:
     raw = f"image,caption\n0.png,{text}\n".encode(encoding)
-    found = likely_encodings(raw)
-    assert next(iter(found)) == encoding
-    assert text in found[encoding]
+    texts = likely_encodings(raw)
+    assert next(iter(texts)) == encoding
+    assert text in texts[encoding]
 
 
 @pytest.mark.parametrize(("encoding", "text"), TEXTS)
-def test_a_table_is_refused_with_the_way_out_and_read_by_it(encoding, text, tmp_path) -> None:
-    (tmp_path / "0.png").write_bytes(b"an image, as far as a reader looks")
+def test_the_error_suggests_an_encoding_that_reads_the_table(encoding, text, tmp_path) -> None:
+    (tmp_path / "0.png").write_bytes(b"not read by a reader")
     (tmp_path / "captions.csv").write_bytes(f"image,caption\n0.png,{text}\n".encode(encoding))
     with pytest.raises(ValueError, match="captions.csv, line 2: not valid utf-8") as error:
         read_records(format="table", root=str(tmp_path))
@@ -50,13 +50,13 @@ def test_a_table_is_refused_with_the_way_out_and_read_by_it(encoding, text, tmp_
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
-def test_what_a_byte_order_mark_says_is_believed(encoding: str) -> None:
+def test_a_byte_order_mark_determines_the_encoding(encoding: str) -> None:
     raw = "image,caption\n0.png,一个\n".encode(encoding)
     text = decode(raw, "utf-8", Path("a.csv")).removeprefix("\ufeff")
     assert text == "image,caption\n0.png,一个\n"
 
 
-def test_sixteen_bits_without_a_mark_are_seen_although_they_are_valid() -> None:
+def test_utf16_without_a_byte_order_mark_is_recognized() -> None:
     for encoding in ("utf-16-le", "utf-16-be"):
         raw = "image,caption\n0.png,a dog\n".encode(encoding)
         fault = rf"NUL characters; {encoding} reads 'image,.*={encoding}"
@@ -64,13 +64,13 @@ def test_sixteen_bits_without_a_mark_are_seen_although_they_are_valid() -> None:
             decode(raw, "utf-8", Path("a.csv"), "data.encoding")
 
 
-def test_one_bad_line_among_good_ones_is_to_be_mended() -> None:
+def test_a_single_invalid_line_is_reported_for_correction() -> None:
     raw = "0.png,café\n1.png,naïve\n".encode() + "2.png,é\n".encode("cp1252")
     with pytest.raises(ValueError, match="line 3: not valid utf-8; 2 other lines .*correct the 1"):
         decode(raw, "utf-8", Path("a.csv"), "data.encoding")
 
 
-def test_bytes_that_are_no_text_name_no_encoding() -> None:
+def test_bytes_that_are_no_text_get_no_suggestion() -> None:
     assert likely_encodings(bytes(range(128, 256))) == {}
     fault = r"not valid utf-8; save it as UTF-8, or set data.encoding=\.\.\.$"
     with pytest.raises(ValueError, match=fault):
@@ -78,14 +78,14 @@ def test_bytes_that_are_no_text_name_no_encoding() -> None:
 
 
 @pytest.mark.parametrize("kind, name", [("JPEG", "JPEG"), ("PNG", "PNG"), ("TIFF", "TIFF")])
-def test_a_picture_is_no_text(kind, name, tmp_path) -> None:
+def test_image_files_are_refused_as_text(kind, name, tmp_path) -> None:
     path = tmp_path / "photo"
     Image.new("RGB", (9, 7), "red").save(path, kind)
     with pytest.raises(ValueError, match=f"photo: not a text file but a {name} image; name"):
         decode(path.read_bytes(), "utf-8", path)
 
 
-def test_archives_are_no_text(tmp_path) -> None:
+def test_archives_are_refused_as_text(tmp_path) -> None:
     for pack in (gzip.compress, bz2.compress, lzma.compress):
         with pytest.raises(ValueError, match="not a text file but an? .* archive"):
             decode(pack(b"image,caption"), "utf-8", tmp_path)

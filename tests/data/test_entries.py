@@ -1,4 +1,4 @@
-"""JSON of every shape that people have gives the same records, or says what it lacks."""
+"""JSON files of all accepted shapes give the same records; errors name what is missing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def touch(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"an image, as far as a reader looks")
+        path.write_bytes(b"not read by a reader")
 
 
 def read(root: Path, format: str = "json", **options: Any) -> Dataset:
@@ -46,10 +46,10 @@ def coco(images: Iterable[tuple[Any, str]], annotations: Iterable[tuple[Any, str
     )
 
 
-def objects(image: str, captions: str, one: bool = False) -> str:
-    """One object a caption where `one`, otherwise one an image with a list."""
+def objects(image: str, captions: str, single: bool = False) -> str:
+    """A JSON list with one object per caption if `single`, otherwise one per image."""
     rows: list[dict[str, Any]] = [{image: name, captions: list(PEOPLE[name])} for name in PEOPLE]
-    if one:
+    if single:
         rows = [{image: name, captions: text} for name in PEOPLE for text in PEOPLE[name]]
     return json.dumps(rows)
 
@@ -61,9 +61,9 @@ RAW = [
 SHAPES = {
     "list": objects("image", "captions"),
     "AI Challenger": objects("image_id", "caption"),
-    "Hugging Face": objects("file_name", "text", one=True),
+    "Hugging Face": objects("file_name", "text", single=True),
     "path and sentences": objects("path", "sentences"),
-    "Filename": objects("Filename", "Caption", one=True),
+    "Filename": objects("Filename", "Caption", single=True),
     "lines": "\n".join(json.dumps(row) for row in json.loads(objects("filename", "sentence"))),
     "dict": json.dumps(PEOPLE, indent=1),
     "dict in one line": json.dumps({"0.png": ["a box", "a red box"], "1.png": "a dog"}),
@@ -76,7 +76,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_gives_the_same_records(shape: str, tmp_path: Path) -> None:
+def test_all_shapes_give_the_same_records(shape: str, tmp_path: Path) -> None:
     touch(tmp_path / "images", PEOPLE)
     (tmp_path / "mine.json").write_text(SHAPES[shape], encoding="utf-8")
     dataset = read(tmp_path, images="images")
@@ -84,13 +84,13 @@ def test_every_shape_gives_the_same_records(shape: str, tmp_path: Path) -> None:
     assert dataset.warnings == {}
 
 
-def test_one_object_alone_is_an_entry(tmp_path: Path) -> None:
+def test_a_single_object_is_an_entry(tmp_path: Path) -> None:
     touch(tmp_path, ["0.png"])
     (tmp_path / "mine.json").write_text('{\n "image": "0.png",\n "caption": "a box"\n}')
     assert captions(read(tmp_path)) == {"0.png": ("a box",)}
 
 
-def test_text_and_comment_beside_a_caption_are_said_once_and_left_alone(tmp_path: Path) -> None:
+def test_text_and_comment_next_to_a_caption_are_ignored_with_a_warning(tmp_path: Path) -> None:
     touch(tmp_path, PEOPLE)
     rows = [{"image": name, "text": "STOP", "caption": "a sign", "comment": "?"} for name in PEOPLE]
     (tmp_path / "mine.json").write_text(json.dumps(rows))
@@ -99,7 +99,7 @@ def test_text_and_comment_beside_a_caption_are_said_once_and_left_alone(tmp_path
     assert dataset.warnings == {"'text' next to 'caption', not read as a caption": 2}
 
 
-def test_half_an_emoji_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_lone_surrogates_are_removed_and_counted(tmp_path: Path) -> None:
     touch(tmp_path, PEOPLE)
     lines = [
         '{"image": "0.png", "captions": ["a box", "a funny box \\ud83d", "\\ude00"]}',
@@ -116,20 +116,20 @@ def test_half_an_emoji_is_left_out_and_counted(tmp_path: Path) -> None:
     "".join(place for places in dataset.places.values() for place in places).encode("utf-8")
 
 
-def test_letters_and_accents_are_composed_and_spoilt_ones_counted(tmp_path: Path) -> None:
+def test_accents_are_composed_and_replacement_characters_counted(tmp_path: Path) -> None:
     touch(tmp_path, ["cafe\u0301.png", "1.png"])  # as a Mac writes file names
     rows = {"caf\u00e9.png": ["a cafe\u0301"], "1.png": ["a caf\ufffd", "the man\x92s dog"]}
     (tmp_path / "mine.json").write_text(json.dumps(rows))
     dataset = read(tmp_path)
     assert captions(dataset)["caf\u00e9.png"] == ("a caf\u00e9",)
-    spoilt = "caption with characters of a wrong encoding, kept"
-    assert dataset.warnings == {spoilt: 2}
+    replacement = "caption with characters of a wrong encoding, kept"
+    assert dataset.warnings == {replacement: 2}
 
 
 # COCO -----------------------------------------------------------------------------------------
 
 
-def test_an_id_of_two_images_is_refused_with_the_places(tmp_path: Path) -> None:
+def test_an_ambiguous_image_id_is_an_error_with_its_places(tmp_path: Path) -> None:
     names = [f"{count}.png" for count in range(4)]
     touch(tmp_path, names)
     text = coco(zip((1, 2, 1, 2), names), [(1, "of 0"), (2, "of 1"), (1, "of 2"), (2, "of 3")])
@@ -142,12 +142,12 @@ def test_an_id_of_two_images_is_refused_with_the_places(tmp_path: Path) -> None:
         assert "data.captions=[a.json,b.json]" in str(error.value)
 
 
-def test_an_id_that_is_repeated_but_can_be_told_is_read(tmp_path: Path) -> None:
+def test_a_repeated_but_unambiguous_image_id_is_accepted(tmp_path: Path) -> None:
     touch(tmp_path, ["0.png", "1.png", "2.png"])
     images = [(1, "0.png"), (1, "0.png"), (2, "1.png"), (2, "2.png"), (3, "2.png")]
     (tmp_path / "mine.json").write_text(coco(images, [(1, "of 0"), (3, "of 2")]))
     dataset = read(tmp_path, "coco", captions="mine.json")
-    assert captions(dataset) == {"0.png": ("of 0",), "2.png": ("of 2",)}  # nobody captions id 2
+    assert captions(dataset) == {"0.png": ("of 0",), "2.png": ("of 2",)}  # id 2 has no captions
     assert dataset.warnings == {"image without captions": 1}
 
 
@@ -160,23 +160,25 @@ def test_an_id_that_is_repeated_but_can_be_told_is_read(tmp_path: Path) -> None:
         ([(1, "0.png")], [(1, None)], r"annotations\[0\]: 'caption' must be a text"),
     ],
 )
-def test_an_entry_without_an_id_is_no_entry(images, annotations, fault, tmp_path: Path) -> None:
+def test_invalid_ids_and_captions_of_coco_are_errors(
+    images, annotations, fault, tmp_path: Path
+) -> None:
     touch(tmp_path, ["0.png"])
     (tmp_path / "mine.json").write_text(coco(images, annotations))
     with pytest.raises(ValueError, match=fault):
         read(tmp_path, "coco", captions="mine.json")
 
 
-def test_coco_takes_several_files_whose_names_give_the_splits(tmp_path: Path) -> None:
-    """Ids begin at 1 in each; two images have one name, in folders named for the files."""
+def test_coco_reads_several_files_with_splits_from_their_names(tmp_path: Path) -> None:
+    """Ids begin at 1 in each file; two images in different folders have the same name."""
     touch(tmp_path, ["train/a.png", "my_val/a.png", "b.png", "c.png"])
     (tmp_path / "my_train.json").write_text(
         coco([(1, "a.png"), (2, "b.png")], [(1, "of train/a"), (2, "of b")])
     )
     (tmp_path / "my_val.json").write_text(coco([(1, "a.png")], [(1, "of my_val/a")]))
     (tmp_path / "Test-2.json").write_text(coco([(1, "c.png")], [(1, "of c")]))
-    several = ["my_train.json", "my_val.json", "Test-2.json"]
-    dataset = read(tmp_path, "coco", captions=several)
+    files = ["my_train.json", "my_val.json", "Test-2.json"]
+    dataset = read(tmp_path, "coco", captions=files)
     assert captions(dataset) == {
         "train/a.png": ("of train/a",),
         "b.png": ("of b",),
@@ -186,11 +188,11 @@ def test_coco_takes_several_files_whose_names_give_the_splits(tmp_path: Path) ->
     assert list(splits(dataset).values()) == ["train", "train", "dev", "test"]
     globbed = read(tmp_path, "coco", captions="*.json")
     assert sorted(globbed.records, key=str) == sorted(dataset.records, key=str)
-    config = compose(["data=coco", f"data.captions=[{','.join(several)}]", f"data.root={tmp_path}"])
+    config = compose(["data=coco", f"data.captions=[{','.join(files)}]", f"data.root={tmp_path}"])
     assert make(read_records, "data", config["data"]).records == dataset.records
 
 
-def test_coco_finds_its_test_file_too(tmp_path: Path) -> None:
+def test_coco_reads_its_test_file(tmp_path: Path) -> None:
     touch(tmp_path, ["train2014/1.jpg", "val2014/1.jpg", "test2014/1.jpg"])
     for split in ("train", "val", "test"):
         name = f"captions_{split}2014.json"
@@ -200,23 +202,23 @@ def test_coco_finds_its_test_file_too(tmp_path: Path) -> None:
     assert list(splits(dataset).values()) == ["train", "dev", "test"]
 
 
-def test_json_and_tables_take_several_files_too(tmp_path: Path) -> None:
+def test_json_and_tables_read_several_files(tmp_path: Path) -> None:
     touch(tmp_path, ["a.jpg", "b.jpg"])
-    for suffix, format, one, other in (
+    for suffix, format, first, second in (
         ("json", "json", '{"a.jpg": "A cat."}', '{"b.jpg": "A dog."}'),
         ("csv", "table", "image,caption\na.jpg,A cat.", "image,caption\nb.jpg,A dog."),
     ):
-        (tmp_path / f"train.{suffix}").write_text(one)
-        (tmp_path / f"dev.{suffix}").write_text(other)
+        (tmp_path / f"train.{suffix}").write_text(first)
+        (tmp_path / f"dev.{suffix}").write_text(second)
         for given in (None, f"*.{suffix}", [f"train.{suffix}", f"dev.{suffix}"]):
             dataset = read(tmp_path, format, captions=given)
             assert splits(dataset) == {"a.jpg": "train", "b.jpg": "dev"}
-        (tmp_path / f"more.{suffix}").write_text(one)
+        (tmp_path / f"more.{suffix}").write_text(first)
         with pytest.raises(ValueError, match=r"has dev.*more.*train.*data.captions=\[a,b\]"):
             read(tmp_path, format)
 
 
-def test_layouts_of_one_file_refuse_several(tmp_path: Path) -> None:
+def test_layouts_with_one_caption_file_refuse_several(tmp_path: Path) -> None:
     for format in ("flickr", "kaggle", "karpathy", "folder"):
         with pytest.raises(ValueError, match="names 2 files; this data.format reads one"):
             read(tmp_path, format, captions=["a", "b"], images=".")

@@ -1,4 +1,4 @@
-"""The feature cache beside live features, after kills, with damage, and with two writers."""
+"""The feature cache: equal to computed features, also after a kill, damage or a second process."""
 
 import os
 import pickle
@@ -34,7 +34,7 @@ def images(tmp_path: Path) -> list[str]:
 
 
 def fill(folder: Path, images: list[str], **options: Any) -> tuple[CachedFeatures, int]:
-    """Return the cache, and how many images had to be encoded for it."""
+    """Return the cache, and the number of images that had to be encoded."""
     encoder = Small(network="small")
     cached = cache_features(encoder, images, folder, progress=False, **options)
     encoded = sum(encoder.encoded) - bool(options.get("grid"))  # one for the count of positions
@@ -44,24 +44,24 @@ def fill(folder: Path, images: list[str], **options: Any) -> tuple[CachedFeature
 def check(cached: CachedFeatures, images: list[str]) -> None:
     encoder = Small(network="small")
     live = encoder(torch.stack([encoder.transform(open_image(image)) for image in images]))
-    found = cached.get(images)
-    assert found.pooled.dtype == torch.float32
-    torch.testing.assert_close(found.pooled, live.pooled, rtol=2**-10, atol=1e-6)
+    features = cached.get(images)
+    assert features.pooled.dtype == torch.float32
+    torch.testing.assert_close(features.pooled, live.pooled, rtol=2**-10, atol=1e-6)
     if cached.positions:
-        assert found.grid is not None
-        torch.testing.assert_close(found.grid, live.grid, rtol=2**-10, atol=1e-6)
+        assert features.grid is not None
+        torch.testing.assert_close(features.grid, live.grid, rtol=2**-10, atol=1e-6)
     else:
-        assert found.grid is None
+        assert features.grid is None
 
 
 def folder_of(folder: Path) -> Path:
-    (found,) = (path.parent for path in folder.glob("*/index"))
-    return found
+    (parent,) = (path.parent for path in folder.glob("*/index"))
+    return parent
 
 
 @pytest.mark.parametrize("grid", [False, True])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_cached_equal_live_whatever_the_batch(
+def test_cached_features_equal_computed_ones_for_any_batch_size(
     grid: bool, batch_size: int, images: list[str], tmp_path: Path
 ) -> None:
     cached, encoded = fill(tmp_path, images, grid=grid, batch_size=batch_size)
@@ -88,7 +88,7 @@ def test_only_missing_images_are_encoded(images: list[str], tmp_path: Path) -> N
     assert fill(tmp_path, [])[1] == 0
 
 
-def test_a_changed_image_is_encoded_anew(images: list[str], tmp_path: Path) -> None:
+def test_a_changed_image_is_encoded_again(images: list[str], tmp_path: Path) -> None:
     fill(tmp_path, images)
     times = os.stat(images[5])
     os.replace(images[6], images[5])
@@ -98,14 +98,16 @@ def test_a_changed_image_is_encoded_anew(images: list[str], tmp_path: Path) -> N
     check(cached, images[:6])
 
 
-def test_a_grid_is_not_taken_from_a_cache_without(images: list[str], tmp_path: Path) -> None:
+def test_grids_are_not_read_from_a_cache_without_grids(images: list[str], tmp_path: Path) -> None:
     fill(tmp_path, images)
     cached, encoded = fill(tmp_path, images, grid=True)
     assert encoded == 11
     check(cached, images)
 
 
-def test_a_cache_with_grids_gives_pooled_features_too(images: list[str], tmp_path: Path) -> None:
+def test_pooled_features_are_read_from_a_cache_with_grids(
+    images: list[str], tmp_path: Path
+) -> None:
     fill(tmp_path, images[:8], grid=True)
     cached, encoded = fill(tmp_path, images[:8])
     assert encoded == 0
@@ -118,7 +120,7 @@ def test_a_cache_with_grids_gives_pooled_features_too(images: list[str], tmp_pat
 
 @pytest.mark.parametrize("name", ["index", "pooled.f16", "grid.f16"])
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.47, 0.63, 0.999])
-def test_a_kill_at_any_byte_is_mended(
+def test_the_cache_is_repaired_after_a_kill_at_any_byte(
     name: str, kept: float, images: list[str], tmp_path: Path
 ) -> None:
     fill(tmp_path, images, grid=True)
@@ -130,7 +132,7 @@ def test_a_kill_at_any_byte_is_mended(
     assert fill(tmp_path, images, grid=True)[1] == 0
 
 
-def test_an_interrupt_keeps_what_was_done(images: list[str], tmp_path: Path) -> None:
+def test_an_interrupt_keeps_the_encoded_batches(images: list[str], tmp_path: Path) -> None:
     encoder = Small(network="small")
     encoder.register_forward_pre_hook(interrupt_at(views.View(images[6]).pixels(encoder.transform)))
     with pytest.raises(KeyboardInterrupt):
@@ -164,7 +166,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def test_components_are_those_of_the_grids_and_computed_once(
+def test_components_equal_whitened_grids_and_are_computed_once(
     images: list[str], tmp_path: Path
 ) -> None:
     others = draw(tmp_path, 5, first=20)
@@ -177,12 +179,12 @@ def test_components_are_those_of_the_grids_and_computed_once(
     left = folder_of(tmp_path) / ".0123.tmp"
     left.write_bytes(b"by a killed process")
     reduced = cached.components(whitening, progress=False)
-    found = reduced.get(images)
-    torch.testing.assert_close(found.grid, whitening(whole.grid), rtol=2**-10, atol=1e-3)
-    assert found.grid is not None and found.grid.shape == (11, POSITIONS, 2)
-    assert torch.equal(found.pooled, whole.pooled)
+    components = reduced.get(images)
+    torch.testing.assert_close(components.grid, whitening(whole.grid), rtol=2**-10, atol=1e-3)
+    assert components.grid is not None and components.grid.shape == (11, POSITIONS, 2)
+    assert torch.equal(components.pooled, whole.pooled)
     assert reduced.size < cached.size
-    assert torch.equal(pickle.loads(pickle.dumps(reduced)).get(images).grid, found.grid)
+    assert torch.equal(pickle.loads(pickle.dumps(reduced)).get(images).grid, components.grid)
     (file,) = folder_of(tmp_path).glob("grid-*")
     assert file.stat().st_size == 2 * 11 * POSITIONS * 2  # bytes; nothing of the others
     assert not left.exists()
@@ -200,7 +202,9 @@ def test_components_are_those_of_the_grids_and_computed_once(
         fill(tmp_path / "other", images)[0].components(whitening)
 
 
-def test_a_decoder_reads_components_as_it_reads_the_grid(images: list[str], tmp_path: Path) -> None:
+def test_a_decoder_gives_equal_logits_for_components_and_grid(
+    images: list[str], tmp_path: Path
+) -> None:
     cached, _ = fill(tmp_path, images, grid=True)
     decoder = UpDown(
         vocabulary_size=9, feature_size=SIZE, components=3, embedding_size=4, hidden_size=4
@@ -210,12 +214,13 @@ def test_a_decoder_reads_components_as_it_reads_the_grid(images: list[str], tmp_
     assert whitening is decoder.positions.standardise
     inputs = torch.tensor([[1, 5, 6], [1, 4, 2]])
     reduced = cached.components(whitening, progress=False)
-    found, live = (decoder.eval()(one.get(images[:2]), inputs) for one in (reduced, cached))
-    torch.testing.assert_close(found, live, rtol=1e-2, atol=1e-3)
+    decoder.eval()
+    actual, expected = (decoder(c.get(images[:2]), inputs) for c in (reduced, cached))
+    torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("components", [None, 4])
-def test_grids_that_would_hardly_be_smaller_stay_whole(components: int | None) -> None:
+def test_grids_are_reduced_only_to_half_their_width_or_less(components: int | None) -> None:
     decoder = UpDown(
         vocabulary_size=9, feature_size=SIZE, components=components, embedding_size=4, hidden_size=4
     )
@@ -247,13 +252,13 @@ def test_broken_images_are_listed_after_the_others_are_cached(
     assert len(lines) == 4
     assert all(sum(name in line for line in lines) == 1 for name in (images[1], images[8]))
     assert sum("absent.png: no such file" in line for line in lines) == 1
-    sound = [image for image in images if image not in (images[1], images[8])]
-    cached, encoded = fill(tmp_path, sound)
+    readable = [image for image in images if image not in (images[1], images[8])]
+    cached, encoded = fill(tmp_path, readable)
     assert encoded == 0
-    check(cached, sound)
+    check(cached, readable)
 
 
-def test_fingerprint_names_network_weights_and_transform() -> None:
+def test_the_fingerprint_depends_on_network_weights_and_transform() -> None:
     first = fingerprint(Small(network="small"))
     assert fingerprint(Small(network="small").to(memory_format=torch.channels_last)) == first  # type: ignore
     assert fingerprint(Small(network="other")) != first
@@ -285,7 +290,7 @@ def test_images_are_read_a_few_batches_ahead(
     assert all(count <= 5 * 2 + 2 * number for number, count in enumerate(ahead))
 
 
-def test_it_travels_without_its_features(images: list[str], tmp_path: Path) -> None:
+def test_the_pickle_contains_no_features(images: list[str], tmp_path: Path) -> None:
     cached, _ = fill(tmp_path, images, grid=True)
     check(cached, images)
     sent = pickle.dumps(cached)
@@ -294,7 +299,7 @@ def test_it_travels_without_its_features(images: list[str], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1e6, float("nan")])
-def test_what_float16_cannot_hold_is_refused(
+def test_features_that_do_not_fit_into_float16_are_refused(
     scale: float, images: list[str], tmp_path: Path
 ) -> None:
     encoder = Small(network="small")
@@ -305,7 +310,7 @@ def test_what_float16_cannot_hold_is_refused(
         cache_features(encoder, images, tmp_path, progress=False)
 
 
-def test_a_full_disk_is_told_beforehand(
+def test_too_little_disk_space_is_an_error_before_encoding(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")
@@ -345,7 +350,9 @@ def test_two_threads_encode_each_image_once(images: list[str], tmp_path: Path) -
     assert sum(counts) == 11
 
 
-def test_two_processes_and_a_kill(images: list[str], tmp_path: Path) -> None:
+def test_a_second_process_finishes_the_work_of_a_killed_one(
+    images: list[str], tmp_path: Path
+) -> None:
     """One process is killed while it writes; a second, which waits for it, finishes the work."""
     script = textwrap.dedent(
         """

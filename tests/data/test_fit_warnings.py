@@ -1,4 +1,4 @@
-"""What does not fit the tokenizer and the lengths is said, and nothing where all fits."""
+"""Warnings about captions that do not fit the tokenizer or the lengths, and none if all fit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHINESE = ["一个人在划船。", "两只狗在雪地里奔跑，一个男孩�
         [*CHINESE, *["a dog runs"] * 6],  # a third of them
     ],
 )
-def test_sentences_without_spaces_are_no_words(captions: list[str]) -> None:
+def test_captions_without_spaces_get_a_warning(captions: list[str]) -> None:
     (warning,) = tokenizer_warnings(captions, "word")
     assert "set tokenizer=character" in warning
     assert tokenizer_warnings(captions, "character") == []
@@ -35,35 +35,33 @@ def test_sentences_without_spaces_are_no_words(captions: list[str]) -> None:
     "captions",
     [
         ["a dog runs", "a sign that says 出口 in Chinese"],
-        ["一个 人 在 划船 。", "两只 狗 在 雪地 里 奔跑"],  # somebody has cut them
+        ["一个 人 在 划船 。", "两只 狗 在 雪地 里 奔跑"],  # already segmented
         ["ผู้ชาย ขี่ ม้า ที่ ชายหาด"],
         ["एक आदमी घोड़े पर", "남자가 공원에서 개와 놀고 있다", "собака бежит"],
         ["a dog runs"] * 99 + CHINESE,
         [],
     ],
 )
-def test_words_with_spaces_are_words(captions: list[str]) -> None:
+def test_captions_with_spaces_get_no_warning(captions: list[str]) -> None:
     assert tokenizer_warnings(captions, "word") == []
 
 
-def test_cut_captions_are_counted_with_the_longest() -> None:
-    cut, short = length_warnings([5, 41, 92], 40, 30)
-    assert cut.startswith("2 of 3 training captions are longer than loader.max_words=40")
-    assert "the longest has 92 words" in cut
-    assert short.startswith("decoding.max_length=30 ends captions before")
-    assert "the longest at 92 words" in short
+def test_truncated_captions_are_counted_with_the_longest() -> None:
+    truncated, undecodable = length_warnings([5, 41, 92], 40, 30)
+    assert truncated.startswith("2 of 3 training captions are longer than loader.max_words=40")
+    assert "the longest has 92 words" in truncated
+    assert "training captions are longer than decoding.max_length=30" in undecodable
+    assert "the longest has 92 words" in undecodable
 
 
-def test_lengths_that_fit_are_not_told() -> None:
+def test_lengths_that_fit_get_no_warning() -> None:
     assert length_warnings([5, 30, 12], 40, 30) == []
     assert length_warnings([], 40, 30) == []
     assert length_warnings([31, *[9] * 99], 40, 30) == []  # one of a hundred
-    assert length_warnings([0, 3], 40, 30) == ["1 training captions hold no word and are skipped"]
+    assert length_warnings([0, 3], 40, 30) == ["1 training captions have no words and are skipped"]
 
 
-def test_a_training_says_what_does_not_fit_and_survives_half_an_emoji(
-    tiny, tmp_path, capsys
-) -> None:
+def test_a_training_prints_the_warnings_and_removes_lone_surrogates(tiny, tmp_path, capsys) -> None:
     rows = []
     for place in range(8):
         Image.new("RGB", (32, 32), (9 * place, 5, 7)).save(tmp_path / f"{place}.png")
@@ -73,10 +71,10 @@ def test_a_training_says_what_does_not_fit_and_survives_half_an_emoji(
     (tmp_path / "zh.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = ["data=json", f"data.root={tmp_path}", "trainer.max_epochs=1"]
     run = train(compose([*tiny, *data]), tmp_path / "run", report=print)
-    said = capsys.readouterr().out
-    assert "data: lone surrogate in a caption, removed: 8" in said
-    assert "warning: captions have no spaces between words" in said
-    assert said.index("set tokenizer=character") < said.index("features:")  # before any work
-    assert "6 of 12 training captions are longer than loader.max_words=40" in said
-    assert "the longest has 81 words" in said  # 狗 and ，, 40 times, and the first
+    output = capsys.readouterr().out
+    assert "data: lone surrogate in a caption, removed: 8" in output
+    assert "warning: captions have no spaces between words" in output
+    assert output.index("set tokenizer=character") < output.index("features:")  # before any work
+    assert "6 of 12 training captions are longer than loader.max_words=40" in output
+    assert "the longest has 81 words" in output  # 狗 and ，, 40 times, and the first
     assert run.folder.is_dir()

@@ -1,4 +1,4 @@
-"""Every layout of the table keeps the contract of a reader; broken readers are refused by name."""
+"""All layouts of the table satisfy the interface of a reader; violations are named errors."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "shapes": as_json,
 }
 """For each layout of DATASETS, a function that writes a small dataset."""
-OPTIONS = {"shapes": {"captions": "captions.jsonl"}}  # scenes are drawn where none are named
+OPTIONS = {"shapes": {"captions": "captions.jsonl"}}  # scenes are drawn if no captions are named
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_a_layout_keeps_the_contract_of_a_reader(name: str, tmp_path: Path) -> None:
+def test_all_layouts_satisfy_the_interface_of_a_reader(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path / "mine")
     dataset = check_data_layout(DATASETS[name], tmp_path / "mine", **OPTIONS.get(name, {}))
     captions = {Path(record.image).name: list(record.captions) for record in dataset.records}
@@ -102,7 +102,7 @@ def test_a_layout_keeps_the_contract_of_a_reader(name: str, tmp_path: Path) -> N
 
 
 def changed(change: Callable[[Dataset], Dataset]) -> Callable[..., Dataset]:
-    """A reader whose dataset is changed."""
+    """A reader that changes the dataset of read_json."""
 
     def read(root: Path, **options: Any) -> Dataset:
         return change(read_json(root, **options))
@@ -151,18 +151,18 @@ BROKEN: dict[str, tuple[Callable[..., Dataset], str]] = {
 
 
 @pytest.mark.parametrize("fault", BROKEN)
-def test_a_reader_that_breaks_the_contract_is_refused(fault: str, tmp_path: Path) -> None:
+def test_a_reader_that_violates_the_interface_is_refused(fault: str, tmp_path: Path) -> None:
     as_json(tmp_path / "mine")
     reader, demand = BROKEN[fault]
     with pytest.raises(AssertionError, match=demand):
         check_data_layout(reader, tmp_path / "mine")
 
 
-def test_a_wrong_call_is_the_callers_mistake(tmp_path: Path) -> None:
+def test_wrong_arguments_of_the_check_are_errors(tmp_path: Path) -> None:
     as_json(tmp_path)
-    with pytest.raises(TypeError, match="takes no 'holdot'; give some of captions, images, "):
+    with pytest.raises(TypeError, match="has no option 'holdot'; accepted are captions, images, "):
         check_data_layout(read_json, tmp_path, holdot=0.2)
-    with pytest.raises(TypeError, match="give the function, not 'json'"):
+    with pytest.raises(TypeError, match="expected a function, got 'json'"):
         check_data_layout("json", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
         check_data_layout(read_json, tmp_path / "nowhere")

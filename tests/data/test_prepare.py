@@ -1,4 +1,4 @@
-"""Numbers counted by hand on a small data set, and a check that finds every planted fault."""
+"""Statistics, equal to numbers counted by hand, and the check of a dataset with known errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_statistics_are_those_counted_by_hand():
     assert numbers["splits"]["test"]["words_per_caption"]["p95"] == 2
     twice = statistics(Dataset((record("a.jpg", "train", "a", "a", "b"),)))
     assert twice["splits"]["train"]["repeated_captions"] == 1
-    # a stands 5 times in training, dog twice, each other word once
+    # a occurs 5 times in training, dog twice, each other word once
     assert numbers["vocabulary"] == {"1": 7, "2": 2, "5": 1}
     assert numbers["coverage"] == {
         "dev": {"1": 3 / 5, "2": 2 / 5, "5": 1 / 5},
@@ -63,16 +63,18 @@ def test_percentile_is_the_nearest_rank():
     }
 
 
-def test_statistics_of_splits_that_are_not_there_or_have_no_captions():
+def test_statistics_of_missing_splits_and_splits_without_captions():
     numbers = statistics(Dataset((record("a.jpg", "dev", "a dog"), record("b.jpg", "test"))))
     assert set(numbers["splits"]) == {"dev", "test"}
     assert numbers["vocabulary"] == numbers["coverage"] == {}
     assert numbers["splits"]["test"]["words_per_caption"]["mean"] == 0
-    silent = statistics(Dataset((record("a.jpg", "train", "a dog"), record("b.jpg", "dev"))))
-    assert silent["coverage"]["dev"] == {"1": 0.0, "2": 0.0, "5": 0.0}
+    without_captions = statistics(
+        Dataset((record("a.jpg", "train", "a dog"), record("b.jpg", "dev")))
+    )
+    assert without_captions["coverage"]["dev"] == {"1": 0.0, "2": 0.0, "5": 0.0}
 
 
-def test_statistics_count_characters_where_words_are_characters():
+def test_statistics_count_characters_with_the_character_tokenizer():
     dataset = Dataset((record("a.jpg", "train", "一个人在划船。", "一条狗"),))
     numbers = statistics(dataset, "character")
     assert numbers["splits"]["train"]["words_per_caption"]["max"] == 6
@@ -84,13 +86,13 @@ def test_unknown_tokenizer_is_explained():
         statistics(DATASET, "wrod")
 
 
-def printed(show, value) -> str:
+def printed(print_value, value) -> str:
     console = Console(file=io.StringIO(), width=160)
-    show(value, console)
+    print_value(value, console)
     return console.file.getvalue()
 
 
-def test_printed_statistics_hold_the_numbers():
+def test_printed_statistics_contain_the_numbers():
     text = printed(print_statistics, statistics(DATASET))
     cells = {row[0]: row[1:] for row in (line.split("\t") for line in text.splitlines())}
     assert cells["images"] == ["2", "1", "1"]
@@ -106,7 +108,7 @@ def save(path: Path, color: tuple[int, int, int]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data set with one fault of each kind, and the names that markup would swallow."""
+    """A dataset with one error of each kind, and file names that look like markup."""
     save(tmp_path / "good[red].png", (200, 0, 0))
     save(tmp_path / "other.png", (0, 200, 0))
     for copy in ("twice.png", "leak.png", "leaked.png"):
@@ -139,7 +141,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_check_names_every_planted_fault(folder):
+def test_check_finds_every_known_error(folder):
     report = check(read_records(format="json", root=str(folder)), progress=False)
     assert report.images == 8
     assert set(report.broken) == {"cut.jpg", "page[1].jpg", "empty.jpg"}
@@ -157,14 +159,14 @@ def test_check_names_every_planted_fault(folder):
     assert plain["broken"] == report.broken
 
 
-def test_printed_report_names_files_as_they_are(folder):
+def test_the_printed_report_contains_the_file_names_unchanged(folder):
     text = printed(print_report, check(read_records(format="json", root=str(folder))))
     for name in ("page[1].jpg", "train/good[red].png = dev/leak.png", "gone.jpg", "mute.png"):
         assert name in text
     assert "not sound" in text
 
 
-def test_check_of_clean_images_is_sound_although_one_is_there_twice(tmp_path):
+def test_a_duplicate_within_a_split_is_sound(tmp_path):
     save(tmp_path / "a.png", (1, 2, 3))
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
     records = tuple(Record(str(tmp_path / f"{name}.png"), name, ("x",), "dev") for name in "ab")
@@ -190,7 +192,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_check_names_what_is_damaged_in_the_caption_file(name, tmp_path, capsys):
+def test_check_reports_damaged_places_of_the_caption_file(name, tmp_path, capsys):
     text, place = DAMAGES[name]
     save(tmp_path / "0.png", (1, 2, 3))
     (tmp_path / name).write_text(text)
@@ -206,7 +208,7 @@ def test_check_names_what_is_damaged_in_the_caption_file(name, tmp_path, capsys)
     assert "damaged in the caption file" in printed and "The dataset is not sound" in printed
 
 
-def test_check_and_stats_say_what_does_not_fit(tmp_path, capsys):
+def test_check_and_stats_print_the_warnings(tmp_path, capsys):
     save(tmp_path / "0.png", (1, 2, 3))
     save(tmp_path / "1.png", (2, 2, 3))
     rows = [{"image": "0.png", "caption": "两只狗在雪地里奔跑", "split": "train"}]

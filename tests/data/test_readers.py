@@ -21,7 +21,7 @@ def touch(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"an image, as far as a reader looks")
+        path.write_bytes(b"not read by a reader")
 
 
 def captions_of(dataset: Dataset) -> Captions:
@@ -129,7 +129,7 @@ def test_flickr30k_and_another_captions_file(tmp_path):
     assert chinese.warnings == {"image without captions": 1}
 
 
-def test_kaggle_reads_quoted_commas_and_takes_official_lists_where_there_are(tmp_path):
+def test_kaggle_reads_quoted_commas_and_official_split_lists(tmp_path):
     touch(tmp_path / "Images", ["a.jpg", "b.jpg"])
     text = 'image,caption\na.jpg,"A cat , a ""tom"" , sleeps ."\nb.jpg,A dog .\nb.jpg,A dog .\n'
     (tmp_path / "captions.txt").write_text(text)
@@ -169,7 +169,7 @@ def karpathy(*entries: tuple[str, str, str | None, list[str]]) -> dict[str, Any]
     return {"images": images, "dataset": "small"}
 
 
-def test_karpathy_joins_filepath_and_takes_restval_as_train(tmp_path):
+def test_karpathy_joins_filepath_and_reads_restval_as_train(tmp_path):
     touch(tmp_path, ["val2014/1.jpg", "val2014/2.jpg", "train2014/3.jpg", "val2014/4.jpg"])
     data = karpathy(
         ("val2014", "2.jpg", "restval", ["A bus.", "A red bus. "]),
@@ -188,13 +188,13 @@ def test_karpathy_joins_filepath_and_takes_restval_as_train(tmp_path):
     }
     assert list(splits_of(dataset).values()) == ["train", "dev", "train", "test"]
     assert dataset.warnings == {
-        "caption over several lines, joined": 1,
+        "caption of several lines, joined": 1,
         "caption of an absent image": 2,
     }
     assert dataset.records[0].image == str(tmp_path / "val2014" / "2.jpg")
 
 
-def test_karpathy_finds_flickr_images_and_asks_which_of_two_files(tmp_path):
+def test_karpathy_finds_flickr_images_and_refuses_two_files(tmp_path):
     touch(tmp_path / "Flicker8k_Dataset", ["a.jpg", "b.jpg"])
     data = karpathy(("", "a.jpg", "train", ["A cat ."]), ("", "b.jpg", "val", []))
     (tmp_path / "dataset_flickr8k.json").write_text(json.dumps(data))
@@ -218,7 +218,7 @@ def coco(images: dict[int, str], annotations: list[tuple[int, str]]) -> str:
     )
 
 
-def test_coco_reads_train_and_val_together_in_the_order_of_images(tmp_path):
+def test_coco_reads_train_and_val_in_the_order_of_the_images(tmp_path):
     touch(tmp_path, ["train2017/9.jpg", "train2017/3.jpg", "train2017/8.jpg", "val2017/9.jpg"])
     folder = tmp_path / "annotations"
     folder.mkdir()
@@ -247,7 +247,7 @@ def test_coco_reads_train_and_val_together_in_the_order_of_images(tmp_path):
     assert splits_of(only) == {"val2017/9.jpg": "dev"}
 
 
-def test_coco_reads_a_file_of_ones_own(tmp_path):
+def test_coco_reads_a_file_with_another_name(tmp_path):
     touch(tmp_path / "photos", [f"{count}.jpg" for count in range(3)])
     images = {count: f"{count}.jpg" for count in range(3)}
     (tmp_path / "mine.json").write_text(coco(images, [(key, "A house.") for key in images]))
@@ -258,7 +258,7 @@ def test_coco_reads_a_file_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("mark", [",", "\t", ";", "|"])
-def test_table_reads_rows_columns_and_splits_with_any_mark(tmp_path, mark):
+def test_table_reads_rows_columns_and_splits_with_any_delimiter(tmp_path, mark):
     elsewhere = tmp_path / "elsewhere" / "d.jpg"
     touch(tmp_path, ["root/images/a.jpg", "root/b.jpg", "root/c.jpg", str(elsewhere)])
     rows = [
@@ -283,7 +283,7 @@ def test_table_reads_rows_columns_and_splits_with_any_mark(tmp_path, mark):
     assert dataset.records[0].image == str(tmp_path / "root" / "images" / "a.jpg")
 
 
-def test_table_mends_captions_that_lack_quotes(tmp_path):
+def test_table_repairs_captions_without_quotes(tmp_path):
     touch(tmp_path, ["a.jpg", "b.jpg"])
     (tmp_path / "captions.csv").write_text(
         'image,caption\na.jpg,A cat, a dog,1,000 birds\nb.jpg, "A cow, alone"\n\nb.jpg\n,,\n'
@@ -310,7 +310,7 @@ def test_table_mends_captions_that_lack_quotes(tmp_path):
         ('image,caption\na.jpg,"' + "x" * 200_000, "line 2: not a readable table"),
     ],
 )
-def test_table_names_what_is_wrong_and_where(tmp_path, rows, fault):
+def test_errors_of_tables_name_the_place(tmp_path, rows, fault):
     touch(tmp_path, ["a.jpg"])
     (tmp_path / "captions.csv").write_text(rows)
     with pytest.raises(ValueError, match=r"captions.csv") as error:
@@ -330,7 +330,7 @@ ENTRIES = [
 
 
 @pytest.mark.parametrize("lines", [True, False])
-def test_json_reads_a_list_and_lines(tmp_path, lines):
+def test_json_reads_lists_and_json_lines(tmp_path, lines):
     touch(tmp_path, ["outside.jpg", "root/images/a.jpg", "root/b.jpg", "root/c.jpg"])
     texts = [json.dumps(entry) for entry in ENTRIES]
     text = "\n\n".join(texts) if lines else f"[{', '.join(texts)}]"
@@ -356,7 +356,7 @@ def test_json_reads_a_list_and_lines(tmp_path, lines):
         ('[{"image": "a.jpg",\n "caption": }]', "line 2: not valid JSON"),
         ("[" * 100_000, "captions.json"),
         ('["a.jpg"]', "entry 1: expected an object"),
-        ('{"caption": "A cat."}', "line 1: no key 'image' among 'caption'; name"),
+        ('{"caption": "A cat."}', "line 1: no key 'image' among 'caption'; accepted"),
         ('{"image": "a.jpg", "title": "A"}', "line 1: no key 'caption' among 'image', 'title'"),
         ('{"image": 3, "caption": "A"}', "line 1: 'image' must be a text, got 3"),
         ('{"a.jpg": "A cat.", "a.jpg": "A tom."}', "the key 'a.jpg' is repeated"),
@@ -366,7 +366,7 @@ def test_json_reads_a_list_and_lines(tmp_path, lines):
         ('{"image": "a.jpg", "caption": "A", "split": "x"}', "line 1: split='x' is not known"),
     ],
 )
-def test_json_names_what_is_wrong_and_where(tmp_path, text, fault):
+def test_errors_of_json_name_the_place(tmp_path, text, fault):
     touch(tmp_path, ["a.jpg"])
     (tmp_path / "captions.json").write_text(text)
     with pytest.raises(ValueError, match=r"captions\.json") as error:
@@ -377,13 +377,13 @@ def test_json_names_what_is_wrong_and_where(tmp_path, text, fault):
 
 @pytest.mark.parametrize("format", ["karpathy", "coco"])
 @pytest.mark.parametrize("text", ["[]", "{}", '{"images": 3}', '{"images": [4]}'])
-def test_json_of_another_format_is_named_as_such(tmp_path, format, text):
+def test_json_of_another_format_is_an_error(tmp_path, format, text):
     (tmp_path / "captions.json").write_text(text)
     with pytest.raises(ValueError, match="'images' must be a list of objects"):
         read_records(format=format, root=str(tmp_path), captions="captions.json")
 
 
-def test_folder_reads_text_files_beside_images_and_splits_from_first_folders(tmp_path):
+def test_folder_reads_text_files_and_splits_of_top_level_folders(tmp_path):
     touch(tmp_path, ["train/x/a.JPG", "train/b.png", "val/b.jpeg", "test/c.webp", ".hid/d.jpg"])
     (tmp_path / "train" / "x" / "a.txt").write_bytes("\ufeffA cat.\r\n\r\nA tom.\r\n".encode())
     (tmp_path / "val" / "b.txt").write_text("A dog.")
@@ -406,7 +406,7 @@ def test_folder_reads_text_files_beside_images_and_splits_from_first_folders(tmp
     }
 
 
-def test_folder_takes_captions_from_another_folder(tmp_path):
+def test_folder_reads_captions_from_another_folder(tmp_path):
     touch(tmp_path / "photos", ["d/a.jpg", "b.jpg"])
     for name in ("d/a", "b"):
         path = tmp_path / "words" / f"{name}.txt"
@@ -438,14 +438,14 @@ def test_shapes_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     assert splits_of(first) == {"images/0.png": "dev"}
 
 
-def test_shapes_are_not_drawn_into_a_folder_that_a_user_names(tmp_path):
+def test_shapes_are_drawn_only_into_the_default_folder(tmp_path):
     root = tmp_path / "not there"
     with pytest.raises(FileNotFoundError, match=f"captioner data draw 'data.root={root}'$"):
         read_records(format="shapes", root=str(root))
     assert not root.exists()
 
 
-def test_text_in_another_encoding_is_named_by_line_and_read_when_told(tmp_path):
+def test_text_in_another_encoding_is_an_error_with_a_suggestion(tmp_path):
     touch(tmp_path / "images", ["a.jpg"])
     token = "a.jpg#0\tA cat .\na.jpg#1\tA café .\n"
     (tmp_path / "Flickr8k.token.txt").write_bytes(token.encode("latin-1"))
@@ -468,7 +468,7 @@ def test_text_in_another_encoding_is_named_by_line_and_read_when_told(tmp_path):
 
 
 @pytest.mark.parametrize("format", sorted(set(DATASETS) - {"shapes"}))
-def test_what_is_missing_is_named_with_its_override(tmp_path, format):
+def test_errors_of_missing_files_name_the_override(tmp_path, format):
     with pytest.raises(FileNotFoundError, match=r"data.root=.*nowhere' is not a folder"):
         read_records(format=format, root=str(tmp_path / "nowhere"))
     if format != "folder":
@@ -480,7 +480,7 @@ def test_what_is_missing_is_named_with_its_override(tmp_path, format):
             read_records(format=format, root=str(tmp_path), captions="my.txt")
 
 
-def test_images_folder_that_is_missing_is_named_with_its_override(tmp_path):
+def test_the_error_of_a_missing_images_folder_names_the_override(tmp_path):
     write_flickr(tmp_path, TOKEN)
     with pytest.raises(FileNotFoundError, match=r"Flicker8k_Dataset, .*set data.images=\.\.\."):
         read_records(format="flickr", root=str(tmp_path))
@@ -491,7 +491,7 @@ def test_images_folder_that_is_missing_is_named_with_its_override(tmp_path):
         read_records(format="flickr", root=str(tmp_path))
 
 
-def test_unknown_format_and_holdout_are_explained(tmp_path):
+def test_unknown_format_and_wrong_holdout_are_errors(tmp_path):
     with pytest.raises(
         ValueError, match=r"data.format='flikr' is not known; choose flickr, kaggle"
     ):

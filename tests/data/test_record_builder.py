@@ -1,4 +1,4 @@
-"""Held-out images: a split follows from a name alone, at about the share asked for."""
+"""Held-out images: a split depends only on the name, with about the requested fraction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from captioner.data.record_builder import hash_fraction, held_out_split
 
 def touch(folder: Path, names: Iterable[str]) -> None:
     for name in names:
-        (folder / name).write_bytes(b"an image, as far as a reader looks")
+        (folder / name).write_bytes(b"not read by a reader")
 
 
 def read_lines(root: Path, lines: Iterable[dict[str, str]], holdout: float) -> dict[str, str]:
@@ -26,7 +26,7 @@ def read_lines(root: Path, lines: Iterable[dict[str, str]], holdout: float) -> d
     return {record.image_id: record.split for record in dataset.records}
 
 
-def test_dev_is_drawn_from_train_where_only_train_and_test_are_named(tmp_path):
+def test_dev_is_taken_from_train_if_the_data_names_train_and_test(tmp_path):
     names = [f"{count}.jpg" for count in range(300)]
     touch(tmp_path, names)
     lines = [
@@ -46,7 +46,7 @@ def test_dev_is_drawn_from_train_where_only_train_and_test_are_named(tmp_path):
     st.randoms(use_true_random=False),
     st.floats(0, 0.49),
 )
-def test_holdout_depends_on_the_name_alone_and_grows_with_the_share(names, source, holdout):
+def test_holdout_depends_only_on_the_name_and_grows_with_the_fraction(names, source, holdout):
     splits = {name: held_out_split(name, holdout) for name in names}
     shuffled = source.sample(names, len(names))
     assert {name: held_out_split(name, holdout) for name in shuffled} == splits
@@ -58,21 +58,21 @@ def test_holdout_depends_on_the_name_alone_and_grows_with_the_share(names, sourc
 
 
 @given(st.floats(0, 0.49), st.text(max_size=8))
-def test_holdout_is_near_its_share(holdout, prefix):
+def test_the_held_out_fraction_is_close_to_holdout(holdout, prefix):
     counts = Counter(held_out_split(f"{prefix}{count}.jpg", holdout) for count in range(2000))
     for split in ("dev", "test"):  # six deviations of a binomial, and a few where p is tiny
         spread = (2000 * holdout * (1 - holdout)) ** 0.5
         assert abs(counts[split] - 2000 * holdout) <= 6 * spread + 4
 
 
-def test_holdout_never_moves_between_versions():
+def test_splits_are_the_same_in_all_versions():
     # SHA-1 begins 0x8843... for "foobar": its fraction is 0x8843d7f92416211d / 2**64 = 0.53228
     assert held_out_split("foobar", 0.27) == "test"
     assert held_out_split("foobar", 0.26) == "train"
     assert held_out_split("foobar", 0.49) == "test"
 
 
-def test_reading_is_the_same_whatever_the_order_of_lines(tmp_path):
+def test_splits_do_not_depend_on_the_order_of_lines(tmp_path):
     names = [f"{count}.jpg" for count in range(50)]
     touch(tmp_path, names)
     lines = [{"image": name, "caption": f"About {name}"} for name in names]
@@ -85,7 +85,7 @@ def test_reading_is_the_same_whatever_the_order_of_lines(tmp_path):
 @pytest.mark.parametrize(
     ("count", "least"), [(2, 1), (3, 1), (9, 1), (12, 2), (40, 8), (50, 10), (90, 10)]
 )
-def test_few_images_have_some_for_dev(tmp_path, count, least):
+def test_small_datasets_have_a_minimum_of_dev_images(tmp_path, count, least):
     for start in range(5):  # several sets of names
         names = [f"{start}-{place}.jpg" for place in range(count)]
         touch(tmp_path, names)
@@ -98,18 +98,18 @@ def test_few_images_have_some_for_dev(tmp_path, count, least):
         moved = [name for name in names if splits[name] != by_hash[name]]
         assert {by_hash[name] for name in moved} <= {"train"} or count == 3
         left = [name for name in names if splits[name] == "train"]
-        if moved:  # dev took those whose names come first
+        if moved:  # those with the smallest hashes
             assert max(map(hash_fraction, moved)) < min(map(hash_fraction, left))
 
 
-def test_many_images_are_held_out_as_ever(tmp_path):
+def test_large_datasets_are_held_out_by_hash_only(tmp_path):
     names = [f"{place}.jpg" for place in range(400)]
     touch(tmp_path, names)
     splits = read_lines(tmp_path, [{"image": name, "caption": "A"} for name in names], 0.1)
     assert splits == {name: held_out_split(name, 0.1) for name in names}
 
 
-def test_no_image_is_held_out_where_none_is_asked_for(tmp_path):
+def test_holdout_0_holds_out_no_image(tmp_path):
     touch(tmp_path, [f"{place}.jpg" for place in range(5)])
     lines = [{"image": f"{place}.jpg", "caption": "A"} for place in range(5)]
     assert set(read_lines(tmp_path, lines, 0.0).values()) == {"train"}

@@ -1,6 +1,6 @@
-"""The drawn scenes: reproducible, exactly described, and with combinations really held out.
+"""The drawn scenes: reproducible, described exactly, and with held-out combinations.
 
-Captions are read here by a small parser of its own, which shares nothing with the generator.
+The tests parse captions with a parser of their own, which does not use the generator.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COUNTS = {"train": 23, "dev": 7, "test": 5}
 
 
 def figures_of(caption: str) -> list[str]:
-    """The figures a caption names, color and singular shape, in the order of mention."""
+    """The figures in a caption, color and singular shape, in order."""
     words = caption.split()
     return [
         f"{color} {shape if shape in KINDS else shape.removesuffix('s')}"
@@ -45,7 +45,7 @@ def figures_of(caption: str) -> list[str]:
 
 
 def combinations_of(caption: str) -> set[str]:
-    """What a caption combines: a pair where one kind is shown, else two shapes in a relation."""
+    """The combinations in a caption: color and shape, or two shapes in a relation."""
     named = figures_of(caption)
     if len(named) == 1:
         return set(named)
@@ -80,15 +80,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def captions() -> dict[str, list[tuple[str, ...]]]:
     """Five captions of many scenes of each split, without drawing them."""
-    found: dict[str, list[tuple[str, ...]]] = {}
+    captions: dict[str, list[tuple[str, ...]]] = {}
     for split, count in {"train": 6000, "dev": 600, "test": 601}.items():
         for index in range(count):
-            chance = random.Random(f"0 {split} {index}")
-            found.setdefault(split, []).append(describe(sample_scene(chance, split), chance))
-    return found
+            rng = random.Random(f"0 {split} {index}")
+            captions.setdefault(split, []).append(describe(sample_scene(rng, split), rng))
+    return captions
 
 
-def test_same_bytes_on_every_run_and_others_for_another_seed(root: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_files_and_other_seeds_others(root: Path, tmp_path: Path) -> None:
     again = draw(tmp_path / "again", size=40, progress=False, **COUNTS).parent
     other = draw(tmp_path / "other", size=40, seed=1, progress=False, **COUNTS).parent
     assert contents(again) == contents(root)
@@ -96,7 +96,7 @@ def test_same_bytes_on_every_run_and_others_for_another_seed(root: Path, tmp_pat
     assert all(data != contents(root)[name] for name, data in contents(other).items())
 
 
-def test_more_pictures_leave_the_first_ones_as_they_are(root: Path, tmp_path: Path) -> None:
+def test_more_images_do_not_change_the_first_ones(root: Path, tmp_path: Path) -> None:
     more = draw(tmp_path, size=40, progress=False, **(COUNTS | {"train": 25})).parent
     before, after = contents(root), contents(more)
     assert len(after) == len(before) + 2
@@ -105,35 +105,37 @@ def test_more_pictures_leave_the_first_ones_as_they_are(root: Path, tmp_path: Pa
 
 def test_split_sizes_and_files(root: Path) -> None:
     entries = read(root / "captions.jsonl")
-    found = {split: sum(entry["split"] == split for entry in entries) for split in COUNTS}
-    assert found == COUNTS
+    counts = {split: sum(entry["split"] == split for entry in entries) for split in COUNTS}
+    assert counts == COUNTS
     assert len({entry["image"] for entry in entries}) == sum(COUNTS.values())
     for entry in entries:
         with Image.open(root / entry["image"]) as image:
             assert (image.size, image.mode, image.format) == ((40, 40), "RGB", "PNG")
 
 
-def test_five_different_captions_that_agree(captions: dict[str, list[tuple[str, ...]]]) -> None:
+def test_the_five_captions_differ_and_describe_the_same_figures(
+    captions: dict[str, list[tuple[str, ...]]],
+) -> None:
     for five in (five for split in captions.values() for five in split):
         assert len(set(five)) == 5
         assert len({frozenset(figures_of(caption)) for caption in five}) == 1
         assert len({frozenset(combinations_of(caption)) for caption in five}) == 1
 
 
-def test_dev_and_test_combinations_are_never_seen_in_training(
+def test_dev_and_test_combinations_do_not_occur_in_training(
     captions: dict[str, list[tuple[str, ...]]],
 ) -> None:
     seen = {
-        split: {found for five in fives for caption in five for found in combinations_of(caption)}
+        split: {pair for five in fives for caption in five for pair in combinations_of(caption)}
         for split, fives in captions.items()
     }
-    assert min(len(found) for found in seen.values()) >= 14  # 4 pairs and 10 relations
+    assert min(len(pairs) for pairs in seen.values()) >= 14  # 4 pairs and 10 relations
     assert not seen["train"] & seen["dev"]
     assert not seen["train"] & seen["test"]
     assert not seen["dev"] & seen["test"]
 
 
-def test_a_held_out_pair_is_nowhere_in_training(
+def test_held_out_pairs_do_not_occur_in_training(
     captions: dict[str, list[tuple[str, ...]]],
 ) -> None:
     trained = {name for five in captions["train"] for name in figures_of(five[0])}
@@ -147,8 +149,8 @@ def test_a_held_out_pair_is_nowhere_in_training(
 def test_no_caption_of_dev_or_test_occurs_in_training(
     captions: dict[str, list[tuple[str, ...]]],
 ) -> None:
-    said = {split: {c for five in fives for c in five} for split, fives in captions.items()}
-    assert not said["train"] & (said["dev"] | said["test"])
+    texts = {split: {c for five in fives for c in five} for split, fives in captions.items()}
+    assert not texts["train"] & (texts["dev"] | texts["test"])
 
 
 def test_every_word_of_dev_and_test_is_frequent_in_training(
@@ -161,28 +163,28 @@ def test_every_word_of_dev_and_test_is_frequent_in_training(
 
 
 @pytest.mark.parametrize("relation", ["left of", "above"])
-def test_training_shows_every_shape_on_either_side_of_a_relation(
+def test_training_has_every_shape_on_both_sides_of_a_relation(
     relation: str, captions: dict[str, list[tuple[str, ...]]]
 ) -> None:
-    seen = {found for five in captions["train"] for found in combinations_of(five[0])}
-    pairs = [found.split(f" {relation} ") for found in seen if f" {relation} " in found]
+    seen = {name for five in captions["train"] for name in combinations_of(five[0])}
+    pairs = [name.split(f" {relation} ") for name in seen if f" {relation} " in name]
     assert {pair[0] for pair in pairs} == {pair[1] for pair in pairs} == set(KINDS)
 
 
 def near(image: Image.Image, color: str) -> np.ndarray:
-    """Rows and columns of the pixels close to a color, [n, 2], as shares of the side."""
+    """Rows and columns of the pixels close to a color, [n, 2], as fractions of the side."""
     distance = np.abs(np.asarray(image).astype(int) - COLORS[color]).max(axis=2)
     return np.argwhere(distance < 24) / image.width
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_pictures_show_what_captions_say(split: str) -> None:
-    """Centres of the pixels of a claimed color lie where the caption puts them."""
+def test_figures_are_drawn_where_the_caption_places_them(split: str) -> None:
+    """The mean position of the pixels of each color agrees with the relation in the caption."""
     compared = 0
     for index in range(60):
-        chance = random.Random(f"7 {split} {index}")
-        scene = sample_scene(chance, split)
-        image, caption = scene.draw(96), describe(scene, chance)[0]
+        rng = random.Random(f"7 {split} {index}")
+        scene = sample_scene(rng, split)
+        image, caption = scene.draw(96), describe(scene, rng)[0]
         named = [name.split()[0] for name in figures_of(caption)]
         assert all(len(near(image, color)) > 25 for color in named), caption
         # white and black also serve as details of other figures
@@ -196,7 +198,7 @@ def test_pictures_show_what_captions_say(split: str) -> None:
 
 def blobs(mask: np.ndarray) -> int:
     """Count regions of a mask by flooding each in turn; corners connect, specks do not count."""
-    left, found = {tuple(place) for place in np.argwhere(mask)}, 0
+    left, count = {tuple(place) for place in np.argwhere(mask)}, 0
     while left:
         front, size = [left.pop()], 0
         while front:
@@ -205,11 +207,11 @@ def blobs(mask: np.ndarray) -> int:
             around = {(row + down, column + right) for down in (-1, 0, 1) for right in (-1, 0, 1)}
             front.extend(around & left)
             left -= around
-        found += size > 4
-    return found
+        count += size > 4
+    return count
 
 
-def test_as_many_figures_as_the_caption_counts() -> None:
+def test_the_number_of_figures_is_that_of_the_caption() -> None:
     counted = set()
     for index in range(200):
         scene = sample_scene(random.Random(f"3 train {index}"), "train")
@@ -236,7 +238,7 @@ def test_a_large_figure_is_larger() -> None:
     assert large > 3 * small
 
 
-def test_facts_say_the_same_however_they_are_worded() -> None:
+def test_facts_do_not_depend_on_the_wording() -> None:
     assert facts("three red fish on a dotted background") == {"3 red fish", "dotted background"}
     assert facts("There are three red  fish") == {"3 red fish"}
     assert facts("a picture of a small orange house") == {"1 orange house", "small"}
@@ -259,16 +261,16 @@ def test_facts_say_the_same_however_they_are_worded() -> None:
         "a red circle on a background",
     ],
 )
-def test_what_is_not_of_the_grammar_has_no_facts(caption: str) -> None:
+def test_captions_outside_the_grammar_have_no_facts(caption: str) -> None:
     assert facts(caption) == frozenset()
     assert not is_exact(caption, ["a red circle"])
 
 
 def test_facts_of_the_captions_are_those_of_the_scene() -> None:
     for index in range(300):
-        chance = random.Random(index)
-        scene = sample_scene(chance, "dev")
-        five = describe(scene, chance)
+        rng = random.Random(index)
+        scene = sample_scene(rng, "dev")
+        five = describe(scene, rng)
         assert frozenset().union(*(facts(caption) for caption in five)) == scene.facts()
         assert all(is_exact(caption, five) for caption in five)
 
@@ -302,11 +304,11 @@ def test_interrupted_drawing_leaves_no_captions(
     assert table.is_file()
     sampled = []
 
-    def interrupt(chance: random.Random, split: str) -> Scene:
+    def interrupt(rng: random.Random, split: str) -> Scene:
         sampled.append(split)
         if len(sampled) == 4:
             raise KeyboardInterrupt
-        return sample_scene(chance, split)
+        return sample_scene(rng, split)
 
     monkeypatch.setattr(shapes, "sample_scene", interrupt)
     with pytest.raises(KeyboardInterrupt):
@@ -319,17 +321,20 @@ def test_progress_goes_to_stderr_and_can_be_silenced(
 ) -> None:
     with logs_on_stderr():
         draw(tmp_path, train=2, dev=1, test=0, size=16, progress=True)
-    shown = capsys.readouterr()
-    assert (shown.out, "3 of 3" in shown.err) == ("", True)
+    output = capsys.readouterr()
+    assert (output.out, "3 of 3" in output.err) == ("", True)
     draw(tmp_path, train=2, dev=1, test=0, size=16, progress=False)
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"dev": -1}, "dev=-1 pictures .* 0 or more"), ({"size": 8}, "size=8 is too small; give 16")],
+    [
+        ({"dev": -1}, "dev=-1 is not accepted; choose 0"),
+        ({"size": 8}, "size=8 is too small; choose 16"),
+    ],
 )
-def test_impossible_requests_are_named(
+def test_arguments_out_of_range_are_errors(
     options: dict[str, int], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -15,7 +15,7 @@ from support import two_ranks
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
-from captioner.data.loaders import Dealt
+from captioner.data.loaders import RankBatches
 from captioner.data.samplers import Bucketed, InOrder
 from captioner.data.shapes import draw
 from captioner.runs import LAST
@@ -49,9 +49,9 @@ def test_ranks_share_the_same_batches_in_the_same_order(count: int) -> None:
     order.set_epoch(5)
     keys = list(order)
     assert sorted(chain.from_iterable(places for _, places in keys)) == list(range(11))
-    dealt = [Dealt(Items(), rank, count) for rank in range(count)]
+    parts = [RankBatches(Items(), rank, count) for rank in range(count)]
     for key in keys:
-        shares = [one[key] for one in dealt]
+        shares = [one[key] for one in parts]
         real = [one for one in shares if one.share.words < float("inf")]
         placed = dict(pair for one in real for pair in zip(one.share.places, one.records))
         assert [placed[place] for place in range(len(key[1]))] == key[1]
@@ -64,7 +64,7 @@ def test_ranks_share_the_same_batches_in_the_same_order(count: int) -> None:
 
 
 def test_a_rank_for_which_nothing_is_left_adds_nothing() -> None:
-    share = Dealt(Items(), 1, 2)[0, [7]].share
+    share = RankBatches(Items(), 1, 2)[0, [7]].share
     assert share.words == share.captions == share.images == float("inf")
 
 
@@ -75,9 +75,9 @@ def test_dev_batches_are_dealt_in_turn(count: int, images: int, limit: int | Non
     if limit is None:
         assert list(chain.from_iterable(whole)) == list(range(images))
     assert images == 1 or all(len(places) > 1 for places in whole)
-    dealt = [list(InOrder(images, 4, rank=rank, ranks=count, limit=limit)) for rank in range(count)]
-    assert len({len(one) for one in dealt}) == 1
-    found = ranks.in_turn([[places for _, places in one] for one in dealt])
+    parts = [list(InOrder(images, 4, rank=rank, ranks=count, limit=limit)) for rank in range(count)]
+    assert len({len(one) for one in parts}) == 1
+    found = ranks.in_turn([[places for _, places in one] for one in parts])
     assert [places for places in found if places] == whole
 
 

@@ -101,8 +101,9 @@ class Encoder(nn.Module):
             self.transform = replace(self.transform, crop=crop)
         if gradient_checkpointing and trainable and not pretrained and self._running_norms():
             raise ValueError(
-                "encoder.gradient_checkpointing=true encodes a few images at a time, and twice: the "
-                "batch statistics of a network trained from scratch would be wrong; set it to false"
+                "encoder.gradient_checkpointing=true encodes a few images at a time, and twice: "
+                "the batch statistics of a network trained from scratch would be wrong; set it to "
+                "false"
             )
         self.train()
 
