@@ -2,7 +2,7 @@
 
 Each round decodes the same dev images with every implementation in turn. The bound is the ratio if
 the decoded rows cost only their matrix products, at the speed of a large product. Each row contains
-the share of captions equal to those of the other implementation: in fp32 all must be equal.
+the fraction of captions that are equal to those of the other implementation: in fp32 all must be.
 
     python experiments/benchmarks/decoding.py RUN
 """
@@ -62,11 +62,11 @@ ROWS = {
 
 def image_by_image(decoder: Any, features: Features, end: int, start: int) -> Captions:
     """The usual loop: one image at a time, hypotheses as rows, complete distributions."""
-    found = []
+    captions = []
     for image in range(len(features.pooled)):
         state = decoder.start(features.rows(torch.tensor([image])))
         tokens, totals = torch.tensor([start]), torch.zeros(1)
-        said: list[list[int]] = [[]]
+        prefixes: list[list[int]] = [[]]
         ended: list[tuple[float, list[int]]] = []
         for _ in range(MOST):
             logits, state = decoder.step(tokens, state)
@@ -80,17 +80,17 @@ def image_by_image(decoder: Any, features: Features, end: int, start: int) -> Ca
                 if word != end:
                     live.append((value, parent, word))
                 elif rank < BEAM:
-                    ended.append((value, said[parent]))
+                    ended.append((value, prefixes[parent]))
             live = live[:BEAM]
             if len(ended) >= BEAM:
                 break
             kept = torch.tensor([parent for _, parent, _ in live])
             state = {name: tensor[kept] for name, tensor in state.items()}
-            said = [[*said[parent], word] for _, parent, word in live]
+            prefixes = [[*prefixes[parent], word] for _, parent, word in live]
             tokens = torch.tensor([word for _, _, word in live])
             totals = torch.tensor([value for value, _, _ in live])
-        found.append(tuple(max(ended)[1] if ended else said[0]))
-    return found
+        captions.append(tuple(max(ended)[1] if ended else prefixes[0]))
+    return captions
 
 
 def full_tables(decoder: Any, features: Features, end: int, start: int) -> Captions:
@@ -100,7 +100,7 @@ def full_tables(decoder: Any, features: Features, end: int, start: int) -> Capti
     state = {n: t.repeat_interleave(BEAM, 0) for n, t in decoder.start(features).items()}
     tokens = torch.full((images * BEAM,), start)
     totals = torch.zeros(images, BEAM)
-    said = torch.zeros(images, BEAM, 0, dtype=torch.long)
+    prefixes = torch.zeros(images, BEAM, 0, dtype=torch.long)  # [B, K, t]
     kept: Tensor | None = None
     done: list[list[tuple[float, list[int]]]] = [[] for _ in range(images)]
     for t in range(MOST):
@@ -113,8 +113,8 @@ def full_tables(decoder: Any, features: Features, end: int, start: int) -> Capti
         best, place = scores.flatten(1).sort(1, descending=True)
         best, place = best[:, :BEAM], place[:, :BEAM]
         parents, words = place // log_probs.shape[-1], place % log_probs.shape[-1]
-        said = said.gather(1, parents[:, :, None].expand(-1, -1, t))
-        said = torch.cat([said, words[:, :, None]], dim=2)
+        prefixes = prefixes.gather(1, parents[:, :, None].expand(-1, -1, t))
+        prefixes = torch.cat([prefixes, words[:, :, None]], dim=2)  # [B, K, t + 1]
         own = log_probs.gather(1, parents[:, :, None].expand_as(log_probs))[:, :, None]
         if kept is None:
             kept = own
@@ -127,10 +127,10 @@ def full_tables(decoder: Any, features: Features, end: int, start: int) -> Capti
         for image in range(images):
             for beam in range(BEAM):
                 if int(words[image, beam]) == end or t == MOST - 1:
-                    done[image].append((float(best[image, beam]), said[image, beam].tolist()))
+                    done[image].append((float(best[image, beam]), prefixes[image, beam].tolist()))
                     totals[image, beam] = -1000.0
         tokens = words.flatten()
-    return [tuple(word for word in max(one)[1] if word != end) for one in done]
+    return [tuple(word for word in max(ended)[1] if word != end) for ended in done]
 
 
 class Ways:
@@ -150,8 +150,8 @@ class Ways:
         needed = {way for row in self.rows_wanted.values() for way in (row.way, row.peer)}
         self.steppers = {
             options.precision: [
-                one._replace(step=self.counting(one.step))
-                for one in make_steppers([model.model], options)
+                stepper._replace(step=self.with_count(stepper.step))
+                for stepper in make_steppers([model.model], options)
             ]
             for options in (beam, in_bf16)
             if options is beam or "32, bf16" in needed
@@ -174,20 +174,20 @@ class Ways:
             "greedy": lambda: self.ours(greedy, IMAGES),
         }
         self.tasks = {
-            **{name: self.noted(name, way) for name, way in ways.items() if name in needed},
+            **{name: self.with_captions(name, way) for name, way in ways.items() if name in needed},
             "product": product(half=False),
         }
         if "32, bf16" in needed:
             self.tasks["product, bf16"] = product(half=True)
 
-    def counting(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def with_count(self, step: Callable[..., Any]) -> Callable[..., Any]:
         def work(tokens: Tensor, *rest: Any) -> Any:
             self.counted += len(tokens)
             return step(tokens, *rest)
 
         return work
 
-    def noted(self, name: str, way: Callable[[], Captions]) -> Callable[[], None]:
+    def with_captions(self, name: str, way: Callable[[], Captions]) -> Callable[[], None]:
         def work() -> None:
             self.counted = 0
             self.captions[name] = way()
@@ -196,25 +196,25 @@ class Ways:
         return work
 
     def parts(self, size: int) -> list[Features]:
-        numbers = torch.arange(len(self.features.pooled))
-        return [self.features.rows(some) for some in numbers.split(size)]
+        images = torch.arange(len(self.features.pooled))
+        return [self.features.rows(batch) for batch in images.split(size)]
 
     def ours(self, options: Any, size: int, *, alone: bool = False) -> Captions:
         """captioner's search; `alone` does not reuse tables and weight layouts between images."""
         steppers = None if alone else self.steppers[options.precision]
-        found: Captions = []
+        captions: Captions = []
         for part in self.parts(size):
             of_part = generate(
                 [self.model.model], [part], self.model.tokenizer, options, steppers=steppers
             )
-            found += [one[0].tokens for one in of_part]
-        return found
+            captions += [hypotheses[0].tokens for hypotheses in of_part]
+        return captions
 
 
 @torch.inference_mode()
 def main() -> None:
     arguments = make_parser(__doc__, rounds=5)
-    arguments.add_argument("run", metavar="RUN", help="a run folder whose data are available")
+    arguments.add_argument("run", metavar="RUN", help="a run folder whose dataset is available")
     options = arguments.parse_args()
     model = captioner.load(options.run, device="cpu")
     records = make(read_records, "data", model.config["data"]).split("dev")[:IMAGES]
@@ -231,7 +231,7 @@ def main() -> None:
     ways = Ways(model, features)
     seconds = take_turns(ways.tasks, options.rounds)
     matrices = [cell.of_hidden.weight for cell in decoder.recurrence.cells]
-    of_row = 2 * sum(one.numel() for one in (*matrices, decoder.output.weight))
+    of_row = 2 * sum(matrix.numel() for matrix in (*matrices, decoder.output.weight))
     rows = []
     for name, (way, peer, goal) in ways.rows_wanted.items():
         large = seconds["product, bf16" if "bf16" in way else "product"]
@@ -242,7 +242,7 @@ def main() -> None:
                 seconds[way],
                 seconds[peer],
                 times=True,
-                least=[of_row * ways.rows[way] / LARGE * one for one in large],
+                least=[of_row * ways.rows[way] / LARGE * value for value in large],
                 goal=goal,
                 images=len(images),
                 rows_per_image=ways.rows[way] / len(images),

@@ -28,19 +28,19 @@ MARK = "measured: "
 MEMORY = 3  # GiB
 
 
-def trained(root: Path, images: int, each: int) -> dict[str, Any]:
-    """Train on some images with some captions each, in a new process; return what it measured."""
+def train(root: Path, images: int, captions: int) -> dict[str, Any]:
+    """Train on a number of images and captions per image in a new process; return its numbers."""
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder) / "data"
         part.mkdir()
-        chosen = (root / "Flickr_8k.trainImages.txt").read_text().split()[:images]
+        training = (root / "Flickr_8k.trainImages.txt").read_text().split()[:images]
         dev = (root / "Flickr_8k.devImages.txt").read_text().split()[:64]
         lines = (root / "Flickr8k.token.txt").read_text().splitlines()
-        most = {**dict.fromkeys(chosen, each), **dict.fromkeys(dev, 5)}
+        most = {**dict.fromkeys(training, captions), **dict.fromkeys(dev, 5)}
         named = [(*line.partition("\t")[0].split("#"), line) for line in lines]
         lines = [line for image, number, line in named if int(number) < most.get(image, 0)]
         (part / "Flickr8k.token.txt").write_text("\n".join(lines) + "\n")
-        (part / "Flickr_8k.trainImages.txt").write_text("\n".join(chosen) + "\n")
+        (part / "Flickr_8k.trainImages.txt").write_text("\n".join(training) + "\n")
         (part / "Flickr_8k.devImages.txt").write_text("\n".join(dev) + "\n")
         arguments = [
             "experiment=flickr8k_quick",
@@ -51,11 +51,15 @@ def trained(root: Path, images: int, each: int) -> dict[str, Any]:
             "trainer.max_epochs=2",
         ]
         command = [sys.executable, __file__, "--measured", *arguments]
-        said = subprocess.run(command, capture_output=True, text=True)
-    found = [line for line in said.stdout.splitlines() if line.startswith(MARK)]
-    if said.returncode or not found:
-        raise SystemExit(f"the training of {images} images failed:\n{said.stdout}{said.stderr}")
-    return {"images": images, "captions": each * images, **json.loads(found[-1].removeprefix(MARK))}
+        done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if done.returncode or not lines:
+        raise SystemExit(f"the training of {images} images failed:\n{done.stdout}{done.stderr}")
+    return {
+        "images": images,
+        "captions": captions * images,
+        **json.loads(lines[-1].removeprefix(MARK)),
+    }
 
 
 def run_measured(arguments: list[str]) -> None:
@@ -65,23 +69,23 @@ def run_measured(arguments: list[str]) -> None:
     from captioner import cli
     from captioner.training import module
 
-    seen: dict[str, Any] = {"seconds": []}
+    measured: dict[str, Any] = {"seconds": []}
 
     class Timed(module.LitCaptioner):
         def on_train_epoch_start(self) -> None:
-            seen["started"] = time.perf_counter()
+            measured["started"] = time.perf_counter()
 
         def on_validation_epoch_start(self) -> None:
-            seen["seconds"].append(time.perf_counter() - seen.pop("started"))
-            seen["vocabulary"] = len(self.tokenizer.vocabulary)
+            measured["seconds"].append(time.perf_counter() - measured.pop("started"))
+            measured["vocabulary"] = len(self.tokenizer.vocabulary)
             super().on_validation_epoch_start()
 
     module.LitCaptioner = Timed  # type: ignore[misc]
     sys.argv = ["captioner", "train", *arguments]
     code = cli.main()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    seen["seconds"] = seen["seconds"][-1]
-    print(MARK + json.dumps({**seen, "peak_gib": peak}))
+    measured["seconds"] = measured["seconds"][-1]
+    print(MARK + json.dumps({**measured, "peak_gib": peak}))
     sys.exit(code)
 
 
@@ -112,16 +116,16 @@ def main() -> None:
     if options.json:
         require_matplotlib("the figure next to --json")
     root, about = options.root.expanduser().resolve(), start(options)
-    found = [trained(root, *size) for size in with_progress(SIZES, "trainings")]
+    sizes = [train(root, *size) for size in with_progress(SIZES, "trainings")]
     rows = []
-    for one in found:
-        name = f"{one['captions']} captions of {one['images']} images"
-        each = 1000 * one["seconds"] / one["captions"]
-        rows.append(report_value(f"{name}: training", each, "ms per caption", **one))
-        rows.append(report_value(f"{name}: peak memory", one["peak_gib"], "GiB", goal=MEMORY))
+    for size in sizes:
+        name = f"{size['captions']} captions of {size['images']} images"
+        per_caption = 1000 * size["seconds"] / size["captions"]
+        rows.append(report_value(f"{name}: training", per_caption, "ms per caption", **size))
+        rows.append(report_value(f"{name}: peak memory", size["peak_gib"], "GiB", goal=MEMORY))
     finish(about, rows, options.json)
     if options.json:
-        draw(found, Path(options.json).with_suffix(".svg"))
+        draw(sizes, Path(options.json).with_suffix(".svg"))
 
 
 if __name__ == "__main__":

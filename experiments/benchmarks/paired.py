@@ -2,8 +2,8 @@
 
 Each round measures every task once, one after the other, so that other load affects them equally.
 The result is the median of the ratios of the rounds with their spread: the quartiles with seven
-rounds or more, otherwise the smallest and the largest. A ratio is either the share of the other
-implementation's time or how many times as fast captioner is. The bound is the ratio if captioner
+rounds or more, otherwise the smallest and the largest. A ratio is either the fraction of the other
+implementation's time, or how many times as fast captioner is. The bound is the ratio if captioner
 needed only the time of the unavoidable work, measured in the same rounds.
 """
 
@@ -45,16 +45,16 @@ SKIPPED: list[str] = []
 
 def make_parser(description: str | None, *, rounds: int = 0) -> argparse.ArgumentParser:
     """Return a parser with the options of all scripts; --rounds if `rounds` is not 0."""
-    found = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if rounds:
-        found.add_argument("--rounds", type=positive, default=rounds, help="default %(default)s")
-    found.add_argument(
+        parser.add_argument("--rounds", type=positive, default=rounds, help="default %(default)s")
+    parser.add_argument(
         "--threads", type=positive, default=1, help="number of torch threads; default %(default)s"
     )
-    found.add_argument("--json", metavar="FILE", help="write the numbers to this file")
-    return found
+    parser.add_argument("--json", metavar="FILE", help="write the numbers to this file")
+    return parser
 
 
 def positive(text: str) -> int:
@@ -64,21 +64,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_captions(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    found.add_argument(
+def add_captions(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument(
         "--flickr8k",
         metavar="FOLDER",
         help="use its training captions; default: those of the built-in dataset",
     )
-    return found
+    return parser
 
 
 def read_captions(folder: str | None) -> list[str]:
     """Training captions of Flickr8k, or of the built-in dataset of drawn scenes."""
     if not folder:
-        chance = random.Random(0)
-        scenes = [sample_scene(chance, "train") for _ in range(6000)]
-        return [text for scene in scenes for text in describe(scene, chance)]
+        rng = random.Random(0)
+        scenes = [sample_scene(rng, "train") for _ in range(6000)]
+        return [text for scene in scenes for text in describe(scene, rng)]
     root = Path(folder).expanduser()
     training = set((root / "Flickr_8k.trainImages.txt").read_text(encoding="utf-8").split())
     lines = (root / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
@@ -140,8 +140,8 @@ def processor() -> str:
     lines = {name.strip(): value for name, value in lines.items()}
     has = [name for name in ("amx_bf16", "avx512_bf16") if name in lines.get("flags", "").split()]
     family = f"family {lines['cpu family']}" if "cpu family" in lines else ""
-    held = f"held to {instructions().upper()}" if instructions() else ""
-    words = [lines.get("model name", platform.machine()), family, *has[:1], held]
+    limit = f"held to {instructions().upper()}" if instructions() else ""
+    words = [lines.get("model name", platform.machine()), family, *has[:1], limit]
     return " ".join(filter(None, words))
 
 
@@ -210,8 +210,8 @@ def compare(
         name: of the row.
         ours: seconds of captioner in every round.
         peer: seconds of the peer in the same rounds.
-        times: the ratio is how many times as fast captioner is; otherwise its share of the peer's
-            time.
+        times: the ratio is how many times as fast captioner is; otherwise its fraction of the
+            peer's time.
         least: seconds of the unavoidable work in every round.
         goal: minimum of the ratio with `times`, otherwise its maximum.
         images: number of images per round, to report images per second instead of seconds.
@@ -221,10 +221,10 @@ def compare(
     def ratios(own: Sequence[float]) -> list[float]:
         return [b / a if times else a / b for a, b in zip(own, peer)]
 
-    found = ratios(ours)
-    ratio, low, high = statistics.median(found), min(found), max(found)
-    if len(found) >= QUARTILES_FROM:
-        low, _, high = statistics.quantiles(found, n=4)
+    values = ratios(ours)
+    ratio, low, high = statistics.median(values), min(values), max(values)
+    if len(values) >= QUARTILES_FROM:
+        low, _, high = statistics.quantiles(values, n=4)
     seconds = statistics.median(ours), statistics.median(peer)
     return {
         "row": name,
@@ -336,7 +336,7 @@ def run_guarded(main: Callable[[], None]) -> None:
 
 
 class Pair(NamedTuple):
-    """Two tasks to compare, with the name of the row and the goal: share of the peer's time."""
+    """Two tasks to compare, with the name of the row and the goal: fraction of the peer's time."""
 
     name: str
     ours: str
@@ -382,7 +382,7 @@ def product(*, half: bool) -> Callable[[], Any]:
     return lambda: matmul.product(a, b)  # with the library that is fastest on this processor
 
 
-def compare_shares(
+def compare_times(
     tasks: Mapping[str, Callable[[], Any]], pairs: Sequence[Pair], rounds: int
 ) -> list[dict[str, Any]]:
     """Measure all tasks in turn; return one row per pair, bounded by captioner's matrix products.
@@ -403,7 +403,7 @@ def compare_shares(
                 seconds[ours],
                 seconds[peer],
                 times=False,
-                least=[counts[ours] / LARGE * one for one in of_large],
+                least=[counts[ours] / LARGE * value for value in of_large],
                 goal=goal,
                 gflop=counts[ours] / 1e9,
                 gflops=LARGE / 1e9 / statistics.median(of_large),

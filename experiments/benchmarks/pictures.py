@@ -69,12 +69,12 @@ HELP, MEMORY = 0.3, 3  # seconds of captioner --help, GiB
 
 
 class Task(NamedTuple):
-    """The usual code, captioner, and the unavoidable work, of which `share` is counted."""
+    """The usual code, captioner, and the unavoidable work, of which a `fraction` counts."""
 
     usual: Callable[[], Any]
     ours: Callable[[], Any]
     least: Callable[[], Any]
-    share: float = 1.0
+    fraction: float = 1.0
 
 
 def usual_transform(encoder: Encoder) -> Callable[[str], torch.Tensor]:
@@ -98,7 +98,7 @@ def own_pixels(encoder: Encoder, file: str) -> torch.Tensor:
     return own.pixels(open_image(file, shorter=own.shorter))
 
 
-def enlarged(files: Sequence[str], folder: Path, size: tuple[int, int]) -> list[str]:
+def resize_files(files: Sequence[str], folder: Path, size: tuple[int, int]) -> list[str]:
     """Write the images at another size, as JPEG files of quality 92."""
     made = []
     for number, file in enumerate(files):
@@ -108,15 +108,15 @@ def enlarged(files: Sequence[str], folder: Path, size: tuple[int, int]) -> list[
     return made
 
 
-def levels(encoder: Encoder, name: str, files: Sequence[str]) -> dict[str, Any]:
+def compare_pixels(encoder: Encoder, name: str, files: Sequence[str]) -> dict[str, Any]:
     """Maximum and mean difference from the usual transform, in units of 1/255."""
     usual, largest, means = usual_transform(encoder), 0.0, []
     scale = 255 * torch.tensor(encoder.transform.std)[:, None, None]
     for file in files:
         own = encoder.transform.normalise_batch(own_pixels(encoder, file)[None])[0]
-        apart = (own - usual(file)).abs() * scale  # [3, S, S]
-        largest = max(largest, float(apart.max()))
-        means.append(float(apart.mean()))
+        difference = (own - usual(file)).abs() * scale  # [3, S, S]
+        largest = max(largest, float(difference.max()))
+        means.append(float(difference.mean()))
     mean = statistics.mean(means)
     return report_value(f"largest difference of a pixel, {name}", largest, "of 255", mean=mean)
 
@@ -124,14 +124,14 @@ def levels(encoder: Encoder, name: str, files: Sequence[str]) -> dict[str, Any]:
 def input_tasks(encoder: Encoder, files: dict[str, list[str]]) -> dict[str, Task]:
     usual = usual_transform(encoder)
 
-    def task(some: list[str]) -> Task:
+    def task(files: list[str]) -> Task:
         return Task(
-            lambda: [usual(file) for file in some],
-            lambda: [own_pixels(encoder, file) for file in some],
-            lambda: [open_image(file, shorter=encoder.transform.shorter) for file in some],
+            lambda: [usual(file) for file in files],
+            lambda: [own_pixels(encoder, file) for file in files],
+            lambda: [open_image(file, shorter=encoder.transform.shorter) for file in files],
         )
 
-    return {f"input, {name}": task(some) for name, some in files.items()}
+    return {f"input, {name}": task(paths) for name, paths in files.items()}
 
 
 def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dict[str, Task]:
@@ -147,25 +147,25 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
     }
 
     def eager(images: torch.Tensor, layout: Any = torch.contiguous_format) -> Callable[[], Any]:
-        return lambda: [encoder.extract(slow[layout], some) for some in images.split(8)]
+        return lambda: [encoder.extract(slow[layout], batch) for batch in images.split(8)]
 
-    def ours(images: torch.Tensor, one: Encoder = quick) -> Callable[[], Any]:
-        return lambda: [one(some) for some in images.split(8)]
+    def ours(images: torch.Tensor, encoder: Encoder = quick) -> Callable[[], Any]:
+        return lambda: [encoder(batch) for batch in images.split(8)]
 
     with FlopCounterMode(display=False) as counter:
         encoder.extract(slow[torch.contiguous_format], floats[:1])
     of_image = counter.get_total_flops() / LARGE  # in large products
     halves, singles = product(half=quick.computes_in == torch.bfloat16), product(half=False)
-    some = len(files)
+    count = len(files)
     return {
         "encoder, one image": Task(eager(floats[:1]), ours(pixels[:1]), halves, of_image),
         "encoder, 8 images": Task(eager(floats[:8]), ours(pixels[:8]), halves, 8 * of_image),
-        "encoder, 256 images": Task(eager(floats), ours(pixels), halves, some * of_image),
+        "encoder, 256 images": Task(eager(floats), ours(pixels), halves, count * of_image),
         "encoder, 256 images, compared with channels-last": Task(
-            eager(wide, torch.channels_last), ours(pixels), halves, some * of_image
+            eager(wide, torch.channels_last), ours(pixels), halves, count * of_image
         ),
         "encoder in fp32, 256 images": Task(
-            eager(floats), ours(pixels, encoder), singles, some * of_image
+            eager(floats), ours(pixels, encoder), singles, count * of_image
         ),
     }
 
@@ -183,28 +183,27 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
             model.caption_features([features], beam_size=5)
 
     def folder() -> None:
-        assert not any(isinstance(one, Exception) for one in model.caption_each(files, beam_size=5))
+        captions = model.caption_each(files, beam_size=5)
+        assert not any(isinstance(caption, Exception) for caption in captions)
 
     def features() -> None:
         with tempfile.TemporaryDirectory() as cache:
             cache_features(model.encoders[0], files, Path(cache), progress=False)
 
     def encoded() -> None:
-        for some in pixels.split(8):
-            model.encoders[0](some)
+        for batch in pixels.split(8):
+            model.encoders[0](batch)
 
-    share = min(
-        1.0, torch.get_num_threads() / (os.cpu_count() or 1)
-    )  # of all cores, not only of these threads
+    fraction = min(1.0, torch.get_num_threads() / (os.cpu_count() or 1))  # of all cores
     return {
         "features to the cache": Task(
             lambda: [encoder.extract(network, usual(file)[None]) for file in files],
             features,
             encoded,
-            share,
+            fraction,
         ),
-        "folder, beam 5": Task(naive, folder, encoded, share),
-        "folder, compared with the encoder alone": Task(encoded, folder, encoded, share),
+        "folder, beam 5": Task(naive, folder, encoded, fraction),
+        "folder, compared with the encoder alone": Task(encoded, folder, encoded, fraction),
     }
 
 
@@ -233,9 +232,9 @@ def cold_start(run: str, file: str) -> dict[str, float]:
     return {**seconds, "captioner --help": time.perf_counter() - started}
 
 
-def elsewhere() -> float:
+def time_of_others() -> float:
     """Processor time of other programs in seconds, from Linux's /proc/stat."""
-    ticks = [int(one) for one in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+    ticks = [int(value) for value in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
     busy = sum(ticks) - ticks[3] - ticks[4]  # without idle and iowait
     return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
 
@@ -251,16 +250,16 @@ class Seconds(NamedTuple):
 
 @torch.inference_mode()
 def measure(tasks: dict[str, Task]) -> dict[str, Seconds]:
-    found = {}
+    measured = {}
     for name, task in tasks.items():
-        seconds, before = [], elsewhere()
+        seconds, before = [], time_of_others()
         for way in (task.usual, task.ours, task.least):
             started = time.perf_counter()
             way()
             seconds.append(time.perf_counter() - started)
-        others = (elsewhere() - before) / sum(seconds)
-        found[name] = Seconds(seconds[0], seconds[1], task.share * seconds[2], others)
-    return found
+        others = (time_of_others() - before) / sum(seconds)
+        measured[name] = Seconds(seconds[0], seconds[1], task.fraction * seconds[2], others)
+    return measured
 
 
 def row(name: str, seconds: Sequence[Seconds]) -> dict[str, Any]:
@@ -303,7 +302,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         pictures = {"original size": files[:64]}
         for name, size in SIZES.items():
-            pictures[name] = enlarged(files[: 4 if size[0] > 3000 else 16], Path(made), size)
+            pictures[name] = resize_files(files[: 4 if size[0] > 3000 else 16], Path(made), size)
         tasks = {
             **input_tasks(encoder, pictures),
             **encoder_tasks(encoder, quick, files),
@@ -315,13 +314,13 @@ def main() -> None:
                 f"--only {options.only}: no task starts with this; choose one of {WORDS}"
             )
         rounds = [measure(tasks) for _ in with_progress(range(options.rounds + 1), "rounds")][1:]
-        rows += [row(name, [one[name] for one in rounds]) for name in tasks]
+        rows += [row(name, [r[name] for r in rounds]) for name in tasks]
         if "input".startswith(options.only):
-            rows += [levels(encoder, name, some) for name, some in pictures.items()]
+            rows += [compare_pixels(encoder, name, paths) for name, paths in pictures.items()]
     if not options.only:
         cold = [cold_start(options.run, files[0]) for _ in range(options.rounds)]
         for step in cold[0]:
-            value = statistics.median(one[step] for one in cold)
+            value = statistics.median(seconds[step] for seconds in cold)
             if step == "captioner --help":
                 rows.append(report_value(step, value, "s", goal=HELP))
             else:

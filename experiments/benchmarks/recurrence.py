@@ -15,7 +15,7 @@ import torch
 from paired import (
     Pair,
     add_captions,
-    compare_shares,
+    compare_times,
     draw_lengths,
     finish,
     make_parser,
@@ -32,7 +32,7 @@ E = H = 512
 T = 16
 BATCHES = (32, 128, 256)
 PEERS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
-TUTORIAL = {32: 0.65, 128: 0.8, 256: 0.8}  # goals: share of its time, by batch size
+TUTORIAL = {32: 0.65, 128: 0.8, 256: 0.8}  # goals: fraction of its time, by batch size
 
 
 class TutorialLSTM(nn.Module):
@@ -55,9 +55,9 @@ class TutorialLSTM(nn.Module):
 
 
 def ours(cell: str, *, fused: bool = True) -> Recurrence:
-    found = Recurrence(cell=cell, input_size=E, hidden_size=H)
-    found.fused = fused
-    return found
+    recurrence = Recurrence(cell=cell, input_size=E, hidden_size=H)
+    recurrence.fused = fused
+    return recurrence
 
 
 def task(
@@ -106,7 +106,7 @@ def peer_packed(cell: str, words: Tensor, *, half: bool = False) -> Callable[[],
     return task(module, inputs, run, half=half)
 
 
-def of_lstm(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Pair]]:
+def lstm_tasks(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Pair]]:
     tutorial = TutorialLSTM()
     tasks = {
         "full": full("lstm", batch),
@@ -119,10 +119,10 @@ def of_lstm(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], li
         "nn packed, bf16": peer_packed("lstm", words, half=True),
         "tutorial": task(tutorial, torch.randn(batch, T, E, requires_grad=True), tutorial),
     }
-    share = float(words.sum()) / (batch * int(words.max()))
+    real = float(words.sum()) / (batch * int(words.max()))
     pairs = [
         Pair(f"B={batch}: nn.LSTM, fp32, full length", "full", "nn", 1.05),
-        Pair(f"B={batch}: nn.LSTM padded, fp32 ({share:.0%} real)", "real", "nn padded", 0.65),
+        Pair(f"B={batch}: nn.LSTM padded, fp32 ({real:.0%} real)", "real", "nn padded", 0.65),
         Pair(f"B={batch}: nn.LSTM packed, fp32", "real", "nn packed"),
         Pair(f"B={batch}: nn.LSTM packed, bf16", "real, bf16", "nn packed, bf16", 0.45, True),
         Pair(f"B={batch}: tutorial cell, fp32, full length", "full", "tutorial", TUTORIAL[batch]),
@@ -131,7 +131,7 @@ def of_lstm(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], li
     return tasks, pairs
 
 
-def of_others(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Pair]]:
+def rnn_and_gru_tasks(batch: int, words: Tensor) -> tuple[dict[str, Callable[[], Any]], list[Pair]]:
     tasks, pairs = {}, []
     for cell in ("rnn", "gru"):
         tasks |= {f"{cell} full": full(cell, batch), f"{cell} real": packed(cell, words)}
@@ -150,9 +150,9 @@ def main() -> None:
     about, rows = start(options), []
     for batch in BATCHES:
         words = draw_lengths(options.flickr8k, batch, more=2)  # X_0 and <start>
-        rows += compare_shares(*of_lstm(batch, words), options.rounds)
-    rows += compare_shares(
-        *of_others(128, draw_lengths(options.flickr8k, 128, more=2)), options.rounds
+        rows += compare_times(*lstm_tasks(batch, words), options.rounds)
+    rows += compare_times(
+        *rnn_and_gru_tasks(128, draw_lengths(options.flickr8k, 128, more=2)), options.rounds
     )
     finish(about, rows, options.json)
 

@@ -60,25 +60,25 @@ SCRIPTS = {
 
 
 def make_arguments() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument(
+    parser.add_argument(
         "--flickr8k", type=Path, metavar="FOLDER", required=True, help="the folder of Flickr8k"
     )
-    found.add_argument("--output", type=Path, metavar="FILE.json", required=True)
-    found.add_argument("--run", type=Path, metavar="RUN", help="a run folder of flickr8k_quick")
-    found.add_argument(
+    parser.add_argument("--output", type=Path, metavar="FILE.json", required=True)
+    parser.add_argument("--run", type=Path, metavar="RUN", help="a run folder of flickr8k_quick")
+    parser.add_argument(
         "--only", nargs="+", choices=list(SCRIPTS), metavar="NAME", help=", ".join(SCRIPTS)
     )
-    found.add_argument(
+    parser.add_argument(
         "--threads",
         nargs="+",
         type=positive,
         help="for scripts with rounds; default 1 and 2",
     )
-    found.add_argument("--rounds", type=positive, help="1 for a quick test")
-    return found
+    parser.add_argument("--rounds", type=positive, help="1 for a quick test")
+    return parser
 
 
 def main() -> None:
@@ -91,7 +91,7 @@ def main() -> None:
     if options.run and not options.only:
         names.remove("whole_training")  # --run gives the model
     check_input(names, root, options.run, output)
-    found, failed = read_parts(output), []
+    parts, failed = read_parts(output), []
     work = [
         (name, threads)
         for name in names
@@ -101,15 +101,15 @@ def main() -> None:
         title = f"{name}, {threads} thread{'s' * (threads > 1)}"
         print(f"[{number}/{len(work)}] {title}", file=sys.stderr, flush=True)
         places = {ROOT: str(root), RUN: str(run.expanduser().resolve())}
-        values = [places.get(one, one) for one in SCRIPTS[name].arguments]
+        values = [places.get(argument, argument) for argument in SCRIPTS[name].arguments]
         if options.rounds and SCRIPTS[name].rounds:
             values += ["--rounds", str(options.rounds)]
         part = measure(name, threads, values, output)
         if part is None:
             failed.append(title)
             continue
-        found[title] = part
-        whole = {"benchmarks": {t: found[t] for t in sorted(found, key=sort_key)}}
+        parts[title] = part
+        whole = {"benchmarks": {t: parts[t] for t in sorted(parts, key=sort_key)}}
         write_whole(output, json.dumps(whole, indent=2) + "\n")
         write_whole(output.with_suffix(".md"), format_page(whole))
     if failed:
@@ -117,7 +117,7 @@ def main() -> None:
 
 
 def check_input(names: list[str], root: Path, run: Path | None, output: Path) -> None:
-    """Check now what would otherwise fail after half an hour."""
+    """Check all input before the first benchmark starts."""
     for file in FILES:
         if not (root / file).is_file():
             raise ValueError(f"{root}: contains no {file}; --flickr8k is the folder of the dataset")
@@ -133,7 +133,9 @@ def check_input(names: list[str], root: Path, run: Path | None, output: Path) ->
         raise ValueError(f"{output}: --output must be a .json file in an existing folder")
     for needs in filter(None, (SCRIPTS[name].needs for name in names)):
         if not (find_spec(needs) or shutil.which(needs)):
-            raise ValueError(f"{needs} is not installed; python -m pip install -e '.[test]', java")
+            raise ValueError(
+                f"{needs} is not installed; install java and: pip install -e '.[test]'"
+            )
 
 
 def read_parts(output: Path) -> dict[str, Any]:
@@ -143,7 +145,9 @@ def read_parts(output: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(output.read_text(encoding="utf-8"))["benchmarks"])
     except (ValueError, LookupError, TypeError):
-        raise ValueError(f"{output}: is not a file of benchmarks; choose another") from None
+        raise ValueError(
+            f"{output}: is not an output file of this script; choose another"
+        ) from None
 
 
 def measure(name: str, threads: int, values: list[str], output: Path) -> dict[str, Any] | None:

@@ -45,45 +45,45 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     gc.collect()
     gc.freeze()  # otherwise each task also searches the results of earlier ones
     started = time.perf_counter()
-    found = work()
-    return time.perf_counter() - started, found
+    result = work()
+    return time.perf_counter() - started, result
 
 
-def score_once(said: list[list[str]], people: list[list[list[str]]]) -> dict[str, float]:
+def score_once(candidates: list[list[str]], references: list[list[list[str]]]) -> dict[str, float]:
     """Seconds of every task in one round; the results must be equal."""
-    texts = {i: [" ".join(words) for words in one] for i, one in enumerate(people)}
-    alone = {i: [" ".join(words)] for i, words in enumerate(said)}
+    texts = {i: [" ".join(words) for words in texts] for i, texts in enumerate(references)}
+    single = {i: [" ".join(words)] for i, words in enumerate(candidates)}
     seconds = {}
-    seconds["coco CIDEr-D"], (_, theirs) = timed(lambda: CocoCider().compute_score(texts, alone))
-    seconds["CIDEr-D, cold"], ours = timed(lambda: Cider(References(people)).rows(said))
+    seconds["coco CIDEr-D"], (_, theirs) = timed(lambda: CocoCider().compute_score(texts, single))
+    seconds["CIDEr-D, cold"], ours = timed(lambda: Cider(References(references)).rows(candidates))
     assert numpy.abs(ours[:, 0] / 100 - theirs).max() < 1e-9
 
-    scorer = Cider(References(people))
-    seconds["CIDEr-D, references kept"], ours = timed(lambda: scorer.rows(said))
+    scorer = Cider(References(references))
+    seconds["CIDEr-D, references kept"], ours = timed(lambda: scorer.rows(candidates))
     assert numpy.abs(ours[:, 0] / 100 - theirs).max() < 1e-9
 
     seconds["coco BLEU"], (theirs, _) = timed(
-        lambda: Bleu(4).compute_score(texts, alone, verbose=0)
+        lambda: Bleu(4).compute_score(texts, single, verbose=0)
     )
     seconds["BLEU counts, cold"], ours = timed(
-        lambda: bleu_rows(References(people), said, coco=True)
+        lambda: bleu_rows(References(references), candidates, coco=True)
     )
     values = list(from_bleu_rows(ours.mean(axis=0)).values())
     assert numpy.abs(numpy.array(values) / 100 - theirs).max() < 1e-9
 
-    references = References(people)
+    kept = References(references)
     seconds["BLEU counts, references kept"], ours = timed(
-        lambda: bleu_rows(references, said, coco=True)
+        lambda: bleu_rows(kept, candidates, coco=True)
     )
     assert list(from_bleu_rows(ours.mean(axis=0)).values()) == values
 
-    everything = [*said, *(words for one in people for words in one)]
-    seconds["bound, cold"], _ = timed(lambda: numbered_and_sorted(everything))
-    seconds["bound, references kept"], _ = timed(lambda: numbered_and_sorted(said))
+    everything = [*candidates, *(words for texts in references for words in texts)]
+    seconds["bound, cold"], _ = timed(lambda: count_minimally(everything))
+    seconds["bound, references kept"], _ = timed(lambda: count_minimally(candidates))
     return seconds
 
 
-def numbered_and_sorted(texts: list[list[str]]) -> None:
+def count_minimally(texts: list[list[str]]) -> None:
     """The unavoidable work of counting n-grams: look up each word, sort the keys of each order."""
     numbers: dict[str, int] = {}
     ids = [numbers.setdefault(word, len(numbers)) for words in texts for word in words]
@@ -93,12 +93,12 @@ def numbered_and_sorted(texts: list[list[str]]) -> None:
         keys, last = keys[:-1] << SHIFT | last[1:], last[1:]
 
 
-def cut_once(texts: list[str]) -> dict[str, float]:
+def tokenize_once(texts: list[str]) -> dict[str, float]:
     """Seconds of both tokenizers; the words must be equal."""
-    asked = {i: [{"caption": text}] for i, text in enumerate(texts)}
+    captions = {i: [{"caption": text}] for i, text in enumerate(texts)}
     seconds = {}
     with contextlib.redirect_stderr(io.StringIO()):
-        seconds["coco words"], theirs = timed(lambda: PTBTokenizer().tokenize(asked))
+        seconds["coco words"], theirs = timed(lambda: PTBTokenizer().tokenize(captions))
     seconds["tokenization of 200,000 captions"], ours = timed(lambda: TOKENIZE["ptb"](texts))
     assert all(theirs[i][0].split() == words for i, words in enumerate(ours))
     gc.disable()  # as in captioner
@@ -108,7 +108,7 @@ def cut_once(texts: list[str]) -> dict[str, float]:
 
 
 class Row(NamedTuple):
-    """A task, the one it is compared with, its bound, and the goal: share of the other's time."""
+    """A task, its peer, its bound, and the goal: fraction of the peer's time."""
 
     task: str
     other: str
@@ -129,19 +129,19 @@ def main() -> None:
     options = add_captions(make_parser(__doc__, rounds=3)).parse_args()
     about = start(options, "numpy", "pycocoevalcap", images=IMAGES, references=REFERENCES)
     pool = read_captions(options.flickr8k)
-    chance = random.Random(0)
+    rng = random.Random(0)
     words = [ptb_words(text) for text in pool]
-    people = [[chance.choice(words) for _ in range(REFERENCES)] for _ in range(IMAGES)]
-    said = [chance.choice(one if chance.random() < 0.3 else words) for one in people]
-    texts = [chance.choice(pool) for _ in range(TEXTS)]
+    references = [[rng.choice(words) for _ in range(REFERENCES)] for _ in range(IMAGES)]
+    candidates = [rng.choice(own if rng.random() < 0.3 else words) for own in references]
+    texts = [rng.choice(pool) for _ in range(TEXTS)]
     rounds = [
-        {**score_once(said, people), **cut_once(texts)}
+        {**score_once(candidates, references), **tokenize_once(texts)}
         for _ in with_progress(range(options.rounds), "rounds")
     ]
     rows = []
     for task, other, least, goal in ROWS:
-        ours, peer, fewest = ([one[name] for one in rounds] for name in (task, other, least))
-        rows.append(compare(task, ours, peer, times=False, least=fewest, goal=goal))
+        ours, peer, bound = ([r[name] for r in rounds] for name in (task, other, least))
+        rows.append(compare(task, ours, peer, times=False, least=bound, goal=goal))
     finish(about, rows, options.json)
 
 

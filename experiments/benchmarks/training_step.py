@@ -20,7 +20,7 @@ import torch
 from paired import (
     Pair,
     add_captions,
-    compare_shares,
+    compare_times,
     draw_lengths,
     finish,
     make_parser,
@@ -63,8 +63,8 @@ def tutorial_step(
     """One step; as in tutorials, the logits of X_0 are computed but have no loss."""
     optimizer = torch.optim.Adam(decoder.parameters(), lr=1e-3)
     criterion = nn.CrossEntropyLoss(ignore_index=IGNORED)
-    none = torch.full((len(targets), 1), IGNORED)
-    answers = torch.cat([none, targets], dim=1)
+    of_image = torch.full((len(targets), 1), IGNORED)
+    answers = torch.cat([of_image, targets], dim=1)  # [B, 1 + T]
 
     def work() -> float:
         logits = decoder(features, inputs, words)
@@ -96,12 +96,12 @@ def our_step(
     return work
 
 
-def twin(decoder: Tutorial, vocabulary: int) -> ShowTell:
+def copy_weights(decoder: Tutorial, vocabulary: int) -> ShowTell:
     """ShowTell with the weights of the tutorial's decoder, whose gate order is i, f, C~, o."""
-    found = ShowTell(
+    copied = ShowTell(
         vocabulary_size=vocabulary, feature_size=D, embedding_size=E, hidden_size=H, dropout=0.0
     )
-    cell, lstm = found.recurrence.cells[0], decoder.lstm
+    cell, lstm = copied.recurrence.cells[0], decoder.lstm
     bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
     pairs = (
         (cell.of_input.weight, lstm.weight_ih_l0),
@@ -109,12 +109,12 @@ def twin(decoder: Tutorial, vocabulary: int) -> ShowTell:
         (cell.of_input.bias, bias),
     )
     with torch.no_grad():
-        for mine, theirs in pairs:
-            i, f, candidate, o = theirs.chunk(4)
-            mine.copy_(torch.cat([f, i, candidate, o]))
+        for target, source in pairs:
+            i, f, candidate, o = source.chunk(4)
+            target.copy_(torch.cat([f, i, candidate, o]))
         for name in ("image", "words", "output"):
-            getattr(found, name).load_state_dict(getattr(decoder, name).state_dict())
-    return found
+            getattr(copied, name).load_state_dict(getattr(decoder, name).state_dict())
+    return copied
 
 
 def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any], list[Pair]]:
@@ -134,15 +134,15 @@ def up_down(half: bool, inputs: Tensor, targets: Tensor) -> tuple[dict[str, Any]
         decoder.defers = defers
         ways[defers] = our_step(decoder, features, inputs, targets, half=half)
     name = "bf16" if half else "fp32"
-    tasks = {f"gathered, {name}": ways[True], f"autograd, {name}": ways[False]}
+    tasks = {f"collected, {name}": ways[True], f"autograd, {name}": ways[False]}
     return tasks, [Pair(f"Up-Down, {name}: collected, compared with autograd", *tasks, half=half)]
 
 
 def batch(words: Tensor, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
     """Features [B, D], inputs and targets [B, T]; token frequencies follow Zipf's law."""
-    shares = 1.0 / torch.arange(4, vocabulary).float()
-    drawn = 4 + torch.multinomial(shares, len(words) * int(words.max()), replacement=True)
-    targets = drawn.view(len(words), -1)
+    frequencies = 1.0 / torch.arange(4, vocabulary).float()
+    tokens = 4 + torch.multinomial(frequencies, len(words) * int(words.max()), replacement=True)
+    targets = tokens.view(len(words), -1)
     inputs = torch.cat([torch.ones(len(words), 1, dtype=torch.long), targets[:, :-1]], dim=1)
     real = torch.arange(targets.shape[1]) < words[:, None]
     return (
@@ -159,7 +159,7 @@ def main() -> None:
     for vocabulary, (goal, half_goal) in GOALS.items():
         features, inputs, targets = batch(words, vocabulary)
         tutorial = Tutorial(vocabulary)
-        peers = [twin(tutorial, vocabulary) for _ in range(2)]
+        peers = [copy_weights(tutorial, vocabulary) for _ in range(2)]
         tasks = {
             "tutorial": tutorial_step(tutorial, features, inputs, targets, words),
             "ours": our_step(peers[0], Features(features), inputs, targets, half=False),
@@ -179,11 +179,11 @@ def main() -> None:
                 True,
             ),
         ]
-        rows += compare_shares(tasks, pairs, options.rounds)
+        rows += compare_times(tasks, pairs, options.rounds)
         if vocabulary == 3000:
             attending = [up_down(half, inputs, targets) for half in (False, True)]
     for tasks, pairs in attending:
-        rows += compare_shares(tasks, pairs, options.rounds)
+        rows += compare_times(tasks, pairs, options.rounds)
     finish(about, rows, options.json)
 
 

@@ -27,7 +27,7 @@ from captioner.evaluation.evaluate import evaluate
 from captioner.runs import COSTS
 from captioner.verbs.caption_files import find_images
 
-MINUTES, BLEU, MEMORY, PER_SECOND, APART = 8, 18.5, 3, 150, 0.2  # goals
+MINUTES, BLEU, MEMORY, PER_SECOND, DIFFERENCE = 8, 18.5, 3, 150, 0.2  # goals
 EXTRACTED = 1536
 BEAM = {"beam_size": 3, "length_penalty": 0.7}
 PRECISIONS = {"bf16 encoder": ("bf16", "fp32"), "bf16 decoder": ("fp32", "bf16")}
@@ -47,13 +47,13 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def run_command(*arguments: str, environment: dict[str, str], shown: bool) -> tuple[float, str]:
+def run_command(*arguments: str, environment: dict[str, str], prints: bool) -> tuple[float, str]:
     """Run a command; return the seconds it took and its output."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "captioner", *arguments],
         env={**os.environ, **environment},
-        stdout=sys.stderr if shown else subprocess.PIPE,
+        stdout=sys.stderr if prints else subprocess.PIPE,
         text=True,
     )
     if done.returncode:
@@ -88,17 +88,17 @@ def train_and_evaluate(root: Path, run_dir: Path, cache: str, options: Any) -> l
     environment = {"CAPTIONER_CACHE": cache, "OMP_NUM_THREADS": str(options.threads)}
     recipe = ("experiment=flickr8k_quick", f"data.root={root}", f"seed={options.seed}")
     seconds, _ = run_command(
-        "train", *recipe, f"run_dir={run_dir}", environment=environment, shown=True
+        "train", *recipe, f"run_dir={run_dir}", environment=environment, prints=True
     )
     costs = json.loads((run_dir / COSTS).read_text())
     evaluating, printed = run_command(
         *("evaluate", str(run_dir), "decoding=consensus", "--format", "json"),
         environment=environment,
-        shown=False,
+        prints=False,
     )
-    found = json.loads(printed)
-    score = found["scores"]["BLEU-4"]
-    kept = {name: found[name] for name in ("scores", "signature")}
+    result = json.loads(printed)
+    score = result["scores"]["BLEU-4"]
+    kept = {name: result[name] for name in ("scores", "signature")}
     rows = [
         report_value("training, from image files", seconds / 60, "min", goal=MINUTES, costs=costs),
         report_value("its evaluation by consensus", evaluating, "s"),
@@ -113,13 +113,13 @@ def compare_precisions(run_dir: Path, cache: str) -> list[dict[str, Any]]:
     model = captioner.load(run_dir, device="cpu")
     plain = score_dev(model, "fp32", "fp32", cache)
     rows = [report_value("BLEU-4, beam of 3, fp32", plain["BLEU-4"], "", scores=plain)]
-    for name, how in PRECISIONS.items():
+    for name, precisions in PRECISIONS.items():
         title = f"BLEU-4 difference with {name}"
         if not is_measured(title, half=True):
             continue
-        other = score_dev(model, *how, cache)
+        other = score_dev(model, *precisions, cache)
         difference = abs(other["BLEU-4"] - plain["BLEU-4"])
-        rows.append(report_value(title, difference, "", goal=APART, scores=other))
+        rows.append(report_value(title, difference, "", goal=DIFFERENCE, scores=other))
     return rows
 
 

@@ -26,10 +26,10 @@ from captioner.metrics.significance import bootstrap, interval
 
 HERE = Path(__file__).resolve().parent
 METRICS = ("bleu", "rouge-l", "cider-d", "diversity")
-SHOWN = ("BLEU-4", "ROUGE-L", "CIDEr-D")
+SCORES = ("BLEU-4", "ROUGE-L", "CIDEr-D")
 VARIETY = ("length", "vocabulary", "distinct", "novelty", "distinct-1", "distinct-2", "mBLEU-4")
 BEAM = {"beam_size": 3, "length_penalty": 0.7}
-DRAWN = {"temperature": 1.0, "captions": 5}
+SAMPLED = {"temperature": 1.0, "captions": 5}
 STRATEGIES: dict[str, dict[str, Any]] = {
     "greedy": {},
     "beam 3": {"beam_size": 3},
@@ -57,10 +57,10 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "groups": 5,
         "captions": 5,
     },
-    "5 samples, τ 1": DRAWN,
-    "5 samples, τ 0.5": {**DRAWN, "temperature": 0.5},
-    "5 samples, top-k 10": {**DRAWN, "top_k": 10},
-    "5 samples, top-p 0.9": {**DRAWN, "top_p": 0.9},
+    "5 samples, τ 1": SAMPLED,
+    "5 samples, τ 0.5": {**SAMPLED, "temperature": 0.5},
+    "5 samples, top-k 10": {**SAMPLED, "top_k": 10},
+    "5 samples, top-p 0.9": {**SAMPLED, "top_p": 0.9},
     "beam 3, α 0.7, 8 words or more": {**BEAM, "min_length": 8},
     "beam 3, α 0.7, no 2 words twice": {**BEAM, "no_repeat_ngram": 2},
     "beam 3, α 0.7, without 'man'": {**BEAM, "banned_words": ["man"]},
@@ -79,29 +79,29 @@ def main() -> None:
     parser.add_argument("--split", default="dev")
     options = parser.parse_args()
     model = captioner.load(options.run)
-    rows = [row(name, model, how, options.split) for name, how in STRATEGIES.items()]
+    rows = [measure(name, model, how, options.split) for name, how in STRATEGIES.items()]
     if options.average:
         mean = captioner.load(options.average)
         rows.append(
-            row("beam 3, α 0.7, weights of the best epochs averaged", mean, BEAM, options.split)
+            measure("beam 3, α 0.7, weights of the best epochs averaged", mean, BEAM, options.split)
         )
     if options.others:
         several = captioner.load([options.run, *options.others])
         for average in ("probability", "log_probability"):
             name = f"beam 3, α 0.7, {len(several.models)} models, {average.replace('_', ' ')}"
-            rows.append(row(name, several, {**BEAM, "ensemble": average}, options.split))
-    found = {"about": about(options.run), "rows": rows}
-    write_whole(HERE / "results.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+            rows.append(measure(name, several, {**BEAM, "ensemble": average}, options.split))
+    results = {"about": about(options.run), "rows": rows}
+    write_whole(HERE / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     before, _, rest = readme.partition("<!-- table -->\n")
     after = rest.partition("<!-- end -->")[2]
     write_whole(HERE / "README.md", f"{before}<!-- table -->\n{table(rows)}<!-- end -->{after}")
 
 
-def row(name: str, model: Captioner, how: dict[str, Any], split: str) -> dict[str, Any]:
+def measure(name: str, model: Captioner, options: dict[str, Any], split: str) -> dict[str, Any]:
     """Decode the split with one strategy and return the entries of the table."""
     plain = type(model.options)().as_dict()
-    decoding = {**plain, **how}
+    decoding = {**plain, **options}
     data, loader = model.config["data"], model.config["loader"]
     result: Evaluation = evaluate(
         model, data=data, decoding=decoding, loader=loader, split=split, metrics=METRICS
@@ -111,10 +111,10 @@ def row(name: str, model: Captioner, how: dict[str, Any], split: str) -> dict[st
     print(f"{name:<55}{result.scores.values['CIDEr-D']:6.1f}", flush=True)
     return {
         "name": name,
-        "options": how,
+        "options": options,
         "signature": str(result.scores.signature),
-        "scores": {n: result.scores.values[n] for n in SHOWN},
-        "intervals": {n: interval(resampled[n][0]) for n in SHOWN},
+        "scores": {n: result.scores.values[n] for n in SCORES},
+        "intervals": {n: interval(resampled[n][0]) for n in SCORES},
         "variety": {n: result.scores.values[n] for n in VARIETY if n in result.scores.values},
         "images_per_second": len(result.captions) / result.seconds,
         "notes": sum(bool(caption.note) for caption in result.captions),
@@ -123,15 +123,15 @@ def row(name: str, model: Captioner, how: dict[str, Any], split: str) -> dict[st
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The table in Markdown."""
-    heads = [*SHOWN, *VARIETY, "images/s"]
+    heads = [*SCORES, *VARIETY, "images/s"]
     lines = ["| decoding | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for one in rows:
+    for row in rows:
         cells = [
-            f"{one['scores'][n]:.1f} ({one['intervals'][n][0]:.1f} to {one['intervals'][n][1]:.1f})"
-            for n in SHOWN
+            f"{row['scores'][n]:.1f} ({row['intervals'][n][0]:.1f} to {row['intervals'][n][1]:.1f})"
+            for n in SCORES
         ]
-        cells += [f"{one['variety'][n]:.1f}" if n in one["variety"] else "" for n in VARIETY]
-        lines.append(f"| {one['name']} | {' | '.join(cells)} | {one['images_per_second']:.0f} |")
+        cells += [f"{row['variety'][n]:.1f}" if n in row["variety"] else "" for n in VARIETY]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {row['images_per_second']:.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -61,7 +61,7 @@ RECIPES = (
     "flickr8k_updown",
     "flickr8k_updown_scst",
 )
-STARTS = {one: one.removesuffix("_scst") for one in RECIPES if one.endswith("_scst")}
+STARTS = {name: name.removesuffix("_scst") for name in RECIPES if name.endswith("_scst")}
 ENSEMBLES = {
     "flickr8k_best": [
         ("flickr8k_attend_scst", 1),
@@ -89,7 +89,7 @@ ABLATIONS = {
     "one view of each image": "loader.views=1",
 }
 """Changes of ABLATED, one at a time."""
-SHOWN = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
 WITH_INTERVAL = ("BLEU-4", "CIDEr-D")
 VARIETY = ("length", "distinct")
 RAW = argparse.RawDescriptionHelpFormatter
@@ -102,58 +102,60 @@ def main() -> None:
     training.add_argument("recipe", choices=[*RECIPES, *ENSEMBLES], metavar="RECIPE")
     training.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
     training.add_argument("--seeds", default="1,2,3", help="(default 1,2,3)")
-    training.set_defaults(do=lambda given: train(given.recipe, given.seeds.split(","), given))
+    training.set_defaults(
+        do=lambda options: train(options.recipe, options.seeds.split(","), options)
+    )
     ablating = what.add_parser("ablate", help="train the sweep and the ablations")
     ablating.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
     ablating.set_defaults(do=ablate)
     table = what.add_parser("table", help="write the tables of all evaluations")
     table.add_argument("--resamples", type=int, default=2000, help="number of bootstrap resamples")
-    table.set_defaults(do=lambda given: show(given.runs, given.resamples))
+    table.set_defaults(do=lambda options: write_tables(options.runs, options.resamples))
     sheet = what.add_parser("sheet", help="draw twenty captions")
     sheet.add_argument("evaluation", type=Path, help="the folder of captions.jsonl")
     sheet.add_argument("--root", type=Path, required=True, help="the folder of Flickr8k")
     sheet.add_argument("--output", type=Path, default=Path("sheet.png"), help="(default sheet.png)")
-    sheet.set_defaults(do=lambda given: draw(given.evaluation, given.root, given.output))
-    for one in (training, ablating, table):
-        one.add_argument(
+    sheet.set_defaults(do=lambda options: draw(options.evaluation, options.root, options.output))
+    for subparser in (training, ablating, table):
+        subparser.add_argument(
             "--runs", type=Path, default=Path("runs/flickr8k"), help="the folder of the runs"
         )
-    given = parser.parse_args()
-    given.do(given)
+    options = parser.parse_args()
+    options.do(options)
 
 
 # Training ---------------------------------------------------------------------------------------
 
 
-def train(recipe: str, seeds: list[str], given: argparse.Namespace) -> None:
+def train(recipe: str, seeds: list[str], options: argparse.Namespace) -> None:
     """Train and evaluate a recipe with each seed, or the members of an ensemble."""
     if recipe in ENSEMBLES:
         for member, number in ENSEMBLES[recipe]:
-            train(member, [str(number)], given)
-        members = [folder(given.runs, *member) for member in ENSEMBLES[recipe]]
+            train(member, [str(number)], options)
+        members = [folder(options.runs, *member) for member in ENSEMBLES[recipe]]
         for name, label in DECODINGS.items():
             if not _evaluated(members, label):
                 _captioner("evaluate", *map(str, members), f"decoding={name}")
         return
     for seed in seeds:
-        run = folder(given.runs, recipe, seed)
+        run = folder(options.runs, recipe, seed)
         if all(_evaluated([run], label) for label in DECODINGS.values()):
             continue
-        options = [f"experiment={recipe}", f"seed={seed}", f"data.root={given.root}"]
+        overrides = [f"experiment={recipe}", f"seed={seed}", f"data.root={options.root}"]
         if recipe in STARTS:
-            train(STARTS[recipe], [seed], given)
-            options.append(f"resume_weights={folder(given.runs, STARTS[recipe], seed)}")
-        _train_and_evaluate(run, options)
+            train(STARTS[recipe], [seed], options)
+            overrides.append(f"resume_weights={folder(options.runs, STARTS[recipe], seed)}")
+        _train_and_evaluate(run, overrides)
 
 
-def ablate(given: argparse.Namespace) -> None:
+def ablate(options: argparse.Namespace) -> None:
     """Train and evaluate the sweep, and one recipe without each ingredient."""
-    train(ABLATED, ["1"], given)
+    train(ABLATED, ["1"], options)
     for experiment, group in (("flickr8k_sweep", SWEEP), (ABLATED, ABLATIONS)):
-        for run, overrides in zip(_variations(given.runs, group).values(), group.values()):
+        for run, overrides in zip(_variations(options.runs, group).values(), group.values()):
             if not all(_evaluated([run], label) for label in DECODINGS.values()):
-                options = [f"experiment={experiment}", "seed=1", f"data.root={given.root}"]
-                _train_and_evaluate(run, [*options, *overrides.split(",")])
+                common = [f"experiment={experiment}", "seed=1", f"data.root={options.root}"]
+                _train_and_evaluate(run, [*common, *overrides.split(",")])
 
 
 def _train_and_evaluate(run: Path, options: list[str]) -> None:
@@ -208,12 +210,13 @@ def draw(evaluation: Path, root: Path, output: Path) -> None:
     rows = [json.loads(line) for line in lines]
     scores = numpy.load(evaluation / STATISTICS)["cider_d"][:, 0]
     order = numpy.argsort(-scores).tolist()
-    chosen = [*order[:6], *random.Random(7).sample(range(len(rows)), 8), *order[-6:]]
+    selected = [*order[:6], *random.Random(7).sample(range(len(rows)), 8), *order[-6:]]
     images = root.expanduser() / "Flicker8k_Dataset"
     cells = [
-        (str(images / rows[i]["image"]), rows[i]["caption"], rows[i]["references"]) for i in chosen
+        (str(images / rows[i]["image"]), rows[i]["caption"], rows[i]["references"])
+        for i in selected
     ]
-    for i in chosen:
+    for i in selected:
         print(f"{scores[i]:6.1f}  {rows[i]['image']}  {rows[i]['caption']}")
     print(f"wrote {write_whole(output, contact_sheet(cells))}")
 
@@ -221,7 +224,7 @@ def draw(evaluation: Path, root: Path, output: Path) -> None:
 # Results ----------------------------------------------------------------------------------------
 
 
-def show(runs: Path, resamples: int) -> None:
+def write_tables(runs: Path, resamples: int) -> None:
     """Write results.json and the tables of README.md."""
     rows, costs = [], []
     systems = {recipe: _seeds(runs, recipe) for recipe in RECIPES}
@@ -229,10 +232,10 @@ def show(runs: Path, resamples: int) -> None:
         systems[recipe] = [[folder(runs, *member) for member in members]]
     for recipe, of_seeds in systems.items():
         for name, label in DECODINGS.items():
-            found = [one for one in (_evaluated(members, label) for members in of_seeds) if one]
-            if found:
-                scored = _scored(found, resamples)
-                rows.append({"recipe": recipe, "decoding": name, "seeds": len(found), **scored})
+            evaluations = filter(None, (_evaluated(members, label) for members in of_seeds))
+            if folders := list(evaluations):
+                scored = _scored(folders, resamples)
+                rows.append({"recipe": recipe, "decoding": name, "seeds": len(folders), **scored})
         spent = _cost([members[0] for members in of_seeds if _any_evaluation(members)])
         if spent and recipe in RECIPES:
             costs.append({"recipe": recipe, **spent})
@@ -245,28 +248,28 @@ def show(runs: Path, resamples: int) -> None:
         "sweep": _differences([*SWEEP], sweep, resamples),
         "ablations": _differences([ABLATED, *ABLATIONS], [whole, *without], resamples),
     }
-    content = {"scores": rows, "costs": costs, **differences, "made": _made()}
+    content = {"scores": rows, "costs": costs, **differences, "made": _versions()}
     write_whole(HERE / "results.json", json.dumps(content, indent=2) + "\n")
-    _show(rows, costs)
+    _write_scores(rows, costs)
     for table, rows_of in differences.items():
-        _show_differences(table, rows_of)
+        _write_differences(table, rows_of)
 
 
 def _seeds(runs: Path, recipe: str) -> list[list[Path]]:
-    found = {int(run.name.rpartition("seed")[2]): run for run in runs.glob(f"{recipe}-seed*[0-9]")}
-    return [[found[seed]] for seed in sorted(found) if found[seed].is_dir()]
+    seeds = {int(run.name.rpartition("seed")[2]): run for run in runs.glob(f"{recipe}-seed*[0-9]")}
+    return [[seeds[seed]] for seed in sorted(seeds) if seeds[seed].is_dir()]
 
 
 def _scored(folders: list[Path], resamples: int) -> dict[str, Any]:
     """Mean scores over the seeds, with 95 % intervals."""
     (system,) = read_systems([",".join(map(str, folders))])
-    found = compare([system], resamples=resamples)
-    rows = {row.metric: row for row in found.rows}
+    comparison = compare([system], resamples=resamples)
+    rows = {row.metric: row for row in comparison.rows}
     return {
         "scores": {name: row.score for name, row in rows.items()},
         "of_seeds": {name: row.seeds for name, row in rows.items()},
         "intervals": {name: row.interval for name, row in rows.items() if row.interval},
-        "signature": str(found.signature),
+        "signature": str(comparison.signature),
     }
 
 
@@ -274,18 +277,18 @@ def _differences(
     names: list[str], of_seeds: list[list[Path]], resamples: int
 ) -> dict[str, list[dict[str, Any]]]:
     """For each decoding, the scores of some runs and their differences from the first."""
-    found = {}
+    differences = {}
     for name, label in DECODINGS.items():
         folders = [[_evaluated([run], label) for run in runs] for runs in of_seeds]
         if not all(runs and all(runs) for runs in folders):
             return {}
         systems = [
-            System(row, tuple(read_result(one) for one in runs if one))
+            System(row, tuple(read_result(folder) for folder in runs if folder))
             for row, runs in zip(names, folders)
         ]
         compared = compare(systems, metrics=WITH_INTERVAL, resamples=resamples)
-        found[name] = [asdict(row) for row in compared.rows]
-    return found
+        differences[name] = [asdict(row) for row in compared.rows]
+    return differences
 
 
 def _cost(runs: list[Path]) -> dict[str, Any]:
@@ -296,42 +299,42 @@ def _cost(runs: list[Path]) -> dict[str, Any]:
     config = yaml.safe_load((runs[0] / CONFIG).read_text(encoding="utf-8"))
     return {
         "encoder": config["encoder"]["network"],
-        "minutes": statistics.mean(one["minutes"] for one in spent),
-        "peak_memory_gib": max(one["peak_memory_gib"] for one in spent),
+        "minutes": statistics.mean(costs["minutes"] for costs in spent),
+        "peak_memory_gib": max(costs["peak_memory_gib"] for costs in spent),
         "parameters": spent[0]["learned_parameters"],
         "threads": spent[0]["threads"],
     }
 
 
-def _show(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
-    columns = ["recipe", "decoding", "seeds", *SHOWN, *VARIETY]
+def _write_scores(rows: list[dict[str, Any]], costs: list[dict[str, Any]]) -> None:
+    columns = ["recipe", "decoding", "seeds", *METRICS, *VARIETY]
     lines = [columns, ["---"] * len(columns)]
     for row in rows:
-        cells = [_score(row, name) for name in SHOWN]
+        cells = [_score(row, name) for name in METRICS]
         cells += [f"{row['scores'].get(name, float('nan')):.1f}" for name in VARIETY]
         members = len(ENSEMBLES.get(row["recipe"], ()))
         seeds = f"{members} models" if members else str(row["seeds"])
         lines.append([row["recipe"], row["decoding"], seeds, *cells])
-    _put("scores", lines)
+    _write_table("scores", lines)
     columns = ["recipe", "minutes", "peak memory, GiB", "million parameters"]
     lines = [columns, ["---"] * len(columns)]
     for cost in costs:
         if "minutes" in cost:
             numbers = [f"{cost['minutes']:.0f}", f"{cost['peak_memory_gib']:.1f}"]
             lines.append([cost["recipe"], *numbers, f"{cost['parameters'] / 1e6:.1f}"])
-    _put("costs", lines)
+    _write_table("costs", lines)
 
 
-def _show_differences(table: str, found: dict[str, list[dict[str, Any]]]) -> None:
-    columns = [f"{metric}, {name}" for name in found for metric in WITH_INTERVAL]
+def _write_differences(table: str, differences: dict[str, list[dict[str, Any]]]) -> None:
+    columns = [f"{metric}, {name}" for name in differences for metric in WITH_INTERVAL]
     cells: dict[str, list[str]] = {}
-    for metric, name in ((metric, name) for name in found for metric in WITH_INTERVAL):
-        for row in found[name]:
+    for metric, name in ((metric, name) for name in differences for metric in WITH_INTERVAL):
+        for row in differences[name]:
             if row["metric"] == metric:
                 cells.setdefault(row["system"], []).append(_difference(row))
     if cells:
         lines = [["", *columns], ["---"] * (1 + len(columns))]
-        _put(table, [*lines, *([name, *values] for name, values in cells.items())])
+        _write_table(table, [*lines, *([name, *values] for name, values in cells.items())])
 
 
 def _difference(row: dict[str, Any]) -> str:
@@ -339,8 +342,8 @@ def _difference(row: dict[str, Any]) -> str:
     if row["difference"] is None:
         return f"{row['score']:.2f}"
     value, (low, high) = row["difference"]["value"], row["difference"]["interval"]
-    shown = row["difference"]["verdict"] != UNDECIDED
-    text = f"**{value:+.2f}**" if shown else f"{value:+.2f}"
+    significant = row["difference"]["verdict"] != UNDECIDED
+    text = f"**{value:+.2f}**" if significant else f"{value:+.2f}"
     return f"{row['score']:.2f}, {text} [{low:.1f}, {high:.1f}]"
 
 
@@ -354,8 +357,8 @@ def _score(row: dict[str, Any], name: str) -> str:
     return text
 
 
-def _put(name: str, lines: list[list[str]]) -> None:
-    """Print a table, and write it to README.md between its marks, if they exist."""
+def _write_table(name: str, lines: list[list[str]]) -> None:
+    """Print a table, and write it between its marks in README.md, if they exist."""
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     print(table, end="\n\n")
     readme = HERE / "README.md"
@@ -365,7 +368,7 @@ def _put(name: str, lines: list[list[str]]) -> None:
         write_whole(readme, re.sub(marks, f"{table}\n", text))
 
 
-def _made() -> dict[str, Any]:
+def _versions() -> dict[str, Any]:
     git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {

@@ -33,60 +33,59 @@ Column = dict[str, float]
 ORDERS = (1, 2, 3, 4)
 
 
-def of_captioner(said: Texts, people: list[Texts]) -> Column:
-    return score(said, people, metrics=["bleu", "rouge-l", "cider-d", "meteor"]).values
+def score_captioner(candidates: Texts, references: list[Texts]) -> Column:
+    return score(candidates, references, metrics=["bleu", "rouge-l", "cider-d", "meteor"]).values
 
 
-def of_pycocoevalcap(said: Texts, people: list[Texts]) -> Column:
-    """With its own tokenization, in java."""
-    cut = PTBTokenizer()
-    references = cut.tokenize({i: [{"caption": t} for t in one] for i, one in enumerate(people)})
-    candidates = cut.tokenize({i: [{"caption": text}] for i, text in enumerate(said)})
+def score_pycocoevalcap(captions: Texts, people: list[Texts]) -> Column:
+    """Scores with the tool's own tokenization, in java."""
+    tokenize = PTBTokenizer().tokenize
+    references = tokenize({i: [{"caption": t} for t in ts] for i, ts in enumerate(people)})
+    candidates = tokenize({i: [{"caption": text}] for i, text in enumerate(captions)})
     bleu, _ = Bleu(4).compute_score(references, candidates, verbose=0)
-    found = {f"BLEU-{n}": value for n, value in zip(ORDERS, bleu)}
+    scores = {f"BLEU-{n}": value for n, value in zip(ORDERS, bleu)}
     scorers = {"ROUGE-L": Rouge(), "CIDEr-D": Cider(), "METEOR": Meteor()}
     for name, scorer in scorers.items():
-        found[name], _ = scorer.compute_score(references, candidates)
-    return {name: 100 * float(value) for name, value in found.items()}
+        scores[name], _ = scorer.compute_score(references, candidates)
+    return {name: 100 * float(value) for name, value in scores.items()}
 
 
-def of_nltk(said: list[Texts], people: list[list[Texts]]) -> Column:
+def score_nltk(candidates: list[Texts], references: list[list[Texts]]) -> Column:
     weights = [[1 / n] * n for n in ORDERS]
-    found = corpus_bleu(people, said, weights=weights)
-    return {f"BLEU-{n}": 100 * float(value) for n, value in zip(ORDERS, found)}
+    values = corpus_bleu(references, candidates, weights=weights)
+    return {f"BLEU-{n}": 100 * float(value) for n, value in zip(ORDERS, values)}
 
 
-def of_sacrebleu(said: Texts, people: list[Texts], **options: str) -> Column:
-    streams = list(zip_longest(*people))  # one per index of a reference
+def score_sacrebleu(candidates: Texts, references: list[Texts], **options: str) -> Column:
+    streams = list(zip_longest(*references))  # one per index of a reference
+    metrics = {n: sacrebleu.BLEU(max_ngram_order=n, **options) for n in ORDERS}
+    return {f"BLEU-{n}": metrics[n].corpus_score(candidates, streams).score for n in ORDERS}
+
+
+def columns(candidates: Texts, references: list[Texts]) -> dict[str, Column]:
+    words = [ptb_words(text) for text in candidates]
+    reference_words = [[ptb_words(text) for text in texts] for texts in references]
+    joined = [" ".join(tokens) for tokens in words]
+    joined_references = [[" ".join(tokens) for tokens in texts] for texts in reference_words]
+    split = [text.split() for text in candidates]
+    split_references = [[text.split() for text in texts] for texts in references]
     return {
-        f"BLEU-{n}": sacrebleu.BLEU(max_ngram_order=n, **options).corpus_score(said, streams).score
-        for n in ORDERS
-    }
-
-
-def columns(said: Texts, people: list[Texts]) -> dict[str, Column]:
-    words = [ptb_words(text) for text in said]
-    meant = [[ptb_words(text) for text in one] for one in people]
-    ready = [" ".join(one) for one in words]
-    ready_people = [[" ".join(text) for text in one] for one in meant]
-    split = [text.split() for text in said], [[t.split() for t in one] for one in people]
-    return {
-        "captioner": of_captioner(said, people),
-        "pycocoevalcap": of_pycocoevalcap(said, people),
-        "nltk, our tokens": of_nltk(words, meant),
-        "nltk, split at spaces": of_nltk(*split),
-        "sacrebleu, our tokens": of_sacrebleu(
-            ready, ready_people, tokenize="none", smooth_method="none"
+        "captioner": score_captioner(candidates, references),
+        "pycocoevalcap": score_pycocoevalcap(candidates, references),
+        "nltk, our tokens": score_nltk(words, reference_words),
+        "nltk, split at spaces": score_nltk(split, split_references),
+        "sacrebleu, our tokens": score_sacrebleu(
+            joined, joined_references, tokenize="none", smooth_method="none"
         ),
-        "sacrebleu, defaults": of_sacrebleu(said, people),
+        "sacrebleu, defaults": score_sacrebleu(candidates, references),
     }
 
 
-def table(found: dict[str, Column]) -> str:
-    names = list(found["captioner"])
-    lines = [f"| | {' | '.join(found)} |", "|---|" + "---:|" * len(found)]
+def table(columns: dict[str, Column]) -> str:
+    names = list(columns["captioner"])
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for name in names:
-        cells = [f"{one[name]:.4f}" if name in one else "" for one in found.values()]
+        cells = [f"{scores[name]:.4f}" if name in scores else "" for scores in columns.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -96,8 +95,8 @@ def main() -> None:
         raise SystemExit(__doc__)
     rows, references = matched(Path(sys.argv[1]), None)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        found = columns([row.caption or "" for row in rows], [list(one) for one in references])
-    print(table(found))
+        scores = columns([row.caption or "" for row in rows], [list(texts) for texts in references])
+    print(table(scores))
     tools = ("captioner", "pycocoevalcap", "nltk", "sacrebleu")
     print("\n" + ", ".join(f"{tool} {version(tool)}" for tool in tools))
     print(f"{len(rows)} images")
