@@ -72,7 +72,7 @@ def test_cached_features_equal_computed_ones_for_any_batch_size(
     assert images[3] in cached
     assert "other.png" not in cached
     assert cached.get([]).pooled.shape == (0, SIZE)
-    with pytest.raises(ValueError, match=r"other.png: not among the images"):
+    with pytest.raises(ValueError, match=r"other.png: not among the cached images"):
         cached.get([images[0], "other.png"])
 
 

@@ -76,7 +76,7 @@ def test_greedy_takes_the_most_probable_word() -> None:
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 4])
-def test_an_image_is_decoded_alike_alone_and_in_company(beam_size: int) -> None:
+def test_decoding_an_image_does_not_depend_on_its_batch(beam_size: int) -> None:
     table = random_table(8, 6, 9)
     options = DecodingOptions(beam_size=beam_size, length_penalty=0.5, max_length=6)
 
