@@ -41,21 +41,20 @@ OPTIONS = [(group, name) for group in config.groups() for name in config.options
 
 @pytest.mark.parametrize(("group", "name"), [one for one in OPTIONS if one[0] != "experiment"])
 def test_a_yaml_lists_every_argument_of_its_component(group: str, name: str) -> None:
-    listed = set(config.compose([f"{group}={name}"])[group])
+    values = config.compose([f"{group}={name}"])[group]
     if group == "decoder":
         sizes = {"vocabulary_size", "feature_size"}
         known = {"name", *config.arguments(DECODERS[name])} - sizes
     elif group in ("objective", "schedule"):
-        values = config.compose([f"{group}={name}"])[group]
         kind = {"objective": objective_class, "schedule": schedule_class}[group](values)
         known = {"name", *config.arguments(kind)}
     elif group == "optimizer":
-        kind = torch_optimizers.table()[config.compose([f"{group}={name}"])[group]["name"]]
+        kind = torch_optimizers.table()[values["name"]]
         known = {"name", *config.arguments(Optimization), *torch_optimizers.arguments(kind)}
     else:
         known = set(config.arguments(COMPONENTS[group])) - GIVEN
         known -= {"seed"} if group == "loader" else set()  # that of the run
-    assert listed == known
+    assert set(values) == known
 
 
 @pytest.mark.parametrize("name", config.options("data"))
@@ -216,6 +215,14 @@ def test_numbers_in_yaml_are_numbers() -> None:
             if isinstance(value, str):
                 with pytest.raises(ValueError):
                     float(value)
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML is built without libyaml")
+def test_libyaml_reads_what_the_python_parser_reads() -> None:
+    """The tests parse with the one, users with the other."""
+    for path in Path(CONF).rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        assert yaml.load(text, yaml.CSafeLoader) == yaml.safe_load(text)
 
 
 def _leaves(tree: object) -> list:
