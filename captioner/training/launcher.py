@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,22 @@ class RankLost(ValueError):
     """Another process of this training has ended."""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How the other processes of a training start, and who is told when one is lost.
+
+    Attributes:
+        command: starts this training in the process of another rank; None: the script that runs
+            now.
+        report: called with one line before this process ends without raising RankLost.
+    """
+
+    command: Sequence[str] | None
+    report: Callable[[str], object]
+
+
 @contextlib.contextmanager
-def together(
-    trainer: lightning.Trainer, folder: Path, command: Sequence[str] | None = None
-) -> Iterator[None]:
+def together(trainer: lightning.Trainer, folder: Path, launch: Launch) -> Iterator[None]:
     """Within the block, all ranks of a training run and can communicate
     (``captioner.training.ranks``).
 
@@ -58,8 +71,7 @@ def together(
     Args:
         trainer: not started yet.
         folder: of the run, for the advice where a rank is lost.
-        command: starts this training in the process of another rank; None: the script that runs
-            now.
+        launch: starts the processes.
 
     Raises:
         RankLost: another rank ended before the training did.
@@ -69,7 +81,7 @@ def together(
         yield
         return
     environment, threads, done = dict(os.environ), torch.get_num_threads(), False
-    watch = _watch_for(trainer.strategy, command)
+    watch = _watch_for(trainer.strategy, launch)
     # The other processes have it already; Lightning would give all ranks one seed.
     os.environ.pop("PL_GLOBAL_SEED", None)
     trainer.callbacks.append(OwnHandler(signal.SIGTERM))  # type: ignore[attr-defined]
@@ -130,32 +142,33 @@ def started_here() -> bool:
     return PARENT in os.environ
 
 
-def require_startable(trainer: lightning.Trainer, command: Sequence[str] | None) -> None:
+def require_startable(trainer: lightning.Trainer, launch: Launch) -> None:
     """Refuse a training that ``together`` could not start, before anything is written.
 
     Raises:
         ValueError: several devices, and no script to start.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, DDPStrategy) and command is None and not started_here():
+    if isinstance(strategy, DDPStrategy) and launch.command is None and not started_here():
         assert strategy.cluster_environment is not None
         if not strategy.cluster_environment.creates_processes_externally:
             _own_command()
 
 
-def _watch_for(strategy: DDPStrategy, command: Sequence[str] | None) -> _Watch:
+def _watch_for(strategy: DDPStrategy, launch: Launch) -> _Watch:
     if ranks.joined():
-        return _Watch()
+        return _Watch(launch.report)
     if started_here():
-        return _Child(int(os.environ[PARENT]))
+        return _Child(int(os.environ[PARENT]), launch.report)
     assert strategy.cluster_environment is not None
     if strategy.cluster_environment.creates_processes_externally:
-        return _Watch()
+        return _Watch(launch.report)
     global _scripts_started
+    command = launch.command
     if command is None:
         command = _own_command()
         _scripts_started += 1
-    return _Parent(_start(strategy, command))
+    return _Parent(_start(strategy, command), launch.report)
 
 
 def _start(strategy: DDPStrategy, command: Sequence[str]) -> dict[int, subprocess.Popen[bytes]]:
@@ -235,8 +248,9 @@ class _Watch(threading.Thread):
 
     owns = False  # whether the group ends with the training
 
-    def __init__(self) -> None:
+    def __init__(self, report: Callable[[str], object]) -> None:
         super().__init__(daemon=True, name="ranks")
+        self.report = report
         self._over = threading.Event()
 
     def lost(self) -> str | None:
@@ -249,13 +263,18 @@ class _Watch(threading.Thread):
             if lost is not None:
                 if not self._over.wait(GRACE):  # it waits for the lost rank: nothing else ends it
                     self.end(0.0)
-                    _leave(_message(lost, None))
+                    self.leave(_message(lost, None))
                 return
 
     def explain(self, error: BaseException, folder: Path) -> None:
         """Raise RankLost instead of an error that the end of another rank has caused."""
         if _is_of_another_rank(error):
             raise RankLost(_message("another rank was ended", folder)) from None
+
+    def leave(self, line: str) -> None:
+        """Report an error and end this process at once, whatever its threads wait for."""
+        self.report(line)
+        os._exit(1)
 
     def end(self, patience: float) -> None:
         """Stop watching."""
@@ -267,8 +286,10 @@ class _Parent(_Watch):
 
     owns = True
 
-    def __init__(self, children: dict[int, subprocess.Popen[bytes]]) -> None:
-        super().__init__()
+    def __init__(
+        self, children: dict[int, subprocess.Popen[bytes]], report: Callable[[str], object]
+    ) -> None:
+        super().__init__(report)
         self.children = children
 
     def lost(self) -> str | None:
@@ -298,10 +319,10 @@ class _Parent(_Watch):
 
 
 class _Child(_Watch):
-    """Watches the process that has started it, and prints why it ends if that process cannot."""
+    """Watches the process that has started it, and reports why it ends if that process cannot."""
 
-    def __init__(self, parent: int) -> None:
-        super().__init__()
+    def __init__(self, parent: int, report: Callable[[str], object]) -> None:
+        super().__init__(report)
         self.parent = parent
 
     def lost(self) -> str | None:
@@ -312,7 +333,7 @@ class _Child(_Watch):
             raise SystemExit(130) from None
         lost = _wait_for(self.lost)  # a parent with the same error kills this process meanwhile
         if lost:
-            _leave(_message(lost, folder))
+            self.leave(_message(lost, folder))
 
 
 def _wait_for(lost: Callable[[], str | None]) -> str | None:
@@ -341,9 +362,3 @@ def _signal(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _leave(line: str) -> None:
-    """Print an error and end this process at once, whatever its threads wait for."""
-    print(f"captioner: error: {line}", file=sys.stderr, flush=True)
-    os._exit(1)

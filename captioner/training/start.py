@@ -24,7 +24,24 @@ from captioner.training.resuming import require_same_captions
 _INHERITED = ("tokenizer", "encoder", "decoder", "data")
 
 
-def inherit(config: Config, overrides: Sequence[str | Override]) -> Config:
+def read_weights(config: Config) -> Checkpoint | None:
+    """The checkpoint that ``resume_weights`` names; None where it is null.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ValueError: it is not a checkpoint of this package.
+    """
+    if config.get("resume_weights") is None:
+        return None
+    try:
+        return checkpoint.read(config["resume_weights"])
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"resume_weights={error}") from None
+
+
+def inherit(
+    config: Config, overrides: Sequence[str | Override], weights: Checkpoint | None
+) -> Config:
     """A composed configuration with the groups that ``resume_weights`` provides.
 
     The groups tokenizer, encoder, decoder and data become those of the checkpoint, except for what
@@ -33,17 +50,11 @@ def inherit(config: Config, overrides: Sequence[str | Override]) -> Config:
     Args:
         config: composed with the overrides.
         overrides: as given to ``compose``.
-
-    Raises:
-        FileNotFoundError: ``resume_weights`` does not exist.
-        ValueError: it is not a checkpoint of this package.
+        weights: as returned by `read_weights`; None changes nothing.
     """
-    if config.get("resume_weights") is None:
+    if weights is None:
         return config
-    try:
-        saved = checkpoint.read(config["resume_weights"]).config
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"resume_weights={error}") from None
+    saved = weights.config
     keys = [str(change.key_or_group) for change in parse(overrides, several=True)]
     result = dict(config)
     for group in _INHERITED:
@@ -133,20 +144,22 @@ class Start:
         return CaptionHashes.union([own, earlier])
 
 
-def read_start(config: Config, resume: Path | Checkpoint | None) -> Start:
+def read_start(
+    config: Config, resume: Path | Checkpoint | None, weights: Checkpoint | None = None
+) -> Start:
     """Read what a run starts from.
 
     Args:
         config: of the run.
         resume: the checkpoint that it continues from, or its file.
+        weights: as returned by `read_weights`, if that has been called already.
 
     Raises:
         FileNotFoundError: it does not exist.
         ValueError: not a checkpoint, or one of another objective.
     """
     if resume is None:
-        weights = config.get("resume_weights")
-        return Start(None if weights is None else checkpoint.read(weights), resumes=False)
+        return Start(weights or read_weights(config), resumes=False)
     source = resume if isinstance(resume, Checkpoint) else checkpoint.read(resume)
     before, now = (objective_class(one["objective"]) for one in (source.config, config))
     if before is not now:

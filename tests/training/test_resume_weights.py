@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from support.warm_starts import inherited
 
 from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.config import compose
-from captioner.training.train import inherit, train
+from captioner.runs import BEST, LAST
+from captioner.training.train import train
 
 
 def config_of(run, *overrides: str) -> dict:
@@ -18,7 +20,7 @@ def config_of(run, *overrides: str) -> dict:
         "logger.tensorboard=false",
         *overrides,
     ]
-    return inherit(compose(given), given)
+    return inherited(given)
 
 
 def test_groups_of_the_checkpoint_are_kept_but_for_overrides(run) -> None:
@@ -30,8 +32,10 @@ def test_groups_of_the_checkpoint_are_kept_but_for_overrides(run) -> None:
     assert config["data"] == {**saved["data"], "root": "/elsewhere"}
     assert config["optimizer"] == {**compose([])["optimizer"], "lr": 0.5}
     assert config["loader"] == compose([])["loader"]
-    plain = compose(["seed=3"])
-    assert inherit(plain, ["seed=3"]) == plain
+
+
+def test_a_run_with_random_weights_inherits_nothing() -> None:
+    assert inherited(["seed=3", "run_dir=x"]) == compose(["seed=3", "run_dir=x"])
 
 
 def test_a_group_or_an_experiment_that_is_named_counts(run) -> None:
@@ -49,6 +53,26 @@ def test_cross_entropy_starts_warm(run, tmp_path) -> None:
     assert after.tokenizer.as_dict() == before.tokenizer.as_dict()
     assert after.transform == before.transform
     assert trained.scores == before.scores
+
+
+@pytest.mark.parametrize("option", ["resume_weights", "resume"])
+def test_a_checkpoint_that_a_training_starts_from_is_read_once(
+    tiny, tmp_path, monkeypatch, option: str
+) -> None:
+    first, more = [*tiny, "trainer.limit_train_batches=1"], []
+    assert main(["train", *first, "trainer.max_epochs=1", f"run_dir={tmp_path / 'run'}"]) == 0
+    source = checkpoint.find(tmp_path / "run", name=LAST if option == "resume" else BEST)
+    if option == "resume_weights":
+        more = [*first, f"run_dir={tmp_path / 'other'}"]
+    read, load = [], torch.load
+
+    def counted(path, *args, **options):
+        read.append(path)
+        return load(path, *args, **options)
+
+    monkeypatch.setattr(torch, "load", counted)
+    assert main(["train", f"{option}={tmp_path / 'run'}", "trainer.max_epochs=2", *more]) == 0
+    assert [str(path) for path in read].count(str(source)) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import json
 import numpy
 import pytest
 import torch
+from support.warm_starts import inherited
 from torch import nn
 
 from captioner.checkpoints import checkpoint
-from captioner.config import compose
 from captioner.data.batches import Batch
 from captioner.data.records import Record
 from captioner.decoding.options import DecodingOptions
@@ -22,7 +22,7 @@ from captioner.tokenizers import build_tokenizer
 from captioner.training.losses import policy_gradient
 from captioner.training.objectives.objective import Degenerate
 from captioner.training.objectives.self_critical import SelfCritical, leave_one_out
-from captioner.training.train import inherit, train
+from captioner.training.train import train
 
 CAPTIONS = {
     "a.png": ("a red dog runs", "the dog is red"),
@@ -261,7 +261,7 @@ def config_of(run, *overrides: str) -> dict:
         *(f"training.{name}={value}" for name, value in OPEN.items()),
         *overrides,
     ]
-    return inherit(compose(given), given)
+    return inherited(given)
 
 
 def last(folder) -> checkpoint.Checkpoint:
