@@ -64,7 +64,9 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     done = command("train", *tiny, "trainer.max_epochs=1", f"run_dir={run}")
     assert done.returncode == 0, done.stderr
-    assert "best checkpoint" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[-1] == f"best checkpoint\t{run / 'checkpoints' / 'best.ckpt'}"
+    assert not any(line != line.rstrip() or "  " in line for line in lines[-3:])
     assert "BLEU-4" in done.stdout
 
     chosen = ["--metrics", "bleu,rouge-l,cider-d,diversity"]

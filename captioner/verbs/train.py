@@ -194,10 +194,13 @@ def _print_run(run: TrainedRun) -> None:
             "no dev scores: no validation took place (trainer.check_val_every_n_epoch, "
             "trainer.limit_val_batches); the last checkpoint is taken for the best"
         )
-    print(
-        f"ended            {run.ending}\n"
-        f"run folder       {short(run.folder)}\n"
-        f"best checkpoint  {short(run.best)}"
+    print_rows(
+        [
+            ("ended", run.ending),
+            ("run folder", short(run.folder)),
+            ("best checkpoint", short(run.best)),
+        ],
+        whole=(1,),
     )
 
 
