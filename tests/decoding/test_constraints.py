@@ -186,7 +186,7 @@ def test_filters_that_leave_nothing_are_lifted_and_named(how) -> None:
 
 
 def test_a_hypothesis_that_is_stuck_dies_while_others_live() -> None:
-    """Filters are lifted only where no hypothesis of the image can go on."""
+    """Filters are lifted only where no hypothesis of the image can continue."""
     table = torch.full((1, 3, 6, 6), -1e9)
     table[0, 0, START, 3], table[0, 0, START, 4] = 0.0, -1.0
     table[0, 1, 3, 3] = 0.0  # after 3 only 3 can follow, which may not

@@ -91,7 +91,7 @@ def test_frozen_words_stay_as_the_file_has_them(tiny, tmp_path, capsys) -> None:
     found = checkpoint.read(run.best)
     row = found.weights["decoder.words.weight"][found.tokenizer.vocabulary.id("a")]
     torch.testing.assert_close(row, torch.arange(16) / 10)
-    path.unlink()  # going on needs the file no more
+    path.unlink()  # resuming does not need the file
     config["trainer"]["max_epochs"] = 2
     last = checkpoint.find(run.folder, name=LAST)
     train(config, run.folder, resume=last)
