@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from captioner.renamed import renamed
+from captioner.old_names import Warn, renamed, warn_of
 
 Override = Any
 """Hydra's ``Override``, whose ``value()`` is of any type that plain data has, or a sweep."""
@@ -44,7 +44,11 @@ _FUNCTIONS = re.compile(
 
 
 def parse(
-    lines: Sequence[str | Override], *, several: bool = False, loader: Any = None
+    lines: Sequence[str | Override],
+    *,
+    several: bool = False,
+    loader: Any = None,
+    warn: Warn = warn_of,
 ) -> list[Override]:
     """The overrides of a command line, as Hydra understands them, under their present names.
 
@@ -53,6 +57,7 @@ def parse(
         several: whether a comma separates the values of a sweep, as after ``train -m``; otherwise
             it is part of the value where Hydra's grammar has no use for it.
         loader: Hydra's, which knows the options that ``glob`` matches.
+        warn: called with each old name and the present one.
 
     Raises:
         ValueError: not an override, or one that Hydra cannot parse even when it is quoted.
@@ -67,7 +72,8 @@ def parse(
             changes.append(line)
             continue
         try:
-            changes += parser.parse_overrides([as_hydra_reads(renamed(line), several=several)])
+            present = as_hydra_reads(renamed(line, warn), several=several)
+            changes += parser.parse_overrides([present])
         except HydraException:
             raise ValueError(
                 f"{line!r} is not an override; write key=value, such as optimizer.lr=1e-3 or "
@@ -99,6 +105,15 @@ def quote(text: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def line_of(key: str, value: Any) -> str:
+    """The override that gives a key a value of YAML: plain data, or an interpolation."""
+    if value is None or isinstance(value, bool):
+        value = {None: "null", True: "true", False: "false"}[value]
+    elif isinstance(value, str) and "${" not in value:
+        value = quote(value)
+    return f"{key}={value}"
 
 
 def _path(value: str, *, several: bool) -> str:

@@ -24,7 +24,7 @@ LEVELS = (
     ("decoding", "metrics"),
     ("images", "transforms"),
     ("runs", "files", "config", "overrides", "parts", "progress", "process")
-    + ("renamed", "torch_optimizers"),
+    + ("old_names", "torch_optimizers"),
 )
 """The packages and single modules of captioner, from the top: each imports those below it, and of
 its own level those from which no import leads back."""

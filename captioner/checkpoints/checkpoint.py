@@ -37,8 +37,8 @@ from captioner.files import whole_file
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, build_model
 from captioner.models.precision import stored
+from captioner.old_names import modernized
 from captioner.process import is_out_of_memory
-from captioner.renamed import modernized
 from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 from captioner.transforms import Transform

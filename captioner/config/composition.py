@@ -9,8 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from captioner import parts, renamed
-from captioner.config import old_names
+from captioner import old_names, parts
 from captioner.config.choices import (
     checked_choice,
     option_names,
@@ -21,7 +20,7 @@ from captioner.config.choices import (
 from captioner.config.keys import check_key, has
 from captioner.config.loading import find_groups, find_options, groups, hydra_loader, search_path
 from captioner.config.values import Config, unknown_key
-from captioner.overrides import Override, parse
+from captioner.overrides import Override, line_of, parse
 
 
 def compose(
@@ -80,47 +79,77 @@ def checked(
     *,
     several: bool = False,
     config_dir: str | Path | None = None,
+    warn: old_names.Warn = old_names.warn_of,
 ) -> list[Override]:
     """Parse overrides and check them against ``conf/``.
 
     ``encoder=NAME`` with the name of a timm or torchvision network, which has no YAML file of its
     own, becomes ``encoder=LIBRARY encoder.network=NAME``; ``decoder=package.module:Class`` and
     ``optimizer=NAME`` with an optimizer of torch become options; ``+key=value`` of a key that
-    exists loses its plus. Old names of options in a user's YAML become overrides, which come first.
+    exists loses its plus. Old names of options in a user's YAML become overrides, which come first;
+    those of a sweep are left to its jobs.
 
     Args:
         overrides: ``key=value`` as typed, or as parsed.
         several: whether they may be sweeps (``a=1,2``), as after ``train -m``.
         config_dir: a folder with the user's own options.
+        warn: called with each old name and the present one.
 
     Raises:
         ValueError: bad grammar, an unknown group option or an unknown key.
     """
     with hydra_loader() as loader:
-        changes = parse(overrides, several=several, loader=loader)
+        changes = parse(overrides, several=several, loader=loader, warn=warn)
         search = search_path(config_dir, changes)
         known = find_groups(loader, search)
     result = _checked_choices(changes, known, search, several=several)
-    base, others = _bases(result, config_dir)
-    old = old_names.old_options(base)
-    if old:
-        if several:
-            more = _choices_for_jobs(old, result)
-        else:
-            old_names.require_one_name(
-                old, base, lambda line: compose_all([line], config_dir=config_dir)
-            )
-            more = parse(old_names.translated(old, result))
-        more = _checked_choices(more, known, search, several=False)
-        base, others = _bases([*more, *result], config_dir)
-        result = [c for c in more if not old_names.is_unused(c.key_or_group, base)] + result
-    deletions = [] if several else old_names.deletions(old)
-    return _parse_as_they_are(deletions) + [
+    base, others = _bases(
+        result, known, lambda choices: _compose_choices(choices, known, config_dir)
+    )
+    deletions: list[Override] = []
+    if not several:
+        for old, new in old_names.names_in(base).items():
+            warn(old, new)
+        deletions, renamed = _renamed(base, result, config_dir)
+        result = _checked_choices(renamed, known, search, several=False) + result
+    return deletions + [
         change
         if change.key_or_group in known or change.key_or_group.startswith("hydra")
         else _checked_key(change, base, others)
         for change in result
     ]
+
+
+def _renamed(
+    base: Any, changes: Sequence[Override], config_dir: str | Path | None
+) -> tuple[list[Override], list[Override]]:
+    """The overrides that give the options of a YAML their present names.
+
+    Args:
+        base: the choices of groups, composed.
+        changes: overrides; what they set is left out.
+        config_dir: a folder with the user's own options.
+
+    Returns:
+        overrides that delete the old names, and overrides that set the present ones.
+
+    Raises:
+        ValueError: the YAML sets an option under both names.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    options = old_names.options_in(base)
+    old_names.require_one_name(
+        options, base, lambda line: compose_all([line], config_dir=config_dir)
+    )
+    named = {change.key_or_group for change in changes}
+    lines = [
+        line_of(new, value)
+        for new, (_, value) in options.items()
+        if new not in named and old_names.is_used(new, base)
+    ]
+    deletions = OverridesParser.create().parse_overrides(old_names.deletions(options))
+    return list(deletions), parse(lines)
 
 
 def _checked_choices(
@@ -145,35 +174,6 @@ def _checked_choices(
             else:
                 result.append(change)
     return result
-
-
-def _choices_for_jobs(old: Mapping[str, Any], changes: Sequence[Override]) -> list[Override]:
-    """The options of groups that a YAML chooses under old names; each job renames the rest.
-
-    Args:
-        old: see `old_names.old_options`.
-        changes: the overrides of a sweep.
-
-    Raises:
-        ValueError: one of them sets what the YAML sets under an old name.
-    """
-    for change in changes:
-        if change.key_or_group in old:
-            name, value = old[change.key_or_group]
-            raise ValueError(
-                f"{change.input_line} and {name}={value} of a YAML file set the same option; "
-                f"write {change.key_or_group} in the file"
-            )
-    if any(c.is_sweep_override() and c.key_or_group == "experiment" for c in changes):
-        return []
-    return parse(old_names.choices(old))
-
-
-def _parse_as_they_are(lines: list[str]) -> list[Override]:
-    """Parsed overrides, old names kept."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return list(OverridesParser.create().parse_overrides(lines))
 
 
 def _checked_key(change: Override, base: Any, others: Callable[[], Iterator[Any]]) -> Override:
@@ -218,19 +218,43 @@ def compose_base(changes: Sequence[Override], *, config_dir: str | Path | None =
 
     Of a sweep it is the first combination that can be composed.
     """
-    return _bases(changes, config_dir)[0]
+    with hydra_loader() as loader:
+        known = find_groups(loader, search_path(config_dir, changes))
+    return _bases(changes, known, lambda choices: compose_all(choices, config_dir=config_dir))[0]
+
+
+def _compose_choices(
+    choices: Sequence[Override], known: Sequence[str], config_dir: str | Path | None
+) -> Any:
+    """As `compose_all`, with the options of groups that a YAML chooses under old names."""
+    composed = compose_all(choices, config_dir=config_dir)
+    named = {change.key_or_group for change in choices}
+    lines = [
+        line_of(new, value)
+        for new, (_, value) in old_names.options_in(composed).items()
+        if "." not in new and new not in named
+    ]
+    if not lines:
+        return composed
+    more = _checked_choices(parse(lines), known, search_path(config_dir, choices), several=False)
+    return compose_all([*more, *choices], config_dir=config_dir)
 
 
 def _bases(
-    changes: Sequence[Override], config_dir: str | Path | None
+    changes: Sequence[Override],
+    known: Sequence[str],
+    compose_one: Callable[[Sequence[Override]], Any],
 ) -> tuple[Any, Callable[[], Iterator[Any]]]:
     """The choices of groups, composed: of a sweep the first combination, and an iterator of others.
+
+    Args:
+        changes: overrides.
+        known: the names of the groups.
+        compose_one: composes one combination.
 
     Raises:
         ValueError: no combination can be composed.
     """
-    with hydra_loader() as loader:
-        known = find_groups(loader, search_path(config_dir, changes))
     kept = [c for c in changes if c.key_or_group in known or c.key_or_group.startswith("hydra")]
     choices = [single_choices(c) if c.key_or_group in known else [c] for c in kept]
     combinations = [list(combination) for combination in itertools.product(*choices)]
@@ -238,10 +262,10 @@ def _bases(
     def composed() -> Iterator[Any]:
         for combination in combinations:
             with suppress(ValueError):
-                yield compose_all(combination, config_dir=config_dir)
+                yield compose_one(combination)
 
     first = next(composed(), None)
-    base = compose_all(combinations[0], config_dir=config_dir) if first is None else first
+    base = compose_one(combinations[0]) if first is None else first
     return base, lambda: itertools.islice(composed(), 1, None)
 
 
@@ -343,7 +367,7 @@ def _changed(values: Any, before: Any, after: Any) -> Any:
 
 
 def plain(config: Any) -> Config:
-    """An OmegaConf tree as plain dicts and lists, interpolations resolved, old names renamed.
+    """An OmegaConf tree as plain dicts and lists, interpolations resolved.
 
     Raises:
         ValueError: a value is missing.
@@ -355,4 +379,4 @@ def plain(config: Any) -> Config:
     except MissingMandatoryValue as error:
         key = error.full_key
         raise ValueError(f"{key} has no value of its own: set {key}=...") from None
-    return renamed.modernized(typing.cast(Config, values), warn=True)
+    return typing.cast(Config, values)

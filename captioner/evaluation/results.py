@@ -16,7 +16,7 @@ from captioner import runs
 from captioner.checkpoints import bundle
 from captioner.metrics.signature import Signature, from_json
 from captioner.metrics.statistics import Statistics
-from captioner.renamed import modernized
+from captioner.old_names import modernized
 from captioner.runs import CONFIG, SCORES, STATISTICS
 
 MAY_DIFFER = ("decoding", "captioner", "training")

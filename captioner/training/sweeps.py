@@ -9,6 +9,7 @@ launcher runs it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from captioner import old_names
 from captioner.config import checked, compose_all, compose_base, has
 from captioner.overrides import Override, quote
-from captioner.renamed import renamed
 
 REFUSED = "refused"
 """Key of the reason in the configuration of a job that cannot be composed."""
@@ -50,36 +51,46 @@ class Refusals(Callback):
 
 
 class JobLoader(ConfigLoaderImpl):
-    """Hydra's loader, which makes a failing job of a combination that cannot be composed."""
+    """Hydra's loader, with two additions: a combination that cannot be composed becomes a job that
+    fails, and old names of options in YAML are renamed as for a single run."""
 
     def __init__(self, config_search_path: Any, config_dir: str | None) -> None:
         super().__init__(config_search_path)
         self.config_dir = config_dir
+        self.warn = old_names.WarnOnce()
 
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        sweep_overrides = [renamed(line) for line in sweep_overrides]
+        overrides = [old_names.renamed(line, self.warn) for line in sweep_overrides]
         try:
-            return super().load_sweep_config(master_config, sweep_overrides)
-        except HydraException as error:
-            reason = self._reason(master_config, sweep_overrides) or str(error)
+            with suppress(HydraException):
+                composed = super().load_sweep_config(master_config, overrides)
+                if not old_names.names_in(composed):
+                    return composed
+            composed = super().load_sweep_config(
+                master_config, self._checked(master_config, overrides)
+            )
+            with open_dict(composed):
+                composed.hydra.overrides.task = overrides
+        except (HydraException, ValueError) as error:
             composed = super().load_sweep_config(master_config, [])
             with open_dict(composed):
-                composed[REFUSED] = reason.replace("${", "\\${")
-                composed.hydra.job.override_dirname = _name(master_config, sweep_overrides)
-            return composed
+                composed[REFUSED] = str(error).replace("${", "\\${")
+        with open_dict(composed):
+            composed.hydra.job.override_dirname = _name(master_config, overrides)
+        return composed
 
-    def _reason(self, master_config: DictConfig, overrides: Sequence[str]) -> str | None:
+    def _checked(self, master_config: DictConfig, overrides: Sequence[str]) -> list[str]:
+        """A job's overrides as a single run has them: old names in YAML become overrides.
+
+        Raises:
+            ValueError: they cannot be composed, for a reason in one line.
+        """
         places = [line for line in master_config.hydra.overrides.hydra if "searchpath" in line]
-        try:
-            compose_all(
-                checked([*overrides, *places], config_dir=self.config_dir),
-                config_dir=self.config_dir,
-            )
-        except ValueError as error:
-            return str(error)
-        return None
+        changes = checked([*overrides, *places], config_dir=self.config_dir, warn=self.warn)
+        compose_all(changes, config_dir=self.config_dir)
+        return [str(c.input_line) for c in changes if c.key_or_group != "hydra.searchpath"]
 
 
 def _name(master_config: DictConfig, overrides: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from captioner import config, torch_optimizers
-from captioner.renamed import KEPT, modernized, renamed
+from captioner.old_names import KEPT, modernized, renamed
+from captioner.training.train import TrainedRun
 from captioner.verbs import train
 
 
@@ -172,13 +173,79 @@ def test_yaml_with_old_names_is_refused_in_one_line(tmp_path, text: str, says: s
     assert "\n" not in str(error.value)
 
 
-def test_a_sweep_over_what_yaml_sets_by_an_old_name_is_refused(tmp_path) -> None:
-    """In a sweep, values under old names in YAML would win over those that are swept."""
-    folder, swept = experiment_folder(tmp_path, MIX), ["experiment=mix", "optimizer.lr=0.1,0.2"]
-    with pytest.raises(ValueError, match="optimizer.lr=0.1,0.2 and training.lr=0.003 of a YAML"):
-        config.checked(swept, several=True, config_dir=folder)
-    (choice, *_) = config.checked(["experiment=mix", "seed=1,2"], several=True, config_dir=folder)
-    assert choice.input_line == "schedule=plateau"
+NAMED = [
+    "training.label_smoothing",
+    "training.lr",
+    "training.plateau_patience",
+    "training.schedule",
+]
+
+
+@pytest.fixture
+def trained(monkeypatch) -> list[dict]:
+    """The configurations that the verb would train."""
+    configs: list[dict] = []
+
+    def train_none(composed, folder, *unused, **named) -> TrainedRun:
+        configs.append(composed)
+        return TrainedRun(folder, folder, {}, "dev_bleu4", 1, "not trained")
+
+    monkeypatch.setattr(train, "_train", train_none)
+    return configs
+
+
+def renamed_by(*overrides: str) -> list[str]:
+    """Run the verb; the old names of which it warns, sorted."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert train.run(overrides) == 0
+    said = [str(one.message) for one in caught if one.category is FutureWarning]
+    return sorted(line.partition(" is now ")[0] for line in said)
+
+
+def test_a_run_of_yaml_with_old_names_warns_once_of_each(tmp_path, trained) -> None:
+    folder = experiment_folder(tmp_path, MIX)
+    assert renamed_by(f"--config-dir={folder}", "experiment=mix", "run_dir=x") == NAMED
+    present = ["schedule=plateau", "schedule.patience=1", "objective.label_smoothing=0.2"]
+    assert trained == [config.compose(["run_dir=x", "optimizer.lr=0.003", *present])]
+
+
+@pytest.mark.parametrize(
+    ("more", "swept"),
+    [
+        ([], ("optimizer.lr", [0.1, 0.2])),  # what the command line sets wins
+        ([], ("schedule.patience", [3, 4])),  # only the schedule that the YAML chooses has it
+        (["schedule.patience=5"], ("seed", [1, 2])),
+        (["schedule=linear"], ("seed", [1, 2])),
+    ],
+)
+def test_a_sweep_of_yaml_with_old_names_warns_once_of_each(tmp_path, trained, more, swept) -> None:
+    folder = experiment_folder(tmp_path, MIX)
+    key, values = swept
+    given = [f"--config-dir={folder}", "experiment=mix", f"run_dir={tmp_path / 'sweep'}", *more]
+    assert renamed_by("-m", *given, f"{key}={','.join(map(str, values))}") == NAMED
+    present = ["schedule=plateau", "schedule.patience=1"] if "schedule=linear" not in more else []
+    names = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert names == [f"{number}_{key}={value}" for number, value in enumerate(values)]
+    for value, composed in zip(values, trained, strict=True):
+        first = ["optimizer.lr=0.003", "objective.label_smoothing=0.2", *present]
+        new = [line for line in first if line.partition("=")[0] not in (key, *keys_of(more))]
+        same = config.compose([f"run_dir={tmp_path / 'sweep'}", *new, *more, f"{key}={value}"])
+        assert composed == same
+
+
+def keys_of(overrides: list[str]) -> list[str]:
+    return [line.partition("=")[0] for line in overrides]
+
+
+def test_a_sweep_over_experiments_with_old_and_new_names(tmp_path, trained) -> None:
+    folder = experiment_folder(tmp_path, MIX)
+    text = "# @package _global_\ndefaults: [{override /schedule: linear}]\nseed: 7\n"
+    (folder / "experiment" / "new.yaml").write_text(text)
+    given = [f"--config-dir={folder}", "experiment=mix,new", f"run_dir={tmp_path / 'sweep'}"]
+    assert renamed_by("-m", *given) == NAMED
+    assert [one["schedule"]["name"] for one in trained] == ["plateau", "linear"]
+    assert [one["optimizer"]["lr"] for one in trained] == [0.003, 0.001]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "rmsprop", "radam"])
