@@ -93,7 +93,7 @@ def resumed(
         without = override(whole, own, config_dir=config_dir)
         wanted |= {group: without[group] for group in _INHERITED if group in without}
     _require_same_choices(saved, wanted, named, run)
-    _require_changeable(_leaves(saved), _leaves(whole), _leaves(wanted), run)
+    _require_changeable(_leaves(saved), _leaves(whole), _leaves(wanted), named, run)
     for group in _GROWING:  # new options are added only if they were set
         old, new = saved.get(group, {}), wanted.get(group, {})
         wanted[group] = {k: v for k, v in new.items() if k in old or v != whole[group].get(k)}
@@ -169,16 +169,35 @@ def _advice(run: str) -> str:
 
 
 def _require_changeable(
-    saved: Mapping[str, Any], whole: Mapping[str, Any], wanted: Mapping[str, Any], run: str
+    saved: Mapping[str, Any],
+    whole: Mapping[str, Any],
+    wanted: Mapping[str, Any],
+    named: Mapping[str, Override],
+    run: str,
 ) -> None:
+    """Refuse a value that differs from the run's, and name the override that has brought it."""
     for key in sorted({*whole, *wanted}):
         before, after = whole.get(key), wanted.get(key)
         if before == after or _is_changeable(key):
             continue
+        choice = _choice_of(key, named)
+        prefix, leave_out = (f"{choice}: ", f"leave {choice} out; ") if choice else ("", "")
         raise ValueError(
-            f"{key}={after} cannot be combined with resume={run}, which has {saved.get(key)}; "
-            f"{_advice(run)}"
+            f"{prefix}{key}={after} cannot be combined with resume={run}, which has "
+            f"{saved.get(key)}; {leave_out}{_advice(run)}"
         )
+
+
+def _choice_of(key: str, named: Mapping[str, Override]) -> str | None:
+    """The override that chooses an option of a group with this key; None where one names the key.
+
+    Returns:
+        such as ``schedule=plateau``, for ``schedule.patience``.
+    """
+    if key in named:
+        return None
+    choice = named.get(key.partition(".")[0]) or named.get("experiment")
+    return None if choice is None else f"{choice.key_or_group}={choice.value()}"
 
 
 def _is_changeable(key: str) -> bool:

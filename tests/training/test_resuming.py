@@ -103,6 +103,32 @@ def test_what_cannot_be_obeyed_is_refused(saved, override: str, says: str) -> No
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "text", ["training: {plateau_patience: 1, lr: 0.003}", "schedule: {patience: 1}"]
+)
+def test_a_choice_that_brings_another_value_is_named(tmp_path, text: str) -> None:
+    """Nobody has typed schedule.patience, neither in the first command nor in the second."""
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    first = ["experiment=mine", "schedule=plateau", "run_dir=runs/x"]
+    saved = compose(first, config_dir=tmp_path)
+    assert saved["schedule"]["patience"] == 1
+
+    def again(*overrides: str) -> dict:
+        return resumed(saved, overrides, run="runs/x", folder=Path("runs/x"), config_dir=tmp_path)
+
+    assert again(*first) == again() == again("schedule=plateau", "schedule.patience=1") == saved
+    says = (
+        "^schedule=plateau: schedule.patience=2 cannot be combined with resume=runs/x, which has "
+        "1; leave schedule=plateau out; when resuming, only"
+    )
+    with pytest.raises(ValueError, match=says):
+        again("schedule=plateau")
+    with pytest.raises(ValueError, match=r"^schedule.patience=3 cannot .* has 1; when resuming"):
+        again("schedule.patience=3")
+
+
 def test_a_run_that_started_from_weights_keeps_what_it_brought_along(saved) -> None:
     """Of a recipe that is named again only what was composed then counts."""
     start = {**saved, "resume_weights": "/no/longer/there", "decoder": {"name": "show_tell"}}
