@@ -47,26 +47,14 @@ def export_bundle(
     from safetensors.torch import save
 
     folder = Path(folder)
-    if folder.exists():
-        raise ValueError(f"{folder} already exists; delete it, or choose another folder")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", folder.name):
-        raise ValueError(
-            f"{folder.name!r} is not accepted as a name; use lowercase letters, digits and . _ -"
-        )
+    _require_new_name(folder)
     trained = checkpoint.read(run)
     _require_separable(trained)
     options = make(DecodingOptions, "decoding", decoding or trained.config["decoding"])
     tensors, same = _remove_duplicates(_decoder_weights(trained))
     weights = save(tensors)
     content = {
-        **checkpoint.block(
-            config=_portable_config(trained.config, options),
-            tokenizer=trained.tokenizer,
-            transform=trained.transform,
-            scores=trained.scores,
-        ),
-        "made": date.today().isoformat(),
-        "evaluations": _evaluations(checkpoint.run_folder(trained.path), options.label),
+        **_described(trained, options),
         "same": same,
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
@@ -78,6 +66,29 @@ def export_bundle(
     if trained.training is not None:
         files[bundle.TRAINING] = _to_npy(trained.training.hashes)
     return write_folder(folder, files)
+
+
+def _require_new_name(folder: Path) -> None:
+    if folder.exists():
+        raise ValueError(f"{folder} already exists; delete it, or choose another folder")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", folder.name):
+        raise ValueError(
+            f"{folder.name!r} is not accepted as a name; use lowercase letters, digits and . _ -"
+        )
+
+
+def _described(trained: Checkpoint, options: DecodingOptions) -> dict[str, Any]:
+    """What a bundle says about its model: configuration, tokenizer, scores and evaluations."""
+    return {
+        **checkpoint.block(
+            config=_portable_config(trained.config, options),
+            tokenizer=trained.tokenizer,
+            transform=trained.transform,
+            scores=trained.scores,
+        ),
+        "made": date.today().isoformat(),
+        "evaluations": _evaluations(checkpoint.run_folder(trained.path), options.label),
+    }
 
 
 def _portable_config(config: Config, options: DecodingOptions) -> Config:

@@ -69,6 +69,28 @@ class CachingSummary:
         )
 
 
+def _require_between(name: str, value: int, least: int, most: int) -> None:
+    if value < least:
+        raise ValueError(f"loader.{name}={value} is not accepted; choose {least} or more")
+    if value > most:
+        raise ValueError(f"loader.{name}={value} is not accepted; choose {most} or less")
+
+
+def _require_same_images(caches: bool, views: int, augment: bool) -> None:
+    """Refuse to cache the features of images that change, and several views without a cache."""
+    if augment and caches:
+        raise ValueError(
+            "loader.augment=true changes the images, so their features cannot be cached: set "
+            "loader.cache=false, or loader.augment=false and loader.views=5"
+        )
+    if views > 1 and not caches:
+        raise ValueError(
+            f"loader.views={views} needs the cached features of a frozen encoder: "
+            "loader.cache=true and encoder.trainable=false; else set loader.views=1 and "
+            "loader.augment=true"
+        )
+
+
 class CaptionDataModule(lightning.LightningDataModule):
     """Training and validation batches of a dataset.
 
@@ -118,28 +140,12 @@ class CaptionDataModule(lightning.LightningDataModule):
         max_words: int = 40,
     ) -> None:
         super().__init__()
-        for name, value, least, most in (
-            ("batch_size", batch_size, 1, 100_000),  # more would not fit into memory
-            ("workers", workers, 0, 1_000),
-            ("views", views, 1, 1_000),
-            ("max_words", max_words, 1, 10_000),
-        ):
-            if value < least:
-                raise ValueError(f"loader.{name}={value} is not accepted; choose {least} or more")
-            if value > most:
-                raise ValueError(f"loader.{name}={value} is not accepted; choose {most} or less")
+        _require_between("batch_size", batch_size, 1, 100_000)  # more would not fit into memory
+        _require_between("workers", workers, 0, 1_000)
+        _require_between("views", views, 1, 1_000)
+        _require_between("max_words", max_words, 1, 10_000)
         caches = cache and not encoder.trainable
-        if augment and caches and not unfreezes:
-            raise ValueError(
-                "loader.augment=true changes the images, so their features cannot be cached: set "
-                "loader.cache=false, or loader.augment=false and loader.views=5"
-            )
-        if views > 1 and not caches:
-            raise ValueError(
-                f"loader.views={views} needs the cached features of a frozen encoder: "
-                "loader.cache=true and encoder.trainable=false; else set loader.views=1 and "
-                "loader.augment=true"
-            )
+        _require_same_images(caches, views, augment and not unfreezes)
         self.tokenizer, self.encoder, self.seed = tokenizer, encoder, seed
         self.batch_size, self.workers = batch_size, workers
         self.caches, self.grid, self.repeats = caches, grid, repeats

@@ -94,29 +94,48 @@ def cache_features(
     keys, unreadable = _identities([*(View(image) for image in images), *others])
     store = _choose_store(encoder, folder, positions, set(keys.values()))
     use = cache.Use(store.folder)
-    rows, encoded = store.rows(), 0
-    if any(key not in rows for key in keys.values()):
-        with exclusive(store.folder):
-            rows = store.repair()
-            missing = {key: view for view, key in keys.items() if key not in rows}
-            encoded = len(missing)
-            store.require_room(encoded)
-            unreadable += _encode(encoder, missing, store, batch_size, progress)
-            rows = store.rows()
+    encoded, errors = _complete(encoder, keys, store, batch_size, progress)
+    unreadable += errors
     if unreadable:
         raise ValueError(_list_unreadable(list(dict.fromkeys(unreadable))))
-    rows_of_images: dict[str, list[int]] = {}
-    for view, key in keys.items():
-        rows_of_images.setdefault(view.image, []).append(rows[key])
     cache.describe(store.folder, _describe(encoder))
     return CachedFeatures(
         store.folder,
-        rows_of_images,
+        _rows_of_images(keys, store.rows()),
         feature_size=encoder.feature_size,
         positions=positions,
         encoded=encoded,
         use=use,
     )
+
+
+def _complete(
+    encoder: Encoder,
+    keys: Mapping[View, bytes],
+    store: FeatureStore,
+    batch_size: int,
+    progress: bool,
+) -> tuple[int, list[str]]:
+    """Encode the views that a store does not have.
+
+    Returns:
+        how many these were, and a line for each of them that cannot be read.
+    """
+    if store.rows().keys() >= set(keys.values()):
+        return 0, []
+    with exclusive(store.folder):
+        rows = store.repair()
+        missing = {key: view for view, key in keys.items() if key not in rows}
+        store.require_room(len(missing))
+        return len(missing), _encode(encoder, missing, store, batch_size, progress)
+
+
+def _rows_of_images(keys: Mapping[View, bytes], rows: Mapping[bytes, int]) -> dict[str, list[int]]:
+    """The rows of the views of each image, in the order of the views."""
+    result: dict[str, list[int]] = {}
+    for view, key in keys.items():
+        result.setdefault(view.image, []).append(rows[key])
+    return result
 
 
 def _choose_store(encoder: Encoder, folder: Path, positions: int, keys: set[bytes]) -> FeatureStore:

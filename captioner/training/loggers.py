@@ -50,12 +50,7 @@ def build_loggers(
         else:
             report("no TensorBoard log: pip install 'captioner[logging]' adds it")
     if wandb:
-        if not importlib.util.find_spec("wandb"):
-            raise ValueError("logger.wandb=true needs wandb: pip install 'captioner[logging]'")
-        known = os.environ.get("WANDB_MODE") or not is_first()  # other processes log nothing
-        mode = None if known else _wandb_mode(folder, report)
-        name = folder.resolve().name
-        loggers.append(WandbLogger(name, folder / LOGS, project=project, mode=mode))
+        loggers.append(_build_wandb(folder, report, project))
     return loggers
 
 
@@ -72,6 +67,14 @@ def close(loggers: Iterable[Logger]) -> None:
         import wandb
 
         wandb.finish()
+
+
+def _build_wandb(folder: Path, report: Callable[[str], None], project: str) -> WandbLogger:
+    if not importlib.util.find_spec("wandb"):
+        raise ValueError("logger.wandb=true needs wandb: pip install 'captioner[logging]'")
+    known = os.environ.get("WANDB_MODE") or not is_first()  # other processes log nothing
+    mode = None if known else _wandb_mode(folder, report)
+    return WandbLogger(folder.resolve().name, folder / LOGS, project=project, mode=mode)
 
 
 def _wandb_mode(folder: Path, report: Callable[[str], None]) -> str:
