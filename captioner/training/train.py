@@ -182,13 +182,8 @@ def _train(
     decoding = make(DecodingOptions, "decoding", config["decoding"])
     module = build_module(config, model, tokenizer, steps, decoding)
     module.report = report
-    if not start.resumes:  # a resumed run knows its captions from its checkpoint
-        own = module.own_captions = hash_captions(dataset, tokenizer)
-        module.training_captions = start.learned_captions(own, config)
-    if start.is_random:
-        fill_embedding(module, data, config["training"].get("word_vectors"), report)
-        if module.objective.needs_start is not None:
-            report(module.objective.needs_start)
+    if not start.resumes:
+        _prepare_new(module, dataset, data, start, config)
     if ranks.first():
         write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
     introduce(dataset, data, module, folder, report)
@@ -204,6 +199,19 @@ def _train(
             claim.worth = claim.worth or trainer.global_step > 0
             close(loggers)
     return _result(folder, config, trainer)
+
+
+def _prepare_new(
+    module: LitCaptioner, dataset: Dataset, data: CaptionDataModule, start: Start, config: Config
+) -> None:
+    """What a resumed run has in its checkpoint: the hashes of captions, and word vectors."""
+    own = module.own_captions = hash_captions(dataset, module.tokenizer)
+    module.training_captions = start.learned_captions(own, config)
+    if start.is_random:
+        word_vectors = config["training"].get("word_vectors")
+        fill_embedding(module, data, word_vectors, module.report)
+        if module.objective.needs_start is not None:
+            module.report(module.objective.needs_start)
 
 
 def _build_data(
