@@ -15,7 +15,7 @@ from captioner.verbs.terminal import add_config_dir, parser_of, print_json, shor
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from captioner.data.prepare import Report
+    from captioner.data.check import Report
 
 LISTED_NAMES = 20
 """Names of each kind in the printed report; JSON has all of them."""
@@ -55,10 +55,11 @@ def _draw(config: Mapping[str, Any], seed: int) -> int:
 
 def _describe(config: Mapping[str, Any], job: str, *, as_json: bool) -> int:
     from captioner.config import make
+    from captioner.data.check import check
     from captioner.data.fit_warnings import fit_warnings
-    from captioner.data.prepare import check, statistics
     from captioner.data.read import read_records
     from captioner.data.readers import SCENES
+    from captioner.data.statistics import statistics
 
     data = dict(config["data"])
     if data["format"] == "shapes" and data.get("captions") is None:
@@ -82,7 +83,7 @@ def print_statistics(numbers: Mapping[str, Any], console: Console | None = None)
     """Print the statistics of a dataset.
 
     Args:
-        numbers: the result of `captioner.data.prepare.statistics`.
+        numbers: the result of `captioner.data.statistics.statistics`.
         console: None: standard output.
     """
     from rich.console import Console
@@ -136,7 +137,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
     """Print the result of a check, with the first names of each kind.
 
     Args:
-        report: the result of `captioner.data.prepare.check`.
+        report: the result of `captioner.data.check.check`.
         console: None: standard output.
     """
     from rich.console import Console
