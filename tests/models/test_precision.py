@@ -1,4 +1,4 @@
-"""What `auto` becomes, on this processor and on any other."""
+"""The resolution of `auto`, on this processor and on any other."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ from captioner.training.train import resolved, train
 
 @pytest.fixture
 def as_if(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """Lets this processor have, or lack, instructions for bfloat16; nothing was said yet."""
+    """Lets this processor have, or lack, instructions for bfloat16; no warning was logged yet."""
 
     def set_to(has: bool) -> None:
         monkeypatch.setattr(precision, "multiplies_bf16", lambda device="cpu": has)
@@ -49,7 +49,7 @@ def as_if(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         ("ALL", "AVX512", {"_is_avx512_bf16_supported"}, True),
     ],
 )
-def test_a_processor_counts_as_what_it_is_held_to(
+def test_limits_of_the_instruction_set_are_respected(
     limit: str,
     capability: str,
     flags: set[str],
@@ -72,7 +72,7 @@ def test_a_processor_counts_as_what_it_is_held_to(
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_a_gpu_is_asked_itself(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_of_a_gpu_depends_on_the_gpu(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def supported(*, including_emulation: bool) -> bool:
@@ -93,7 +93,7 @@ def test_a_gpu_is_asked_itself(has: bool, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_auto_is_resolved_and_names_are_obeyed(has: bool, as_if) -> None:
+def test_auto_is_resolved_and_explicit_precisions_are_kept(has: bool, as_if) -> None:
     as_if(has)
     assert precision.resolve("auto") == ("bf16" if has else "fp32")
     assert precision.resolve_trainer("auto", "cpu") == ("bf16-mixed" if has else "32-true")
@@ -108,7 +108,7 @@ def test_auto_is_resolved_and_names_are_obeyed(has: bool, as_if) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("bf16-true", "is not known; choose auto, 32-true, bf16-mixed"),
         ("16-true", "is not known; choose auto, 32-true, bf16-mixed"),
@@ -120,18 +120,18 @@ def test_auto_is_resolved_and_names_are_obeyed(has: bool, as_if) -> None:
         (16, "needs a GPU, .* choose auto, 32-true, bf16-mixed"),
     ],
 )
-def test_what_a_processor_does_not_train_in_is_refused(name, told, tiny, tmp_path) -> None:
-    with pytest.raises(ValueError, match=rf"trainer.precision={name!r} {told}") as caught:
+def test_precisions_that_a_cpu_does_not_support_are_errors(name, message, tiny, tmp_path) -> None:
+    with pytest.raises(ValueError, match=rf"trainer.precision={name!r} {message}") as caught:
         train(compose([*tiny, f"trainer.precision={name}"]), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_what_a_checkpoint_brings_is_not_emulated(has: bool, as_if, caplog) -> None:
+def test_a_precision_from_a_checkpoint_is_not_emulated(has: bool, as_if, caplog) -> None:
     as_if(has)
-    found = [precision.stored("bf16", "encoder.precision") for _ in range(2)]
-    assert found == 2 * ["bf16" if has else "fp32"]
+    precisions = [precision.stored("bf16", "encoder.precision") for _ in range(2)]
+    assert precisions == 2 * ["bf16" if has else "fp32"]
     assert len(caplog.messages) == (0 if has else 1)
     assert precision.stored("fp32", "encoder.precision") == "fp32"
 
@@ -152,7 +152,9 @@ def test_no_recipe_names_hardware() -> None:
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_what_auto_became_is_said_and_stored(has: bool, as_if, tiny, tmp_path, capsys) -> None:
+def test_the_resolved_precision_is_printed_and_stored(
+    has: bool, as_if, tiny, tmp_path, capsys
+) -> None:
     as_if(has)
     config = compose([*tiny, *_SMALL, "decoding.precision=auto"])
     run = train(config, tmp_path / "run", report=print)
@@ -163,7 +165,7 @@ def test_what_auto_became_is_said_and_stored(has: bool, as_if, tiny, tmp_path, c
     assert f"{line} (cpu {'with' if has else 'without'} bfloat16)" in capsys.readouterr().out
 
 
-def test_a_resumed_run_keeps_its_precision_and_says_what_it_costs(
+def test_a_resumed_run_keeps_its_precision_with_a_warning(
     as_if, tiny, tmp_path, capsys, cut_short
 ) -> None:
     as_if(True)
@@ -175,13 +177,13 @@ def test_a_resumed_run_keeps_its_precision_and_says_what_it_costs(
     capsys.readouterr()
     train(stored, tmp_path / "run", resume=last, report=print)
     assert precisions(checkpoint.read(tmp_path / "run").config) == ["bf16-mixed", "bf16", "fp32"]
-    said = capsys.readouterr().out
-    assert said.count("trainer.precision=bf16-mixed is emulated on this processor") == 1
-    assert said.count("encoder.precision=bf16 is emulated on this processor") == 1
-    assert "up to 20 times as long" in said
+    output = capsys.readouterr().out
+    assert output.count("trainer.precision=bf16-mixed is emulated on this processor") == 1
+    assert output.count("encoder.precision=bf16 is emulated on this processor") == 1
+    assert "up to 20 times as long" in output
 
 
-def test_a_learning_encoder_has_no_precision_of_its_own(as_if, capsys) -> None:
+def test_a_trainable_encoder_has_no_precision_of_its_own(as_if, capsys) -> None:
     as_if(True)
     learning = compose(["encoder.trainable=true"])
     assert precisions(resolved(learning)) == ["bf16-mixed", "fp32", "fp32"]
@@ -191,7 +193,9 @@ def test_a_learning_encoder_has_no_precision_of_its_own(as_if, capsys) -> None:
     assert capsys.readouterr().out == ""
 
 
-def test_another_training_takes_over_what_is_not_emulated(as_if, tiny, tmp_path) -> None:
+def test_a_training_from_weights_does_not_inherit_an_emulated_precision(
+    as_if, tiny, tmp_path
+) -> None:
     as_if(True)
     run = train(compose([*tiny, *_SMALL]), tmp_path / "run").folder
     as_if(False)
@@ -205,7 +209,7 @@ def test_another_training_takes_over_what_is_not_emulated(as_if, tiny, tmp_path)
 
 
 def test_a_model_of_another_processor_is_loaded(as_if, run, tmp_path, caplog) -> None:
-    """What it brings along is not emulated; what a caller asks for is, and both are said once."""
+    """The precision of the checkpoint is not emulated, an explicit one is; both log one warning."""
     content = torch.load(checkpoint.find(run), weights_only=True)
     for group in ("encoder", "decoding"):
         content["captioner"]["config"][group]["precision"] = "bf16"
@@ -234,7 +238,7 @@ def test_a_model_of_another_processor_is_loaded(as_if, run, tmp_path, caplog) ->
 
 
 @pytest.mark.parametrize("has", [True, False])
-def test_scores_are_signed_with_what_auto_became(has: bool, as_if, run) -> None:
+def test_the_signature_has_the_resolved_precision(has: bool, as_if, run) -> None:
     as_if(has)
     model = captioner.load(run, device="cpu")
     data = {"root": "toys"}
@@ -246,7 +250,7 @@ def test_scores_are_signed_with_what_auto_became(has: bool, as_if, run) -> None:
     assert DecodingOptions().precision == "fp32"
 
 
-def test_a_process_held_to_avx2_has_no_bfloat16() -> None:
+def test_a_process_limited_to_avx2_has_no_bfloat16() -> None:
     """The settings under which the suite is run a second time; asked of torch and oneDNN."""
     limits = {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
@@ -258,11 +262,11 @@ def test_a_process_held_to_avx2_has_no_bfloat16() -> None:
         "from captioner.models.matmul import by_onednn\n"
         "print(multiplies_bf16(), by_onednn())\n"
     )
-    found = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **limits},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert found.stdout.split() == ["False", "False"]
+    assert process.stdout.split() == ["False", "False"]

@@ -1,4 +1,4 @@
-"""Private names of torch: all in one module, each with a fallback that gives the same."""
+"""Private names of torch: all in one module, each with a fallback that gives equal results."""
 
 import ast
 import copy
@@ -66,13 +66,13 @@ def names(source: str) -> Iterator[str]:
         yield "ops"
 
 
-def test_private_names_of_torch_stand_in_one_module() -> None:
+def test_private_names_of_torch_are_in_one_module() -> None:
     for path in PACKAGE.rglob("*.py"):
-        found = sorted(set(names(path.read_text(encoding="utf-8"))))
+        private = sorted(set(names(path.read_text(encoding="utf-8"))))
         if path.name == "torch_internals.py":
-            assert set(found) - {"ops"} == PRIVATE
+            assert set(private) - {"ops"} == PRIVATE
         else:
-            assert not found, f"{path}: {', '.join(found)} belong into torch_internals.py"
+            assert not private, f"{path}: {', '.join(private)} belong in torch_internals.py"
 
 
 # Fallbacks ----------------------------------------------------------------------------------------
@@ -111,7 +111,9 @@ def test_gradients_of_activations(name: str, bare: None) -> None:
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_a_recurrence_gives_the_same(cell: str, request: pytest.FixtureRequest) -> None:
+def test_a_recurrence_gives_equal_results_with_fallbacks(
+    cell: str, request: pytest.FixtureRequest
+) -> None:
     recurrence = Recurrence(cell=cell, input_size=7, hidden_size=6).double()
     inputs = torch.randn(2, 5, 7, dtype=torch.float64)
 
@@ -121,21 +123,21 @@ def test_a_recurrence_gives_the_same(cell: str, request: pytest.FixtureRequest) 
 
     expected = results()
     request.getfixturevalue("bare")
-    for found, right in zip(results(), expected, strict=True):
-        torch.testing.assert_close(found, right)
+    for actual, right in zip(results(), expected, strict=True):
+        torch.testing.assert_close(actual, right)
 
 
-def test_a_decoder_is_not_packed_and_gives_the_same(bare: None) -> None:
+def test_a_decoder_gives_equal_results_without_packed_weights(bare: None) -> None:
     decoder = ShowTell(vocabulary_size=11, feature_size=8, embedding_size=7, hidden_size=6).eval()
     with torch.autocast("cpu", torch.bfloat16):
         assert not any(isinstance(part, Packed) for part in laid_out(decoder).modules())
     stepper, features, tokens = decoder.stepper(), Features(torch.randn(2, 8)), torch.tensor([1, 2])
-    found, _ = stepper.step(tokens, stepper.start(features))
+    logits, _ = stepper.step(tokens, stepper.start(features))
     expected, _ = decoder.step(tokens, decoder.start(features))
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(logits, expected)
 
 
-def test_an_encoder_gives_the_same(bare: None) -> None:
+def test_an_encoder_gives_equal_features_with_fallbacks(bare: None) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     image = torch.randn(1, 3, 9, 9)
     with torch.no_grad():
@@ -146,12 +148,12 @@ def test_an_encoder_gives_the_same(bare: None) -> None:
     assert not torch_internals.processor_multiplies_bf16()
 
 
-def test_where_torch_cannot_say_something_observes(bare: None) -> None:
+def test_operations_count_as_observed_if_torch_has_no_information(bare: None) -> None:
     assert torch_internals.is_transformed()
     assert torch_internals.is_intercepted()
 
 
-def test_without_a_count_of_changes_weights_have_always_changed(
+def test_without_a_version_counter_weights_count_as_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     linear = nn.Linear(5, 7)
@@ -182,7 +184,7 @@ def test_norms_with_running_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not any(map(kept, [nn.LayerNorm(3), nn.GroupNorm(1, 3), nn.Linear(2, 3)]))
 
 
-def test_what_observes_is_seen() -> None:
+def test_observers_are_detected() -> None:
     linear = nn.Linear(5, 7)
     assert not torch_internals.has_hooks(linear)
     hooked = copy.deepcopy(linear)

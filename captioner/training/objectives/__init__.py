@@ -1,1 +1,1 @@
-"""Objectives: what a training learns from."""
+"""Objectives: the losses that a training minimizes."""

@@ -2,8 +2,8 @@
 
     loss = -Σ_t log p(word_t | image, word_0 .. word_{t-1})      over words and <end>, no padding
 
-With scheduled sampling a share of the input tokens, which grows over the training, is drawn from
-the decoder itself instead of word_{t-1}, as in decoding; the target stays word_t (Bengio et al.,
+With scheduled sampling a fraction of the input tokens, which grows during the training, is sampled
+from the decoder instead of word_{t-1}, as in decoding; the target remains word_t (Bengio et al.,
 "Scheduled Sampling for Sequence Prediction", NeurIPS 2015).
 """
 
@@ -28,9 +28,9 @@ class CrossEntropy(Objective):
     """Learn to predict the reference captions.
 
     Args:
-        label_smoothing: share of the target's probability spread over all words, [0, 1)
+        label_smoothing: fraction of the target's probability spread over all words, [0, 1)
             (Szegedy et al., 2016).
-        scheduled_sampling: share of the input tokens drawn from the model at the end of the
+        scheduled_sampling: fraction of the input tokens sampled from the model at the end of the
             training, rising linearly from 0, [0, 1]. Tokens are then processed one at a time.
         attention_penalty: weight of ``losses.doubly_stochastic``, from 0; for decoders that attend.
     """

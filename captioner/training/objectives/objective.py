@@ -35,16 +35,16 @@ class Objective(ABC):
     """
 
     by_image: ClassVar[bool] = False
-    """Whether a batch holds images, each once per epoch, rather than captions."""
+    """Whether a batch consists of images, each once per epoch, instead of captions."""
 
     needs_start: ClassVar[str | None] = None
-    """Advice that is reported where it starts from random weights; None where it may."""
+    """A warning if the training starts from random weights; None if that is intended."""
 
     length_options: ClassVar[tuple[str, ...]] = ()
-    """Its options that, where they are not 0, depend on the length of the training."""
+    """Options that depend on the length of the training if they are not 0."""
 
     measure: ClassVar[tuple[str, str]] = ("train loss", "train_loss")
-    """What the line of an epoch reports: its name there and in the logs."""
+    """The value that is reported after each epoch: its name in the report and in the logs."""
 
     def __init__(self, tokenizer: Tokenizer, decoding: DecodingOptions) -> None:
         self.tokenizer, self.decoding = tokenizer, decoding
@@ -68,7 +68,7 @@ class Objective(ABC):
         Args:
             model: encoder and decoder.
             batch: of images and captions.
-            done: share of the training's steps that are done, [0, 1].
+            done: fraction of the training's steps that are done, [0, 1].
         """
 
     def check(self, scores: Mapping[str, float], captions: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Attention and the decoders around it against loops written out and torch's own cells."""
+"""Attention and its decoders, compared with the equations as loops and with torch's cells."""
 
 from typing import Any
 
@@ -55,8 +55,8 @@ def values_of(decoder: Attending, images: Features) -> Tensor:
     positions, project = images.grid.flatten(0, 1), decoder.positions.project
     mean, variance = positions.mean(0), positions.var(0, correction=0)
     std = (variance + 1e-4 * variance.mean()).sqrt()
-    found = [project.weight @ ((a - mean) / std) + project.bias for a in positions]
-    return torch.stack(found).unflatten(0, (B, P))
+    values = [project.weight @ ((a - mean) / std) + project.bias for a in positions]
+    return torch.stack(values).unflatten(0, (B, P))
 
 
 def looked(attention: Attention, query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ def looked(attention: Attention, query: Tensor, values: Tensor) -> tuple[Tensor,
 # Attention ----------------------------------------------------------------------------------------
 
 
-def test_additive_attention_is_the_equation_written_out() -> None:
+def test_additive_attention_equals_its_equation() -> None:
     attention = Attention(query_size=Q, value_size=H, size=A, score="additive").double()
     query, values = torch.randn(B, Q).double(), torch.randn(B, P, H).double()
     context, weights = attention(query, attention.remember(values))
@@ -84,7 +84,7 @@ def test_additive_attention_is_the_equation_written_out() -> None:
         torch.testing.assert_close(weights[row], right)
 
 
-def test_dot_attention_is_torchs() -> None:
+def test_dot_attention_equals_that_of_torch() -> None:
     attention = Attention(query_size=Q, value_size=H, size=A, score="dot").double()
     query, values = torch.randn(B, Q).double(), torch.randn(B, P, H).double()
     context, _ = attention(query, attention.remember(values))
@@ -94,7 +94,7 @@ def test_dot_attention_is_torchs() -> None:
 
 
 @pytest.mark.parametrize("score", ["additive", "dot"])
-def test_a_sentinel_is_one_more_value(score: str) -> None:
+def test_a_sentinel_equals_an_additional_value(score: str) -> None:
     """With the keys' matrix for its own it is as if it stood among the positions."""
     attention = Attention(query_size=Q, value_size=H, size=A, score=score, sentinel=True).double()
     if score == "additive":
@@ -107,7 +107,7 @@ def test_a_sentinel_is_one_more_value(score: str) -> None:
     torch.testing.assert_close(weights, right)
 
 
-def test_attention_finds_what_the_query_points_at() -> None:
+def test_attention_selects_the_value_of_the_query() -> None:
     attention = Attention(query_size=H, value_size=H, size=A, score="dot").double()
     values = 50 * torch.eye(H, dtype=torch.float64)[None, :P]
     with torch.no_grad():
@@ -121,7 +121,7 @@ def test_attention_finds_what_the_query_points_at() -> None:
 
 
 @torch.no_grad()
-def test_show_attend_tell_is_the_papers_with_torchs_cell() -> None:
+def test_show_attend_tell_equals_its_equations_with_torchs_cell() -> None:
     decoder, images, inputs = build(ShowAttendTell), features(), torch.randint(V, (B, T))
     decoder.fit(images)
     cell, values = decoder.recurrence.first, values_of(decoder, images)
@@ -144,7 +144,7 @@ def test_show_attend_tell_is_the_papers_with_torchs_cell() -> None:
 
 
 @torch.no_grad()
-def test_up_down_is_the_papers_with_torchs_cells() -> None:
+def test_up_down_equals_its_equations_with_torchs_cells() -> None:
     decoder, images, inputs = build(UpDown), features(), torch.randint(V, (B, T))
     decoder.fit(images)
     looking, speaking = decoder.looking, decoder.language.first
@@ -173,7 +173,7 @@ def test_up_down_is_the_papers_with_torchs_cells() -> None:
 
 
 @torch.no_grad()
-def test_adaptive_is_the_papers_with_torchs_cell() -> None:
+def test_adaptive_equals_its_equations_with_torchs_cell() -> None:
     """β mixes the sentinel with attention over the positions alone, as the paper writes it."""
     decoder, images, inputs = build(Adaptive), features(), torch.randint(V, (B, T))
     decoder.fit(images)
@@ -206,7 +206,7 @@ def test_adaptive_is_the_papers_with_torchs_cell() -> None:
 # The penalty --------------------------------------------------------------------------------------
 
 
-def test_the_doubly_stochastic_penalty_is_the_papers_mean() -> None:
+def test_the_doubly_stochastic_penalty_equals_its_equation() -> None:
     """mean over captions and positions of (1 - Σ_t α_ti)², real words only."""
     weights = torch.softmax(torch.randn(3, T, P, dtype=torch.float64), dim=-1)
     lengths = [2, 5, 4]

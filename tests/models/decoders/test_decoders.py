@@ -1,4 +1,4 @@
-"""Every decoder in every variant keeps the contract: forward, step, stepper, packing, decoding."""
+"""All variants of all decoders: forward, step, stepper, packing and decoding agree."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,11 +27,11 @@ LOOKING = pytest.mark.parametrize("variant", [v for v in VARIANTS if "show_tell"
 
 
 def step_by_step(step: Any, state: dict[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
-    found = []
+    steps = []
     for tokens in inputs.T:
         logits, state = step(tokens, state)
-        found.append(logits)
-    return torch.stack(found, dim=1)
+        steps.append(logits)
+    return torch.stack(steps, dim=1)
 
 
 @pytest.mark.parametrize("variant", EVERY)
@@ -40,14 +40,14 @@ def test_forward_equals_start_and_repeated_step(variant: str) -> None:
     expected = step_by_step(decoder.step, decoder.start(images), inputs)
     torch.testing.assert_close(decoder(images, inputs), expected)
     stepper = decoder.stepper()
-    found = step_by_step(stepper.step, stepper.start(images), inputs)
-    torch.testing.assert_close(found, expected)
+    logits_by_step = step_by_step(stepper.step, stepper.start(images), inputs)
+    torch.testing.assert_close(logits_by_step, expected)
     other = decoder(images.rows(torch.tensor([1, 2, 0])), inputs)
     assert (other - expected).abs().amax(dim=(1, 2)).min() > 1e-6  # every image is heard
 
 
 @WHICH
-def test_a_stepper_sees_changed_weights(variant: str) -> None:
+def test_a_stepper_uses_changed_weights(variant: str) -> None:
     decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
     stepper = decoder.stepper()
     before = step_by_step(stepper.step, stepper.start(images), inputs)
@@ -56,12 +56,12 @@ def test_a_stepper_sees_changed_weights(variant: str) -> None:
             parameter.add_(torch.randn_like(parameter))
     expected = step_by_step(decoder.step, decoder.start(images), inputs)
     assert (before - expected).abs().max() > 1e-3
-    found = step_by_step(stepper.step, stepper.start(images), inputs)
-    torch.testing.assert_close(found, expected)
+    logits_by_step = step_by_step(stepper.step, stepper.start(images), inputs)
+    torch.testing.assert_close(logits_by_step, expected)
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_every_decoder_has_what_the_contract_demands(name: str) -> None:
+def test_every_decoder_has_the_members_of_the_interface(name: str) -> None:
     decoder = DECODERS[name](vocabulary_size=V, feature_size=D)
     assert isinstance(decoder, Decoder)
     assert decoder.attends is hasattr(decoder, "attend")
@@ -72,29 +72,29 @@ def test_every_decoder_has_what_the_contract_demands(name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", EVERY)
-def test_the_stepper_in_bfloat16_is_the_step_but_for_rounding(variant: str) -> None:
+def test_the_stepper_in_bfloat16_equals_the_step_except_for_rounding(variant: str) -> None:
     decoder, inputs = build(variant).float(), torch.randint(V, (B, T))
     images = Features(*(tensor.float() for tensor in features()))
     with torch.inference_mode():
         exact = step_by_step(decoder.step, decoder.start(images), inputs)
         with torch.autocast("cpu", torch.bfloat16):
             stepper = decoder.stepper()
-            found = step_by_step(stepper.step, stepper.start(images), inputs).float()
+            rounded = step_by_step(stepper.step, stepper.start(images), inputs).float()
             usual = step_by_step(decoder.step, decoder.start(images), inputs).float()
     rounding = max(float((usual - exact).abs().max()), 0.01)
-    torch.testing.assert_close(found, exact, rtol=0, atol=3 * rounding)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=3 * rounding)
 
 
 @pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (2, 0)])
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed_matrices_multiply_as_linear_layers_do(shape: tuple[int, ...], bias: bool) -> None:
+def test_packed_layers_equal_linear_layers(shape: tuple[int, ...], bias: bool) -> None:
     linear, x = nn.Linear(20, 13, bias=bias), torch.randn(*shape, 40)[..., ::2]
     with torch.autocast("cpu", torch.bfloat16):
         copied = laid_out(nn.Sequential(linear))
         assert isinstance(copied[0], Packed) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        found = copied(x)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), linear(x), rtol=0.02, atol=0.02)
+        product = copied(x)
+    assert product.dtype == torch.bfloat16
+    torch.testing.assert_close(product.float(), linear(x), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("cell, memory", [("lstm", "c"), ("lstm_peephole", "c"), ("gru", "h")])
@@ -114,7 +114,7 @@ def test_memory_is_not_rounded_to_bfloat16(name: str, cell: str, memory: str) ->
     assert not torch.equal(remembered, remembered.bfloat16().float())
 
 
-def test_hooks_see_what_a_stepper_computes() -> None:
+def test_hooks_are_called_by_a_stepper() -> None:
     decoder, seen = build("show_tell x0 lstm ").float(), []
     decoder.output.register_forward_hook(lambda module, given, logits: seen.append(logits.shape))
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
@@ -138,12 +138,12 @@ def test_packed_equals_padded_in_logits_and_gradients(variant: str) -> None:
     packed = decoder(images, changed, packing)
     torch.testing.assert_close(packed, packing.pack(padded))
     again = cross_entropy(packed, packing.pack(targets), label_smoothing=0.1)
-    for found, right in zip(torch.autograd.grad(again, learned), expected, strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+    for actual, right in zip(torch.autograd.grad(again, learned), expected, strict=True):
+        torch.testing.assert_close(actual, right, rtol=1e-9, atol=1e-9)
 
 
 @LOOKING
-def test_weights_are_of_real_words_and_sum_to_one(variant: str) -> None:
+def test_attention_weights_of_real_words_sum_to_one(variant: str) -> None:
     decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
     packing = Packing.of(torch.tensor([2, 5, 4]))
     logits, weights = decoder.attend(images, inputs)
@@ -159,13 +159,13 @@ def test_weights_are_of_real_words_and_sum_to_one(variant: str) -> None:
 
 
 @LOOKING
-def test_positions_may_come_in_any_order(variant: str) -> None:
+def test_the_order_of_positions_does_not_matter(variant: str) -> None:
     decoder, images, inputs = build(variant), features(), torch.randint(V, (B, T))
     order = torch.tensor([2, 0, 3, 1])
     logits, weights = decoder.attend(images, inputs)
     moved = Features(images.pooled, images.grid[:, order])
-    found, of_moved = decoder.attend(moved, inputs)
-    torch.testing.assert_close(found, logits)
+    logits_of_moved, of_moved = decoder.attend(moved, inputs)
+    torch.testing.assert_close(logits_of_moved, logits)
     if decoder.uses_grid:
         torch.testing.assert_close(of_moved[..., :P], weights[..., :P][..., order])
 
@@ -186,7 +186,7 @@ WIDTHS = {"greedy": (1, 1), "beam": (1, 4), "groups": (2, 4), "required": (6, 12
 Sizes = list[tuple[int, set[int], set[int]]]
 
 
-def say(
+def search(
     decoders: Sequence[Any], images: Features, strategy: str, keys: Sequence[int] | None = None
 ) -> tuple[list[list[Hypothesis]], Sizes]:
     """Hypotheses, and of each step how many rows it read, of images, and of everything else."""
@@ -204,8 +204,8 @@ def say(
         return step(tokens, state)
 
     phrases = Phrases(required=((5,), (6, 7)) if strategy == "required" else ())
-    found = decode(watched, state, start=1, end=2, options=options, phrases=phrases, keys=keys)
-    return found, sizes
+    hypotheses = decode(watched, state, start=1, end=2, options=options, phrases=phrases, keys=keys)
+    return hypotheses, sizes
 
 
 def loud(variant: str) -> Any:
@@ -236,38 +236,38 @@ def plain_beam(decoders: Sequence[Any], image: Features) -> list[tuple[list[int]
 
 
 @SOME
-def test_beams_side_by_side_are_a_plain_search_of_each_image(variant: str) -> None:
+def test_batched_beam_search_equals_a_plain_search_of_each_image(variant: str) -> None:
     others = ["show_tell every gru ", "transformer learned True", "adaptive lstm dot sentinel"]
     images = features()
     with torch.no_grad():
-        for decoders in ([loud(variant)], [loud(one) for one in (variant, *others)]):
-            found, _ = say(decoders, images, "beam")
-            for row, hypotheses in enumerate(found):
+        for decoders in ([loud(variant)], [loud(name) for name in (variant, *others)]):
+            by_image, _ = search(decoders, images, "beam")
+            for row, hypotheses in enumerate(by_image):
                 expected = plain_beam(decoders, images.rows(torch.tensor([row])))
-                for one, (words, values) in zip(hypotheses[:3], expected, strict=True):
-                    assert [*one.tokens, *([2] if one.finished else [])] == words
-                    assert one.log_probs == pytest.approx(values, abs=1e-4)
+                for hypothesis, (words, values) in zip(hypotheses[:3], expected, strict=True):
+                    assert [*hypothesis.tokens, *([2] if hypothesis.finished else [])] == words
+                    assert hypothesis.log_probs == pytest.approx(values, abs=1e-4)
 
 
 @EVERY_WAY
 @SOME
-def test_an_image_is_decoded_alike_alone_and_in_company(variant: str, strategy: str) -> None:
+def test_decoding_an_image_does_not_depend_on_its_batch(variant: str, strategy: str) -> None:
     decoder, images = loud(variant), features()
     with torch.no_grad():
-        found, _ = say([decoder], images, strategy)
-        for row, hypotheses in enumerate(found):
-            (alone,), _ = say([decoder], images.rows(torch.tensor([row])), strategy, keys=[row])
-            assert [one.tokens for one in alone] == [one.tokens for one in hypotheses]
-            for one, peer in zip(alone, hypotheses):
-                assert one.log_probs == pytest.approx(peer.log_probs, abs=1e-5)
+        by_image, _ = search([decoder], images, strategy)
+        for row, hypotheses in enumerate(by_image):
+            (alone,), _ = search([decoder], images.rows(torch.tensor([row])), strategy, keys=[row])
+            assert [h.tokens for h in alone] == [h.tokens for h in hypotheses]
+            for single, batched in zip(alone, hypotheses):
+                assert single.log_probs == pytest.approx(batched.log_probs, abs=1e-5)
 
 
 @EVERY_WAY
 @LOOKING
-def test_what_belongs_to_an_image_is_not_repeated(variant: str, strategy: str) -> None:
+def test_tensors_of_images_are_not_repeated_for_beams(variant: str, strategy: str) -> None:
     """A search holds it once; samples share it until one of them ends."""
     with torch.no_grad():
-        _, sizes = say([loud(variant), loud("show_tell merge gru ")], features(), strategy)
+        _, sizes = search([loud(variant), loud("show_tell merge gru ")], features(), strategy)
     first, then = WIDTHS[strategy]
     for place, (rows, of_images, rest) in enumerate(sizes):
         (images,) = of_images
@@ -284,8 +284,8 @@ def test_decoded_captions_have_their_teacher_forced_probabilities(
     """However rows are reordered and repeated, each reads its own image and its own past."""
     decoder, images = loud(variant), features()
     with torch.no_grad():
-        found, _ = say([decoder], images, strategy)
-        for row, hypotheses in enumerate(found):
+        by_image, _ = search([decoder], images, strategy)
+        for row, hypotheses in enumerate(by_image):
             for one in hypotheses:
                 words = [*one.tokens, *([2] if one.finished else [])]
                 inputs = torch.tensor([[1, *words[:-1]]])
@@ -307,23 +307,25 @@ def test_scale_and_shift_of_features_change_nothing(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", [v for v in EVERY if "gru" not in v and "rnn" not in v])
-def test_bfloat16_stays_near(variant: str) -> None:
+def test_bfloat16_is_close_to_float32(variant: str) -> None:
     decoder = build(variant).float()
     images = Features(*(one.float() for one in features()))
     inputs, packing = torch.randint(V, (B, T)), Packing.of(torch.tensor([2, 5, 4]))
     with torch.autocast("cpu", torch.bfloat16):
-        found = decoder(images, inputs, packing)
+        rounded = decoder(images, inputs, packing)
         state = decoder.start(images)
         for tokens in inputs.T[:2]:
             logits, state = decoder.step(tokens, state)
-    torch.testing.assert_close(found.float(), decoder(images, inputs, packing), atol=0.05, rtol=0.1)
+    torch.testing.assert_close(
+        rounded.float(), decoder(images, inputs, packing), atol=0.05, rtol=0.1
+    )
     torch.testing.assert_close(logits.float(), decoder(images, inputs)[:, 1], atol=0.05, rtol=0.1)
-    found.float().square().sum().backward()
+    rounded.float().square().sum().backward()
     assert all(torch.isfinite(one.grad).all() for one in decoder.parameters())
 
 
 @WHICH
-def test_dropout_falls_on_training_alone(variant: str) -> None:
+def test_dropout_is_used_in_training_only(variant: str) -> None:
     decoder, images, inputs = build(variant, dropout=0.5), features(), torch.randint(V, (B, T))
     assert torch.equal(decoder(images, inputs), decoder(images, inputs))
     decoder.train()
@@ -333,7 +335,7 @@ def test_dropout_falls_on_training_alone(variant: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["show_attend_tell", "up_down", "adaptive"])
-def test_features_without_a_grid_get_one_line(name: str) -> None:
+def test_features_without_a_grid_are_an_error(name: str) -> None:
     decoder = build(f"{name} two layers, tied")
     with pytest.raises(ValueError, match="attends to a grid, and these features have none"):
         decoder.start(Features(features().pooled))
@@ -359,7 +361,7 @@ def test_tied_weights_are_one_parameter() -> None:
         ("transformer", {"layers": 0}, "decoder.layers=0"),
     ],
 )
-def test_a_value_out_of_range_gets_one_line(name: str, options: dict, says: str) -> None:
+def test_a_value_out_of_range_is_an_error(name: str, options: dict, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         DECODERS[name](vocabulary_size=V, feature_size=D, **options)
 

@@ -1,4 +1,4 @@
-"""Deferred gradients of weights against autograd's own, in decoders and in a loop by itself."""
+"""Deferred gradients of weights, compared with autograd, in decoders and in a plain loop."""
 
 import gc
 from typing import Any
@@ -29,14 +29,14 @@ def gradients(decoder: Any, images: Features, inputs: Tensor, packing: Packing |
     ("cell", "score"), [*((cell, "additive") for cell in CELLS), ("rnn", "dot"), ("lstm", "dot")]
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_decoders_have_the_gradients_of_the_plain_loop(
+def test_gradients_of_decoders_equal_those_of_autograd(
     name: str, cell: str, score: str, packing: Any
 ) -> None:
     decoder = build(f"{name} two layers, tied", cell=cell, score=score, hidden_size=16)
     images, inputs = features(), torch.randint(V, (B, T))
-    found = gradients(decoder, images, inputs, packing)
+    actual = gradients(decoder, images, inputs, packing)
     decoder.defers = False
-    for mine, right in zip(found, gradients(decoder, images, inputs, packing), strict=True):
+    for mine, right in zip(actual, gradients(decoder, images, inputs, packing), strict=True):
         torch.testing.assert_close(mine, right, **EXACT)
 
 
@@ -50,26 +50,26 @@ def test_bfloat16_is_nearer_to_the_exact_gradient_than_the_plain_loop(name: str)
     errors = []
     for decoder.defers in (True, False):
         with torch.autocast("cpu", torch.bfloat16):
-            _, *found = gradients(decoder, images, inputs, None)
-        pairs = zip(found, exact, strict=True)
+            _, *rounded = gradients(decoder, images, inputs, None)
+        pairs = zip(rounded, exact, strict=True)
         errors.append(torch.stack([(a - b).norm() / b.norm() for a, b in pairs]))
     assert errors[0].mean() < errors[1].mean()
     assert errors[0].median() < 0.01
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_matrices_of_rows_have_their_gradients_twice_and_in_part(turned: bool) -> None:
+def test_gradients_of_matrices_per_row_may_be_repeated_and_partial(turned: bool) -> None:
     x = torch.randn(4, 1, 6).double().requires_grad_()
     values, sizes = torch.randn(4, 6, 6).double().requires_grad_(), (4, 4, 3, 1)
 
     def total() -> Tensor:
-        found, now = [], x
+        outputs, now = [], x
         with deferred(sizes, x.device, [values]):
             for rows in sizes:
                 of_rows = values[:rows].transpose(1, 2) if turned else values[:rows]
                 now = torch.tanh(now[:rows] @ of_rows)
-                found.append(now)
-        return torch.cat(found).square().sum()
+                outputs.append(now)
+        return torch.cat(outputs).square().sum()
 
     plain, now = [], x
     for rows in sizes:
@@ -80,22 +80,22 @@ def test_matrices_of_rows_have_their_gradients_twice_and_in_part(turned: bool) -
     expected = torch.autograd.grad(torch.cat(plain).square().sum(), (x, values))
     held = total()
     for part in (slice(0, 1), slice(None), slice(1, None), slice(None)):
-        found = torch.autograd.grad(held, (x, values)[part], retain_graph=True)
-        for mine, right in zip(found, expected[part], strict=True):
+        actual = torch.autograd.grad(held, (x, values)[part], retain_graph=True)
+        for mine, right in zip(actual, expected[part], strict=True):
             torch.testing.assert_close(mine, right, **EXACT)
 
 
 def loop(linear: nn.Linear, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    found = []
+    outputs = []
     with deferred(sizes, x.device):
         for rows in sizes:
             x = torch.tanh(linear(x[:rows]))
-            found.append(x)
-    return torch.cat(found)
+            outputs.append(x)
+    return torch.cat(outputs)
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_loop_has_its_gradients_twice_and_in_part(bias: bool) -> None:
+def test_gradients_of_a_loop_may_be_repeated_and_partial(bias: bool) -> None:
     linear = nn.Linear(6, 6, bias=bias).double()
     x, sizes = torch.randn(4, 6).double().requires_grad_(), (4, 4, 3, 1)
     learned = tuple(linear.parameters())
@@ -106,8 +106,8 @@ def test_a_loop_has_its_gradients_twice_and_in_part(bias: bool) -> None:
     expected = torch.autograd.grad(torch.cat(plain).square().sum(), (x, *learned))
     total = loop(linear, x, sizes).square().sum()
     for part in (slice(0, 1), slice(None), slice(1, None), slice(None)):
-        found = torch.autograd.grad(total, (x, *learned)[part], retain_graph=True)
-        for mine, right in zip(found, expected[part], strict=True):
+        actual = torch.autograd.grad(total, (x, *learned)[part], retain_graph=True)
+        for mine, right in zip(actual, expected[part], strict=True):
             torch.testing.assert_close(mine, right, **EXACT)
 
 
@@ -116,7 +116,7 @@ def gated(linear: nn.Linear, values: Tensor, x: Tensor, sizes: tuple[int, ...]) 
 
     It multiplies by the matrices of its rows twice, and by several vectors at once.
     """
-    found = []
+    outputs = []
     for step, rows in enumerate(sizes):
         inner = torch.tanh(linear(x[:rows]))
         x = torch.tanh(linear(inner) + (inner.unsqueeze(1) @ values[:rows]).squeeze(1))
@@ -124,15 +124,15 @@ def gated(linear: nn.Linear, values: Tensor, x: Tensor, sizes: tuple[int, ...]) 
         x = x + (torch.stack([x, inner], dim=1) @ values[:rows]).sum(1)
         if step % 2 == 0:
             x = x + linear(x)
-        found.append(x + linear(torch.cat([x, x, inner])).sum(0))
-    return torch.cat(found)
+        outputs.append(x + linear(torch.cat([x, x, inner])).sum(0))
+    return torch.cat(outputs)
 
 
 def test_matrices_of_a_single_row_may_be_transposed() -> None:
     x, values = torch.randn(3, 1, 6).double(), torch.randn(3, 1, 6).double().requires_grad_()
     with deferred((3, 2), x.device, [values]):
-        found = [(x[:rows] @ values[:rows].transpose(1, 2)).square().sum() for rows in (3, 2)]
-    (gradient,) = torch.autograd.grad(sum(found), values)
+        outputs = [(x[:rows] @ values[:rows].transpose(1, 2)).square().sum() for rows in (3, 2)]
+    (gradient,) = torch.autograd.grad(sum(outputs), values)
     plain = [torch.einsum("roi,roi->r", x[:rows], values[:rows]).square().sum() for rows in (3, 2)]
     torch.testing.assert_close(gradient, torch.autograd.grad(sum(plain), values)[0], **EXACT)
 
@@ -147,12 +147,12 @@ def test_a_layer_may_be_called_several_times_a_step(sizes: tuple[int, ...]) -> N
     with deferred(sizes, x.device, [values]):
         total = gated(linear, values, x, sizes).square().sum()
     for part in (slice(0, 1), slice(None), slice(2, None)):
-        found = torch.autograd.grad(total, learned[part], retain_graph=True)
-        for mine, right in zip(found, expected[part], strict=True):
+        actual = torch.autograd.grad(total, learned[part], retain_graph=True)
+        for mine, right in zip(actual, expected[part], strict=True):
             torch.testing.assert_close(mine, right, **EXACT)
 
 
-def test_only_the_loops_large_weights_wait() -> None:
+def test_only_large_weights_of_the_loop_are_deferred() -> None:
     linear = nn.Linear(6, 6)
     names = []
     for rows in (2, 50):  # fewer numbers than the weight has, and more

@@ -1,4 +1,4 @@
-"""Learning: every decoder memorises eight images to their exact captions, decoded freely."""
+"""Learning: every decoder memorizes eight images and decodes their exact captions."""
 
 from itertools import product
 from typing import Any
@@ -48,7 +48,7 @@ for positions, grid in product(("learned", "sinusoidal"), (True, False)):
 
 
 @pytest.mark.parametrize("which", DECODED)
-def test_eight_images_are_memorised(which: str) -> None:
+def test_eight_images_are_memorized(which: str) -> None:
     tokenizer = build_tokenizer(CAPTIONS, name="word", min_count=1)
     words = tokenizer.vocabulary
     component = DECODERS[which.split()[0]]
@@ -74,7 +74,7 @@ def test_eight_images_are_memorised(which: str) -> None:
     decoder.eval()
     for beam_size in (1, 3):
         with torch.no_grad():
-            found = decode(
+            hypotheses = decode(
                 decoder.stepper().step,
                 decoder.start(images),
                 start=words.start,
@@ -82,6 +82,6 @@ def test_eight_images_are_memorised(which: str) -> None:
                 options=DecodingOptions(beam_size=beam_size, early_stopping=False),
                 banned=(words.pad, words.start, words.unknown),
             )
-        assert [tokenizer.decode(best[0].tokens) for best in found] == [
+        assert [tokenizer.decode(best[0].tokens) for best in hypotheses] == [
             tokenizer.join(tokenizer.split(text)) for text in CAPTIONS
         ]

@@ -1,4 +1,4 @@
-"""ShowTell: the contract of decoders, and X_0 against the equations written out."""
+"""ShowTell: the interface of decoders, and X_0, compared with the equations."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_the_image_is_x_0_with_h_and_c_at_zero() -> None:
 @pytest.mark.parametrize("image", ["h0", "every", "merge"])
 @pytest.mark.parametrize("cell", PEERS)
 @torch.no_grad()
-def test_the_image_enters_where_it_is_told_to(cell: str, image: str) -> None:
+def test_the_image_enters_in_the_selected_place(cell: str, image: str) -> None:
     """torch's recurrence of two layers, given what Tanti et al. describe."""
     decoder = show_tell(cell, image=image, layers=2).eval()
     decoder.fit(features(20))
@@ -82,7 +82,7 @@ def test_the_image_enters_where_it_is_told_to(cell: str, image: str) -> None:
 
 
 @torch.no_grad()
-def test_tied_weights_answer_by_the_embeddings() -> None:
+def test_tied_weights_use_the_embedding_as_output() -> None:
     free, tied = show_tell().eval(), show_tell(tie_weights=True).eval()
     tied.load_state_dict(
         {**tied.state_dict(), **free.state_dict(), "output.weight": tied.words.weight}
@@ -95,7 +95,7 @@ def test_tied_weights_answer_by_the_embeddings() -> None:
 
 
 @pytest.mark.parametrize("components", [None, 3, 50])
-def test_features_are_standardised_by_the_training_images(components: int | None) -> None:
+def test_features_are_standardized_by_statistics_of_training_images(components: int | None) -> None:
     mixed = torch.randn(400, D, dtype=torch.float64) @ torch.randn(D, D, dtype=torch.float64)
     decoder = show_tell(components=components)
     decoder.fit(Features(100 * mixed + 7))
@@ -116,7 +116,7 @@ def test_features_are_standardised_by_the_training_images(components: int | None
         torch.testing.assert_close(standard @ span, kept, rtol=1e-4, atol=1e-4)
 
 
-def test_regions_are_the_means_of_the_grid_side_by_side() -> None:
+def test_regions_are_concatenated_means_of_the_grid() -> None:
     grid = torch.randn(B, 16, D, dtype=torch.float64)  # 4 x 4 positions
     images = Features(grid.mean(1), grid)
     decoder = show_tell(regions=2).eval()
@@ -143,7 +143,7 @@ def test_a_state_is_reordered_by_rows() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_padding_after_the_end_contributes_exactly_nothing(cell: str) -> None:
+def test_padding_contributes_nothing_to_the_gradient(cell: str) -> None:
     """Loss and gradients of a padded batch are those of the captions one by one."""
     tokenizer = build_tokenizer(["a b c d e f g"], name="word", min_count=1)
     captions = [[4, 5, 6, 7, 8], [9], [10, 4]]
@@ -166,7 +166,7 @@ def test_padding_after_the_end_contributes_exactly_nothing(cell: str) -> None:
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-4, atol=1e-7)
 
 
-def test_what_stands_in_the_padding_changes_no_bit() -> None:
+def test_the_content_of_the_padding_has_no_effect() -> None:
     tokenizer = build_tokenizer(["a b c d e f g"], name="word", min_count=1)
     inputs, targets = pad([[4, 5, 6, 7], [8]], tokenizer)
     decoder, images = show_tell().eval(), features()
@@ -190,7 +190,7 @@ def test_inputs_and_targets_are_shifted_by_one() -> None:
     assert targets.tolist() == [[5, 6, words.end, IGNORED], [4, 5, 6, words.end]]
 
 
-def test_only_the_image_tells_captions_apart() -> None:
+def test_captions_differ_only_by_the_image() -> None:
     decoder = show_tell().eval()
     inputs = torch.randint(V, (1, T)).expand(2, T)
     logits = decoder(features(2), inputs)
@@ -201,14 +201,14 @@ def test_only_the_image_tells_captions_apart() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_stepper_is_the_step(cell: str, layers: int) -> None:
+def test_the_stepper_equals_the_step(cell: str, layers: int) -> None:
     decoder = show_tell(cell, layers=layers).eval()
     images, stepper = features(), decoder.stepper()
     state, other = decoder.start(images), stepper.start(images)
     for tokens in torch.randint(V, (T, B)):
         expected, state = decoder.step(tokens, state)
-        found, other = stepper.step(tokens, other)
-        torch.testing.assert_close(found, expected)
+        logits, other = stepper.step(tokens, other)
+        torch.testing.assert_close(logits, expected)
         torch.testing.assert_close(other, state)
 
 
@@ -219,11 +219,11 @@ def test_decoding_in_bf16_rounds_and_in_fp32_does_not(cell: str) -> None:
     log_probs = {}
     for precision in ("fp32", "bf16"):
         options = DecodingOptions(beam_size=3, max_length=6, precision=precision)
-        for outside in (False, True):  # as in a look at dev in a training in bf16
+        for outside in (False, True):  # as in a validation of a training in bf16
             with torch.autocast("cpu", torch.bfloat16, enabled=outside):
                 steppers = make_steppers([model], options)
-                found = generate([model], [sources], TOKENIZER, options, steppers=steppers)
-            log_probs[precision, outside] = [one[0].log_probs[0] for one in found]
+                hypotheses = generate([model], [sources], TOKENIZER, options, steppers=steppers)
+            log_probs[precision, outside] = [best[0].log_probs[0] for best in hypotheses]
     assert log_probs["fp32", False] == log_probs["fp32", True]
     assert log_probs["bf16", False] == log_probs["bf16", True] != log_probs["fp32", False]
     assert log_probs["bf16", False] == pytest.approx(log_probs["fp32", False], abs=0.05)

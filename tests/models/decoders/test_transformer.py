@@ -1,4 +1,4 @@
-"""The Transformer against torch's layers with the same weights."""
+"""The Transformer, compared with torch's layers with the same weights."""
 
 import pytest
 import torch
@@ -51,19 +51,19 @@ def draw(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-def test_a_layer_is_torchs() -> None:
+def test_a_layer_equals_that_of_torch() -> None:
     layer = Layer(hidden_size=H, heads=HEADS, feedforward_size=WIDE, dropout=0.0).double()
     peer, x, memory = twin(shaken(layer)), draw(B, T, H), draw(B, P, H)
     causal = nn.Transformer.generate_square_subsequent_mask(T).double()
     expected = peer(x, memory, tgt_mask=causal, tgt_is_causal=True)
-    found, weights = layer(x, memory)
-    torch.testing.assert_close(found, expected)
+    output, weights = layer(x, memory)
+    torch.testing.assert_close(output, expected)
     middle = x + peer._sa_block(peer.norm1(x), causal, None, is_causal=True)
     _, right = peer.multihead_attn(peer.norm2(middle), memory, memory)
     torch.testing.assert_close(weights.mean(1), right)  # torch gives the mean over heads
 
 
-def test_a_step_is_the_last_row_of_torchs_layer() -> None:
+def test_a_step_equals_the_last_row_of_torchs_layer() -> None:
     """Though neither keys nor values of the image are formed in it."""
     layer = Layer(hidden_size=H, heads=HEADS, feedforward_size=WIDE, dropout=0.0).double()
     peer, x, memory = twin(shaken(layer)), draw(B, T, H), draw(B, P, H)
@@ -71,8 +71,8 @@ def test_a_step_is_the_last_row_of_torchs_layer() -> None:
     for t in range(T):
         causal = nn.Transformer.generate_square_subsequent_mask(t + 1).double()
         expected = peer(x[:, : t + 1], memory, tgt_mask=causal, tgt_is_causal=True)[:, -1]
-        found, past = layer.step(x[:, t], memory, past)
-        torch.testing.assert_close(found, expected)
+        output, past = layer.step(x[:, t], memory, past)
+        torch.testing.assert_close(output, expected)
 
 
 def test_the_decoder_is_its_layers_over_scaled_words_and_places() -> None:
@@ -91,16 +91,16 @@ def test_the_decoder_is_its_layers_over_scaled_words_and_places() -> None:
     torch.testing.assert_close(decoder(Features(grid.mean(1), grid), inputs), expected)
 
 
-def test_sinusoids_are_the_papers() -> None:
-    found = sinusoids(torch.arange(T), H)
+def test_sinusoids_equal_the_equations_of_the_paper() -> None:
+    encodings = sinusoids(torch.arange(T), H)
     for place in range(T):
         for i in range(H // 2):
             angle = torch.tensor(place / 10_000 ** (2 * i / H))
-            torch.testing.assert_close(found[place, 2 * i], angle.sin())
-            torch.testing.assert_close(found[place, 2 * i + 1], angle.cos())
+            torch.testing.assert_close(encodings[place, 2 * i], angle.sin())
+            torch.testing.assert_close(encodings[place, 2 * i + 1], angle.cos())
 
 
-def test_a_caption_past_the_learned_positions_gets_one_line() -> None:
+def test_a_caption_longer_than_the_learned_positions_is_an_error() -> None:
     options = {"vocabulary_size": V, "feature_size": D, "hidden_size": H, "heads": HEADS}
     images = Features(torch.randn(B, D), torch.randn(B, P, D))
     inputs = torch.randint(V, (B, T))

@@ -1,4 +1,4 @@
-"""The cells against torch.nn and against the textbook's equations written out."""
+"""The cells, compared with torch.nn and with the equations of the textbook."""
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_a_sequence_equals_repeated_steps(name: str, layers: int) -> None:
         torch.testing.assert_close(last[key], state[key])
 
 
-def test_lstm_is_the_textbook() -> None:
+def test_the_lstm_computes_the_textbook_equations() -> None:
     """f, i, C~, o from one matrix each on [h, x], as it is drawn on the blackboard."""
     cell = LSTM(input_size=E, hidden_size=H).double()
     x = torch.randn(B, E, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_lstm_is_the_textbook() -> None:
     torch.testing.assert_close(state["c"], c_next)
 
 
-def test_rnn_is_the_textbook() -> None:
+def test_the_rnn_computes_the_textbook_equations() -> None:
     cell = RNN(input_size=E, hidden_size=H)
     x, h = torch.randn(B, E), torch.randn(B, H)
     w_ih, b_ih = cell.of_input.weight, cell.of_input.bias
@@ -105,7 +105,7 @@ def test_rnn_is_the_textbook() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CELLS if name.startswith("lstm")])
-def test_lstms_start_with_their_forget_gate_open(name: str) -> None:
+def test_the_forget_gate_is_initially_open(name: str) -> None:
     cell = CELLS[name](input_size=E, hidden_size=H)
     bias = cell.bias if name == "lstm_layer_norm" else cell.of_input.bias
     for gate, part in zip(cell.gate_names, bias.split(H), strict=True):

@@ -1,4 +1,4 @@
-"""The fused loops against the readable loop and torch.nn; packing; the loss in place."""
+"""The fused loops, compared with the readable loop and torch.nn; packing; the loss in place."""
 
 import logging
 
@@ -42,9 +42,9 @@ def everything(ours: Recurrence, sizes: tuple[int, ...], *, fused: bool) -> list
     state = {name: draw(*zero.shape) for name, zero in ours.zeros(sizes[0]).items()}
     given = [inputs, *(tensor.requires_grad_() for tensor in state.values()), *ours.parameters()]
     outputs, last = ours(inputs, state, sizes=sizes)
-    found = [outputs, *last.values()]
-    loss = sum((tensor * draw(*tensor.shape)).sum() for tensor in found)
-    return [*found, *torch.autograd.grad(loss, given)]
+    results = [outputs, *last.values()]
+    loss = sum((tensor * draw(*tensor.shape)).sum() for tensor in results)
+    return [*results, *torch.autograd.grad(loss, given)]
 
 
 @pytest.mark.parametrize("sizes", [FULL, PACKING.sizes])
@@ -108,15 +108,17 @@ def test_bfloat16_stays_within_two_hundredths(cell: str, caplog: pytest.LogCaptu
         assert bool(caplog.records) is not fused
         assert outputs.dtype == (torch.bfloat16 if half else torch.float32)
         assert cell != "lstm" or last["c"].dtype == torch.float32
-        found = torch.autograd.grad((outputs.float() * weights).sum(), (x, *ours.parameters()))
-        return [outputs, *found]
+        gradients = torch.autograd.grad((outputs.float() * weights).sum(), (x, *ours.parameters()))
+        return [outputs, *gradients]
 
     exact = run(half=False, fused=False)
     for rounded, right in zip(run(half=True, fused=True), exact, strict=True):
         assert (rounded.float() - right).norm() < 0.02 * right.norm()
 
 
-def test_the_readable_loop_runs_where_it_must(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_readable_loop_is_used_if_the_fused_one_cannot_be(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     class Louder(GRU):
         pass
 
@@ -134,7 +136,7 @@ def test_the_readable_loop_runs_where_it_must(caplog: pytest.LogCaptureFixture) 
     assert all(part in reason for part, reason in zip(parts, reasons))
 
 
-def test_torch_func_passes_through_the_readable_loop() -> None:
+def test_torch_func_uses_the_readable_loop() -> None:
     ours = recurrence("lstm")
     inputs = torch.randn(3, 2, T, E, dtype=torch.float64)
     alone = torch.stack([ours(one, ours.zeros(2))[0] for one in inputs])
@@ -162,7 +164,7 @@ def test_frozen_parameters_need_no_gradient() -> None:
 # Packing ------------------------------------------------------------------------------------------
 
 
-def test_packing_is_torchs_layout() -> None:
+def test_packing_has_the_layout_of_packed_sequence() -> None:
     padded = torch.randn(len(LENGTHS), 7, E)  # wider than the longest caption
     theirs = pack_padded_sequence(padded, LENGTHS, batch_first=True, enforce_sorted=False)
     assert PACKING.sizes == tuple(theirs.batch_sizes.tolist())
@@ -185,7 +187,7 @@ def test_a_caption_without_words_cannot_be_packed() -> None:
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("cell", CELLS)
-def test_packed_logits_are_those_of_the_padded_batch(cell: str, layers: int) -> None:
+def test_packed_logits_equal_those_of_the_padded_batch(cell: str, layers: int) -> None:
     """And their gradients: the padding, whatever stands there, contributes exactly nothing."""
     tokenizer = build_tokenizer(["a b c d e f g"], name="word", min_count=1)
     inputs, targets = pad([[9], [4, 5, 6, 7, 8], [10, 4]], tokenizer)
@@ -201,8 +203,8 @@ def test_packed_logits_are_those_of_the_padded_batch(cell: str, layers: int) -> 
         torch.testing.assert_close(logits, packing.pack(decoder(images, inputs)), **EXACT)
         packed = cross_entropy(logits, packing.pack(targets), in_place=True, **options)
         torch.testing.assert_close(packed, loss, **EXACT)
-        found = torch.autograd.grad(packed, tuple(decoder.parameters()))
-        for gradient, right in zip(found, expected, strict=True):
+        gradients = torch.autograd.grad(packed, tuple(decoder.parameters()))
+        for gradient, right in zip(gradients, expected, strict=True):
             torch.testing.assert_close(gradient, right, **EXACT)
 
 
@@ -210,7 +212,9 @@ def test_packed_logits_are_those_of_the_padded_batch(cell: str, layers: int) -> 
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
-def test_the_loss_in_place_is_torchs(smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_in_place_equals_that_of_torch(
+    smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "captioner.training.losses.AT_ONCE", 4 * V
     )  # several parts, the last a short one

@@ -1,4 +1,4 @@
-"""The variants of the cells against their papers' equations, in numpy, on [h, x]."""
+"""The variants of the cells, compared with the equations of their papers, in numpy."""
 
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class Blackboard:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_is_its_papers_equations(name: str) -> None:
+def test_a_variant_computes_the_equations_of_its_paper(name: str) -> None:
     ours = Recurrence(cell=name, input_size=E, hidden_size=H).double()
     for parameter in ours.parameters():  # gains are not ones, and biases not zeros
         nn.init.normal_(parameter, std=0.5)
@@ -107,14 +107,14 @@ def test_a_variant_is_its_papers_equations(name: str) -> None:
     np.testing.assert_allclose(last.get("c", outputs[:, -1:])[:, 0], c if "c" in last else h)
 
 
-def test_an_irnn_begins_by_remembering() -> None:
+def test_a_new_irnn_sums_its_inputs() -> None:
     cell = CELLS["irnn"](input_size=E, hidden_size=H)
     state = {"h": torch.rand(B, H)}
     assert torch.equal(cell(torch.zeros(B, E), state)["h"], state["h"])
     assert 0 < cell.of_input.weight.abs().max() < 0.01
 
 
-def test_a_layer_norm_lstm_does_not_mind_the_scale_of_its_weights() -> None:
+def test_a_layer_norm_lstm_does_not_depend_on_the_scale_of_its_weights() -> None:
     cell = CELLS["lstm_layer_norm"](input_size=E, hidden_size=H).double()
     x, h, c = (torch.randn(B, size, dtype=torch.float64) for size in (E, H, H))
     before = cell(x, {"h": h, "c": c})
