@@ -34,9 +34,9 @@ def load(
     Args:
         path: a run folder, a checkpoint file, or the name of a bundled model; or several, which
             form an ensemble (their vocabularies must be the same). None loads the bundled model
-            "flickr8k". A path takes precedence over a name where it is a file or a folder with a
+            "flickr8k". A path takes precedence over a name if it is a file or a folder with a
             checkpoint.
-        device: "auto" (CUDA or MPS where available), "cpu", "cuda", "cuda:1", "mps".
+        device: "auto" (CUDA or MPS if available), "cpu", "cuda", "cuda:1", "mps".
 
     Returns:
         a Captioner; its `caption` method takes paths, bytes, PIL images, arrays or tensors.

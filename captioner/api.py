@@ -34,7 +34,7 @@ from captioner.models.snapshot import Snapshot
 from captioner.tokenizers import Tokenizer
 from captioner.transforms import stack_pixels
 
-_MAKING = threading.Lock()
+_STEPPERS_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Caption:
     Attributes:
         text: the caption.
         words: its tokens, as strings.
-        log_probs: log probability of each token, and of <end> where it was reached.
-        score: by which it was ranked: the sum of log_probs divided by a power of their number, or,
-            with consensus, the mean similarity to the other captions.
+        log_probs: log probability of each token, and of <end> if it was reached.
+        score: the value by which it was ranked: the sum of log_probs divided by a power of their
+            number, or, with consensus, the mean similarity to the other captions.
         finished: whether <end> was reached within max_length.
-        missing: those of required_words that it does not contain.
+        missing: the required_words that it does not contain.
         broken: options that could not be satisfied because they left no possible token.
-        alternatives: the other captions, where ``captions`` is more than 1.
+        alternatives: the other captions, if ``captions`` is more than 1.
     """
 
     text: str
@@ -75,7 +75,7 @@ class Caption:
 
     @property
     def note(self) -> str:
-        """Which options could not be satisfied; empty where all were."""
+        """Which options could not be satisfied; empty if all were."""
         parts = [f"without {', '.join(map(repr, self.missing))}"] if self.missing else []
         parts += [f"could not keep {', '.join(self.broken)}"] if self.broken else []
         return "; ".join(parts)
@@ -90,7 +90,7 @@ class Captioner:
         options: the default decoding options.
         config: with which the first model was trained.
         paths: of the checkpoints.
-        training: hashes of the captions that any model was trained on; None where unknown.
+        training: hashes of the captions that any model was trained on; None if unknown.
 
     Attributes:
         encoders: of the models, identical ones once, so that their features are computed once.
@@ -216,7 +216,7 @@ class Captioner:
             images, batch_size, options: as for ``caption``.
 
         Yields:
-            the caption of each image in their order, or the error why it cannot be read.
+            the caption of each image in their order, or the error that says why it cannot be read.
 
         Raises:
             ValueError: an option is not known or out of its range, batch_size is below 1, or
@@ -254,7 +254,7 @@ class Captioner:
                 model.eval()
 
     def _read(self, numbered: tuple[int, Picture | Exception]) -> tuple[int, list[Tensor]]:
-        """The key and the pixels of an image; raises the error why it cannot be read."""
+        """The key and the pixels of an image; raises an error if it cannot be read."""
         index, image = numbered
         if isinstance(image, Exception):
             raise image
@@ -296,13 +296,13 @@ class Captioner:
         return [self._caption(ranked[: decoding.captions], decoding) for ranked in hypotheses]
 
     def _ready_steppers(self, decoding: DecodingOptions) -> list[Stepper]:
-        """The ``stepper`` of each decoder, made again where a weight has changed.
+        """The ``stepper`` of each decoder, made again if a weight has changed.
 
         Making them takes as long as one caption. They are used for a single image as well, so that
         captions and scores do not depend, to the last digit, on earlier calls.
         """
         decoders = [model.decoder for model in self.models]
-        with _MAKING:
+        with _STEPPERS_LOCK:
             weights, steppers = self._steppers.get(decoding.precision, (None, []))
             if weights is None or not weights.same(decoders):
                 weights = Snapshot(decoders).keep()
@@ -311,7 +311,7 @@ class Captioner:
         return steppers
 
     def decoding(self, **options: Any) -> DecodingOptions:
-        """The default decoding options with some changed, and a precision of the model's device."""
+        """The default decoding options, some of them changed, with a precision of the device."""
         decoding = self.options.changed(**options)
         return replace(decoding, precision=resolve(decoding.precision, self.device.type))
 
@@ -327,12 +327,12 @@ class Captioner:
             finished=best.finished,
             missing=tuple(decoding.required_words[place] for place in best.missing),
             broken=best.broken,
-            alternatives=tuple(self._caption([other], decoding) for other in others),
+            alternatives=tuple(self._caption([hypothesis], decoding) for hypothesis in others),
         )
 
 
 def image_key(image: Picture, index: int) -> int:
-    """The random seed of an image: a hash of its file name, or its index where it is not a file."""
+    """The random seed of an image: a hash of its file name, or its index if it is not a file."""
     if not isinstance(image, (str, os.PathLike)):
         return index
     name = Path(os.fsdecode(image)).name
@@ -341,7 +341,7 @@ def image_key(image: Picture, index: int) -> int:
 
 
 def _content_or_error(image: Picture) -> Picture | Exception:
-    """Return an image unchanged, but of an open file its content, or why it cannot be read.
+    """Return an image unchanged, or the content of an open file, or the error of reading it.
 
     A generator of images may close or use a file after it has yielded it.
     """
@@ -352,7 +352,7 @@ def _content_or_error(image: Picture) -> Picture | Exception:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is CUDA or MPS where available, else the CPU.
+    """Return the device of a name; "auto" is CUDA or MPS if available, else the CPU.
 
     Raises:
         ValueError: the device is not available.

@@ -1,8 +1,8 @@
 """The command line: runs a verb, which is a module of ``captioner.verbs``.
 
 Exit status: 0 success; 1 failure, with one line on standard error; 2 wrong usage; 130 interrupted
-or terminated (SIGTERM); 141 the reader of the output has gone. Exceptions are printed without a
-traceback, unless CAPTIONER_TRACEBACK=1 is set.
+or terminated (SIGTERM); 141 the reader of the output has closed it. Exceptions are printed without
+a traceback, unless CAPTIONER_TRACEBACK=1 is set.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     print_any_name()
     try:
-        with _ended_like_an_interrupt(), _plain_warnings(), logs_on_stderr(), _all_written():
+        with _sigterm_as_interrupt(), _plain_warnings(), logs_on_stderr(), _flushed_output():
             if arguments and arguments[0] in VERBS:
                 verb = importlib.import_module(f"captioner.verbs.{arguments[0]}")
                 return int(verb.run(arguments[1:]))
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _ended_like_an_interrupt() -> Iterator[None]:
+def _sigterm_as_interrupt() -> Iterator[None]:
     """SIGTERM, which schedulers and ``kill`` send, raises KeyboardInterrupt as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -109,7 +109,7 @@ def _plain_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _all_written() -> Iterator[None]:
+def _flushed_output() -> Iterator[None]:
     """Flush standard output, so that a full disk or a closed pipe is an error of this command."""
     try:
         yield
@@ -128,7 +128,7 @@ def _flush() -> None:
 
 
 def _output_closed() -> int:
-    """End without a message when the reader of the output has gone, as with ``| head``."""
+    """End without a message if the reader of the output has closed it, as ``| head`` does."""
     _discard_output()
     return 141
 

@@ -146,7 +146,7 @@ def _stream(path: Path) -> IO[bytes]:
 
 
 def _copy_permissions(file: IO[bytes], target: Path) -> None:
-    """Copy the permissions and, where allowed, the owner of the existing file to the new one."""
+    """Copy the permissions and, if allowed, the owner of the existing file to the new one."""
     try:
         before = target.stat()
     except OSError:
@@ -158,7 +158,7 @@ def _copy_permissions(file: IO[bytes], target: Path) -> None:
 
 
 def _set_file_name(error: OSError, path: Path, temporary: Path) -> None:
-    """Let an error name the requested file, not the temporary one."""
+    """Replace the temporary file in an error by the requested one."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
     if full or error.filename == str(temporary):
         error.filename, error.filename2 = str(path), None

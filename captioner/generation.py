@@ -49,7 +49,7 @@ def generate(
     with _precision(models, options):
         features = [model.encode(source) for model, source in zip(models, sources)]
         decoders: Sequence[Decoder | Stepper] = steppers or [model.decoder for model in models]
-        starts = [decoder.start(one) for decoder, one in zip(decoders, features)]
+        starts = [decoder.start(source) for decoder, source in zip(decoders, features)]
         steps = [decoder.step for decoder in decoders]
         step, state = together(steps, starts, average=options.ensemble)
         return decode(
@@ -73,7 +73,7 @@ def make_steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -
 
 
 def _precision(models: Sequence[CaptioningModel], options: DecodingOptions) -> torch.autocast:
-    """The context of decoding: fp32 even within a training in bf16, as in an evaluation."""
+    """The autocast context of decoding, which is the same within a training in bf16."""
     device = next(models[0].decoder.parameters()).device.type
     warn_if_emulated("decoding.precision", options.precision, device)
     bf16 = resolve(options.precision, device) == BF16
@@ -91,14 +91,14 @@ def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:
     banned = [phrase for phrase in banned if phrase and vocabulary.unknown not in phrase]
     required = [_encode_known("required_words", text, tokenizer) for text in options.required_words]
     prefix = _encode_known("prefix", options.prefix, tokenizer) if options.prefix.strip() else ()
-    given = [("required_words", *pair) for pair in zip(options.required_words, required)]
-    for option, text, phrase in (*given, ("prefix", options.prefix, prefix)):
-        if any(phrase[at : at + len(b)] == b for b in banned for at in range(len(phrase))):
+    texts = [("required_words", *pair) for pair in zip(options.required_words, required)]
+    for option, text, phrase in (*texts, ("prefix", options.prefix, prefix)):
+        if any(phrase[first : first + len(b)] == b for b in banned for first in range(len(phrase))):
             raise ValueError(f"decoding.{option}={text!r} is banned by banned_words as well")
     if len(prefix) >= options.max_length:
         raise ValueError(
-            f"decoding.prefix={options.prefix!r} has {len(prefix)} words; raise max_length above "
-            "that"
+            f"decoding.prefix={options.prefix!r} has {len(prefix)} words; set max_length to "
+            f"{len(prefix) + 1} or more"
         )
     return Phrases(tuple(banned), tuple(required), prefix)
 
@@ -107,7 +107,7 @@ def _encode_known(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ..
     """The token ids of a text, all of whose words the vocabulary must have."""
     words = tokenizer.split(text)
     if not words:
-        raise ValueError(f"decoding.{option}={text!r} has no word")
+        raise ValueError(f"decoding.{option}={text!r} has no word; give one or more")
     for word in words:
         if tokenizer.vocabulary.id(word) == tokenizer.vocabulary.unknown:
             known = tokenizer.vocabulary.ordinary

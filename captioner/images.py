@@ -20,8 +20,8 @@ from torch import Tensor
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 RARE_SUFFIXES = {".heic": "HEIF", ".heif": "HEIF", ".avif": "AVIF"}
 HEIC_EXTRA = "pip install 'captioner[heic]'"
-# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where its shorter side stays this many times as
-# long as needed.
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side is then still this many
+# times as long as needed.
 REDUCING_GAP = 1.5
 
 
@@ -70,9 +70,9 @@ def open_image(source: Picture, *, shorter: int | None = None) -> Image.Image:
     blended with white, and of an animation the first frame is used.
 
     Args:
-        source: a JPEG (also MPO), PNG, WEBP, GIF, BMP, TIFF or AVIF file, or HEIC where pillow-heif
+        source: a JPEG (also MPO), PNG, WEBP, GIF, BMP, TIFF or AVIF file, or HEIC if pillow-heif
             is installed; or another ``Picture``, such as a Pillow image of any mode. An open file
-            is read from its beginning where it is seekable.
+            is read from its beginning if it is seekable.
         shorter: length in pixels to which the shorter side will be resized. A much larger JPEG file
             is decoded at a reduced size, REDUCING_GAP times as long or longer. None: full size.
 
@@ -114,7 +114,7 @@ def content_of(source: Any) -> Any:
     try:
         if source.seekable():
             source.seek(0)
-    except AttributeError:  # not a complete file object: read it where it is
+    except AttributeError:  # not a complete file object: read from its position
         pass
     except ValueError as error:
         reason = str(error).rstrip(".")
@@ -154,7 +154,7 @@ def _name_and_content(source: Any) -> tuple[str | Path, Path | BytesIO]:
 def _check_path(path: Path) -> Path:
     """Return the path of a file that is not empty, or raise an error."""
     try:
-        is_file = path.is_file()  # first: it may be removed between two checks
+        is_file = path.is_file()  # before `exists`: it may be removed between the two checks
     except ValueError as error:  # a null byte, or a lone surrogate
         raise ValueError(f"{str(path)!r}: cannot be the name of a file ({error})") from None
     if not is_file and not path.exists():
@@ -167,7 +167,7 @@ def _check_path(path: Path) -> Path:
 
 
 def _open(content: Path | BytesIO) -> Image.Image:
-    """Open an image of one of FORMATS, or HEIC or AVIF where a decoder is installed."""
+    """Open an image of one of FORMATS, or HEIC or AVIF if a decoder is installed."""
     try:
         return Image.open(content, formats=FORMATS)
     except UnidentifiedImageError:
@@ -207,7 +207,7 @@ def unreadable_suffixes() -> set[str]:
 def _unreadable_reason(content: Path | BytesIO) -> str:
     """Why a file cannot be read, and what to do."""
     if _is_heif(content):
-        advice = f"{HEIC_EXTRA} reads it" if unreadable_suffixes() else "export it again"
+        advice = f"to read it: {HEIC_EXTRA}" if unreadable_suffixes() else "export it again"
         return f"a HEIC or AVIF image that cannot be read; {advice}"
     rare = {"HEIF": "HEIC", "AVIF": "AVIF"}
     kinds = [*FORMATS, *(rare[kind] for kind in _rare_formats())]

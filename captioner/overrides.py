@@ -55,12 +55,12 @@ def parse(
     Args:
         lines: ``key=value`` as typed; those that are parsed already are returned as they are.
         several: whether a comma separates the values of a sweep, as after ``train -m``; otherwise
-            it is part of the value where Hydra's grammar has no use for it.
+            it is part of the value unless it has a meaning in Hydra's grammar.
         loader: Hydra's, which knows the options that ``glob`` matches.
         warn: called with each old name and the present one.
 
     Raises:
-        ValueError: not an override, or one that Hydra cannot parse even when it is quoted.
+        ValueError: a line is not an override, or Hydra cannot parse it even if it is quoted.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -83,7 +83,7 @@ def parse(
 
 
 def as_hydra_reads(line: str, *, several: bool = False) -> str:
-    """The override with its value quoted where Hydra's grammar would refuse or change it.
+    """The override with its value quoted if Hydra's grammar would refuse or change it.
 
     Args:
         line: ``key=value`` as typed; other lines (``~key``) are returned as they are.
@@ -161,7 +161,7 @@ def _quoted(value: str) -> str:
 
 
 def _at_home(path: str) -> str:
-    """A path with ~ expanded, which shells do not do behind ``=``."""
+    """A path with ~ expanded, which shells do not expand after ``=``."""
     return os.path.expanduser(path)
 
 

@@ -27,7 +27,12 @@ PLACES = (
 """Where a configuration names a component: group and key."""
 
 _KEYS = {group: key for group, key in PLACES if key != "cell"}  # groups that a class may choose
-_GIVEN = ("vocabulary_size", "feature_size", "initialise", "vocabulary")  # not for a user to choose
+_SET_HERE = (
+    "vocabulary_size",
+    "feature_size",
+    "initialise",
+    "vocabulary",
+)  # the user does not set them
 
 
 def is_own(name: object) -> bool:
@@ -72,12 +77,12 @@ def plug_in_all(config: Mapping[str, Any]) -> None:
             plug_in(str(name))
 
 
-def find_class(name: str, what: str) -> type[Any]:
+def find_class(name: str, option: str) -> type[Any]:
     """The class with a name, of a module that is imported already.
 
     Args:
         name: ``package.module:Class``.
-        what: the option that names it, for the error.
+        option: the option that names it, for the error.
 
     Raises:
         ValueError: the module is not imported, or has no such class.
@@ -85,12 +90,12 @@ def find_class(name: str, what: str) -> type[Any]:
     module, _, attribute = name.partition(":")
     if module not in sys.modules:
         raise ValueError(
-            f"{what}={name} is the user's own class, which no checkpoint may import: name it "
+            f"{option}={name} is the user's own class, which no checkpoint may import: name it "
             f"again with --plugin {module} (in Python: import {module} first)"
         )
     value = getattr(sys.modules[module], attribute, None)
     if not inspect.isclass(value):
-        raise ValueError(f"{what}={name}: {module} has no class {attribute!r}")
+        raise ValueError(f"{option}={name}: {module} has no class {attribute!r}")
     return value
 
 
@@ -102,7 +107,7 @@ def option_of(name: str, group: str) -> dict[str, Any]:
         group: one of PLACES.
 
     Returns:
-        plain data; "???", which Hydra takes for missing, where an argument has no default.
+        plain data; "???", Hydra's mark for a missing value, if an argument has no default.
 
     Raises:
         ValueError: there is no such class, or the group takes none.
@@ -116,22 +121,29 @@ def option_of(name: str, group: str) -> dict[str, Any]:
         return torch_optimizers.options(name, kind)
     keyword_only = inspect.Parameter.KEYWORD_ONLY
     parameters = inspect.signature(kind).parameters.values()
-    own = {one.name: one.default for one in parameters if one.kind is keyword_only}
-    values = {key: "???" if one is inspect.Parameter.empty else one for key, one in own.items()}
+    own = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.kind is keyword_only
+    }
+    values = {
+        key: "???" if default is inspect.Parameter.empty else default
+        for key, default in own.items()
+    }
     if group == "tokenizer":
         values = {"min_count": 1}
     if group == "encoder":
         values["network"] = name.partition(":")[2]
-    return {_KEYS[group]: name, **{k: v for k, v in values.items() if k not in _GIVEN}}
+    return {_KEYS[group]: name, **{k: v for k, v in values.items() if k not in _SET_HERE}}
 
 
-def require_interface(part: object, interface: type[Any], what: str) -> None:
+def require_interface(part: object, interface: type[Any], option: str) -> None:
     """Check that a class or an object has all public members of an interface.
 
     Args:
-        part: of an object its attributes count, of a class its methods.
+        part: an object, whose attributes and methods are checked, or a class, whose methods are.
         interface: a Protocol or a base class.
-        what: the option that names the part, for the error.
+        option: the option that names the part, for the error.
 
     Raises:
         ValueError: members are missing.
@@ -140,7 +152,7 @@ def require_interface(part: object, interface: type[Any], what: str) -> None:
     missing = sorted(name for name in kind(interface) if not hasattr(part, name))
     if missing:
         raise ValueError(
-            f"{what} does not have {', '.join(missing[:6])}, which {interface.__module__}."
+            f"{option} does not have {', '.join(missing[:6])}, which {interface.__module__}."
             f"{interface.__qualname__} requires"
         )
 

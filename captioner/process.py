@@ -1,7 +1,7 @@
 """Settings of the process: its memory, its threads, what it prints, and its rank.
 
-To be called before torch loads: the caches of oneDNN are bounded, and so is how long OpenMP threads
-wait actively. Optionally, glibc keeps freed memory:
+They must be made before torch is loaded. The caches of oneDNN are bounded, and so is the time that
+OpenMP threads wait actively. Optionally, glibc keeps freed memory.
 
 By default, glibc maps each large block again and unmaps it when it is freed, so that every training
 step pays for the same pages again. With both thresholds raised, freed memory is kept for the next
@@ -66,8 +66,8 @@ def bound_spinning() -> None:
 def keep_memory() -> bool:
     """Keep freed memory in this process and its forks, and return whether that was done.
 
-    It is done only on Linux with glibc, where CAPTIONER_KEEP_MEMORY is 1 and the user has not set
-    the allocator.
+    It is done only on Linux with glibc, if CAPTIONER_KEEP_MEMORY is 1 and the user has not
+    configured the allocator.
     """
     if os.environ.get(SWITCH) != "1" or any(name in os.environ for name in OWN):
         return False
@@ -84,7 +84,7 @@ characters that the encoding does not have as escapes (``\\u6587``)."""
 
 
 def print_any_name() -> None:
-    """Let no print fail, whatever the file names and the encoding of the terminal."""
+    """Print any file name without an error, in any encoding of the terminal."""
     codecs.register_error(NAMES, _bytes_of_names)
     with suppress(AttributeError, ValueError):  # not a file, or a closed one
         sys.stdout.reconfigure(errors=NAMES)  # type: ignore[union-attr]
@@ -131,12 +131,12 @@ def _bytes_of_names(error: UnicodeError) -> tuple[bytes | str, int]:
 
 
 # Set by torchrun, Lightning or SLURM in each of several processes; 0 or unset in the first one.
-NUMBERS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 
 
 def is_first() -> bool:
     """Whether this process has rank 0, by its environment variables."""
-    return not any(int(os.environ.get(name) or 0) for name in NUMBERS)
+    return not any(int(os.environ.get(name) or 0) for name in RANKS)
 
 
 def this_program() -> list[str]:
@@ -157,7 +157,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory could not be allocated, as Python, torch or the operating system say it."""
+    """Whether an error of Python, torch or the operating system means that memory is not enough."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
@@ -169,7 +169,7 @@ class _TorchvisionGuard(importlib.abc.MetaPathFinder):
     PyPI's torchvision is linked against the CUDA build of torch. With a CPU build its operators are
     missing, and registering their shapes fails with "operator torchvision::nms does not exist"
     (pytorch/vision #8985). Defining the two schemas first is enough for everything except detection
-    and torchvision's own image decoders, neither of which is used here. Where torchvision's library
+    and torchvision's own image decoders, neither of which is used here. If torchvision's library
     loads, nothing is changed.
     """
 

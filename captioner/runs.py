@@ -1,4 +1,4 @@
-"""A run folder: where everything in it is, how a run or evaluation is found, how one is claimed.
+"""A run folder: its files, how a run or evaluation is found, and how a folder is claimed.
 
     RUN/
       config.yaml                            the composed configuration
@@ -51,7 +51,7 @@ REPORT = "report.html"
 SWEEP = "multirun.yaml"
 """Written by Hydra in the folder of a sweep, next to the folders of its jobs."""
 JOBS = "jobs.jsonl"
-"""In the folder of a sweep: a line for each job, with its scores or why it failed."""
+"""In the folder of a sweep: a line for each job, with its scores or the reason why it failed."""
 
 VARIABLE = "CAPTIONER_RUN_DIR"
 """Names the claimed folder to the other processes of a training."""
@@ -64,12 +64,12 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
 def checkpoint_file(run: Path, name: str = BEST) -> Path:
-    """Where a run folder has a checkpoint: BEST, LAST, or that of an epoch."""
+    """The file of a checkpoint in a run folder: BEST, LAST, or that of an epoch."""
     return run / CHECKPOINTS / name
 
 
 def epoch_file(run: Path, epoch: int) -> Path:
-    """Where a run folder keeps the checkpoint of an epoch, counted from 1."""
+    """The file of the checkpoint of an epoch, counted from 1, in a run folder."""
     return checkpoint_file(run, f"epoch-{epoch:02d}.ckpt")
 
 
@@ -90,7 +90,7 @@ def find_checkpoint(path: Path, name: str = BEST) -> Path | None:
 
 
 def run_of_checkpoint(file: Path) -> Path:
-    """The run folder of a checkpoint file; the file's folder where it is in no run."""
+    """The run folder of a checkpoint file; the file's folder if it is not in a run."""
     return file.parent.parent if file.parent.name == CHECKPOINTS else file.parent
 
 
@@ -109,7 +109,7 @@ def metric_files(run: Path) -> list[Path]:
 
 
 def evaluation_folder(run: Path, *, data: str, split: str, decoding: str) -> Path:
-    """Where a run folder has the evaluation of a split of a dataset with a decoding label."""
+    """The folder in a run for the evaluation of a split of a dataset with a decoding label."""
     return run / EVALUATION / f"{data}-{split}" / decoding
 
 
@@ -124,13 +124,13 @@ def is_evaluation(folder: Path) -> bool:
 
 
 def run_of_evaluation(folder: Path) -> Path | None:
-    """The run folder that an evaluation folder is in; None where it is in none."""
+    """The run folder that an evaluation folder is in; None if it is not in a run."""
     parents = folder.resolve().parents
     return parents[2] if len(parents) > 2 and parents[1].name == EVALUATION else None
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is that of a sweep, which holds the run folders of its jobs."""
+    """Whether a folder is that of a sweep, which has the run folders of its jobs."""
     return (folder / SWEEP).is_file()
 
 
@@ -152,8 +152,8 @@ def find_evaluation(
         name: of the model, for the error that says how to evaluate it; None: the path.
 
     Raises:
-        FileNotFoundError: no such path, or no such evaluation in the run.
-        ValueError: the folder of a sweep, or a file of another name.
+        FileNotFoundError: the path does not exist, or the run has no such evaluation.
+        ValueError: it is the folder of a sweep, or a file with another name.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such run folder, evaluation folder or {SCORES}")
@@ -178,20 +178,20 @@ def find_evaluation(
 
 
 def _no_evaluation(run: Path, name: str | Path, split: str | None) -> FileNotFoundError:
-    others = ", ".join(f"{one.parent.name}/{one.name}" for one in evaluations(run))
-    if not others and name == run and find_checkpoint(run) is None:
+    existing = ", ".join(f"{folder.parent.name}/{folder.name}" for folder in evaluations(run))
+    if not existing and name == run and find_checkpoint(run) is None:
         return FileNotFoundError(f"{run}: not a run: it has neither checkpoints nor evaluations")
     command = f"captioner evaluate {shlex.quote(str(name))}"
     command += f" --split {split}" if split else ""
-    holds = f"only {others}" if others else "no evaluation"
-    return FileNotFoundError(f"{run}: holds {holds}; make one with: {command}")
+    found = f"only {existing}" if existing else "no evaluation"
+    return FileNotFoundError(f"{run}: has {found}; make one with: {command}")
 
 
 # Claiming -------------------------------------------------------------------------------------
 
 
 class Taken(ValueError):
-    """A folder that holds a run, or that another training has claimed."""
+    """A folder that has a run, or that another training has claimed."""
 
 
 class Claim:
@@ -199,11 +199,11 @@ class Claim:
 
     Attributes:
         folder: the run folder.
-        worth: whether the folder is kept if the training fails.
+        keep: whether the folder is kept if the training fails.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.worth = folder, False
+        self.folder, self.keep = folder, False
         self._lock: int | None = None
         self._made: list[Path] = []  # folders that did not exist, the innermost first
         self._before: set[str] = set()  # names in the folder before
@@ -212,11 +212,11 @@ class Claim:
         """Claim the folder.
 
         Raises:
-            Taken: another training has claimed it; or it holds a run, and that is not resumed.
+            Taken: another training has claimed it; or it has a run, which is not resumed.
             OSError: the folder cannot be made.
         """
         folder = self.folder
-        self.worth = resumes
+        self.keep = resumes
         self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -242,10 +242,12 @@ class Claim:
         except FileExistsError:
             if os.listdir(self.folder / CHECKPOINTS):
                 raise Taken(
-                    f"run_dir={self.folder} already holds a run: resume={self.folder} resumes "
+                    f"run_dir={self.folder} already has a run: resume={self.folder} resumes "
                     "it, or choose another run_dir"
                 ) from None
-            if self._lock is None:  # with a lock: a run that was killed before its first checkpoint
+            if (
+                self._lock is None
+            ):  # a lock means that the run was killed before its first checkpoint
                 raise _busy(self.folder) from None
 
     def release(self) -> None:
@@ -280,20 +282,20 @@ class Claim:
 
 @contextmanager
 def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
-    """A run folder that is claimed for the time of a training, and removed if that fails at once.
+    """Claim a run folder during a training, and remove it if the training fails at once.
 
-    Where the folder is taken, a name that is a date, the default, becomes the next free one
-    (DATE_2); any other name is refused.
+    If the folder is taken and its name is a date, the default, the next free name is used (DATE_2);
+    any other name is refused.
 
     Args:
         folder: the run folder; ``~`` is the home folder.
-        resumes: whether it holds a run that is resumed.
+        resumes: whether it has a run that is resumed.
 
     Raises:
-        Taken: another training has claimed it, or it holds a run.
+        Taken: another training has claimed it, or it has a run.
         OSError: it cannot be made.
     """
-    claim = _first(Path(os.path.expanduser(folder)), resumes)
+    claim = _claim(Path(os.path.expanduser(folder)), resumes)
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = os.path.abspath(claim.folder)
     try:
@@ -303,7 +305,7 @@ def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
             claim.discard()
         raise
     except BaseException:
-        if not claim.worth and is_first():
+        if not claim.keep and is_first():
             claim.discard()
         raise
     finally:
@@ -313,7 +315,7 @@ def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
             os.environ[VARIABLE] = before
 
 
-def _first(folder: Path, resumes: bool) -> Claim:
+def _claim(folder: Path, resumes: bool) -> Claim:
     if not is_first():
         return Claim(Path(os.environ.get(VARIABLE, folder)))
     if resumes or not _DATE.fullmatch(folder.name):
@@ -326,7 +328,7 @@ def _first(folder: Path, resumes: bool) -> Claim:
 
 
 def _locked(folder: Path) -> int | None:
-    """The lock of a folder; None on a file system that has no locks."""
+    """The lock of a folder; None if the file system has no locks."""
     import fcntl
 
     handle = os.open(folder, os.O_RDONLY)
@@ -343,6 +345,6 @@ def _locked(folder: Path) -> int | None:
 
 def _busy(folder: Path) -> Taken:
     return Taken(
-        f"run_dir={folder}: another training is at work there; wait until it ends, or choose "
+        f"run_dir={folder}: another training uses this folder; wait until it ends, or choose "
         "another run_dir"
     )

@@ -1,4 +1,4 @@
-"""Checks that a cell, decoder, encoder or data layout keeps its contract: for your parts and ours.
+"""Checks that a cell, decoder, encoder or data layout satisfies its interface.
 
     from captioner.testing import check_decoder
     from mine import Bigram
@@ -6,10 +6,11 @@
     def test_bigram():
         check_decoder(Bigram)
 
-A check raises an AssertionError, or a ValueError, whose one line says what is required; a TypeError
-says how to call the check. It computes
-in float64 on the CPU with small sizes and takes about a second. Whether a part computes the right
-thing only its own test can say: one against something independent.
+The checks are for the classes of the package and for your own. A check raises an AssertionError or
+a ValueError with one line that says what is required, or a TypeError that says how to call the
+check. It computes in float64 on the CPU with small sizes and takes about a second. It does not
+check that a component computes the right values: that needs a test against an independent
+reference.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ def _require_class(part: object, base: type[Any], check: str) -> None:
     """Check that a part is a class, and one that inherits from a base."""
     if not inspect.isclass(part):
         simple = isinstance(part, (str, int, float, type(None)))
-        seen = repr(part) if simple else f"an object of type {type(part).__name__}"
-        raise TypeError(f"{check}: give the class, not {seen}")
+        description = repr(part) if simple else f"an object of type {type(part).__name__}"
+        raise TypeError(f"{check}: give the class, not {description}")
     inherits = f"must inherit from {base.__module__}.{base.__qualname__}"
     _require(issubclass(part, base), part, inherits)
 
 
 class _Raised(AssertionError):
-    """A method of a part raised an exception; this says which."""
+    """A method of a component raised an exception; the message names both."""
 
 
 def _naming(part: type[Any], name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -91,18 +92,18 @@ def _equal(result: Tensor, expected: Tensor, *, rtol: float = 1e-6, atol: float 
 
 @_seeded()
 def check_cell(part: type[Any]) -> None:
-    """Check a class against the contract of ``Cell``.
+    """Check a class against the interface ``Cell``.
 
     Its constructor takes ``input_size`` and ``hidden_size``. ``project``, ``gates``, ``step`` and
-    ``zeros`` have the right shapes and names, change none of their arguments, treat each row by
-    itself and give the same again; a whole sequence gives what repeated steps give; gradients reach
-    all parameters and equal finite differences.
+    ``zeros`` have the right shapes and names, change none of their arguments, compute each
+    row independently and are deterministic; a whole sequence gives the result of repeated steps;
+    gradients reach all parameters and equal finite differences.
 
     Args:
         part: the class.
 
     Raises:
-        AssertionError: one of these does not hold.
+        AssertionError: one of these is not fulfilled.
         TypeError: it is not a class.
     """
     _require_class(part, Cell, "check_cell")
@@ -126,7 +127,7 @@ def _check_step(part: type[Any], cell: Cell) -> None:
     names = ", ".join(cell.gate_names)
     rule = f"project must give [B, {width}]: gates * H, of the gate_names {names}"
     _require(projected.shape == (B, width), part, rule)
-    before = [one.clone() for one in (projected, *state.values())]
+    before = [tensor.clone() for tensor in (projected, *state.values())]
     try:
         gates = cell.gates(projected, state)
     except Exception as error:
@@ -196,12 +197,12 @@ _SMALL = {
 
 @_seeded()
 def check_decoder(part: type[Any], **options: Any) -> None:
-    """Check a class against the contract of ``Decoder``.
+    """Check a class against the interface ``Decoder``.
 
-    Its constructor takes ``vocabulary_size`` and ``feature_size``. ``forward`` gives what ``start``
-    and repeated ``step`` give, with a packing as well; ``stepper`` gives the same, without gradient
-    and from changed weights; steps do not change the state that they are given, and hypotheses side
-    by side do not influence each other; each image is used; ``attend`` gives the logits of
+    Its constructor takes ``vocabulary_size`` and ``feature_size``. ``forward`` gives the
+    result of ``start`` and repeated ``step``, also with a packing; ``stepper`` gives the same,
+    without gradient and after weights have changed; steps do not change their input state, and
+    hypotheses do not influence each other; each image is used; ``attend`` gives the logits of
     ``forward`` and weights that sum to 1; gradients reach all parameters; evaluation mode is
     deterministic; weights can be loaded into another instance.
 
@@ -210,7 +211,7 @@ def check_decoder(part: type[Any], **options: Any) -> None:
         options: of its constructor; common sizes have small defaults, and dropout is 0.
 
     Raises:
-        AssertionError: one of these does not hold.
+        AssertionError: one of these is not fulfilled.
         ValueError: members of ``Decoder`` are missing.
         TypeError: it is not a class.
     """
@@ -220,16 +221,16 @@ def check_decoder(part: type[Any], **options: Any) -> None:
     _check_members(part, decoder)
     _check_state(part, decoder, features)
     logits = _read(decoder, decoder.start(features), inputs)  # [B, T, V]
-    seen = tuple(logits.shape)
-    _require(seen == (B, T, V), part, f"step must give logits [R, V]; T steps give {seen}")
+    shape = tuple(logits.shape)
+    _require(shape == (B, T, V), part, f"step must give logits [R, V]; T steps give {shape}")
     _check_forward(part, decoder, features, inputs, logits)
     _check_hypotheses(part, decoder, features, inputs, logits)
     if decoder.attends:
         _check_attention(part, cast(Attends, decoder), features, inputs, logits)
     _check_decoder_gradients(part, decoder, features, inputs)
-    other = _build(part, options)
-    other.load_state_dict(cast(nn.Module, decoder).state_dict())
-    _require(_equal(other(features, inputs), logits), part, "loaded weights must give the same")
+    loaded = _build(part, options)
+    loaded.load_state_dict(cast(nn.Module, decoder).state_dict())
+    _require(_equal(loaded(features, inputs), logits), part, "loaded weights must give the same")
     _check_stepper(part, decoder, features, inputs)
 
 
@@ -321,7 +322,7 @@ def _check_forward(
 def _check_hypotheses(
     part: type[Any], decoder: Decoder, features: Features, inputs: Tensor, logits: Tensor
 ) -> None:
-    """Two consecutive hypotheses per image: one reads the inputs, one something else."""
+    """Two consecutive hypotheses per image: the first reads the inputs, the second other tokens."""
     state = {
         name: tensor if name.startswith("image.") else tensor.repeat_interleave(2, dim=0)
         for name, tensor in decoder.start(features).items()
@@ -389,12 +390,12 @@ def _check_stepper(part: type[Any], decoder: Decoder, features: Features, inputs
 
 @_seeded()
 def check_encoder(part: type[Any], network: str | None = None, **options: Any) -> None:
-    """Check a class against the contract of ``Encoder``.
+    """Check a class against the interface ``Encoder``.
 
     It gives pooled [B, D] and, if any, a grid [B, P, D], where D is ``feature_size``; the transform
-    makes images of the right size, and bytes give what floats give. A frozen encoder has no
-    gradient, stays in evaluation mode, treats each image by itself, gives the same again and sees
-    changed weights; a trainable one learns. Copies give the same.
+    makes images of the right size, and uint8 pixels give the features of floats. A
+    frozen encoder has no gradient, stays in evaluation mode, encodes each image independently, is
+    deterministic and uses changed weights; a trainable one has gradients. Copies give the same.
 
     Args:
         part: the class.
@@ -403,12 +404,12 @@ def check_encoder(part: type[Any], network: str | None = None, **options: Any) -
         options: of its constructor; ``pretrained`` is false unless given.
 
     Raises:
-        AssertionError: one of these does not hold.
+        AssertionError: one of these is not fulfilled.
         TypeError: it is not a class.
     """
     _require_class(part, Encoder, "check_encoder")
-    given = {"network": network or part.__name__, "pretrained": False, **options}
-    encoder = part(**given)
+    arguments = {"network": network or part.__name__, "pretrained": False, **options}
+    encoder = part(**arguments)
     side = encoder.transform.size
     pixels = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
     images = encoder.transform.normalise_batch(pixels)
@@ -416,7 +417,7 @@ def check_encoder(part: type[Any], network: str | None = None, **options: Any) -
     same = _equal(encoder(pixels).pooled, encoder(images).pooled, rtol=1e-3, atol=1e-4)
     _require(same, part, "uint8 pixels must give the features of normalized floats")
     _check_frozen(part, encoder, images)
-    _check_trainable(part, part(**{**given, "trainable": True}), images)
+    _check_trainable(part, part(**{**arguments, "trainable": True}), images)
 
 
 def _check_features(part: type[Any], encoder: Encoder, images: Tensor) -> None:
@@ -436,7 +437,7 @@ def _check_frozen(part: type[Any], encoder: Encoder, images: Tensor) -> None:
     _require(not encoder.backbone.training, part, "a frozen encoder must stay in evaluation mode")
     pooled = encoder(images).pooled
     _require(not pooled.requires_grad, part, "a frozen encoder must compute without gradient")
-    _require(torch.equal(encoder(images).pooled, pooled), part, "it must give the same again")
+    _require(torch.equal(encoder(images).pooled, pooled), part, "an encoder must be deterministic")
     alone = encoder(images[:1]).pooled
     _require(_equal(alone, pooled[:1], **near), part, "an image must not depend on other images")
     copied = copy.deepcopy(encoder)

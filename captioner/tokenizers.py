@@ -34,7 +34,7 @@ class Vocabulary:
 
     Attributes:
         special: the special tokens, whose ids are the first.
-        special_count: how many they are; the ids of all other tokens begin there.
+        special_count: their number, which is also the first id of all other tokens.
         pad, start, end, unknown: their ids.
         never_generated: the ids that decoding never emits: all special ones but <end>.
 
@@ -68,7 +68,9 @@ class Vocabulary:
         ids = {word: index for index, word in enumerate(self.words)}
         if len(ids) < len(self.words):
             word, count = Counter(self.words).most_common(1)[0]
-            raise ValueError(f"the vocabulary has {word!r} {count} times; each token is there once")
+            raise ValueError(
+                f"the vocabulary has {word!r} {count} times; each token must occur once"
+            )
         # No text is encoded as a special token.
         object.__setattr__(self, "_ids", {w: i for w, i in ids.items() if w not in self.special})
 
@@ -120,14 +122,16 @@ class Vocabulary:
         counts = Counter(word for words in sentences for word in words)
         for word in cls.special:
             counts.pop(word, None)
-        kept = sorted((w for w in counts if counts[w] >= min_count), key=lambda w: (-counts[w], w))
-        if not kept:
+        frequent = sorted(
+            (w for w in counts if counts[w] >= min_count), key=lambda w: (-counts[w], w)
+        )
+        if not frequent:
             most = max(counts.values(), default=0)
             raise ValueError(
                 f"no word occurs min_count={min_count} times (the most frequent: {most}); "
                 "lower min_count or give more captions"
             )
-        return cls(words=(*cls.special, *kept))
+        return cls(words=(*cls.special, *frequent))
 
 
 class Tokenizer(ABC):
@@ -173,7 +177,7 @@ class Tokenizer(ABC):
         return self.join(words)
 
     def coverage(self, captions: Iterable[str]) -> float:
-        """The share of the captions' tokens that the vocabulary has, [0, 1]."""
+        """The fraction of the captions' tokens that are in the vocabulary, [0, 1]."""
         ids = [id for caption in captions for id in self.encode(caption)]
         return 1 - ids.count(self.vocabulary.unknown) / len(ids) if ids else 1.0
 
@@ -208,21 +212,21 @@ class WordTokenizer(Tokenizer):
             words: as `split` gives them.
 
         Returns:
-            a text from which `split` gives these words. Where running text would be split in
+            a text from which `split` gives these words. If running text would be split in
             another way, words stay separate, or are written as they may have been (AT&T).
         """
         pieces: list[str] = []
-        held: list[str] = []  # the words in the last piece
+        last: list[str] = []  # the words in the last piece
         for word, following in zip(words, [*words[1:], ""]):
             piece = _written(word, following)
-            if held and (word in _ENDINGS or held[-1] in _BEGINNINGS or (held[-1], word) in _PAIRS):
+            if last and (word in _ENDINGS or last[-1] in _BEGINNINGS or (last[-1], word) in _PAIRS):
                 together = pieces[-1] + piece
-                if ptb_words(together) == [*held, word]:
+                if ptb_words(together) == [*last, word]:
                     pieces[-1] = together
-                    held.append(word)
+                    last.append(word)
                     continue
             pieces.append(piece)
-            held = [word]
+            last = [word]
         return " ".join(pieces)
 
 
@@ -313,8 +317,8 @@ def restore_tokenizer(data: Mapping[str, Any]) -> Tokenizer:
         ValueError: an entry is missing, unknown, or of the wrong type.
     """
     if not isinstance(data, Mapping) or set(data) != {"name", "words"}:
-        seen = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
-        raise ValueError(f"a stored tokenizer has the entries name and words, not {seen}")
+        entries = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+        raise ValueError(f"a stored tokenizer has the entries name and words, not {entries}")
     name, words = data["name"], data["words"]
     if not isinstance(name, str) or not isinstance(words, (list, tuple)):
         raise ValueError(

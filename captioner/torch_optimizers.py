@@ -32,7 +32,11 @@ def table() -> dict[str, type[Optimizer]]:
 def arguments(kind: type[Optimizer]) -> dict[str, Any]:
     """The arguments of an optimizer and their defaults as plain data, without its parameters."""
     parameters = list(inspect.signature(kind).parameters.values())[1:]
-    defaults = {one.name: one.default for one in parameters if one.name not in _EXECUTION}
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if parameter.name not in _EXECUTION
+    }
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in defaults.items()
     }

@@ -382,7 +382,7 @@ def test_words_are_required_banned_and_begun_with(model, photos) -> None:
         ({"prefix": "an elephant"}, "prefix='an elephant': the model cannot generate"),
         ({"required_words": ["..."]}, "has no word"),
         ({"required_words": ["green"], "banned_words": ["green"]}, "is banned by banned_words"),
-        ({"prefix": "a green fish", "max_length": 3}, "has 3 words; raise max_length"),
+        ({"prefix": "a green fish", "max_length": 3}, "has 3 words; set max_length to 4 or more"),
     ],
 )
 def test_words_that_cannot_be_said_are_refused(model, photos, options, says) -> None:

@@ -90,7 +90,7 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path, capsys) -> None:
 
     assert main(["train", f"resume={run}", "trainer.max_epochs=2"]) == 0
     assert "epoch   2/2" in capsys.readouterr().out
-    fails(capsys, "train", *tiny, f"run_dir={run}", says="already holds a run")
+    fails(capsys, "train", *tiny, f"run_dir={run}", says="already has a run")
 
 
 def test_multirun_trains_every_cell(tiny, tmp_path) -> None:

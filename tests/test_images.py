@@ -165,7 +165,7 @@ def no_heif(monkeypatch) -> None:
 def test_without_its_extra_heic_is_refused_with_the_extras_name(no_heif, tmp_path) -> None:
     path = tmp_path / "IMG_0003.HEIC"
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    with pytest.raises(ValueError, match=r"pip install 'captioner\[heic\]' reads it"):
+    with pytest.raises(ValueError, match=r"to read it: pip install 'captioner\[heic\]'"):
         open_image(path)
     assert {".heic", ".heif"} <= unreadable_suffixes()
 

@@ -17,7 +17,7 @@ def elsewhere(folder: Path) -> "subprocess.Popen[str]":
     code = (
         "import sys; from captioner.runs import claimed\n"
         "with claimed(__import__('pathlib').Path(sys.argv[1])) as claim:\n"
-        "    print(claim.folder.name, flush=True); sys.stdin.read(); claim.worth = True\n"
+        "    print(claim.folder.name, flush=True); sys.stdin.read(); claim.keep = True\n"
     )
     arguments = [sys.executable, "-c", code, str(folder)]
     return subprocess.Popen(
@@ -29,14 +29,14 @@ def test_a_folder_that_another_process_holds_is_refused_until_it_is_dead(tmp_pat
     folder = tmp_path / "run"
     with elsewhere(folder) as other:
         assert other.stdout.readline() == "run\n"
-        with pytest.raises(Taken, match="another training is at work there"), claimed(folder):
+        with pytest.raises(Taken, match="another training uses this folder"), claimed(folder):
             pass
-        with pytest.raises(Taken, match="at work there"), claimed(folder, resumes=True):
+        with pytest.raises(Taken, match="another training uses"), claimed(folder, resumes=True):
             pass
         assert (folder / "checkpoints").is_dir()
         other.kill()
     with claimed(folder) as claim:  # begun and killed before anything was in it
-        claim.worth = True
+        claim.keep = True
     assert sorted(os.listdir(folder)) == ["checkpoints"]
 
 
@@ -47,7 +47,7 @@ def test_of_two_trainings_of_one_second_each_has_its_own_folder(tmp_path) -> Non
         with claimed(date) as second, claimed(date) as third:
             assert second.folder.name == f"{date.name}_2"
             assert third.folder.name == f"{date.name}_3"
-            second.worth = third.worth = True
+            second.keep = third.keep = True
         other.communicate()
     with claimed(date) as fourth:  # their folders hold no checkpoint, but they have ended
         assert fourth.folder == date
@@ -56,16 +56,16 @@ def test_of_two_trainings_of_one_second_each_has_its_own_folder(tmp_path) -> Non
 def test_without_locks_the_folder_of_checkpoints_decides(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runs, "_locked", lambda folder: None)
     with claimed(tmp_path / "run") as claim:
-        with pytest.raises(Taken, match="at work there"), claimed(tmp_path / "run"):
+        with pytest.raises(Taken, match="another training uses"), claimed(tmp_path / "run"):
             pass
-        claim.worth = True
+        claim.keep = True
 
 
 def test_a_folder_with_a_checkpoint_is_resumed_or_left(tmp_path) -> None:
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     last.write_bytes(b"weights")
-    with pytest.raises(Taken, match="already holds a run: resume="), claimed(tmp_path / "run"):
+    with pytest.raises(Taken, match="already has a run: resume="), claimed(tmp_path / "run"):
         pass
     with pytest.raises(KeyboardInterrupt), claimed(tmp_path / "run", resumes=True):
         raise KeyboardInterrupt
@@ -95,7 +95,7 @@ def test_what_was_there_before_a_failed_start_stays(tmp_path) -> None:
 def test_a_failure_after_work_leaves_it(tmp_path) -> None:
     with pytest.raises(ValueError), claimed(tmp_path / "run") as claim:
         (claim.folder / "config.yaml").write_text("seed: 1\n")
-        claim.worth = True
+        claim.keep = True
         raise ValueError
     assert (tmp_path / "run" / "config.yaml").exists()
 
@@ -112,7 +112,7 @@ def test_other_processes_of_one_training_share_the_claim(tmp_path, monkeypatch) 
                 assert second.folder == first.folder
                 raise ValueError
         assert first.folder.is_dir()  # that of another process is not its to remove
-        first.worth = True
+        first.keep = True
     assert runs.VARIABLE not in os.environ
 
 
@@ -192,5 +192,5 @@ def test_what_a_run_holds_is_where_runs_says(tmp_path) -> None:
     assert runs.evaluations(run) == runs.evaluations(run, "beam3") == [folder]
     assert runs.evaluations(run, "greedy") == []
     assert runs.find_evaluation(run, split="dev") == folder
-    with pytest.raises(FileNotFoundError, match="holds only shapes-dev/beam3.*nic --split test"):
+    with pytest.raises(FileNotFoundError, match="has only shapes-dev/beam3.*nic --split test"):
         runs.find_evaluation(run, split="test", name="nic")

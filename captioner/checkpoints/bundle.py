@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 HOME = Path(__file__).parents[1] / "bundled"
 WEIGHTS, MODEL, CARD, TRAINING = "model.safetensors", "model.json", "card.md", "training.npy"
 DEFAULT = "flickr8k"
-"""The model that is used where none is named."""
+"""The model that is used if none is named."""
 LARGEST = 15_500_000
 """Maximum size of a model in the package, in bytes."""
 
@@ -44,7 +44,7 @@ def names() -> list[str]:
 
 
 def find(name: str | Path) -> Path | None:
-    """The folder of the bundled model with a name; None where there is none."""
+    """The folder of the bundled model with a name; None if there is none."""
     text = str(name)
     return HOME / text if text in names() else None
 
@@ -131,12 +131,12 @@ def read_weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
         return {**weights, **{name: weights[equal] for name, equal in copies}}
     except (SafetensorError, LookupError, TypeError, AttributeError):
         raise ValueError(
-            f"{path}: damaged, or not the weights that {MODEL} is of; export or install it again"
+            f"{path}: damaged, or not the weights of this {MODEL}; export or install it again"
         ) from None
 
 
 def read_training(folder: Path) -> CaptionHashes | None:
-    """Load the hashes of the captions the model was trained on; None where there is no such file.
+    """Load the hashes of the captions the model was trained on; None if there is no such file.
 
     Raises:
         ValueError: the file is damaged.

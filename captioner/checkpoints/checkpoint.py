@@ -10,7 +10,7 @@ block:
     transform   of the images, as plain data
     scores      on the dev split, by which it was chosen
     training    hashes of the captions it was trained on, for novelty; optional
-    own         of these, the captions of its own dataset, where it started from another run
+    own         of these, the captions of its own dataset, if it started from another run
 
 It is read with ``torch.load(weights_only=True)`` only: a checkpoint contains tensors and plain
 data, names components by their keys in the tables, and cannot run code. Bundled models, which have
@@ -63,9 +63,9 @@ class Checkpoint:
         scores: dev scores by which it was chosen; may be empty.
         weights: of the CaptioningModel, by name; of a bundled model, those of the decoder.
         lightning: the whole content as Lightning wrote it; empty for a bundled model.
-        training: hashes of the captions it was trained on; None where unknown.
+        training: hashes of the captions it was trained on; None if unknown.
         own: of these, the captions of its own dataset, without those of the run it started from;
-            None where unknown.
+            None if unknown.
     """
 
     path: Path
@@ -86,7 +86,7 @@ class Checkpoint:
     def model(self) -> CaptioningModel:
         """Build the model and load the weights.
 
-        A precision of bf16 becomes fp32 where the processor would emulate it.
+        A precision of bf16 becomes fp32 if the processor would emulate it.
 
         Raises:
             ValueError: the weights do not fit the configuration.
@@ -108,7 +108,7 @@ class Checkpoint:
         return model
 
     def fill(self, model: CaptioningModel) -> None:
-        """Load the weights into a model; the encoder keeps its own where there are none for it.
+        """Load the weights into a model; the encoder keeps its own if there are none for it.
 
         Raises:
             ValueError: names or shapes of the weights differ.
@@ -150,7 +150,7 @@ def block(
 def find(path: str | Path, *, name: str = BEST) -> Path:
     """Find the checkpoint file of a run folder or a bundled model.
 
-    A path takes precedence over a name where it is a file or a folder with a checkpoint.
+    A path takes precedence over a name if it is a file or a folder with a checkpoint.
 
     Args:
         path: a run folder, a checkpoint file, or the folder or name of a bundled model.
@@ -163,14 +163,14 @@ def find(path: str | Path, *, name: str = BEST) -> Path:
         raise FileNotFoundError(
             "'' is an empty path; give a run folder, a .ckpt file, or the name of a bundled model"
         )
-    given, path = path, Path(path)
+    name_or_path, path = path, Path(path)
     if path.is_file():
         return path.with_name(bundle.MODEL) if path.name == bundle.WEIGHTS else path
     file = runs.find_checkpoint(path, name)
     if file is not None:
         return file
     if name == BEST:
-        for folder in (path, bundle.find(given)):
+        for folder in (path, bundle.find(name_or_path)):
             if folder is not None and (folder / bundle.MODEL).is_file():
                 return folder / bundle.MODEL
     if not path.exists() and name == BEST:
@@ -268,12 +268,12 @@ def _parse_block(
 
 
 def training_of(captioner: Mapping[str, Any]) -> CaptionHashes | None:
-    """The hashes of the captions that a model was trained on, by its block; None where unknown."""
+    """The hashes of the captions that a model was trained on, by its block; None if unknown."""
     return _hashes(captioner.get("training"))
 
 
 def own_of(captioner: Mapping[str, Any]) -> CaptionHashes | None:
-    """Of these, the captions of the dataset of its own run; None where unknown."""
+    """Of these, the captions of the dataset of its own run; None if unknown."""
     warm_start = captioner["config"].get("resume_weights") is not None
     return _hashes(captioner.get("own" if warm_start else "training"))
 
@@ -284,7 +284,7 @@ def _hashes(tensor: Tensor | None) -> CaptionHashes | None:
 
 def _load(path: Path, *, mmap: bool = False) -> Any:
     try:
-        _check_sums(path, whole=not mmap)
+        _check_sums(path, weights=not mmap)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
         raise ValueError(
@@ -305,7 +305,7 @@ class _Damaged(ValueError):
     """A checkpoint with a wrong checksum."""
 
 
-def _check_sums(path: Path, *, whole: bool) -> None:
+def _check_sums(path: Path, *, weights: bool) -> None:
     """Compare the CRC-32 of each part of a checkpoint with the stored one.
 
     torch.load does not: a flipped bit in a weight would silently change the model. For 100 MB it
@@ -313,11 +313,11 @@ def _check_sums(path: Path, *, whole: bool) -> None:
 
     Args:
         path: of the checkpoint.
-        whole: includes the weights; False checks the plain data only.
+        weights: whether to check the weights as well as the plain data.
     """
     with zipfile.ZipFile(path) as archive:
         for part in archive.infolist():
-            if whole or part.filename.endswith("/data.pkl"):
+            if weights or part.filename.endswith("/data.pkl"):
                 try:
                     with archive.open(part) as file:
                         while file.read(2**20):
@@ -329,8 +329,8 @@ def _check_sums(path: Path, *, whole: bool) -> None:
                     ) from None
 
 
-def kept(path: str | Path) -> list[Path]:
-    """The checkpoints of the best epochs in a run folder, or the given file.
+def average_files(path: str | Path) -> list[Path]:
+    """The checkpoints to average: those of the best epochs in a run folder, or the given file.
 
     Raises:
         FileNotFoundError: there is no such file, or the run kept no epochs.
@@ -344,7 +344,7 @@ def kept(path: str | Path) -> list[Path]:
         return [file]
     epochs = runs.epoch_files(path)
     if not epochs:
-        find(path)  # its error is another one if this is not a run
+        find(path)  # if this is not a run, it raises an error that says so
         raise FileNotFoundError(
             f"{path}: kept no epochs to average; train with callbacks.keep=5, or name checkpoints"
         )
@@ -368,9 +368,9 @@ def average(paths: Sequence[Path], output: Path) -> None:
     checkpoints = [read(path) for path in paths]
     first = checkpoints[0]
     for other in checkpoints[1:]:
-        for what in ("encoder", "decoder"):
-            if not same_part(other.config[what], first.config[what]):
-                raise ValueError(f"{other.path} has another {what} than {first.path}")
+        for group in ("encoder", "decoder"):
+            if not same_part(other.config[group], first.config[group]):
+                raise ValueError(f"{other.path} has another {group} than {first.path}")
         if other.tokenizer.as_dict() != first.tokenizer.as_dict():
             raise ValueError(f"{other.path} has another vocabulary than {first.path}")
     weights = {}
@@ -401,7 +401,7 @@ def write(content: dict[str, Any], path: str | Path) -> None:
         OSError: the disk is full, or the folder cannot be written to; the old file is untouched.
     """
     sums = get_crc32_options()
-    set_crc32_options(True)  # which `read` checks
+    set_crc32_options(True)  # `read` checks them
     try:
         with whole_file(path) as file:
             _save(content, file)
@@ -412,7 +412,7 @@ def write(content: dict[str, Any], path: str | Path) -> None:
 
 
 def _save(content: dict[str, Any], file: IO[bytes]) -> None:
-    """torch.save, but on a full disk with that error, not the one of closing the archive."""
+    """torch.save; on a full disk it raises that error, not the error of closing the archive."""
     try:
         torch.save(content, file)
     except RuntimeError as error:

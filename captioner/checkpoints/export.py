@@ -135,7 +135,7 @@ def _require_separable(trained: Checkpoint) -> None:
 
 
 def _decoder_weights(trained: Checkpoint) -> dict[str, Tensor]:
-    """The decoder's weights, in float16 where they are floating point."""
+    """The decoder's weights, in float16 if they are floating point."""
     weights = {}
     for name, tensor in trained.weights.items():
         if not name.startswith("decoder."):
@@ -148,17 +148,17 @@ def _decoder_weights(trained: Checkpoint) -> dict[str, Tensor]:
 
 
 def _remove_duplicates(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The weights without copies of tied ones, and of each copy the name of its equal."""
-    kept: dict[str, Tensor] = {}
+    """The weights without copies of tied ones, and for each copy the name of the equal one."""
+    unique: dict[str, Tensor] = {}
     same: dict[str, str] = {}
     for name, tensor in weights.items():
-        equal = (n for n, t in kept.items() if t.shape == tensor.shape and torch.equal(t, tensor))
-        other = next(equal, None)
-        if other is None:
-            kept[name] = tensor
+        equal = (n for n, t in unique.items() if t.shape == tensor.shape and torch.equal(t, tensor))
+        original = next(equal, None)
+        if original is None:
+            unique[name] = tensor
         else:
-            same[name] = other
-    return kept, same
+            same[name] = original
+    return unique, same
 
 
 def _evaluations(run: Path, label: str) -> list[dict[str, Any]]:

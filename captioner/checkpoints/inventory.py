@@ -23,8 +23,8 @@ class Entry:
         kind: "bundled", "run", or "bundle" for an exported one among the runs.
         model: the decoder in a few words.
         data: the dataset it was trained on, as evaluations of it name it.
-        dev_bleu4: BLEU-4 on dev of its checkpoint, decoded as in validation; None where unknown.
-        dev_cider: CIDEr-D on dev; None where unknown.
+        dev_bleu4: BLEU-4 on dev of its checkpoint, decoded as in validation; None if unknown.
+        dev_cider: CIDEr-D on dev; None if unknown.
         size: of the files that loading reads, in bytes.
         date: of its creation, such as 2026-01-31.
     """
@@ -79,8 +79,8 @@ def _of_bundle(folder: Path) -> Entry:
     content = bundle.read_model(folder)
     files = (folder / name for name in (bundle.WEIGHTS, bundle.MODEL, bundle.TRAINING))
     size = sum(file.stat().st_size for file in files if file.is_file())
-    inside = folder.parent == bundle.HOME
-    name, kind = (folder.name, "bundled") if inside else (str(folder), "bundle")
+    in_package = folder.parent == bundle.HOME
+    name, kind = (folder.name, "bundled") if in_package else (str(folder), "bundle")
     return _entry(name, kind, content, size, content["made"])
 
 
@@ -93,6 +93,6 @@ def _of_run(folder: Path, file: Path) -> Entry:
 def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: str) -> Entry:
     config = content["config"]
     data, scores = config["data"], content["scores"]
-    named = data_name(data) or data["format"]  # the root of the file system has no name
+    dataset = data_name(data) or data["format"]  # the root of the file system has no name
     dev = (scores.get("dev_bleu4"), scores.get("dev_cider"))
-    return Entry(name, kind, decoder_of(config), named, *dev, size, made)
+    return Entry(name, kind, decoder_of(config), dataset, *dev, size, made)

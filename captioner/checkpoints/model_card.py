@@ -55,12 +55,17 @@ def card(name: str, content: Mapping[str, Any], size: int) -> str:
 
 def _card_scores(evaluations: list[dict[str, Any]]) -> list[str]:
     lines = []
-    for one in evaluations:
-        lines += [f"## Scores on {one['data']}", "", "Of the run, with weights in float32.", ""]
+    for evaluation in evaluations:
+        lines += [
+            f"## Scores on {evaluation['data']}",
+            "",
+            "Of the run, with weights in float32.",
+            "",
+        ]
         lines += ["| metric | score | signature |"]
         lines += ["|---|---:|---|"]
-        for metric, score in one["scores"].items():
-            signature = one["signatures"].get(metric, "").replace("|", "\\|")
+        for metric, score in evaluation["scores"].items():
+            signature = evaluation["signatures"].get(metric, "").replace("|", "\\|")
             lines.append(f"| {metric} | {score:.2f} | {signature} |")
         lines.append("")
     return lines

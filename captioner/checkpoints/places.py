@@ -19,7 +19,7 @@ from captioner.config import Config
 
 _PLACES = (("data", "root"), ("loader", "cache_folder"), ("training", "word_vectors"))
 EMBEDDED = {"format": "shapes", "root": "datasets/shapes"}
-"""Of the data group: this dataset is drawn where it is missing, so its path stays relative."""
+"""Of the data group: this dataset is drawn if it is missing, so its path stays relative."""
 
 
 def anchored(config: Config) -> Config:
@@ -40,7 +40,7 @@ def anchored(config: Config) -> Config:
 
 
 def absolute(path: str) -> str:
-    """Make a path absolute; symbolic links are resolved only where it contains .. ."""
+    """Make a path absolute; symbolic links are resolved only if it contains ".."."""
     full = Path(os.path.expanduser(path)).absolute()
     return str(full.resolve() if ".." in full.parts else full)
 
@@ -77,7 +77,7 @@ def data_name(data: Config) -> str:
         data: the arguments of ``read_records``.
 
     Returns:
-        such as "flickr8k", or "flickr8k-Flickr8k-CN.token" where data.captions is
+        such as "flickr8k", or "flickr8k-Flickr8k-CN.token" if data.captions is
         Flickr8k-CN.token.txt; files whose shortened names may be equal get a digest too.
     """
     root = Path(os.path.expanduser(data["root"])).resolve()
@@ -85,12 +85,12 @@ def data_name(data: Config) -> str:
     if captions is None:
         return root.name
     files = [captions] if isinstance(captions, str) else list(captions)
-    files = [_below(root, one) for one in files]
-    names = "+".join(Path(one).name.removesuffix(".txt") for one in files)
+    files = [_below(root, file) for file in files]
+    names = "+".join(Path(file).name.removesuffix(".txt") for file in files)
     short = re.sub(r'[/\\*?\[\]|:"<>\x00-\x1f]+', "_", names)[:60]
-    whole = "+".join(str(one).removesuffix(".txt") for one in files)
-    if short != whole:
-        short += f"-{hashlib.sha256(whole.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
+    full = "+".join(str(file).removesuffix(".txt") for file in files)
+    if short != full:
+        short += f"-{hashlib.sha256(full.encode('utf-8', 'surrogateescape')).hexdigest()[:6]}"
     return f"{root.name}-{short}"
 
 

@@ -73,7 +73,7 @@ def beam_search(
     for row, image in enumerate(active):
         for group, result in enumerate(results[image]):
             result.add_unfinished(beams, row, group)
-    return [_interleave([one.ranked() for one in of_image]) for of_image in results]
+    return [_interleave([result.ranked() for result in of_image]) for of_image in results]
 
 
 def _unfinished(active: list[int], beams: _Beams, results: list[list[_Results]]) -> list[int]:
@@ -81,7 +81,7 @@ def _unfinished(active: list[int], beams: _Beams, results: list[list[_Results]])
     unfinished = []
     best = beams.scores.flatten(2).amax(dim=2).tolist()  # [A, G]
     for row, image in enumerate(active):
-        done = [one.done(best[row][group]) for group, one in enumerate(results[image])]
+        done = [result.done(best[row][group]) for group, result in enumerate(results[image])]
         if not all(done):
             unfinished.append(row)
             for group, is_done in enumerate(done):
@@ -102,7 +102,7 @@ class _Selected(NamedTuple):
 
     Attributes:
         live: the best that do not end, [A, G, S, k'], in descending order.
-        ranks: the values by which these are ranked; -inf where there are fewer.
+        ranks: the values by which these are ranked; -inf if there are fewer.
         best: the best K / G of all, [A, G, S, C].
         ended: which of these end, [A, G, S, C].
     """
@@ -132,9 +132,11 @@ def _select(
             ranking = ranking - options.diversity * counts[:, None, None]
         best, index = _best(ranking, scores[:, group], moves, 2 * width)  # [A, S, C], descending
         ends = index % size == end
-        ranks, kept = best.masked_fill(ends, -torch.inf).topk(min(width, best.shape[-1]), dim=-1)
+        ranks, position = best.masked_fill(ends, -torch.inf).topk(
+            min(width, best.shape[-1]), dim=-1
+        )
         ended = (ends & (best > -torch.inf))[..., :width]
-        selected = _Selected(index.gather(-1, kept), ranks, index[..., :width], ended)
+        selected = _Selected(index.gather(-1, position), ranks, index[..., :width], ended)
         of_groups.append(selected)
         if counts is not None:
             _add_counts(counts, selected.live % size, ranks > -torch.inf)
@@ -152,7 +154,7 @@ class _Beams:
     Attributes:
         tokens: the tokens so far, [A, G, S, k, t].
         log_probs: of each of them, [A, G, S, k, t].
-        scores: their sums, [A, G, S, k]; -inf where there are fewer than k hypotheses.
+        scores: their sums, [A, G, S, k]; -inf if there are fewer than k hypotheses.
     """
 
     tokens: Tensor
@@ -192,11 +194,11 @@ class _Beams:
         self, selected: _Selected, log_probs: Tensor
     ) -> list[tuple[int, int, int, list[int], list[float]]]:
         """The selected ones that end: row, group, state, tokens without <end>, log_probs."""
-        where = selected.ended.nonzero().tolist()
-        if not where:
+        positions = selected.ended.nonzero().tolist()
+        if not positions:
             return []
         _, tokens, values = self._continued(selected.best[selected.ended], log_probs)
-        ended = zip(where, tokens[:, :-1].tolist(), values.tolist())
+        ended = zip(positions, tokens[:, :-1].tolist(), values.tolist())
         return [(row, group, state, *rest) for (row, group, state, _), *rest in ended]
 
     def _continued(self, index: Tensor, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,23 +243,25 @@ def _best(
 def _top(values: Tensor, offset: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     """The largest of values [A, R, V] + offset [A, R] and their flat indices, [A, C], descending.
 
-    In two rounds: the V tokens are dealt into piles; the `wanted` largest values can only be in the
-    `wanted` piles with the largest maxima. Each value is read once, by a maximum, which is fastest
-    over multiples of 128 piles. For few values one round has fewer operations.
+    In two rounds: the V tokens are divided into bins; the `wanted` largest values can only be in
+    the `wanted` bins with the largest maxima. Each value is read once, by a maximum, which is
+    fastest if the number of bins is a multiple of 128. For few values one round is faster.
     """
     rows, size = values.shape[1:]
     wanted = min(wanted, rows * size)
     if values.numel() <= FEW:
         return (values + offset[..., None]).flatten(1).topk(wanted, dim=1)
-    piles = min(size, 128 * math.ceil(math.sqrt(size * wanted / rows) / 128))
-    each = size // piles
-    tops = values[..., : each * piles].unflatten(-1, (each, piles)).amax(-2)  # [A, R, piles]
-    left = size - each * piles
-    if left:
-        tops[..., :left] = torch.maximum(tops[..., :left], values[..., each * piles :])
-    _, pile = (tops + offset[..., None]).flatten(1).topk(min(wanted, rows * piles), dim=1)
-    row, first = pile // piles, pile % piles  # [A, C]
-    tokens = first[..., None] + torch.arange(0, size, piles, device=pile.device)  # [A, C, each + 1]
+    bins = min(size, 128 * math.ceil(math.sqrt(size * wanted / rows) / 128))
+    depth = size // bins
+    tops = values[..., : depth * bins].unflatten(-1, (depth, bins)).amax(-2)  # [A, R, bins]
+    rest = size - depth * bins
+    if rest:
+        tops[..., :rest] = torch.maximum(tops[..., :rest], values[..., depth * bins :])
+    _, index = (tops + offset[..., None]).flatten(1).topk(min(wanted, rows * bins), dim=1)
+    row, first = index // bins, index % bins  # [A, C]
+    tokens = first[..., None] + torch.arange(
+        0, size, bins, device=values.device
+    )  # [A, C, depth + 1]
     index = row[..., None] * size + tokens.clamp(max=size - 1)
     candidates = values.flatten(1).gather(1, index.flatten(1)).view_as(index)
     candidates = candidates + offset.gather(1, row)[..., None]
@@ -322,10 +326,11 @@ class _Results:
         if len(self.complete) >= self.wanted:
             return
         tokens, log_probs = beams.tokens[row, group], beams.log_probs[row, group]
-        for at, beam in (beams.scores[row, group] > -torch.inf).nonzero().tolist():
-            self.add(tokens[at, beam].tolist(), log_probs[at, beam].tolist(), at, finished=False)
+        for state, beam in (beams.scores[row, group] > -torch.inf).nonzero().tolist():
+            texts = tokens[state, beam].tolist(), log_probs[state, beam].tolist()
+            self.add(*texts, state, finished=False)
 
     def ranked(self) -> list[Hypothesis]:
         """Best first: by the number of missing phrases, finished before unfinished, by score."""
-        everything = [*self.complete, *self.partial, *self.unfinished]
-        return sorted(everything, key=lambda h: (len(h.missing), not h.finished, -h.score))
+        hypotheses = [*self.complete, *self.partial, *self.unfinished]
+        return sorted(hypotheses, key=lambda h: (len(h.missing), not h.finished, -h.score))

@@ -66,7 +66,9 @@ def similarities(captions: Sequence[Sequence[int]], rarity: Sequence[float]) -> 
     for n in ORDERS:
         vectors = _vectors(captions, n, rarity)  # [C, G]
         norms = numpy.sqrt((vectors**2).sum(axis=1))
-        dots = numpy.stack([(numpy.minimum(one, vectors) * vectors).sum(1) for one in vectors])
+        dots = numpy.stack(
+            [(numpy.minimum(vector, vectors) * vectors).sum(1) for vector in vectors]
+        )
         total += dots / numpy.maximum(numpy.outer(norms, norms), 1e-12)
     differences = lengths[:, None] - lengths
     return numpy.exp(-(differences**2) / (2 * SIGMA**2)) * total / len(ORDERS)

@@ -74,9 +74,9 @@ class Constraints:
         step = history.shape[1]
         if step < len(self.phrases.prefix):
             token = self.phrases.prefix[step]
-            kept = log_probs[:, token].clone()
+            log_prob = log_probs[:, token].clone()
             log_probs.fill_(-torch.inf)
-            log_probs[:, token] = kept
+            log_probs[:, token] = log_prob
         elif self._filters:
             excluded = self._excluded(history, log_probs.shape[1])  # [R, V]
             stuck = (excluded | (log_probs == -torch.inf)).all(dim=1)  # [R]
@@ -88,7 +88,7 @@ class Constraints:
         return log_probs
 
     def _all_but_end(self, log_probs: Tensor) -> Tensor:
-        """What to exclude where filters are lifted: all but <end>; nothing if it cannot end."""
+        """What to exclude if filters are lifted: all but <end>; nothing if <end> is impossible."""
         forbidden = (log_probs[:, self.end] > -torch.inf)[:, None].expand_as(log_probs).clone()
         forbidden[:, self.end] = False
         return forbidden
@@ -176,15 +176,15 @@ class Required:
 
     def __init__(self, phrases: Sequence[Phrase] = ()) -> None:
         self.phrases = tuple(phrases)
-        everything = tuple(range(len(self.phrases)))
-        places: dict[tuple[Phrase, Phrase], int] = {(everything, ()): 0}
-        self._moves: list[dict[int, int]] = []  # by state: token -> state; others: _others
-        self._others: list[int] = []
+        all_missing = tuple(range(len(self.phrases)))
+        places: dict[tuple[Phrase, Phrase], int] = {(all_missing, ()): 0}
+        self._moves: list[dict[int, int]] = []  # by state: token -> state; other tokens: _otherwise
+        self._otherwise: list[int] = []
         words = sorted({word for phrase in self.phrases for word in phrase})
         for state in _growing(places):
             after = {word: self._after(*state, word) for word in words}
-            others = (state[0], ())
-            for target in (others, *after.values()):
+            otherwise = (state[0], ())
+            for target in (otherwise, *after.values()):
                 places.setdefault(target, len(places))
             if len(places) > MOST_STATES:
                 raise ValueError(
@@ -192,7 +192,7 @@ class Required:
                     f"{MOST_STATES} beams per image; require fewer or shorter ones"
                 )
             self._moves.append({word: places[target] for word, target in after.items()})
-            self._others.append(places[others])
+            self._otherwise.append(places[otherwise])
         self.missing = [missing for missing, _ in places]
 
     def __len__(self) -> int:
@@ -200,7 +200,7 @@ class Required:
 
     def moves(self, size: int, end: int, device: torch.device) -> Tensor:
         """The next state for each token, [states, V]; <end> does not change the state."""
-        table = torch.tensor(self._others, device=device)[:, None].repeat(1, size)  # [S, V]
+        table = torch.tensor(self._otherwise, device=device)[:, None].repeat(1, size)  # [S, V]
         for state, moves in enumerate(self._moves):
             for word, target in moves.items():
                 table[state, word] = target
@@ -234,4 +234,5 @@ def _growing(places: dict[tuple[Phrase, Phrase], int]) -> Iterator[tuple[Phrase,
 
 def _has_phrase(tokens: Sequence[int], phrase: Phrase) -> bool:
     tokens = tuple(tokens)
-    return any(tokens[at : at + len(phrase)] == phrase for at in range(len(tokens)))
+    size = len(phrase)
+    return any(tokens[first : first + size] == phrase for first in range(len(tokens)))

@@ -47,7 +47,7 @@ def decode(
 
     Returns:
         the hypotheses of each image, best first; samples without ``options.consensus`` in the order
-        in which they were drawn. At least one; ``options.captions`` if the search found as many.
+        in which they were drawn. One or more; ``options.captions`` if the search found so many.
 
     Raises:
         ValueError: required words that need too many beams.

@@ -19,8 +19,8 @@ def together(steps: Sequence[Step], states: Sequence[State], *, average: str) ->
     """One step and one state from those of M models with the same vocabulary.
 
     Args:
-        steps: of each model.
-        states: of each model, with the same rows.
+        steps: the step of each model.
+        states: the state of each model, with the same rows.
         average: "probability" or "log_probability".
 
     Returns:

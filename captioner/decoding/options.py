@@ -48,7 +48,7 @@ class DecodingOptions:
         beam_size, ...: the fields below; each says what it does.
 
     Raises:
-        ValueError: a value out of range, or values that exclude each other.
+        ValueError: a value is out of range, or values exclude each other.
     """
 
     beam_size: int = _option(1, "K", "hypotheses kept per image; 1 is greedy", least=1, most=1000)
@@ -69,7 +69,7 @@ class DecodingOptions:
     top_k: int = _option(0, "N", "sample from the N most probable tokens; 0 from all")
     # Holtzman et al., ICLR 2020.
     top_p: float = _option(
-        1.0, "P", "sample from the fewest tokens that have this share of the probability",
+        1.0, "P", "sample from the smallest set of tokens with at least this probability",
         above=0, most=1,
     )  # fmt: skip
     # Samples depend on it and on the image, not on the batch that the image is in.
@@ -95,7 +95,7 @@ class DecodingOptions:
         "probability", "RULE", "with several models, average probability or log_probability",
         choices=ENSEMBLES,
     )  # fmt: skip
-    # bf16 moves some captions.
+    # bf16 changes some captions.
     precision: str = _option(
         "fp32", "FORMAT", "of the decoder's products: fp32, bf16, or auto, the faster one",
         choices=PRECISIONS,
@@ -110,13 +110,13 @@ class DecodingOptions:
     def _check_sampling(self) -> None:
         if self.samples and (self.beam_size > 1 or self.groups > 1 or self.required_words):
             raise ValueError(
-                f"decoding.temperature={self.temperature:g} samples token by token; it goes with "
-                "beam_size=1, groups=1 and no required_words. Set temperature=0 to search"
+                f"decoding.temperature={self.temperature:g} samples token by token; it needs "
+                "beam_size=1, groups=1 and no required_words; set temperature=0 to search"
             )
         if not self.samples and (self.top_k or self.top_p < 1):
             name = "top_k" if self.top_k else "top_p"
             raise ValueError(
-                f"decoding.{name}={getattr(self, name):g} has an effect on samples only; set "
+                f"decoding.{name}={getattr(self, name):g} affects only samples; set "
                 "temperature=1 too"
             )
         if not self.samples and self.captions > self.beam_size:
@@ -196,13 +196,13 @@ class DecodingOptions:
         return tokens**self.length_penalty
 
     def changed(self, **options: Any) -> DecodingOptions:
-        """The options with some of them changed.
+        """A copy with some options changed.
 
-        Asking for samples turns a beam off, asking for a beam turns samples off, and either turns
-        consensus off, unless both are given.
+        A temperature sets beam_size and groups to 1, a beam_size turns sampling off, and either of
+        them turns consensus off, unless these options are given too.
 
         Raises:
-            ValueError: an option that does not exist, or that does not fit.
+            ValueError: an option does not exist, is out of range, or excludes another one.
         """
         for name in options:
             if name not in OPTIONS:
@@ -226,7 +226,7 @@ class DecodingOptions:
 
 @dataclass(frozen=True)
 class Option:
-    """One decoding option, as command line and checks see it.
+    """One decoding option, as used by the command line and by checks.
 
     Attributes:
         name: of the field of ``DecodingOptions``.
@@ -257,7 +257,7 @@ class Option:
         """The value, a list as a tuple.
 
         Raises:
-            ValueError: of another type, or out of range.
+            ValueError: it is of another type, or out of range.
         """
         if self.kind in (int, float):
             if not self._in_range(value):
@@ -272,7 +272,7 @@ class Option:
                 raise self._refused(value, "a text")
         else:
             texts = None if isinstance(value, str) else tuple(value or ())
-            if texts is None or not all(isinstance(one, str) and one.strip() for one in texts):
+            if texts is None or not all(isinstance(text, str) and text.strip() for text in texts):
                 raise self._refused(value, "a list of words or phrases, such as [dog,'red ball']")
             return texts
         return value
@@ -297,7 +297,10 @@ class Option:
 
 _KINDS = typing.get_type_hints(DecodingOptions)
 
-OPTIONS = {one.name: Option.from_field(one, _KINDS[one.name]) for one in fields(DecodingOptions)}
+OPTIONS = {
+    option.name: Option.from_field(option, _KINDS[option.name])
+    for option in fields(DecodingOptions)
+}
 """Every decoding option by its name."""
 
 

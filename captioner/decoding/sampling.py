@@ -19,7 +19,7 @@ Choose = Callable[[Tensor, Tensor], Tensor]  # log_probs [R, V], numbers [R] -> 
 
 
 def greedy(read: Reader, state: State, *, end: int, max_length: int) -> list[list[Hypothesis]]:
-    """The most probable next token, until <end>; finished images are computed no further.
+    """The most probable next token, until <end>; finished images are not computed any further.
 
     Returns:
         one hypothesis per image.
@@ -43,13 +43,13 @@ def sample(
     Returns:
         the samples of each image, in the order of their numbers.
     """
-    each = options.captions
-    index = torch.arange(count(state), device=device(state)).repeat_interleave(each)
+    per_image = options.captions
+    index = torch.arange(count(state), device=device(state)).repeat_interleave(per_image)
     numbers = numpy.stack(
         [
             numpy.random.default_rng([options.seed, key, number]).random(options.max_length)
             for key in keys
-            for number in range(each)
+            for number in range(per_image)
         ]
     )  # [B * N, T]
 
@@ -58,8 +58,8 @@ def sample(
             log_probs, chance, options.temperature, top_k=options.top_k, top_p=options.top_p
         )
 
-    samples = _generate(read, rows(state, index), choose, numbers, end, each=each)
-    return [samples[first : first + each] for first in range(0, len(samples), each)]
+    samples = _generate(read, rows(state, index), choose, numbers, end, per_image=per_image)
+    return [samples[first : first + per_image] for first in range(0, len(samples), per_image)]
 
 
 def draw(
@@ -72,7 +72,8 @@ def draw(
         chance: uniform on [0, 1), [R].
         temperature: τ > 0; samples are from p^(1/τ), renormalized.
         top_k: from the k most probable tokens only; 0: from all.
-        top_p: from the fewest tokens with this share, after temperature and top_k.
+        top_p: from the smallest set of tokens with at least this probability, after temperature and
+            top_k.
 
     Returns:
         tokens, [R].
@@ -82,8 +83,8 @@ def draw(
         scaled, tokens = scaled.topk(min(top_k or scaled.shape[1], scaled.shape[1]), dim=1)
     probs = torch.softmax(scaled, dim=1)  # [R, k], or [R, V]
     if top_p < 1:
-        share = probs.cumsum(dim=1)
-        probs[:, 1:] = probs[:, 1:].masked_fill(share[:, :-1] >= top_p, 0.0)
+        cumulative = probs.cumsum(dim=1)
+        probs[:, 1:] = probs[:, 1:].masked_fill(cumulative[:, :-1] >= top_p, 0.0)
     total = probs.cumsum(dim=1, dtype=torch.float64)  # ascending
     place = torch.searchsorted(total, chance[:, None] * total[:, -1:], right=True)  # [R, 1]
     last = probs.shape[1] - 1 - (probs > 0).flip(1).int().argmax(dim=1, keepdim=True)
@@ -98,13 +99,13 @@ def _generate(
     numbers: numpy.ndarray,
     end: int,
     *,
-    each: int = 1,
+    per_image: int = 1,
 ) -> list[Hypothesis]:
     """One caption per row.
 
     Args:
         numbers: random numbers for `choose`, [R, T]; captions have at most T tokens.
-        each: captions per image; they share the image's rows of the state until one of them ends.
+        per_image: captions of an image, which use the same row of it until one of them ends.
     """
     captions, longest = numbers.shape
     chances = torch.from_numpy(numbers).to(device(state))
@@ -125,12 +126,12 @@ def _generate(
             break
         if len(unfinished) < len(tokens):
             live, history = live[unfinished], history[unfinished]
-            state = rows(state, unfinished, images=unfinished // each)
-            each = 1  # images now have different numbers of rows: each row gets its own image
+            state = rows(state, unfinished, images=unfinished // per_image)
+            per_image = 1  # images now have different numbers of rows: each row gets its own image
     return [_hypothesis(*caption, end) for caption in zip(generated, log_probs)]
 
 
 def _hypothesis(tokens: list[int], log_probs: list[float], end: int) -> Hypothesis:
     finished = tokens[-1] == end
-    kept = tuple(tokens[:-1] if finished else tokens)
-    return Hypothesis(kept, tuple(log_probs), sum(log_probs), finished)
+    words = tuple(tokens[:-1] if finished else tokens)
+    return Hypothesis(words, tuple(log_probs), sum(log_probs), finished)

@@ -1,4 +1,4 @@
-"""What all decoding strategies share: states, hypotheses, and reading one token per row."""
+"""Common to all decoding strategies: states, hypotheses, and reading one token per row."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Step = Callable[[Tensor, State], tuple[Tensor, State]]
 
 
 IMAGE = "image."
-"""The prefix of the names of tensors that belong to images. These have one row per image, A of
-them; all other tensors of a state have one row per hypothesis, R = A * K, those of an image side by
-side."""
+"""The prefix of the names of tensors that belong to images. These have one row per image, [A,
+...]; all other tensors of a state have one row per hypothesis, [A * K, ...], and the rows of an
+image are consecutive."""
 
 
 class Hypothesis(NamedTuple):
@@ -83,11 +83,11 @@ def rows(state: State, index: Tensor, images: Tensor | None = None) -> State:
         index: the rows of the hypotheses, the same number of consecutive rows per image.
         images: the rows of their images; None: all, in the same order.
     """
-    kept = {name: tensor for name, tensor in state.items() if name.startswith(IMAGE)}
-    moved = {n: tensor.index_select(0, index) for n, tensor in state.items() if n not in kept}
+    of_images = {name: tensor for name, tensor in state.items() if name.startswith(IMAGE)}
+    moved = {n: tensor.index_select(0, index) for n, tensor in state.items() if n not in of_images}
     if images is not None:
-        kept = {name: tensor.index_select(0, images) for name, tensor in kept.items()}
-    return {**kept, **moved}
+        of_images = {name: tensor.index_select(0, images) for name, tensor in of_images.items()}
+    return {**of_images, **moved}
 
 
 def count(state: State) -> int:

@@ -66,7 +66,7 @@ class Difference:
         p_seeds: of the test over images and seeds; None unless both sides have seeds.
         corrected: each p by name ("randomised", "bootstrap", "deciding"), corrected by Holm.
         shown_from: the smallest difference that would be significant here; None if all resamples
-            are equal, as when all scores are 0, and if no difference could be shown.
+            are equal, for example if all scores are 0, and if no difference could be shown.
         verdict: HIGHER, LOWER, UNDECIDED, or TOO_FEW if no difference could have been shown.
     """
 
@@ -113,7 +113,7 @@ class Comparison:
 
     Attributes:
         systems: name to evaluation folders, the baseline first.
-        signature: what the baseline's signatures share.
+        signature: the fields that the baseline's signatures have in common.
         signatures: each different signature as text -> the systems that have it.
         images: the number of images that were scored.
         rows: metric by metric, each with the systems in order.
@@ -195,7 +195,7 @@ def compare(
     rows = _rows(names, systems, aligned, tests, draws)
     most = max(len(result.statistics.images) for s in systems for result in s.results)
     if images < most:
-        warnings.append(f"scored on the {images} images that all have, of up to {most}")
+        warnings.append(f"scored on the {images} images that all systems have, of up to {most}")
         rows = [row for row in rows if row.metric in tested]  # other scores are of all images
     return Comparison(
         systems={s.name: tuple(str(result.folder) for result in s.results) for s in systems},
@@ -268,7 +268,7 @@ def _scored(
     rows: list[Row] = []
     for index, (system, group) in enumerate(zip(systems, aligned)):
         if scores is not None:
-            seeds = tuple(float(one.scores()[name]) for one in group)
+            seeds = tuple(float(statistics.scores()[name]) for statistics in group)
         else:
             seeds = tuple(r.scores[name] for r in system.results if name in r.scores)
         if len(seeds) == len(group):
@@ -361,7 +361,7 @@ def _signatures(systems: Sequence[System]) -> dict[str, tuple[str, ...]]:
     for system in systems:
         for result in system.results:
             names.setdefault(str(result.signature), {})[system.name] = None
-    return {signature: tuple(having) for signature, having in names.items()}
+    return {signature: tuple(systems) for signature, systems in names.items()}
 
 
 def _difference_warnings(differences: Sequence[tuple[str, Entries]]) -> list[str]:
@@ -409,13 +409,13 @@ def _aligned(systems: Sequence[System], anyway: bool) -> list[list[Statistics]]:
         if not anyway and set(result.statistics.images) != set(first.statistics.images):
             raise ValueError(
                 f"{first.folder} and {result.folder} are not of the same images, so they cannot be "
-                "paired; evaluate them on one split, or compare the images they share with --anyway"
+                "paired; evaluate them on one split, or compare their common images with --anyway"
             )
         common &= set(result.statistics.images)
     if len(common) < 2:
         raise ValueError(f"{len(common)} images are common to all; a comparison needs two or more")
     images = tuple(image for image in first.statistics.images if image in common)
-    return [[_select(one.statistics, images) for one in system.results] for system in systems]
+    return [[_select(result.statistics, images) for result in system.results] for system in systems]
 
 
 def _select(statistics: Statistics, images: tuple[str, ...]) -> Statistics:
@@ -426,8 +426,8 @@ def _select(statistics: Statistics, images: tuple[str, ...]) -> Statistics:
 
 def _metrics(systems: Sequence[System], requested: Sequence[str] | None) -> list[str]:
     """The metrics to show: those of the first system, then those that only others have."""
-    every = [name for s in systems for result in s.results for name in result.scores]
-    names = list(dict.fromkeys(every))
+    computed = (name for s in systems for result in s.results for name in result.scores)
+    names = list(dict.fromkeys(computed))
     if requested is None:
         return names
     wanted: list[str] = []
@@ -457,13 +457,15 @@ def _notes(systems: Sequence[System], names: Sequence[str], tested: Sequence[str
             notes.append(f"{system.name} groups {runs}{alike}")
     if not all(system.several for system in systems):
         notes.append(
-            "a system of a single training run says something about that model, not about its "
-            "configuration; train several seeds for that"
+            "a result of a single training run is valid for that model, not for its configuration; "
+            "train several seeds to compare configurations"
         )
     untested = [name for name in names if name not in tested]
     if untested:
-        has = "has no interval: it is" if len(untested) == 1 else "have no intervals: they are"
-        notes.append(f"{', '.join(untested)} {has} of all captions together, or not in all systems")
+        notes.append(
+            f"no interval for {', '.join(untested)}: computed from all captions together, or not "
+            "in all systems"
+        )
     return list(dict.fromkeys([*notes, *_result_notes(systems)]))
 
 
@@ -471,7 +473,7 @@ def _result_notes(systems: Sequence[System]) -> list[str]:
     """Notes on references that could not be checked, and on scores that are missing."""
     notes = []
     results = [result for system in systems for result in system.results]
-    older = list(dict.fromkeys(one.run.name for one in results if not one.references))
+    older = list(dict.fromkeys(result.run.name for result in results if not result.references))
     if older and len(results) > 1:
         notes.append(
             f"whether the references are the same could not be checked: the signature of "
@@ -479,6 +481,6 @@ def _result_notes(systems: Sequence[System]) -> list[str]:
         )
     everywhere = set.intersection(*(set(result.missing) for result in results))
     for result in results:
-        reasons = ((m, why) for m, why in result.missing.items() if m not in everywhere)
-        notes += [f"{result.run.name} has no {m}: {why}" for m, why in reasons]
+        reasons = ((m, reason) for m, reason in result.missing.items() if m not in everywhere)
+        notes += [f"{result.run.name} has no {m}: {reason}" for m, reason in reasons]
     return notes

@@ -44,10 +44,10 @@ FONT = "DejaVu Sans"  # comes with matplotlib
 _WIDEST = 24  # characters in a line of a name
 
 
-def require_matplotlib(what: str) -> None:
+def require_matplotlib(option: str) -> None:
     """Raise a ValueError that says how to install matplotlib, if it is missing."""
     if find_spec("matplotlib") is None:
-        raise ValueError(f"{what} needs matplotlib: pip install 'captioner[figures]'")
+        raise ValueError(f"{option} needs matplotlib: pip install 'captioner[figures]'")
 
 
 def drawing(file: str | Path) -> Callable[[Comparison, Path], Path]:
@@ -120,8 +120,8 @@ def _families(texts: Sequence[str]) -> list[str]:
 
     known, families = get_font(findfont(FONT)).get_charmap(), [FONT]
     for text in texts:
-        others = "".join(letter for letter in letters_of([text]) if ord(letter) not in known)
-        file = font_of(others)
+        missing = "".join(letter for letter in letters_of([text]) if ord(letter) not in known)
+        file = font_of(missing)
         if file is not None:
             fontManager.addfont(str(file))
             families.append(FontProperties(fname=str(file)).get_name())
@@ -150,16 +150,16 @@ def _drawn(comparison: Comparison, panels: Sequence[Sequence[Row]]) -> Figure:
     width = 2.2 + PANEL * columns
     foot = _foot(comparison, int(width / (0.56 * TEXT / 72)))
     height = lines * (HEAD + ROW * len(names)) + LINE * (len(foot) + 1)
-    share = LINE * (len(foot) + 1) / height
-    layout = ConstrainedLayoutEngine(rect=(0, share, 1, 1 - share), w_pad=0.1, h_pad=0.1)
+    bottom = LINE * (len(foot) + 1) / height
+    layout = ConstrainedLayoutEngine(rect=(0, bottom, 1, 1 - bottom), w_pad=0.1, h_pad=0.1)
     sheet = Figure(figsize=(width, height), layout=layout)
-    every = sheet.subplots(lines, columns, sharey=True, squeeze=False).ravel()
-    for axes, rows in zip(every, panels):
+    all_axes = sheet.subplots(lines, columns, sharey=True, squeeze=False).ravel()
+    for axes, rows in zip(all_axes, panels):
         _draw_panel(axes, rows, names)
-    for axes in every[len(panels) :]:
+    for axes in all_axes[len(panels) :]:
         axes.set_visible(False)
     for place, (text, color) in enumerate(foot):
-        y = share - LINE * (place + 0.9) / height
+        y = bottom - LINE * (place + 0.9) / height
         sheet.text(0.1 / width, y, text, color=color, fontsize=TEXT)
     return sheet
 

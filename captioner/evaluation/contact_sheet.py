@@ -48,7 +48,7 @@ def contact_sheet(rows: Rows, *, references: int = 2) -> bytes:
 
 def missing_letters(rows: Rows, *, references: int = 2) -> str | None:
     """A line about letters that a contact sheet shows as boxes; None if there are none."""
-    texts = [text for _, caption, others in rows for text in (caption, *others[:references])]
+    texts = [text for _, caption, captions in rows for text in (caption, *captions[:references])]
     return describe_missing(texts, _own(TEXT))
 
 

@@ -53,7 +53,7 @@ class Evaluation:
         records: the images, with their references.
         captions: one per image.
         scores: with their signature.
-        seconds: time of the captioning.
+        seconds: duration of the captioning.
         config: data, split and decoding.
     """
 
@@ -107,26 +107,19 @@ def evaluate(
         progress: show a progress bar if the output is a terminal.
 
     Raises:
-        ValueError: an option or split that does not exist, or a split without captions.
+        ValueError: an option or split does not exist, or the split has no captions.
         FileNotFoundError: the configured data do not exist.
     """
     dataset = make(read_records, "data", data)
     records = dataset.split(split)
-    cached = _cache_features(captioner, records, loader)
-    started = time.monotonic()
-    captions: list[Caption] = []
-    with progress_bar("captioning", len(records), wanted=progress) as advance:
-        for batch in _caption_batches(captioner, records, cached, decoding):
-            captions += batch
-            advance(len(batch))
-    seconds = time.monotonic() - started
+    captions, seconds = _caption_all(captioner, records, loader, decoding, progress=progress)
     scores = score(
         [caption.text for caption in captions],
         [record.captions for record in records],
         tokenize=captioner.tokenizer.scored_by,
         metrics=metrics,
         images=[record.image_id for record in records],
-        several=[[one.text for one in (best, *best.alternatives)] for best in captions],
+        several=[[caption.text for caption in (best, *best.alternatives)] for best in captions],
         training=_training(captioner, data, dataset),
         pictures=[record.image for record in records],
         context=signature_context(captioner, decoding, data, split, records),
@@ -137,13 +130,34 @@ def evaluate(
     return Evaluation(records, captions, scores, seconds, config)
 
 
+def _caption_all(
+    captioner: Captioner,
+    records: Sequence[Record],
+    loader: Config,
+    decoding: Config,
+    *,
+    progress: bool,
+) -> tuple[list[Caption], float]:
+    """The captions of all images, and the seconds that it took without caching features."""
+    cached = _cache_features(captioner, records, loader)
+    started = time.monotonic()
+    captions: list[Caption] = []
+    with progress_bar("captioning", len(records), wanted=progress) as advance:
+        for batch in _caption_batches(captioner, records, cached, decoding):
+            captions += batch
+            advance(len(batch))
+    return captions, time.monotonic() - started
+
+
 def _training(captioner: Captioner, data: Config, dataset: Dataset) -> CaptionHashes | None:
     """Hashes of the training captions, from the checkpoint or from the model's own dataset."""
-    trained, evaluated = (anchored({"data": one}) for one in (captioner.config["data"], data))
+    trained, evaluated = (anchored({"data": group}) for group in (captioner.config["data"], data))
     own = len(captioner.paths) == 1 and trained == evaluated
     if captioner.training is not None or not own:
         return captioner.training
-    texts = [text for one in dataset.records if one.split == "train" for text in one.captions]
+    texts = [
+        text for record in dataset.records if record.split == "train" for text in record.captions
+    ]
     return CaptionHashes.of(TOKENIZE[captioner.tokenizer.scored_by](texts))
 
 
@@ -157,8 +171,8 @@ def _row(record: Record, caption: Caption) -> dict[str, Any]:
     }
     if caption.alternatives:
         row["captions"] = [
-            {"caption": one.text, "log_prob": round(one.log_prob, 6)}
-            for one in (caption, *caption.alternatives)
+            {"caption": ranked.text, "log_prob": round(ranked.log_prob, 6)}
+            for ranked in (caption, *caption.alternatives)
         ]
     return row
 
@@ -180,9 +194,9 @@ def signature_context(
 def result_folder(captioner: Captioner, decoding: Config, data: Config, split: str) -> Path:
     """The folder of an evaluation: in the run folder, by data and split, then by decoding.
 
-    The run folder of a bundled model is runs/bundled-NAME in the current directory. The names of
-    other checkpoints than the best one, and of ensembles (in the run folder of the first model),
-    follow an @.
+    The run folder of a bundled model is runs/bundled-NAME in the current directory. The name
+    of a checkpoint other than the best one, or of an ensemble (in the run folder of its first
+    model), follows the decoding, after an @.
     """
     label = captioner.decoding(**decoding).label[:180]
     if len(captioner.paths) > 1:
@@ -221,7 +235,7 @@ def _yaml(config: Config) -> str:
 def _cache_features(
     captioner: Captioner, records: Sequence[Record], loader: Config
 ) -> list[CachedFeatures | None]:
-    """The cached features for each of the encoders; None where images are encoded every time."""
+    """The cached features for each of the encoders; None if its images are encoded every time."""
     images, home = [record.image for record in records], cache_home(loader["cache_folder"])
     return [
         cache_features(encoder, images, home, grid=grid)

@@ -1,8 +1,8 @@
 """Fonts of this machine that have the letters of a text, for images with text.
 
 Pillow and matplotlib draw an empty box for a letter that their font does not have. A font of the
-system has a letter if it draws it differently from a code that is no letter. That needs no table of
-languages and no fontconfig, and works for Chinese, Hindi and Thai alike.
+system has a letter if it draws the letter differently from a code that is not a letter. This needs
+neither a table of languages nor fontconfig, and works for Chinese, Hindi and Thai.
 """
 
 from __future__ import annotations
@@ -82,14 +82,14 @@ def _files() -> tuple[Path, ...]:
 
 def letters_of(texts: Iterable[str]) -> list[str]:
     """The visible characters of texts, each once, without combining marks."""
-    every = dict.fromkeys(letter for text in texts for letter in text)
-    return [letter for letter in every if unicodedata.category(letter)[0] in "LNPS"]
+    letters = dict.fromkeys(letter for text in texts for letter in text)
+    return [letter for letter in letters if unicodedata.category(letter)[0] in "LNPS"]
 
 
 def describe_missing(texts: Iterable[str], font: Font) -> str | None:
     """A line about letters that neither `font` nor any font of this machine has; None if all do."""
-    others = [letter for letter in letters_of(texts) if not has(font, letter)]
-    missing = [letter for letter in others if not any(_has(file, letter) for file in _files())]
+    unknown = [letter for letter in letters_of(texts) if not has(font, letter)]
+    missing = [letter for letter in unknown if not any(_has(file, letter) for file in _files())]
     if not missing:
         return None
     names = [unicodedata.name(letter, "unknown").split()[0].title() for letter in missing]
@@ -101,7 +101,7 @@ def describe_missing(texts: Iterable[str], font: Font) -> str | None:
 
 
 def has(font: Font, letter: str) -> bool:
-    """Whether a font draws a letter differently from a code that is no letter."""
+    """Whether a font draws a letter differently from a code that is not a letter."""
     return _drawn(font, letter) != _drawn(font, _NONE)
 
 
@@ -115,7 +115,7 @@ def _has(file: Path, letter: str) -> bool:
 def _opened(file: Path) -> ImageFont.FreeTypeFont | None:
     try:
         return ImageFont.truetype(str(file), _SIZE, layout_engine=ImageFont.Layout.BASIC)
-    except OSError:  # a bitmap font of another size, or no font
+    except OSError:  # a bitmap font of another size, or not a font
         return None
 
 

@@ -41,7 +41,7 @@ class Result:
         folder: the evaluation folder.
         scores: metric to score.
         signatures: metric to signature.
-        signature: what all signatures share.
+        signature: the fields that all signatures have in common.
         missing: metric to the reason why it was not computed.
         statistics: rows of the images.
         config: the run's config.yaml; None if there is none.
@@ -59,7 +59,7 @@ class Result:
 
     @property
     def run(self) -> Path:
-        """The run folder; the evaluation folder if that is in no run."""
+        """The run folder; the evaluation folder if it is not in a run."""
         return runs.run_of_evaluation(self.folder) or self.folder
 
     @property
@@ -104,14 +104,14 @@ def find_result(path: Path, *, split: str | None = None, decoding: str | None = 
 
     Args:
         path: an evaluation folder or its scores.json; or a run folder or bundled model, of which
-            the newest evaluation is used, except those of ensembles and of other checkpoints than
-            the best one (their names have an @).
+            the newest evaluation is used, except those of ensembles and of checkpoints other
+            than the best one (their names have an @).
         split: of a run, consider only evaluations of this split.
         decoding: of a run, consider only evaluations with this decoding label, such as beam3-lp0.7.
 
     Raises:
-        FileNotFoundError: no such path, or no such evaluation in the run.
-        ValueError: the folder of a sweep, or a file of another name.
+        FileNotFoundError: the path does not exist, or the run has no such evaluation.
+        ValueError: it is the folder of a sweep, or a file with another name.
     """
     place = _place_of_evaluations(path)
     return runs.find_evaluation(place, split=split, decoding=decoding, name=path)
@@ -125,8 +125,8 @@ def _place_of_evaluations(path: Path) -> Path:
     results = bundle.results(folder)
     if not results.exists():
         raise FileNotFoundError(
-            f"{path}: this bundled model was not evaluated here; do so with: captioner evaluate "
-            f"{shlex.quote(str(path))}"
+            f"{path}: this bundled model was not evaluated here; evaluate it with: "
+            f"captioner evaluate {shlex.quote(str(path))}"
         )
     return results
 
@@ -195,11 +195,11 @@ def _read_config(folder: Path | None) -> dict[str, Any] | None:
 
 
 def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Separate runs from other paths, as a glob such as runs/sweep/* gives both.
+    """Separate runs from other paths, because a glob such as runs/sweep/* matches both.
 
-    Skipped are files of a sweep, files in a folder of which every entry is given, and jobs of a
-    sweep without an evaluation: they failed, or were not evaluated. Any other file, or run without
-    an evaluation, is kept, and is an error when it is read.
+    These are skipped: files of a sweep, files in a folder of which every entry is given, and jobs
+    of a sweep without an evaluation, which failed or were not evaluated. Any other file, or run
+    without an evaluation, is kept, and is an error when it is read.
 
     Args:
         arguments: as for `read_systems`.
@@ -210,24 +210,24 @@ def runs_among(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     Raises:
         ValueError: paths are skipped, and fewer than two are left to compare.
     """
-    files = [path for path in arguments if _is_by_the_way(Path(path), arguments)]
+    files = [path for path in arguments if _is_from_glob(Path(path), arguments)]
     jobs = [path for path in arguments if _is_job(Path(path)) and not runs.evaluations(Path(path))]
-    kept = [path for path in arguments if path not in {*files, *jobs}]
+    remaining = [path for path in arguments if path not in {*files, *jobs}]
     skipped = {"no run": files, "a job of the sweep without an evaluation": jobs}
     notes = [
         f"skipped {len(paths)} ({reason}): {', '.join(Path(path).name for path in paths)}"
         for reason, paths in skipped.items()
         if paths
     ]
-    if notes and len(kept) < 2:
-        left = f"only {kept[0]} is left" if kept else "nothing is left"
+    if notes and len(remaining) < 2:
+        left = f"only {remaining[0]} is left" if remaining else "nothing is left"
         hint = f"; make one with: captioner evaluate {shlex.quote(jobs[0])}" if jobs else ""
         raise ValueError(f"{left} to compare: {'; '.join(notes)}{hint}")
-    return kept, notes
+    return remaining, notes
 
 
-def _is_by_the_way(path: Path, arguments: Sequence[str]) -> bool:
-    """Whether a path is from a glob: in a sweep, or given with all entries of its folder."""
+def _is_from_glob(path: Path, arguments: Sequence[str]) -> bool:
+    """Whether a file was matched by a glob: in a sweep, or given with its whole folder."""
     if not path.is_file() or path.name == SCORES:
         return False
     beside = {entry for entry in path.parent.iterdir() if not entry.name.startswith(".")}
@@ -255,8 +255,8 @@ def read_systems(
             group them.
 
     Raises:
-        FileNotFoundError, ValueError: see `read_result`; a result given twice; one configuration
-            with the same seed twice.
+        FileNotFoundError, ValueError: see `read_result`; or a result is given twice, or one
+            configuration has the same seed twice.
     """
     separated = [[word] if Path(word).exists() else word.split(",") for word in arguments]
     for word, paths in zip(arguments, separated):
@@ -276,7 +276,7 @@ def signature_differences(first: Result, other: Result) -> dict[str, tuple[str, 
     """The entries in which the signatures of two results differ, over the metrics that both have.
 
     References are compared only if both signatures have their hash. Data do not differ if the
-    references are the same, or if only an older evaluation did not name the caption file.
+    references are the same, or if only an older evaluation does not name the caption file.
     """
     entries = first.signature.differences(other.signature)
     for metric in first.signatures.keys() & other.signatures.keys():
@@ -295,17 +295,17 @@ def configuration_differences(results: Sequence[Result]) -> list[str]:
     """The options, except the seed, in which the runs of results differ."""
     runs = [_settings(result.config) for result in results if result.config is not None]
     keys = sorted({key for settings in runs for key in settings})
-    values = {key: {json.dumps(one.get(key), default=str) for one in runs} for key in keys}
+    values = {key: {json.dumps(options.get(key), default=str) for options in runs} for key in keys}
     return [key for key in keys if len(values[key]) > 1]
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """All options except the seed; a run may start from the weights of a run with its own seed."""
-    kept = {key: value for key, value in config.items() if key not in _SEED_KEYS}
-    start, seed = kept.get("resume_weights"), config.get("seed")
+    options = {key: value for key, value in config.items() if key not in _SEED_KEYS}
+    start, seed = options.get("resume_weights"), config.get("seed")
     if isinstance(start, str):
-        kept["resume_weights"] = re.sub(rf"seed{seed}(?!\d)", "seed", start)
-    return _flat(kept)
+        options["resume_weights"] = re.sub(rf"seed{seed}(?!\d)", "seed", start)
+    return _flat(options)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -340,7 +340,7 @@ def _by_configuration(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def _is_other_seed(first: Result, other: Result) -> bool:
-    """Whether two results differ only in the seed of the training, as far as is known."""
+    """Whether two results differ, as far as is known, only in the seed of the training."""
     if first.seed is None or other.seed is None or first.label != other.label:
         return False
     if {"data", "split", REFERENCES} & signature_differences(first, other).keys():
@@ -349,12 +349,12 @@ def _is_other_seed(first: Result, other: Result) -> bool:
 
 
 def _refuse_duplicates(results: Sequence[Result]) -> None:
-    seen: set[Path] = set()
+    folders: set[Path] = set()
     for result in results:
         folder = result.folder.resolve()
-        if folder in seen:
+        if folder in folders:
             raise ValueError(f"{result.folder}: given twice; give each evaluation once")
-        seen.add(folder)
+        folders.add(folder)
 
 
 def _names(members: Sequence[Sequence[Result]]) -> list[str]:

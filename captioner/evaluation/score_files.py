@@ -99,14 +99,12 @@ def score_files(
         training: a file with the training captions, for novelty.
 
     Raises:
-        ValueError: a file that cannot be read as captions, or whose images do not match.
-        FileNotFoundError: no such file.
+        ValueError: a file cannot be read as captions, or the images of the files do not match.
+        FileNotFoundError: a file does not exist.
     """
     file, references = Path(file), Path(references) if references else None
     rows, texts = matched(file, references, subset=subset)
-    known = (
-        [text for row in read_rows(Path(training)) for text in _by_person(row)] if training else ()
-    )
+    trained_on = read_rows(Path(training)) if training else []
     scores = score(
         [row.caption or "" for row in rows],
         texts,
@@ -114,7 +112,7 @@ def score_files(
         metrics=metrics,
         images=[row.image for row in rows],
         several=[row.several for row in rows],
-        training=known or None,
+        training=[text for row in trained_on for text in _as_references(row)] or None,
         context=context(file, references, rows),
     )
     return ScoredFile(scores, (*_few_images(scores), *_wrong_tokenization(tokenize, texts)))
@@ -137,7 +135,7 @@ def _wrong_tokenization(tokenize: str, references: Sequence[Sequence[str]]) -> l
 
 
 def context(file: Path, references: Path | None, rows: Sequence[Row]) -> dict[str, Any]:
-    """Decoding, data and images for the signature, as far as the files tell.
+    """Decoding, data and images for the signature, as far as the files contain them.
 
     For captions.jsonl of ``captioner evaluate`` they are those in scores.json in the same folder.
     """
@@ -158,14 +156,16 @@ def matched(
     """The captions of a file, each with its references.
 
     Raises:
-        ValueError: an image without caption or references, captioned twice, or left out.
+        ValueError: an image has no caption, two captions or no references.
     """
     rows = {}
     for row in read_rows(file):
         if row.caption is None:
             raise ValueError(f"{row.place}: no caption; write rows such as {_SHAPE}")
         if row.image in rows:
-            raise ValueError(f"{row.place}: image {row.image!r} has a caption already; give one")
+            raise ValueError(
+                f"{row.place}: image {row.image!r} has a caption already; give one per image"
+            )
         rows[row.image] = row
     if references is None:
         return list(rows.values()), [_references_beside(row) for row in rows.values()]
@@ -195,7 +195,7 @@ def _read_references(file: Path, rows: Mapping[str, Row]) -> dict[str, tuple[str
         for kind, image in enumerate((row.image, *row.also)):
             if kind == len(kinds):
                 kinds.append({})
-            kinds[kind][image] = (*kinds[kind].get(image, ()), *_by_person(row))
+            kinds[kind][image] = (*kinds[kind].get(image, ()), *_as_references(row))
     return max(kinds, key=lambda texts: len(texts.keys() & rows.keys()))
 
 
@@ -203,8 +203,9 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file of captions, by its suffix .jsonl, .json, .csv or .tsv.
 
     Raises:
-        ValueError: another suffix, not UTF-8, not in the format of the suffix, or no rows.
-        FileNotFoundError: no such file.
+        ValueError: the file has another suffix, is not UTF-8 or not in the format of its suffix, or
+            has no rows.
+        FileNotFoundError: the file does not exist.
     """
     readers = {".jsonl": _objects, ".json": _objects, ".csv": _cells, ".tsv": _cells}
     suffix = path.suffix.lower()
@@ -260,8 +261,8 @@ def _row(content: Entry, place: str) -> Row:
     if isinstance(image, (dict, list, float, bool, type(None))) or image == "":
         raise ValueError(f"{place}: no image id; give it as {_IMAGE[0]!r} or {_IMAGE[1]!r}")
     keys = caption_keys(content)[0]
-    alone = next((key for key in keys if isinstance(content[key], str)), None)
-    several = captions_of({key: content[key] for key in keys if key != alone}, place)
+    single = next((key for key in keys if isinstance(content[key], str)), None)
+    several = captions_of({key: content[key] for key in keys if key != single}, place)
     texts = [*_list(content, "references", place), *several]
     for text in texts:
         if not isinstance(text, str):
@@ -270,7 +271,7 @@ def _row(content: Entry, place: str) -> Row:
     return Row(
         place,
         str(image),
-        None if alone is None else remove_surrogates(content[alone]),
+        None if single is None else remove_surrogates(content[single]),
         tuple(texts[: len(texts) - len(several)]),
         tuple(texts[len(texts) - len(several) :]),
         _other_names(content, Path(place.partition(",")[0]).stem),
@@ -293,8 +294,8 @@ def _list(content: Mapping[str, Any], name: str, place: str) -> list[Any]:
     return value
 
 
-def _by_person(row: Row) -> tuple[str, ...]:
-    """The references of a row in a file of references, where captions are references too."""
+def _as_references(row: Row) -> tuple[str, ...]:
+    """The references of a row in a file of references, in which captions are references too."""
     return row.references or (*(() if row.caption is None else (row.caption,)), *row.several)
 
 
@@ -307,5 +308,5 @@ def _references_beside(row: Row) -> tuple[str, ...]:
     return row.references
 
 
-def _count(images: Sequence[str], every: Iterable[str]) -> str:
-    return f"{len(images)} of {len(list(every))} images (first {images[0]!r})"
+def _count(images: Sequence[str], all_images: Iterable[str]) -> str:
+    return f"{len(images)} of {len(list(all_images))} images (first {images[0]!r})"

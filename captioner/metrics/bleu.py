@@ -2,7 +2,7 @@
 
     BLEU-n = BP (p_1 p_2 ... p_n)^(1/n)        BP = 1 if c > r, else exp(1 - r / c)
 
-p_k is the share of the candidates' k-grams that match a reference, each clipped to its largest
+p_k is the fraction of the candidates' k-grams that match a reference, each clipped to its largest
 count in one reference; c is the total length of the candidates, r the total length of the
 references closest to them in length (the shorter of two that are equally close). All counts are
 summed over the corpus before dividing, so BLEU is not the mean of sentence scores. There is no
@@ -48,7 +48,7 @@ def bleu(
         references: for each candidate, the words of one or more references.
 
     Returns:
-        BLEU-1 to BLEU-4, 0 to 100; exactly 0 where no n-gram of that order, or of a lower one,
+        BLEU-1 to BLEU-4, 0 to 100; exactly 0 if no n-gram of that order, or of a lower one,
         matches.
     """
     # Importing nltk takes a second.
@@ -81,7 +81,7 @@ def bleu_rows(
         references: of I images.
         candidates: C captions.
         images: which image each describes [C]; None: one per image, in order.
-        matches: of these candidates, where they have been computed already.
+        matches: the matches of these candidates; None computes them.
         coco: count no n-gram for a candidate of fewer than n words, as coco-caption does; nltk
             counts one, which cannot match.
 
@@ -103,10 +103,12 @@ def bleu_rows(
     return rows
 
 
-def _closest(lengths: Integers, owners: Integers, others: Integers) -> Integers:
+def _closest(lengths: Integers, owners: Integers, reference_lengths: Integers) -> Integers:
     """The length of each candidate's reference that is closest to its own [C]."""
-    largest = int(others.max(initial=0)) + 1
-    ranked = numpy.abs(others - lengths[owners]) * largest + others  # by distance, then length
+    largest = int(reference_lengths.max(initial=0)) + 1
+    ranked = (
+        numpy.abs(reference_lengths - lengths[owners]) * largest + reference_lengths
+    )  # by distance, then length
     first = numpy.flatnonzero(numpy.diff(owners, prepend=-1))
     return numpy.minimum.reduceat(ranked, first) % largest if len(first) else lengths
 

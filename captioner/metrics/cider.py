@@ -74,7 +74,7 @@ class Cider:
         Args:
             candidates: C captions.
             images: which image each describes [C]; None: one per image, in order.
-            matches: of these candidates, where they have been computed already.
+            matches: the matches of these candidates; None computes them.
 
         Returns:
             one row per candidate [C, 1].
@@ -111,10 +111,10 @@ class Cider:
 
         shared = numpy.flatnonzero(match.places >= 0)
         places = match.places[shared]
-        which, entries = expand(order.starts[places], order.starts[places + 1])
-        mine, theirs = weights[shared][which], self._weights[n][entries]
-        candidate = match.candidates[shared][which]
-        products = numpy.minimum(mine, theirs) * theirs if self._clipped else mine * theirs
+        index, entries = expand(order.starts[places], order.starts[places + 1])
+        ours, theirs = weights[shared][index], self._weights[n][entries]
+        candidate = match.candidates[shared][index]
+        products = numpy.minimum(ours, theirs) * theirs if self._clipped else ours * theirs
         pair = order.texts[entries] + shift[candidate]
         dots = numpy.bincount(pair, products, minlength=len(owners))
         lengths = norms[owners] * self._norms[n][texts]

@@ -53,7 +53,7 @@ def measure(corpus: Corpus) -> Result:
         Unavailable: the captions are not English, the paths of the images are not known, or
             open_clip or its weights are missing.
     """
-    if corpus.tokenize == "character":
+    if not corpus.english:
         raise Unavailable("CLIP was trained on English; the captions are not English")
     if corpus.pictures is None:
         raise Unavailable("needs the pictures: give pictures=, or use captioner evaluate")
@@ -138,7 +138,7 @@ def load() -> Clip:
 
 @contextmanager
 def _no_warnings() -> Iterator[None]:
-    """Log errors only; afterwards the caller's setting holds again, whatever happens."""
+    """Log only errors; restores the caller's setting afterwards, also after an exception."""
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))
     try:

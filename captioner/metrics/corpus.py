@@ -1,4 +1,4 @@
-"""What a metric is given, a `Corpus`, what it returns, a `Result`, and how a table lists it."""
+"""The input of a metric, `Corpus`, its output, `Result`, and its entry in the table, `Metric`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Rows = NDArray[numpy.float64]
 
 
 class Unavailable(ValueError):
-    """Something cannot be computed here; the text says why, and how it could be."""
+    """Something cannot be computed here; the message says why, and what is required."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Captions to score, split into words; what several metrics need is computed once.
+    """Captions to score, split into words; values that several metrics use are computed once.
 
     Attributes:
         texts: the captions as they were written, one per image.
@@ -30,9 +30,9 @@ class Corpus:
         reference_texts: for each image one or more captions by people.
         references: their words.
         tokenize: how they were split, a key of TOKENIZE.
-        several: the words of several captions per image, best first; None where there is only one.
-        training: the captions that the model was trained on, where they are known.
-        pictures: paths of the images, where they are known.
+        several: the words of several captions per image, best first; None if there is only one.
+        training: the captions that the model was trained on; None if they are not known.
+        pictures: paths of the images; None if they are not known.
     """
 
     texts: Sequence[str]
@@ -43,6 +43,11 @@ class Corpus:
     several: Sequence[Sequence[Words]] | None = None
     training: CaptionHashes | None = None
     pictures: Sequence[str] | None = None
+
+    @property
+    def english(self) -> bool:
+        """Whether the captions were split into English words, not into characters."""
+        return self.tokenize != "character"
 
     @cached_property
     def numbered(self) -> References:
@@ -79,7 +84,7 @@ class Metric:
     """A metric as the table lists it.
 
     Attributes:
-        measure: scores a corpus; raises Unavailable where that is not possible here.
+        measure: scores a corpus; raises Unavailable if that is not possible here.
         scores: the names of all scores that it may return.
         families: name of the rows of images that it returns -> what turns their mean [..., k] into
             scores [...]; rows give scores their intervals and tests.

@@ -2,17 +2,17 @@
 
     length       mean number of words of a caption
     vocabulary   number of different words in all captions
-    distinct     share of captions that are different from each other
-    novelty      share of captions that are not among the training captions
+    distinct     percentage of captions that are different from each other
+    novelty      percentage of captions that are not among the training captions
 
-and, where there are several captions for an image,
+and, if there are several captions for an image,
 
     distinct-n   number of different n-grams of an image's captions, divided by their number of
                  words; the mean over images (n = 1, 2)
     mBLEU-4      BLEU-4 of each caption against the others of its image: lower is more diverse
 
-Shares and BLEU are from 0 to 100. Captions are compared by their words, so case and punctuation
-make no difference.
+distinct-n and mBLEU-4 are multiplied by 100. Captions are compared by their words, so case and
+punctuation make no difference.
 
 Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", NAACL 2016;
 Shetty et al., "Speaking the Same Language", ICCV 2017.
@@ -67,11 +67,11 @@ def of_sets(sets: Sequence[Sequence[Words]]) -> dict[str, float]:
     """
     values = {}
     for n in (1, 2):
-        shares = [_distinct(texts, n) for texts in sets]
-        values[f"distinct-{n}"] = 100 * sum(shares) / len(shares)
-    alone = [words for texts in sets for words in texts]
-    others = [[*texts[:i], *texts[i + 1 :]] for texts in sets for i in range(len(texts))]
-    rows = bleu_rows(References(others), alone)
+        ratios = [_distinct(texts, n) for texts in sets]
+        values[f"distinct-{n}"] = 100 * sum(ratios) / len(ratios)
+    captions = [words for texts in sets for words in texts]
+    references = [[*texts[:i], *texts[i + 1 :]] for texts in sets for i in range(len(texts))]
+    rows = bleu_rows(References(references), captions)
     return {**values, "mBLEU-4": float(from_bleu_rows(rows.mean(axis=0))["BLEU-4"])}
 
 
@@ -81,7 +81,7 @@ def _distinct(texts: Sequence[Words], n: int) -> float:
 
 
 def repeated_bigrams(texts: Sequence[Sequence[Hashable]]) -> float:
-    """The share of bigrams that occur earlier in the same text, [0, 1]."""
+    """The fraction of bigrams that occur earlier in the same text, [0, 1]."""
     bigrams = [list(pairwise(text)) for text in texts]
     repeats = sum(len(pairs) - len(set(pairs)) for pairs in bigrams)
     return repeats / max(1, sum(map(len, bigrams)))

@@ -1,8 +1,8 @@
 """METEOR 1.5, computed by the authors' program: an alignment of candidate and reference.
 
 Words match exactly, by stem, by synonym or as a paraphrase. With matches weighted by kind
-(1, 0.6, 0.8, 0.6) and by content or function word (delta, 1 - delta), P is the weighted share of
-matched words in the candidate and R that in the reference:
+(1, 0.6, 0.8, 0.6) and by content or function word (delta, 1 - delta), P is the weighted
+fraction of matched words in the candidate and R that in the reference:
 
     F = P R / (alpha P + (1 - alpha) R)        METEOR = F (1 - gamma (chunks / matches)^beta)
 
@@ -38,10 +38,10 @@ def measure(corpus: Corpus) -> Result:
     """METEOR of a corpus, as the program reports it.
 
     Raises:
-        Unavailable: the captions are not English, or Java or the jar are missing.
+        Unavailable: the captions are not English, or Java or the jar is missing.
     """
-    if corpus.tokenize == "character":
-        raise Unavailable("METEOR has English stems, synonyms and paraphrases; captions are not")
+    if not corpus.english:
+        raise Unavailable("METEOR supports only English; the captions are not English")
     value, rows = meteor(corpus.candidates, corpus.references)
     return Result({"METEOR": value}, "METEOR", {"version": "1.5"}, {"meteor": rows})
 
@@ -59,7 +59,7 @@ def meteor(
         the corpus score, 0 to 100, and the program's counts for each image [C, 23].
 
     Raises:
-        Unavailable: Java or the jar are missing, or fail.
+        Unavailable: Java or the jar is missing, or the program fails.
     """
     lines = [
         " ||| ".join(["SCORE", *(" ".join(text) for text in texts), " ".join(candidate)])
@@ -82,7 +82,7 @@ def from_meteor_rows(means: Rows) -> dict[str, Rows]:
     """METEOR (0 to 100) of mean counts [..., 23].
 
     The columns: words of candidate and reference, function words of each; for each kind of match
-    the content words of candidate and reference, then the function words of each; chunks (0 where
+    the content words of candidate and reference, then the function words of each; chunks (0 if
     the texts are equal), matched words of candidate and reference.
     """
     lengths, functions, matched = means[..., :2], means[..., 2:4], means[..., 4:20]

@@ -114,8 +114,8 @@ class References:
 
     Args:
         references: for each image the words of one or more references.
-        documents: likewise, of the images that document frequencies are counted in; None counts
-            them in the references themselves.
+        documents: for each image of another set the words of one or more references, in which
+            document frequencies are counted; None counts them in `references`.
 
     Attributes:
         texts: all references as word ids, those of `documents` first.
@@ -123,7 +123,7 @@ class References:
         documents: the number of images that document frequencies are counted in.
 
     Raises:
-        ValueError: an image without references.
+        ValueError: an image has no references.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The training captions as hashes: a caption can be looked up among them, and none can be read.
+"""The training captions as hashes: a caption can be looked up, but none can be read.
 
 A caption is hashed by its words, split as for scores: case and punctuation make no difference.
 
@@ -38,12 +38,12 @@ class CaptionHashes:
         return cls(numpy.array([_hash(words) for words in captions], dtype=numpy.uint64))
 
     @classmethod
-    def union(cls, several: Iterable[CaptionHashes | None]) -> CaptionHashes | None:
+    def union(cls, sets: Iterable[CaptionHashes | None]) -> CaptionHashes | None:
         """The captions of several sets together; None if one of the sets is not known."""
-        known = list(several)
-        if not known or any(one is None for one in known):
+        parts = list(sets)
+        if not parts or any(hashes is None for hashes in parts):
             return None
-        return cls(numpy.concatenate([one.hashes for one in known if one is not None]))
+        return cls(numpy.concatenate([hashes.hashes for hashes in parts if hashes is not None]))
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -54,9 +54,9 @@ class CaptionHashes:
         place = int(numpy.searchsorted(self.hashes, wanted))
         return place < len(self.hashes) and self.hashes[place] == wanted
 
-    def without(self, others: CaptionHashes) -> int:
+    def without(self, other: CaptionHashes) -> int:
         """How many of its captions are not in another set."""
-        return len(numpy.setdiff1d(self.hashes, others.hashes, assume_unique=True))
+        return len(numpy.setdiff1d(self.hashes, other.hashes, assume_unique=True))
 
     @property
     def digest(self) -> str:

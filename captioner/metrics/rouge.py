@@ -46,10 +46,10 @@ def rouge_rows(
         one row per candidate [C, 1].
     """
     owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
-    numbered, others = references.number(candidates), references.texts
-    common = _common(numbered, owners, others, texts)  # [pairs]
+    numbered, reference_texts = references.number(candidates), references.texts
+    common = _common(numbered, owners, reference_texts, texts)  # [pairs]
     precisions = common / numpy.maximum(1, numbered.lengths)[owners]
-    recalls = common / numpy.maximum(1, others.lengths)[texts]
+    recalls = common / numpy.maximum(1, reference_texts.lengths)[texts]
     first = numpy.flatnonzero(numpy.diff(owners, prepend=-1))
     precision = numpy.maximum.reduceat(precisions, first)  # [C]
     recall = numpy.maximum.reduceat(recalls, first)
@@ -57,18 +57,18 @@ def rouge_rows(
     return (100 * (1 + BETA**2) * precision * recall / bottom)[:, None]
 
 
-def _common(candidates: Texts, owners: Integers, others: Texts, texts: Integers) -> Integers:
+def _common(candidates: Texts, owners: Integers, references: Texts, texts: Integers) -> Integers:
     """The length of the longest common subsequence of each pair [pairs].
 
     Dynamic programming over the words of the candidates, for many pairs at once: `row` has the
     lengths for the words so far, [pairs, words of the reference + 1].
     """
     common = numpy.zeros(len(owners), dtype=numpy.int64)
-    by_length = numpy.argsort(others.lengths[texts], kind="stable")
+    by_length = numpy.argsort(references.lengths[texts], kind="stable")
     for start in range(0, len(owners), _CHUNK):
         chunk = by_length[start : start + _CHUNK]
         left = candidates.padded(owners[chunk], empty=-1, padding=-2)
-        right = others.padded(texts[chunk], empty=-1, padding=-3)
+        right = references.padded(texts[chunk], empty=-1, padding=-3)
         row = numpy.zeros((len(chunk), right.shape[1] + 1), dtype=numpy.int32)
         for word in left.T:
             longer = numpy.maximum(row[:, 1:], row[:, :-1] + (right == word[:, None]))

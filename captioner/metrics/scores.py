@@ -26,10 +26,10 @@ class Scores:
     """Scores and how they were computed.
 
     Attributes:
-        values: name to score; BLEU, ROUGE-L and METEOR from 0 to 100, CIDEr on the same scale,
-            where coco-caption's 1.0 is 100.
+        values: name to score; BLEU, ROUGE-L and METEOR from 0 to 100, CIDEr on the scale
+            on which coco-caption's 1.0 is 100.
         signatures: name to signature.
-        signature: the fields that all signatures share.
+        signature: the fields that all signatures have in common.
         missing: metric to the reason why it was not computed.
         statistics: one row per image, from which the corpus scores follow.
     """
@@ -71,12 +71,12 @@ def score(
         candidates: one caption per image, as text.
         references: for each candidate one or more captions by people, as text.
         tokenize: a key of TOKENIZE: "ptb" or "ptb-jar" for English words, "character" for Chinese.
-        metrics: see `named`; of a score its whole metric is computed. What cannot be computed
-            here is named in `missing`.
+        metrics: names of metrics or scores, see `named`; the whole metric of a score is computed.
+            Scores that cannot be computed here are in `missing`.
         images: their ids, for the statistics; None numbers them.
         several: for each image several captions, best first, for the metrics of their diversity.
         training: the captions that the model was trained on, or their hashes, for novelty.
-        pictures: paths of the images, for the metrics that look at them.
+        pictures: paths of the images, for the metrics that use them.
         context: fields of the signature that only the caller knows: decoding, options, data,
             split, images; any other name is one of its `others`.
 
@@ -84,20 +84,30 @@ def score(
         the scores with their signatures.
 
     Raises:
-        ValueError: nothing to score, lists of different lengths, a candidate without references,
-            a caption that is not a text, or a tokenization or metric that is not known.
+        ValueError: there is nothing to score, the lists have different lengths, a candidate has no
+            references, a caption is not a text, or a tokenization or metric is not known.
     """
     split_texts = pick(TOKENIZE, tokenize, "tokenize")
     wanted = named(metrics)
     _check(candidates, references)
     corpus = _corpus(candidates, references, split_texts, tokenize, several, training, pictures)
     results, missing = _measure(corpus, wanted)
-    ids = tuple(str(one) for one in (range(len(candidates)) if images is None else images))
+    ids = tuple(str(image) for image in (range(len(candidates)) if images is None else images))
     known = [""] * len(ids) if images is None else ids  # positions do not identify images
     signature = _signature(corpus, context, reference_hash(known, references))
+    return _collect(results, missing, ids, signature)
+
+
+def _collect(
+    results: Sequence[Result],
+    missing: dict[str, str],
+    ids: tuple[str, ...],
+    signature: Signature,
+) -> Scores:
+    """The results of all metrics as one value; `signature` has the fields they have in common."""
     rows = {family: rows for result in results for family, rows in result.rows.items()}
     return Scores(
-        values={name: float(value) for one in results for name, value in one.values.items()},
+        values={name: float(value) for result in results for name, value in result.values.items()},
         signatures={
             name: replace(signature, metric=result.name, parts=result.parts)
             for result in results
@@ -151,11 +161,11 @@ def _measure(corpus: Corpus, names: Iterable[str]) -> tuple[list[Result], dict[s
 
 
 def _signature(corpus: Corpus, context: Mapping[str, Any], references: str) -> Signature:
-    """What all scores of a corpus share."""
+    """The fields that all scores of a corpus have in common."""
     counts = [len(texts) for texts in corpus.references]
     fewest, most = min(counts), max(counts)
     texts = (text for several in corpus.reference_texts for text in several)
-    by_cluster = corpus.tokenize == "character" and clustered(texts)
+    by_cluster = not corpus.english and clustered(texts)
     return Signature(
         tokenization=corpus.tokenize,
         units="clusters" if by_cluster else None,

@@ -1,8 +1,8 @@
 """Signatures: what a score depends on in addition to the captions, so what it may be compared with.
 
 Scores of the same name often measure different things: the tokenization, letter case, the number of
-references and the decoding all move BLEU by points. Two scores compare only where their signatures
-agree in everything except the model (the idea is sacreBLEU's: Post, WMT 2018).
+references and the decoding all move BLEU by points. Two scores can be compared only if their
+signatures agree in everything except the model (the idea is sacreBLEU's: Post, WMT 2018).
 
 A signature is stored in scores.json as fields. Its text is for display,
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any
 
-from captioner.metrics.tokenize import composed
+from captioner.metrics.tokenize import TOKENIZE, composed
 
 _FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -46,12 +46,13 @@ class Signature:
     """What a score depends on in addition to the captions; a field that is not known is None.
 
     Attributes:
-        metric: the name of the metric; None in the part that all scores of an evaluation share.
-        parts: what else the metric depends on, such as the version of nltk.
+        metric: the name of the metric; None in the part that all scores of an evaluation have in
+            common.
+        parts: other things that the metric depends on, such as the version of nltk.
         tokenization: how captions were split, a key of TOKENIZE.
-        units: "clusters" where a script has clusters of characters and they were split by them.
+        units: "clusters" if captions were split into grapheme clusters, in scripts that have them.
         case: "lower".
-        references_per_image: such as "5", or "3-5" where images have different numbers.
+        references_per_image: such as "5", or "3-5" if images have different numbers.
         count: images that were scored.
         decoding: the label of the decoding options, such as "beam3-lp0.7".
         options: the decoding options themselves; they are stored, and the label represents them in
@@ -59,7 +60,7 @@ class Signature:
         data: the dataset.
         split: "train", "dev" or "test".
         images: a hash of the image ids, see `image_hash`.
-        others: what else a caller of `score` named.
+        others: other entries, which the caller of `score` gave.
         references: a hash of the references, see `reference_hash`.
         version: of this package.
     """
@@ -95,7 +96,9 @@ class Signature:
         return "|".join([*metric, *(f"{k}:{v}".replace("|", "_") for k, v in entries.items())])
 
     def differences(self, other: Signature) -> dict[str, tuple[str, str]]:
-        """The entries in which two signatures differ; scores compare where none of them matters.
+        """The entries in which two signatures differ.
+
+        Scores can be compared if none of these entries matters.
 
         Returns:
             name in the text -> both values, "" if a signature does not have the entry.
@@ -104,9 +107,18 @@ class Signature:
         pairs = {name: (ours.get(name, ""), theirs.get(name, "")) for name in {**ours, **theirs}}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
+    @property
+    def by_character(self) -> bool:
+        """Whether captions were split into characters instead of words."""
+        return self.tokenization == "character"
+
+    def words_of(self, texts: Sequence[str]) -> list[list[str]]:
+        """Split texts as for these scores; for ptb-jar with ptb, which gives the same words."""
+        return TOKENIZE["character" if self.by_character else "ptb"](texts)
+
     def as_fields(self) -> dict[str, Any]:
         """Plain data: the fields that are known."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {
             name: dict(value) if isinstance(value, Mapping) else value
             for name, value in values.items()
@@ -116,7 +128,7 @@ class Signature:
     @classmethod
     def from_fields(cls, content: Mapping[str, Any]) -> Signature:
         """The signature that ``as_fields`` gave; fields of later versions are ignored."""
-        names = {one.name for one in fields(cls)}
+        names = {field.name for field in fields(cls)}
         return cls(**{name: value for name, value in content.items() if name in names})
 
 
@@ -126,12 +138,12 @@ def differences(a: Signature, b: Signature) -> dict[str, tuple[str, str]]:
 
 
 def image_hash(images: Iterable[str]) -> str:
-    """What a signature calls a list of image ids, whatever their order: 8 hexadecimal digits."""
+    """A hash of image ids, independent of their order: 8 hexadecimal digits."""
     return hashlib.sha256("\n".join(sorted(images)).encode("utf-8", "replace")).hexdigest()[:8]
 
 
 def reference_hash(images: Iterable[str], references: Iterable[Sequence[str]]) -> str:
-    """What a signature calls the references of images: 8 hexadecimal digits.
+    """A hash of the references of images: 8 hexadecimal digits.
 
     Neither the order of the images nor that of an image's references matters, because no score
     depends on them; nor do repeated blanks and forms of Unicode, which readers of data compose.
@@ -154,14 +166,15 @@ def to_json(common: Signature, signatures: Mapping[str, Signature]) -> dict[str,
     """The signatures of an evaluation as scores.json has them: as text and as fields.
 
     Args:
-        common: what all scores share.
+        common: the fields that all scores have in common.
         signatures: score -> its signature, which adds a metric and its parts to `common`.
     """
     own = {
-        name: {"metric": one.metric, "parts": dict(one.parts)} for name, one in signatures.items()
+        name: {"metric": signature.metric, "parts": dict(signature.parts)}
+        for name, signature in signatures.items()
     }
     return {
-        "signatures": {name: str(one) for name, one in signatures.items()},
+        "signatures": {name: str(signature) for name, signature in signatures.items()},
         "signature": str(common),
         "fields": {"common": common.as_fields(), "metrics": own},
     }
@@ -186,11 +199,11 @@ def from_json(content: Mapping[str, Any]) -> tuple[Signature, dict[str, Signatur
 def from_old_text(text: str) -> Signature:
     """The signature of a scores.json from before there were fields, which has only texts.
 
-    Of the decoding options its label says only how long captions may be, where that is not the
-    default.
+    The label of the decoding contains max_length if it is not the default; other decoding options
+    are not restored.
 
     Raises:
-        ValueError, AttributeError: this is no text of a signature.
+        ValueError, AttributeError: it is not the text of a signature.
     """
     values: dict[str, Any] = {}
     parts: dict[str, str] = {}

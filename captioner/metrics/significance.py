@@ -100,7 +100,7 @@ def bootstrap(
     Raises:
         ValueError: systems of different images, or too few resamples.
     """
-    images = _common_images([one for group in groups for one in group])
+    images = _common_images([system for group in groups for system in group])
     blocks: list[dict[str, Rows]] = []
     for weights in _weights(len(images), _enough(resamples), seed):  # [C, n]
         blocks.append(_stacked([_mean_score(group, weights) for group in groups]))
@@ -146,32 +146,32 @@ def randomization(
 
 def average(seeds: Sequence[Statistics]) -> Statistics:
     """The mean row of each image over several seeds of one configuration."""
-    families = [f for f in seeds[0].rows if all(f in one.rows for one in seeds)]
-    rows = {f: numpy.mean([one.rows[f] for one in seeds], axis=0) for f in families}
+    families = [f for f in seeds[0].rows if all(f in statistics.rows for statistics in seeds)]
+    rows = {f: numpy.mean([statistics.rows[f] for statistics in seeds], axis=0) for f in families}
     return Statistics(seeds[0].images, rows)
 
 
 def _mean_score(seeds: Sequence[Statistics], weights: Rows) -> dict[str, Rows]:
-    scores = _stacked([one.scores(weights) for one in seeds])  # metric -> [S, C]
+    scores = _stacked([statistics.scores(weights) for statistics in seeds])  # metric -> [S, C]
     return {name: values.mean(axis=0) for name, values in scores.items()}
 
 
 def _stacked(scores: Sequence[dict[str, Rows]]) -> dict[str, Rows]:
-    names = [name for name in scores[0] if all(name in one for one in scores)]
-    return {name: numpy.stack([one[name] for one in scores]) for name in names}
+    names = [name for name in scores[0] if all(name in values for values in scores)]
+    return {name: numpy.stack([values[name] for values in scores]) for name in names}
 
 
 def _swapped(first: Statistics, others: Sequence[Statistics], swaps: Rows) -> dict[str, Rows]:
     """Differences, others minus first [G, C], after swapping images by swaps [C, n] of 0 and 1."""
     results: list[dict[str, Rows]] = []
-    kept = 1.0 - swaps
+    unswapped = 1.0 - swaps
     for other in others:
         differences: dict[str, Rows] = {}
         for family in (f for f in first.rows if f in other.rows):
             a, b = first.rows[family], other.rows[family]  # [n, k]
             # Sums of products that are not negative, so that a count of 0 stays exactly 0.
-            before = FAMILIES[family]((kept @ a + swaps @ b) / len(a))
-            after = FAMILIES[family]((kept @ b + swaps @ a) / len(a))
+            before = FAMILIES[family]((unswapped @ a + swaps @ b) / len(a))
+            after = FAMILIES[family]((unswapped @ b + swaps @ a) / len(a))
             differences.update({name: after[name] - before[name] for name in after})
         results.append(differences)
     return _stacked(results)
@@ -208,8 +208,10 @@ def _blocks(images: int, resamples: int) -> Iterator[int]:
 
 def _common_images(systems: Sequence[Statistics]) -> tuple[str, ...]:
     images = systems[0].images
-    if any(one.images != images for one in systems):
-        raise ValueError("the systems have different images, or in another order; align them")
+    if any(system.images != images for system in systems):
+        raise ValueError(
+            "the systems have different images, or the same in another order; align them"
+        )
     return images
 
 

@@ -28,10 +28,10 @@ def measure(corpus: Corpus) -> Result:
     """SPICE of a corpus.
 
     Raises:
-        Unavailable: the captions are not English, or Java, the jar or its parser are missing.
+        Unavailable: the captions are not English, or Java, the jar or its parser is missing.
     """
-    if corpus.tokenize == "character":
-        raise Unavailable("SPICE parses English; the captions are not English")
+    if not corpus.english:
+        raise Unavailable("SPICE supports only English; the captions are not English")
     rows = _run(corpus)
     return Result({"SPICE": rows.mean()}, "SPICE", {"version": "1.0"}, {"spice": rows})
 
@@ -47,24 +47,24 @@ def _run(corpus: Corpus) -> Rows:
             f"in {library}"
         )
     with tempfile.TemporaryDirectory() as folder:
-        asked, answered = Path(folder) / "input.json", Path(folder) / "output.json"
+        request, response = Path(folder) / "input.json", Path(folder) / "output.json"
         captions = [
             {"image_id": i, "test": " ".join(words), "refs": [" ".join(text) for text in texts]}
             for i, (words, texts) in enumerate(zip(corpus.candidates, corpus.references))
         ]
-        asked.write_text(json.dumps(captions), encoding="utf-8")
-        options = ["-cache", folder, "-out", str(answered), "-silent"]
+        request.write_text(json.dumps(captions), encoding="utf-8")
+        options = ["-cache", folder, "-out", str(response), "-silent"]
         done = subprocess.run(
-            [*java, "-Xmx8G", "-jar", str(jar), str(asked), *options],
+            [*java, "-Xmx8G", "-jar", str(jar), str(request), *options],
             cwd=jar.parent,
             capture_output=True,
             text=True,
         )
-        if done.returncode != 0 or not answered.is_file():
+        if done.returncode != 0 or not response.is_file():
             reason = (done.stderr.strip().splitlines() or ["no message"])[0]
             raise Unavailable(f"java could not run {JAR}: {reason}")
-        answers = json.loads(answered.read_text(encoding="utf-8"))
-    scores = {one["image_id"]: one["scores"]["All"]["f"] for one in answers}
+        answers = json.loads(response.read_text(encoding="utf-8"))
+    scores = {answer["image_id"]: answer["scores"]["All"]["f"] for answer in answers}
     return 100 * numpy.array([[scores[i]] for i in range(len(captions))], dtype=numpy.float64)
 
 

@@ -64,7 +64,7 @@ class Statistics:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: a file of another kind, or a damaged one.
+            ValueError: the file is of another kind, or damaged.
         """
         try:
             with numpy.load(path, allow_pickle=False) as content:

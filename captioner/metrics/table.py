@@ -1,4 +1,4 @@
-"""The table of metrics, and the names by which people ask for them."""
+"""The table of metrics, and their names on the command line."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ FAMILIES: Mapping[str, Callable[[Rows], Mapping[str, Rows]]] = MappingProxyType(
 
 
 def named(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The metrics and scores that people's names for them mean.
+    """The metrics and scores that names refer to.
 
     Args:
-        names: each of a metric ("bleu") or of one score ("BLEU-4"); case, blanks, hyphens and
+        names: of metrics ("bleu") or single scores ("BLEU-4"); case, blanks, hyphens and
             underscores make no difference.
 
     Returns:
-        metric, a key of METRICS -> those of its scores that are meant.
+        metric, a key of METRICS -> the selected ones of its scores.
 
     Raises:
-        ValueError: a name of neither.
+        ValueError: a name is neither.
     """
-    meant: dict[str, tuple[str, tuple[str, ...]]] = {}
+    known: dict[str, tuple[str, tuple[str, ...]]] = {}
     for name, metric in METRICS.items():
-        meant |= {_letters(score): (name, (score,)) for score in metric.scores}
-    meant |= {_letters(name): (name, metric.scores) for name, metric in METRICS.items()}
+        known |= {_letters(score): (name, (score,)) for score in metric.scores}
+    known |= {_letters(name): (name, metric.scores) for name, metric in METRICS.items()}
     wanted: dict[str, tuple[str, ...]] = {}
     for name in names:
-        if _letters(name) not in meant:
+        if _letters(name) not in known:
             scores = (score for metric in METRICS.values() for score in metric.scores)
             raise unknown("metrics", name, dict.fromkeys((*METRICS, *scores)))
-        key, asked = meant[_letters(name)]
-        wanted[key] = tuple(dict.fromkeys((*wanted.get(key, ()), *asked)))
+        key, selected = known[_letters(name)]
+        wanted[key] = tuple(dict.fromkeys((*wanted.get(key, ()), *selected)))
     return wanted
 
 

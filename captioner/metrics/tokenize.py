@@ -228,7 +228,7 @@ def composed(text: str) -> str:
 
 
 def clustered(texts: Iterable[str]) -> bool:
-    """Whether `characters` splits texts by clusters, which a signature says."""
+    """Whether texts have grapheme clusters, which `characters` splits and a signature states."""
     import regex
 
     cluster = regex.compile(rf"[{_CLUSTERS}]|\p{{L}}\p{{M}}")
@@ -269,7 +269,7 @@ def characters(text: str) -> list[str]:
         text: one caption, as written.
 
     Returns:
-        one token an ideograph, and one a grapheme cluster of Thai and the scripts of India
+        one token per ideograph, and one per grapheme cluster of Thai and the scripts of India
         ("\u0e17\u0e35\u0e48" is one, its vowel and tone included); a run of other letters and
         digits is one lower-case token ("T\u6064" gives "t", "\u6064"). Letters and accents are
         composed first. Punctuation and spaces are dropped.
@@ -305,7 +305,7 @@ def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
     command = [*java, "-cp", str(jar), *options]
     text = "".join(f"{' '.join(text.splitlines())}\n" for text in texts)
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             input=text,
             capture_output=True,
@@ -313,11 +313,8 @@ def ptb_jar_words(texts: Sequence[str]) -> list[list[str]]:
             encoding="utf-8",
             errors="replace",
         )
-        lines = done.stdout.split("\n")[:-1]
-    except (
-        OSError,
-        subprocess.CalledProcessError,
-    ):  # OSError: it ended before it had read its input
+        lines = process.stdout.split("\n")[:-1]
+    except (OSError, subprocess.CalledProcessError):  # OSError: it ended before reading all input
         lines = []
     if len(lines) != len(texts):
         raise ValueError(f"tokenize='ptb-jar': java could not run {jar}; 'ptb' needs no java")

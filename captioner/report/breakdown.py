@@ -55,11 +55,11 @@ def by_length(
     ends = [*(start - 1 for start in starts[1:]), ordered[-1]]
     bins = []
     for low, high in zip(starts, ends):
-        inside = [index for index, length in enumerate(rounded) if low <= length <= high]
+        members = [index for index, length in enumerate(rounded) if low <= length <= high]
         means = {
-            name: sum(values[i] for i in inside) / len(inside) for name, values in scores.items()
+            name: sum(values[i] for i in members) / len(members) for name, values in scores.items()
         }
-        bins.append(Bin(low, high, len(inside), means))
+        bins.append(Bin(low, high, len(members), means))
     return bins
 
 
@@ -68,7 +68,7 @@ def by_frequency(
     references: Sequence[Sequence[Sequence[str]]],
     counts: Mapping[str, int],
 ) -> list[Bin]:
-    """Recall of the words that people agree on, by frequency in the training captions.
+    """Recall of the words that references agree on, by frequency in the training captions.
 
     A word is expected in the caption of an image if at least half of the references use it, and at
     least two of them (or the only one).

@@ -39,8 +39,8 @@ def read_log(run: Path) -> dict[str, Points]:
         run: the run folder; a resumed run has one file for each start.
 
     Returns:
-        column -> (step, value) in order; columns without a finite value are left out, and the last
-        value counts if a step was logged twice.
+        column -> (step, value) in order; columns without a finite value are omitted; if a step was
+        logged twice, its last value is used.
     """
     columns: dict[str, dict[float, float]] = {name: {} for name in COLUMNS}
     for file in metric_files(run):
@@ -72,16 +72,17 @@ def line_chart(series: Mapping[str, Points], *, title: str) -> Markup:
     Returns:
         an <svg> element. The lines have the classes c0, c1, ...
     """
-    every = [point for points in series.values() for point in points]
-    x_ticks = ticks(0.0, max(step for step, _ in every), least=1.0)
-    y_ticks = ticks(min(value for _, value in every), max(value for _, value in every))
+    all_points = [point for points in series.values() for point in points]
+    x_ticks = ticks(0.0, max(step for step, _ in all_points), least=1.0)
+    values = [value for _, value in all_points]
+    y_ticks = ticks(min(values), max(values))
 
     def x(step: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (step - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
 
     def y(value: float) -> float:
-        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+        fraction = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * fraction
 
     parts = [f"<title>{escape(title)}</title>"]
     for tick in y_ticks:
@@ -114,7 +115,7 @@ def ticks(low: float, high: float, *, most: int = 6, least: float = 0.0) -> list
     """
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / (most - 1)))
-    step = next(power * one for one in (1, 2, 5, 10) if span / (power * one) <= most - 1)
+    step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= most - 1)
     step = max(step, least)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * n, 10) for n in range(first, max(last, first + 1) + 1)]

@@ -1,15 +1,15 @@
 """Errors in captions by kind, found by comparing their words with the references.
 
-Each kind is a function of one `Case`. The first paragraph of its docstring defines it, a second
-one, "Likely errors", says where it fails; the report shows both. It returns
+Each kind is a function of one `Case`. The first paragraph of its docstring is its definition, the
+second one, "Likely errors", says when it is wrong; the report shows both. It returns
 
-    None    cannot be judged: the caption makes no such claim, or the references say nothing
+    None    cannot be judged: the caption makes no such statement, or the references make none
     ""      judged to be right
     text    judged to be wrong, with the reason
 
-so that shares are computed over the captions that could be judged. Kinds that look up words in
-lists (`captioner.report.lexicon`) are marked as heuristic. None looks at the image: references are
-assumed to be right, and something that no reference mentions may still be in the image.
+so that percentages are computed over the captions that could be judged. Kinds that look up words in
+lists (`captioner.report.lexicon`) are marked as heuristic. None of them uses the image: references
+are assumed to be right, and a thing that no reference mentions may still be in the image.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNENDED = frozenset(
 
 @dataclass(frozen=True)
 class Case:
-    """One caption and what it is judged by.
+    """One caption and the data that it is judged by.
 
     Attributes:
         words: of the caption, split as for the scores.
@@ -74,8 +74,8 @@ Judge = Callable[[Case], "str | None"]
 
 def wrong_object(case: Case) -> str | None:
     """The caption names a thing that no reference names, while two or more references (or the only
-    one) name another thing of the same kind instead: a cat where they say dog, a street where they
-    say beach.
+    one) name another thing of the same kind instead: a cat instead of a dog, a street instead of a
+    beach.
 
     Likely errors: both things are in the picture and the references name one of them; people use
     different words for the same thing (girl and woman); a word of the list has another meaning;
@@ -108,24 +108,29 @@ def _object(case: Case, *, contradicted: bool) -> str | None:
             for named in case.reference_things
         ]
         if (sum(map(bool, rivals)) >= case.enough) == contradicted:
-            others = _listed(m.text for named in rivals for m in named) if contradicted else ""
-            notes.append(f"says “{thing.text}”" + (f", references say {others}" if others else ""))
+            named_instead = (
+                _listed(m.text for named in rivals for m in named) if contradicted else ""
+            )
+            notes.append(
+                f"says “{thing.text}”"
+                + (f", references say {named_instead}" if named_instead else "")
+            )
     return "; ".join(dict.fromkeys(notes))
 
 
 def wrong_count(case: Case) -> str | None:
     """The caption gives a number of things, two or more references (or the only one) give a number
-    of the same things, and none agrees: one dog where they say two dogs. A group or a crowd is
+    of the same things, and none agrees: one dog instead of two dogs. A group or a crowd is
     three or more, a plural without a number two or more, and things named separately (a black dog
     and a brown dog) are added.
 
     Likely errors: references count only some of the things; a noun with several meanings. In
-    Chinese only numbers from two on before a measure word are compared, whatever they count.
+    Chinese, only numbers from two on before a measure word are compared, whatever they count.
     """
     if case.language == "chinese":
         numbers = lexicon.chinese_numbers("".join(case.words))
         return _chinese(case, numbers, lexicon.chinese_numbers)
-    if _leaves_open(case):
+    if _counts_without_noun(case):
         return None
     judged, notes = False, []
     references = [m for named in case.reference_things for m in named]
@@ -143,7 +148,7 @@ def wrong_count(case: Case) -> str | None:
     return "; ".join(dict.fromkeys(notes)) if judged else None
 
 
-def _leaves_open(case: Case) -> bool:
+def _counts_without_noun(case: Case) -> bool:
     """Whether the caption counts someone without a noun: a man jumps while another watches."""
     named = {word for mention in case.things for word in mention.text.split()}
     return bool({"another", "other", "others", "each"} & set(case.words) - named)
@@ -155,11 +160,11 @@ def _is_related(mention: Mention, concept: str) -> bool:
 
 def wrong_color(case: Case) -> str | None:
     """The caption gives a thing a color, two or more references (or the only one) give a color to
-    the same thing, and no color is the same: a black dog where they say brown.
+    the same thing, and no color is the same: a black dog instead of a brown dog.
 
     Likely errors: the picture shows several such things and the caption is about another one;
     similar colors (brown, tan, golden; words such as tan count as each color they may mean). In
-    Chinese colors are compared whatever thing they belong to.
+    Chinese, colors are compared whatever thing they belong to.
     """
     if case.language == "chinese":
         return _chinese(case, lexicon.chinese_colors("".join(case.words)), lexicon.chinese_colors)
@@ -175,8 +180,8 @@ def wrong_color(case: Case) -> str | None:
         hues = {hue for named in same for m in named for hue in m.hues}
         hues |= {hue for reference in case.references for hue in loose_colors(reference)}
         if not thing.hues & hues:
-            others = _listed(m.text for named in same for m in named)
-            notes.append(f"says “{thing.text}”, references say {others}")
+            phrases = _listed(m.text for named in same for m in named)
+            notes.append(f"says “{thing.text}”, references say {phrases}")
     return "; ".join(dict.fromkeys(notes)) if judged else None
 
 
@@ -185,15 +190,15 @@ def _chinese(case: Case, values: set, read: Callable[[str], set]) -> str | None:
     of_references = [read("".join(reference)) for reference in case.references]
     if not values or sum(map(bool, of_references)) < case.enough:
         return None
-    others = set().union(*of_references)
-    if values & others:
+    expected = set().union(*of_references)
+    if values & expected:
         return ""
-    texts = ("、".join(map(str, sorted(some))) for some in (values, others))
+    texts = ("、".join(map(str, sorted(found))) for found in (values, expected))
     return "says {}, references {}".format(*texts)
 
 
 def _listed(texts: Iterable[str], most: int = 4) -> str:
-    """The first of some texts, each once, in quotes."""
+    """The first of several texts, each once, in quotes."""
     quoted = [f"“{text}”" for text in dict.fromkeys(texts)]
     return ", ".join(quoted[:most]) + (" …" if len(quoted) > most else "")
 
@@ -282,7 +287,7 @@ class Bucket:
 
     Attributes:
         title: as the report shows it.
-        judge: see the top of this file.
+        judge: see the docstring of this module.
         heuristic: whether it looks up words in lists.
     """
 
@@ -297,7 +302,7 @@ class Bucket:
 
     @property
     def doubts(self) -> str:
-        """Where it is likely to fail; may be empty."""
+        """When it is likely to be wrong; may be empty."""
         return " ".join(self._paragraphs()[1:])
 
     def _paragraphs(self) -> list[str]:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import takewhile
+from itertools import product, takewhile
 
 # concept: words; "a < b" means that b is the parent of a. A word may have several concepts; its
 # plural is added.
@@ -184,7 +184,7 @@ _LINKS = frozenset(
     "in on of at by with and or to from for into onto over under near behind beside while as is "
     "are his her their its 's that who which left right above below has have up down".split()
 )
-"""Words that end a noun phrase when it is read backwards from its noun."""
+"""Words that cannot be in a noun phrase before its noun, so they are its left border."""
 
 
 def _regular_plural(word: str) -> str:
@@ -233,14 +233,10 @@ class Concepts:
         """The roots of some concepts."""
         return {self.lineage(concept)[-1] for concept in concepts}
 
-    def agree(self, some: Iterable[str], others: Iterable[str]) -> bool:
-        """Whether two concepts of the two sides are equal, or one is an ancestor of the other."""
-        others = list(others)
-        return any(
-            one in self.lineage(other) or other in self.lineage(one)
-            for one in some
-            for other in others
-        )
+    def agree(self, first: Iterable[str], second: Iterable[str]) -> bool:
+        """Whether a concept of `first` is one of `second`, or its ancestor or descendant."""
+        pairs = product(first, list(second))
+        return any(a in self.lineage(b) or b in self.lineage(a) for a, b in pairs)
 
 
 @cache

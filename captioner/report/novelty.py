@@ -1,6 +1,7 @@
 """Captions compared with the training captions: frequency of their words, and novelty.
 
-A caption's nearest training caption is the one that shares most pairs of adjacent words:
+A caption's nearest training caption is the one that has the most pairs of adjacent words in
+common with it:
 
     similarity(a, b) = 2 |A ∩ B| / (|A| + |B|)          (Dice, 1945)
 

@@ -55,7 +55,7 @@ def _hash(text: str) -> str:
 def marked(
     words: Sequence[str], others: Iterable[Sequence[str]], *, gaps: Sequence[str] | None = None
 ) -> Markup:
-    """Words, in which the longest runs that other texts have too are marked by their length.
+    """Mark the longest sequences of words that also occur in other texts, by their length.
 
     Args:
         words: of the text to show.

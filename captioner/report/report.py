@@ -75,8 +75,8 @@ def report(
         the file.
 
     Raises:
-        FileNotFoundError: no such folder or data_root, or no such evaluation in it.
-        ValueError: an option out of range, or a damaged file.
+        FileNotFoundError: the folder, data_root or evaluation does not exist.
+        ValueError: an option is out of range, or a file is damaged.
     """
     if not 1 <= images <= 100:
         raise ValueError(f"images={images} is not accepted; choose 1 to 100")
@@ -135,8 +135,8 @@ def _about(view: View) -> list[tuple[str, str]]:
 def _reasons(absent: Mapping[str, str]) -> dict[str, list[str]]:
     """Reason -> what is missing for it."""
     reasons: dict[str, list[str]] = {}
-    for what, why in absent.items():
-        reasons.setdefault(why, []).append(what)
+    for name, reason in absent.items():
+        reasons.setdefault(reason, []).append(name)
     return reasons
 
 
@@ -149,7 +149,9 @@ def _scores(view: View) -> Values:
             (name, f"{value:.2f}", spans.get(name, "")) for name, value in result.scores.items()
         ],
         "missing": list(result.missing.items()),
-        "signatures": [(name, _breakable(one)) for name, one in result.signatures.items()],
+        "signatures": [
+            (name, _breakable(signature)) for name, signature in result.signatures.items()
+        ],
         "rough": f"With fewer than {ENOUGH} images intervals are rough, and tend to be too narrow."
         if len(view.rows) < ENOUGH
         else "",
@@ -164,7 +166,7 @@ def _breakable(signature: Signature) -> Markup:
 # Training ---------------------------------------------------------------------------------------
 
 CHARTS = {
-    ("Loss over training", "loss a word"): {
+    ("Loss over training", "loss per word"): {
         "train_loss": "training loss",
         "dev_loss": "dev loss",
         "dev_loss_shuffled": "dev loss with the wrong image",
@@ -181,13 +183,13 @@ CHARTS = {
 def _training(view: View) -> Values:
     log = curves.read_log(view.result.run)
     if "train_reward" in log:
-        log.pop("train_loss", None)  # it is the loss of the policy gradient, not of words
+        log.pop("train_loss", None)  # it is the loss of the policy gradient, not a cross-entropy
     unused = "train_loss" if "train_reward" in log else "train_reward"  # by this training
-    every = {name: called for lines in CHARTS.values() for name, called in lines.items()}
-    lacking = [f"{every[n]} ({n})" for n in every if n not in log and n != unused]
+    labels = {name: label for lines in CHARTS.values() for name, label in lines.items()}
+    lacking = [f"{labels[n]} ({n})" for n in labels if n not in log and n != unused]
     charts, validations = [], {}
     for (title, unit), lines in CHARTS.items():
-        series = {called: log[name] for name, called in lines.items() if name in log}
+        series = {label: log[name] for name, label in lines.items() if name in log}
         validations.update({n: dict(p) for n, p in series.items() if n.startswith("dev")})
         if series:
             drawing, legend = curves.line_chart(series, title=title), curves.legend(list(series))
@@ -198,8 +200,11 @@ def _training(view: View) -> Values:
 def _validations(series: Mapping[str, Mapping[float, float]]) -> Values:
     """The values of every validation."""
     rows = [
-        [f"{step:,.0f}", *(f"{one[step]:.3f}" if step in one else "" for one in series.values())]
-        for step in sorted({step for one in series.values() for step in one})
+        [
+            f"{step:,.0f}",
+            *(f"{points[step]:.3f}" if step in points else "" for points in series.values()),
+        ]
+        for step in sorted({step for points in series.values() for step in points})
     ]
     return {"head": ["step", *series], "rows": rows, "numbers": range(len(series) + 1)}
 
@@ -268,14 +273,14 @@ def _bucket(view: View, name: str) -> Values:
     bucket, errors = BUCKETS[name], view.errors[name]
     wrong = sorted(errors.notes)
     sample = sorted(random.Random(0).sample(wrong, min(view.images, len(wrong))))
-    share = len(errors.notes) / errors.judged if errors.judged else 0.0
+    fraction = len(errors.notes) / errors.judged if errors.judged else 0.0
     return {
         "name": name,
         "title": bucket.title,
         "count": f"{len(errors.notes):,}",
         "judged": f"{errors.judged:,}",
-        "share": share,
-        "share_text": f"{100 * share:.1f} %" if errors.judged else "not judged",
+        "fraction": fraction,
+        "percentage": f"{100 * fraction:.1f} %" if errors.judged else "not judged",
         "found_by": "word lists" if bucket.heuristic else "exact",
         "definition": bucket.definition,
         "doubts": bucket.doubts,
@@ -320,16 +325,16 @@ def _lengths(view: View) -> list[Values]:
 
 def _by_length(view: View, name: str, lengths: Sequence[float]) -> Values:
     bins = breakdown.by_length(lengths, view.image_scores)
-    ranked = [one.values.get(view.ranking or "", 0.0) for one in bins]
+    ranked = [part.values.get(view.ranking or "", 0.0) for part in bins]
     top = max(ranked, default=0.0) or 1.0
     rows = [
         [
-            one.label,
-            f"{one.count:,}",
-            *(f"{n:.1f}" for n in one.values.values()),
+            part.label,
+            f"{part.count:,}",
+            *(f"{n:.1f}" for n in part.values.values()),
             {"bar": value / top},
         ]
-        for one, value in zip(bins, ranked)
+        for part, value in zip(bins, ranked)
     ]
     head = [name, "images", *view.image_scores, ""]
     title = "Mean scores of images" if view.image_scores else "Images"
@@ -340,22 +345,25 @@ def _frequencies(view: View) -> list[list[Any]]:
     if view.training is None:
         return []
     bins = breakdown.by_frequency(view.captions, view.references, view.training.counts)
-    shares = [(one, one.values["recall"]) for one in bins]
+    recalls = [(part, part.values["recall"]) for part in bins]
     return [
-        [one.label, f"{one.count:,}", f"{100 * share:.1f} %", {"bar": share}]
-        for one, share in shares
+        [part.label, f"{part.count:,}", f"{100 * recall:.1f} %", {"bar": recall}]
+        for part, recall in recalls
     ]
 
 
 def _novelty(view: View) -> list[tuple[str, str]]:
-    """What is new; empty if neither training captions nor their hashes are known."""
+    """Numbers of new captions and words; empty if no hashes of training captions are known."""
     total, new = len(view.captions), _new(view)
     if new is None:
         return []
     rows = [
-        ("captions that are in the training captions word for word", _share(total - new, total)),
-        ("captions that are new", _share(new, total)),
-        ("different captions", _share(len(set(map(tuple, view.captions))), total)),
+        (
+            "captions that are in the training captions word for word",
+            _with_percentage(total - new, total),
+        ),
+        ("captions that are new", _with_percentage(new, total)),
+        ("different captions", _with_percentage(len(set(map(tuple, view.captions))), total)),
         ("different words used", f"{len({w for words in view.captions for w in words}):,}"),
     ]
     if view.training is not None:
@@ -376,18 +384,19 @@ def _new(view: View) -> int | None:
     return sum(words not in view.training for words in view.captions)
 
 
-def _share(count: int, total: int) -> str:
+def _with_percentage(count: int, total: int) -> str:
     return f"{count:,} ({100 * count / total:.1f} %)"
 
 
 def _configuration(config: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Group -> its options with their values; an option without a group is its own group."""
     groups = {
-        group: one if isinstance(one, dict) else {group: one} for group, one in config.items()
+        group: values if isinstance(values, dict) else {group: values}
+        for group, values in config.items()
     }
     return {
         str(group): [
-            (str(n), json.dumps(v, ensure_ascii=False, default=str)) for n, v in one.items()
+            (str(n), json.dumps(v, ensure_ascii=False, default=str)) for n, v in values.items()
         ]
-        for group, one in groups.items()
+        for group, values in groups.items()
     }

@@ -1,8 +1,8 @@
 """Reads what a report needs in addition to scores: captions, the run's configuration and its data.
 
 The captions are required; configuration and data may be missing, and then the report gives the
-reason. There may be two datasets: the one that was evaluated has the pictures, the one that the
-model was trained on has the training captions; mostly they are the same.
+reason. There may be two datasets, which are usually the same: the evaluated one has the pictures,
+the one that the model was trained on has the training captions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from captioner.data.records import Dataset
 from captioner.evaluation.results import Result
 from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
-from captioner.metrics.tokenize import TOKENIZE
 from captioner.runs import CAPTIONS
 
 _DATA = ("pictures", "training captions")
@@ -48,7 +47,7 @@ def read_captions(result: Result) -> list[CaptionRow]:
 
     Raises:
         FileNotFoundError: they are missing.
-        ValueError: they are damaged, or of other images than the statistics.
+        ValueError: they are damaged, or the statistics are of other images.
     """
     path, rows = result.folder / CAPTIONS, []
     if not path.is_file():
@@ -84,7 +83,7 @@ class Surroundings:
         config: the run's configuration; empty if it is missing.
         pictures: image id -> path of its file.
         training: the training captions.
-        absent: what is missing -> the reason: "configuration", "pictures", "training captions".
+        absent: "configuration", "pictures" or "training captions" -> why they are missing.
     """
 
     config: Config = field(default_factory=dict)
@@ -104,16 +103,16 @@ def read_surroundings(
         data_root: the root of the dataset; None: that of the run's configuration.
     """
     config = result.config or {}
-    trained, evaluated = (_data_of(one) for one in (result.config, result.evaluated))
+    trained, evaluated = (_data_of(config) for config in (result.config, result.evaluated))
     evaluated = evaluated or trained
     absent = {} if config else {"configuration": _NO_CONFIG}
     if evaluated is None:
         return Surroundings(config, absent=absent | dict.fromkeys(_DATA, _NO_CONFIG))
     dataset, reason = _read_data(evaluated, data_root)
-    pictures = {one.image_id: one.image for one in dataset.records} if dataset else {}
-    pictures = {one.image: pictures[one.image] for one in rows if one.image in pictures}
+    pictures = {record.image_id: record.image for record in dataset.records} if dataset else {}
+    pictures = {row.image: pictures[row.image] for row in rows if row.image in pictures}
     if not any(Path(path).is_file() for path in pictures.values()):
-        absent["pictures"] = reason or f"the dataset has none of the images{_odd(dataset)}"
+        absent["pictures"] = reason or f"the dataset has none of the images{_warnings_of(dataset)}"
     training, reason = _training(result, trained, evaluated, dataset, reason)
     if not training:
         absent["training captions"] = reason
@@ -133,19 +132,18 @@ def _training(
     the hashes that novelty was computed with.
     """
     texts = _captions_of(dataset)
-    tokenize = "character" if result.signature.tokenization == "character" else "ptb"
     novelty = result.signatures.get(NOVELTY, result.signature)
     hashed = novelty.parts.get("training", "").partition("-")[2]
     same = trained is None or anchored({"data": trained}) == anchored({"data": evaluated})
-    if same or (texts and CaptionHashes.of(TOKENIZE[tokenize](texts)).digest == hashed):
-        return texts, reason or f"the dataset has none{_odd(dataset)}"
+    if same or (texts and CaptionHashes.of(result.signature.words_of(texts)).digest == hashed):
+        return texts, reason or f"the dataset has none{_warnings_of(dataset)}"
     dataset, reason = _read_data(trained or {}, None)
-    return _captions_of(dataset), reason or f"the dataset has none{_odd(dataset)}"
+    return _captions_of(dataset), reason or f"the dataset has none{_warnings_of(dataset)}"
 
 
 def _captions_of(dataset: Dataset | None) -> list[str]:
     records = dataset.records if dataset else ()
-    return [text for one in records if one.split == "train" for text in one.captions]
+    return [text for record in records if record.split == "train" for text in record.captions]
 
 
 def _data_of(config: Config | None) -> Config | None:
@@ -153,10 +151,10 @@ def _data_of(config: Config | None) -> Config | None:
     return data if isinstance(data, dict) else None
 
 
-def _odd(dataset: Dataset | None) -> str:
+def _warnings_of(dataset: Dataset | None) -> str:
     """The warnings of a dataset, in brackets."""
-    odd = ", ".join(f"{w}: {n:,}" for w, n in dataset.warnings.items()) if dataset else ""
-    return f" ({odd})" if odd else ""
+    warnings = ", ".join(f"{w}: {n:,}" for w, n in dataset.warnings.items()) if dataset else ""
+    return f" ({warnings})" if warnings else ""
 
 
 def _read_data(config: Config, root: str | None) -> tuple[Dataset | None, str]:

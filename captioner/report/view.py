@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from captioner.decoding.options import DecodingOptions
 from captioner.evaluation.results import Result
-from captioner.metrics.tokenize import characters, composed, ptb_words
+from captioner.metrics.tokenize import composed
 from captioner.report.errors import Errors, find_errors
 from captioner.report.novelty import TrainingCaptions
 from captioner.report.sources import CaptionRow, Surroundings
@@ -19,7 +19,7 @@ from captioner.report.sources import CaptionRow, Surroundings
 _Picture = TypeVar("_Picture")
 
 RANKINGS = {"cider_d": "CIDEr-D", "rouge_l": "ROUGE-L"}
-"""Rows that captions are ranked by, the first that an evaluation has, and their names."""
+"""Rows -> name of the metric. Captions are ranked by the first one that an evaluation has."""
 
 
 LANGUAGES = {
@@ -31,7 +31,7 @@ LANGUAGES = {
 
 
 def language_of(text: str) -> str | None:
-    """The tag of the language of most letters of a text; None for Latin letters, or none."""
+    """The tag of the language of most letters of a text; None for Latin letters, or no letters."""
     start = text[:100_000]
     letters = Counter(char for char in start if unicodedata.category(char).startswith("L"))
     scripts: Counter[str] = Counter()
@@ -70,7 +70,7 @@ class View:
     @property
     def by_character(self) -> bool:
         """Whether words are characters."""
-        return self.result.signature.tokenization == "character"
+        return self.result.signature.by_character
 
     @cached_property
     def language(self) -> str:
@@ -83,19 +83,15 @@ class View:
         """Whether captions are judged as Chinese."""
         return self.by_character and self.language in ("zh", "und")
 
-    def split(self, text: str) -> list[str]:
-        """The words of a caption, split as for the scores."""
-        return characters(text) if self.by_character else ptb_words(text)
-
     @cached_property
     def captions(self) -> list[list[str]]:
-        """The words of each caption."""
-        return [self.split(row.caption) for row in self.rows]
+        """The words of each caption, split as for the scores."""
+        return self.result.signature.words_of([row.caption for row in self.rows])
 
     @cached_property
     def references(self) -> list[list[list[str]]]:
         """The words of each image's references."""
-        return [[self.split(text) for text in row.references] for row in self.rows]
+        return [self.result.signature.words_of(row.references) for row in self.rows]
 
     def picture(self, index: int, read: Callable[[str | None], _Picture]) -> _Picture:
         """The picture of an image; each is read once."""
@@ -112,11 +108,11 @@ class View:
     def training(self) -> TrainingCaptions | None:
         """The training captions; None if they are missing."""
         texts = self.around.training
-        return TrainingCaptions(map(self.split, texts)) if texts else None
+        return TrainingCaptions(self.result.signature.words_of(texts)) if texts else None
 
     @property
     def space(self) -> str:
-        """The separator of words where the original text is not kept."""
+        """The separator of words if the original text is not kept."""
         return "" if self.by_character else " "
 
     def gaps(self, text: str, words: Sequence[str]) -> list[str]:

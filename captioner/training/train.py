@@ -196,7 +196,7 @@ def _train(
             log_configuration(loggers, config)
             _fit(trainer, module, data, start)
         finally:
-            claim.worth = claim.worth or trainer.global_step > 0
+            claim.keep = claim.keep or trainer.global_step > 0
             close(loggers)
     return _result(folder, config, trainer)
 
@@ -316,7 +316,7 @@ def _interruption(claim: Claim, error: KeyboardInterrupt) -> str:
     what, folder = str(error) or "interrupted", claim.folder
     if checkpoint_file(folder, LAST).is_file():
         return f"{what}; `captioner train resume={folder}` resumes from the last checkpoint"
-    left = f"{folder} contains only the logs" if claim.worth else "no run folder is left"
+    left = f"{folder} contains only the logs" if claim.keep else "no run folder is left"
     return f"{what} before the first checkpoint: there is nothing to resume, {left}"
 
 

@@ -27,9 +27,9 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.checkpoints import checkpoint
 
-    paths = [path for run in options.runs for path in checkpoint.kept(run)]
+    paths = [path for run in options.runs for path in checkpoint.average_files(run)]
     output = Path(options.output) if options.output else paths[0].parent / "average.ckpt"
-    made = new_folder(output)
+    created = new_folder(output)
     checkpoint.average(paths, output)
-    print(f"averaged {', '.join(path.name for path in paths)}\n{wrote(output, made)}")
+    print(f"averaged {', '.join(path.name for path in paths)}\n{wrote(output, created)}")
     return 0

@@ -83,7 +83,7 @@ def _print_features(features: Sequence[Cached]) -> None:
         ]
         for entry in features
     ]
-    print_rows(rows, headings, right=(2, 3), whole=(5,))
+    print_rows(rows, headings, right=(2, 3), no_wrap=(5,))
 
 
 def _clear(home: Path, days: float | None, *, sure: bool) -> int:
@@ -96,8 +96,8 @@ def _clear(home: Path, days: float | None, *, sure: bool) -> int:
     if not features:
         print(f"nothing to clear in {home}")
         return 0
-    what = f"{_summarize(features)} in {home}"
-    if not sure and not _confirm(what):
+    description = f"{_summarize(features)} in {home}"
+    if not sure and not _confirm(description):
         return 1
     removed, busy = clear(home, unused_for=unused_for)
     for entry in busy:
@@ -106,10 +106,12 @@ def _clear(home: Path, days: float | None, *, sure: bool) -> int:
     return 0
 
 
-def _confirm(what: str) -> bool:
+def _confirm(description: str) -> bool:
     if not sys.stdin.isatty():
-        raise ValueError(f"this would clear {what}; add --yes, as standard input is not a terminal")
-    print(f"clear {what}? [y/N] ", end="", file=sys.stderr, flush=True)
+        raise ValueError(
+            f"this would clear {description}; add --yes, as standard input is not a terminal"
+        )
+    print(f"clear {description}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True
     print("nothing was cleared", file=sys.stderr)

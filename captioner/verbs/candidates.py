@@ -1,8 +1,8 @@
 """Completions of a word on the command line: verbs, flags, files, models, overrides and values.
 
 argcomplete reads the verb's own parser; other completions are found here by the name and
-placeholder of the argument. A shell waits for the answer, so nothing here imports torch: the names
-in a table such as ``CELLS`` are read from its source (``tables.py``).
+placeholder of the argument. The shell waits for the result, so nothing here imports torch: the
+names in a table such as ``CELLS`` are read from its source (``table_names.py``).
 """
 
 from __future__ import annotations
@@ -110,41 +110,41 @@ class _Candidates(BaseCompleter):
         if in_models and action.dest != _next_of_models(self.words[1:]):
             return []
         if action.dest == "overrides":
-            mine = getattr(parsed_args, "config_dir", None)
-            return overrides(prefix, self.words, mine)
+            config_dir = getattr(parsed_args, "config_dir", None)
+            return overrides(prefix, self.words, config_dir)
         flag = max(action.option_strings, key=len, default="")
-        for what in (flag, f"decoding.{action.dest}", action.metavar, action.dest):
-            if what in TABLES or what in KINDS:
-                return values(str(what), prefix)
+        for key in (flag, f"decoding.{action.dest}", action.metavar, action.dest):
+            if key in TABLES or key in KINDS:
+                return values(str(key), prefix)
         return []
 
 
 def _next_of_models(words: Sequence[str]) -> str:
-    """The argument of ``captioner models`` that follows words; they are not all optional alike."""
+    """The argument of ``captioner models`` that follows these words."""
     after_flags = {place + 1 for place, w in enumerate(words) if w in ("--runs", "--plugin")}
-    given = [w for n, w in enumerate(words) if not w.startswith("-") and n not in after_flags]
-    if given[:1] != ["export"]:
+    positional = [w for n, w in enumerate(words) if not w.startswith("-") and n not in after_flags]
+    if positional[:1] != ["export"]:
         return "job"
-    return ("run", "folder", "overrides")[min(len(given), 3) - 1]
+    return ("run", "folder", "overrides")[min(len(positional), 3) - 1]
 
 
-def values(what: str, prefix: str) -> list[str]:
+def values(option: str, prefix: str) -> list[str]:
     """Completions of a value; of several separated by commas, of the last.
 
     Args:
-        what: the option, flag or placeholder.
+        option: the option, flag or placeholder.
         prefix: the value so far.
     """
     before, comma, last = prefix.rpartition(",")
-    names = names_in(TABLES[what]) if what in TABLES else KINDS[what](last)
+    names = names_in(TABLES[option]) if option in TABLES else KINDS[option](last)
     return [f"{before}{comma}{name}" for name in names]
 
 
 def models(prefix: str) -> list[str]:
     """Bundled models, run folders in runs/, and folders and checkpoints."""
     known = _runs()
-    others = (path for path in paths(prefix, (".ckpt",)) if path.rstrip("/") not in known)
-    return [*bundle.names(), *known, *others]
+    found = (path for path in paths(prefix, (".ckpt",)) if path.rstrip("/") not in known)
+    return [*bundle.names(), *known, *found]
 
 
 def resumable(prefix: str) -> list[str]:
@@ -231,7 +231,7 @@ def _values_of(key: str, prefix: str, words: Sequence[str], config_dir: str | No
 
 
 def _composed(words: Sequence[str], config_dir: str | None) -> dict[str, Any]:
-    """The configuration with the groups chosen on the line; the default where they do not fit."""
+    """The configuration with the groups of the command line; the default if they do not fit."""
     groups = config.groups(config_dir)
     choices = [word for word in words if word.partition("=")[0] in groups and "," not in word]
     try:

@@ -11,6 +11,24 @@ from captioner.verbs.terminal import add_plugin, parser_of, plug_in
 
 def run(argv: Sequence[str]) -> int:
     """Caption image files."""
+    options = _parser().parse_intermixed_args(argv)
+    plug_in(options)
+
+    from captioner.verbs.caption_files import caption_files
+
+    flags = ((name, getattr(options, name)) for name in OPTIONS)
+    return caption_files(
+        options.paths,
+        model=options.model,
+        device=options.device,
+        batch_size=options.batch_size,
+        format=options.format,
+        output=options.output,
+        decoding={name: value for name, value in flags if value is not None},
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = parser_of(
         "caption",
         "Caption image files, by default with the bundled model for photographs. Files that\n"
@@ -47,22 +65,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     _add_decoding(parser)
     add_plugin(parser)
-    options = parser.parse_intermixed_args(argv)
-    plug_in(options)
-
-    from captioner.verbs.caption_files import caption_files
-
-    given = ((name, getattr(options, name)) for name in OPTIONS)
-    decoding = {name: value for name, value in given if value is not None}
-    return caption_files(
-        options.paths,
-        model=options.model,
-        device=options.device,
-        batch_size=options.batch_size,
-        format=options.format,
-        output=options.output,
-        decoding=decoding,
-    )
+    return parser
 
 
 def _add_decoding(parser: argparse.ArgumentParser) -> None:

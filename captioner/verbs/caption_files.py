@@ -46,7 +46,7 @@ def caption_files(
         decoding: options of ``DecodingOptions`` that differ from the model's.
 
     Returns:
-        the exit status: 1 where a file could not be captioned; it is named on standard error.
+        the exit status: 1 if a file could not be captioned; it is named on standard error.
 
     Raises:
         FileNotFoundError: a file does not exist, or a folder has no images.
@@ -60,19 +60,23 @@ def caption_files(
     failed: list[str] = []
     with progress_bar("captioning", len(files), wanted=len(files) > 1) as advance:
         rows = _caption(captioner, files, batch_size, decoding, failed, advance)
-        texts = _FORMATS[format](rows)
-        if output is None:
-            for text in texts:
-                sys.stdout.write(text)
-                sys.stdout.flush()
-        else:
-            made = new_folder(output)
-            _write(output, texts)
-            print(wrote(output, made), file=sys.stderr)
+        _write(_FORMATS[format](rows), output)
     return 1 if failed else 0
 
 
-def _write(output: str, texts: Iterable[str]) -> None:
+def _write(texts: Iterable[str], output: str | None) -> None:
+    """Print texts as they come, or write them to a file."""
+    if output is None:
+        for text in texts:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    else:
+        created = new_folder(output)
+        _write_file(texts, output)
+        print(wrote(output, created), file=sys.stderr)
+
+
+def _write_file(texts: Iterable[str], output: str) -> None:
     """Write a file; the captions so far are kept after an error or interruption."""
     try:
         write_whole(output, map(encode_names, texts), keep=True)
@@ -88,11 +92,11 @@ def find_images(paths: Sequence[str]) -> Iterator[str]:
     Raises:
         FileNotFoundError: a file does not exist, or a folder has no images.
     """
-    seen: set[str] = set()
+    yielded: set[str] = set()
     for path in paths:
         for file in _find_files(path):
-            if file not in seen:
-                seen.add(file)
+            if file not in yielded:
+                yielded.add(file)
                 yield file
 
 
@@ -145,7 +149,7 @@ def _find_in_folder(path: str) -> list[str]:
     if broken:
         skipped["broken link" if broken == 1 else "broken links"] = broken
     counts = ", ".join(f"{count} {suffix}" for suffix, count in skipped.most_common())
-    extra = f"; {HEIC_EXTRA} reads HEIC" if unreadable & {*skipped} else ""
+    extra = f"; to read HEIC: {HEIC_EXTRA}" if unreadable & {*skipped} else ""
     if not images:
         raise FileNotFoundError(
             f"{path}: has no images (files with {', '.join(sorted(accepted))})"
@@ -157,16 +161,16 @@ def _find_in_folder(path: str) -> list[str]:
 
 
 def _walk(path: str) -> Iterator[Path]:
-    """Yield what is in a folder and its subfolders, those that links lead to last, each once."""
-    seen: set[str] = set()
+    """Yield the files in a folder and its subfolders, each once; targets of links come last."""
+    visited: set[str] = set()
     folders = [path]
     while folders:
         for folder, names, files in os.walk(folders.pop(0)):
             real = os.path.realpath(folder)
-            if real in seen:
+            if real in visited:
                 names.clear()
                 continue
-            seen.add(real)
+            visited.add(real)
             folders += [os.path.join(folder, n) for n in names if Path(folder, n).is_symlink()]
             yield from (Path(folder, name) for name in files)
 
@@ -215,7 +219,7 @@ def _as_object(caption: Caption) -> dict[str, Any]:
     """A caption as plain data, without optional fields that are empty."""
     fields = {"caption": caption.text, "log_prob": caption.log_prob, **caption.as_dict()}
     del fields["text"]
-    fields["alternatives"] = [_as_object(other) for other in caption.alternatives]
+    fields["alternatives"] = [_as_object(alternative) for alternative in caption.alternatives]
     optional = ("missing", "broken", "alternatives")
     return {name: value for name, value in fields.items() if value or name not in optional}
 

@@ -35,4 +35,4 @@ _DESCRIBE = (
     '        completions=("${(@)completions%:}")\n        _describe "${words[1]}" completions',
 )
 """argcomplete ends each completion with a colon and its description, and zsh prints a bare " -- "
-where that is empty: the colon is removed there."""
+if that is empty: the colon is removed."""

@@ -112,7 +112,7 @@ def _statistics_rows(numbers: Mapping[str, Any]) -> Iterator[tuple[str, list[str
     yield "different words", [f"{split['vocabulary']:,}" for split in splits.values()]
     for least, size in numbers["vocabulary"].items():
         covered = [numbers["coverage"].get(split, {}).get(least) for split in splits]
-        cells = [f"{size:,} kept" if share is None else f"{share:.2%}" for share in covered]
+        cells = [f"{size:,} kept" if part is None else f"{part:.2%}" for part in covered]
         yield f"covered by training words seen {least}+ times", cells
 
 
@@ -122,9 +122,9 @@ def _print_reader_warnings(
     places: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
     for warning, times in warnings.items():
-        where = f" (first: {places[warning][0]})" if places.get(warning) else ""
+        place = f" (first: {places[warning][0]})" if places.get(warning) else ""
         console.print(
-            f"{times:,} x {warning}{where}", markup=False, highlight=False, soft_wrap=True
+            f"{times:,} x {warning}{place}", markup=False, highlight=False, soft_wrap=True
         )
 
 
@@ -157,10 +157,14 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for finding, names in findings.items():
         more = [f"and {len(names) - LISTED_NAMES:,} more"] if len(names) > LISTED_NAMES else []
         rows.append((finding, f"{len(names):,}", "\n".join([*names[:LISTED_NAMES], *more])))
-    print_rows(rows, ("finding", "how many", "which"), whole=(2,), console=console)
+    print_rows(rows, ("finding", "how many", "which"), no_wrap=(2,), console=console)
     _print_reader_warnings(report.reader_warnings, console, report.places)
     _print_fit_warnings(report.fit_warnings, console)
-    verdict = "sound" if report.sound else "not sound: repair or remove what is named above"
+    verdict = (
+        "sound"
+        if report.sound
+        else "not sound: repair or remove the files and captions named above"
+    )
     console.print(f"The dataset is {verdict}.", highlight=False)
 
 
@@ -171,7 +175,7 @@ def _parser() -> ArgumentParser:
         "stats: counts, lengths and vocabulary coverage of each split.\n"
         "check: open every image; name broken and missing ones, empty and damaged captions,\n"
         "       images that are in two splits, and captions that do not fit the tokenizer\n"
-        "       or the lengths. The exit status is 1 where something is wrong.",
+        "       or the lengths. The exit status is 1 if something is wrong.",
         "  captioner data draw\n"
         "  captioner data stats data=flickr8k data.root=~/flickr8k\n"
         "  captioner data check data=coco data.root=/data/coco --format json\n",

@@ -83,8 +83,8 @@ def _composed(
     groups = override(base, overrides, config_dir=options.config_dir, extra=extra)
     experiments = [word for word in overrides if word.lstrip("+").startswith("experiment=")]
     if experiments:
-        others = [word for word in overrides if word not in experiments]
-        without = override(base, others, config_dir=options.config_dir, extra=extra)
+        remaining = [word for word in overrides if word not in experiments]
+        without = override(base, remaining, config_dir=options.config_dir, extra=extra)
         print(f"captioner: note: {_use_of(experiments[-1], without, groups)}", file=sys.stderr)
     return groups["data"], groups["decoding"], groups["loader"]
 

@@ -15,10 +15,10 @@ from captioner.process import is_out_of_memory
 TRACEBACK = "CAPTIONER_TRACEBACK"
 """Environment variable that shows the traceback of an exception."""
 
-_MEANT_FOR_PEOPLE = {"MisconfigurationException", "HydraException", "OmegaConfBaseException"}
+_READABLE = {"MisconfigurationException", "HydraException", "OmegaConfBaseException"}
 _WORKER = re.compile(r"Caught (\w+) in DataLoader worker process.*\n\1: (.*)", re.DOTALL)
 _KILLED = re.compile(r"DataLoader worker .* (killed|exited)")
-_WAYS_OUT = {
+_ADVICE = {
     errno.ENOSPC: "free some space and try again; existing files are complete",
     errno.EDQUOT: "free some space and try again; existing files are complete",
     errno.EFBIG: "allow larger files (ulimit -f) and try again; existing files are complete",
@@ -45,8 +45,10 @@ def explain(error: BaseException) -> str:
     if worker:
         return worker[2].strip()
     if isinstance(error, OSError) and error.strerror:
-        return _of_the_system(error)
-    if is_out_of_memory(error) and not isinstance(error, ValueError):  # which name the image
+        return _system_error(error)
+    if is_out_of_memory(error) and not isinstance(
+        error, ValueError
+    ):  # a ValueError names the image
         return (
             f"out of memory{_wanted(text)}; lower loader.batch_size or the model's sizes, or close "
             "other programs"
@@ -55,7 +57,7 @@ def explain(error: BaseException) -> str:
         return f"{_first_sentence(text)}: most likely out of memory; try loader.workers=0"
     if "InterpolationResolutionError" in _names(error.__cause__ or error):
         return f"{_interpolation(error)}; for a literal ${{ write \\${{"
-    if isinstance(error, ValueError | OSError) or _names(error) & _MEANT_FOR_PEOPLE:
+    if isinstance(error, ValueError | OSError) or _names(error) & _READABLE:
         return _with_cause(text, error)
     if type(error).__module__.startswith("wandb"):
         return f"Weights & Biases: {text}; set WANDB_MODE=offline, or logger.wandb=false"
@@ -76,12 +78,12 @@ def _interpolation(error: BaseException) -> str:
     return (f"{key}: " if key else "") + str(cause).splitlines()[0]
 
 
-def _of_the_system(error: OSError) -> str:
+def _system_error(error: OSError) -> str:
     """The message of an OSError: the file, the problem, and what to do."""
     problem = (error.strerror or "").lower()
     line = f"{'writing or reading a file' if error.filename is None else error.filename}: {problem}"
-    way_out = _WAYS_OUT.get(error.errno or 0)
-    return f"{line}; {way_out}" if way_out else line
+    advice = _ADVICE.get(error.errno or 0)
+    return f"{line}; {advice}" if advice else line
 
 
 def _names(error: BaseException) -> set[str]:

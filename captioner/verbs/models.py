@@ -76,7 +76,7 @@ def _print_entries(entries: Sequence[Entry]) -> None:
         dev = ["" if score is None else f"{score:.2f}" for score in scores]
         size = f"{entry.size / 1e6:.1f}"
         rows.append([entry.name, entry.kind, entry.model, entry.data, *dev, size, entry.date])
-    print_rows(rows, headings, right=(4, 5, 6, 7), whole=(0,))
+    print_rows(rows, headings, right=(4, 5, 6, 7), no_wrap=(0,))
 
 
 def _export(run: str, folder: str, overrides: Sequence[str]) -> int:
@@ -84,9 +84,9 @@ def _export(run: str, folder: str, overrides: Sequence[str]) -> int:
     from captioner.checkpoints.export import export_bundle
     from captioner.config import override
 
-    for one in overrides:
-        if not one.startswith("decoding"):
-            raise ValueError(f"{one}: only decoding=… can be changed when a model is exported")
+    for line in overrides:
+        if not line.startswith("decoding"):
+            raise ValueError(f"{line}: only decoding=… can be changed when a model is exported")
     trained = checkpoint.read(run).config["decoding"]
     decoding = override({"decoding": trained}, overrides)["decoding"]
     target = export_bundle(run, folder, decoding=decoding)

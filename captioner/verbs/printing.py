@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
 
 FOLDED = 8
-"""Columns that a folded column has at least."""
+"""The smallest width of a folded column, in characters."""
 
 
 def print_rows(
@@ -17,20 +17,20 @@ def print_rows(
     headings: Sequence[str] = (),
     *,
     right: Collection[int] = (),
-    whole: Collection[int] = (),
+    no_wrap: Collection[int] = (),
     console: Console | None = None,
 ) -> None:
     """Print rows of cells.
 
-    On a terminal they are a table that fits its width, with long cells folded, or a list where it
-    is too narrow for that. Otherwise each row is a line of cells separated by tabs, headings
+    On a terminal they are a table that fits its width, with long cells folded, or a list if it is
+    too narrow for a table. Otherwise each row is a line of cells separated by tabs, headings
     first, without colors.
 
     Args:
         rows: with the same number of cells each.
         headings: of the columns; empty for none.
         right: the indices of columns that are right-aligned and never folded.
-        whole: the indices of other columns that are never folded, such as names to copy.
+        no_wrap: the indices of other columns that are never folded, such as names to copy.
         console: to print to; None: standard output.
     """
     from rich.console import Console
@@ -41,8 +41,8 @@ def print_rows(
             line = "\t".join(" ".join(cell.replace("\n", ", ").split()) for cell in row)
             print(line, file=console.file)  # rich would replace tabs by blanks
         return
-    unfolded = {*right, *whole}
-    if whole and _least_width([headings, *rows], unfolded) > console.width:
+    unfolded = {*right, *no_wrap}
+    if no_wrap and _least_width([headings, *rows], unfolded) > console.width:
         _print_list(rows, headings, console)
     else:
         _print_table(rows, headings, right, unfolded, console)

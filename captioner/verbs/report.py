@@ -15,7 +15,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.report.report import report as write_report
 
-    made = new_folder(options.output)
+    created = new_folder(options.output)
     path = write_report(
         options.run,
         split=options.split,
@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
         output=options.output,
     )
     # a page that is piped to another program must not be mixed with other text
-    print(wrote(path, made), file=sys.stdout if path.is_file() else sys.stderr)
+    print(wrote(path, created), file=sys.stdout if path.is_file() else sys.stderr)
     return 0
 
 

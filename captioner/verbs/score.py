@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
     from captioner.files import write_whole
     from captioner.runs import SCORES
 
-    made = new_folder(options.output)
+    created = new_folder(options.output)
     scored = score_files(
         options.file,
         options.references,
@@ -40,11 +40,11 @@ def run(argv: Sequence[str]) -> int:
     else:
         print(FORMATS[options.format](scored.scores), end="")
     if options.statistics is not None:
-        made_for_statistics = new_folder(Path(options.statistics, SCORES))
+        created_for_statistics = new_folder(Path(options.statistics, SCORES))
         scored.write(options.statistics)
-        print(wrote(options.statistics, made_for_statistics), file=sys.stderr)
+        print(wrote(options.statistics, created_for_statistics), file=sys.stderr)
     if options.output:
-        print(wrote(options.output, made), file=sys.stderr)
+        print(wrote(options.output, created), file=sys.stderr)
     return 0
 
 

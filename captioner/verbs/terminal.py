@@ -1,4 +1,4 @@
-"""Parsers, tables and messages that the verbs share."""
+"""Parsers, tables and messages for all verbs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def warn(message: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with one-line errors and tab completion that expands ``~/`` where shells do not."""
+    """A parser with one-line errors and tab completion; expands ``~/`` if the shell does not."""
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong as one line and exit with status 2."""
@@ -48,10 +48,10 @@ class Parser(argparse.ArgumentParser):
             from captioner.verbs.candidates import answer
 
             answer(self)
-        # in bash that is `--output=~/x`, in zsh a completed path, since it quotes the ~
+        # bash does not expand `--output=~/x`, zsh does not expand a completed path
         home = os.path.expanduser("~").replace("\\", r"\\")
-        given = sys.argv[1:] if args is None else args
-        return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", word) for word in given]
+        words = sys.argv[1:] if args is None else args
+        return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", word) for word in words]
 
 
 def usage_error(program: str, message: str, flags: Sequence[str] = ()) -> NoReturn:
@@ -63,8 +63,8 @@ def usage_error(program: str, message: str, flags: Sequence[str] = ()) -> NoRetu
         flags: that exist; the nearest one is suggested for one that does not.
     """
     verb = program.removeprefix("captioner").strip()
-    where = f"{verb} " if verb and message.startswith("argument ") else f"{verb}: " if verb else ""
-    sys.exit(fail(f"{where}{_plain_usage(message, flags)}; see {program} --help", 2))
+    prefix = f"{verb} " if verb and message.startswith("argument ") else f"{verb}: " if verb else ""
+    sys.exit(fail(f"{prefix}{_plain_usage(message, flags)}; see {program} --help", 2))
 
 
 def _plain_usage(message: str, flags: Sequence[str]) -> str:
@@ -93,7 +93,7 @@ _USAGE = (
     (r"^unrecognized arguments: (.*)$", r"\1: not expected here"),
     (r"^ambiguous option: (\S+) could match (.*)$", r"\1 may be \2; write it in full"),
 )
-"""What argparse says, as a pattern, and how the command line says it."""
+"""A pattern for a message of argparse, and the message that replaces it."""
 
 
 def parser_of(verb: str, description: str, examples: str) -> Parser:
@@ -115,9 +115,9 @@ def add_metrics(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_split(parser: argparse.ArgumentParser, what: str) -> None:
+def add_split(parser: argparse.ArgumentParser, help: str) -> None:
     """Add --split."""
-    parser.add_argument("--split", choices=("train", "dev", "test"), help=what)
+    parser.add_argument("--split", choices=("train", "dev", "test"), help=help)
 
 
 def add_plugin(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +150,7 @@ def metrics_of(names: str | None) -> list[str]:
     """The metrics of a comma-separated list, or all; an unknown name raises a ValueError."""
     from captioner.metrics import table
 
-    wanted = list(table.METRICS) if names is None else [one.strip() for one in names.split(",")]
+    wanted = list(table.METRICS) if names is None else [name.strip() for name in names.split(",")]
     table.named(wanted)
     return wanted
 
@@ -179,14 +179,14 @@ def short(path: Path) -> str:
         return str(path)
 
 
-def wrote(path: str | Path, made: Path | None = None) -> str:
+def wrote(path: str | Path, created: Path | None = None) -> str:
     """The message about a file that was written.
 
     Args:
         path: the file.
-        made: a folder that was created for it, see ``new_folder``.
+        created: a folder that was created for it, see ``new_folder``.
     """
-    return f"wrote {short(Path(path))}" + (f" (made the folder {made})" if made else "")
+    return f"wrote {short(Path(path))}" + (f" (made the folder {created})" if created else "")
 
 
 def new_folder(path: str | Path | None) -> Path | None:

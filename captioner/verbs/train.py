@@ -46,11 +46,11 @@ def run(argv: Sequence[str]) -> int:
         status = _resume(options, again)
         if status is not None:
             return status
-    where = options.config_dir
-    changes = config.checked(options.overrides, several=options.multirun, config_dir=where)
+    config_dir = options.config_dir
+    changes = config.checked(options.overrides, several=options.multirun, config_dir=config_dir)
     if options.multirun:
         own_parts = [f"--plugin={module}" for module in own.plugin]
-        return _sweep(flags, changes, where, own_parts)
+        return _sweep(flags, changes, config_dir, own_parts)
     failures: list[Exception] = []
 
     def job(composed: Any) -> None:
@@ -91,7 +91,7 @@ def _usage_error(message: str, argv: Sequence[str], flags: Sequence[str]) -> NoR
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str:
-    """The value that follows a flag on the command line; "..." where there is none."""
+    """The value that follows a flag on the command line; "..." if there is none."""
     for word, after in zip(argv, [*argv[1:], ""]):
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]
@@ -127,7 +127,7 @@ def _train_job(
     Args:
         composed: the configuration.
         changes: the overrides with which it was composed.
-        again: starts another process of the training.
+        again: the command that starts another process of the training.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -162,7 +162,7 @@ def _train(
     resume: Checkpoint | None = None,
     weights: Checkpoint | None = None,
 ) -> TrainedRun:
-    """Train, and print the result; `again` starts another process of the training."""
+    """Train, and print the result; `again` is the command that starts another process."""
     from captioner.training import ranks
     from captioner.training.train import train
 
@@ -192,7 +192,7 @@ def _print_run(run: TrainedRun) -> None:
     else:
         print(
             "no dev scores: no validation took place (trainer.check_val_every_n_epoch, "
-            "trainer.limit_val_batches); the last checkpoint is taken for the best"
+            "trainer.limit_val_batches); the last checkpoint is used as the best"
         )
     print_rows(
         [
@@ -200,7 +200,7 @@ def _print_run(run: TrainedRun) -> None:
             ("run folder", short(run.folder)),
             ("best checkpoint", short(run.best)),
         ],
-        whole=(1,),
+        no_wrap=(1,),
     )
 
 
@@ -208,10 +208,10 @@ def _print_run(run: TrainedRun) -> None:
 
 
 def _resume(options: argparse.Namespace, again: Sequence[str]) -> int | None:
-    """Resume a run in its own folder; nothing is composed but what the overrides choose.
+    """Resume a run in its own folder; only groups that the overrides name are composed.
 
     Returns:
-        the exit status; None where ``resume`` names no run (``resume=null``).
+        the exit status; None if ``resume`` names no run (``resume=null``).
     """
     from captioner.overrides import parse
     from captioner.training.duration import require_epochs
@@ -224,14 +224,14 @@ def _resume(options: argparse.Namespace, again: Sequence[str]) -> int | None:
     if options.multirun:
         raise ValueError(f"resume={named} continues one run; leave --multirun out")
     last, folder = _last_checkpoint(str(named), changes)
-    where = options.config_dir
-    config = resumed(last.config, changes, run=str(named), folder=folder, config_dir=where)
+    config_dir = options.config_dir
+    config = resumed(last.config, changes, run=str(named), folder=folder, config_dir=config_dir)
     if options.cfg:
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return 0
-    require_epochs(last.lightning, config["trainer"])  # before all that takes long
+    require_epochs(last.lightning, config["trainer"])  # before anything slow
     _train(config, folder, again, resume=last)
     return 0
 
@@ -272,7 +272,7 @@ def _last_checkpoint(named: str, changes: Sequence[Override]) -> tuple[Checkpoin
 
 
 class JobFailed(RuntimeError):
-    """A job of a sweep has failed; the others run."""
+    """A job of a sweep has failed; the others continue."""
 
 
 def _sweep(
@@ -281,7 +281,7 @@ def _sweep(
     config_dir: str | None,
     own_parts: Sequence[str],
 ) -> int:
-    """Train every combination; print the result of each, and return 1 where one failed."""
+    """Train every combination; print the result of each, and return 1 if one failed."""
     from captioner.training.sweeps import for_each_job, sweep_overrides
 
     if not is_first():
@@ -289,14 +289,14 @@ def _sweep(
             "a sweep starts the processes of its trainings itself: captioner train -m ... "
             "trainer.devices=2, without torchrun"
         )
-    kept = [flag for flag in flags if flag not in ("-m", "--multirun")]
-    again = [*this_program(), "train", *own_parts, *kept]
+    own_flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
+    again = [*this_program(), "train", *own_parts, *own_flags]
     more, folder = sweep_overrides(changes, config_dir)
     jobs, new = folder / JOBS, not folder.exists()
     before = jobs.stat().st_size if jobs.is_file() else 0
     try:
-        given = [*flags, *for_each_job(changes, config_dir), *more]
-        _under_hydra(given, lambda composed: _sweep_job(composed, again))
+        arguments = [*flags, *for_each_job(changes, config_dir), *more]
+        _under_hydra(arguments, lambda composed: _sweep_job(composed, again))
     except Exception:
         if not _read_jobs(jobs, before):  # no job has run
             raise
@@ -340,7 +340,7 @@ def _sweep_job(composed: Any, again: Sequence[str]) -> float:
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    """Append a line in one write, for jobs may run at the same time."""
+    """Append a line in one write, because jobs may run at the same time."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -362,4 +362,4 @@ def _print_jobs(rows: Sequence[dict[str, Any]], folder: Path) -> None:
         f"failed: {row['error']}" if "error" in row else f"{row['monitor']} {row['score']:.2f}"
         for row in rows
     ]
-    print_rows(list(zip((row["folder"] for row in rows), results)), whole=(0,))
+    print_rows(list(zip((row["folder"] for row in rows), results)), no_wrap=(0,))

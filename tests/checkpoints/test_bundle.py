@@ -206,7 +206,7 @@ def test_training_does_not_go_on_from_a_bundle(home) -> None:
     with pytest.raises(FileNotFoundError, match="tiny: no such run folder or checkpoint$"):
         checkpoint.find("tiny", name=LAST)
     with pytest.raises(ValueError, match="no encoder to average"):
-        checkpoint.kept("tiny")
+        checkpoint.average_files("tiny")
 
 
 def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
@@ -355,7 +355,7 @@ def test_export_evaluate_and_report_by_name(home, run, scenes, capsys) -> None:
     page = (target / "report.html").read_text()
     assert "data:image/" in page  # the pictures are found by config.yaml
     assert main(["report", "tiny"]) == 1
-    assert "do so with: captioner evaluate tiny" in capsys.readouterr().err
+    assert "evaluate it with: captioner evaluate tiny" in capsys.readouterr().err
 
 
 def test_completion_offers_names(home) -> None:

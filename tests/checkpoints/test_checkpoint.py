@@ -245,4 +245,4 @@ def test_the_average_of_checkpoints_is_the_mean_of_their_weights(run, tmp_path) 
 
 def test_a_run_that_kept_no_epochs_is_told(run) -> None:
     with pytest.raises(FileNotFoundError, match="callbacks.keep=5"):
-        checkpoint.kept(run)
+        checkpoint.average_files(run)

@@ -79,7 +79,7 @@ def test_metrics_without_rows_have_no_interval_and_a_reason(runs, capsys) -> Non
     rows = [row for row in table.rows if row.metric == "distinct-2"]
     assert [(row.score, row.interval, row.difference) for row in rows] == [(3.5, None, None)] * 2
     assert main(["compare", str(runs["first"]), *QUICK]) == 0
-    assert "distinct-2 has no interval: it is of all captions together" in capsys.readouterr().out
+    assert "distinct-2: computed from all captions together" in capsys.readouterr().out
 
 
 def test_one_run_alone_has_intervals(runs, capsys) -> None:

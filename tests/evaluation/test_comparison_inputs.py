@@ -119,7 +119,7 @@ def test_other_images_are_refused_and_what_is_shared_compared(tmp_path, capsys) 
     fails(capsys, first, other, says="not of the same images")
     found = as_json(capsys, first, other, "--anyway")
     assert found["images"] == 150
-    assert "scored on the 150 images that all have, of up to 200" in found["warnings"]
+    assert "scored on the 150 images that all systems have, of up to 200" in found["warnings"]
     shared = {name: rows[:150] for name, rows in whole.rows.items()}
     expected = Statistics(whole.images[:150], shared).scores()["BLEU-4"]
     [score] = [r["score"] for r in found["rows"] if (r["metric"], r["system"]) == ("BLEU-4", "a")]

@@ -299,7 +299,7 @@ def test_captions_and_page_say_the_language_they_are_in(folder: Path) -> None:
     assert page.all("html")[0]["lang"] == "zh"
     assert page.all("body")[0]["lang"] == "en"  # what the page itself says
     assert {one["lang"] for one in page.all("p") if "lang" in one} == {"zh"}
-    assert len([one for one in page.all("p") if one.get("class") == "said"]) > 0
+    assert len([one for one in page.all("p") if one.get("class") == "caption"]) > 0
 
 
 # How it looks ---------------------------------------------------------------------------------
@@ -379,8 +379,8 @@ def test_wrong_inputs_get_one_line(
 
     fails(tmp_path / "gone", says="no such run folder")
     fails(tmp_path, says="not a run")
-    fails(folder, "--split", "test", says="holds only shapes-dev/greedy")
-    fails(folder, "--decoding", "beam9", says="holds only shapes-dev/greedy")
+    fails(folder, "--split", "test", says="has only shapes-dev/greedy")
+    fails(folder, "--decoding", "beam9", says="has only shapes-dev/greedy")
     fails(folder, "--images", 0, says="images=0")
     content = (place / "statistics.npz").read_bytes()
     (place / "statistics.npz").write_bytes(content[:90])

@@ -179,7 +179,7 @@ def test_a_run_folder_holds_what_is_needed_to_understand_it(run) -> None:
 
 def test_a_folder_that_holds_a_run_is_left_alone(tiny, run) -> None:
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
-    with pytest.raises(ValueError, match=f"run_dir={run} already holds a run: resume={run}"):
+    with pytest.raises(ValueError, match=f"run_dir={run} already has a run: resume={run}"):
         train(compose(tiny), run)
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 

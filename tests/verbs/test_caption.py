@@ -78,10 +78,10 @@ def test_without_the_extra_heic_is_skipped_in_one_line_with_its_name(
     assert caption(run, tmp_path) == 0
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "2 .heic skipped; pip install 'captioner[heic]' reads HEIC" in error
+    assert "2 .heic skipped; to read HEIC: pip install 'captioner[heic]'" in error
     (tmp_path / "1.jpg").unlink()
     assert caption(run, tmp_path) == 1
-    assert "but 2 .heic; pip install 'captioner[heic]' reads HEIC" in capsys.readouterr().err
+    assert "but 2 .heic; to read HEIC: pip install 'captioner[heic]'" in capsys.readouterr().err
 
 
 def test_links_to_folders_are_followed_once(run, tmp_path, capsys) -> None:

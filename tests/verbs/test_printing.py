@@ -19,11 +19,11 @@ ROWS = [
 ]
 
 
-def printed(width: int, *, terminal: bool, whole: tuple[int, ...] = ()) -> list[str]:
+def printed(width: int, *, terminal: bool, no_wrap: tuple[int, ...] = ()) -> list[str]:
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=terminal, color_system=None)
     headings = ("name", "kind", "model", "dev BLEU-4")
-    print_rows(ROWS, headings, right=(3,), whole=whole, console=console)
+    print_rows(ROWS, headings, right=(3,), no_wrap=no_wrap, console=console)
     return file.getvalue().splitlines()
 
 
@@ -48,7 +48,7 @@ def test_a_cell_cannot_break_its_line(capsys) -> None:
 
 @pytest.mark.parametrize("width", [40, 70, 80, 85, 86, 87, 88, 120])
 def test_a_name_is_never_folded(width: int) -> None:
-    lines = printed(width, terminal=True, whole=(0,))
+    lines = printed(width, terminal=True, no_wrap=(0,))
     for row in ROWS:
         assert sum(row[0] in line for line in lines) == 1
         assert sum(row[3] in line for line in lines) == 1
