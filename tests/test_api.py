@@ -24,7 +24,7 @@ def photos(scenes):
     return sorted((scenes / "images").glob("test_*.png"))
 
 
-def test_a_path_a_picture_and_a_tensor_say_the_same(model, photos) -> None:
+def test_a_path_a_picture_and_a_tensor_give_the_same_caption(model, photos) -> None:
     path = photos[0]
     image = Image.open(path).convert("RGB")
     pixels = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
@@ -35,20 +35,20 @@ def test_a_path_a_picture_and_a_tensor_say_the_same(model, photos) -> None:
         model.caption(pixels),
         model.caption(pixels.float() / 255),
     ]
-    assert len({one.text for one in captions}) == 1
+    assert len({caption.text for caption in captions}) == 1
     assert model.tokenizer.split(captions[0].text) == list(captions[0].words)
 
 
 def test_a_list_gives_a_list_in_its_order(model, photos) -> None:
     together = model.caption(photos, batch_size=4)
     assert len(together) == 6
-    assert [one.text for one in together] == [model.caption(path).text for path in photos]
+    assert [caption.text for caption in together] == [model.caption(path).text for path in photos]
     assert model.caption([]) == []
 
 
-def test_one_picture_may_be_captioned_as_several_are(model, photos) -> None:
-    (found,) = model.caption_each(photos[0])
-    assert found == model.caption(photos[0])
+def test_one_picture_is_accepted_as_several(model, photos) -> None:
+    (caption,) = model.caption_each(photos[0])
+    assert caption == model.caption(photos[0])
     for nothing in ({}, {"a.png": 1}, 7, None):
         with pytest.raises(ValueError, match=f"type {type(nothing).__name__} is not accepted"):
             model.caption(nothing)
@@ -56,18 +56,18 @@ def test_one_picture_may_be_captioned_as_several_are(model, photos) -> None:
 
 def test_log_probs_are_those_of_the_decoder(model, photos) -> None:
     """Reading the caption back, teacher-forced, gives the same log probabilities."""
-    found = model.caption(photos[0], beam_size=3, length_penalty=0.7, max_length=12)
+    caption = model.caption(photos[0], beam_size=3, length_penalty=0.7, max_length=12)
     words = model.tokenizer.vocabulary
-    tokens = [words.id(word) for word in found.words]
+    tokens = [words.id(word) for word in caption.words]
     inputs = torch.tensor([[words.start, *tokens]])
     (features,) = model.encode([model.prepare(photos[0])])
     log_probs = torch.log_softmax(model.model.decoder(features, inputs), dim=-1)[0]
-    targets = [*tokens, words.end][: len(found.log_probs)]
+    targets = [*tokens, words.end][: len(caption.log_probs)]
     expected = [float(log_probs[t, token].detach()) for t, token in enumerate(targets)]
-    assert found.log_probs == pytest.approx(expected, abs=1e-4)
-    assert found.log_prob == pytest.approx(sum(expected), abs=1e-4)
-    assert found.score == pytest.approx(sum(expected) / len(targets) ** 0.7, abs=1e-4)
-    assert found.as_dict()["words"] == list(found.words)
+    assert caption.log_probs == pytest.approx(expected, abs=1e-4)
+    assert caption.log_prob == pytest.approx(sum(expected), abs=1e-4)
+    assert caption.score == pytest.approx(sum(expected) / len(targets) ** 0.7, abs=1e-4)
+    assert caption.as_dict()["words"] == list(caption.words)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_cached_and_live_features_give_the_same_captions(run, scenes) -> None:
             split="train",
             metrics=["bleu"],
         )
-        texts.append([one.text for one in result.captions])
+        texts.append([caption.text for caption in result.captions])
     assert texts[0] == texts[1]
     assert len(set(texts[0])) > 1
 
@@ -135,7 +135,7 @@ def test_in_bfloat16_too_cached_and_live_features_give_the_same_captions(run, tm
         loader = {**config["loader"], "cache": cache, "cache_folder": str(tmp_path)}
         common = {"decoding": {"beam_size": 3}, "split": "train", "metrics": ["bleu"]}
         result = evaluate(half, data=config["data"], loader=loader, **common)
-        texts.append([one.text for one in result.captions])
+        texts.append([caption.text for caption in result.captions])
     assert texts[0] == texts[1]
 
 
@@ -155,11 +155,11 @@ def test_each_image_gets_its_caption_or_its_error_in_order(model, photos, tmp_pa
     wanted = [photos[0], tmp_path / "gone.png", photos[1], tmp_path / "broken.png", *photos[2:]]
     expected = model.caption(photos)
     for batch_size in (1, 2, 5, 99):
-        found = list(model.caption_each(wanted, batch_size=batch_size))
-        assert isinstance(found[1], FileNotFoundError)
-        assert isinstance(found[3], ValueError)
-        good = [one for one in found if not isinstance(one, Exception)]
-        assert [one.text for one in good] == [one.text for one in expected]
+        results = list(model.caption_each(wanted, batch_size=batch_size))
+        assert isinstance(results[1], FileNotFoundError)
+        assert isinstance(results[3], ValueError)
+        good = [result for result in results if not isinstance(result, Exception)]
+        assert [caption.text for caption in good] == [caption.text for caption in expected]
     with pytest.raises(ValueError, match=r"broken.png"):
         model.caption(wanted[2:])
     with pytest.raises(ValueError, match="batch_size=0"):
@@ -167,7 +167,7 @@ def test_each_image_gets_its_caption_or_its_error_in_order(model, photos, tmp_pa
 
 
 def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) -> None:
-    expected = [one.text for one in model.caption(photos)]
+    expected = [caption.text for caption in model.caption(photos)]
     assert len(set(expected)) > 1
     encode, places = model.encode, iter(range(99))
     ended = [threading.Event() for _ in range(3)]
@@ -184,25 +184,25 @@ def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) 
 
     monkeypatch.setattr(model, "encode", late)
     monkeypatch.setattr("captioner.data.pipeline.CORES", 3)
-    assert [one.text for one in model.caption_each(photos, batch_size=1)] == expected
+    assert [caption.text for caption in model.caption_each(photos, batch_size=1)] == expected
 
 
 @pytest.mark.parametrize(("cores", "left"), [(2, 1), (6, 2), (16, 3)])
-def test_captions_have_the_cores_that_encoders_leave(
+def test_decoding_uses_the_cores_that_encoders_do_not_use(
     cores, left, model, photos, monkeypatch
 ) -> None:
     monkeypatch.setattr("captioner.data.pipeline.CORES", cores)
-    caption, seen = model.caption_features, []
+    caption, threads = model.caption_features, []
     monkeypatch.setattr(
         model,
         "caption_features",
-        lambda *a, **o: seen.append(torch.get_num_threads()) or caption(*a, **o),
+        lambda *a, **o: threads.append(torch.get_num_threads()) or caption(*a, **o),
     )
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         list(model.caption_each(photos, batch_size=2))
-        assert set(seen) == {left}
+        assert set(threads) == {left}
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -225,12 +225,14 @@ def cores():
     torch.set_num_threads(before)
 
 
-def test_the_caller_keeps_its_cores(cores, model, photos) -> None:
+def test_the_number_of_threads_of_the_caller_is_unchanged(cores, model, photos) -> None:
     model.caption(photos, batch_size=2)
     assert cores() == (2, 3)
 
 
-def test_the_caller_keeps_its_cores_after_an_exception(cores, model, photos, monkeypatch) -> None:
+def test_the_number_of_threads_is_unchanged_after_an_exception(
+    cores, model, photos, monkeypatch
+) -> None:
     def fail(images):
         raise RuntimeError("broken network")
 
@@ -245,19 +247,19 @@ def test_the_caller_keeps_its_cores_after_an_exception(cores, model, photos, mon
     assert cores() == (2, 3)
 
 
-def test_the_caller_keeps_its_cores_where_calls_overlap(cores, model, photos) -> None:
-    expected = [one.text for one in model.caption(photos)]
+def test_the_number_of_threads_is_unchanged_if_calls_overlap(cores, model, photos) -> None:
+    expected = [caption.text for caption in model.caption(photos)]
     first, second = (model.caption_each(photos, batch_size=2) for _ in range(2))
     texts = [next(first).text, next(second).text]
     assert cores() == (2, 3)
     first.close()
     assert cores() == (2, 3)
-    texts += [one.text for one in second]
+    texts += [caption.text for caption in second]
     assert texts == [expected[0], *expected]
     assert cores() == (2, 3)
 
 
-def test_settings_and_random_states_of_the_caller_stay(model, photos) -> None:
+def test_settings_and_random_states_of_the_caller_are_unchanged(model, photos) -> None:
     def settings():
         return (
             torch.is_grad_enabled(),
@@ -271,23 +273,27 @@ def test_settings_and_random_states_of_the_caller_stay(model, photos) -> None:
         )
 
     before = settings()
-    each = model.caption_each(photos, batch_size=2, temperature=1.0, captions=2)
-    next(each)
+    results = model.caption_each(photos, batch_size=2, temperature=1.0, captions=2)
+    next(results)
     assert settings() == before  # between two captions as well
-    list(each)
+    list(results)
     assert settings() == before
 
 
 def test_threads_may_share_a_captioner(run, photos) -> None:
     options = [{}, {"beam_size": 3}, {"temperature": 1.0, "seed": 3}, {"max_length": 4}]
-    expected = [[one.text for one in captioner.load(run).caption(photos, **o)] for o in options]
+    expected = [
+        [caption.text for caption in captioner.load(run).caption(photos, **o)] for o in options
+    ]
     assert len({tuple(texts) for texts in expected}) > 2
     shared = captioner.load(run)
     start = threading.Barrier(8)
 
     def work(number: int) -> list[str]:
         start.wait()
-        return [one.text for one in shared.caption(photos, batch_size=2, **options[number % 4])]
+        return [
+            caption.text for caption in shared.caption(photos, batch_size=2, **options[number % 4])
+        ]
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, range(8))) == expected * 2
@@ -302,7 +308,7 @@ COPIES = {
 
 @pytest.mark.parametrize("name", COPIES)
 @pytest.mark.parametrize("used", [False, True])
-def test_a_copy_says_the_same_and_sees_its_own_weights(name, used, run, photos) -> None:
+def test_a_copy_gives_the_same_captions_and_has_its_own_weights(name, used, run, photos) -> None:
     original = captioner.load([run, run])
     expected = captioner.load([run, run]).caption(photos, beam_size=2)
     if used:
@@ -311,17 +317,17 @@ def test_a_copy_says_the_same_and_sees_its_own_weights(name, used, run, photos) 
     assert copied.caption(photos, beam_size=2) == expected
     assert len(copied.encoders) == 1  # still shared by its models
     assert copied.encoders[0] is copied.models[0].encoder
-    other = copied.tokenizer.vocabulary.id("green")
+    green = copied.tokenizer.vocabulary.id("green")
     for model in copied.models:
         with torch.no_grad():
-            model.decoder.output.bias.fill_(-100)[other] = 100
+            model.decoder.output.bias.fill_(-100)[green] = 100
     assert set(copied.caption(photos[0], max_length=3).words) == {"green"}
     changed = name == "copy"  # which has the same models
     assert (original.caption(photos, beam_size=2) != expected) == changed
 
 
 @pytest.mark.parametrize("cores", [1, 3])
-def test_images_are_taken_only_a_few_batches_ahead(cores, model, photos, monkeypatch) -> None:
+def test_only_a_few_batches_are_read_ahead(cores, model, photos, monkeypatch) -> None:
     monkeypatch.setattr("captioner.data.pipeline.CORES", cores)
     taken: list[int] = []
 
@@ -330,29 +336,32 @@ def test_images_are_taken_only_a_few_batches_ahead(cores, model, photos, monkeyp
             taken.append(1)
             yield photos[len(taken) % len(photos)]
 
-    each = model.caption_each(endless(), batch_size=3)
+    results = model.caption_each(endless(), batch_size=3)
     for number in range(1, 13):
-        assert not isinstance(next(each), Exception)
+        assert not isinstance(next(results), Exception)
         assert len(taken) <= number + (3 + 2 * cores) * 3
-    each.close()
+    results.close()
 
 
 def test_several_captions_of_an_image(model, photos) -> None:
-    found = model.caption(photos[0], beam_size=4, captions=4)
-    scores = [found.score, *(one.score for one in found.alternatives)]
+    caption = model.caption(photos[0], beam_size=4, captions=4)
+    scores = [caption.score, *(alternative.score for alternative in caption.alternatives)]
     assert len(scores) == 4
     assert scores == sorted(scores, reverse=True)
-    assert found.text == model.caption(photos[0], beam_size=4).text
-    assert len({found.text, *(one.text for one in found.alternatives)}) == 4
-    assert found.as_dict()["alternatives"][0]["text"] == found.alternatives[0].text
+    assert caption.text == model.caption(photos[0], beam_size=4).text
+    assert len({caption.text, *(alternative.text for alternative in caption.alternatives)}) == 4
+    assert caption.as_dict()["alternatives"][0]["text"] == caption.alternatives[0].text
 
 
-def test_draws_depend_on_the_file_not_on_the_batch(model, photos) -> None:
+def test_samples_depend_on_the_file_not_on_the_batch(model, photos) -> None:
     options = {"temperature": 1.0, "top_p": 0.95, "captions": 2}
 
     def texts(images, seed: int = 3, **more) -> list[list[str]]:
-        found = model.caption(images, seed=seed, **options, **more)
-        return [[one.text, *(other.text for other in one.alternatives)] for one in found]
+        captions = model.caption(images, seed=seed, **options, **more)
+        return [
+            [caption.text, *(alternative.text for alternative in caption.alternatives)]
+            for caption in captions
+        ]
 
     together = texts(photos, batch_size=4)
     assert together == [texts([path])[0] for path in photos]
@@ -360,14 +369,14 @@ def test_draws_depend_on_the_file_not_on_the_batch(model, photos) -> None:
     assert together != texts(photos, seed=4)
 
 
-def test_words_are_required_banned_and_begun_with(model, photos) -> None:
+def test_required_words_banned_words_and_prefix(model, photos) -> None:
     plain = model.caption(photos[0])
     banned = model.caption(photos[0], banned_words=[plain.words[1], "a word it never heard"])
     assert plain.words[1] not in banned.words
-    asked = model.caption(photos[0], required_words=["three green", "fish"], beam_size=3)
-    assert "three green" in asked.text
-    assert "fish" in asked.words
-    assert not asked.note
+    caption = model.caption(photos[0], required_words=["three green", "fish"], beam_size=3)
+    assert "three green" in caption.text
+    assert "fish" in caption.words
+    assert not caption.note
     begun = model.caption(photos[0], prefix="The picture")
     assert begun.text.startswith("the picture ")
     short = model.caption(photos[0], required_words=["three green fish"], max_length=2)
@@ -385,7 +394,7 @@ def test_words_are_required_banned_and_begun_with(model, photos) -> None:
         ({"prefix": "a green fish", "max_length": 3}, "has 3 words; set max_length to 4 or more"),
     ],
 )
-def test_words_that_cannot_be_said_are_refused(model, photos, options, says) -> None:
+def test_words_outside_the_vocabulary_are_refused(model, photos, options, says) -> None:
     with pytest.raises(ValueError, match=says):
         model.caption(photos[0], **options)
 
@@ -402,29 +411,29 @@ def test_an_ensemble_averages_its_models(run, photos, tmp_path) -> None:
     torch.save(content, tmp_path / "other.ckpt")
     both = captioner.load([run, tmp_path / "other.ckpt"])
     assert len(both.encoders) == 1  # they share one, so the image is encoded once
-    found = both.caption(photos[0], beam_size=2)
+    caption = both.caption(photos[0], beam_size=2)
     words = both.tokenizer.vocabulary
-    tokens = [words.id(word) for word in found.words]
+    tokens = [words.id(word) for word in caption.words]
     inputs = torch.tensor([[words.start, *tokens]])
     probs = []
     for path in (run, tmp_path / "other.ckpt"):
-        one = captioner.load(path)
-        (features,) = one.encode([one.prepare(photos[0])])
+        single = captioner.load(path)
+        (features,) = single.encode([single.prepare(photos[0])])
         with torch.no_grad():
-            probs.append(torch.softmax(one.model.decoder(features, inputs), dim=-1)[0])
+            probs.append(torch.softmax(single.model.decoder(features, inputs), dim=-1)[0])
     mean = ((probs[0] + probs[1]) / 2).log()
     expected = [float(mean[t, token]) for t, token in enumerate([*tokens, words.end])]
-    assert found.log_probs == pytest.approx(expected[: len(found.log_probs)], abs=1e-4)
+    assert caption.log_probs == pytest.approx(expected[: len(caption.log_probs)], abs=1e-4)
 
 
 def test_an_ensemble_of_one_model_twice_changes_nothing(run, model, photos) -> None:
     twice = captioner.load([run, run])
     for average in ("probability", "log_probability"):
-        found = twice.caption(photos, beam_size=3, ensemble=average)
-        assert [c.text for c in found] == [c.text for c in model.caption(photos, beam_size=3)]
+        captions = twice.caption(photos, beam_size=3, ensemble=average)
+        assert [c.text for c in captions] == [c.text for c in model.caption(photos, beam_size=3)]
 
 
-def test_models_of_different_vocabularies_do_not_decode_together(run, tmp_path) -> None:
+def test_models_of_different_vocabularies_are_refused_as_an_ensemble(run, tmp_path) -> None:
     from captioner.checkpoints import checkpoint
 
     content = checkpoint.read(run).lightning

@@ -18,7 +18,7 @@ from captioner.metrics.statistics import Statistics
 
 def fails(capsys: pytest.CaptureFixture, *argv: object, says: str, status: int = 1) -> None:
     """The command ends with a status and one line on standard error."""
-    assert main([str(one) for one in argv]) == status
+    assert main([str(word) for word in argv]) == status
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert error.startswith("captioner: error: ")
@@ -46,14 +46,14 @@ def test_help_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])
-def test_every_verb_explains_itself_with_examples(verb: str, capsys) -> None:
+def test_every_verb_has_help_with_examples(verb: str, capsys) -> None:
     with pytest.raises(SystemExit) as leaving:
         main([verb, "--help"])
     assert leaving.value.code == 0
     assert f"captioner {verb}" in capsys.readouterr().out.partition("examples:")[2]
 
 
-def test_train_explains_itself_with_examples() -> None:
+def test_train_has_help_with_examples() -> None:
     done = command("train", "--help")
     assert done.returncode == 0
     assert "captioner train -m experiment=demo decoder.cell=rnn,gru,lstm" in done.stdout
@@ -69,9 +69,9 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path, capsys) -> None:
     assert not any(line != line.rstrip() or "  " in line for line in lines[-3:])
     assert "BLEU-4" in done.stdout
 
-    chosen = ["--metrics", "bleu,rouge-l,cider-d,diversity"]
+    metrics = ["--metrics", "bleu,rouge-l,cider-d,diversity"]
     beam = ["decoding=beam", "decoding.beam_size=2"]
-    done = command("evaluate", run, "data.split=test", *beam, *chosen)
+    done = command("evaluate", run, "data.split=test", *beam, *metrics)
     assert done.returncode == 0, done.stderr
     folder = run / "evaluation" / "shapes-test" / "beam2-lp0.7"
     scores = json.loads((folder / "scores.json").read_text())
@@ -158,7 +158,7 @@ def test_formats_agree(run, mixed, tmp_path, capsys) -> None:
         assert main([*arguments, "--output", str(file)]) == 0
         assert file.read_text(encoding="utf-8") == outputs[form]
     texts = [line.partition(": ")[2] for line in outputs["text"].splitlines()]
-    assert [one["caption"] for one in json.loads(outputs["json"])] == texts
+    assert [entry["caption"] for entry in json.loads(outputs["json"])] == texts
     rows = list(csv.DictReader(io.StringIO(outputs["csv"])))
     assert [row["caption"] for row in rows] == texts
     assert len(texts) == 2
@@ -277,27 +277,27 @@ def test_usage_errors_are_one_line(line, said, capsys) -> None:
     assert said in error
 
 
-def test_flags_may_stand_before_between_and_after(scenes, tmp_path, capsys) -> None:
+def test_flags_may_be_before_between_and_after_paths(scenes, tmp_path, capsys) -> None:
     """Of the verbs that need no model here; the others share the parser's call."""
     root = f"data.root={scenes}"
-    said = set()
+    messages = set()
     for argv in (["--format", "json", root, "seed=3"], [root, "--format", "json", "seed=3"]):
         assert main(["data", "stats", *argv]) == 0
-        said.add(capsys.readouterr().out)
+        messages.add(capsys.readouterr().out)
     assert main(["data", "--format", "json", "stats", root]) == 0
-    assert {capsys.readouterr().out} == said
+    assert {capsys.readouterr().out} == messages
     assert main(["models", "--json", "list", "--runs", str(tmp_path)]) == 0
-    assert [one["kind"] for one in json.loads(capsys.readouterr().out)] == ["bundled"]
+    assert [entry["kind"] for entry in json.loads(capsys.readouterr().out)] == ["bundled"]
     rows = [{"image": n, "caption": "a dog runs", "references": ["a dog runs"]} for n in "ab"]
     for name in ("a", "b"):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (tmp_path / f"{name}.jsonl").write_text(text)
     mine, references = str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
-    said = set()
+    messages = set()
     for argv in ([mine, "--metrics", "bleu", references], ["--metrics", "bleu", mine, references]):
         assert main(["score", *argv]) == 0
-        said.add(capsys.readouterr().out)
-    assert len(said) == 1
+        messages.add(capsys.readouterr().out)
+    assert len(messages) == 1
 
 
 def test_output_is_not_touched_when_the_model_is_missing(run, mixed, tmp_path, capsys) -> None:
@@ -360,7 +360,8 @@ def test_every_decoding_option_is_a_flag_and_has_a_help_text(monkeypatch, capsys
 
     taken = {}
     monkeypatch.setattr(
-        "captioner.verbs.caption_files.caption_files", lambda paths, **given: taken.update(given)
+        "captioner.verbs.caption_files.caption_files",
+        lambda paths, **options: taken.update(options),
     )
     for name, (flags, value) in FLAGS.items():
         main(["caption", "x.jpg", *flags])
@@ -369,10 +370,10 @@ def test_every_decoding_option_is_a_flag_and_has_a_help_text(monkeypatch, capsys
     assert taken["decoding"] == {}
     with pytest.raises(SystemExit):
         main(["caption", "--help"])
-    told = " ".join(capsys.readouterr().out.split())
+    help_text = " ".join(capsys.readouterr().out.split())
     for name, option in OPTIONS.items():
-        assert f"--{name.replace('_', '-')}" in told
-        assert option.help in told
+        assert f"--{name.replace('_', '-')}" in help_text
+        assert option.help in help_text
 
 
 def test_every_decoding_option_is_in_the_documentation() -> None:
@@ -385,7 +386,7 @@ def test_every_decoding_option_is_in_the_documentation() -> None:
     assert "`ensemble`" in text and "`precision=bf16`" in text
 
 
-def test_caption_gives_several_captions_and_says_what_it_could_not(run, scenes, capsys) -> None:
+def test_caption_prints_several_captions_and_violated_options(run, scenes, capsys) -> None:
     photo = str(sorted((scenes / "images").glob("test_*.png"))[0])
     wanted = ["caption", photo, "--model", str(run), "--beam-size", "3", "--captions", "3"]
     assert main(wanted) == 0
@@ -393,8 +394,11 @@ def test_caption_gives_several_captions_and_says_what_it_could_not(run, scenes, 
     assert len(lines) == 3
     assert all(line.startswith(f"{photo}: ") for line in lines)
     assert main([*wanted, "--format", "json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)
-    texts = [found["caption"], *(one["caption"] for one in found["alternatives"])]
+    (caption,) = json.loads(capsys.readouterr().out)
+    texts = [
+        caption["caption"],
+        *(alternative["caption"] for alternative in caption["alternatives"]),
+    ]
     assert [f"{photo}: {text}" for text in texts] == lines
     assert main([*wanted, "--format", "csv"]) == 0
     assert len(list(csv.reader(io.StringIO(capsys.readouterr().out)))) == 4
@@ -408,7 +412,7 @@ def test_caption_gives_several_captions_and_says_what_it_could_not(run, scenes, 
     )
 
 
-def test_evaluate_takes_several_models_and_several_captions(run, scenes, capsys) -> None:
+def test_evaluate_accepts_several_models_and_several_captions(run, scenes, capsys) -> None:
     overrides = ["data.split=test", "decoding=sample", "decoding.captions=2"]
     assert (
         main(
@@ -433,7 +437,7 @@ def test_evaluate_takes_several_models_and_several_captions(run, scenes, capsys)
     assert all(row["captions"][0]["caption"] == row["caption"] for row in rows)
 
 
-def test_average_makes_a_checkpoint_that_other_verbs_take(run, scenes, tmp_path, capsys) -> None:
+def test_average_writes_a_checkpoint_that_other_verbs_accept(run, scenes, tmp_path, capsys) -> None:
     import shutil
 
     best = run / "checkpoints" / "best.ckpt"
@@ -441,11 +445,11 @@ def test_average_makes_a_checkpoint_that_other_verbs_take(run, scenes, tmp_path,
     assert main(["average", *map(str, copies)]) == 0
     assert "averaged a.ckpt, b.ckpt" in capsys.readouterr().out
     photo = str(sorted((scenes / "images").glob("test_*.png"))[0])
-    said = []
+    outputs = []
     for model in (best, tmp_path / "average.ckpt"):
         assert main(["caption", photo, "--model", str(model)]) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1]
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
     (tmp_path / "link.ckpt").symlink_to("later.ckpt")
     assert main(["average", *map(str, copies), "--output", str(tmp_path / "link.ckpt")]) == 0
     assert (tmp_path / "later.ckpt").read_bytes() == (tmp_path / "average.ckpt").read_bytes()

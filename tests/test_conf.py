@@ -39,7 +39,9 @@ COMPONENTS = {
 OPTIONS = [(group, name) for group in config.groups() for name in config.options(group)]
 
 
-@pytest.mark.parametrize(("group", "name"), [one for one in OPTIONS if one[0] != "experiment"])
+@pytest.mark.parametrize(
+    ("group", "name"), [option for option in OPTIONS if option[0] != "experiment"]
+)
 def test_a_yaml_lists_every_argument_of_its_component(group: str, name: str) -> None:
     values = config.compose([f"{group}={name}"])[group]
     if group == "decoder":
@@ -110,9 +112,9 @@ def lines(changes: list) -> list[str]:
 
 
 def test_a_plus_before_a_key_that_is_there_is_dropped() -> None:
-    given = ["+optimizer.lr=0.1", "++optimizer.lr=0.2", "+trainer.max_depth=1"]
-    assert lines(config.checked(given)) == ["optimizer.lr=0.1", *given[1:]]
-    assert config.compose(config.checked(given[:1]))["optimizer"]["lr"] == 0.1
+    overrides = ["+optimizer.lr=0.1", "++optimizer.lr=0.2", "+trainer.max_depth=1"]
+    assert lines(config.checked(overrides)) == ["optimizer.lr=0.1", *overrides[1:]]
+    assert config.compose(config.checked(overrides[:1]))["optimizer"]["lr"] == 0.1
 
 
 def test_any_network_of_timm_or_torchvision_is_one_override() -> None:

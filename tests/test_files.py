@@ -15,10 +15,10 @@ from captioner.files import partial, to_json, whole_file, write_whole
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(one.name for one in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir())
 
 
-def test_all_or_nothing(tmp_path, monkeypatch) -> None:
+def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch) -> None:
     path = write_whole(tmp_path / "deep" / "文.txt", "vier\r\nfünf")
     assert path.read_bytes() == "vier\r\nfünf".encode()
     write_whole(path, b"\x00six")
@@ -34,7 +34,7 @@ def test_all_or_nothing(tmp_path, monkeypatch) -> None:
     assert names(path.parent) == ["文.txt"]
 
 
-def test_what_is_no_character_is_escaped_as_json_does(tmp_path) -> None:
+def test_lone_surrogates_are_escaped_as_in_json(tmp_path) -> None:
     value = {"名": "caf\udce9.png \ud83d"}
     path = write_whole(tmp_path / "a.json", json.dumps(value, ensure_ascii=False))
     assert json.loads(path.read_text(encoding="utf-8")) == value
@@ -50,7 +50,7 @@ def test_a_file_keeps_its_permissions(tmp_path) -> None:
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o640)
 
 
-def test_a_link_stays_and_leads_to_the_new_file(tmp_path) -> None:
+def test_a_symbolic_link_is_followed(tmp_path) -> None:
     (tmp_path / "far").mkdir()
     (tmp_path / "far" / "real.txt").write_text("old")
     (tmp_path / "link").symlink_to("far/real.txt")
@@ -64,7 +64,7 @@ def test_a_link_stays_and_leads_to_the_new_file(tmp_path) -> None:
     assert (tmp_path / "far" / "later.txt").read_text() == "born"
 
 
-def test_pipes_and_devices_are_written_through(tmp_path) -> None:
+def test_pipes_and_devices_are_written_directly(tmp_path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     read: list[str] = []
@@ -80,7 +80,7 @@ def test_pipes_and_devices_are_written_through(tmp_path) -> None:
     assert os.stat(os.devnull).st_ino == device.st_ino
 
 
-def test_standard_output_is_added_to_and_not_cut_off(capfd, tmp_path) -> None:
+def test_standard_output_is_not_truncated(capfd, tmp_path) -> None:
     print("before", flush=True)
     write_whole("/dev/stdout", "between\n")
     write_whole("/dev/fd/1", "between\n")
@@ -88,7 +88,7 @@ def test_standard_output_is_added_to_and_not_cut_off(capfd, tmp_path) -> None:
     assert capfd.readouterr().out == "before\nbetween\nbetween\nafter\n"
 
 
-def test_a_folder_is_refused_before_the_work(tmp_path) -> None:
+def test_a_folder_is_refused_before_any_work(tmp_path) -> None:
     taken: list[int] = []
     with pytest.raises(IsADirectoryError, match="name a file in it"):
         write_whole(tmp_path, (taken.append(1) or b"x" for _ in range(3)))
@@ -96,7 +96,7 @@ def test_a_folder_is_refused_before_the_work(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_what_was_written_may_be_kept_beside(error, tmp_path) -> None:
+def test_an_incomplete_file_may_be_kept(error, tmp_path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("precious")
 
@@ -114,7 +114,7 @@ def test_what_was_written_may_be_kept_beside(error, tmp_path) -> None:
     assert names(tmp_path) == ["a.csv", "a.csv.partial"]
 
 
-def test_errors_name_the_file_that_was_asked_for(tmp_path, monkeypatch) -> None:
+def test_errors_name_the_requested_file(tmp_path, monkeypatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -22,14 +22,14 @@ def test_every_cell_is_recorded() -> None:
     assert set(CELLS) == set(KNOWN)
 
 
-def test_trainings_give_what_they_gave(tmp_path) -> None:
+def test_losses_scores_and_captions_have_not_changed(tmp_path) -> None:
     known = json.loads(GOLDEN.read_text(encoding="utf-8"))
     compared = 0
-    for name, found in record(tmp_path):
+    for name, actual in record(tmp_path):
         if name == "learned":
             break
-        assert found.keys() == known[name].keys(), name
-        for key, values in found.items():
+        assert actual.keys() == known[name].keys(), name
+        for key, values in actual.items():
             if key == "weights":  # checkpoints know weights by these names
                 assert values == known[name][key], name
             elif key == "captions":
@@ -40,7 +40,7 @@ def test_trainings_give_what_they_gave(tmp_path) -> None:
     assert compared > 1000
 
 
-def test_a_checkpoint_of_before_loads_and_resumes(tmp_path, scenes) -> None:
+def test_an_old_checkpoint_loads_and_resumes(tmp_path, scenes) -> None:
 
     folder = tmp_path / "old"
     (folder / "checkpoints").mkdir(parents=True)

@@ -51,12 +51,12 @@ def kinds(folder: Path) -> dict[str, object]:
     }
 
 
-def test_one_picture_is_the_same_however_it_is_given(tmp_path) -> None:
-    for kind, given in kinds(tmp_path).items():
-        assert numpy.array_equal(numpy.asarray(open_image(given)), PIXELS), kind
+def test_every_kind_of_input_gives_the_same_pixels(tmp_path) -> None:
+    for kind, image in kinds(tmp_path).items():
+        assert numpy.array_equal(numpy.asarray(open_image(image)), PIXELS), kind
 
 
-def test_an_opened_file_may_be_given_twice(tmp_path) -> None:
+def test_an_open_file_may_be_used_twice(tmp_path) -> None:
     file = io.BytesIO(png(PIXELS))
     assert open_image(file).tobytes() == open_image(file).tobytes()
 
@@ -71,7 +71,7 @@ def test_an_opened_file_may_be_given_twice(tmp_path) -> None:
         (numpy.full((7, 9, 4), (9, 8, 7, 255), numpy.uint8), (9, 8, 7)),
     ],
 )
-def test_arrays_are_treated_as_files_are(pixels, color) -> None:
+def test_arrays_are_converted_like_files(pixels, color) -> None:
     image = open_image(pixels)
     assert (image.mode, image.size) == ("RGB", (9, 7))
     assert image.getpixel((4, 3)) == color
@@ -96,7 +96,7 @@ def test_arrays_are_treated_as_files_are(pixels, color) -> None:
         (7, r"type int is not accepted"),
     ],
 )
-def test_what_is_no_image_is_named(given, says) -> None:
+def test_inputs_that_are_not_images_are_refused(given, says) -> None:
     with pytest.raises(ValueError, match=says):
         open_image(given)
 
@@ -105,13 +105,13 @@ def test_what_is_no_image_is_named(given, says) -> None:
     ("formats", "says"),
     [((), "BMP or TIFF image"), (("AVIF",), "TIFF or AVIF"), (("AVIF", "HEIF"), "AVIF or HEIC")],
 )
-def test_kinds_are_named_that_can_be_read_here(formats, says, monkeypatch) -> None:
+def test_the_error_lists_the_formats_that_can_be_read(formats, says, monkeypatch) -> None:
     monkeypatch.setattr(images, "_rare_formats", lambda: formats)
     with pytest.raises(ValueError, match=says):
         open_image(b"no image")
 
 
-def test_a_closed_file_is_named(tmp_path) -> None:
+def test_a_closed_file_is_refused(tmp_path) -> None:
     file = io.BytesIO(png(PIXELS))
     file.close()
     with pytest.raises(ValueError, match="closed file; caption it while it is open"):
@@ -119,13 +119,13 @@ def test_a_closed_file_is_named(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".mpo", ".heic", ".unknown", ""])
-def test_a_jpeg_is_read_whatever_it_is_called(suffix, tmp_path) -> None:
+def test_a_jpeg_is_read_with_any_suffix(suffix, tmp_path) -> None:
     path = tmp_path / f"photo{suffix}"
     Image.new("RGB", (9, 7), "red").save(path, "JPEG")
     assert open_image(path).getpixel((0, 0)) == (254, 0, 0)
 
 
-def test_of_a_stereo_pair_the_first_picture_is_taken(tmp_path) -> None:
+def test_the_first_picture_of_a_stereo_pair_is_used(tmp_path) -> None:
     right = Image.new("RGB", (9, 7), "blue")
     Image.new("RGB", (9, 7), "red").save(
         tmp_path / "pair.mpo", "MPO", save_all=True, append_images=[right]
@@ -135,7 +135,7 @@ def test_of_a_stereo_pair_the_first_picture_is_taken(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["HEIF", "AVIF"])
-def test_heic_and_avif_are_read_where_they_can_be(kind, tmp_path) -> None:
+def test_heic_and_avif_are_read_if_possible(kind, tmp_path) -> None:
     heif = pytest.importorskip("pillow_heif") if kind == "HEIF" else None
     if heif:
         heif.register_heif_opener()
@@ -162,7 +162,7 @@ def no_heif(monkeypatch) -> None:
     images._rare_formats.cache_clear()
 
 
-def test_without_its_extra_heic_is_refused_with_the_extras_name(no_heif, tmp_path) -> None:
+def test_without_pillow_heif_the_error_says_how_to_install_it(no_heif, tmp_path) -> None:
     path = tmp_path / "IMG_0003.HEIC"
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
     with pytest.raises(ValueError, match=r"to read it: pip install 'captioner\[heic\]'"):
@@ -170,7 +170,7 @@ def test_without_its_extra_heic_is_refused_with_the_extras_name(no_heif, tmp_pat
     assert {".heic", ".heif"} <= unreadable_suffixes()
 
 
-def test_a_lack_of_memory_is_not_told_as_damage(tmp_path, monkeypatch) -> None:
+def test_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(png(PIXELS))
 

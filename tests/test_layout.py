@@ -59,7 +59,7 @@ def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
         elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
-            yield from (one for branch in child.orelse for one in statements(branch))
+            yield from (statement for branch in child.orelse for statement in statements(branch))
         else:
             yield from statements(child)
 
@@ -82,28 +82,28 @@ def test_every_room_has_its_level() -> None:
 
 def test_imports_point_downwards() -> None:
     upwards = [
-        f"{place}: {own} imports {other}"
-        for own, other, place in imports()
-        if own != "__init__" and LEVEL[other] < LEVEL[own]
+        f"{place}: {own} imports {imported}"
+        for own, imported, place in imports()
+        if own != "__init__" and LEVEL[imported] < LEVEL[own]
     ]
     assert not upwards, "\n".join(upwards)
 
 
 def test_no_rooms_import_one_another_in_a_circle() -> None:
     below: dict[str, set[str]] = {}
-    for own, other, _ in imports():
-        below.setdefault(own, set()).add(other)
-    reached = {room: set(others) for room, others in below.items()}
+    for own, imported, _ in imports():
+        below.setdefault(own, set()).add(imported)
+    reached = {room: set(rooms) for room, rooms in below.items()}
     for middle in LEVEL:  # Warshall: who is reached by way of whom
-        for others in reached.values():
-            if middle in others:
-                others |= reached.get(middle, set())
+        for rooms in reached.values():
+            if middle in rooms:
+                rooms |= reached.get(middle, set())
     assert not sorted(room for room in LEVEL if room in reached.get(room, ()))
 
 
 def test_the_package_itself_imports_little() -> None:
     """So that `import captioner` is cheap; the model is loaded with the first call."""
-    assert {other for own, other, _ in imports() if own == "__init__"} <= {"process", "api"}
+    assert {imported for own, imported, _ in imports() if own == "__init__"} <= {"process", "api"}
 
 
 NEEDS_NO_TORCH = {

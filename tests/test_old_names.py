@@ -35,7 +35,7 @@ def test_an_old_name_is_renamed_with_a_warning(old: str, new: str) -> None:
 @pytest.mark.parametrize(
     "line", ["training.unfreeze_at=2", "training=mine", "training.lrx=1", "data.root=training.lr"]
 )
-def test_other_overrides_stay_as_they_are(line: str) -> None:
+def test_other_overrides_are_unchanged(line: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert renamed(line) == line
@@ -58,7 +58,7 @@ def test_old_and_new_names_compose_to_the_same(old: list[str], new: list[str]) -
     assert config.compose([*same, *old]) == config.compose([*same, *new])
 
 
-def test_self_critical_training_has_small_rates_of_its_own() -> None:
+def test_self_critical_training_has_its_own_learning_rates() -> None:
     composed = config.compose(["objective=scst"])
     assert (composed["optimizer"]["lr"], composed["optimizer"]["encoder_lr"]) == (5e-5, 1e-6)
     assert composed["schedule"]["name"] == "constant"
@@ -100,12 +100,12 @@ def test_the_oldest_checkpoints_name_no_objective() -> None:
     assert modernized({"training": {"lr": 0.1}})["objective"] == {"name": "cross_entropy"}
 
 
-def test_a_present_configuration_stays_as_it_is() -> None:
+def test_a_current_configuration_is_unchanged() -> None:
     composed = config.compose(["objective=scst"])
     assert modernized(composed) == composed
 
 
-def test_old_names_in_yaml_of_a_users_own(tmp_path) -> None:
+def test_old_names_in_the_users_yaml(tmp_path) -> None:
     folder = tmp_path / "experiment"
     folder.mkdir()
     (folder / "mine.yaml").write_text(
@@ -148,10 +148,10 @@ def test_cfg_job_shows_what_old_names_in_yaml_will_train(tmp_path, capsys) -> No
     folder = experiment_folder(tmp_path, MIX)
     with pytest.warns(FutureWarning, match="training.lr is now optimizer.lr"):
         assert train.run(["--config-dir", str(folder), "experiment=mix", "--cfg", "job"]) == 0
-    shown = OmegaConf.create(capsys.readouterr().out)
-    assert (shown.optimizer.lr, shown.objective.label_smoothing) == (0.003, 0.2)
-    assert shown.schedule == {"name": "plateau", "warmup": 0.05, "factor": 0.5, "patience": 1}
-    assert set(shown.training) == set(KEPT)
+    config = OmegaConf.create(capsys.readouterr().out)
+    assert (config.optimizer.lr, config.objective.label_smoothing) == (0.003, 0.2)
+    assert config.schedule == {"name": "plateau", "warmup": 0.05, "factor": 0.5, "patience": 1}
+    assert set(config.training) == set(KEPT)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

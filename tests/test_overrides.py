@@ -50,7 +50,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("typed", "value"), VALUES)
-def test_a_value_is_what_was_typed(typed: str, value: object) -> None:
+def test_a_value_is_parsed_as_typed(typed: str, value: object) -> None:
     (change,) = parse([typed])
     assert change.value() == value
     assert type(change.value()) is type(value)
@@ -70,14 +70,14 @@ def test_a_value_is_what_was_typed(typed: str, value: object) -> None:
         ("seed=range(1,4)", ["1", "2", "3"]),
     ],
 )
-def test_a_sweep_stays_one(typed: str, values: list) -> None:
+def test_a_sweep_is_parsed_as_a_sweep(typed: str, values: list) -> None:
     (change,) = parse([typed], several=True)
     assert change.is_sweep_override()
-    found = change.value().list if change.is_choice_sweep() else change.sweep_string_iterator()
-    assert [getattr(one, "text", one) for one in found] == values
+    elements = change.value().list if change.is_choice_sweep() else change.sweep_string_iterator()
+    assert [getattr(element, "text", element) for element in elements] == values
 
 
-def test_a_path_that_is_there_is_meant_as_typed(tmp_path, monkeypatch) -> None:
+def test_an_existing_path_is_used_as_typed(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a,b", "[x]", "0_cell=gru,seed=1", "2024", "choice(a,b)"):
         (tmp_path / name).mkdir()
@@ -85,7 +85,7 @@ def test_a_path_that_is_there_is_meant_as_typed(tmp_path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("typed", ["a b=c", "decoder.cell", "x={a: José}", "x=[1,[2,José]]"])
-def test_what_cannot_be_understood_says_how_to_quote(typed: str) -> None:
+def test_an_invalid_override_says_how_to_quote(typed: str) -> None:
     with pytest.raises(ValueError, match="is not an override; write key=value.*in quotes") as error:
         parse([typed])
     assert "\n" not in str(error.value)

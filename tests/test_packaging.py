@@ -55,7 +55,7 @@ def python(code: str, path: Path, folder: Path) -> str:
     return done.stdout.strip()
 
 
-def test_the_wheel_holds_every_yaml_and_module(wheel: Path) -> None:
+def test_the_wheel_contains_every_yaml_and_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.removeprefix("captioner/") for name in names if name.endswith(".yaml")} == YAML
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "captioner").rglob("*.py")}
@@ -64,13 +64,15 @@ def test_the_wheel_holds_every_yaml_and_module(wheel: Path) -> None:
     assert not [name for name in names if name.startswith(("tests", "datasets", "conf/"))]
 
 
-def test_wheel_and_sdist_hold_bundled_models(wheel: Path, source: Path, tmp_path) -> None:
+def test_wheel_and_sdist_contain_bundled_models(wheel: Path, source: Path, tmp_path) -> None:
     files = {bundle.CARD, bundle.MODEL, bundle.WEIGHTS, bundle.TRAINING}
     with tarfile.open(built("sdist", source, tmp_path / "sdist")) as archive:
         parts = [Path(name).parts[1:] for name in archive.getnames()]
     for names in ([Path(name).parts for name in zipfile.ZipFile(wheel).namelist()], parts):
-        found = {one[3] for one in names if one[1:3] == ("bundled", "tiny") and len(one) == 4}
-        assert found == files
+        packaged = {
+            parts[3] for parts in names if parts[1:3] == ("bundled", "tiny") and len(parts) == 4
+        }
+        assert packaged == files
 
 
 @pytest.mark.parametrize("kind", ["wheel", "clone"])

@@ -44,10 +44,10 @@ def test_the_example_is_a_decoder(mine) -> None:
     check_decoder(sys.modules["mine"].Bigram)
 
 
-def test_it_trains_and_loads_where_a_person_names_it(mine, tiny, scenes, capsys) -> None:
-    smaller = [one for one in tiny if not one.startswith("decoder.")]
-    given = [*smaller, "trainer.max_epochs=1", "run_dir=runs/mine"]
-    assert main(["train", "decoder=mine:Bigram", "decoder.width=9", *given]) == 0
+def test_an_own_class_trains_and_loads_if_named(mine, tiny, scenes, capsys) -> None:
+    smaller = [line for line in tiny if not line.startswith("decoder.")]
+    overrides = [*smaller, "trainer.max_epochs=1", "run_dir=runs/mine"]
+    assert main(["train", "decoder=mine:Bigram", "decoder.width=9", *overrides]) == 0
     capsys.readouterr()
     del sys.modules["mine"]
     photo = str(scenes / "images" / "test_00000.png")
@@ -78,7 +78,7 @@ def test_a_wrong_name_gets_one_line(mine, overrides: list[str], says: str) -> No
     assert "\n" not in str(error.value)
 
 
-def test_arguments_are_held_against_the_signature(mine) -> None:
+def test_arguments_are_compared_with_the_signature(mine) -> None:
     composed = config.compose(["decoder=mine:Bigram", "decoder.width=wide"])
     with pytest.raises(ValueError, match="decoder.width='wide' is not accepted.*whole number"):
         build_model({**composed["encoder"], "pretrained": False}, composed["decoder"],
@@ -98,7 +98,7 @@ def test_an_argument_without_default_must_be_given(mine) -> None:
 @pytest.mark.parametrize(
     "name", ["subprocess:Popen", "torch.nn:LSTM", "os:system", "captioner.config:"]
 )
-def test_what_a_checkpoint_names_must_have_what_is_demanded(name: str) -> None:
+def test_classes_named_by_a_checkpoint_must_satisfy_the_interface(name: str) -> None:
     with pytest.raises(
         ValueError, match="does not have .*which captioner.*Decoder requires|has no class"
     ):
@@ -106,7 +106,7 @@ def test_what_a_checkpoint_names_must_have_what_is_demanded(name: str) -> None:
 
 
 @pytest.mark.parametrize("table", [CELLS, ENCODERS, TOKENIZERS, OBJECTIVES])
-def test_a_class_must_have_what_the_tables_classes_inherit(table: dict) -> None:
+def test_a_class_must_inherit_from_the_base_of_its_table(table: dict) -> None:
     with pytest.raises(
         ValueError, match="x=subprocess:Popen does not have .*which captioner.* requires"
     ):
@@ -119,7 +119,7 @@ def test_a_table_of_functions_takes_no_class(table: dict) -> None:
         config.pick(table, "subprocess:Popen", "x")
 
 
-def test_attributes_that_a_decoder_lacks_are_named_once_it_is_built(mine) -> None:
+def test_missing_attributes_of_a_decoder_are_named(mine) -> None:
     code = (mine / "mine.py").read_text("utf-8").replace("self.output", "self.logits")
     (mine / "mine.py").write_text(code, encoding="utf-8")
     composed = config.compose(["decoder=mine:Bigram", "encoder.pretrained=false"])
@@ -129,33 +129,33 @@ def test_attributes_that_a_decoder_lacks_are_named_once_it_is_built(mine) -> Non
         build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
 
 
-def test_a_cell_of_ones_own(mine) -> None:
+def test_an_own_cell(mine) -> None:
     (mine / "mine.py").write_text(
         "from captioner.models.recurrence.cells import GRU\nclass Mine(GRU):\n    '''A GRU.'''\n"
     )
     composed = config.compose(["decoder.cell=mine:Mine", "encoder.pretrained=false"])
     for name in ("show_tell", "show_attend_tell", "adaptive"):
-        chosen = config.compose([f"decoder={name}", "decoder.cell=mine:Mine"])["decoder"]
-        model = build_model(composed["encoder"], chosen, vocabulary_size=11)
+        group = config.compose([f"decoder={name}", "decoder.cell=mine:Mine"])["decoder"]
+        model = build_model(composed["encoder"], group, vocabulary_size=11)
         assert type(model.decoder.recurrence.cells[0]) is sys.modules["mine"].Mine
-    chosen = config.compose(["decoder=up_down", "decoder.cell=mine:Mine"])["decoder"]
-    model = build_model(composed["encoder"], chosen, vocabulary_size=11)
+    group = config.compose(["decoder=up_down", "decoder.cell=mine:Mine"])["decoder"]
+    model = build_model(composed["encoder"], group, vocabulary_size=11)
     assert type(model.decoder.looking) is sys.modules["mine"].Mine
 
 
-def test_a_tokenizer_of_ones_own(mine) -> None:
+def test_an_own_tokenizer(mine) -> None:
     (mine / "mine.py").write_text(
         "from captioner.tokenizers import WordTokenizer\n"
         "class Mine(WordTokenizer):\n    name = 'mine:Mine'\n"
     )
     from captioner.tokenizers import build_tokenizer, restore_tokenizer
 
-    chosen = config.compose(["tokenizer=mine:Mine"])["tokenizer"]
-    built = config.make(build_tokenizer, "tokenizer", chosen, ["a dog"])
+    group = config.compose(["tokenizer=mine:Mine"])["tokenizer"]
+    built = config.make(build_tokenizer, "tokenizer", group, ["a dog"])
     assert type(restore_tokenizer(built.as_dict())) is sys.modules["mine"].Mine
 
 
-def test_an_objective_of_ones_own(mine) -> None:
+def test_an_own_objective(mine) -> None:
     (mine / "mine.py").write_text(
         "from captioner.training.objectives.cross_entropy import CrossEntropy\n"
         "class Mine(CrossEntropy):\n"
@@ -169,7 +169,7 @@ def test_an_objective_of_ones_own(mine) -> None:
     assert objective_class(objective) is sys.modules["mine"].Mine
 
 
-def test_an_encoder_of_ones_own(mine) -> None:
+def test_an_own_encoder(mine) -> None:
     (mine / "mine.py").write_text(
         "from captioner.models.encoders.libraries import TimmEncoder\n"
         "class Net(TimmEncoder):\n"
@@ -200,33 +200,33 @@ def myconf(mine) -> Path:
     return mine / "myconf"
 
 
-def test_a_folder_of_options_is_asked_for_by_hydra(myconf) -> None:
-    chosen = ["experiment=mine", "data=ours"]
-    for found in (
-        config.compose(chosen, config_dir="myconf"),
-        config.compose([*chosen, f"hydra.searchpath=[file://{myconf}]"]),
+def test_a_folder_of_own_options(myconf) -> None:
+    overrides = ["experiment=mine", "data=ours"]
+    for composed in (
+        config.compose(overrides, config_dir="myconf"),
+        config.compose([*overrides, f"hydra.searchpath=[file://{myconf}]"]),
     ):
-        assert found["decoder"] == {"name": "mine:Bigram", "width": 5}
-        assert (found["data"]["root"], found["trainer"]["max_epochs"]) == ("/ours", 1)
+        assert composed["decoder"] == {"name": "mine:Bigram", "width": 5}
+        assert (composed["data"]["root"], composed["trainer"]["max_epochs"]) == ("/ours", 1)
     assert "mine" in config.options("experiment", "myconf")
     assert "mine" not in config.options("experiment")
     with pytest.raises(ValueError, match="did you mean mine"):
         config.compose(["experiment=mien"], config_dir="myconf")
     with pytest.raises(FileNotFoundError, match="--config-dir=nowhere: no such folder"):
-        config.compose(chosen, config_dir="nowhere")
+        config.compose(overrides, config_dir="nowhere")
     changed = config.override(config.compose(), ["data=ours"], config_dir="myconf")
     assert changed["data"]["root"] == "/ours"
 
 
 def test_the_command_line_takes_them(myconf, tiny, capsys) -> None:
-    smaller = [one for one in tiny if not one.startswith("decoder.")]
+    smaller = [line for line in tiny if not line.startswith("decoder.")]
     assert main(["train", *smaller, "--config-dir", "myconf", "experiment=mine"]) == 0
     assert "epoch   2/2" in capsys.readouterr().out
     assert main(["train", "--config-dir", "nowhere", "experiment=mine"]) == 1
     assert "no such folder" in capsys.readouterr().err
 
 
-def test_data_are_described_by_options_of_ones_own(myconf, scenes, capsys) -> None:
+def test_own_options_of_the_data_group(myconf, scenes, capsys) -> None:
     root = [f"data.root={scenes}", "data.captions=captions.jsonl"]
     assert main(["data", "stats", "data=ours", *root, "--config-dir", "myconf"]) == 0
     assert "train" in capsys.readouterr().out

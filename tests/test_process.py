@@ -20,25 +20,25 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def run(**environment: str) -> tuple[bool, int]:
-    given = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
+    variables = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0", **environment}
     lines = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=given, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM], env=variables, capture_output=True, text=True, check=True
     ).stdout.split()
     return lines[0] == "True", int(lines[1])
 
 
 @pytest.mark.skipif(not LINUX, reason="only glibc is asked")
-def test_freed_memory_is_kept_where_it_is_asked_for() -> None:
-    kept, faults = run(CAPTIONER_KEEP_MEMORY="1")
-    assert kept
+def test_freed_memory_is_kept_on_request() -> None:
+    is_kept, faults = run(CAPTIONER_KEEP_MEMORY="1")
+    assert is_kept
     assert faults < 100
     for setting in ({"CAPTIONER_KEEP_MEMORY": "0"}, {"MALLOC_TOP_PAD_": "65536"}):
-        kept, faults = run(**{"CAPTIONER_KEEP_MEMORY": "1", **setting})
-        assert not kept
+        is_kept, faults = run(**{"CAPTIONER_KEEP_MEMORY": "1", **setting})
+        assert not is_kept
         assert faults > 10_000
 
 
-def test_elsewhere_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allocator_is_unchanged_on_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
     from captioner import process
 
     monkeypatch.setattr(sys, "platform", "darwin")
@@ -46,7 +46,9 @@ def test_elsewhere_nothing_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert process.keep_memory() is False
 
 
-def test_what_onednn_keeps_is_bounded_unless_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_of_onednn_are_bounded_unless_set_by_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from captioner import process
 
     monkeypatch.setattr(os, "environ", {"LRU_CACHE_CAPACITY": "7"})
@@ -58,7 +60,7 @@ def test_what_onednn_keeps_is_bounded_unless_the_user_says(monkeypatch: pytest.M
     ("given", "set_by_us"),
     [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
 )
-def test_waiting_is_bounded_unless_the_user_says(monkeypatch, given, set_by_us) -> None:
+def test_active_waiting_is_bounded_unless_set_by_the_user(monkeypatch, given, set_by_us) -> None:
     from captioner import process
 
     monkeypatch.setattr(os, "environ", dict(given))
@@ -66,7 +68,7 @@ def test_waiting_is_bounded_unless_the_user_says(monkeypatch, given, set_by_us) 
     assert os.environ.get("GOMP_SPINCOUNT") == set_by_us
 
 
-def test_the_command_line_does_so_before_torch_loads() -> None:
+def test_the_command_line_sets_limits_before_torch_loads() -> None:
     program = """
 import os, sys
 from captioner import cli
@@ -75,8 +77,8 @@ try:
 except SystemExit:
     print(os.environ["GOMP_SPINCOUNT"], "torch" in sys.modules)
 """
-    given = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    variables = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=given, capture_output=True, text=True
+        [sys.executable, "-c", program], env=variables, capture_output=True, text=True
     )
     assert done.stdout.endswith("\n5000 False\n")

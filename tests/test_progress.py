@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("terminal", "wanted"), [(False, True), (True, False), (True, True)])
-def test_a_bar_is_drawn_only_where_it_is_wanted_and_seen(terminal, wanted, monkeypatch) -> None:
+def test_a_bar_is_shown_only_on_a_terminal_if_wanted(terminal, wanted, monkeypatch) -> None:
     written = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stderr", written)
     monkeypatch.setenv("TERM", "xterm")
@@ -41,7 +41,7 @@ def test_a_bar_ends_with_an_exception(error, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_what_is_printed_beside_a_bar_goes_to_standard_output(terminal, monkeypatch) -> None:
+def test_text_printed_during_a_bar_goes_to_standard_output(terminal, monkeypatch) -> None:
     """A bar on a terminal must not draw to it what was meant for a file."""
     written, output = Terminal(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", written if terminal else io.StringIO())

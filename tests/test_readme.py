@@ -30,7 +30,7 @@ def commands(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_name_what_exists(page: Path) -> None:
+def test_commands_use_existing_names(page: Path) -> None:
     for command in commands(page):
         _, verb, *words = shlex.split(command)
         assert verb in {*VERBS, "VERB", "--help"}, command
@@ -43,7 +43,7 @@ def test_commands_name_what_exists(page: Path) -> None:
         if verb == "train" or (verb == "data" and words):
             checked(overrides, several="-m" in words)  # raises where a key or name is not there
         if verb == "evaluate":
-            keys = {one.partition("=")[0].split(".")[0] for one in overrides}
+            keys = {override.partition("=")[0].split(".")[0] for override in overrides}
             assert keys <= {"data", "decoding", "loader"}, command
 
 
@@ -59,7 +59,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings(page: Path) -> None:
+def test_links_point_to_existing_files_and_headings(page: Path) -> None:
     for link in re.findall(r"\]\(([^)]+)\)", without_code(page)):
         if link.startswith(("http:", "https:")):
             continue

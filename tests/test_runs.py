@@ -25,35 +25,35 @@ def elsewhere(folder: Path) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_folder_that_another_process_holds_is_refused_until_it_is_dead(tmp_path) -> None:
+def test_a_folder_claimed_by_another_process_is_refused_until_it_ends(tmp_path) -> None:
     folder = tmp_path / "run"
-    with elsewhere(folder) as other:
-        assert other.stdout.readline() == "run\n"
+    with elsewhere(folder) as process:
+        assert process.stdout.readline() == "run\n"
         with pytest.raises(Taken, match="another training uses this folder"), claimed(folder):
             pass
         with pytest.raises(Taken, match="another training uses"), claimed(folder, resumes=True):
             pass
         assert (folder / "checkpoints").is_dir()
-        other.kill()
+        process.kill()
     with claimed(folder) as claim:  # begun and killed before anything was in it
         claim.keep = True
     assert sorted(os.listdir(folder)) == ["checkpoints"]
 
 
-def test_of_two_trainings_of_one_second_each_has_its_own_folder(tmp_path) -> None:
+def test_two_trainings_in_the_same_second_get_two_folders(tmp_path) -> None:
     date = tmp_path / "2026-11-28_05-47-20"
-    with elsewhere(date) as other:
-        assert other.stdout.readline() == f"{date.name}\n"
+    with elsewhere(date) as process:
+        assert process.stdout.readline() == f"{date.name}\n"
         with claimed(date) as second, claimed(date) as third:
             assert second.folder.name == f"{date.name}_2"
             assert third.folder.name == f"{date.name}_3"
             second.keep = third.keep = True
-        other.communicate()
+        process.communicate()
     with claimed(date) as fourth:  # their folders hold no checkpoint, but they have ended
         assert fourth.folder == date
 
 
-def test_without_locks_the_folder_of_checkpoints_decides(tmp_path, monkeypatch) -> None:
+def test_without_locks_the_checkpoint_folder_is_the_claim(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runs, "_locked", lambda folder: None)
     with claimed(tmp_path / "run") as claim:
         with pytest.raises(Taken, match="another training uses"), claimed(tmp_path / "run"):
@@ -61,7 +61,7 @@ def test_without_locks_the_folder_of_checkpoints_decides(tmp_path, monkeypatch) 
         claim.keep = True
 
 
-def test_a_folder_with_a_checkpoint_is_resumed_or_left(tmp_path) -> None:
+def test_a_folder_with_a_checkpoint_is_resumed_or_refused(tmp_path) -> None:
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     last.parent.mkdir(parents=True)
     last.write_bytes(b"weights")
@@ -80,7 +80,7 @@ def test_a_failed_start_leaves_nothing(tmp_path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_what_was_there_before_a_failed_start_stays(tmp_path) -> None:
+def test_files_from_before_a_failed_start_are_kept(tmp_path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mine").write_text("precious")
     (tmp_path / "notes.txt").write_text("precious")
@@ -92,7 +92,7 @@ def test_what_was_there_before_a_failed_start_stays(tmp_path) -> None:
     assert (tmp_path / "logs" / "mine").read_text() == "precious"
 
 
-def test_a_failure_after_work_leaves_it(tmp_path) -> None:
+def test_a_failure_after_training_keeps_the_folder(tmp_path) -> None:
     with pytest.raises(ValueError), claimed(tmp_path / "run") as claim:
         (claim.folder / "config.yaml").write_text("seed: 1\n")
         claim.keep = True
@@ -176,7 +176,7 @@ def test_no_other_module_knows_a_file_name_in_a_run_folder() -> None:
     assert known - own == set(OTHER_FILES)
 
 
-def test_what_a_run_holds_is_where_runs_says(tmp_path) -> None:
+def test_files_of_a_run_are_at_their_documented_places(tmp_path) -> None:
     run = tmp_path / "run"
     folder = runs.evaluation_folder(run, data="shapes", split="dev", decoding="beam3")
     for file in (runs.checkpoint_file(run), runs.epoch_file(run, 7), folder / runs.SCORES):

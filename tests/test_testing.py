@@ -34,12 +34,12 @@ def test_every_encoder(name: str) -> None:
     check_encoder(ENCODERS[name], NETWORKS[name], image_size=64)
 
 
-def test_a_part_of_ones_own() -> None:
+def test_an_own_component() -> None:
     check_encoder(Small)
     check_decoder(ShowTell, cell="gru", layers=2, tie_weights=True)
 
 
-def test_checks_leave_the_callers_random_numbers_alone() -> None:
+def test_checks_do_not_change_the_random_state() -> None:
     state = torch.get_rng_state()
     check_cell(LSTM)
     check_decoder(ShowTell)
@@ -53,7 +53,7 @@ def test_checks_leave_the_callers_random_numbers_alone() -> None:
 class Remembers(LSTM):
     def step(self, gates: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
         self.calls = getattr(self, "calls", 0) + 1
-        return {name: self.calls * one for name, one in super().step(gates, state).items()}
+        return {name: self.calls * tensor for name, tensor in super().step(gates, state).items()}
 
 
 class InPlace(LSTM):
@@ -96,7 +96,7 @@ class Forgetful(LSTM):
         (Forgetful, "step must return all of state_names"),
     ],
 )
-def test_a_fault_of_a_cell_is_seen(cell: type[Cell], says: str) -> None:
+def test_a_fault_of_a_cell_is_detected(cell: type[Cell], says: str) -> None:
     with pytest.raises(AssertionError, match=says) as error:
         check_cell(cell)
     assert "\n" not in str(error.value)
@@ -169,13 +169,13 @@ class Crossed(ShowTell):
         (Crossed, "must not depend on others"),
     ],
 )
-def test_a_fault_of_a_decoder_is_seen(decoder: type[Any], says: str) -> None:
+def test_a_fault_of_a_decoder_is_detected(decoder: type[Any], says: str) -> None:
     with pytest.raises(AssertionError, match=says) as error:
         check_decoder(decoder)
     assert "\n" not in str(error.value)
 
 
-def test_members_that_a_decoder_lacks_are_named() -> None:
+def test_missing_members_of_a_decoder_are_named() -> None:
     class Lacking(nn.Module):
         def __init__(self, *, vocabulary_size: int, feature_size: int) -> None:
             super().__init__()
@@ -208,13 +208,13 @@ class Shorter(ShowTell):
         (Shorter, r"its logits are \(3, 4, 11\), theirs \(3, 5, 11\)"),
     ],
 )
-def test_what_a_method_raises_or_returns_is_named(decoder: type[Any], says: str) -> None:
+def test_the_failing_method_is_named(decoder: type[Any], says: str) -> None:
     with pytest.raises(AssertionError, match=says):
         check_decoder(decoder)
 
 
 @pytest.mark.parametrize("names", [(), None, "fi", ("f", "i"), (*"abcde",), (*"abcdefgh",)])
-def test_wrong_gate_names_are_said_to_be_wrong(names: Any) -> None:
+def test_wrong_gate_names_are_reported(names: Any) -> None:
     with pytest.raises(AssertionError, match="gate_names"):
         check_cell(type("Misnamed", (LSTM,), {"gate_names": names}))
 
@@ -265,7 +265,7 @@ class Fixed(Small):
         (Fixed, "changed weights must change the features"),
     ],
 )
-def test_a_fault_of_an_encoder_is_seen(encoder: type[Any], says: str) -> None:
+def test_a_fault_of_an_encoder_is_detected(encoder: type[Any], says: str) -> None:
     with pytest.raises(AssertionError, match=says) as error:
         check_encoder(encoder)
     assert "\n" not in str(error.value)

@@ -41,7 +41,7 @@ def words() -> WordTokenizer:
 # Vocabulary -----------------------------------------------------------------------------------
 
 
-def test_words_stand_by_falling_count_then_by_alphabet() -> None:
+def test_words_are_sorted_by_count_then_alphabetically() -> None:
     vocabulary = Vocabulary.build([["b", "c", "a"], ["b", "d", "a"], ["b"]])
     assert vocabulary.words == (PAD, START, END, UNKNOWN, "b", "a", "c", "d")
     assert [vocabulary.id(word) for word in "bacd"] == [4, 5, 6, 7]
@@ -55,7 +55,7 @@ def test_words_stand_by_falling_count_then_by_alphabet() -> None:
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefg"), max_size=5), min_size=1), st.integers(1, 3))
-def test_a_vocabulary_is_what_counting_gives(sentences: list[list[str]], min_count: int) -> None:
+def test_a_vocabulary_equals_counted_words(sentences: list[list[str]], min_count: int) -> None:
     counts = Counter(word for sentence in sentences for word in sentence)
     expected = {word for word, count in counts.items() if count >= min_count}
     if not expected:
@@ -101,12 +101,12 @@ def test_special_words_in_a_text_do_not_become_special_ids(text: str) -> None:
         assert tokenizer.vocabulary.unknown in ids
 
 
-def test_special_words_are_no_words() -> None:
+def test_special_tokens_are_not_counted_as_words() -> None:
     vocabulary = words().vocabulary
     assert {vocabulary.id(word) for word in (PAD, START, END, UNKNOWN)} == {vocabulary.unknown}
 
 
-def test_characters_cut_special_words_to_pieces() -> None:
+def test_special_tokens_are_split_by_the_character_tokenizer() -> None:
     tokenizer = build_tokenizer(CHINESE, name="character", min_count=1)
     assert tokenizer.split("狗<end>人") == ["狗", "end", "人"]
     assert tokenizer.encode("狗<end>人")[1] == tokenizer.vocabulary.unknown
@@ -124,8 +124,8 @@ def test_encode_and_decode() -> None:
     tokenizer = words()
     ids = tokenizer.encode("The MAN'S dogs don't run...")
     vocabulary = tokenizer.vocabulary
-    found = [vocabulary.word(id) for id in ids]
-    assert found == ["<unk>", "man", "'s", "dogs", "do", "n't", "run"]
+    decoded = [vocabulary.word(id) for id in ids]
+    assert decoded == ["<unk>", "man", "'s", "dogs", "do", "n't", "run"]
     assert tokenizer.decode(ids[1:]) == "man's dogs don't run"
     framed = [vocabulary.start, *ids[1:], vocabulary.end, *ids, vocabulary.pad]
     assert tokenizer.decode(framed) == "man's dogs don't run"
@@ -184,9 +184,9 @@ _WORDS = """
 @given(
     st.lists(st.sampled_from(_WORDS), max_size=12), st.sampled_from(["", ".", "!", ",", "?", '"'])
 )
-def test_joined_words_are_found_again(parts: list[str], last: str) -> None:
-    found = WordTokenizer.split(" ".join(parts) + last)
-    assert WordTokenizer.split(WordTokenizer.join(found)) == found
+def test_split_inverts_join_for_words(parts: list[str], last: str) -> None:
+    words = WordTokenizer.split(" ".join(parts) + last)
+    assert WordTokenizer.split(WordTokenizer.join(words)) == words
 
 
 @given(st.lists(st.sampled_from(["dog", "man", "'s", "n't", "-lrb-", "-rrb-", "$", "5"])))
@@ -205,7 +205,7 @@ def test_characters_are_written_without_spaces() -> None:
 
 
 @given(st.text(alphabet="一二人々テ한。，Ab1é -<", max_size=30))
-def test_joined_characters_are_found_again(text: str) -> None:
+def test_split_inverts_join_for_characters(text: str) -> None:
     cut = CharacterTokenizer.split(text)
     assert CharacterTokenizer.split(CharacterTokenizer.join(cut)) == cut
 
@@ -227,7 +227,7 @@ def test_words_of_clusters_keep_their_spaces(text: str, words: str) -> None:
     assert characters(written) == [word for word in words.split() if word != SPACE]
 
 
-def test_hindi_and_thai_come_back_as_they_were_written() -> None:
+def test_hindi_and_thai_are_joined_as_they_were_written() -> None:
     for text in ("एक आदमी घोड़े पर", "একটি কুকুর দৌড়াচ্ছে", "ผู้ชายขี่ม้าที่ชายหาด"):
         tokenizer = build_tokenizer([text], name="character", min_count=1)
         composed = unicodedata.normalize("NFC", text)
@@ -236,7 +236,7 @@ def test_hindi_and_thai_come_back_as_they_were_written() -> None:
 
 
 @given(st.lists(st.sampled_from([*"नमकยa犬。1, ", "हि", "न्दी", "टि", "ผู้", "q\u0301"])))
-def test_joined_clusters_are_found_again(parts: list[str]) -> None:
+def test_split_inverts_join_for_clusters(parts: list[str]) -> None:
     cut = CharacterTokenizer.split("".join(parts))
     assert CharacterTokenizer.split(CharacterTokenizer.join(cut)) == cut
 
@@ -298,7 +298,7 @@ def test_damaged_data_are_refused_in_one_line(data: object, says: str) -> None:
         (["...", "!"], "word", "no word occurs"),
     ],
 )
-def test_what_no_tokenizer_can_be_built_from(captions: list[str], name: str, says: str) -> None:
+def test_invalid_arguments_of_build_tokenizer(captions: list[str], name: str, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build_tokenizer(captions, name=name, min_count=1)
 

@@ -68,7 +68,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(again), image)
 
 
-def test_broken_exif_does_not_spoil_the_picture(tmp_path: Path) -> None:
+def test_broken_exif_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     Image.new("RGB", (9, 6), "green").save(path, exif=b"Exif\0\0nonsense, not a TIFF header")
     assert open_image(path).size == (9, 6)
@@ -84,7 +84,7 @@ def test_16_bit_greys_keep_their_brightness(tmp_path: Path) -> None:
     assert np.asarray(open_image(wide))[0, :, 2].tolist() == expected
 
 
-def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_transparency_is_blended_with_white(tmp_path: Path) -> None:
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 3] = [0, 51, 255]  # black at 0, 20 and 100 %
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
@@ -93,7 +93,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert open_image(tmp_path / "la.png").getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_palette_transparency_is_laid_on_white(tmp_path: Path) -> None:
+def test_palette_transparency_is_blended_with_white(tmp_path: Path) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 255])
     image.putdata([0, 1])
@@ -102,7 +102,7 @@ def test_palette_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert [opened.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 255)]
 
 
-def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), color) for color in ("red", "blue", "lime")]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert open_image(tmp_path / "moving.gif").getpixel((3, 2)) == (255, 0, 0)
@@ -110,21 +110,21 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
 
 def bad_files(folder: Path) -> dict[str, Path]:
     """Files that are no good images, by what the message has to say."""
-    whole = folder / "whole.jpg"
-    Image.fromarray(noise(64, 48)).save(whole)
-    content = whole.read_bytes()
-    found = {
+    complete = folder / "whole.jpg"
+    Image.fromarray(noise(64, 48)).save(complete)
+    content = complete.read_bytes()
+    files = {
         "not a JPEG": (folder / "text.jpg", b"these are words\n"),
         "empty": (folder / "empty.png", b""),
         "truncated": (folder / "half.jpg", content[: len(content) // 2]),
     }
-    for path, data in found.values():
+    for path, data in files.values():
         path.write_bytes(data)
     Image.open(folder / "half.jpg").verify()  # sees nothing wrong
     Image.new("RGB", (4, 3)).save(folder / "image.ppm")
     Image.new("F", (4, 3)).save(folder / "float.tiff")
     (folder / "folder.jpg").mkdir()
-    return {key: path for key, (path, _) in found.items()} | {
+    return {key: path for key, (path, _) in files.items()} | {
         "JPEG, PNG, WEBP, GIF, BMP.* TIFF": folder / "image.ppm",
         "floating point": folder / "float.tiff",
         "folder or device": folder / "folder.jpg",
@@ -239,7 +239,7 @@ def test_transform_equals_torchvisions() -> None:
     assert (levels > 0.01).float().mean() < 0.02
 
 
-def test_transform_of_a_strip_is_that_of_its_middle() -> None:
+def test_a_strip_is_transformed_like_its_middle() -> None:
     transform = Transform(size=24, crop=0.75, interpolation="bilinear", mean=HALF, std=HALF)
     strip = Image.fromarray(noise(2, 4000))
     middle = strip.crop((0, 1984, 2, 2016))  # 16 times as high as wide
@@ -251,7 +251,7 @@ def test_transform_takes_any_mode() -> None:
     assert torch.equal(transform(Image.new("RGBA", (9, 11), (0, 0, 0, 0))), torch.ones(3, 8, 8))
 
 
-def test_transform_survives_json() -> None:
+def test_transform_round_trips_through_json() -> None:
     transform = Transform(size=31, crop=0.9, interpolation="bicubic", mean=HALF, std=(0.1, 0.2, 1))
     again = Transform.from_dict(json.loads(json.dumps(transform.as_dict())))
     assert again == transform
@@ -280,7 +280,7 @@ def test_transform_names_the_bad_value(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("size", [(90, 70), (61, 203), (40, 40)])
-def test_bytes_normalised_later_are_the_same_to_the_bit(size: tuple[int, int]) -> None:
+def test_normalise_batch_equals_normalise_to_the_bit(size: tuple[int, int]) -> None:
     transform = Transform(
         size=31, crop=0.8, interpolation="bicubic", mean=(0.48, 0.45, 0.4), std=(0.2, 0.3, 0.1)
     )
@@ -321,10 +321,10 @@ def test_large_jpegs_are_decoded_at_reduced_size(
     size: tuple[int, int], expected: tuple[int, int], tmp_path: Path
 ) -> None:
     path = photograph(tmp_path / "a.jpg", *size)
-    reduced, whole = open_image(path, shorter=SQUARE.shorter), open_image(path)
-    assert (SQUARE.shorter, whole.size) == (64, size)
+    reduced, full = open_image(path, shorter=SQUARE.shorter), open_image(path)
+    assert (SQUARE.shorter, full.size) == (64, size)
     assert reduced.size == expected
-    apart = (SQUARE.pixels(reduced).int() - SQUARE.pixels(whole).int()).abs().float()
+    apart = (SQUARE.pixels(reduced).int() - SQUARE.pixels(full).int()).abs().float()
     assert apart.max() <= (0 if expected == size else 48)  # at an edge, where sides are rounded
     assert apart.mean() < 1
 
@@ -333,9 +333,9 @@ def test_reduced_decoding_keeps_the_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = photograph(tmp_path / "turned.jpg", 904, 600, exif=exif)
-    reduced, whole = open_image(path, shorter=64), open_image(path)
-    assert (reduced.size, whole.size) == ((150, 226), (600, 904))
-    apart = (SQUARE.pixels(reduced).int() - SQUARE.pixels(whole).int()).abs().float()
+    reduced, full = open_image(path, shorter=64), open_image(path)
+    assert (reduced.size, full.size) == ((150, 226), (600, 904))
+    apart = (SQUARE.pixels(reduced).int() - SQUARE.pixels(full).int()).abs().float()
     assert apart.mean() < 1
 
 
@@ -368,8 +368,8 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 def test_augmentation_is_the_same_in_any_process_and_version() -> None:
-    found = Augmentation(seed=7)(coordinates(120, 100), PLAIN, 2, 5)  # [3, 40, 40]
-    corners = [found[c, y, x].item() for c, y, x in ((0, 0, 0), (0, 0, -1), (1, 0, 0), (1, -1, 0))]
+    pixels = Augmentation(seed=7)(coordinates(120, 100), PLAIN, 2, 5)  # [3, 40, 40]
+    corners = [pixels[c, y, x].item() for c, y, x in ((0, 0, 0), (0, 0, -1), (1, 0, 0), (1, -1, 0))]
     assert corners == pytest.approx([98, 20, 3, 98], abs=1)
 
 
@@ -377,8 +377,8 @@ def test_crops_follow_scale_ratio_and_flip() -> None:
     augmentation = Augmentation(seed=1, scale=(0.3, 0.7), ratio=(0.5, 1.5), flip=0.25)
     shares, ratios, mirrored, lefts = [], [], 0, []
     for index in range(400):
-        found = augmentation(coordinates(200, 160), PLAIN, 0, index)
-        columns, rows = found[0, 20], found[1, :, 20]  # both linear, 39 steps from end to end
+        pixels = augmentation(coordinates(200, 160), PLAIN, 0, index)
+        columns, rows = pixels[0, 20], pixels[1, :, 20]  # both linear, 39 steps from end to end
         across = (columns[30] - columns[10]).item() * 40 / 20
         down = (rows[30] - rows[10]).item() * 40 / 20
         mirrored += across < 0
@@ -394,11 +394,11 @@ def test_crops_follow_scale_ratio_and_flip() -> None:
     assert np.mean(lefts) == pytest.approx(0.5, abs=0.06)
 
 
-def test_a_strip_that_no_crop_fits_gives_its_middle() -> None:
+def test_a_strip_without_a_fitting_crop_gives_its_middle() -> None:
     image = coordinates(3, 250)
-    found = Augmentation(seed=0, scale=(0.9, 1.0), flip=0.0)(image, PLAIN, 0, 0)
-    assert found.shape == (3, 40, 40)
-    assert found[1].mean().item() == pytest.approx(124.5, abs=1)
+    pixels = Augmentation(seed=0, scale=(0.9, 1.0), flip=0.0)(image, PLAIN, 0, 0)
+    assert pixels.shape == (3, 40, 40)
+    assert pixels[1].mean().item() == pytest.approx(124.5, abs=1)
 
 
 @pytest.mark.parametrize(

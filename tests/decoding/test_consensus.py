@@ -31,23 +31,23 @@ def coco(candidate: tuple, reference: tuple) -> float:
     return Cider().compute_score(gts, res)[1][0] / 10
 
 
-def test_the_score_is_cider_d_where_all_words_are_as_rare() -> None:
-    found = similarities(CAPTIONS, [])
-    assert found.shape == (6, 6)
-    for i, one in enumerate(CAPTIONS):
-        for j, other in enumerate(CAPTIONS[:5]):
-            if one:
-                assert found[i, j] == pytest.approx(coco(one, other), abs=1e-9)
-    assert not found[5].any() and not found[:, 5].any()
-    assert found[0, 0] == pytest.approx(1)
+def test_the_score_equals_cider_d_if_all_words_have_equal_weight() -> None:
+    scores = similarities(CAPTIONS, [])
+    assert scores.shape == (6, 6)
+    for i, candidate in enumerate(CAPTIONS):
+        for j, reference in enumerate(CAPTIONS[:5]):
+            if candidate:
+                assert scores[i, j] == pytest.approx(coco(candidate, reference), abs=1e-9)
+    assert not scores[5].any() and not scores[:, 5].any()
+    assert scores[0, 0] == pytest.approx(1)
 
 
-def test_a_rare_word_in_common_says_more() -> None:
+def test_common_rare_words_count_more() -> None:
     rarity = [0.0, 1.0, 2.0, 3.0]
-    found = similarities([(1, 2), (1, 3), (2, 3)], rarity)
-    assert found[0, 1] == pytest.approx(1 / math.sqrt(5 * 10) / 4)
-    assert found[0, 2] == pytest.approx(4 / math.sqrt(5 * 13) / 4)
-    assert found[1, 2] == pytest.approx(9 / math.sqrt(10 * 13) / 4)
+    scores = similarities([(1, 2), (1, 3), (2, 3)], rarity)
+    assert scores[0, 1] == pytest.approx(1 / math.sqrt(5 * 10) / 4)
+    assert scores[0, 2] == pytest.approx(4 / math.sqrt(5 * 13) / 4)
+    assert scores[1, 2] == pytest.approx(9 / math.sqrt(10 * 13) / 4)
 
 
 def test_rarity_is_the_logarithm_of_the_rank() -> None:
@@ -57,29 +57,33 @@ def test_rarity_is_the_logarithm_of_the_rank() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_of_a_full_beam_it_is_the_minimum_of_the_bayes_risk(temperature: float) -> None:
+def test_consensus_of_a_full_beam_is_the_minimum_bayes_risk(temperature: float) -> None:
     table = random_table(6, 3, 6)
     options = DecodingOptions(beam_size=6**3, consensus=temperature, max_length=3)
-    found = decode(table_step(table), start_state(6), start=START, end=END, options=options)
+    ranked = decode(table_step(table), start_state(6), start=START, end=END, options=options)
     moved = 0
     for image in range(6):
         possible = everything(table, image, options)  # (log p, words), best first
         votes = numpy.exp([score / temperature for score, _ in possible])
         votes /= votes.sum()
         gain = [
-            sum(vote * coco(one, other) for vote, (_, other) in zip(votes, possible) if other)
-            for _, one in possible
-            if one
+            sum(
+                vote * coco(candidate, reference)
+                for vote, (_, reference) in zip(votes, possible)
+                if reference
+            )
+            for _, candidate in possible
+            if candidate
         ]
         named = [words for _, words in possible if words]
-        best = found[image][0]
+        best = ranked[image][0]
         assert best.score == pytest.approx(max(gain), abs=1e-5)
         assert gain[named.index(best.tokens)] == pytest.approx(max(gain), abs=1e-6)
         moved += best.tokens != possible[0][1]
     assert moved
 
 
-def test_every_sample_has_one_vote_and_the_search_keeps_its_order() -> None:
+def test_samples_have_equal_weights_and_beams_their_probabilities() -> None:
     table = random_table(5, 4, 5)
     drawn = DecodingOptions(temperature=0.5, captions=9, max_length=4)
     plain = decode(table_step(table), start_state(5), start=START, end=END, options=drawn)
@@ -91,24 +95,35 @@ def test_every_sample_has_one_vote_and_the_search_keeps_its_order() -> None:
         options=drawn.changed(consensus=1.0),
     )
     for before, after in zip(plain, agreed):
-        assert sorted(one.tokens for one in before) == sorted(one.tokens for one in after)
-        ended = [one for one in after if one.finished]
+        assert sorted(hypothesis.tokens for hypothesis in before) == sorted(
+            hypothesis.tokens for hypothesis in after
+        )
+        ended = [hypothesis for hypothesis in after if hypothesis.finished]
         if ended:
-            risks = similarities([one.tokens for one in before if one.finished], []).mean(axis=1)
+            risks = similarities(
+                [hypothesis.tokens for hypothesis in before if hypothesis.finished], []
+            ).mean(axis=1)
             assert ended[0].score == pytest.approx(risks.max())
-        assert [one.score for one in ended] == sorted((one.score for one in ended), reverse=True)
+        assert [hypothesis.score for hypothesis in ended] == sorted(
+            (hypothesis.score for hypothesis in ended), reverse=True
+        )
 
 
-def test_required_words_and_an_end_go_before_agreement() -> None:
-    def one(tokens: tuple, finished: bool = True, missing: tuple = ()) -> Hypothesis:
+def test_required_words_and_finished_captions_rank_before_agreement() -> None:
+    def hypothesis(tokens: tuple, finished: bool = True, missing: tuple = ()) -> Hypothesis:
         return Hypothesis(tokens, (-1.0,) * (len(tokens) + 1), 0.0, finished, missing)
 
-    same = [one((4, 5, 6), missing=(0,)), one((4, 5, 6), missing=(0,)), one((7,)), one((8,), False)]
-    found = by_consensus(same, [], 1.0)
-    assert [hypothesis.tokens for hypothesis in found] == [(7,), (8,), (4, 5, 6), (4, 5, 6)]
+    same = [
+        hypothesis((4, 5, 6), missing=(0,)),
+        hypothesis((4, 5, 6), missing=(0,)),
+        hypothesis((7,)),
+        hypothesis((8,), False),
+    ]
+    ranked = by_consensus(same, [], 1.0)
+    assert [hypothesis.tokens for hypothesis in ranked] == [(7,), (8,), (4, 5, 6), (4, 5, 6)]
 
 
-def test_what_it_needs_and_how_it_is_named() -> None:
+def test_requirements_and_label_of_consensus() -> None:
     with pytest.raises(ValueError, match="consensus=5 chooses among several captions"):
         DecodingOptions(consensus=5.0)
     with pytest.raises(ValueError, match="consensus=-1"):

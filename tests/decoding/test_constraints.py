@@ -64,13 +64,13 @@ FILTERS = {
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_full_beam_finds_the_best_of_all_captions_that_are_allowed(name) -> None:
+def test_a_full_beam_finds_the_best_allowed_caption(name) -> None:
     options, phrases, allowed = FILTERS[name]
     table = random_table(4, T, V, sharp=1.0)
-    found = decoded(table, phrases, beam_size=WIDE, **options)
+    hypotheses = decoded(table, phrases, beam_size=WIDE, **options)
     for image in range(4):
         expected = everything(table, image, DecodingOptions(max_length=T), (), allowed)
-        best = found[image][0]
+        best = hypotheses[image][0]
         assert best.tokens == expected[0][1]
         assert best.score == pytest.approx(expected[0][0], abs=1e-5)
         assert best.broken == ()
@@ -80,13 +80,13 @@ def test_a_full_beam_finds_the_best_of_all_captions_that_are_allowed(name) -> No
 @pytest.mark.parametrize(
     "how", [{}, {"beam_size": 3}, {"temperature": 1.5}, {"beam_size": 4, "groups": 2}]
 )
-def test_every_strategy_keeps_to_the_filters(name, how) -> None:
+def test_every_strategy_respects_the_filters(name, how) -> None:
     options, phrases, allowed = FILTERS[name]
     table = random_table(30, T, V, sharp=1.0)
-    for one, *_ in decoded(table, phrases, **options, **how):
-        assert one.broken == ()
-        if one.finished or name != "min_length":
-            assert allowed(one.tokens)
+    for best, *_ in decoded(table, phrases, **options, **how):
+        assert best.broken == ()
+        if best.finished or name != "min_length":
+            assert allowed(best.tokens)
 
 
 PHRASES = [
@@ -104,7 +104,7 @@ PHRASES = [
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_full_beam_finds_the_best_caption_with_all_required_words(required, penalty) -> None:
     table = random_table(3, T, V, sharp=1.0)
-    found = decoded(table, Phrases(required=required), beam_size=WIDE, length_penalty=penalty)
+    hypotheses = decoded(table, Phrases(required=required), beam_size=WIDE, length_penalty=penalty)
     options = DecodingOptions(max_length=T, length_penalty=penalty)
 
     def allowed(body) -> bool:
@@ -112,7 +112,7 @@ def test_a_full_beam_finds_the_best_caption_with_all_required_words(required, pe
 
     for image in range(3):
         expected = everything(table, image, options, (), allowed)
-        best = found[image][0]
+        best = hypotheses[image][0]
         assert best.missing == ()
         assert best.tokens == expected[0][1]
         assert best.score == pytest.approx(expected[0][0], abs=1e-5)
@@ -120,22 +120,24 @@ def test_a_full_beam_finds_the_best_caption_with_all_required_words(required, pe
 
 @pytest.mark.parametrize("required", PHRASES)
 @pytest.mark.parametrize("how", [{"beam_size": 1}, {"beam_size": 2}, {"beam_size": 4, "groups": 2}])
-def test_required_words_always_appear_where_they_fit(required, how) -> None:
+def test_required_words_always_appear_if_they_fit(required, how) -> None:
     table = random_table(20, T, V, sharp=3.0)
     for phrase in required:
         table[..., phrase[0]] -= 20  # never said of its own accord
-    for one, *_ in decoded(table, Phrases(required=required), **how):
-        assert all(holds(one.tokens, phrase) for phrase in required)
-        assert one.missing == ()
+    for best, *_ in decoded(table, Phrases(required=required), **how):
+        assert all(holds(best.tokens, phrase) for phrase in required)
+        assert best.missing == ()
 
 
-def test_a_caption_says_which_required_words_it_could_not_hold() -> None:
+def test_a_caption_lists_its_missing_required_words() -> None:
     table = random_table(5, T, V)
     required = ((3, 4), (5, 5), (3, 3, 3))  # six words at least, and five tokens
     for hypotheses in decoded(table, Phrases(required=required), beam_size=2):
-        for one in hypotheses:
-            absent = tuple(i for i, phrase in enumerate(required) if not holds(one.tokens, phrase))
-            assert one.missing == absent
+        for hypothesis in hypotheses:
+            absent = tuple(
+                i for i, phrase in enumerate(required) if not holds(hypothesis.tokens, phrase)
+            )
+            assert hypothesis.missing == absent
         assert len(hypotheses[0].missing) == 1  # two of the three fit
 
 
@@ -146,10 +148,10 @@ def test_required_words_work_with_a_prefix_and_filters() -> None:
 
     table = random_table(3, T, V, sharp=1.0)
     phrases = Phrases(prefix=(5,), required=((3,), (5, 4)))
-    found = decoded(table, phrases, beam_size=WIDE, no_repeat_word=True)
+    hypotheses = decoded(table, phrases, beam_size=WIDE, no_repeat_word=True)
     for image in range(3):
         expected = everything(table, image, DecodingOptions(max_length=T), (), allowed)
-        assert found[image][0].tokens == expected[0][1]
+        assert hypotheses[image][0].tokens == expected[0][1]
 
 
 def test_the_automaton_agrees_with_reading_the_whole_caption() -> None:
@@ -171,28 +173,28 @@ def test_too_many_required_words_are_refused() -> None:
 
 
 @pytest.mark.parametrize("how", [{}, {"beam_size": 2}, {"temperature": 1.0}])
-def test_filters_that_leave_nothing_are_lifted_and_named(how) -> None:
+def test_filters_that_exclude_every_token_are_lifted_and_named(how) -> None:
     table = random_table(4, T, V)
     everything_banned = Phrases(banned=tuple((word,) for word in range(V) if word != END))
-    for one, *_ in decoded(table, everything_banned, min_length=2, **how):
-        assert (one.tokens, one.finished, one.broken) == ((), True, ("min_length",))
-    for one, *_ in decoded(table, no_repeat_ngram=1, min_length=4, banned=(0, 1, 5), **how):
-        assert sorted(one.tokens) == [3, 4]  # then both are used up, and the caption ends
-        assert (one.finished, one.broken) == (True, ("min_length",))
+    for best, *_ in decoded(table, everything_banned, min_length=2, **how):
+        assert (best.tokens, best.finished, best.broken) == ((), True, ("min_length",))
+    for best, *_ in decoded(table, no_repeat_ngram=1, min_length=4, banned=(0, 1, 5), **how):
+        assert sorted(best.tokens) == [3, 4]  # then both are used up, and the caption ends
+        assert (best.finished, best.broken) == (True, ("min_length",))
     table[..., END] = -torch.inf  # a model that cannot end
-    for one, *_ in decoded(table, everything_banned, **how):
-        assert len(one.tokens) == T
-        assert one.broken == ("banned_words",)
+    for best, *_ in decoded(table, everything_banned, **how):
+        assert len(best.tokens) == T
+        assert best.broken == ("banned_words",)
 
 
-def test_a_hypothesis_that_is_stuck_dies_while_others_live() -> None:
-    """Filters are lifted only where no hypothesis of the image can continue."""
+def test_a_hypothesis_without_allowed_tokens_is_dropped_if_others_remain() -> None:
+    """Filters are lifted only where no hypothesis of the image can go on."""
     table = torch.full((1, 3, 6, 6), -1e9)
     table[0, 0, START, 3], table[0, 0, START, 4] = 0.0, -1.0
     table[0, 1, 3, 3] = 0.0  # after 3 only 3 can follow, which may not
     table[0, 1, 4, 5] = 0.0
     table[0, 2, :, END] = 0.0
     table[0, 1, 3, [0, 1, 2, 4, 5]] = -torch.inf
-    (found,) = decoded(table, beam_size=2, no_repeat_word=True)[:1]
-    assert found[0].tokens == (4, 5)
-    assert found[0].broken == ()
+    (hypotheses,) = decoded(table, beam_size=2, no_repeat_word=True)[:1]
+    assert hypotheses[0].tokens == (4, 5)
+    assert hypotheses[0].broken == ()

@@ -22,7 +22,7 @@ def decoded(table: torch.Tensor, options: DecodingOptions, keys=None, images=Non
     ("temperature", "top_k", "top_p"),
     [(1.0, 0, 1.0), (0.5, 0, 1.0), (2.0, 3, 1.0), (1.0, 0, 0.8), (0.7, 5, 0.6), (1.0, 1, 1.0)],
 )
-def test_words_are_drawn_as_often_as_they_should_be(temperature, top_k, top_p) -> None:
+def test_samples_have_the_right_frequencies(temperature, top_k, top_p) -> None:
     log_probs = torch.log_softmax(2 * torch.randn(7, dtype=torch.float64), dim=0)
     p = numpy.exp(log_probs.numpy() / temperature)
     p /= p.sum()
@@ -30,21 +30,21 @@ def test_words_are_drawn_as_often_as_they_should_be(temperature, top_k, top_p) -
     if top_k:
         p[order[top_k:]] = 0
     p /= p.sum()
-    kept, share = set(), 0.0
+    allowed, probability = set(), 0.0
     for word in order:  # the fewest words that hold the share
-        if share >= top_p:
+        if probability >= top_p:
             break
-        kept.add(word)
-        share += p[word]
-    p = numpy.array([value if word in kept else 0.0 for word, value in enumerate(p)])
+        allowed.add(word)
+        probability += p[word]
+    p = numpy.array([value if word in allowed else 0.0 for word, value in enumerate(p)])
     p /= p.sum()
     even = (torch.arange(20_000) + 0.5) / 20_000  # every chance equally often
     words = draw(log_probs.expand(20_000, 7), even, temperature, top_k=top_k, top_p=top_p)
-    found = numpy.bincount(words.numpy(), minlength=7) / 20_000
-    numpy.testing.assert_allclose(found, p, atol=2e-4)
+    frequencies = numpy.bincount(words.numpy(), minlength=7) / 20_000
+    numpy.testing.assert_allclose(frequencies, p, atol=2e-4)
 
 
-def test_what_may_not_be_said_is_never_drawn() -> None:
+def test_excluded_tokens_are_never_sampled() -> None:
     log_probs = torch.tensor([[-torch.inf, 0.0, -torch.inf], [-0.1, -torch.inf, -torch.inf]])
     for chance in (0.0, 0.5, 1.0 - 1e-16):
         words = draw(log_probs, torch.full((2,), chance, dtype=torch.float64), 1.0)
@@ -56,15 +56,15 @@ def test_captions_are_sampled_by_their_probability() -> None:
     table = random_table(1, 3, 5, sharp=1.0)
     samples = 4000
     options = DecodingOptions(temperature=1.0, captions=samples, max_length=3)
-    (found,) = decoded(table, options)
-    seen = Counter(one.tokens for one in found if one.finished)
+    (hypotheses,) = decoded(table, options)
+    counts = Counter(hypothesis.tokens for hypothesis in hypotheses if hypothesis.finished)
     for score, body in everything(table, 0, options):
         p = math.exp(score)
         deviation = math.sqrt(p * (1 - p) * samples)
-        assert abs(seen[body] - p * samples) < 4.5 * deviation + 1
+        assert abs(counts[body] - p * samples) < 4.5 * deviation + 1
 
 
-def test_an_image_draws_alike_alone_in_company_and_in_any_place() -> None:
+def test_samples_of_an_image_do_not_depend_on_the_batch() -> None:
     table = random_table(6, 8, 9)
     options = DecodingOptions(temperature=1.3, captions=3, max_length=8, seed=5)
     keys = [11, 7, 0, 2**55, 3, 4]
@@ -75,16 +75,16 @@ def test_an_image_draws_alike_alone_in_company_and_in_any_place() -> None:
     assert backwards == together[::-1]
     # Asking for fewer samples gives the first of them.
     fewer = decoded(table, DecodingOptions(temperature=1.3, max_length=8, seed=5), keys=keys)
-    assert [one[0] for one in fewer] == [one[0] for one in together]
+    assert [hypotheses[0] for hypotheses in fewer] == [hypotheses[0] for hypotheses in together]
 
 
-def test_seed_and_key_change_the_draws() -> None:
+def test_seed_and_key_change_the_samples() -> None:
     table = random_table(1, 8, 9, sharp=0.1).expand(5, 8, 9, 9)
     options = DecodingOptions(temperature=1.0, max_length=8)
     by_key = decoded(table, options)
-    assert len({one[0].tokens for one in by_key}) == 5
-    other = decoded(table, DecodingOptions(temperature=1.0, max_length=8, seed=1))
-    assert by_key != other
+    assert len({hypotheses[0].tokens for hypotheses in by_key}) == 5
+    other_seed = decoded(table, DecodingOptions(temperature=1.0, max_length=8, seed=1))
+    assert by_key != other_seed
     assert by_key == decoded(table, options)
 
 
@@ -98,18 +98,20 @@ def test_a_low_temperature_is_greedy() -> None:
         end=END,
         options=DecodingOptions(max_length=6),
     )
-    assert [one[0].tokens for one in cold] == [one[0].tokens for one in greedy]
+    assert [hypotheses[0].tokens for hypotheses in cold] == [
+        hypotheses[0].tokens for hypotheses in greedy
+    ]
 
 
-def test_log_probs_are_the_models_whatever_the_temperature() -> None:
+def test_log_probs_do_not_depend_on_the_temperature() -> None:
     table = random_table(4, 5, 6)
-    found = decoded(table, DecodingOptions(temperature=2.0, top_k=4, max_length=5))
-    for image, (one,) in enumerate(found):
-        tokens = [*one.tokens, END] if one.finished else list(one.tokens)
+    samples = decoded(table, DecodingOptions(temperature=2.0, top_k=4, max_length=5))
+    for image, (sample,) in enumerate(samples):
+        tokens = [*sample.tokens, END] if sample.finished else list(sample.tokens)
         last = [START, *tokens[:-1]]
         expected = [
             float(torch.log_softmax(table[image, t, last[t]], -1)[tokens[t]])
             for t in range(len(tokens))
         ]
-        assert one.log_probs == pytest.approx(expected, abs=1e-5)
-        assert one.score == pytest.approx(sum(expected), abs=1e-5)
+        assert sample.log_probs == pytest.approx(expected, abs=1e-5)
+        assert sample.score == pytest.approx(sum(expected), abs=1e-5)

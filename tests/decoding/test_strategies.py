@@ -16,10 +16,10 @@ from captioner.decoding.search import Hypothesis, Reader
 def test_a_full_beam_is_an_exhaustive_search(penalty: float) -> None:
     table = random_table(3, 4, 5)
     options = DecodingOptions(beam_size=5**4, length_penalty=penalty, max_length=4)
-    found = decode(table_step(table), start_state(3), start=START, end=END, options=options)
+    hypotheses = decode(table_step(table), start_state(3), start=START, end=END, options=options)
     for image in range(3):
         expected = everything(table, image, options)
-        best = found[image][0]
+        best = hypotheses[image][0]
         assert best.finished
         assert best.tokens == expected[0][1]
         assert best.score == pytest.approx(expected[0][0], abs=1e-5)
@@ -28,9 +28,11 @@ def test_a_full_beam_is_an_exhaustive_search(penalty: float) -> None:
 def test_a_full_beam_ranks_its_hypotheses_as_enumeration_does() -> None:
     table = random_table(1, 3, 4)
     options = DecodingOptions(beam_size=64, length_penalty=1.0, max_length=3)
-    (found,) = decode(table_step(table), start_state(1), start=START, end=END, options=options)
-    expected = everything(table, 0, options)[: len(found)]
-    assert [one.tokens for one in found[:3]] == [tokens for _, tokens in expected[:3]]
+    (hypotheses,) = decode(table_step(table), start_state(1), start=START, end=END, options=options)
+    expected = everything(table, 0, options)[: len(hypotheses)]
+    assert [hypothesis.tokens for hypothesis in hypotheses[:3]] == [
+        tokens for _, tokens in expected[:3]
+    ]
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
@@ -46,14 +48,16 @@ def test_beam_of_one_is_greedy(penalty: float) -> None:
     options = DecodingOptions(length_penalty=penalty, max_length=6)
     read = Reader(table_step(table), START, Constraints(options, Phrases(), END))
     beam = beam_search(read, start_state(40), end=END, options=options, required=Required())
-    assert [one[0].tokens for one in plain] == [one[0].tokens for one in beam]
-    assert any(one[0].finished for one in plain)
-    assert any(not one[0].finished for one in plain)
+    assert [hypotheses[0].tokens for hypotheses in plain] == [
+        hypotheses[0].tokens for hypotheses in beam
+    ]
+    assert any(hypotheses[0].finished for hypotheses in plain)
+    assert any(not hypotheses[0].finished for hypotheses in plain)
 
 
 def test_greedy_takes_the_most_probable_word() -> None:
     table = random_table(9, 5, 6)
-    found = decode(
+    hypotheses = decode(
         table_step(table),
         start_state(9),
         start=START,
@@ -69,10 +73,10 @@ def test_greedy_takes_the_most_probable_word() -> None:
             if last == END:
                 break
             words.append(last)
-        one = found[image][0]
-        assert one.tokens == tuple(words)
-        assert one.log_probs == pytest.approx(values, abs=1e-5)
-        assert one.finished == (last == END)
+        best = hypotheses[image][0]
+        assert best.tokens == tuple(words)
+        assert best.log_probs == pytest.approx(values, abs=1e-5)
+        assert best.finished == (last == END)
 
 
 @pytest.mark.parametrize("beam_size", [1, 2, 4])
@@ -80,8 +84,8 @@ def test_decoding_an_image_does_not_depend_on_its_batch(beam_size: int) -> None:
     table = random_table(8, 6, 9)
     options = DecodingOptions(beam_size=beam_size, length_penalty=0.5, max_length=6)
 
-    def run(which: list[int]) -> list[list[Hypothesis]]:
-        state = start_state(which)
+    def run(images: list[int]) -> list[list[Hypothesis]]:
+        state = start_state(images)
         return decode(table_step(table), state, start=START, end=END, options=options)
 
     together = run(list(range(8)))
@@ -93,18 +97,18 @@ def test_scores_are_those_of_the_model() -> None:
     """Replaying a found caption through the table gives the log probabilities it reports."""
     table = random_table(5, 6, 8)
     options = DecodingOptions(beam_size=3, length_penalty=0.7, max_length=6)
-    found = decode(table_step(table), start_state(5), start=START, end=END, options=options)
-    for image, hypotheses in enumerate(found):
+    results = decode(table_step(table), start_state(5), start=START, end=END, options=options)
+    for image, hypotheses in enumerate(results):
         assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
-        for one in hypotheses:
-            tokens = [*one.tokens, END] if one.finished else list(one.tokens)
+        for hypothesis in hypotheses:
+            tokens = [*hypothesis.tokens, END] if hypothesis.finished else list(hypothesis.tokens)
             last = [START, *tokens[:-1]]
             expected = [
                 float(torch.log_softmax(table[image, t, last[t]], -1)[tokens[t]])
                 for t in range(len(tokens))
             ]
-            assert one.log_probs == pytest.approx(expected, abs=1e-5)
-            assert one.score == pytest.approx(sum(expected) / len(tokens) ** 0.7, abs=1e-5)
+            assert hypothesis.log_probs == pytest.approx(expected, abs=1e-5)
+            assert hypothesis.score == pytest.approx(sum(expected) / len(tokens) ** 0.7, abs=1e-5)
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])
@@ -112,8 +116,8 @@ def test_the_best_unfinished_is_returned_when_nothing_ends(beam_size: int) -> No
     table = random_table(2, 4, 6)
     table[..., END] = -1e9
     options = DecodingOptions(beam_size=beam_size, max_length=4)
-    found = decode(table_step(table), start_state(2), start=START, end=END, options=options)
-    for hypotheses in found:
+    results = decode(table_step(table), start_state(2), start=START, end=END, options=options)
+    for hypotheses in results:
         assert len(hypotheses) == beam_size
         assert not hypotheses[0].finished
         assert len(hypotheses[0].tokens) == 4
@@ -124,11 +128,11 @@ def test_banned_tokens_are_never_emitted(beam_size: int) -> None:
     table = random_table(4, 4, 6)
     table[..., 3] += 5  # the favourite is banned
     options = DecodingOptions(beam_size=beam_size, max_length=4)
-    found = decode(
+    results = decode(
         table_step(table), start_state(4), start=START, end=END, options=options, banned=(0, 1, 3)
     )
-    for image, hypotheses in enumerate(found):
-        assert all(set(one.tokens) <= {4, 5} for one in hypotheses)
+    for image, hypotheses in enumerate(results):
+        assert all(set(hypothesis.tokens) <= {4, 5} for hypothesis in hypotheses)
         if beam_size == 5**4:
             assert hypotheses[0].tokens == everything(table, image, options, (0, 1, 3))[0][1]
 
@@ -138,9 +142,11 @@ def test_an_empty_caption_is_possible() -> None:
     table[:, 0, START, END] = 9
     for beam_size in (1, 3):
         options = DecodingOptions(beam_size=beam_size, max_length=3)
-        (found,) = decode(table_step(table), start_state(1), start=START, end=END, options=options)
-        assert found[0].tokens == ()
-        assert found[0].finished
+        (results,) = decode(
+            table_step(table), start_state(1), start=START, end=END, options=options
+        )
+        assert results[0].tokens == ()
+        assert results[0].finished
 
 
 @pytest.mark.parametrize(
@@ -165,37 +171,41 @@ def test_gnmt_length_penalty_against_enumeration() -> None:
     options = DecodingOptions(
         beam_size=5**4, length_penalty=0.9, length_rule="gnmt", max_length=4, early_stopping=False
     )
-    found = decode(table_step(table), start_state(3), start=START, end=END, options=options)
+    results = decode(table_step(table), start_state(3), start=START, end=END, options=options)
     for image in range(3):
         score, tokens = everything(table, image, options)[0]
-        assert found[image][0].tokens == tokens
-        assert found[image][0].score == pytest.approx(score, abs=1e-5)
+        assert results[image][0].tokens == tokens
+        assert results[image][0].score == pytest.approx(score, abs=1e-5)
     plain = DecodingOptions(beam_size=5**4, length_penalty=0.9, max_length=4)
-    other = [everything(table, image, plain)[0][0] for image in range(3)]
-    assert other != pytest.approx([one[0].score for one in found], abs=1e-3)
+    without_penalty = [everything(table, image, plain)[0][0] for image in range(3)]
+    assert without_penalty != pytest.approx(
+        [hypotheses[0].score for hypotheses in results], abs=1e-3
+    )
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
-def test_the_n_best_of_a_full_beam_are_those_of_enumeration(penalty: float) -> None:
+def test_the_n_best_of_a_full_beam_equal_enumeration(penalty: float) -> None:
     table = random_table(3, 4, 5)
     options = DecodingOptions(
         beam_size=4**4, captions=20, length_penalty=penalty, max_length=4, early_stopping=False
     )
-    found = decode(table_step(table), start_state(3), start=START, end=END, options=options)
+    results = decode(table_step(table), start_state(3), start=START, end=END, options=options)
     for image in range(3):
         expected = everything(table, image, options)[:20]
-        assert [one.tokens for one in found[image][:20]] == [tokens for _, tokens in expected]
-        scores = [one.score for one in found[image][:20]]
+        assert [hypothesis.tokens for hypothesis in results[image][:20]] == [
+            tokens for _, tokens in expected
+        ]
+        scores = [hypothesis.score for hypothesis in results[image][:20]]
         assert scores == pytest.approx([score for score, _ in expected], abs=1e-5)
 
 
-def test_no_beam_beats_the_full_one_and_a_wider_one_may_be_worse() -> None:
+def test_no_beam_is_better_than_the_full_beam() -> None:
     """Only the full beam's optimum is a theorem; that wider is better is not, and here it fails."""
     table = random_table(300, 5, 6, sharp=1.5)
     best = {
         width: [
-            one[0].score if one[0].finished else -torch.inf
-            for one in decode(
+            ranked[0].score if ranked[0].finished else -torch.inf
+            for ranked in decode(
                 table_step(table),
                 start_state(300),
                 start=START,
@@ -206,13 +216,13 @@ def test_no_beam_beats_the_full_one_and_a_wider_one_may_be_worse() -> None:
         for width in (1, 2, 3, 5**4)
     }
     for width in (1, 2, 3):
-        assert all(some <= full + 1e-5 for some, full in zip(best[width], best[5**4]))
+        assert all(score <= full + 1e-5 for score, full in zip(best[width], best[5**4]))
     assert any(wide > narrow + 1e-4 for wide, narrow in zip(best[2], best[1]))
     pairs = [*zip(best[2], best[1]), *zip(best[3], best[2])]
     assert any(wide < narrow - 1e-4 for wide, narrow in pairs if wide > -torch.inf)
 
 
-def test_a_patient_search_finds_no_less() -> None:
+def test_search_without_early_stopping_is_not_worse() -> None:
     table = random_table(60, 6, 7, sharp=1.5)
     hasty, patient = (
         decode(
@@ -240,7 +250,7 @@ def plain_diverse_search(
     beams = [[((), 0.0)] for _ in range(groups)]
     ended: list[list] = [[] for _ in range(groups)]
     for t in range(steps):
-        said: dict[int, int] = {}
+        counts: dict[int, int] = {}
         for group in range(groups):
             if not beams[group]:
                 continue
@@ -249,54 +259,60 @@ def plain_diverse_search(
                 for body, total in beams[group]
                 for word in range(log_probs.shape[-1])
             ]
-            every.sort(key=lambda one: -(one[0] - diversity * said.get(one[2], 0)))
-            over = [one for one in every[:width] if one[2] == END]
-            live = [one for one in every if one[2] != END][:width]
+            every.sort(
+                key=lambda candidate: -(candidate[0] - diversity * counts.get(candidate[2], 0))
+            )
+            over = [candidate for candidate in every[:width] if candidate[2] == END]
+            live = [candidate for candidate in every if candidate[2] != END][:width]
             for _, _, word in (*live, *over):
-                said[word] = said.get(word, 0) + 1
+                counts[word] = counts.get(word, 0) + 1
             ended[group] += [(total, body) for total, body, _ in over]
             beams[group] = [((*body, word), total) for total, body, word in live]
             best_live = max(total for total, _, _ in live)
             beaten = bool(ended[group]) and max(ended[group])[0] >= best_live
             if len(ended[group]) >= width or beaten:
                 beams[group] = []
-    finished = [max(found) for found in ended if found]
+    finished = [max(candidates) for candidates in ended if candidates]
     left = [max((total, body) for body, total in b) for b, e in zip(beams, ended) if b and not e]
     return sorted([*finished, *left], reverse=True)
 
 
 @pytest.mark.parametrize(("groups", "width"), [(3, 1), (2, 2), (3, 2), (4, 1)])
-def test_diverse_beams_against_a_plain_reading_of_the_paper(groups: int, width: int) -> None:
+def test_diverse_beams_equal_a_simple_implementation_of_the_paper(groups: int, width: int) -> None:
     table = random_table(25, 6, 7, sharp=1.0)
     options = DecodingOptions(
         beam_size=groups * width, groups=groups, diversity=0.7, max_length=6, captions=groups
     )
-    found = decode(table_step(table), start_state(25), start=START, end=END, options=options)
+    results = decode(table_step(table), start_state(25), start=START, end=END, options=options)
     for image in range(25):
         log_probs = torch.log_softmax(table[image], dim=-1)
         expected = plain_diverse_search(
             log_probs, width=width, groups=groups, diversity=0.7, steps=6
         )
-        best = found[image][:groups]
-        assert [one.tokens for one in best] == [tokens for _, tokens in expected]
-        assert [one.score for one in best] == pytest.approx([s for s, _ in expected], abs=1e-5)
+        best = results[image][:groups]
+        assert [hypothesis.tokens for hypothesis in best] == [tokens for _, tokens in expected]
+        assert [hypothesis.score for hypothesis in best] == pytest.approx(
+            [s for s, _ in expected], abs=1e-5
+        )
 
 
-def test_groups_differ_more_the_more_it_costs_to_agree() -> None:
+def test_a_larger_penalty_makes_groups_more_different() -> None:
     table = random_table(40, 6, 12, sharp=2.0)
 
     def distinct(diversity: float) -> int:
         options = DecodingOptions(
             beam_size=4, groups=4, diversity=diversity, max_length=6, captions=4
         )
-        found = decode(table_step(table), start_state(40), start=START, end=END, options=options)
-        return sum(len({one.tokens[:1] for one in hypotheses[:4]}) for hypotheses in found)
+        results = decode(table_step(table), start_state(40), start=START, end=END, options=options)
+        return sum(
+            len({hypothesis.tokens[:1] for hypothesis in hypotheses[:4]}) for hypotheses in results
+        )
 
     assert distinct(0.0) == 40  # groups that see no cost are one and the same
     assert distinct(0.5) < distinct(5.0) <= 160
 
 
-def test_one_group_is_a_plain_beam() -> None:
+def test_one_group_equals_beam_search() -> None:
     table = random_table(20, 6, 7)
     plain, grouped = (
         decode(table_step(table), start_state(20), start=START, end=END, options=options)
@@ -305,7 +321,7 @@ def test_one_group_is_a_plain_beam() -> None:
             DecodingOptions(beam_size=6, groups=3, diversity=0.0, max_length=6),
         )
     )
-    assert [one[0] for one in plain] == [one[0] for one in grouped]
+    assert [hypotheses[0] for hypotheses in plain] == [hypotheses[0] for hypotheses in grouped]
 
 
 @pytest.mark.parametrize(
@@ -318,18 +334,18 @@ def test_one_group_is_a_plain_beam() -> None:
         {"beam_size": 4, "consensus": 2.0, "captions": 2},
     ],
 )
-def test_a_batch_changes_no_caption(options: dict) -> None:
+def test_captions_do_not_depend_on_the_batch(options: dict) -> None:
     table = random_table(9, 6, 8)
-    chosen = DecodingOptions(max_length=6, **options)
+    decoding = DecodingOptions(max_length=6, **options)
 
-    def run(which: list[int]) -> list[list[Hypothesis]]:
-        state = start_state(which)
+    def run(images: list[int]) -> list[list[Hypothesis]]:
+        state = start_state(images)
         return decode(
             table_step(table),
             state,
             start=START,
             end=END,
-            options=chosen,
+            options=decoding,
             phrases=Phrases(required=((5,),)),
         )
 
@@ -339,7 +355,7 @@ def test_a_batch_changes_no_caption(options: dict) -> None:
 
 
 @pytest.mark.parametrize("average", ["probability", "log_probability"])
-def test_an_ensemble_averages_what_its_models_expect(average: str) -> None:
+def test_an_ensemble_averages_the_predictions_of_its_models(average: str) -> None:
     """Searching with two models is searching the table of their average."""
     tables = [random_table(4, 4, 6), random_table(4, 4, 6)]
     log_probs = torch.stack([torch.log_softmax(table, dim=-1) for table in tables])
@@ -353,11 +369,11 @@ def test_an_ensemble_averages_what_its_models_expect(average: str) -> None:
         return logits, {"row": after["image.number"], "at": after["step"]}
 
     step, state = together([table_step(tables[0]), other], states, average=average)
-    found = decode(step, state, start=START, end=END, options=options)
+    results = decode(step, state, start=START, end=END, options=options)
     expected = decode(table_step(mean), start_state(4), start=START, end=END, options=options)
-    for one, peer in zip(found, expected):
-        assert [h.tokens for h in one] == [h.tokens for h in peer]
-        assert [h.score for h in one] == pytest.approx([h.score for h in peer], abs=1e-5)
+    for hypotheses, peer in zip(results, expected):
+        assert [h.tokens for h in hypotheses] == [h.tokens for h in peer]
+        assert [h.score for h in hypotheses] == pytest.approx([h.score for h in peer], abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -382,7 +398,7 @@ def test_options_that_do_not_fit_together_are_refused(options: dict, says: str) 
         DecodingOptions(**options)
 
 
-def test_asking_for_samples_turns_a_beam_off_and_back() -> None:
+def test_temperature_turns_beam_search_off_and_beam_size_turns_sampling_off() -> None:
     beam = DecodingOptions(beam_size=3)
     drawn = beam.changed(temperature=1.0, top_p=0.9)
     assert (drawn.beam_size, drawn.samples) == (1, True)
@@ -398,14 +414,14 @@ def test_labels() -> None:
     assert DecodingOptions(beam_size=5, length_penalty=0.7).label == "beam5-lp0.7"
     sampled = DecodingOptions(temperature=0.8, top_p=0.9, captions=5, no_repeat_ngram=3)
     assert sampled.label == "sample-t0.8-p0.9-seed0-n5-ngram3"
-    asked = DecodingOptions(beam_size=2, required_words=["red ball", "dog"], prefix="a / b")
-    assert asked.label == "beam2-with.dog+red_ball-prefix.a_b"
+    constrained = DecodingOptions(beam_size=2, required_words=["red ball", "dog"], prefix="a / b")
+    assert constrained.label == "beam2-with.dog+red_ball-prefix.a_b"
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 501])
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("wanted", [1, 3, 10])
-def test_the_best_of_the_piles_are_the_best_of_all(size: int, rows: int, wanted: int) -> None:
+def test_top_in_two_rounds_equals_topk(size: int, rows: int, wanted: int) -> None:
     values, offset = torch.randn(4, rows, size), torch.randn(4, rows)
     values[torch.rand_like(values) < 0.2] = -torch.inf
     best, places = _top(values, offset, wanted)

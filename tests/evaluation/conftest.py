@@ -19,11 +19,11 @@ def runs(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def seeds(tmp_path: Path) -> dict[str, list[Path]]:
     """Two configurations of three seeds each, whose config.yaml differ in the cell."""
-    found: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {}
     for cell, skill in (("rnn", 0.0), ("lstm", 0.5)):
         for seed in (1, 2, 3):
             run = tmp_path / f"{cell}-seed{seed}"
             config = {"seed": seed, "run_dir": str(run), "decoder": {"cell": cell, "layers": 1}}
             scored = system(10 * seed + len(cell), skill=skill + 0.02 * seed)
-            found.setdefault(cell, []).append(evaluation(run, scored, config=config))
-    return found
+            folders.setdefault(cell, []).append(evaluation(run, scored, config=config))
+    return folders

@@ -23,28 +23,30 @@ def drawn(table: Comparison) -> Figure:
     return figure
 
 
-def test_the_figure_shows_every_interval_where_it_lies(runs) -> None:
+def test_the_figure_shows_every_interval_at_its_values(runs) -> None:
     table = compared(*runs.values())
-    panels = {one.get_title(loc="left"): one for one in drawn(table).axes if one.get_visible()}
+    panels = {axes.get_title(loc="left"): axes for axes in drawn(table).axes if axes.get_visible()}
     assert list(panels) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr-D"]
     for name, axes in panels.items():
         rows = [row for row in table.rows if row.metric == name]
-        found = {
+        intervals = {
             int(line.get_ydata()[0]): line.get_xdata()
             for line in axes.lines
             if line.get_marker() == "|"
         }
-        assert [tuple(found[place]) for place in range(len(rows))] == [row.interval for row in rows]
+        assert [tuple(intervals[place]) for place in range(len(rows))] == [
+            row.interval for row in rows
+        ]
         assert [text.get_text() for text in axes.texts] == [f"{row.score:.2f}" for row in rows]
         low, high = axes.get_xlim()
         assert all(low < end < high for row in rows for end in row.interval)
     assert [label.get_text() for label in panels["BLEU-1"].get_yticklabels()] == list(runs)
 
 
-def test_no_line_runs_through_a_number(runs) -> None:
+def test_lines_do_not_cross_numbers(runs) -> None:
     """With and without the dashed line, a number looks the same."""
     figure = drawn(compared(runs["first"], runs["like"], metrics=["CIDEr-D"]))
-    [axes] = [one for one in figure.axes if one.get_visible()]
+    [axes] = [panel for panel in figure.axes if panel.get_visible()]
     boxes = [text.get_window_extent() for text in axes.texts]
     pictures = [numpy.array(figure.canvas.buffer_rgba())]
     [dashed] = [line for line in axes.lines if line.is_dashed()]
@@ -54,7 +56,7 @@ def test_no_line_runs_through_a_number(runs) -> None:
     assert (pictures[0] != pictures[1]).any()
     for box in boxes:
         rows = slice(len(pictures[0]) - int(box.y1), len(pictures[0]) - int(box.y0))
-        with_line, without = (one[rows, int(box.x0) : int(box.x1)] for one in pictures)
+        with_line, without = (pixels[rows, int(box.x0) : int(box.x1)] for pixels in pictures)
         assert with_line.size and (with_line == without).all()
 
 
@@ -71,7 +73,7 @@ def test_an_axis_of_scores_does_not_begin_far_below_zero(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("kind", [".svg", ".png"])
-def test_both_kinds_of_figure_are_the_same_whenever_they_are_drawn(kind, runs, tmp_path) -> None:
+def test_figures_are_deterministic(kind, runs, tmp_path) -> None:
     paths = [str(run) for run in runs.values()]
     for name in ("x", "y"):
         assert main(["compare", *paths, "--figure", str(tmp_path / f"{name}{kind}"), *QUICK]) == 0
@@ -80,27 +82,27 @@ def test_both_kinds_of_figure_are_the_same_whenever_they_are_drawn(kind, runs, t
     if kind == ".png":
         assert Image.open(tmp_path / "x.png").width > 1000
     else:
-        texts = ["".join(one.itertext()).strip() for one in xml.fromstring(content).iter()]
+        texts = ["".join(element.itertext()).strip() for element in xml.fromstring(content).iter()]
         assert {"CIDEr-D", *runs} <= set(texts)
 
 
-def test_chinese_and_odd_names_are_drawn_and_no_letter_is_read_as_mathematics(tmp_path) -> None:
+def test_chinese_and_special_characters_are_drawn_as_text(tmp_path) -> None:
     names = ("基线模型", "a$b_c$ #1", "a_name_of_more_than_forty_letters_of_seed_1")
     runs = [evaluation(tmp_path / name, system(index)) for index, name in enumerate(names)]
     drawing = comparison_figure.figure(compared(*runs, metrics=["CIDEr-D"]), ".svg").decode()
-    texts = ["".join(one.itertext()).strip() for one in xml.fromstring(drawing).iter()]
+    texts = ["".join(element.itertext()).strip() for element in xml.fromstring(drawing).iter()]
     assert {names[0], names[1]} <= set(texts)
     assert {"a_name_of_more_than_fort", "…_forty_letters_of_seed_1"} & set(texts)
 
 
-def test_a_lacking_font_is_said_of_pictures_in_one_line(tmp_path, monkeypatch, capsys) -> None:
+def test_a_missing_font_is_reported_in_one_line_for_png(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(fonts, "_files", lambda: ())
     run = evaluation(tmp_path / "基线", system(1))
-    for kind, said in ((".png", True), (".svg", False)):
+    for kind, expected in ((".png", True), (".svg", False)):
         assert main(["compare", str(run), "--figure", str(tmp_path / f"x{kind}"), *QUICK]) == 0
         error = capsys.readouterr().err
-        assert ("no font of this machine has 2 of its letters (Chinese)" in error) == said
-        assert error.count("\n") == 1 + said
+        assert ("no font of this machine has 2 of its letters (Chinese)" in error) == expected
+        assert error.count("\n") == 1 + expected
 
 
 def test_a_name_keeps_both_ends_and_two_lines() -> None:

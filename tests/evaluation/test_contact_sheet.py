@@ -21,10 +21,10 @@ def make_font(path: Path, letters: str) -> Path:
     ):
         move(corner)
     pen.closePath()
-    square, names = pen.glyph(), [".notdef", *(f"u{ord(one):X}" for one in letters)]
+    square, names = pen.glyph(), [".notdef", *(f"u{ord(letter):X}" for letter in letters)]
     builder = FontBuilder(1000, isTTF=True)
     builder.setupGlyphOrder(names)
-    builder.setupCharacterMap({ord(one): f"u{ord(one):X}" for one in letters})
+    builder.setupCharacterMap({ord(letter): f"u{ord(letter):X}" for letter in letters})
     builder.setupGlyf(
         {name: square if name[0] == "u" else TTGlyphPen(None).glyph() for name in names}
     )
@@ -43,11 +43,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(fonts, "_ROOTS", (str(tmp_path / "fonts"),))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     (tmp_path / "fonts").mkdir()
-    for one in (fonts._files, fonts._best, fonts._has):
-        one.cache_clear()
+    for function in (fonts._files, fonts._best, fonts._has):
+        function.cache_clear()
     yield tmp_path / "fonts"
-    for one in (fonts._files, fonts._best, fonts._has):
-        one.cache_clear()
+    for function in (fonts._files, fonts._best, fonts._has):
+        function.cache_clear()
 
 
 def ink(rows: sheets.Rows) -> int:
@@ -69,15 +69,15 @@ def test_a_font_with_the_letters_is_found_and_used(machine: Path) -> None:
     assert missing_letters(rows) is None
 
 
-def test_the_lack_of_a_font_is_said_in_one_line(machine: Path) -> None:
+def test_a_missing_font_is_reported_in_one_line(machine: Path) -> None:
     make_font(machine / "Some.ttf", "狗跑")
-    said = missing_letters([("gone.png", "狗在跑", ["สุนัข", "a dog", "unseen: กกก"])])
-    assert said is not None and "\n" not in said
-    assert "has 4 of its letters (Chinese, Thai)" in said  # 在, and of สุนัข those that stand
+    message = missing_letters([("gone.png", "狗在跑", ["สุนัข", "a dog", "unseen: กกก"])])
+    assert message is not None and "\n" not in message
+    assert "has 4 of its letters (Chinese, Thai)" in message  # 在, and of สุนัข those that stand
     assert missing_letters([("gone.png", "a dog", [])]) is None
 
 
-def test_plain_fonts_are_asked_first_and_no_file_that_is_no_font_is_in_the_way(
+def test_plain_fonts_come_first_and_invalid_files_are_ignored(
     machine: Path,
 ) -> None:
     for name in ("Noto Sans Bold", "Noto Serif", "Noto Sans", "A Mono Italic"):
@@ -88,7 +88,7 @@ def test_plain_fonts_are_asked_first_and_no_file_that_is_no_font_is_in_the_way(
 
 
 @pytest.mark.parametrize("text", ["w" * 90, "a dog " + "x" * 50 + " runs", "狗" * 40, "a b " * 30])
-def test_lines_are_no_wider_than_a_cell_and_hold_every_letter(text: str) -> None:
+def test_lines_fit_the_cell_and_contain_every_letter(text: str) -> None:
     font = ImageFont.load_default(15)
     lines = sheets._wrapped(text, font)
     assert max(map(font.getlength, lines)) <= SIDE
@@ -102,7 +102,7 @@ def test_a_mark_stays_with_its_letter() -> None:
     assert all(line.startswith("e") and line.endswith("\u0301") for line in lines)
 
 
-def test_a_picture_that_is_gone_leaves_its_place_empty(tmp_path: Path) -> None:
+def test_a_missing_picture_becomes_a_grey_square(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     rows = [(str(tmp_path / name), "a dog", ["a cat"]) for name in ("gone.png", "bad.jpg")]
     sheet = Image.open(io.BytesIO(contact_sheet(rows)))

@@ -47,7 +47,7 @@ def test_a_split_is_named_by_flag_or_override(copied, scenes, capsys) -> None:
     assert "give --split or data.split=, not both" in capsys.readouterr().err
 
 
-def test_an_experiment_counts_in_what_evaluation_has(copied, scenes, capsys) -> None:
+def test_an_experiment_changes_only_groups_of_the_evaluation(copied, scenes, capsys) -> None:
     recipe = ["experiment=flickr8k_nic", f"data.root={scenes}", "data.format=shapes"]
     result = evaluated(capsys, copied, *recipe, "data.captions=null")
     assert "|decoding:beam3-lp0.7|" in result["signature"]  # of the recipe
@@ -69,12 +69,12 @@ def test_an_experiment_counts_in_what_evaluation_has(copied, scenes, capsys) -> 
     ],
 )
 def test_wrong_words_get_one_line(run, argv: list[str], says: str, capsys) -> None:
-    assert main(["evaluate", *(one.format(run=run) for one in argv)]) == 1
+    assert main(["evaluate", *(word.format(run=run) for word in argv)]) == 1
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
 
 
-def test_what_is_used_of_an_experiment_is_said(run, scenes, tmp_path, capsys) -> None:
+def test_a_note_lists_what_an_experiment_changes(run, scenes, tmp_path, capsys) -> None:
     root, mine = shutil.copytree(run, tmp_path / "run"), tmp_path / "mine" / "experiment"
     mine.mkdir(parents=True)
     for name, text in {
@@ -82,11 +82,11 @@ def test_what_is_used_of_an_experiment_is_said(run, scenes, tmp_path, capsys) ->
         "none": "seed: 3",
     }.items():
         (mine / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
-    for name, said in (("all", "decoding.beam_size=3"), ("none", "nothing")):
+    for name, changes in (("all", "decoding.beam_size=3"), ("none", "nothing")):
         argv = [str(root), f"experiment={name}", "--config-dir", str(mine.parent)]
         assert main(["evaluate", *argv, "--metrics", "bleu"]) == 0
         assert capsys.readouterr().err.startswith(
-            f"captioner: note: experiment={name} changes {said} here; an evaluation takes only "
+            f"captioner: note: experiment={name} changes {changes} here; an evaluation takes only "
         )
 
 
@@ -95,8 +95,8 @@ def test_other_captions_of_the_same_images_are_another_evaluation(
 ) -> None:
     root = shutil.copytree(scenes, tmp_path / "toys")
     rows = [json.loads(line) for line in (root / "captions.jsonl").read_text("utf-8").splitlines()]
-    others = [{**row, "captions": ["another text"]} for row in rows]
-    (root / "others.json").write_text(json.dumps(others), "utf-8")
+    changed = [{**row, "captions": ["another text"]} for row in rows]
+    (root / "others.json").write_text(json.dumps(changed), "utf-8")
     data = ["data=json", f"data.root={root}"]
     results = {
         folder: evaluated(capsys, copied, *data, *more)
@@ -111,16 +111,16 @@ def test_other_captions_of_the_same_images_are_another_evaluation(
         assert scores.parent.parent.name == folder
         assert result["fields"]["common"]["data"] == folder.removesuffix("-dev")
         assert json.loads(scores.read_text("utf-8"))["signature"] == result["signature"]
-    hashes = [one["fields"]["common"]["references"] for one in results.values()]
+    hashes = [content["fields"]["common"]["references"] for content in results.values()]
     assert hashes[0] == hashes[2] != hashes[1]
-    files = [str(Path(one["files"][0]).parent) for one in results.values()]
+    files = [str(Path(content["files"][0]).parent) for content in results.values()]
     assert main(["compare", files[0], files[2], "--resamples", "1000"]) == 0
     capsys.readouterr()
     assert main(["compare", files[0], files[1], "--resamples", "1000"]) == 1
     assert f"references {hashes[0]} and {hashes[1]}" in capsys.readouterr().err
 
 
-def test_files_are_signed_with_the_references_of_their_evaluation(
+def test_files_and_their_evaluation_have_the_same_reference_hash(
     copied, scenes, tmp_path, capsys
 ) -> None:
     root = shutil.copytree(scenes, tmp_path / "toys")
@@ -147,28 +147,30 @@ def test_files_are_signed_with_the_references_of_their_evaluation(
         ([f"part{n}.json" for n in range(30)], "flickr8k-part0.json+"),
     ],
 )
-def test_data_are_called_by_root_and_caption_file(captions, name: str) -> None:
-    found = data_name({"root": "/data/flickr8k", "captions": captions})
-    assert found.startswith(name) if name[-1] in "-+" else found == name
-    assert len(found) < 80 and not set(found) & set("/*?\\")
-    others = ["de/captions.txt", "captions_*.json", None, "captions.json"]
-    assert found not in [
-        data_name({"root": "/data/flickr8k", "captions": one}) for one in others if one != captions
+def test_data_are_named_by_root_and_caption_file(captions, name: str) -> None:
+    dataset = data_name({"root": "/data/flickr8k", "captions": captions})
+    assert dataset.startswith(name) if name[-1] in "-+" else dataset == name
+    assert len(dataset) < 80 and not set(dataset) & set("/*?\\")
+    files = ["de/captions.txt", "captions_*.json", None, "captions.json"]
+    assert dataset not in [
+        data_name({"root": "/data/flickr8k", "captions": file})
+        for file in files
+        if file != captions
     ]
 
 
-def test_each_data_set_of_a_bundled_model_is_reported_with_its_own(
+def test_reports_of_a_bundled_model_use_the_evaluated_dataset(
     run, scenes, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(bundle, "HOME", tmp_path / "bundled")
     assert main(["models", "export", str(run), "bundled/tiny"]) == 0
     capsys.readouterr()
-    other = shutil.copytree(scenes, tmp_path / "other")
-    for root in (scenes, other):
+    copied = shutil.copytree(scenes, tmp_path / "other")
+    for root in (scenes, copied):
         evaluated(capsys, "tiny", f"data.root={root}")
-    shutil.rmtree(other / "images")
-    for root, pictures in ((scenes, True), (other, False)):
+    shutil.rmtree(copied / "images")
+    for root, pictures in ((scenes, True), (copied, False)):
         folder = tmp_path / "runs" / "bundled-tiny" / "evaluation" / f"{root.name}-dev" / "greedy"
         assert main(["report", str(folder)]) == 0
         assert ("data:image/" in (folder / "report.html").read_text("utf-8")) is pictures

@@ -29,20 +29,20 @@ CAPTIONS = st.lists(st.lists(st.sampled_from(["a", "dog", "ab", "b", "狗"]), ma
 
 
 @given(CAPTIONS, CAPTIONS)
-def test_hashes_answer_as_a_set_of_captions_does(known: list, asked: list) -> None:
+def test_hashes_behave_like_a_set_of_captions(known: list, queries: list) -> None:
     hashes, captions = CaptionHashes.of(known), {tuple(words) for words in known}
     assert len(hashes) == len(captions)
-    assert [words in hashes for words in asked] == [tuple(words) in captions for words in asked]
-    both = CaptionHashes.union([hashes, CaptionHashes.of(asked)])
-    assert both is not None and len(both) == len(captions | {tuple(words) for words in asked})
+    assert [words in hashes for words in queries] == [tuple(words) in captions for words in queries]
+    both = CaptionHashes.union([hashes, CaptionHashes.of(queries)])
+    assert both is not None and len(both) == len(captions | {tuple(words) for words in queries})
 
 
-def test_a_set_that_is_not_known_makes_the_union_unknown() -> None:
-    some = CaptionHashes.of([["a"]])
-    assert CaptionHashes.union([some, None]) is CaptionHashes.union([]) is None
+def test_a_union_with_an_unknown_set_is_unknown() -> None:
+    hashes = CaptionHashes.of([["a"]])
+    assert CaptionHashes.union([hashes, None]) is CaptionHashes.union([]) is None
 
 
-def test_digests_tell_sets_apart_in_any_order() -> None:
+def test_digests_differ_by_content_but_not_by_order() -> None:
     first = CaptionHashes.of([["a", "b"], ["c"]])
     assert first.digest == CaptionHashes.of([["c"], ["a", "b"], ["c"]]).digest
     assert first.digest != CaptionHashes.of([["a", "b"], ["d"]]).digest
@@ -61,11 +61,13 @@ def other(run: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """The data group of a second set: the same pictures, whose training captions are all said."""
     root = tmp_path_factory.mktemp("other") / "set"
     root.mkdir()
-    said = [one.text for one in Captioner.load(run, device="cpu").caption(images_of(scenes))]
+    texts = [
+        caption.text for caption in Captioner.load(run, device="cpu").caption(images_of(scenes))
+    ]
     rows = [
         {"image": str(image), "captions": [text], "split": split}
         for split in ("train", "dev")
-        for image, text in zip(images_of(scenes), said)
+        for image, text in zip(images_of(scenes), texts)
     ]
     for number, row in enumerate(rows):  # a picture in each split under a name of its own
         copy = root / f"{number}.png"
@@ -85,24 +87,24 @@ def evaluated(path: Path, data: dict | None = None):
     if data is not None:
         base = compose(["data=json"])["data"]
         groups["data"] = {**base, **{key: data[key] for key in data if key in base}}
-    found = evaluate(captioner, **groups, split="dev", metrics=["diversity"], progress=False)
-    return found, found.scores
+    evaluation = evaluate(captioner, **groups, split="dev", metrics=["diversity"], progress=False)
+    return evaluation, evaluation.scores
 
 
-def novelty(found, known: set[tuple[str, ...]]) -> float:
+def novelty(evaluation, known: set[tuple[str, ...]]) -> float:
     """As the definition says."""
-    words = [tuple(ptb_words(caption.text)) for caption in found.captions]
-    return 100 * sum(one not in known for one in words) / len(words)
+    words = [tuple(ptb_words(caption.text)) for caption in evaluation.captions]
+    return 100 * sum(caption not in known for caption in words) / len(words)
 
 
-def test_novelty_on_other_data_is_still_of_the_training_captions(run, scenes, other) -> None:
-    found, scores = evaluated(run, other)
+def test_novelty_on_other_data_uses_the_training_captions(run, scenes, other) -> None:
+    result, scores = evaluated(run, other)
     own = captions_of(scenes)
-    assert scores.values["novelty"] == pytest.approx(novelty(found, own))
+    assert scores.values["novelty"] == pytest.approx(novelty(result, own))
     assert scores.values["novelty"] > 0  # by the captions of the other set it would be 0
     digest = CaptionHashes.of(own).digest
-    for found in (scores, evaluated(run)[1]):
-        assert found.signatures["novelty"].parts["training"] == f"{len(own)}-{digest}"
+    for result in (scores, evaluated(run)[1]):
+        assert result.signatures["novelty"].parts["training"] == f"{len(own)}-{digest}"
 
 
 def forgetful(run: Path, folder: Path) -> Path:
@@ -115,8 +117,8 @@ def forgetful(run: Path, folder: Path) -> Path:
 
 def test_an_older_checkpoint_knows_only_its_own_data(run, scenes, other, tmp_path) -> None:
     old = forgetful(run, tmp_path)
-    found, scores = evaluated(old)
-    assert scores.values["novelty"] == pytest.approx(novelty(found, captions_of(scenes)))
+    evaluation, scores = evaluated(old)
+    assert scores.values["novelty"] == pytest.approx(novelty(evaluation, captions_of(scenes)))
     scores = evaluated(old, other)[1]
     assert "novelty" not in scores.values
     assert scores.missing["novelty"] == (
@@ -124,12 +126,12 @@ def test_an_older_checkpoint_knows_only_its_own_data(run, scenes, other, tmp_pat
     )
 
 
-def test_captions_from_before_a_warm_start_count(run, other, scenes, tmp_path) -> None:
+def test_captions_of_the_run_before_a_warm_start_are_included(run, other, scenes, tmp_path) -> None:
     def started(start: Path, name: str) -> CaptionHashes | None:
-        given = [f"resume_weights={start}", "data=json", f"data.root={other['root']}"]
-        given += ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger.tensorboard=false"]
-        given += ["trainer.limit_train_batches=1"]
-        return checkpoint.read(train(inherited(given), tmp_path / name).best).training
+        overrides = [f"resume_weights={start}", "data=json", f"data.root={other['root']}"]
+        overrides += ["trainer.accelerator=cpu", "trainer.max_epochs=1", "logger.tensorboard=false"]
+        overrides += ["trainer.limit_train_batches=1"]
+        return checkpoint.read(train(inherited(overrides), tmp_path / name).best).training
 
     both = started(run, "warm")
     assert both is not None
@@ -138,7 +140,7 @@ def test_captions_from_before_a_warm_start_count(run, other, scenes, tmp_path) -
     assert started(forgetful(run, tmp_path), "unknown") is None
 
 
-def test_bundles_and_averages_carry_the_hashes(run, tmp_path) -> None:
+def test_bundles_and_averages_contain_the_hashes(run, tmp_path) -> None:
     own = checkpoint.read(run).training
     assert own is not None
     folder = export_bundle(run, tmp_path / "tiny")
@@ -163,7 +165,7 @@ def test_the_bundled_model_knows_its_30000_captions() -> None:
     assert (bundle.default() / bundle.TRAINING).stat().st_size < 300_000
 
 
-def test_a_second_data_set_leaves_the_configuration_and_has_its_pictures(
+def test_a_second_dataset_keeps_the_configuration_and_shows_its_pictures(
     run, other, tmp_path, monkeypatch, capsys
 ) -> None:
     """A bundle evaluated on two sets: its config.yaml stays, and each report shows its own set."""
@@ -172,8 +174,8 @@ def test_a_second_data_set_leaves_the_configuration_and_has_its_pictures(
     export_bundle(run, tmp_path / "home" / "tiny")
     texts = []
     for data in ([f"data.root={checkpoint.read(run).config['data']['root']}"], other):
-        given = data if isinstance(data, list) else ["data=json", f"data.root={data['root']}"]
-        assert main(["evaluate", "tiny", *given, "--metrics", "diversity,rouge-l"]) == 0
+        overrides = data if isinstance(data, list) else ["data=json", f"data.root={data['root']}"]
+        assert main(["evaluate", "tiny", *overrides, "--metrics", "diversity,rouge-l"]) == 0
         texts.append(Path("runs/bundled-tiny/config.yaml").read_text())
     assert texts[0] == texts[1]
     [folder] = Path("runs/bundled-tiny/evaluation").glob("set-dev/*")
@@ -184,7 +186,7 @@ def test_a_second_data_set_leaves_the_configuration_and_has_its_pictures(
     assert "nearest training caption" in page and "There is no nearest" not in page
 
 
-def test_models_of_other_training_captions_are_compared_and_told_apart(tmp_path, capsys) -> None:
+def test_models_of_other_training_captions_are_compared_with_a_warning(tmp_path, capsys) -> None:
     for name, known in (("a", "24-aa"), ("b", "40-bb")):
         own = {"distinct-2": {"training": known}}
         evaluation(tmp_path / name, system(len(name)), own=own)
@@ -194,13 +196,13 @@ def test_models_of_other_training_captions_are_compared_and_told_apart(tmp_path,
 
 
 def test_captioners_of_several_checkpoints_know_all_their_captions(run, tmp_path) -> None:
-    found = checkpoint.read(run)
-    content = torch.load(found.path, weights_only=True)
-    more = replace(found, training=CaptionHashes.of([["one", "more"]])).training
+    loaded = checkpoint.read(run)
+    content = torch.load(loaded.path, weights_only=True)
+    more = replace(loaded, training=CaptionHashes.of([["one", "more"]])).training
     assert more is not None
     content["captioner"]["training"] = torch.from_numpy(more.hashes.view("i8"))
     checkpoint.write(content, tmp_path / "other.ckpt")
     known = Captioner.load([run, tmp_path / "other.ckpt"], device="cpu").training
-    assert known is not None and found.training is not None
-    assert len(known) == len(found.training) + 1
+    assert known is not None and loaded.training is not None
+    assert len(known) == len(loaded.training) + 1
     assert Captioner.load([run, forgetful(run, tmp_path)], device="cpu").training is None

@@ -15,15 +15,18 @@ from captioner.metrics.scores import score
 from captioner.metrics.signature import Signature, to_json
 from captioner.metrics.statistics import Statistics
 
-SAID = {"1": "a dog runs fast", "2": 'a "red" cat, asleep', "3": "two cows in a field"}
-PEOPLE = {
+CANDIDATES = {"1": "a dog runs fast", "2": 'a "red" cat, asleep', "3": "two cows in a field"}
+REFERENCES = {
     "1": ["a dog is running", "the dog runs fast"],
     "2": ["a red cat sleeps, curled up", "an orange cat asleep on a sofa"],
     "3": ["cows in a green field", "two brown cows stand in a field"],
 }
 METRICS = "bleu,rouge-l,cider-d"
 EXPECTED = score(
-    list(SAID.values()), list(PEOPLE.values()), metrics=METRICS.split(","), images=list(SAID)
+    list(CANDIDATES.values()),
+    list(REFERENCES.values()),
+    metrics=METRICS.split(","),
+    images=list(CANDIDATES),
 )
 
 
@@ -45,15 +48,20 @@ def write_csv(path: Path, rows: list[list[str]]) -> Path:
 
 def captions_jsonl(folder: Path) -> Path:
     rows = [
-        {"image": image, "caption": SAID[image], "log_prob": -1.5, "references": PEOPLE[image]}
-        for image in SAID
+        {
+            "image": image,
+            "caption": CANDIDATES[image],
+            "log_prob": -1.5,
+            "references": REFERENCES[image],
+        }
+        for image in CANDIDATES
     ]
     return write_jsonl(folder / "captions.jsonl", rows)
 
 
 def results(folder: Path, images: str = "123") -> Path:
     """As COCO's server takes them: image ids are numbers."""
-    rows = [{"image_id": int(image), "caption": SAID[image]} for image in images]
+    rows = [{"image_id": int(image), "caption": CANDIDATES[image]} for image in images]
     return write_json(folder / "results.json", rows)
 
 
@@ -61,31 +69,31 @@ def annotations(folder: Path, images: str = "321") -> Path:
     rows = [
         {"id": 10 * int(image) + index, "image_id": int(image), "caption": text}
         for image in images
-        for index, text in enumerate(PEOPLE[image])
+        for index, text in enumerate(REFERENCES[image])
     ]
     return write_json(folder / "annotations.json", {"images": [], "annotations": rows})
 
 
 def one_table(folder: Path) -> list[Path]:
     head = ["image", "caption", "reference_1", "reference_2", "reference_3", "note"]
-    rows = [[image, SAID[image], *PEOPLE[image], "", "x"] for image in SAID]
+    rows = [[image, CANDIDATES[image], *REFERENCES[image], "", "x"] for image in CANDIDATES]
     return [write_csv(folder / "all.csv", [head, *rows])]
 
 
 def two_tables(folder: Path) -> list[Path]:
-    said = [["Image", "Caption"], *([image, SAID[image]] for image in SAID)]
-    people = [["image", "caption"], *([i, text] for i in PEOPLE for text in PEOPLE[i])]
-    return [write_csv(folder / "said.tsv", said), write_csv(folder / "people.csv", people)]
+    rows = [["Image", "Caption"], *([image, CANDIDATES[image]] for image in CANDIDATES)]
+    people = [["image", "caption"], *([i, text] for i in REFERENCES for text in REFERENCES[i])]
+    return [write_csv(folder / "said.tsv", rows), write_csv(folder / "people.csv", people)]
 
 
 def lines_and_references(folder: Path) -> list[Path]:
-    rows = [{"image": image, "references": PEOPLE[image]} for image in "231"]
-    said = [{"image": image, "caption": SAID[image]} for image in SAID]
-    return [write_jsonl(folder / "a.jsonl", said), write_jsonl(folder / "b.jsonl", rows)]
+    rows = [{"image": image, "references": REFERENCES[image]} for image in "231"]
+    captions = [{"image": image, "caption": CANDIDATES[image]} for image in CANDIDATES]
+    return [write_jsonl(folder / "a.jsonl", captions), write_jsonl(folder / "b.jsonl", rows)]
 
 
 def objects(folder: Path) -> list[Path]:
-    rows = [{"image": i, "caption": SAID[i], "references": PEOPLE[i]} for i in SAID]
+    rows = [{"image": i, "caption": CANDIDATES[i], "references": REFERENCES[i]} for i in CANDIDATES]
     return [write_json(folder / "objects.json", rows)]
 
 
@@ -107,36 +115,38 @@ def scored(capsys: pytest.CaptureFixture, *argv: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same(layout: str, tmp_path, capsys) -> None:
-    found = scored(capsys, *LAYOUTS[layout](tmp_path), "--metrics", METRICS)
-    assert found["scores"] == pytest.approx(EXPECTED.values)
-    assert "|refs:2|n:3|" in found["signature"]
-    assert found["fields"]["common"]["references"] == EXPECTED.signature.references
+def test_every_layout_gives_the_same_scores(layout: str, tmp_path, capsys) -> None:
+    content = scored(capsys, *LAYOUTS[layout](tmp_path), "--metrics", METRICS)
+    assert content["scores"] == pytest.approx(EXPECTED.values)
+    assert "|refs:2|n:3|" in content["signature"]
+    assert content["fields"]["common"]["references"] == EXPECTED.signature.references
 
 
-def test_a_subset_is_scored_where_it_is_asked_for(tmp_path, capsys) -> None:
+def test_a_subset_is_scored_on_request(tmp_path, capsys) -> None:
     files = results(tmp_path, "13"), annotations(tmp_path)
-    found = scored(capsys, *files, "--subset", "--metrics", "cider-d")
-    expected = score([SAID["1"], SAID["3"]], [PEOPLE["1"], PEOPLE["3"]], metrics=["cider-d"]).values
-    assert found["scores"] == pytest.approx(expected)
-    assert "|n:2|data:annotations|" in found["signature"]
+    content = scored(capsys, *files, "--subset", "--metrics", "cider-d")
+    expected = score(
+        [CANDIDATES["1"], CANDIDATES["3"]], [REFERENCES["1"], REFERENCES["3"]], metrics=["cider-d"]
+    ).values
+    assert content["scores"] == pytest.approx(expected)
+    assert "|n:2|data:annotations|" in content["signature"]
 
 
-def test_statistics_are_left_for_comparisons(tmp_path, capsys) -> None:
+def test_statistics_are_written_for_comparisons(tmp_path, capsys) -> None:
     folder = tmp_path / "left"
-    given = (captions_jsonl(tmp_path), "--metrics", METRICS)
-    found = scored(capsys, *given)
-    assert main(["score", *map(str, given), "--statistics", str(folder)]) == 0
+    arguments = (captions_jsonl(tmp_path), "--metrics", METRICS)
+    content = scored(capsys, *arguments)
+    assert main(["score", *map(str, arguments), "--statistics", str(folder)]) == 0
     assert capsys.readouterr().err == f"wrote {folder} (made the folder {folder})\n"
-    assert json.loads((folder / "scores.json").read_text(encoding="utf-8")) == found
+    assert json.loads((folder / "scores.json").read_text(encoding="utf-8")) == content
     statistics = Statistics.load(folder / "statistics.npz")
     assert statistics.images == ("1", "2", "3")
     for name, value in statistics.scores().items():
-        assert value == pytest.approx(found["scores"][name])
+        assert value == pytest.approx(content["scores"][name])
 
 
 @pytest.mark.parametrize("old", [False, True])
-def test_captions_of_an_evaluation_keep_what_it_knew(old: bool, tmp_path, capsys) -> None:
+def test_captions_of_an_evaluation_keep_its_signature(old: bool, tmp_path, capsys) -> None:
     file = captions_jsonl(tmp_path)
     before = scored(capsys, file, "--metrics", "bleu")["signature"]
     assert "|data:captions|images:" in before
@@ -163,13 +173,13 @@ def test_several_captions_and_training_captions(tmp_path, capsys) -> None:
     row["captions"] = [{"caption": "a b", "log_prob": -1}, {"caption": "c d", "log_prob": -2}]
     file = write_jsonl(tmp_path / "several.jsonl", [row])
     training = write_csv(tmp_path / "training.csv", [["image", "caption"], ["x", "A b!"]])
-    found = scored(capsys, file, "--metrics", "diversity", "--training", training)["scores"]
-    assert found["novelty"] == 0
-    assert found["distinct-1"] == 100
-    assert found["mBLEU-4"] == 0
+    scores = scored(capsys, file, "--metrics", "diversity", "--training", training)["scores"]
+    assert scores["novelty"] == 0
+    assert scores["distinct-1"] == 100
+    assert scores["mBLEU-4"] == 0
 
 
-def test_what_is_printed_and_written(tmp_path, capsys) -> None:
+def test_printed_and_written_formats(tmp_path, capsys) -> None:
     file = str(captions_jsonl(tmp_path))
     assert main(["score", file, "--metrics", "bleu,spice"]) == 0
     out = capsys.readouterr().out
@@ -199,24 +209,29 @@ def test_one_image_is_scored_with_a_warning(tmp_path, capsys) -> None:
 def test_chinese_is_scored_by_character(tmp_path, capsys) -> None:
     row = {"image": "1", "caption": "一只黑狗。", "references": ["一只白狗"]}
     file = write_jsonl(tmp_path / "zh.jsonl", [row])
-    found = scored(capsys, file, "--tokenize", "character", "--metrics", "bleu,meteor")
-    assert found["scores"]["BLEU-1"] == pytest.approx(75)
-    assert "English" in found["missing"]["meteor"]
+    content = scored(capsys, file, "--tokenize", "character", "--metrics", "bleu,meteor")
+    assert content["scores"]["BLEU-1"] == pytest.approx(75)
+    assert "English" in content["missing"]["meteor"]
 
 
 SAME = {
-    "dataset.jsonl": "\n".join(json.dumps({"image": i, "captions": PEOPLE[i]}) for i in PEOPLE),
-    "dict.json": json.dumps(PEOPLE),
-    "ai_challenger.json": json.dumps([{"image_id": i, "caption": PEOPLE[i]} for i in PEOPLE]),
+    "dataset.jsonl": "\n".join(
+        json.dumps({"image": i, "captions": REFERENCES[i]}) for i in REFERENCES
+    ),
+    "dict.json": json.dumps(REFERENCES),
+    "ai_challenger.json": json.dumps(
+        [{"image_id": i, "caption": REFERENCES[i]} for i in REFERENCES]
+    ),
     "metadata.jsonl": "\n".join(
-        json.dumps({"file_name": i, "text": text}) for i in PEOPLE for text in PEOPLE[i]
+        json.dumps({"file_name": i, "text": text}) for i in REFERENCES for text in REFERENCES[i]
     ),
     "mine.csv": "path,caption_1,caption 2,comment\n"
-    + "".join(f'{i},"{one}","{two}",?\n' for i, (one, two) in PEOPLE.items()),
+    + "".join(f'{i},"{first}","{second}",?\n' for i, (first, second) in REFERENCES.items()),
     "karpathy.json": json.dumps(
         {
             "images": [
-                {"filename": i, "sentences": [{"raw": text} for text in PEOPLE[i]]} for i in PEOPLE
+                {"filename": i, "sentences": [{"raw": text} for text in REFERENCES[i]]}
+                for i in REFERENCES
             ]
         }
     ),
@@ -224,28 +239,30 @@ SAME = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_what_a_model_is_trained_on_serves_as_references(name: str, tmp_path, capsys) -> None:
+def test_datasets_for_training_are_accepted_as_references(name: str, tmp_path, capsys) -> None:
     (tmp_path / name).write_text(SAME[name], encoding="utf-8")
-    said = write_jsonl(tmp_path / "a.jsonl", [{"image": i, "caption": SAID[i]} for i in SAID])
-    found = scored(capsys, said, tmp_path / name, "--metrics", METRICS)
-    assert found["scores"] == pytest.approx(EXPECTED.values)
+    captions = write_jsonl(
+        tmp_path / "a.jsonl", [{"image": i, "caption": CANDIDATES[i]} for i in CANDIDATES]
+    )
+    content = scored(capsys, captions, tmp_path / name, "--metrics", METRICS)
+    assert content["scores"] == pytest.approx(EXPECTED.values)
 
 
 @pytest.mark.parametrize("written", ["{}", "{}.jpg", "val2017/{}.jpg"])
-def test_coco_is_met_by_number_or_by_name(written: str, tmp_path, capsys) -> None:
+def test_coco_images_are_matched_by_id_or_by_name(written: str, tmp_path, capsys) -> None:
     content = json.loads(annotations(tmp_path).read_text())
-    content["images"] = [{"id": int(i), "file_name": f"{i}.jpg"} for i in PEOPLE]
+    content["images"] = [{"id": int(i), "file_name": f"{i}.jpg"} for i in REFERENCES]
     people = write_json(tmp_path / "captions_val2017.json", content)
-    rows = [{"image": written.format(i), "caption": SAID[i]} for i in SAID]
-    said = write_jsonl(tmp_path / "said.jsonl", rows)
-    found = scored(capsys, said, people, "--metrics", METRICS)
-    assert found["scores"] == pytest.approx(EXPECTED.values)
+    rows = [{"image": written.format(i), "caption": CANDIDATES[i]} for i in CANDIDATES]
+    captions = write_jsonl(tmp_path / "said.jsonl", rows)
+    result = scored(capsys, captions, people, "--metrics", METRICS)
+    assert result["scores"] == pytest.approx(EXPECTED.values)
     content["images"].append({"id": 1, "file_name": "other.jpg"})
     write_json(people, content)
-    fails(capsys, said, people, says="id 1 names 1.jpg (images[0]) and other.jpg (images[3])")
+    fails(capsys, captions, people, says="id 1 names 1.jpg (images[0]) and other.jpg (images[3])")
 
 
-def test_chinese_by_words_is_warned_of(tmp_path, capsys) -> None:
+def test_chinese_captions_scored_by_words_give_a_warning(tmp_path, capsys) -> None:
     row = {"image": "1", "caption": "一只黑狗在跑", "references": ["一只白狗在跑"]}
     assert main(["score", str(write_jsonl(tmp_path / "zh.jsonl", [row])), "--metrics", "bleu"]) == 0
     err = capsys.readouterr().err
@@ -253,11 +270,11 @@ def test_chinese_by_words_is_warned_of(tmp_path, capsys) -> None:
     assert "--tokenize character" in err
 
 
-def test_half_an_emoji_is_no_crash(tmp_path, capsys) -> None:
+def test_a_lone_surrogate_is_accepted(tmp_path, capsys) -> None:
     text = '{"image": "1", "caption": "a dog \\ud83d", "references": ["a dog"]}'
     (tmp_path / "half.jsonl").write_text(text)
-    found = scored(capsys, tmp_path / "half.jsonl", "--metrics", "bleu")
-    assert found["scores"]["BLEU-2"] == pytest.approx(100)
+    content = scored(capsys, tmp_path / "half.jsonl", "--metrics", "bleu")
+    assert content["scores"]["BLEU-2"] == pytest.approx(100)
 
 
 # Mistakes -------------------------------------------------------------------------------------
@@ -305,14 +322,14 @@ def fails(capsys: pytest.CaptureFixture, *argv: object, says: str) -> None:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_told_in_one_line(name: str, tmp_path, capsys) -> None:
+def test_a_bad_file_gets_one_line(name: str, tmp_path, capsys) -> None:
     content, says = BAD[name]
     (tmp_path / name).write_text(content, encoding="utf-8")
     fails(capsys, tmp_path / name, says=says)
     fails(capsys, tmp_path / name, says=name)
 
 
-def test_files_that_do_not_match_are_told_apart(tmp_path, capsys) -> None:
+def test_files_that_do_not_match_get_one_line(tmp_path, capsys) -> None:
     (tmp_path / "latin.csv").write_bytes("image,caption\n1,caf\u00e9\n".encode("latin-1"))
     fails(
         capsys,
@@ -320,12 +337,12 @@ def test_files_that_do_not_match_are_told_apart(tmp_path, capsys) -> None:
         says="line 2: not valid utf-8; cp1252 reads '1,café'; save it as UTF-8",
     )
     fails(capsys, tmp_path / "gone.csv", says="gone.csv: no such file")
-    some = results(tmp_path, "13"), annotations(tmp_path)
-    fails(capsys, *some, says="no caption for 1 of 3 images (first '2')")
-    fails(capsys, *some, says="--subset")
-    other = results(tmp_path), annotations(tmp_path, "12")
-    fails(capsys, *other, says="no reference for 1 of 3 images (first '3')")
-    fails(capsys, *other, says="captions of other images?")
+    files = results(tmp_path, "13"), annotations(tmp_path)
+    fails(capsys, *files, says="no caption for 1 of 3 images (first '2')")
+    fails(capsys, *files, says="--subset")
+    unmatched = results(tmp_path), annotations(tmp_path, "12")
+    fails(capsys, *unmatched, says="no reference for 1 of 3 images (first '3')")
+    fails(capsys, *unmatched, says="captions of other images?")
     file = captions_jsonl(tmp_path)
     fails(capsys, file, "--metrics", "blue", says="did you mean bleu?")
     fails(capsys, file, "--tokenize", "pbt", says="did you mean ptb?")

@@ -38,7 +38,7 @@ def corpus(size: int = 60, seed: int = 0) -> tuple[list[str], list[list[str]]]:
 # Closed forms ---------------------------------------------------------------------------------
 
 
-def test_a_repeated_word_counts_as_often_as_one_reference_has_it() -> None:
+def test_repeated_words_are_clipped_to_one_reference() -> None:
     """The example of the paper: seven times "the", of which a reference has two."""
     references = [["The cat is on the mat.", "There is a cat on the mat."]]
     scores = score(["the the the the the the the"], references).values
@@ -46,7 +46,7 @@ def test_a_repeated_word_counts_as_often_as_one_reference_has_it() -> None:
     assert [scores[f"BLEU-{n}"] for n in (2, 3, 4)] == [0.0, 0.0, 0.0]
 
 
-def test_short_candidates_pay() -> None:
+def test_short_candidates_get_a_brevity_penalty() -> None:
     scores = score(["a b c d"], [["a b c d e f g"]]).values
     for n in (1, 2, 3, 4):
         assert scores[f"BLEU-{n}"] == pytest.approx(100 * math.exp(1 - 7 / 4))
@@ -56,7 +56,7 @@ def test_short_candidates_pay() -> None:
     ("lengths", "closest"),
     [((4, 9), 4), ((6, 8), 6), ((5, 7), 5), ((5, 10), 5), ((8, 11), 8), ((7, 9), 7)],
 )
-def test_the_reference_closest_in_length_counts(lengths: tuple[int, int], closest: int) -> None:
+def test_the_reference_closest_in_length_is_used(lengths: tuple[int, int], closest: int) -> None:
     """Of two equally close ones the shorter: 5, not 7, for a candidate of 6."""
     words = [f"w{index}" for index in range(12)]
     references = [[words[:length] for length in lengths]]
@@ -75,21 +75,21 @@ def test_counts_are_summed_over_the_corpus() -> None:
 
 def test_a_perfect_match_gives_100() -> None:
     candidates, references = corpus()
-    same = [[*others, one] for one, others in zip(candidates, references)]
+    same = [[*texts, candidate] for candidate, texts in zip(candidates, references)]
     assert score(candidates, same).values == pytest.approx(
         {"BLEU-1": 100, "BLEU-2": 100, "BLEU-3": 100, "BLEU-4": 100}
     )
 
 
 @pytest.mark.parametrize("candidate", ["q r s t u", "", "...", "q"])
-def test_nothing_in_common_gives_exactly_0(candidate: str) -> None:
+def test_no_common_words_give_exactly_0(candidate: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = score([candidate], [["a b c d e", "f g"]])
     assert list(scores.values.values()) == [0.0, 0.0, 0.0, 0.0]
 
 
-def test_orders_that_are_not_found_give_exactly_0_without_a_warning() -> None:
+def test_orders_without_matches_give_exactly_0_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = score(["a b c x"], [["a b c y"]]).values
@@ -109,19 +109,21 @@ def test_coco_caption_gives_the_same(seed: int) -> None:
         {index: [candidate] for index, candidate in enumerate(candidates)},
         verbose=0,
     )
-    found = list(score(candidates, references).values.values())
-    assert min(found) > 1
-    assert found == pytest.approx([100 * value for value in expected], abs=1e-6)
+    values = list(score(candidates, references).values.values())
+    assert min(values) > 1
+    assert values == pytest.approx([100 * value for value in expected], abs=1e-6)
 
 
-def test_one_call_of_nltk_gives_what_four_give() -> None:
+def test_one_call_of_nltk_equals_four_calls() -> None:
     from nltk.translate.bleu_score import corpus_bleu
 
     candidates, references = corpus(seed=4)
     words = [text.split() for text in candidates]
-    others = [[text.split() for text in texts] for texts in references]
-    expected = [100 * corpus_bleu(others, words, weights=[1 / n] * n) for n in (1, 2, 3, 4)]
-    assert list(bleu(words, others).values()) == pytest.approx(expected, rel=1e-12)
+    reference_words = [[text.split() for text in texts] for texts in references]
+    expected = [
+        100 * corpus_bleu(reference_words, words, weights=[1 / n] * n) for n in (1, 2, 3, 4)
+    ]
+    assert list(bleu(words, reference_words).values()) == pytest.approx(expected, rel=1e-12)
 
 
 # What does not matter, and what does ----------------------------------------------------------
@@ -144,7 +146,7 @@ def test_case_and_punctuation_do_not_matter() -> None:
     assert score(loud, references).values == score(candidates, references).values
 
 
-def test_candidates_that_belong_to_other_images_score_less() -> None:
+def test_candidates_of_other_images_score_lower() -> None:
     _, references = corpus(seed=8)
     mine = [texts[0] for texts in references]
     shifted = [*mine[1:], mine[0]]
@@ -170,9 +172,9 @@ def test_the_signature_says_how_scores_were_computed() -> None:
         "tok:ptb|case:lower|refs:3|n:7|decoding:beam3|data:shapes"
         f"|references:{reference_hash([''] * 7, references)}|captioner:{captioner.__version__}"
     )
-    whole = f"BLEU|nltk:{version('nltk')}|{scores.signature}"
-    texts = {f"BLEU-{n}": whole for n in (1, 2, 3, 4)}
-    assert {name: str(one) for name, one in scores.signatures.items()} == texts
+    text = f"BLEU|nltk:{version('nltk')}|{scores.signature}"
+    texts = {f"BLEU-{n}": text for n in (1, 2, 3, 4)}
+    assert {name: str(signature) for name, signature in scores.signatures.items()} == texts
     content = scores.as_dict()
     fields = content.pop("fields")
     assert content == {
@@ -185,7 +187,7 @@ def test_the_signature_says_how_scores_were_computed() -> None:
     assert fields["common"]["decoding"] == "beam3" and fields["common"]["count"] == 7
 
 
-def test_the_signature_tells_numbers_of_references_and_tokenizers_apart() -> None:
+def test_signatures_differ_by_number_of_references_and_tokenization() -> None:
     scores = score(["一", "二"], [["一"], ["一", "二", "三"]], tokenize="character")
     assert str(scores.signature).startswith("tok:character|")
     assert "|refs:1-3|n:2|" in str(scores.signature)

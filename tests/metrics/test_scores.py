@@ -48,8 +48,10 @@ def drawn(images: int, seed: int) -> Captions:
     for _ in range(images):
         texts = describe(sample_scene(chance, "train"), chance)
         references.append([text.split() for text in texts[: chance.randint(1, len(texts))]])
-        other = describe(sample_scene(chance, "dev"), chance)[0].split()
-        candidates.append(chance.choice([texts[-1].split(), other, other[: chance.randint(0, 6)]]))
+        unrelated = describe(sample_scene(chance, "dev"), chance)[0].split()
+        candidates.append(
+            chance.choice([texts[-1].split(), unrelated, unrelated[: chance.randint(0, 6)]])
+        )
     return candidates, references
 
 
@@ -58,12 +60,12 @@ def flickr() -> Captions:
     folder = os.environ.get("CAPTIONER_FLICKR8K")
     if not folder:
         pytest.skip("CAPTIONER_FLICKR8K does not name the folder of Flickr8k")
-    found: dict[str, list[list[str]]] = {}
+    captions: dict[str, list[list[str]]] = {}
     text = (Path(folder).expanduser() / "Flickr8k.token.txt").read_text(encoding="utf-8")
     for line in text.splitlines()[:10000]:
         name, _, caption = line.partition("\t")
-        found.setdefault(name.partition("#")[0], []).append(ptb_words(caption))
-    return [texts[0] for texts in found.values()], [texts[1:] for texts in found.values()]
+        captions.setdefault(name.partition("#")[0], []).append(ptb_words(caption))
+    return [texts[0] for texts in captions.values()], [texts[1:] for texts in captions.values()]
 
 
 def for_coco(captions: Captions) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
@@ -81,19 +83,21 @@ def agree_with_coco(captions: Captions) -> None:
     from pycocoevalcap.rouge.rouge import Rouge
 
     candidates, references = captions
-    people, said = for_coco(captions)
+    people, generated = for_coco(captions)
     numbered = References(references)
 
     counter = BleuScorer(n=4)
     for image in people:
-        counter += (said[image][0], people[image])
-    total, each = counter.compute_score(option="closest", verbose=0)
+        counter += (generated[image][0], people[image])
+    total, per_image = counter.compute_score(option="closest", verbose=0)
     rows = bleu_rows(numbered, candidates, coco=True)
-    expected = [[*one["correct"], *one["guess"], one["testlen"]] for one in counter.ctest]
+    expected = [
+        [*counts["correct"], *counts["guess"], counts["testlen"]] for counts in counter.ctest
+    ]
     assert rows[:, :9].tolist() == expected
     assert rows[:, 9].sum() == counter._reflen
     ours = [*from_bleu_rows(rows).values(), *from_bleu_rows(rows.mean(axis=0)).values()]
-    for n, (mine, theirs) in enumerate(zip(ours, [*each, *total]), start=0):
+    for n, (mine, theirs) in enumerate(zip(ours, [*per_image, *total]), start=0):
         # coco-caption puts a little more than 0 where no n-gram is found, or none said.
         counted = rows if n < 4 else rows.sum(axis=0)
         certain = (counted[..., : n % 4 + 1] > 0).all(axis=-1)
@@ -102,15 +106,15 @@ def agree_with_coco(captions: Captions) -> None:
     totals = from_bleu_rows(bleu_rows(numbered, candidates).mean(axis=0))
     assert totals == pytest.approx(bleu(candidates, references), abs=1e-9)
 
-    total, each = Rouge().compute_score(people, said)
-    found = rouge_rows(numbered, candidates)[:, 0]
-    assert found / 100 == pytest.approx(each, abs=1e-9)
-    assert found.mean() / 100 == pytest.approx(total, abs=1e-9)
+    total, per_image = Rouge().compute_score(people, generated)
+    actual = rouge_rows(numbered, candidates)[:, 0]
+    assert actual / 100 == pytest.approx(per_image, abs=1e-9)
+    assert actual.mean() / 100 == pytest.approx(total, abs=1e-9)
 
-    total, each = CocoCider().compute_score(people, said)
-    found = Cider(numbered).rows(candidates)[:, 0]
-    assert found / 100 == pytest.approx(each, abs=1e-9)
-    assert found.mean() / 100 == pytest.approx(total, abs=1e-9)
+    total, per_image = CocoCider().compute_score(people, generated)
+    actual = Cider(numbered).rows(candidates)[:, 0]
+    assert actual / 100 == pytest.approx(per_image, abs=1e-9)
+    assert actual.mean() / 100 == pytest.approx(total, abs=1e-9)
 
 
 # Against coco-caption -------------------------------------------------------------------------
@@ -135,9 +139,13 @@ images = st.tuples(texts, st.lists(texts, min_size=1, max_size=3))
         lambda all: any(words for _, references in all for words in references)
     )
 )
-def test_corners_score_as_in_coco_caption(corpus: list[tuple[list[str], list[list[str]]]]) -> None:
+def test_edge_cases_score_as_in_coco_caption(
+    corpus: list[tuple[list[str], list[list[str]]]],
+) -> None:
     """Empty texts, one image, one reference, repeated references and words of other scripts."""
-    agree_with_coco(([one for one, _ in corpus], [references for _, references in corpus]))
+    agree_with_coco(
+        ([candidate for candidate, _ in corpus], [references for _, references in corpus])
+    )
 
 
 def test_words_that_no_reference_has_count_in_length_and_norm() -> None:
@@ -159,8 +167,8 @@ def test_cider_without_clipping_is_the_mean_cosine() -> None:
     for candidate, texts in zip(candidates, references):
         pairs = [_cosine(candidate, words, n, idf) for n, idf in weights for words in texts]
         expected.append(1000 * sum(pairs) / len(pairs))
-    found = Cider(References(references), clipped=False).rows(candidates)[:, 0]
-    assert found == pytest.approx(expected, abs=1e-9)
+    rows = Cider(References(references), clipped=False).rows(candidates)[:, 0]
+    assert rows == pytest.approx(expected, abs=1e-9)
     assert max(expected) > 100
 
 
@@ -168,32 +176,34 @@ def _grams(words: list[str], n: int) -> Counter[tuple[str, ...]]:
     return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
-def _cosine(one: list[str], other: list[str], n: int, idf: dict[tuple[str, ...], float]) -> float:
+def _cosine(
+    first: list[str], second: list[str], n: int, idf: dict[tuple[str, ...], float]
+) -> float:
     a, b = (
         {gram: count * idf.get(gram, math.log(30)) for gram, count in _grams(words, n).items()}
-        for words in (one, other)
+        for words in (first, second)
     )
     length = math.hypot(*a.values()) * math.hypot(*b.values())
     return sum(a[gram] * b.get(gram, 0) for gram in a) / length if length else 0.0
 
 
-def test_a_caption_that_is_every_reference_reaches_the_top() -> None:
+def test_a_caption_equal_to_every_reference_gets_the_maximum() -> None:
     _, references = drawn(20, seed=4)
-    chosen = [(texts[0], [texts[0]] * 3) for texts in references if len(texts[0]) > 3]
-    candidates, same = [one for one, _ in chosen], [texts for _, texts in chosen]
+    pairs = [(texts[0], [texts[0]] * 3) for texts in references if len(texts[0]) > 3]
+    candidates, same = [candidate for candidate, _ in pairs], [texts for _, texts in pairs]
     numbered = References(same)
     assert rouge_rows(numbered, candidates) == pytest.approx(100)
     assert Cider(numbered).rows(candidates) == pytest.approx(1000)
     assert Cider(numbered, clipped=False).rows(candidates) == pytest.approx(1000)
 
 
-def test_rouge_takes_the_best_precision_and_the_best_recall() -> None:
+def test_rouge_uses_the_best_precision_and_the_best_recall() -> None:
     """Of two references one has all words of the candidate, the other few words besides them."""
     references = [["the dog is on the wet grass".split(), "a dog".split()]]
     precision, recall = 3 / 4, 1 / 2
     expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
-    found = rouge_rows(References(references), ["the dog sits on".split()])
-    assert found[0, 0] == pytest.approx(100 * expected)
+    rows = rouge_rows(References(references), ["the dog sits on".split()])
+    assert rows[0, 0] == pytest.approx(100 * expected)
 
 
 # Numbered references --------------------------------------------------------------------------
@@ -204,16 +214,16 @@ def test_references_serve_any_number_of_candidates() -> None:
     candidates, references = drawn(40, seed=5)
     numbered = References(references)
     scorer = Cider(numbered)
-    whole = scorer.rows(candidates)
+    rows = scorer.rows(candidates)
     places = numpy.array([7, 3, 3, 39, 0])
-    said = [candidates[i] for i in places]
-    assert scorer.rows(said, places) == pytest.approx(whole[places])
-    assert rouge_rows(numbered, said, places) == pytest.approx(
+    repeated = [candidates[i] for i in places]
+    assert scorer.rows(repeated, places) == pytest.approx(rows[places])
+    assert rouge_rows(numbered, repeated, places) == pytest.approx(
         rouge_rows(numbered, candidates)[places]
     )
-    assert (bleu_rows(numbered, said, places) == bleu_rows(numbered, candidates)[places]).all()
-    other = scorer.rows([candidates[7]], numpy.array([3]))
-    assert other[0, 0] == pytest.approx(scorer.rows([candidates[7]] * 40)[3, 0])
+    assert (bleu_rows(numbered, repeated, places) == bleu_rows(numbered, candidates)[places]).all()
+    moved = scorer.rows([candidates[7]], numpy.array([3]))
+    assert moved[0, 0] == pytest.approx(scorer.rows([candidates[7]] * 40)[3, 0])
 
 
 def test_document_frequencies_may_come_from_other_images() -> None:
@@ -228,7 +238,7 @@ def test_document_frequencies_may_come_from_other_images() -> None:
 
 
 @pytest.mark.parametrize("places", [[0, 40], [-1, 0], [0], [[0, 1]]])
-def test_images_that_are_not_there_are_named(places: list[int]) -> None:
+def test_unknown_images_are_refused(places: list[int]) -> None:
     _, references = drawn(40, seed=7)
     with pytest.raises(ValueError, match="2 numbers from 0 to 39"):
         Cider(References(references)).rows([["a"], ["b"]], numpy.array(places))
@@ -250,12 +260,12 @@ def test_meteor_follows_from_its_counts() -> None:
     candidates, references = drawn(25, seed=8)
     candidates[4], candidates[5], candidates[6] = [], ["zebras", "sleeping"], references[6][0]
     references[5] = [["a", "zebra", "sleeps"], ["naïve"]]
-    found, rows = meteor(candidates, references)
-    assert from_meteor_rows(rows.mean(axis=0))["METEOR"] == pytest.approx(found, abs=1e-9)
-    assert 5 < found < 100
-    each = from_meteor_rows(rows)["METEOR"]
-    assert each[4] == 0
-    assert each[6] == pytest.approx(100)
+    actual, rows = meteor(candidates, references)
+    assert from_meteor_rows(rows.mean(axis=0))["METEOR"] == pytest.approx(actual, abs=1e-9)
+    assert 5 < actual < 100
+    per_image = from_meteor_rows(rows)["METEOR"]
+    assert per_image[4] == 0
+    assert per_image[6] == pytest.approx(100)
 
 
 @needs_java
@@ -265,14 +275,14 @@ def test_meteor_is_that_of_coco_caption() -> None:
     candidates[7] = references[7][2]
     from pycocoevalcap.meteor.meteor import Meteor
 
-    total, each = Meteor().compute_score(*for_coco((candidates, references)))
-    found, rows = meteor(candidates, references)
-    assert found == pytest.approx(100 * total, abs=1e-9)
-    expected = [100 * value for value in each]
+    total, per_image = Meteor().compute_score(*for_coco((candidates, references)))
+    actual, rows = meteor(candidates, references)
+    assert actual == pytest.approx(100 * total, abs=1e-9)
+    expected = [100 * value for value in per_image]
     assert from_meteor_rows(rows)["METEOR"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_without_java_all_else_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_java_the_other_metrics_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     scores = score(["a dog"], [["a dog"]], metrics=["meteor", "bleu"])
     assert scores.values["BLEU-2"] == pytest.approx(100)
@@ -282,7 +292,7 @@ def test_without_java_all_else_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
         score(["a dog"], [["a dog"]], tokenize="ptb-jar")
 
 
-def test_java_that_fails_is_told_from_java_that_is_not_there(tmp_path, monkeypatch) -> None:
+def test_a_failure_of_java_is_reported_as_such(tmp_path, monkeypatch) -> None:
     java = tmp_path / "java"
     java.write_text("#!/bin/sh\nexit 3\n")
     java.chmod(0o755)
@@ -292,7 +302,7 @@ def test_java_that_fails_is_told_from_java_that_is_not_there(tmp_path, monkeypat
         ptb_jar_words(["a dog"])
 
 
-def test_what_is_made_for_english_words_skips_characters() -> None:
+def test_metrics_for_english_skip_character_captions() -> None:
     scores = score(["狗"], [["狗在跑"]], tokenize="character", metrics=list(METRICS))
     assert {"meteor", "spice", "clip"} <= scores.missing.keys()
     assert "English" in scores.missing["spice"]
@@ -305,11 +315,11 @@ def test_a_metric_is_named_by_itself_or_by_its_scores_in_any_case(name: str) -> 
     assert set(score(["a dog"], [["a dog"]], metrics=[name]).values) == set(METRICS["bleu"].scores)
 
 
-def test_every_score_is_named_by_the_metric_that_finds_it() -> None:
+def test_every_score_name_selects_its_metric() -> None:
     for metric in ("bleu", "rouge-l", "cider-d", "cider", "diversity"):
         several = [["a dog", "a cat"]]
-        found = score(["a dog"], [["a dog"]], metrics=[metric], several=several, training=["x"])
-        assert set(found.values) == set(METRICS[metric].scores)
+        scores = score(["a dog"], [["a dog"]], metrics=[metric], several=several, training=["x"])
+        assert set(scores.values) == set(METRICS[metric].scores)
     assert named(["CIDEr-D", "cider", "BLEU-4", "bleu-1"]) == {
         "cider-d": ("CIDEr-D",),
         "cider": ("CIDEr",),
@@ -320,13 +330,13 @@ def test_every_score_is_named_by_the_metric_that_finds_it() -> None:
 
 
 @needs_java
-def test_spice_is_not_downloaded_but_named() -> None:
+def test_spice_is_reported_as_missing_and_not_downloaded() -> None:
     scores = score(["a dog"], [["a dog"]], metrics=["spice"])
     assert scores.values == {}
     assert "stanford-corenlp-3.6.0-models.jar" in scores.missing["spice"]
 
 
-def test_spice_reads_what_the_program_writes(tmp_path, monkeypatch) -> None:
+def test_spice_reads_the_output_of_the_program(tmp_path, monkeypatch) -> None:
     """The program is acted: it gives each image the share of its reference that is said."""
     jar = tmp_path / "spice-1.0.jar"
     (tmp_path / "lib").mkdir()
@@ -357,7 +367,7 @@ def _embed_texts(texts: list[str]) -> numpy.ndarray:
     return numpy.array([[5.0, 0.0] if "dog" in text else [-1.0, 1.0] for text in texts])
 
 
-def test_clip_score_is_what_the_paper_says(monkeypatch) -> None:
+def test_clip_score_follows_the_paper(monkeypatch) -> None:
     monkeypatch.setattr(clip, "load", lambda: clip.Clip(_embed_images, _embed_texts))
     scores = score(
         ["A dog.", "a cat"],
@@ -373,13 +383,13 @@ def test_clip_score_is_what_the_paper_says(monkeypatch) -> None:
     assert scores.values["CLIPScore"] == pytest.approx(50 * (first + second))
 
 
-def test_clip_says_what_it_lacks(tmp_path, monkeypatch) -> None:
-    given = {"metrics": ["clip"], "pictures": ["a.jpg"]}
+def test_clip_names_what_is_missing(tmp_path, monkeypatch) -> None:
+    arguments = {"metrics": ["clip"], "pictures": ["a.jpg"]}
     monkeypatch.setattr(clip.importlib.util, "find_spec", lambda name: None)
-    assert "pip install" in score(["a"], [["a"]], **given).missing["clip"]
+    assert "pip install" in score(["a"], [["a"]], **arguments).missing["clip"]
     monkeypatch.setattr(clip.importlib.util, "find_spec", lambda name: True)
     monkeypatch.setenv(clip.WEIGHTS, str(tmp_path / "none"))
-    assert "set CAPTIONER_CLIP" in score(["a"], [["a"]], **given).missing["clip"]
+    assert "set CAPTIONER_CLIP" in score(["a"], [["a"]], **arguments).missing["clip"]
     assert "pictures" in score(["a"], [["a"]], metrics=["clip"]).missing["clip"]
 
 
@@ -407,7 +417,7 @@ def test_loading_clip_leaves_logging_as_the_caller_had_it(tmp_path, monkeypatch)
 # Variety --------------------------------------------------------------------------------------
 
 
-def test_variety_of_captions() -> None:
+def test_diversity_of_captions() -> None:
     scores = score(
         ["A dog runs.", "a dog runs", "two cats"],
         [["a"], ["b"], ["c"]],
@@ -427,7 +437,7 @@ def test_novelty_needs_the_training_captions() -> None:
     assert "training" in scores.missing["novelty"]
 
 
-def test_variety_of_several_captions_of_an_image() -> None:
+def test_diversity_of_several_captions_of_an_image() -> None:
     same, apart = [["a", "b", "c", "d"]] * 3, [["a", "b"], ["c", "d"], ["e"]]
     assert of_sets([same]) == pytest.approx(
         {"distinct-1": 100 * 4 / 12, "distinct-2": 100 * 3 / 12, "mBLEU-4": 100}
@@ -445,32 +455,32 @@ def test_self_bleu_is_bleu_against_the_others() -> None:
     _, references = drawn(15, seed=9)
     sets = [texts for texts in references if len(texts) > 1]
     alone = [words for texts in sets for words in texts]
-    others = [texts[:i] + texts[i + 1 :] for texts in sets for i in range(len(texts))]
-    assert of_sets(sets)["mBLEU-4"] == pytest.approx(bleu(alone, others)["BLEU-4"])
+    reference_sets = [texts[:i] + texts[i + 1 :] for texts in sets for i in range(len(texts))]
+    assert of_sets(sets)["mBLEU-4"] == pytest.approx(bleu(alone, reference_sets)["BLEU-4"])
 
 
 # Scores, statistics and signatures ------------------------------------------------------------
 
 
-def test_statistics_give_the_scores_again_after_a_file(tmp_path) -> None:
+def test_stored_statistics_give_the_same_scores(tmp_path) -> None:
     candidates, references = drawn(20, seed=10)
-    texts = [[" ".join(words) for words in one] for one in references]
+    texts = [[" ".join(words) for words in group] for group in references]
     names = ["bleu", "rouge-l", "cider-d", "cider", "diversity"]
-    said = [" ".join(words) for words in candidates]
+    captions = [" ".join(words) for words in candidates]
     ids = [f"图 {i}.png" for i in range(20)]
-    scores = score(said, texts, metrics=names, images=ids)
+    scores = score(captions, texts, metrics=names, images=ids)
     again = Statistics.load(scores.statistics.save(tmp_path / "statistics.npz"))
     assert again.images == tuple(ids)
-    found = again.scores()
-    assert found.keys() == scores.values.keys() - {"vocabulary", "distinct"}
-    for name, value in found.items():
+    restored = again.scores()
+    assert restored.keys() == scores.values.keys() - {"vocabulary", "distinct"}
+    for name, value in restored.items():
         assert value == pytest.approx(scores.values[name])
     content = json.loads(json.dumps(scores.as_dict()))
     assert content["scores"] == scores.values
     assert content["signatures"].keys() == scores.values.keys()
 
 
-def test_a_metric_that_is_not_known_is_named() -> None:
+def test_an_unknown_metric_is_refused() -> None:
     with pytest.raises(ValueError, match=r"metrics='cidre'.*did you mean cider"):
         score(["a"], [["a"]], metrics=["cidre"])
 
@@ -485,7 +495,7 @@ def test_unavailable_is_an_error_of_the_user() -> None:
 
 
 @needs_java
-def test_the_jar_cuts_as_the_port_does() -> None:
+def test_the_jar_splits_like_the_port() -> None:
     texts = ["A dog's tail.", "", "x\u2028y\nz", "Café “noir” (2)", "two cats, one dog!", ""]
     assert ptb_jar_words(texts) == [ptb_words(text) for text in texts]
     scores = score(["A dog!"], [["a dog ."]], tokenize="ptb-jar")

@@ -43,30 +43,30 @@ TEXT = (
 COMMON = replace(FULL, metric=None, parts={})
 
 
-def test_the_text_is_the_one_that_was_always_written() -> None:
+def test_the_text_has_not_changed() -> None:
     assert str(FULL) == TEXT
     assert str(COMMON) == TEXT.removeprefix("CIDEr-D|df:references|")
     assert str(Signature(metric="BLEU", count=1)) == "BLEU|n:1"
     assert str(Signature()) == ""
 
 
-def test_fields_survive_json() -> None:
-    other = replace(FULL, metric="BLEU", parts={"nltk": "3.10"})
-    content = json.loads(json.dumps(to_json(COMMON, {"CIDEr-D": FULL, "BLEU-1": other})))
+def test_fields_round_trip_through_json() -> None:
+    bleu = replace(FULL, metric="BLEU", parts={"nltk": "3.10"})
+    content = json.loads(json.dumps(to_json(COMMON, {"CIDEr-D": FULL, "BLEU-1": bleu})))
     assert content["signature"] == str(COMMON)
-    assert content["signatures"] == {"CIDEr-D": TEXT, "BLEU-1": str(other)}
-    assert from_json(content) == (COMMON, {"CIDEr-D": FULL, "BLEU-1": other})
+    assert content["signatures"] == {"CIDEr-D": TEXT, "BLEU-1": str(bleu)}
+    assert from_json(content) == (COMMON, {"CIDEr-D": FULL, "BLEU-1": bleu})
     content["fields"]["common"]["of_a_later_version"] = 1
     assert from_json(content)[0] == COMMON
 
 
-def test_fields_are_read_and_the_text_beside_them_is_not() -> None:
+def test_fields_are_read_instead_of_the_text() -> None:
     content = to_json(COMMON, {"CIDEr-D": FULL})
     content |= {"signature": "tok:other", "signatures": {"CIDEr-D": "BLEU|tok:other"}}
     assert from_json(content) == (COMMON, {"CIDEr-D": FULL})
 
 
-def test_files_from_before_there_were_fields_are_read() -> None:
+def test_files_without_fields_are_read() -> None:
     content = to_json(COMMON, {"CIDEr-D": FULL})
     del content["fields"]
     known = {"max_length": 12}  # all that a label says of the options, for the report
@@ -88,7 +88,7 @@ def test_a_damaged_file_is_an_error(content: dict) -> None:
         from_json(content)
 
 
-def test_options_move_no_text_and_are_no_difference() -> None:
+def test_options_are_neither_in_the_text_nor_a_difference() -> None:
     assert FULL.differences(replace(FULL, options={})) == {}
     assert str(replace(FULL, options={})) == str(FULL)
 
@@ -101,33 +101,33 @@ def test_a_context_fills_the_fields_that_it_names() -> None:
     assert "|split:dev|mine:x|references:" in str(scores.signature)
 
 
-def test_two_signatures_are_told_apart_by_their_parts() -> None:
+def test_signatures_differ_by_their_parts() -> None:
     context = {"decoding": "beam3", "data": "shapes"}
-    one = score(["a"], [["a"]], context=context, metrics=["bleu", "cider-d"])
-    other = score(["a", "b"], [["a"], ["a"]], context={"decoding": "greedy", "data": "shapes"})
-    assert differences(one.signature, one.signature) == {}
-    assert differences(one.signature, other.signature) == {
+    first = score(["a"], [["a"]], context=context, metrics=["bleu", "cider-d"])
+    second = score(["a", "b"], [["a"], ["a"]], context={"decoding": "greedy", "data": "shapes"})
+    assert differences(first.signature, first.signature) == {}
+    assert differences(first.signature, second.signature) == {
         "n": ("1", "2"),
         "decoding": ("beam3", "greedy"),
         "references": (reference_hash([""], [["a"]]), reference_hash(["", ""], [["a"], ["a"]])),
     }
-    bleu_1, cider_d = one.signatures["BLEU-1"], one.signatures["CIDEr-D"]
+    bleu_1, cider_d = first.signatures["BLEU-1"], first.signatures["CIDEr-D"]
     assert differences(bleu_1, cider_d).keys() == {"metric", "nltk", "df"}
     assert differences(bleu_1, cider_d)["metric"] == ("BLEU", "CIDEr-D")
     assert differences(bleu_1, cider_d)["df"] == ("", "references")
 
 
-def test_references_are_signed_by_their_texts_in_any_order() -> None:
-    said = {"b": ["Two dogs .", "a dog"], "a": ["café"]}
+def test_reference_hash_depends_on_texts_but_not_on_order() -> None:
+    references = {"b": ["Two dogs .", "a dog"], "a": ["café"]}
     rows = '[["a", ["caf\\u00e9"]], ["b", ["Two dogs .", "a dog"]]]'
     expected = hashlib.sha256(rows.encode()).hexdigest()[:8]
-    assert reference_hash(said, said.values()) == expected
+    assert reference_hash(references, references.values()) == expected
     assert reference_hash("ab", [["cafe\u0301 "], ["a  dog", "Two dogs ."]]) == expected
-    scored = score(["a", "b"], list(said.values()), images=list(said))
+    scored = score(["a", "b"], list(references.values()), images=list(references))
     assert scored.signature.references == expected
-    for others in (
+    for changed in (
         [["Two dogs .", "a dog"], ["cafe"]],
         [["Two dogs .", "a dog", "a dog"], ["café"]],
         [["café"], ["Two dogs .", "a dog"]],
     ):
-        assert reference_hash("ba", others) != expected
+        assert reference_hash("ba", changed) != expected

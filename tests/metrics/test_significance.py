@@ -33,11 +33,11 @@ def corpus(
     fewer_words: int = 0,
 ) -> Statistics:
     """Rows of a system on images of given ease [n], in the layout of BLEU and CIDEr."""
-    said = random.integers(6, 14, (len(ease), 1)) - fewer_words - numpy.arange(4)  # [n, 4]
+    totals = random.integers(6, 14, (len(ease), 1)) - fewer_words - numpy.arange(4)  # [n, 4]
     share = 1 / (1 + numpy.exp(-(ease[:, None] + skill - 0.8 * numpy.arange(4))))
-    found = random.binomial(said, share)
-    closest = numpy.maximum(4, said[:, :1] + random.integers(-1, 3, (len(ease), 1)))
-    bleu = numpy.hstack([found, said, said[:, :1], closest]).astype(float)  # [n, 10]
+    matched = random.binomial(totals, share)
+    closest = numpy.maximum(4, totals[:, :1] + random.integers(-1, 3, (len(ease), 1)))
+    bleu = numpy.hstack([matched, totals, totals[:, :1], closest]).astype(float)  # [n, 10]
     cider = random.gamma(2.0, 20 * numpy.exp(0.5 * ease + skill))[:, None]  # [n, 1], skewed
     return Statistics(tuple(map(str, range(len(ease)))), {"bleu": bleu, "cider_d": cider})
 
@@ -52,7 +52,7 @@ def pair(seed: int, n: int = 120, skill: float = 0.0) -> tuple[Statistics, Stati
 # Intervals ------------------------------------------------------------------------------------
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+def test_intervals_have_their_nominal_coverage() -> None:
     random = numpy.random.default_rng(0)
     truth = corpus(random, random.normal(size=400_000), fewer_words=1).scores()
     covered = dict.fromkeys(("BLEU-1", "BLEU-4", "CIDEr-D"), 0)
@@ -66,22 +66,22 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         assert 0.93 <= count / REPEATS <= 0.97, (name, count / REPEATS)
 
 
-def test_the_interval_of_a_mean_is_the_normal_one() -> None:
+def test_interval_of_a_mean_equals_the_normal_interval() -> None:
     rows = numpy.random.default_rng(3).normal(50.0, 8.0, (700, 1))
-    found = bootstrap([[Statistics(tuple(map(str, range(700))), {"cider": rows})]])["CIDEr"][0]
+    resampled = bootstrap([[Statistics(tuple(map(str, range(700))), {"cider": rows})]])["CIDEr"][0]
     error = rows.std() / math.sqrt(700)
-    assert found.std() == pytest.approx(error, rel=0.03)
+    assert resampled.std() == pytest.approx(error, rel=0.03)
     expected = rows.mean() + numpy.array([-1.96, 1.96]) * error
-    assert interval(found) == pytest.approx(expected, abs=0.06 * error)
+    assert interval(resampled) == pytest.approx(expected, abs=0.06 * error)
 
 
-def test_percentiles_lie_where_bca_puts_them() -> None:
+def test_percentile_intervals_are_close_to_bca() -> None:
     random = numpy.random.default_rng(17)
     system = corpus(random, random.normal(size=500))
     rows = system.rows["bleu"]
 
     def bleu4(*columns: numpy.ndarray, axis: int) -> numpy.ndarray:
-        means = numpy.stack([one.mean(axis=axis) for one in columns], axis=-1)
+        means = numpy.stack([column.mean(axis=axis) for column in columns], axis=-1)
         return from_bleu_rows(means)["BLEU-4"]
 
     exact = stats.bootstrap(
@@ -98,7 +98,7 @@ def test_percentiles_lie_where_bca_puts_them() -> None:
     assert ours == pytest.approx(theirs, abs=0.2 * exact.standard_error)
 
 
-def test_a_resample_is_scored_as_its_drawn_images_would_be() -> None:
+def test_a_resample_is_scored_like_its_images() -> None:
     system, _ = pair(5, n=7)
     scores = bootstrap([[system]], resamples=100, seed=9)["BLEU-2"][0]
     drawn = numpy.random.default_rng(9).integers(7, size=(100, 7))
@@ -106,18 +106,18 @@ def test_a_resample_is_scored_as_its_drawn_images_would_be() -> None:
     assert scores == pytest.approx(expected)
 
 
-def test_blocks_change_nothing_and_seeds_do(monkeypatch) -> None:
+def test_results_depend_on_the_seed_but_not_on_blocks(monkeypatch) -> None:
     first, second = pair(6, n=50)
-    whole = bootstrap([[first], [second]], resamples=301)["BLEU-4"]
+    scores = bootstrap([[first], [second]], resamples=301)["BLEU-4"]
     swapped = randomization(first, [second], resamples=301)["BLEU-4"]
     done: list[int] = []
     monkeypatch.setattr("captioner.metrics.significance._CHUNK", 50 * 40)
     parts = bootstrap([[first], [second]], resamples=301, progress=done.append)["BLEU-4"]
-    assert numpy.array_equal(whole, parts)
+    assert numpy.array_equal(scores, parts)
     assert done == [40] * 7 + [21]
     assert numpy.array_equal(randomization(first, [second], resamples=301)["BLEU-4"], swapped)
-    other = bootstrap([[first], [second]], resamples=301, seed=2)["BLEU-4"]
-    assert not numpy.array_equal(whole, other)
+    other_seed = bootstrap([[first], [second]], resamples=301, seed=2)["BLEU-4"]
+    assert not numpy.array_equal(scores, other_seed)
 
 
 # Tests ----------------------------------------------------------------------------------------
@@ -138,32 +138,32 @@ def rejections(skill: float, *, repeats: int = REPEATS) -> dict[tuple[str, str],
     return counts
 
 
-def test_no_difference_is_found_where_there_is_none() -> None:
-    for which, rate in rejections(0.0).items():
-        assert 0.03 <= rate <= 0.07, (which, rate)
+def test_false_positives_have_the_nominal_rate() -> None:
+    for test, rate in rejections(0.0).items():
+        assert 0.03 <= rate <= 0.07, (test, rate)
 
 
-def test_a_real_difference_is_found() -> None:
-    for which, rate in rejections(0.4, repeats=60).items():
-        assert rate >= 0.9, (which, rate)
+def test_true_differences_are_detected() -> None:
+    for test, rate in rejections(0.4, repeats=60).items():
+        assert rate >= 0.9, (test, rate)
 
 
 def test_randomization_agrees_with_all_swaps() -> None:
     first, second = pair(11, n=9, skill=0.4)
-    found = randomization(first, [second], resamples=20_000)
+    p_values = randomization(first, [second], resamples=20_000)
     observed = {n: second.scores()[n] - first.scores()[n] for n in ("BLEU-1", "CIDEr-D")}
     for name, family in (("BLEU-1", "bleu"), ("CIDEr-D", "cider_d")):
         beyond = 0
         for swaps in itertools.product((False, True), repeat=9):
             mask = numpy.array(swaps)[:, None]
             a, b = first.rows[family], second.rows[family]
-            one = Statistics(first.images, {family: numpy.where(mask, b, a)}).scores()
+            mixed = Statistics(first.images, {family: numpy.where(mask, b, a)}).scores()
             two = Statistics(first.images, {family: numpy.where(mask, a, b)}).scores()
-            beyond += abs(two[name] - one[name]) >= abs(observed[name]) - 1e-9
-        assert found[name][0] == pytest.approx(beyond / 2**9, abs=0.012)
+            beyond += abs(two[name] - mixed[name]) >= abs(observed[name]) - 1e-9
+        assert p_values[name][0] == pytest.approx(beyond / 2**9, abs=0.012)
 
 
-def test_p_is_never_0_and_1_where_nothing_differs() -> None:
+def test_p_is_never_0_and_is_1_for_equal_systems() -> None:
     first, _ = pair(12, n=40)
     far = Statistics(first.images, {f: rows * [[3.0]] for f, rows in first.rows.items()})
     swapped = randomization(first, [first, far], resamples=500)["CIDEr-D"]
@@ -173,7 +173,7 @@ def test_p_is_never_0_and_1_where_nothing_differs() -> None:
     assert bootstrap_p(scores[2] - scores[0]) == 2 / 501
 
 
-def test_bootstrap_p_says_what_the_interval_says() -> None:
+def test_bootstrap_p_agrees_with_the_interval() -> None:
     for seed in range(80):
         first, second = pair(seed, n=40, skill=0.25)
         scores = bootstrap([[first], [second]], resamples=999)["CIDEr-D"]
@@ -183,13 +183,13 @@ def test_bootstrap_p_says_what_the_interval_says() -> None:
             assert (p < 0.05) == (low > 0 or high < 0)
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_invalid_arguments_are_refused() -> None:
     first, second = pair(13, n=5)
-    other = Statistics(tuple("vwxyz"), second.rows)
+    renamed = Statistics(tuple("vwxyz"), second.rows)
     with pytest.raises(ValueError, match="have different images"):
-        bootstrap([[first], [other]])
+        bootstrap([[first], [renamed]])
     with pytest.raises(ValueError, match="have different images"):
-        randomization(first, [other])
+        randomization(first, [renamed])
     with pytest.raises(ValueError, match="resamples=99"):
         bootstrap([[first]], resamples=99)
 
@@ -197,14 +197,14 @@ def test_what_does_not_fit_is_refused() -> None:
 # Several tests --------------------------------------------------------------------------------
 
 
-def test_holm_by_hand() -> None:
+def test_holm_equals_values_computed_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.2, 0.9, 0.6]) == pytest.approx([0.6, 1.0, 1.0])
     assert holm([0.02]) == [0.02]
     assert holm([]) == []
 
 
-def test_holm_keeps_the_family_wise_error() -> None:
+def test_holm_bounds_the_family_wise_error() -> None:
     random = numpy.random.default_rng(8)
     shared = random.normal(size=(4000, 1))
     normal = 0.6 * shared + 0.8 * random.normal(size=(4000, 6))  # dependent, all null
@@ -224,19 +224,23 @@ def seeds_of(
     names = tuple(map(str, range(len(images))))
     rows = images + centre + random.normal(0, 1.0, (count, 1))
     rows = rows + random.normal(0, 4.0, (count, len(images)))  # [S, n]
-    return [Statistics(names, {"cider_d": one[:, None]}) for one in rows]
+    return [Statistics(names, {"cider_d": scores[:, None]}) for scores in rows]
 
 
-def test_the_interval_over_seeds_covers_and_that_over_images_does_not() -> None:
+def test_interval_over_seeds_has_nominal_coverage_and_that_over_images_has_not() -> None:
     random = numpy.random.default_rng(21)
     covered = {"seeds": 0, "images": 0, "resampled seeds": 0}
     for repeat in range(REPEATS):
         images = random.normal(50, 20, 100)
         first, second = (seeds_of(random, images, 3, centre) for centre in (0.0, 1.5))
-        each = bootstrap([[one] for one in first + second], resamples=RESAMPLES, seed=repeat)
-        scores = each["CIDEr-D"]  # [6, R]
+        resampled = bootstrap(
+            [[system] for system in first + second], resamples=RESAMPLES, seed=repeat
+        )
+        scores = resampled["CIDEr-D"]  # [6, R]
         differences = scores[3:].mean(axis=0) - scores[:3].mean(axis=0)
-        known = [[float(one.scores()["CIDEr-D"]) for one in group] for group in (first, second)]
+        known = [
+            [float(system.scores()["CIDEr-D"]) for system in group] for group in (first, second)
+        ]
         drawn = random.integers(3, size=(2, 3, RESAMPLES))
         nested = numpy.take_along_axis(scores[3:], drawn[1], axis=0).mean(
             axis=0
@@ -253,17 +257,17 @@ def test_the_interval_over_seeds_covers_and_that_over_images_does_not() -> None:
     assert rates["resampled seeds"] < 0.92, rates
 
 
-def test_over_seeds_is_welch_where_images_do_not_vary() -> None:
+def test_over_seeds_equals_welch_if_images_do_not_vary() -> None:
     first, second = [19.0, 20.0, 20.5], [21.0, 21.2, 22.9, 21.7]
-    found = OverSeeds.of(numpy.full(500, 1.8), first, second)
+    result = OverSeeds.of(numpy.full(500, 1.8), first, second)
     welch = stats.ttest_ind(second, first, equal_var=False)
-    assert found.p() == pytest.approx(welch.pvalue, abs=1e-9)
-    assert found.freedom == pytest.approx(welch.df)
+    assert result.p() == pytest.approx(welch.pvalue, abs=1e-9)
+    assert result.freedom == pytest.approx(welch.df)
     expected = welch.confidence_interval(0.95)
-    assert found.interval() == pytest.approx((expected.low, expected.high))
+    assert result.interval() == pytest.approx((expected.low, expected.high))
 
 
-def test_student_is_scipys() -> None:
+def test_student_equals_scipy() -> None:
     for freedom in (1.0, 2.0, 3.7, 30.0, 1e4, math.inf):
         for t in (0.0, 0.4, 2.776, 12.7):
             expected = 1 - 2 * stats.t.sf(t, freedom)
@@ -273,7 +277,7 @@ def test_student_is_scipys() -> None:
             assert student_quantile(probability, freedom) == pytest.approx(expected, rel=1e-6)
 
 
-def test_average_is_of_rows_image_by_image() -> None:
+def test_average_is_the_mean_row_of_each_image() -> None:
     first, second = pair(14, n=6)
     mean = average([first, second])
     assert mean.rows["bleu"] == pytest.approx((first.rows["bleu"] + second.rows["bleu"]) / 2)

@@ -39,13 +39,13 @@ def test_rows_give_scores_of_their_own_metric(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in METRICS if name not in EXTERNAL])
-def test_what_a_metric_returns_is_what_the_table_says(name: str) -> None:
-    given = {"several": [["a dog", "a cat"]] * 2, "training": ["x"]}
-    scores = score(["a dog", "a cat"], [["a dog"], ["a cow"]], metrics=[name], **given)
+def test_a_metric_returns_the_scores_listed_in_the_table(name: str) -> None:
+    arguments = {"several": [["a dog", "a cat"]] * 2, "training": ["x"]}
+    scores = score(["a dog", "a cat"], [["a dog"], ["a cow"]], metrics=[name], **arguments)
     assert list(scores.values) == list(METRICS[name].scores)
     assert scores.statistics.rows.keys() == METRICS[name].families.keys() <= FAMILIES.keys()
-    for one, value in scores.statistics.scores().items():
-        assert value == pytest.approx(scores.values[one])
+    for score_name, value in scores.statistics.scores().items():
+        assert value == pytest.approx(scores.values[score_name])
 
 
 def test_help_and_completion_name_every_metric(capsys: pytest.CaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """The words that are scored, against the tokenizer that the field's scorers run.
 
 The expected words are the output of Stanford CoreNLP 3.4.1 through coco-caption. Where Java and
-pycocoevalcap are installed, `test_the_expected_words_are_those_of_coco_caption` runs it again.
+pycocoevalcap are installed, `test_expected_words_equal_those_of_the_jar` runs it again.
 """
 
 from __future__ import annotations
@@ -162,23 +162,23 @@ def coco_words(texts: list[str]) -> list[list[str]]:
         pytest.skip("needs java")
     coco = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
     captions = {i: [{"caption": text}, {"caption": "a dog ."}] for i, text in enumerate(texts)}
-    found = coco.PTBTokenizer().tokenize(captions)
-    assert [after for _, after in found.values()] == ["a dog"] * len(texts)
-    return [words.split() for words, _ in found.values()]
+    tokenized = coco.PTBTokenizer().tokenize(captions)
+    assert [after for _, after in tokenized.values()] == ["a dog"] * len(texts)
+    return [words.split() for words, _ in tokenized.values()]
 
 
 @pytest.mark.parametrize(("text", "words"), EXPECTED)
-def test_words_are_those_of_coco_caption(text: str, words: str) -> None:
+def test_words_equal_those_of_coco_caption(text: str, words: str) -> None:
     assert ptb_words(text) == words.split()
 
 
-def test_the_expected_words_are_those_of_coco_caption() -> None:
+def test_expected_words_equal_those_of_the_jar() -> None:
     pairs = [*EXPECTED, *KNOWN_DIFFERENCES]
     assert coco_words([text for text, _ in pairs]) == [words.split() for _, words in pairs]
     assert all(ptb_words(text) != words.split() for text, words in KNOWN_DIFFERENCES)
 
 
-def test_random_captions_are_cut_as_coco_caption_cuts_them() -> None:
+def test_random_captions_are_split_as_by_coco_caption() -> None:
     draw = random.Random(7)
     texts = set()
     for _ in range(3000):
@@ -189,7 +189,7 @@ def test_random_captions_are_cut_as_coco_caption_cuts_them() -> None:
     assert wrong <= 0.01 * len(captions)
 
 
-def test_every_caption_of_flickr8k_is_cut_as_coco_caption_cuts_it() -> None:
+def test_captions_of_flickr8k_are_split_as_by_coco_caption() -> None:
     """All captions of the official release, where CAPTIONER_FLICKR8K names its folder."""
     folder = os.environ.get("CAPTIONER_FLICKR8K")
     if not folder:
@@ -202,7 +202,7 @@ def test_every_caption_of_flickr8k_is_cut_as_coco_caption_cuts_it() -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "Dog", "cannot", "gonna", "I", " ", ",", ".", "s"])))
-def test_the_short_way_for_plain_captions_is_the_long_one(parts: list[str]) -> None:
+def test_fast_path_for_plain_captions_equals_slow_path(parts: list[str]) -> None:
     for text in (" ".join(parts), "".join(parts), " ".join([*parts, "."])):
         assert ptb_words(text) == _ptb_tokens(text)
 
@@ -216,7 +216,7 @@ def test_any_text_gives_lower_case_words_without_blanks(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["a", "dog", "runs", "fast", "über", "red"]), max_size=9))
-def test_plain_words_come_back(words: list[str]) -> None:
+def test_plain_words_are_unchanged(words: list[str]) -> None:
     assert ptb_words("  ".join(words)) == words
     assert ptb_words(", ".join(words).upper() + " .") == words
 
@@ -224,7 +224,7 @@ def test_plain_words_come_back(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "unit", ["a", "a.", "a'", "-a", "<a ", "http://", "1,", "A&", " ", "\t", "a@"]
 )
-def test_a_long_caption_comes_back(unit: str) -> None:
+def test_a_long_caption_is_unchanged(unit: str) -> None:
     """No pattern may take exponential time, whatever a caption holds: this would not end."""
     assert ptb_words(unit * 3000 + " dog")[-1] == "dog"
 
@@ -258,12 +258,12 @@ def test_characters(text: str, expected: str) -> None:
 
 @given(st.text(alphabet="一二三犬。，Ab1 -", max_size=30))
 def test_characters_lose_nothing_but_punctuation(text: str) -> None:
-    kept = "".join(sign for sign in text.lower() if sign not in "。， -")
-    assert "".join(characters(text)) == kept
+    signs = "".join(sign for sign in text.lower() if sign not in "。， -")
+    assert "".join(characters(text)) == signs
     assert all(len(token) == 1 or token.isascii() for token in characters(text))
 
 
-def test_characters_without_clusters_are_what_they_were() -> None:
+def test_characters_without_clusters_are_unchanged() -> None:
     """Every character of Unicode but those with marks and of scripts of clusters, as in 0.1."""
     old = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+")
     for code in range(0x20000 + 0x800):
@@ -276,7 +276,7 @@ def test_characters_without_clusters_are_what_they_were() -> None:
         assert characters(text) == old.findall(text.lower()), hex(code)
 
 
-def test_a_signature_says_where_clusters_were_cut() -> None:
+def test_the_signature_says_if_clusters_were_split() -> None:
     for text, parts in (
         ("一只狗", "tok:character|case"),
         ("café", "tok:character|case"),
@@ -289,7 +289,9 @@ def test_a_signature_says_where_clusters_were_cut() -> None:
 
 
 @pytest.mark.parametrize("collects", [True, False])
-def test_many_at_once_are_cut_alike_and_the_collector_is_as_before(collects: bool) -> None:
+def test_splitting_many_texts_gives_the_same_and_restores_garbage_collection(
+    collects: bool,
+) -> None:
     texts = ["A dog's ball.", "", "Two men run"]
     before = gc.isenabled()
     try:

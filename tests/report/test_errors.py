@@ -85,44 +85,46 @@ def test_an_error_is_found(bucket: str, caption: str, references: list[str]) -> 
 
 
 @pytest.mark.parametrize("bucket, caption, references", RIGHT)
-def test_what_is_right_is_left_alone(bucket: str, caption: str, references: list[str]) -> None:
+def test_correct_captions_have_no_error(bucket: str, caption: str, references: list[str]) -> None:
     assert judge(bucket, caption, *references) == ""
 
 
 @pytest.mark.parametrize("bucket, caption, references", SILENT)
-def test_what_cannot_be_judged_is_not(bucket: str, caption: str, references: list[str]) -> None:
+def test_captions_that_cannot_be_judged_are_not_counted(
+    bucket: str, caption: str, references: list[str]
+) -> None:
     assert judge(bucket, caption, *references) is None
 
 
-def test_a_note_says_what_is_wrong() -> None:
+def test_a_note_describes_the_error() -> None:
     note = judge("wrong_color", "a black dog runs", "a brown dog", "the brown dog runs", "a dog")
     assert note == "says “a black dog”, references say “a brown dog”, “the brown dog”"
 
 
-def test_a_caption_at_the_limit_has_not_ended() -> None:
+def test_a_caption_of_maximum_length_is_truncated() -> None:
     words = "a man in a red hat"
     assert judge("truncated", words, "a man", limit=7) == ""
     assert "6 words" in judge("truncated", words, "a man", limit=6)
 
 
-def test_one_reference_suffices_where_there_is_but_one() -> None:
+def test_a_single_reference_is_enough_if_there_is_only_one() -> None:
     assert judge("wrong_object", "a cat", "a dog")
     assert judge("wrong_object", "a cat", "a dog", "a man") == ""
     assert judge("unsupported_object", "a cat", "a dog", "a man")
 
 
-def test_words_that_the_model_cannot_say() -> None:
+def test_words_outside_the_vocabulary() -> None:
     vocabulary = frozenset("a dog the runs".split())
     references = ("a dalmatian runs", "the dalmatian", "a spotted dog", "a dog")
     assert judge("unknown_word", "a dog", *references, vocabulary=vocabulary) == "“dalmatian”"
     assert judge("unknown_word", "a dog", *references[1:], vocabulary=vocabulary) == ""
 
 
-def test_generic_is_what_many_images_share() -> None:
+def test_the_same_caption_for_many_images_is_generic() -> None:
     captions = [["a", "man"]] * 3 + [["dog", str(n)] for n in range(97)]
-    found = find_errors(captions, [[["a", "dog"]]] * 100)["generic"]
-    assert found.judged == 100
-    assert list(found.notes) == [0, 1, 2]
+    errors = find_errors(captions, [[["a", "dog"]]] * 100)["generic"]
+    assert errors.judged == 100
+    assert list(errors.notes) == [0, 1, 2]
     assert not find_errors(captions[1:], [[["a", "dog"]]] * 99)["generic"].notes
     many = captions + [["cat", str(n)] for n in range(201)]  # 3 of 301 are less than 1 %
     assert not find_errors(many, [[["a", "dog"]]] * 301)["generic"].notes
@@ -141,7 +143,7 @@ def test_chinese_by_characters() -> None:
     assert judge_chinese("repetition", "妈妈和孩子", "人") == ""
 
 
-def test_every_bucket_defines_itself() -> None:
+def test_every_bucket_has_a_definition() -> None:
     for bucket in BUCKETS.values():
         assert len(bucket.definition) > 40
         assert bucket.doubts or not bucket.heuristic
@@ -159,7 +161,7 @@ def test_a_mention_has_number_and_colors() -> None:
     assert second.colors == ("red",)
 
 
-def test_what_is_named_apart_is_added_up() -> None:
+def test_things_named_separately_are_added() -> None:
     def counted(text: str) -> dict[str, tuple[int, int]]:
         return totals(mentions(ptb_words(text)))
 

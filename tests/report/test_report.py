@@ -83,7 +83,7 @@ def rewrite(folder: Path, **changes: object) -> None:
     path.write_text(json.dumps({**json.loads(first), **changes}, ensure_ascii=False) + "\n" + rest)
 
 
-def test_the_page_shows_what_was_said(evaluated: Path, tmp_path: Path) -> None:
+def test_the_page_shows_captions_and_references(evaluated: Path, tmp_path: Path) -> None:
     path = report(evaluated, images=3, output=tmp_path / "page.html")
     page = Page(path)
     lines = (evaluated / "evaluation" / "shapes-dev" / "greedy" / "captions.jsonl").read_text()
@@ -113,7 +113,7 @@ def test_scores_have_their_bootstrap_intervals(evaluated: Path, tmp_path: Path) 
     assert "".join(cells) in path.read_text(encoding="utf-8")
 
 
-def test_the_page_needs_nothing_but_itself(evaluated: Path, tmp_path: Path) -> None:
+def test_the_page_is_self_contained(evaluated: Path, tmp_path: Path) -> None:
     page = Page(report(evaluated, output=tmp_path / "page.html"))
     for tag, attributes in page.elements:
         for name, value in attributes.items():
@@ -126,7 +126,9 @@ def test_the_page_needs_nothing_but_itself(evaluated: Path, tmp_path: Path) -> N
     assert page.all("meta")[2]["content"] == "width=device-width, initial-scale=1"
 
 
-def test_the_policy_allows_the_own_style_and_script_only(evaluated: Path, tmp_path: Path) -> None:
+def test_the_policy_allows_only_the_pages_own_style_and_script(
+    evaluated: Path, tmp_path: Path
+) -> None:
     page = Page(report(evaluated, output=tmp_path / "page.html"))
     policy = page.all("meta")[1]["content"]
     assert policy.startswith("default-src 'none'; ")
@@ -137,7 +139,7 @@ def test_the_policy_allows_the_own_style_and_script_only(evaluated: Path, tmp_pa
         assert f"{tag}-src 'sha256-{digest}'" in policy
 
 
-def test_the_page_can_be_read_aloud_and_by_keyboard(evaluated: Path, tmp_path: Path) -> None:
+def test_the_page_is_accessible(evaluated: Path, tmp_path: Path) -> None:
     page = Page(report(evaluated, output=tmp_path / "page.html"))
     assert page.all("html")[0]["lang"] == page.all("body")[0]["lang"] == "en"
     assert all(image["alt"] for image in page.all("img"))
@@ -152,7 +154,7 @@ def test_the_page_can_be_read_aloud_and_by_keyboard(evaluated: Path, tmp_path: P
     assert page.all("input")[0]["aria-label"]
 
 
-def test_captions_are_data_and_never_markup(folder: Path) -> None:
+def test_captions_are_escaped(folder: Path) -> None:
     rewrite(
         folder,
         caption=NASTY,
@@ -165,7 +167,7 @@ def test_captions_are_data_and_never_markup(folder: Path) -> None:
     assert all(image["src"].startswith("data:image/jpeg") for image in page.all("img"))
 
 
-def test_names_are_data_too(folder: Path) -> None:
+def test_names_are_escaped(folder: Path) -> None:
     path = folder / "evaluation" / "shapes-dev" / "greedy" / "scores.json"
     content = json.loads(path.read_text())
     content["missing"] = {"<b>SPICE": "<i>no java"}
@@ -177,9 +179,9 @@ def test_names_are_data_too(folder: Path) -> None:
     assert "<b>SPICE" in page.text and "<s>" in page.text
 
 
-def test_shared_runs_are_marked_by_length() -> None:
-    found = marked(["two", "<dogs>", "run"], [["two", "<dogs>"], ["run"]])
-    assert found == '<mark class="m2">two &lt;dogs&gt;</mark> <mark class="m1">run</mark>'
+def test_common_sequences_are_marked_by_length() -> None:
+    html = marked(["two", "<dogs>", "run"], [["two", "<dogs>"], ["run"]])
+    assert html == '<mark class="m2">two &lt;dogs&gt;</mark> <mark class="m1">run</mark>'
     assert marked(["狗", "跑"], [["猫"]], gaps=["", ""]) == "狗跑"
 
 
@@ -205,14 +207,14 @@ def test_without_data_the_page_says_so(folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "captions.jsonl").exists()  # the embedded set is not drawn for a report
 
 
-def test_a_caption_that_shares_nothing_has_no_nearest_training_caption() -> None:
+def test_a_caption_without_common_pairs_has_no_nearest_training_caption() -> None:
     training = TrainingCaptions([["a", "dog"]])
     view = SimpleNamespace(training=training, space=SimpleNamespace(join=" ".join))
     assert _nearest(view, ["birds"]) is None
     assert _nearest(view, ["a", "cat"]) == ("0.33", "a dog")
 
 
-def test_without_the_pictures_of_a_split_the_training_captions_still_serve(
+def test_training_captions_are_used_without_pictures(
     folder: Path, scenes: Path, tmp_path: Path
 ) -> None:
     root = shutil.copytree(scenes, tmp_path / "shapes")
@@ -288,24 +290,24 @@ def test_the_language_is_that_of_the_letters(text: str, language: str | None) ->
     assert language_of(text) == language
 
 
-def test_captions_and_page_say_the_language_they_are_in(folder: Path) -> None:
+def test_the_language_of_captions_and_page_is_declared(folder: Path) -> None:
     path = folder / "evaluation" / "shapes-dev" / "greedy"
     signed(path, tokenization="character")
     lines = [json.loads(line) for line in (path / "captions.jsonl").read_text().splitlines()]
-    rows = [{**one, "caption": "两只狗", "references": ["三只狗 在跑"]} for one in lines]
+    rows = [{**line, "caption": "两只狗", "references": ["三只狗 在跑"]} for line in lines]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (path / "captions.jsonl").write_text(text)
     page = Page(report(folder))
     assert page.all("html")[0]["lang"] == "zh"
     assert page.all("body")[0]["lang"] == "en"  # what the page itself says
-    assert {one["lang"] for one in page.all("p") if "lang" in one} == {"zh"}
-    assert len([one for one in page.all("p") if one.get("class") == "caption"]) > 0
+    assert {element["lang"] for element in page.all("p") if "lang" in element} == {"zh"}
+    assert len([element for element in page.all("p") if element.get("class") == "caption"]) > 0
 
 
 # How it looks ---------------------------------------------------------------------------------
 
 
-def test_no_word_is_broken_before_it_must_be() -> None:
+def test_words_are_broken_only_if_necessary() -> None:
     """A name with a hyphen stays on its line, and tables do not squeeze words to letters."""
     style = files("captioner.report").joinpath("page.css").read_text(encoding="utf-8")
     assert "anywhere" not in style and "break-all" not in style
@@ -324,14 +326,18 @@ def test_names_of_metrics_are_single_words(evaluated: Path, tmp_path: Path) -> N
 def test_the_list_of_all_captions_scrolls_in_a_box(evaluated: Path, tmp_path: Path) -> None:
     page = Page(report(evaluated, output=tmp_path / "page.html"))
     lines = (evaluated / "evaluation" / "shapes-dev" / "greedy" / "captions.jsonl").read_text()
-    assert len([one for one in page.all("li") if one.get("class") == "entry"]) == lines.count("\n")
+    assert len(
+        [element for element in page.all("li") if element.get("class") == "entry"]
+    ) == lines.count("\n")
     style = files("captioner.report").joinpath("page.css").read_text(encoding="utf-8")
     assert re.search(r"\.entries \{[^}]*max-height: \d+vh; overflow: auto", style)
-    assert [one["tabindex"] for one in page.all("div") if one.get("class") == "entries"] == ["0"]
+    assert [
+        element["tabindex"] for element in page.all("div") if element.get("class") == "entries"
+    ] == ["0"]
 
 
 @pytest.mark.parametrize("count, text", [(1, "1 image"), (2, "2 images")])
-def test_the_number_of_images_has_its_noun(count: int, text: str, folder: Path) -> None:
+def test_one_image_is_singular(count: int, text: str, folder: Path) -> None:
     path = folder / "evaluation" / "shapes-dev" / "greedy"
     statistics = Statistics.load(path / "statistics.npz")
     rows = {name: rows[:count] for name, rows in statistics.rows.items()}
@@ -345,7 +351,7 @@ def test_the_number_of_images_has_its_noun(count: int, text: str, folder: Path) 
     assert f"split dev, {text}</dd>" in report(folder).read_text(encoding="utf-8")
 
 
-def test_few_images_are_said_beside_the_intervals(folder: Path) -> None:
+def test_few_images_give_a_note_about_the_intervals(folder: Path) -> None:
     assert "With fewer than 100 images" in Page(report(folder)).text
 
 
@@ -355,10 +361,10 @@ def test_few_images_are_said_beside_the_intervals(folder: Path) -> None:
 def test_the_verb_chooses_the_evaluation_and_the_file(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    other = folder / "evaluation" / "shapes-test" / "beam2"
-    shutil.copytree(folder / "evaluation" / "shapes-dev" / "greedy", other)
+    test_folder = folder / "evaluation" / "shapes-test" / "beam2"
+    shutil.copytree(folder / "evaluation" / "shapes-dev" / "greedy", test_folder)
     assert main(["report", str(folder), "--split", "test"]) == 0
-    assert (other / "report.html").is_file()
+    assert (test_folder / "report.html").is_file()
     target = tmp_path / "page.html"
     argv = ["--decoding", "greedy", "--images", "1", "--output", str(target)]
     assert main(["report", str(folder), *argv]) == 0
@@ -399,7 +405,7 @@ def test_wrong_inputs_get_one_line(
     assert not (place / "report.html").exists()
 
 
-def test_columns_that_the_log_lacks_are_named(evaluated: Path, tmp_path) -> None:
+def test_missing_columns_of_the_log_are_named(evaluated: Path, tmp_path) -> None:
     assert "The CSV log has no" not in report(evaluated, output=tmp_path / "a.html").read_text()
     copy = shutil.copytree(evaluated, tmp_path / "copy")
     for log in copy.glob("logs/csv/*/metrics.csv"):

@@ -15,11 +15,11 @@ def system(seed: int, *, n: int = 200, skill: float = 0.0, images: int = 7) -> S
     """Rows of BLEU and CIDEr-D of a system on images whose ease the argument `images` seeds."""
     ease = numpy.random.default_rng(images).normal(size=n)
     random = numpy.random.default_rng(1000 + seed)
-    said = random.integers(6, 14, (n, 1)) - numpy.arange(4)  # [n, 4]
+    totals = random.integers(6, 14, (n, 1)) - numpy.arange(4)  # [n, 4]
     share = 1 / (1 + numpy.exp(-(ease[:, None] + skill - 0.8 * numpy.arange(4))))
-    found = random.binomial(said, share)
-    closest = said[:, :1] + random.integers(-1, 2, (n, 1))
-    bleu = numpy.hstack([found, said, said[:, :1], closest]).astype(float)  # [n, 10]
+    matched = random.binomial(totals, share)
+    closest = totals[:, :1] + random.integers(-1, 2, (n, 1))
+    bleu = numpy.hstack([matched, totals, totals[:, :1], closest]).astype(float)  # [n, 10]
     cider = random.gamma(4.0, 15 * numpy.exp(0.5 * ease + skill))[:, None]  # [n, 1]
     names = tuple(f"image-{index}.jpg" for index in range(n))
     return Statistics(names, {"bleu": bleu, "cider_d": cider})

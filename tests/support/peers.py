@@ -36,6 +36,6 @@ def peer_of(name: str, ours: Recurrence, inputs: int, hidden: int) -> nn.Module:
                 weight = getattr(peer, f"weight_{suffix}_l{layer}")
                 weight.copy_(torch_order(name, linear.weight, hidden))
                 bias = getattr(peer, f"bias_{suffix}_l{layer}")
-                given = linear.bias if linear.bias is not None else torch.zeros_like(bias)
-                bias.copy_(torch_order(name, given, hidden))
+                bias_values = linear.bias if linear.bias is not None else torch.zeros_like(bias)
+                bias.copy_(torch_order(name, bias_values, hidden))
     return peer

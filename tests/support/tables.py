@@ -47,7 +47,7 @@ def everything(
     log_probs = torch.log_softmax(table[image], dim=-1)
     vocabulary = table.shape[-1]
     words = [w for w in range(vocabulary) if w != END and w not in banned]
-    found = []
+    captions = []
     for length in range(options.max_length):
         for body in itertools.product(words, repeat=length):
             if not allowed(body):
@@ -56,8 +56,8 @@ def everything(
             path = zip((START, *body), caption)
             values = [log_probs[t, last, next_] for t, (last, next_) in enumerate(path)]
             total = float(sum(values))
-            found.append((total / divisor(options, len(caption)), body))
-    return sorted(found, reverse=True)
+            captions.append((total / divisor(options, len(caption)), body))
+    return sorted(captions, reverse=True)
 
 
 def random_table(images: int, steps: int, vocabulary: int, *, sharp: float = 2.0) -> torch.Tensor:

@@ -46,7 +46,7 @@ def fill(encoder, photos, home, **options):
 # Where it lies ----------------------------------------------------------------------------------
 
 
-def test_the_cache_follows_its_variables(tmp_path, monkeypatch) -> None:
+def test_the_cache_folder_follows_environment_variables(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("CAPTIONER_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
@@ -73,13 +73,13 @@ def test_it_lists_encoders_images_size_and_last_use(encoder, photos, home, capsy
     fill(encoder, photos[:2], home, grid=True)
     (home / "notes.txt").write_text("mine")
     assert main(["cache", "--format", "json"]) == 0
-    by_kind = {one["grid"]: one for one in json.loads(capsys.readouterr().out)}
+    by_kind = {entry["grid"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert by_kind[False]["images"] == 3
     assert by_kind[True]["images"] == 2
-    for one in by_kind.values():
-        assert one["encoder"].startswith("efficientnet_lite0, 32 px")
-        assert "stage 2" in one["encoder"]
-        assert before <= datetime.fromisoformat(one["last_use"]) <= datetime.now()
+    for entry in by_kind.values():
+        assert entry["encoder"].startswith("efficientnet_lite0, 32 px")
+        assert "stage 2" in entry["encoder"]
+        assert before <= datetime.fromisoformat(entry["last_use"]) <= datetime.now()
     pooled = 3 * (cache.ENTRY_BYTES + 2 * encoder.feature_size)
     about = Path(by_kind[False]["folder"], cache.ABOUT).stat().st_size
     assert by_kind[False]["size"] == pooled + about
@@ -100,26 +100,26 @@ def test_an_empty_or_absent_cache_is_listed(home, capsys) -> None:
 
 
 @pytest.mark.parametrize("job", ["list", "clear"])
-def test_a_folder_that_is_not_there_is_an_error(job, tmp_path, capsys) -> None:
+def test_a_missing_folder_is_an_error(job, tmp_path, capsys) -> None:
     gone = tmp_path / "gone"
     assert main(["cache", job, "--folder", str(gone)]) == 1
-    said = f"captioner: error: --folder={gone}: no such folder\n"
-    assert capsys.readouterr() == ("", said)
+    message = f"captioner: error: --folder={gone}: no such folder\n"
+    assert capsys.readouterr() == ("", message)
 
 
 def test_features_of_an_earlier_version_are_listed_and_cleared(encoder, photos, home) -> None:
     folder = fill(encoder, photos, home).folder
     for name in (cache.ABOUT, cache.USED):
         (folder / name).unlink()
-    (one,) = cache.cached(home)
-    assert (one.encoder, one.images) == ("", 3)
-    assert cache.clear(home)[0] == [one]
+    (entry,) = cache.cached(home)
+    assert (entry.encoder, entry.images) == ("", 3)
+    assert cache.clear(home)[0] == [entry]
 
 
 # Clearing ---------------------------------------------------------------------------------------
 
 
-def test_clearing_leaves_what_is_not_its_own(encoder, photos, home, capsys) -> None:
+def test_clearing_keeps_other_files(encoder, photos, home, capsys) -> None:
     folder = fill(encoder, photos, home).folder
     strangers = [home / "notes.txt", folder / "mine.csv", home / "abc" / "index"]
     for path in strangers:
@@ -153,7 +153,7 @@ def test_it_asks_on_a_terminal_and_refuses_elsewhere(
         assert "[y/N]" in capsys.readouterr().err
 
 
-def test_only_what_was_not_used_for_days_is_cleared(encoder, photos, home, capsys) -> None:
+def test_only_features_unused_for_days_are_cleared(encoder, photos, home, capsys) -> None:
     folder = fill(encoder, photos, home).folder
     then = (datetime.now() - timedelta(days=8)).timestamp()
     os.utime(folder / cache.USED, (then, then))
@@ -172,7 +172,7 @@ def test_only_what_was_not_used_for_days_is_cleared(encoder, photos, home, capsy
         main(["cache", "--yes"])
 
 
-def test_features_in_use_are_left(encoder, photos, home, capsys) -> None:
+def test_features_in_use_are_kept(encoder, photos, home, capsys) -> None:
     used = fill(encoder, photos, home)
     assert main(["cache", "clear", "--yes"]) == 0
     assert "in use, kept" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def caption(run, *argv: object) -> int:
 # Folders --------------------------------------------------------------------------------------
 
 
-def test_jpegs_by_other_names_are_read_and_what_is_skipped_is_counted(
+def test_jpegs_with_other_suffixes_are_read_and_skipped_files_are_counted(
     run, tmp_path, capsys
 ) -> None:
     folder = tmp_path / "photos"
@@ -102,21 +102,21 @@ def test_links_to_folders_are_followed_once(run, tmp_path, capsys) -> None:
 
 def test_no_path_at_all_is_an_error(run, tmp_path, capsys, monkeypatch) -> None:
     (tmp_path / "deep").mkdir()
-    for given, path, said in (
+    for content, path, message in (
         (b"\n", "-", "captioner: error: -: standard input has no paths; write one per line\n"),
         (b"", f"{tmp_path}/d*p", f"captioner: error: {tmp_path}/d*p: matches folders only"),
     ):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
         assert caption(run, path) == 1
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert err.startswith(said)
+        assert err.startswith(message)
 
 
 # Names ----------------------------------------------------------------------------------------
 
 
-def test_any_name_is_printed_as_it_is(run, pictures, strict) -> None:
+def test_any_file_name_is_printed_unchanged(run, pictures, strict) -> None:
     written = strict()
     assert caption(run, pictures) == 0
     lines = written.getvalue().splitlines()
@@ -125,7 +125,7 @@ def test_any_name_is_printed_as_it_is(run, pictures, strict) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "csv", "json"])
-def test_any_name_is_written(form, run, pictures, tmp_path, strict) -> None:
+def test_any_file_name_is_written(form, run, pictures, tmp_path, strict) -> None:
     file, written = tmp_path / "out", strict()
     assert caption(run, pictures, "--format", form) == 0
     assert caption(run, pictures, "--format", form, "--output", file) == 0
@@ -134,17 +134,17 @@ def test_any_name_is_written(form, run, pictures, tmp_path, strict) -> None:
     names = [os.fsencode(pictures / name) for name in sorted(os.listdir(pictures))]
     if form == "json":
         rows = json.loads(content.decode("utf-8"))
-        found = [os.fsencode(row["image"]) for row in rows]
+        paths = [os.fsencode(row["image"]) for row in rows]
     else:
         text = content.decode("utf-8", "surrogateescape")
         rows = list(csv.reader(io.StringIO(text)))[1:] if form == "csv" else []
         lines = [row[0] for row in rows] or [line.split(": ")[0] for line in text.splitlines()]
-        found = [os.fsencode(line) for line in lines]
-    assert found == names
+        paths = [os.fsencode(line) for line in lines]
+    assert paths == names
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
-def test_a_list_may_hold_any_name(end, run, pictures, strict, monkeypatch) -> None:
+def test_a_list_may_contain_any_file_name(end, run, pictures, strict, monkeypatch) -> None:
     names = [os.fsencode(pictures / name) for name in sorted(os.listdir(pictures))]
     listed = io.BytesIO(end.join([*names, b""]))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(listed, encoding="utf-8", errors="strict"))
@@ -195,16 +195,18 @@ def test_output_goes_through_a_pipe_and_leaves_links_and_permissions(
     assert not Path(os.devnull).is_file()
 
 
-def test_a_folder_that_output_makes_is_named(run, pictures, tmp_path, monkeypatch, capsys) -> None:
+def test_a_folder_created_for_the_output_is_named(
+    run, pictures, tmp_path, monkeypatch, capsys
+) -> None:
     monkeypatch.chdir(pictures)
     file = tmp_path / "new" / "folder" / "x.csv"
-    for said in (f"wrote {file} (made the folder {tmp_path / 'new'})\n", f"wrote {file}\n"):
+    for message in (f"wrote {file} (made the folder {tmp_path / 'new'})\n", f"wrote {file}\n"):
         assert caption(run, "a.png", "--output", file) == 0
-        assert capsys.readouterr() == ("", said)
+        assert capsys.readouterr() == ("", message)
 
 
 @pytest.mark.parametrize("form", ["text", "csv", "json"])
-def test_what_was_said_before_a_failure_is_kept_beside(
+def test_captions_before_a_failure_are_kept_in_a_partial_file(
     form, run, pictures, tmp_path, capsys, monkeypatch
 ) -> None:
     caption_features, calls = Captioner.caption_features, []
@@ -220,9 +222,9 @@ def test_what_was_said_before_a_failure_is_kept_beside(
     file.write_text("precious")
     assert caption(run, pictures, "--batch-size", 1, "--format", form, "--output", file) == 1
     assert file.read_text() == "precious"
-    kept = (tmp_path / "out.partial").read_text(encoding="utf-8")
-    assert kept.count("a.png") == 1
-    assert kept.count("b 文.png") == 1
+    content = (tmp_path / "out.partial").read_text(encoding="utf-8")
+    assert content.count("a.png") == 1
+    assert content.count("b 文.png") == 1
     error = capsys.readouterr().err
     assert f"the captions so far are in {file}.partial" in error
     assert "the third batch is too much" in error
@@ -231,7 +233,7 @@ def test_what_was_said_before_a_failure_is_kept_beside(
 # The command line -----------------------------------------------------------------------------
 
 
-def test_flags_may_stand_between_paths(run, pictures, tmp_path, capsys) -> None:
+def test_flags_may_be_between_paths(run, pictures, tmp_path, capsys) -> None:
     a, b = pictures / "a.png", pictures / "b 文.png"
     for argv in (
         ["caption", a, "--beam-size", 2, b, "--model", run],
@@ -243,13 +245,13 @@ def test_flags_may_stand_between_paths(run, pictures, tmp_path, capsys) -> None:
         assert [line.partition(": ")[0] for line in out.splitlines()] == [str(a), str(b)]
 
 
-def test_an_override_among_the_paths_is_told_its_flag() -> None:
+def test_an_override_among_the_paths_gets_the_name_of_its_flag() -> None:
     with pytest.raises(FileNotFoundError, match="options are flags here: --beam-size 3$"):
         list(caption_files.find_images(["decoding.beam_size=3"]))
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_where_the_output_cannot_be_written_there_is_no_traceback(unbuffered) -> None:
+def test_an_output_that_cannot_be_written_gives_no_traceback(unbuffered) -> None:
     verb = f"{sys.executable} -m captioner completion bash"
     for command in (f"set -o pipefail; {verb} | head -n 1", f"{verb} > /dev/full"):
         done = subprocess.run(
@@ -264,7 +266,9 @@ def test_where_the_output_cannot_be_written_there_is_no_traceback(unbuffered) ->
         assert done.returncode in ((1,) if "full" in command else (0, 141))
 
 
-def test_captions_end_quietly_where_nobody_reads_them(run, pictures, monkeypatch) -> None:
+def test_captioning_ends_without_a_message_if_the_output_is_closed(
+    run, pictures, monkeypatch
+) -> None:
     """As after ``| head``: the status of a process that SIGPIPE has ended."""
     reading, writing = os.pipe()
     os.close(reading)

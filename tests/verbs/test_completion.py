@@ -51,14 +51,14 @@ def test_bash_completes_verbs_flags_paths_models_groups_and_values(capsys, tmp_p
             'printf "%s\\n" "${COMPREPLY[@]}" --\n'
         )
     done = subprocess.run(["bash", "-c", query], capture_output=True, text=True, cwd=tmp_path)
-    answers = [sorted(one.split("\n")) for one in done.stdout.split("\n--\n")[:-1]]
-    assert [[one.rstrip() for one in answer if one] for answer in answers] == list(
+    answers = [sorted(part.split("\n")) for part in done.stdout.split("\n--\n")[:-1]]
+    assert [[word.rstrip() for word in answer if word] for answer in answers] == list(
         expected.values()
     )
 
 
 @pytest.mark.skipif(not shutil.which("zsh"), reason="no zsh")
-def test_zsh_takes_it_though_compinit_has_not_run(capsys) -> None:
+def test_zsh_accepts_it_without_compinit(capsys) -> None:
     query = script("zsh", capsys) + "print $_comps[captioner]"
     done = subprocess.run(["zsh", "-f", "-c", query], capture_output=True, text=True)
     assert done.stdout.strip() == "_python_argcomplete", done.stderr
@@ -77,7 +77,7 @@ def test_zsh_takes_it_though_compinit_has_not_run(capsys) -> None:
         ("captioner compare x --format ", ["text", "markdown", "json"]),
     ],
 )
-def test_zsh_shows_descriptions_where_there_are_any(line, expected, capsys, tmp_path) -> None:
+def test_zsh_shows_descriptions_if_there_are_any(line, expected, capsys, tmp_path) -> None:
     (tmp_path / "mine").mkdir()
     query = script("zsh", capsys) + '_describe() { print -rl -- "${(@P)2}" }\n'
     query += f"BUFFER='{line}' CURSOR={len(line)} words=(captioner)\n_python_argcomplete"
@@ -86,7 +86,7 @@ def test_zsh_shows_descriptions_where_there_are_any(line, expected, capsys, tmp_
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="no fish")
-def test_fish_takes_it(capsys) -> None:
+def test_fish_accepts_it(capsys) -> None:
     assert main(["completion", "fish"]) == 0
     code = capsys.readouterr().out + "\ncomplete -c captioner"
     done = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True)
@@ -105,7 +105,7 @@ def test_a_shell_does_not_wait_for_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_only_what_has_an_optimizer_is_offered_to_be_resumed(tmp_path, monkeypatch) -> None:
+def test_resume_completes_only_runs_with_an_optimizer(tmp_path, monkeypatch) -> None:
     (tmp_path / "runs" / "nic" / "checkpoints").mkdir(parents=True)
     (tmp_path / "best.ckpt").touch()
     monkeypatch.chdir(tmp_path)
@@ -124,13 +124,13 @@ def test_the_names_offered_are_those_of_the_table(option: str) -> None:
 
 def test_every_option_that_chooses_from_a_table_offers_its_names() -> None:
     """Each ``pick(TABLE, …, "group.key")`` and ``unknown("group.key", …)`` has its candidates."""
-    chosen = set()
+    options = set()
     for path in (ROOT / "captioner").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        chosen |= set(re.findall(r'pick\([A-Z]\w*, .*?, "([a-z_]+\.[a-z_]+)"\)', text))
-        chosen |= set(re.findall(r'unknown\("([a-z_]+\.[a-z_]+)", ', text))
-    assert chosen
-    assert chosen <= {*candidates.TABLES, *candidates.KINDS}
+        options |= set(re.findall(r'pick\([A-Z]\w*, .*?, "([a-z_]+\.[a-z_]+)"\)', text))
+        options |= set(re.findall(r'unknown\("([a-z_]+\.[a-z_]+)", ', text))
+    assert options
+    assert options <= {*candidates.TABLES, *candidates.KINDS}
     precisions = importlib.import_module("captioner.models.precision").TRAINER.values()
     assert {"auto", *precisions} == set(candidates.values("trainer.precision", ""))
 
@@ -156,7 +156,7 @@ def test_options_of_a_folder_of_the_user_are_offered(tmp_path) -> None:
     assert candidates.overrides("seed=", ["train", "experiment=mine"], str(tmp_path)) == ["seed=7"]
 
 
-def test_a_home_that_shells_leave_is_taken(tmp_path, monkeypatch) -> None:
+def test_a_tilde_that_the_shell_does_not_expand_is_expanded(tmp_path, monkeypatch) -> None:
     from captioner.verbs.terminal import parser_of
 
     monkeypatch.setenv("HOME", str(tmp_path))

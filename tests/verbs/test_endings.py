@@ -56,7 +56,9 @@ def error_of(capsys) -> str:
         (7, "interrupted; `captioner train resume={}` resumes from the last checkpoint"),
     ],
 )
-def test_an_interrupt_promises_what_is_there(tiny, tmp_path, at_step, capsys, step, says) -> None:
+def test_an_interrupt_says_whether_the_run_can_be_resumed(
+    tiny, tmp_path, at_step, capsys, step, says
+) -> None:
     at_step(step, interrupt)
     run = tmp_path / "run"
     assert command(tiny, run) == 130
@@ -74,7 +76,7 @@ def test_an_interrupt_while_features_are_cached_leaves_no_run(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_vanishes_is_named(
+def test_an_image_removed_during_training_is_named(
     tiny, scenes, tmp_path, at_step, capsys, workers: int
 ) -> None:
     root = shutil.copytree(scenes, tmp_path / "data")
@@ -86,9 +88,7 @@ def test_an_image_that_vanishes_is_named(
     assert "no such file" in error.lower()
 
 
-def test_a_disk_that_fills_up_is_named_and_nothing_is_lost(
-    tiny, tmp_path, monkeypatch, capsys
-) -> None:
+def test_a_full_disk_is_reported_and_nothing_is_lost(tiny, tmp_path, monkeypatch, capsys) -> None:
     original = checkpoint._save
     written = []
 
@@ -111,7 +111,7 @@ def test_a_disk_that_fills_up_is_named_and_nothing_is_lost(
     assert checkpoint.read(checkpoint.find(run, name=LAST)).lightning["epoch"] == 0
 
 
-def test_a_damaged_checkpoint_is_not_gone_on_with(run, tmp_path, capsys) -> None:
+def test_a_damaged_checkpoint_is_not_resumed(run, tmp_path, capsys) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     last = copy / "checkpoints" / "last.ckpt"
     data = bytearray(last.read_bytes())
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_not_gone_on_with(run, tmp_path, capsys) -> None
 @pytest.mark.parametrize(
     "option", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=5"]
 )
-def test_without_a_validation_the_last_checkpoint_is_taken(
+def test_without_validation_the_last_checkpoint_is_used(
     tiny, tmp_path, capsys, option: str
 ) -> None:
     run = tmp_path / "run"
@@ -161,7 +161,7 @@ def test_without_a_validation_the_last_checkpoint_is_taken(
         ("run_dir=null", "run_dir=None is not accepted"),
     ],
 )
-def test_what_cannot_start_is_one_line_and_leaves_nothing(
+def test_a_training_that_cannot_start_gets_one_line_and_leaves_nothing(
     tiny, tmp_path, capsys, monkeypatch, option: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -170,7 +170,7 @@ def test_what_cannot_start_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_seed_that_is_left_open_is_drawn_and_recorded(tiny, tmp_path, capsys) -> None:
+def test_an_unset_seed_is_drawn_and_recorded(tiny, tmp_path, capsys) -> None:
     config = {**compose([*tiny, "trainer.max_epochs=1"]), "seed": None}
     run = train(config, tmp_path / "run", report=print)
     seed = checkpoint.read(run.best).config["seed"]
@@ -178,7 +178,7 @@ def test_a_seed_that_is_left_open_is_drawn_and_recorded(tiny, tmp_path, capsys) 
     assert f"seed={seed}, drawn at random" in capsys.readouterr().out
 
 
-def test_a_run_that_is_done_says_what_goes_on_with_it(tiny, tmp_path, capsys) -> None:
+def test_a_finished_run_says_how_to_continue_it(tiny, tmp_path, capsys) -> None:
     run = tmp_path / "run"
     assert command(tiny, run, "trainer.max_epochs=1") == 0
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
@@ -204,14 +204,17 @@ def test_a_run_that_is_done_says_what_goes_on_with_it(tiny, tmp_path, capsys) ->
         (1, {"check_val_every_n_epoch": 1}, 300, 1),
     ],
 )
-def test_a_small_data_set_gets_more_epochs_where_nobody_says(batches, given, epochs, every) -> None:
+def test_a_small_dataset_gets_more_epochs_by_default(batches, given, epochs, every) -> None:
     trainer = {**compose([])["trainer"], **given}
-    found = settled(trainer, batches, new=True)
+    trainer_options = settled(trainer, batches, new=True)
     warm = settled(trainer, batches, new=False)
     assert warm["max_epochs"] == given.get("max_epochs", 15)
     assert warm["check_val_every_n_epoch"] == given.get("check_val_every_n_epoch", 1)
-    assert (found["max_epochs"], found["check_val_every_n_epoch"]) == (epochs, every)
-    assert set(found) == set(trainer)
+    assert (trainer_options["max_epochs"], trainer_options["check_val_every_n_epoch"]) == (
+        epochs,
+        every,
+    )
+    assert set(trainer_options) == set(trainer)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +228,7 @@ def test_a_small_data_set_gets_more_epochs_where_nobody_says(batches, given, epo
         (200, {"log_every_n_steps": 0}, 0),  # never
     ],
 )
-def test_the_log_has_a_row_an_epoch_at_least(batches, given, every) -> None:
+def test_the_log_has_at_least_one_row_per_epoch(batches, given, every) -> None:
     trainer = {**compose([])["trainer"], **given}
     assert settled(trainer, batches, new=True)["log_every_n_steps"] == every
 
@@ -236,13 +239,13 @@ def test_the_loss_of_an_epoch_of_few_steps_is_logged(tiny, tmp_path, recwarn) ->
     with (tmp_path / "run/logs/csv/version_0/metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["train_loss"]]
     assert [(row["epoch"], row["step"]) for row in rows] == [("0", "1"), ("1", "3")]
-    assert not [one for one in recwarn if "logging interval" in str(one.message)]
+    assert not [warning for warning in recwarn if "logging interval" in str(warning.message)]
 
 
-def test_what_was_settled_is_recorded(tiny, tmp_path) -> None:
-    others = [one for one in tiny if not one.startswith("trainer.max_epochs")]
+def test_resolved_trainer_options_are_recorded(tiny, tmp_path) -> None:
+    remaining = [line for line in tiny if not line.startswith("trainer.max_epochs")]
     more = ("trainer.limit_train_batches=1", "callbacks.patience=1", "optimizer.lr=0")
-    run = train(compose([*others, *more]), tmp_path / "run")
+    run = train(compose([*remaining, *more]), tmp_path / "run")
     trainer = checkpoint.read(run.best).config["trainer"]
     assert (trainer["max_epochs"], trainer["check_val_every_n_epoch"]) == (300, 20)
     assert run.epoch == 20

@@ -43,12 +43,12 @@ class WorkerError(ValueError):
         (KeyError("dev"), "KeyError: 'dev' (unexpected; CAPTIONER_TRACEBACK=1 shows the"),
     ],
 )  # fmt: skip
-def test_an_exception_is_one_line_with_the_way_out(error: Exception, says: str) -> None:
+def test_an_exception_is_one_line_with_advice(error: Exception, says: str) -> None:
     assert explain(error).startswith(says)
     assert "\n" not in explain(error)
 
 
-def test_memory_that_cannot_be_had_is_known_by_what_torch_says() -> None:
+def test_out_of_memory_is_recognized_by_messages_of_torch() -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(2**50)
     assert explain(error.value).startswith(
@@ -56,7 +56,7 @@ def test_memory_that_cannot_be_had_is_known_by_what_torch_says() -> None:
     )
 
 
-def test_a_reference_to_nothing_says_how_the_letters_are_meant_as_they_stand() -> None:
+def test_an_interpolation_error_says_how_to_write_it_literally() -> None:
     config = OmegaConf.create({"data": {"root": "${z}"}})
     with pytest.raises(OmegaConfBaseException) as error:
         OmegaConf.to_container(config, resolve=True)
@@ -77,7 +77,7 @@ def failing(error: BaseException):
     return run
 
 
-def test_what_nobody_foresaw_is_one_line_unless_the_traceback_is_asked_for(
+def test_an_unexpected_error_is_one_line_unless_a_traceback_is_requested(
     monkeypatch, capsys
 ) -> None:
     verb_that(monkeypatch, failing(ZeroDivisionError("0 to a\nnegative power")))
@@ -91,9 +91,7 @@ def test_what_nobody_foresaw_is_one_line_unless_the_traceback_is_asked_for(
         cli.main(["models"])
 
 
-def test_sigterm_unwinds_as_an_interrupt_does_and_is_handled_as_before_afterwards(
-    monkeypatch, capsys
-) -> None:
+def test_sigterm_raises_keyboard_interrupt_and_its_handler_is_restored(monkeypatch, capsys) -> None:
     unwound = []
 
     def run() -> int:
@@ -112,7 +110,7 @@ def test_sigterm_unwinds_as_an_interrupt_does_and_is_handled_as_before_afterward
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_warning_is_one_line_on_the_command_line_alone(monkeypatch, capsys) -> None:
+def test_a_warning_is_one_line_only_on_the_command_line(monkeypatch, capsys) -> None:
     verb = SimpleNamespace(
         run=lambda argv: warnings.warn("look at\nthe encoder", stacklevel=1) or 0
     )
@@ -126,7 +124,7 @@ def test_a_warning_is_one_line_on_the_command_line_alone(monkeypatch, capsys) ->
         cli.main(["models"])
 
 
-def test_an_output_that_nobody_reads_ends_quietly(monkeypatch, capfd) -> None:
+def test_a_closed_output_ends_without_a_message(monkeypatch, capfd) -> None:
     verb_that(monkeypatch, failing(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(fileno=failing(ValueError())))
     assert cli.main(["models"]) == 141

@@ -33,20 +33,20 @@ def leaves() -> dict[str, object]:
     """Every value of every option of every group, by its dotted key."""
     import yaml
 
-    found: dict[str, object] = candidates._leaves(config.compose())
+    leaves: dict[str, object] = candidates._leaves(config.compose())
     for group in config.groups():
         for file in (config.conf_folder() / group).glob("*.yaml") if group != "experiment" else ():
-            found |= candidates._leaves(yaml.safe_load(file.read_text()), f"{group}.")
-    return found
+            leaves |= candidates._leaves(yaml.safe_load(file.read_text()), f"{group}.")
+    return leaves
 
 
 def test_every_override_that_is_advised_exists(leaves) -> None:
     groups = "|".join(config.groups())
     named = re.compile(rf"(?<![\w./-])((?:{groups})(?:\.[a-z0-9_]+)*)=([\w.-]*)")
-    seen = set()
+    advised = set()
     for place, text in texts():
         for key, value in named.findall(text):
-            seen.add((key, value))
+            advised.add((key, value))
             if key in config.groups():
                 known = not re.fullmatch("[a-z][a-z0-9_]+", value) or value in config.options(key)
                 assert known, f"{place}: {key}={value}"
@@ -54,14 +54,14 @@ def test_every_override_that_is_advised_exists(leaves) -> None:
             assert key in leaves or key in ELSEWHERE, f"{place}: {key}={value}"
             if key in candidates.TABLES and re.fullmatch("[a-z][a-z0-9_-]+", value):
                 assert value in candidates.values(key, ""), f"{place}: {key}={value}"
-    assert {("encoder", "efficientnet_lite0"), ("optimizer.lr", "1e-3")} <= seen
+    assert {("encoder", "efficientnet_lite0"), ("optimizer.lr", "1e-3")} <= advised
 
 
 def test_every_flag_and_verb_that_is_advised_exists() -> None:
-    found = list(texts())
-    flags = {text for _, text in found if re.fullmatch("--[a-z-]+", text)} | HYDRAS
+    messages = list(texts())
+    flags = {text for _, text in messages if re.fullmatch("--[a-z-]+", text)} | HYDRAS
     flags |= {f"--{prefix}{name.replace('_', '-')}" for name in OPTIONS for prefix in ("", "no-")}
-    for place, text in found:
+    for place, text in messages:
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text):
             assert flag in flags, f"{place}: {flag}"
         for verb in re.findall(r"(?:^|[:`(] ?|  )captioner ([a-z]+)", text):

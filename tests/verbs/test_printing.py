@@ -28,7 +28,7 @@ def printed(width: int, *, terminal: bool, no_wrap: tuple[int, ...] = ()) -> lis
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_a_table_folds_and_loses_nothing(width: int) -> None:
+def test_a_folded_table_has_all_text(width: int) -> None:
     lines = printed(width, terminal=True)
     assert max(map(cell_len, lines)) <= width
     together = "".join("".join(line.split()) for line in lines)
@@ -36,7 +36,7 @@ def test_a_table_folds_and_loses_nothing(width: int) -> None:
         assert together.count(part) == "".join(map("".join, ROWS)).count(part)
 
 
-def test_piped_rows_are_lines_of_cells_between_tabs() -> None:
+def test_piped_rows_are_separated_by_tabs() -> None:
     lines = printed(20, terminal=False)
     assert lines == ["name\tkind\tmodel\tdev BLEU-4", *("\t".join(row) for row in ROWS)]
 
