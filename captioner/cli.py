@@ -34,7 +34,7 @@ __all__ = ["VERBS", "main"]
 
 EXAMPLES = """\
 examples:
-  captioner train experiment=demo                      train on the embedded dataset
+  captioner train experiment=demo                      train on the built-in dataset
   captioner evaluate runs/demo data.split=test         score a run
   captioner compare runs/lstm runs/gru                 test which one is better
   captioner caption photo.jpg                          caption a photograph with the bundled model

@@ -1,4 +1,4 @@
-"""Shared by all tests. captioner comes first: it guards the import of torchvision."""
+"""Fixtures of all tests. captioner is imported first: it guards the import of torchvision."""
 
 import captioner  # noqa: F401, I001
 import os
@@ -92,7 +92,7 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @pytest.fixture
 def cut_short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Path, int], Path]:
-    """Trains until the power goes in the middle of a step; gives the last checkpoint."""
+    """Trains until a power cut in the middle of a step; returns the last checkpoint."""
     from captioner.checkpoints import checkpoint
     from captioner.runs import LAST
     from captioner.training.module import LitCaptioner
@@ -117,7 +117,7 @@ def cut_short(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any, Path, int], Pat
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a small embedded data set."""
+    """The root of a small dataset of drawn scenes."""
     from captioner.data.shapes import draw
 
     root = tmp_path_factory.mktemp("data") / "shapes"
@@ -132,7 +132,7 @@ def tiny(scenes: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def run(tiny: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run folder, of a model that has learned a little; not to be changed."""
+    """A finished run folder of a model that has learned a little; tests must not change it."""
     from captioner.config import compose
     from captioner.training.train import train
 

@@ -174,7 +174,7 @@ def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) 
 
     def late(images):
         place = next(places)
-        if place < 2:  # three batches are under way at once, and the first comes last
+        if place < 2:  # three batches are encoded at once, and the first one ends last
             assert ended[place + 1].wait(timeout=300), "batches wait for one another"
         try:
             return encode(images)
@@ -215,7 +215,7 @@ def cores_of_a_new_thread() -> int:
 
 @pytest.fixture
 def cores():
-    """The caller computes with 2 cores, threads that use torch for the first time with 3."""
+    """The caller uses 2 cores, new threads use 3."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     with ThreadPoolExecutor(1) as pool:
@@ -275,7 +275,7 @@ def test_settings_and_random_states_of_the_caller_are_unchanged(model, photos) -
     before = settings()
     results = model.caption_each(photos, batch_size=2, temperature=1.0, captions=2)
     next(results)
-    assert settings() == before  # between two captions as well
+    assert settings() == before  # also between two captions
     list(results)
     assert settings() == before
 
@@ -410,7 +410,7 @@ def test_an_ensemble_averages_its_models(run, photos, tmp_path) -> None:
     content["state_dict"][name] = content["state_dict"][name] + noise
     torch.save(content, tmp_path / "other.ckpt")
     both = captioner.load([run, tmp_path / "other.ckpt"])
-    assert len(both.encoders) == 1  # they share one, so the image is encoded once
+    assert len(both.encoders) == 1  # both have the same encoder, so the image is encoded once
     caption = both.caption(photos[0], beam_size=2)
     words = both.tokenizer.vocabulary
     tokens = [words.id(word) for word in caption.words]

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what it prints, where it writes, what it refuses."""
+"""The command line: what it prints, where it writes, what it refuses."""
 
 import csv
 import io
@@ -278,7 +278,7 @@ def test_usage_errors_are_one_line(line, said, capsys) -> None:
 
 
 def test_flags_may_be_before_between_and_after_paths(scenes, tmp_path, capsys) -> None:
-    """Of the verbs that need no model here; the others share the parser's call."""
+    """For the verbs that need no model here; the others use the same parser."""
     root = f"data.root={scenes}"
     messages = set()
     for argv in (["--format", "json", root, "seed=3"], [root, "--format", "json", "seed=3"]):
@@ -334,7 +334,7 @@ def test_data_stats_and_check_never_draw(tmp_path, capsys, monkeypatch) -> None:
 def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys, monkeypatch) -> None:
     import shutil
 
-    monkeypatch.setenv("COLUMNS", "300")  # a long path is folded otherwise
+    monkeypatch.setenv("COLUMNS", "300")  # otherwise a long path is folded
 
     root = shutil.copytree(scenes, tmp_path / "shapes")
     victim = root / "images" / "test_00000.png"

@@ -1,4 +1,4 @@
-"""conf/ against the code: every YAML composes, builds and lists all of its component."""
+"""conf/ and the code agree: every YAML composes, builds and lists all options of its component."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ from captioner.training.schedules import schedule_class
 from captioner.training.trainer import TrainerOptions
 
 CONF = config.conf_folder()
-# Not for a user to choose.
+# The user does not set these.
 GIVEN = {"by_image", "grid", "repeats", "unfreezes", "initialise"}
 COMPONENTS = {
     "data": read_records,

@@ -1,4 +1,4 @@
-"""The scripts of experiments/, which the suite does not run, find what they import."""
+"""The imports of scripts in experiments/, which the suite does not run, exist."""
 
 import ast
 import importlib

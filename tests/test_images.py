@@ -1,4 +1,4 @@
-"""What people give as an image."""
+"""Kinds of input images."""
 
 import io
 import sys
@@ -152,7 +152,7 @@ def test_heic_and_avif_are_read_if_possible(kind, tmp_path) -> None:
 
 @pytest.fixture
 def no_heif(monkeypatch) -> None:
-    """As where pillow-heif is not installed."""
+    """As if pillow-heif were not installed."""
     from PIL import Image
 
     monkeypatch.setitem(sys.modules, "pillow_heif", None)

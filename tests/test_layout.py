@@ -1,4 +1,4 @@
-"""The layout: packages import downwards only, and what needs no torch loads none."""
+"""The layout: packages import only downwards, and some verbs do not load torch."""
 
 import ast
 import json
@@ -36,13 +36,13 @@ Import = tuple[str, str, str]
 
 
 def room_of(module: str) -> str | None:
-    """The package or single module below captioner; None of what is not captioner's."""
+    """The package or module in captioner; None for other packages."""
     name, *below = module.split(".")
     return below[0] if name == "captioner" and below else None
 
 
 def imports() -> Iterator[Import]:
-    """Every import of one room by another, those in functions too; types alone do not count."""
+    """Every import of one package by another, also in functions; imports for types are ignored."""
     for path in sorted(ROOT.rglob("*.py")):
         own = path.relative_to(ROOT).with_suffix("").parts[0]
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def imports() -> Iterator[Import]:
 
 
 def statements(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The import statements below a node, but for those under TYPE_CHECKING."""
+    """The import statements below a node, except those under TYPE_CHECKING."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.Import, ast.ImportFrom)):
             yield child
@@ -94,7 +94,7 @@ def test_no_rooms_import_one_another_in_a_circle() -> None:
     for own, imported, _ in imports():
         below.setdefault(own, set()).add(imported)
     reached = {room: set(rooms) for room, rooms in below.items()}
-    for middle in LEVEL:  # Warshall: who is reached by way of whom
+    for middle in LEVEL:  # Warshall's algorithm for the transitive closure
         for rooms in reached.values():
             if middle in rooms:
                 rooms |= reached.get(middle, set())
@@ -102,7 +102,7 @@ def test_no_rooms_import_one_another_in_a_circle() -> None:
 
 
 def test_the_package_itself_imports_little() -> None:
-    """So that `import captioner` is cheap; the model is loaded with the first call."""
+    """`import captioner` must be fast; models are loaded with the first call."""
     assert {imported for own, imported, _ in imports() if own == "__init__"} <= {"process", "api"}
 
 

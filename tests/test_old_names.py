@@ -138,7 +138,7 @@ MIX = "training: {lr: 0.003, label_smoothing: 0.2, schedule: plateau, plateau_pa
     ],
 )
 def test_old_names_in_yaml_compose_as_overrides_before_the_users(tmp_path, more, new) -> None:
-    """The groups are complete, and what the command line sets wins."""
+    """The groups are complete, and the command line takes precedence."""
     folder = experiment_folder(tmp_path, MIX)
     composed = config.compose(["experiment=mix", "run_dir=x", *more], config_dir=folder)
     assert composed == config.compose(["run_dir=x", "objective.label_smoothing=0.2", *new])

@@ -1,4 +1,4 @@
-"""Overrides as typed: what Hydra's grammar refuses is quoted for it, all else stays as it is."""
+"""Overrides as typed: values that Hydra's grammar refuses are quoted, others are unchanged."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_a_value_is_parsed_as_typed(typed: str, value: object) -> None:
     (change,) = parse([typed])
     assert change.value() == value
     assert type(change.value()) is type(value)
-    again = as_hydra_reads(str(change.input_line))  # what is handed to Hydra is not quoted twice
+    again = as_hydra_reads(str(change.input_line))  # values are not quoted twice
     assert parse([again])[0].value() == value
 
 

@@ -19,7 +19,7 @@ YAML = {str(path.relative_to(ROOT)) for path in (ROOT / "conf").rglob("*.yaml")}
 
 @pytest.fixture(scope="module")
 def source(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a clone, without what was built in it, and with a bundled model more."""
+    """The files of a clone without build outputs, and with one more bundled model."""
     target = tmp_path_factory.mktemp("source") / "captioner"
     for name in ("captioner", "conf", "README.md", "LICENSE", "setup.cfg", "pyproject.toml"):
         if (ROOT / name).is_dir():
@@ -79,7 +79,7 @@ def test_wheel_and_sdist_contain_bundled_models(wheel: Path, source: Path, tmp_p
 def test_it_works_in_another_folder(
     kind: str, wheel: Path, source: Path, tmp_path, run_copy
 ) -> None:
-    """Unpacked wheel and uninstalled clone compose the configuration and caption a picture."""
+    """An unpacked wheel and a clone compose the configuration and caption a picture."""
     place = source
     if kind == "wheel":
         place = tmp_path / "site"

@@ -1,4 +1,4 @@
-"""Classes and options of one's own: named by a person they are taken, by a checkpoint never."""
+"""The user's own classes and options: imported if a person names them, never for a checkpoint."""
 
 import importlib
 import re
@@ -182,7 +182,7 @@ def test_an_own_encoder(mine) -> None:
     assert type(model.encoder) is sys.modules["mine"].Net
 
 
-# Options of one's own ---------------------------------------------------------------------------
+# Own options -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Memory that stays: what the kernel is asked for, counted in page faults."""
+"""Settings of the process; memory is measured by page faults."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def test_the_allocator_is_unchanged_on_other_systems(monkeypatch: pytest.MonkeyP
     from captioner import process
 
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(process.ctypes, "CDLL", None)  # would fail if it were asked
+    monkeypatch.setattr(process.ctypes, "CDLL", None)  # fails if it is called
     assert process.keep_memory() is False
 
 

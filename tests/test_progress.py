@@ -1,4 +1,4 @@
-"""Bars are for terminals alone, and end however the work ends."""
+"""Progress bars are shown only on terminals, and end also after an exception."""
 
 import io
 import sys
@@ -42,7 +42,7 @@ def test_a_bar_ends_with_an_exception(error, monkeypatch) -> None:
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_text_printed_during_a_bar_goes_to_standard_output(terminal, monkeypatch) -> None:
-    """A bar on a terminal must not draw to it what was meant for a file."""
+    """A bar on a terminal must not redirect output that goes to a file."""
     written, output = Terminal(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", written if terminal else io.StringIO())
     monkeypatch.setattr(sys, "stdout", output)

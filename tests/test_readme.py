@@ -23,7 +23,7 @@ PAGES = [
 
 
 def commands(page: Path) -> list[str]:
-    """The captioner lines of a page's code blocks, continued lines joined, comments cut."""
+    """The captioner commands in a page's code blocks, on one line each, without comments."""
     blocks = re.findall(r"```\w*\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     return [line.split(" #")[0].strip() for line in lines if line.startswith("captioner ")]
@@ -41,7 +41,7 @@ def test_commands_use_existing_names(page: Path) -> None:
         if "mine:Bigram" in command:  # the class in CONTRIBUTING.md
             continue
         if verb == "train" or (verb == "data" and words):
-            checked(overrides, several="-m" in words)  # raises where a key or name is not there
+            checked(overrides, several="-m" in words)  # raises if a key or name does not exist
         if verb == "evaluate":
             keys = {override.partition("=")[0].split(".")[0] for override in overrides}
             assert keys <= {"data", "decoding", "loader"}, command

@@ -13,7 +13,7 @@ from captioner.runs import Taken, claimed
 
 
 def elsewhere(folder: Path) -> "subprocess.Popen[str]":
-    """Another process that holds a folder until its standard input ends."""
+    """Another process that claims a folder until its standard input ends."""
     code = (
         "import sys; from captioner.runs import claimed\n"
         "with claimed(__import__('pathlib').Path(sys.argv[1])) as claim:\n"
@@ -35,7 +35,7 @@ def test_a_folder_claimed_by_another_process_is_refused_until_it_ends(tmp_path) 
             pass
         assert (folder / "checkpoints").is_dir()
         process.kill()
-    with claimed(folder) as claim:  # begun and killed before anything was in it
+    with claimed(folder) as claim:  # started and killed before it had a checkpoint
         claim.keep = True
     assert sorted(os.listdir(folder)) == ["checkpoints"]
 
@@ -49,7 +49,7 @@ def test_two_trainings_in_the_same_second_get_two_folders(tmp_path) -> None:
             assert third.folder.name == f"{date.name}_3"
             second.keep = third.keep = True
         process.communicate()
-    with claimed(date) as fourth:  # their folders hold no checkpoint, but they have ended
+    with claimed(date) as fourth:  # their folders have no checkpoint, but they have ended
         assert fourth.folder == date
 
 
@@ -111,7 +111,7 @@ def test_other_processes_of_one_training_share_the_claim(tmp_path, monkeypatch) 
             ):
                 assert second.folder == first.folder
                 raise ValueError
-        assert first.folder.is_dir()  # that of another process is not its to remove
+        assert first.folder.is_dir()  # a process must not remove the folder of another
         first.keep = True
     assert runs.VARIABLE not in os.environ
 

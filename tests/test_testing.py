@@ -1,4 +1,4 @@
-"""The checks for people's own parts, over every table; and parts with one fault, which they see."""
+"""The checks of components, run over every table, and on components with one fault each."""
 
 from typing import Any
 

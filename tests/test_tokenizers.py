@@ -1,4 +1,4 @@
-"""Captions to ids and back, and what a stored tokenizer may hold."""
+"""Captions to ids and back, and stored tokenizers."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_split_inverts_join_for_words(parts: list[str], last: str) -> None:
 
 @given(st.lists(st.sampled_from(["dog", "man", "'s", "n't", "-lrb-", "-rrb-", "$", "5"])))
 def test_any_order_of_words_keeps_their_letters(cut: list[str]) -> None:
-    """A model may say what no text holds; nothing is lost in writing it."""
+    """A model may generate tokens in any order; joining them must not lose letters."""
     text = WordTokenizer.join(cut)
     letters = "".join(cut).replace("-lrb-", "(").replace("-rrb-", ")")
     assert text.replace(" ", "") == letters

@@ -1,4 +1,4 @@
-"""Reading images, the evaluation transform beside timm's and torchvision's, augmentation."""
+"""Reading images, the evaluation transform compared with timm and torchvision, augmentation."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
 
 
 def coordinates(width: int, height: int) -> Image.Image:
-    """An image whose red tells the column and whose green the row."""
+    """An image with the column as red and the row as green."""
     rows, columns = np.mgrid[:height, :width]
     return Image.fromarray(np.stack([columns, rows, rows * 0], -1).astype(np.uint8))
 
@@ -109,7 +109,7 @@ def test_the_first_frame_of_an_animation_is_used(tmp_path: Path) -> None:
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
-    """Files that are no good images, by what the message has to say."""
+    """Files that cannot be read as images, by a part of the error message."""
     complete = folder / "whole.jpg"
     Image.fromarray(noise(64, 48)).save(complete)
     content = complete.read_bytes()
@@ -120,7 +120,7 @@ def bad_files(folder: Path) -> dict[str, Path]:
     }
     for path, data in files.values():
         path.write_bytes(data)
-    Image.open(folder / "half.jpg").verify()  # sees nothing wrong
+    Image.open(folder / "half.jpg").verify()  # finds no error
     Image.new("RGB", (4, 3)).save(folder / "image.ppm")
     Image.new("F", (4, 3)).save(folder / "float.tiff")
     (folder / "folder.jpg").mkdir()
@@ -160,7 +160,7 @@ def test_decompression_bombs_are_refused(
     ("size", "crop", "interpolation", "width", "height"),
     [
         (224, 0.875, "bicubic", 500, 375),  # a usual photo
-        (224, 0.875, "bicubic", 256, 341),  # its shorter side fits already
+        (224, 0.875, "bicubic", 256, 341),  # its shorter side already fits
         (240, 0.882, "bicubic", 301, 517),
         (37, 0.95, "bilinear", 61, 44),
         (96, 1.0, "bilinear", 50, 53),  # enlarged
@@ -187,7 +187,7 @@ def test_transform_equals_timms(
 
 
 def test_pictures_of_224_pixels_equal_timms_to_the_bit() -> None:
-    """Where weights are multiples of a small power of two, none is rounded."""
+    """If weights are multiples of a small power of two, none is rounded."""
     from timm.data import create_transform
 
     options = {"interpolation": "bicubic", "mean": HALF, "std": HALF}
@@ -201,7 +201,7 @@ def test_pictures_of_224_pixels_equal_timms_to_the_bit() -> None:
     reason="threads are counted in /proc, and torch's kernel for bytes is of x86",
 )
 def test_reading_starts_no_threads_and_asks_for_none(tmp_path: Path) -> None:
-    """The pixels do not depend on torch's threads, and none are started where an image is read."""
+    """The pixels do not depend on torch's threads, and reading an image starts none."""
     picture = tmp_path / "a.png"
     Image.fromarray(noise(640, 480)).save(picture)
     code = f"""
@@ -296,7 +296,7 @@ def test_normalise_batch_equals_normalise_to_the_bit(size: tuple[int, int]) -> N
 
 
 def photograph(path: Path, width: int, height: int, **options: Any) -> Path:
-    """A smooth picture with edges, as photographs are, whose corners differ."""
+    """A smooth picture with edges, similar to a photograph, with different corners."""
     rows, columns = np.mgrid[:height, :width] / np.array([height, width])[:, None, None]
     red = 127 + 120 * np.sin(9 * columns + 14 * rows * columns)
     green = np.where((columns - 0.3) ** 2 + (rows - 0.6) ** 2 < 0.04, 230, 60 + 150 * rows)
@@ -378,7 +378,7 @@ def test_crops_follow_scale_ratio_and_flip() -> None:
     shares, ratios, mirrored, lefts = [], [], 0, []
     for index in range(400):
         pixels = augmentation(coordinates(200, 160), PLAIN, 0, index)
-        columns, rows = pixels[0, 20], pixels[1, :, 20]  # both linear, 39 steps from end to end
+        columns, rows = pixels[0, 20], pixels[1, :, 20]  # both are linear, with 39 steps
         across = (columns[30] - columns[10]).item() * 40 / 20
         down = (rows[30] - rows[10]).item() * 40 / 20
         mirrored += across < 0

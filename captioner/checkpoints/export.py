@@ -47,14 +47,14 @@ def export_bundle(
     from safetensors.torch import save
 
     folder = Path(folder)
-    _require_new_name(folder)
+    _require_new(folder)
     trained = checkpoint.read(run)
     _require_separable(trained)
     options = make(DecodingOptions, "decoding", decoding or trained.config["decoding"])
     tensors, same = _remove_duplicates(_decoder_weights(trained))
     weights = save(tensors)
     content = {
-        **_described(trained, options),
+        **_block(trained, options),
         "same": same,
         "sha256": hashlib.sha256(weights).hexdigest(),
     }
@@ -68,7 +68,8 @@ def export_bundle(
     return write_folder(folder, files)
 
 
-def _require_new_name(folder: Path) -> None:
+def _require_new(folder: Path) -> None:
+    """Raise ValueError if the folder exists, or its name is not accepted for a model."""
     if folder.exists():
         raise ValueError(f"{folder} already exists; delete it, or choose another folder")
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", folder.name):
@@ -77,18 +78,16 @@ def _require_new_name(folder: Path) -> None:
         )
 
 
-def _described(trained: Checkpoint, options: DecodingOptions) -> dict[str, Any]:
-    """What a bundle says about its model: configuration, tokenizer, scores and evaluations."""
-    return {
-        **checkpoint.block(
-            config=_portable_config(trained.config, options),
-            tokenizer=trained.tokenizer,
-            transform=trained.transform,
-            scores=trained.scores,
-        ),
-        "made": date.today().isoformat(),
-        "evaluations": _evaluations(checkpoint.run_folder(trained.path), options.label),
-    }
+def _block(trained: Checkpoint, options: DecodingOptions) -> dict[str, Any]:
+    """The ``captioner`` block of a checkpoint, the date, and the evaluations with the options."""
+    block = checkpoint.block(
+        config=_portable_config(trained.config, options),
+        tokenizer=trained.tokenizer,
+        transform=trained.transform,
+        scores=trained.scores,
+    )
+    evaluations = _evaluations(checkpoint.run_folder(trained.path), options.label)
+    return {**block, "made": date.today().isoformat(), "evaluations": evaluations}
 
 
 def _portable_config(config: Config, options: DecodingOptions) -> Config:

@@ -25,7 +25,7 @@ EMBEDDED = {"format": "shapes", "root": "datasets/shapes"}
 def anchored(config: Config) -> Config:
     """Make the paths of a configuration, or of some of its groups, absolute.
 
-    Exceptions are the default path of the embedded dataset, and ``resume_weights`` with the name of
+    Exceptions are the default path of the built-in dataset, and ``resume_weights`` with the name of
     a bundled model.
     """
     result = dict(config)

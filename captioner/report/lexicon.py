@@ -5,7 +5,7 @@ concepts form a tree: a boy is a child is a person. Two captions agree on a thin
 the other or an ancestor of it. Comparing objects by a list of synonyms is the idea of CHAIR
 (Rohrbach et al., "Object Hallucination in Image Captioning", EMNLP 2018); the lists are our own,
 for the everyday photographs of Flickr8k, Flickr30k and COCO and for the drawn scenes of the
-embedded dataset.
+built-in dataset.
 """
 
 from __future__ import annotations

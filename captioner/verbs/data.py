@@ -171,7 +171,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 def _parser() -> ArgumentParser:
     parser = parser_of(
         "data",
-        "draw: draw the embedded dataset.\n"
+        "draw: draw the built-in dataset.\n"
         "stats: counts, lengths and vocabulary coverage of each split.\n"
         "check: open every image; name broken and missing ones, empty and damaged captions,\n"
         "       images that are in two splits, and captions that do not fit the tokenizer\n"
@@ -185,7 +185,7 @@ def _parser() -> ArgumentParser:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="data=NAME, data.root=…, tokenizer=…, loader.max_words=… (default: the embedded set); "
+        help="data=NAME, data.root=…, tokenizer=…, loader.max_words=… (default: the built-in one); "
         "seed=… for draw",
     )
     parser.add_argument("--format", choices=("text", "json"), default="text")

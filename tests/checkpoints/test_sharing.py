@@ -1,6 +1,6 @@
-"""A Captioner keeps no secrets: what it says does not depend on what it was asked before.
+"""A Captioner has no hidden state: captions do not depend on earlier calls.
 
-Changed weights are seen, the caller's threads are left alone, and it may be shared and copied.
+Changed weights take effect, the number of threads is unchanged, it may be shared and copied.
 """
 
 import copy
@@ -34,7 +34,7 @@ def captions_of(model, images, **options) -> list[tuple]:
 
 
 def test_captions_do_not_depend_on_earlier_calls(run, model, photos) -> None:
-    """Not by a digit, also after twenty images at a time."""
+    """Equal to the last digit, also after a batch of twenty images."""
     first = captions_of(model, photos[:1])
     captions_of(model, photos, beam_size=3)
     assert captions_of(model, photos[:1]) == first
@@ -44,7 +44,7 @@ def test_captions_do_not_depend_on_earlier_calls(run, model, photos) -> None:
 
 
 def changes():
-    """Ways to change a weight, some of which torch does not count."""
+    """Ways to change a weight; torch does not count all of them in its version counter."""
 
     def in_place(weight):
         with torch.no_grad():
@@ -152,7 +152,7 @@ def three_threads():
 
 
 def counts() -> tuple[int, int]:
-    """Threads of torch here, and in a thread that has set none."""
+    """The number of torch threads here, and in a new thread."""
     with ThreadPoolExecutor(1) as pool:
         return torch.get_num_threads(), pool.submit(torch.get_num_threads).result()
 

@@ -1,4 +1,4 @@
-"""Consensus decoding against pycocoevalcap, enumeration and closed forms."""
+"""Consensus decoding compared with pycocoevalcap, enumeration and closed forms."""
 
 import math
 
@@ -24,7 +24,7 @@ CAPTIONS = [
 
 
 def coco(candidate: tuple, reference: tuple) -> float:
-    """CIDEr-D of a pair, every n-gram of the reference being as rare: its corpus has one more."""
+    """CIDEr-D of a pair in a corpus with one more image, so that all n-grams are equally rare."""
     texts = {0: [reference], 1: [tuple(range(100, 108))]}
     gts = {image: [" ".join(map(str, text)) for text in of] for image, of in texts.items()}
     res = {0: [" ".join(map(str, candidate))], 1: ["unlike"]}

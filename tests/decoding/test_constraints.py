@@ -1,4 +1,4 @@
-"""Filters and required words against exhaustive enumeration on small tables."""
+"""Filters and required words compared with exhaustive enumeration on small tables."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from captioner.decoding.decode import decode
 from captioner.decoding.options import DecodingOptions
 
 V, T = 6, 5
-WIDE = (V - 1) ** (T - 1)  # as many hypotheses as there are beginnings of captions
+WIDE = (V - 1) ** (T - 1)  # as many hypotheses as there are prefixes of captions
 
 
 def decoded(table, phrases=Phrases(), banned=(), **options):  # noqa: B008
@@ -95,7 +95,7 @@ PHRASES = [
     ((3, 4),),
     ((3, 3),),
     ((3, 4), (4, 5)),  # they may share a word
-    ((3, 4, 3), (4,)),  # one holds the other
+    ((3, 4, 3), (4,)),  # one contains the other
     ((4, 3), (3, 4)),
 ]
 
@@ -123,7 +123,7 @@ def test_a_full_beam_finds_the_best_caption_with_all_required_words(required, pe
 def test_required_words_always_appear_if_they_fit(required, how) -> None:
     table = random_table(20, T, V, sharp=3.0)
     for phrase in required:
-        table[..., phrase[0]] -= 20  # never said of its own accord
+        table[..., phrase[0]] -= 20  # never generated without the requirement
     for best, *_ in decoded(table, Phrases(required=required), **how):
         assert all(holds(best.tokens, phrase) for phrase in required)
         assert best.missing == ()
@@ -131,14 +131,14 @@ def test_required_words_always_appear_if_they_fit(required, how) -> None:
 
 def test_a_caption_lists_its_missing_required_words() -> None:
     table = random_table(5, T, V)
-    required = ((3, 4), (5, 5), (3, 3, 3))  # six words at least, and five tokens
+    required = ((3, 4), (5, 5), (3, 3, 3))  # at least six words, but five tokens
     for hypotheses in decoded(table, Phrases(required=required), beam_size=2):
         for hypothesis in hypotheses:
             absent = tuple(
                 i for i, phrase in enumerate(required) if not holds(hypothesis.tokens, phrase)
             )
             assert hypothesis.missing == absent
-        assert len(hypotheses[0].missing) == 1  # two of the three fit
+        assert len(hypotheses[0].missing) == 1  # only two of the three fit
 
 
 def test_required_words_work_with_a_prefix_and_filters() -> None:
@@ -188,10 +188,10 @@ def test_filters_that_exclude_every_token_are_lifted_and_named(how) -> None:
 
 
 def test_a_hypothesis_without_allowed_tokens_is_dropped_if_others_remain() -> None:
-    """Filters are lifted only where no hypothesis of the image can go on."""
+    """Filters are lifted only if no hypothesis of the image can be continued."""
     table = torch.full((1, 3, 6, 6), -1e9)
     table[0, 0, START, 3], table[0, 0, START, 4] = 0.0, -1.0
-    table[0, 1, 3, 3] = 0.0  # after 3 only 3 can follow, which may not
+    table[0, 1, 3, 3] = 0.0  # after 3 only 3 is possible, which is excluded
     table[0, 1, 4, 5] = 0.0
     table[0, 2, :, END] = 0.0
     table[0, 1, 3, [0, 1, 2, 4, 5]] = -torch.inf

@@ -1,4 +1,4 @@
-"""Drawing words: against closed forms and against the probabilities of whole captions."""
+"""Sampling compared with closed forms and with the probabilities of captions."""
 
 import math
 from collections import Counter
@@ -31,14 +31,14 @@ def test_samples_have_the_right_frequencies(temperature, top_k, top_p) -> None:
         p[order[top_k:]] = 0
     p /= p.sum()
     allowed, probability = set(), 0.0
-    for word in order:  # the fewest words that hold the share
+    for word in order:  # the smallest set of words with this probability
         if probability >= top_p:
             break
         allowed.add(word)
         probability += p[word]
     p = numpy.array([value if word in allowed else 0.0 for word, value in enumerate(p)])
     p /= p.sum()
-    even = (torch.arange(20_000) + 0.5) / 20_000  # every chance equally often
+    even = (torch.arange(20_000) + 0.5) / 20_000  # uniform random numbers
     words = draw(log_probs.expand(20_000, 7), even, temperature, top_k=top_k, top_p=top_p)
     frequencies = numpy.bincount(words.numpy(), minlength=7) / 20_000
     numpy.testing.assert_allclose(frequencies, p, atol=2e-4)
@@ -52,7 +52,7 @@ def test_excluded_tokens_are_never_sampled() -> None:
 
 
 def test_captions_are_sampled_by_their_probability() -> None:
-    """Of 4,000 samples each caption is as frequent as enumeration says, within 4.5 deviations."""
+    """Frequencies in 4,000 samples equal the probabilities, within 4.5 standard deviations."""
     table = random_table(1, 3, 5, sharp=1.0)
     samples = 4000
     options = DecodingOptions(temperature=1.0, captions=samples, max_length=3)
@@ -73,7 +73,7 @@ def test_samples_of_an_image_do_not_depend_on_the_batch() -> None:
         assert decoded(table, options, keys=[keys[image]], images=[image]) == [together[image]]
     backwards = decoded(table, options, keys=keys[::-1], images=list(range(6))[::-1])
     assert backwards == together[::-1]
-    # Asking for fewer samples gives the first of them.
+    # Fewer samples are the first of more samples.
     fewer = decoded(table, DecodingOptions(temperature=1.3, max_length=8, seed=5), keys=keys)
     assert [hypotheses[0] for hypotheses in fewer] == [hypotheses[0] for hypotheses in together]
 

@@ -1,4 +1,4 @@
-"""Decoding against exhaustive enumeration on small tables of probabilities."""
+"""Decoding compared with exhaustive enumeration on small tables of probabilities."""
 
 import pytest
 import torch
@@ -94,7 +94,7 @@ def test_decoding_an_image_does_not_depend_on_its_batch(beam_size: int) -> None:
 
 
 def test_scores_are_those_of_the_model() -> None:
-    """Replaying a found caption through the table gives the log probabilities it reports."""
+    """Reading a caption with the table gives the log probabilities that it has."""
     table = random_table(5, 6, 8)
     options = DecodingOptions(beam_size=3, length_penalty=0.7, max_length=6)
     results = decode(table_step(table), start_state(5), start=START, end=END, options=options)
@@ -126,7 +126,7 @@ def test_the_best_unfinished_is_returned_when_nothing_ends(beam_size: int) -> No
 @pytest.mark.parametrize("beam_size", [1, 2, 5**4])
 def test_banned_tokens_are_never_emitted(beam_size: int) -> None:
     table = random_table(4, 4, 6)
-    table[..., 3] += 5  # the favourite is banned
+    table[..., 3] += 5  # the most probable token is banned
     options = DecodingOptions(beam_size=beam_size, max_length=4)
     results = decode(
         table_step(table), start_state(4), start=START, end=END, options=options, banned=(0, 1, 3)
@@ -200,7 +200,7 @@ def test_the_n_best_of_a_full_beam_equal_enumeration(penalty: float) -> None:
 
 
 def test_no_beam_is_better_than_the_full_beam() -> None:
-    """Only the full beam's optimum is a theorem; that wider is better is not, and here it fails."""
+    """Only the full beam is certain to be best; a wider beam may be worse, as it is here."""
     table = random_table(300, 5, 6, sharp=1.5)
     best = {
         width: [
@@ -243,7 +243,7 @@ def test_search_without_early_stopping_is_not_worse() -> None:
 def plain_diverse_search(
     log_probs: torch.Tensor, *, width: int, groups: int, diversity: float, steps: int
 ) -> list[tuple[float, tuple[int, ...]]]:
-    """Diverse beam search of one image with lists, as the paper tells it: the best of each group.
+    """Diverse beam search of one image with lists, as in the paper: the best of each group.
 
     A group stops at `width` ended captions, or when its best one cannot be beaten any more.
     """
@@ -308,7 +308,7 @@ def test_a_larger_penalty_makes_groups_more_different() -> None:
             len({hypothesis.tokens[:1] for hypothesis in hypotheses[:4]}) for hypotheses in results
         )
 
-    assert distinct(0.0) == 40  # groups that see no cost are one and the same
+    assert distinct(0.0) == 40  # without a penalty all groups are the same
     assert distinct(0.5) < distinct(5.0) <= 160
 
 
@@ -356,7 +356,7 @@ def test_captions_do_not_depend_on_the_batch(options: dict) -> None:
 
 @pytest.mark.parametrize("average", ["probability", "log_probability"])
 def test_an_ensemble_averages_the_predictions_of_its_models(average: str) -> None:
-    """Searching with two models is searching the table of their average."""
+    """A search with two models equals a search in the table of their average."""
     tables = [random_table(4, 4, 6), random_table(4, 4, 6)]
     log_probs = torch.stack([torch.log_softmax(table, dim=-1) for table in tables])
     mean = log_probs.exp().mean(0).log() if average == "probability" else log_probs.mean(0)

@@ -8,7 +8,7 @@ from support.evaluations import evaluation, system
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, Path]:
-    """Runs of one training each: like the first, much better, much worse."""
+    """Runs with one seed each: like the first, much better, much worse."""
     skills = {"first": 0.0, "like": 0.0, "better": 0.5, "worse": -0.5}
     return {
         name: evaluation(tmp_path / name, system(index, skill=skill))

@@ -156,7 +156,7 @@ def test_constant_scores_give_no_verdict(tmp_path) -> None:
 
 
 def smallest_p_by_all_swaps(first: Statistics, second: Statistics) -> float:
-    """The p of approximate randomization over every one of the 2^n swaps, of CIDEr-D."""
+    """The p of approximate randomization of CIDEr-D over all 2^n swaps."""
     a, b = (system.rows["cider_d"][:, 0] for system in (first, second))
     signs = list(product((1, -1), repeat=len(a)))
     means = [abs(numpy.mean(numpy.array(sign) * (b - a))) for sign in signs]

@@ -44,7 +44,7 @@ def test_the_figure_shows_every_interval_at_its_values(runs) -> None:
 
 
 def test_lines_do_not_cross_numbers(runs) -> None:
-    """With and without the dashed line, a number looks the same."""
+    """A number has the same pixels with and without the dashed line."""
     figure = drawn(compared(runs["first"], runs["like"], metrics=["CIDEr-D"]))
     [axes] = [panel for panel in figure.axes if panel.get_visible()]
     boxes = [text.get_window_extent() for text in axes.texts]

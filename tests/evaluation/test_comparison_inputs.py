@@ -1,4 +1,4 @@
-"""`captioner compare`: which evaluations it takes, and which it refuses."""
+"""`captioner compare`: which evaluations it accepts, and which it refuses."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Contact sheets and the fonts of a machine, which here has the fonts that a test makes."""
+"""Contact sheets and the fonts of a machine; the tests create their own fonts."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from captioner.evaluation.contact_sheet import SIDE, contact_sheet, missing_lett
 
 
 def make_font(path: Path, letters: str) -> Path:
-    """A font whose letters are black squares, and nothing for all that it lacks."""
+    """A font whose letters are black squares; letters that it does not have are empty."""
     pen = TTGlyphPen(None)
     for move, corner in zip(
         (pen.moveTo, *[pen.lineTo] * 3), ((0, 0), (0, 800), (800, 800), (800, 0))
@@ -39,7 +39,7 @@ def make_font(path: Path, letters: str) -> Path:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder of fonts; nothing that another test has asked of fonts is remembered."""
+    """The only folder of fonts, with empty caches."""
     monkeypatch.setattr(fonts, "_ROOTS", (str(tmp_path / "fonts"),))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     (tmp_path / "fonts").mkdir()
@@ -51,7 +51,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def ink(rows: sheets.Rows) -> int:
-    """How many dark dots are below the picture."""
+    """The number of dark pixels below the picture."""
     sheet = Image.open(io.BytesIO(contact_sheet(rows))).convert("L")
     text = sheet.crop((0, sheets.MARGIN + SIDE, *sheet.size))
     return sum(count for count, shade in text.getcolors() if shade < 128)
@@ -60,11 +60,11 @@ def ink(rows: sheets.Rows) -> int:
 def test_a_font_with_the_letters_is_found_and_used(machine: Path) -> None:
     make_font(machine / "Latin.ttf", "abc")
     chinese = make_font(machine / "Some.ttf", "狗跑")
-    assert fonts.font_of("狗在跑") == chinese  # the most letters, where none has all
+    assert fonts.font_of("狗在跑") == chinese  # the most letters, as no font has all
     assert fonts.font_of("ab c") == machine / "Latin.ttf"
     assert fonts.font_of("กขค") is None
     rows = [("gone.png", "狗跑" * 4, [])]
-    squares = 8 * (0.8 * sheets.TEXT) ** 2  # what eight of its letters cover
+    squares = 8 * (0.8 * sheets.TEXT) ** 2  # the area of eight letters
     assert ink(rows) == pytest.approx(squares, rel=0.15)
     assert missing_letters(rows) is None
 
@@ -73,7 +73,9 @@ def test_a_missing_font_is_reported_in_one_line(machine: Path) -> None:
     make_font(machine / "Some.ttf", "狗跑")
     message = missing_letters([("gone.png", "狗在跑", ["สุนัข", "a dog", "unseen: กกก"])])
     assert message is not None and "\n" not in message
-    assert "has 4 of its letters (Chinese, Thai)" in message  # 在, and of สุนัข those that stand
+    assert (
+        "has 4 of its letters (Chinese, Thai)" in message
+    )  # 在, and the letters of สุนัข that are not combining marks
     assert missing_letters([("gone.png", "a dog", [])]) is None
 
 

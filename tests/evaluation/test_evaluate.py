@@ -1,4 +1,4 @@
-"""`captioner evaluate`: which data, split and decoding it takes, and where it writes."""
+"""`captioner evaluate`: which data, split and decoding it uses, and where it writes."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from captioner.decoding.options import DecodingOptions
 
 
 def evaluated(capsys, *argv: object) -> dict:
-    """The JSON that an evaluation by BLEU prints."""
+    """The JSON that an evaluation with BLEU prints."""
     more = ("--metrics", "bleu", "--format", "json")
     assert main(["evaluate", *map(str, argv), *more]) == 0
     return json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""Novelty is of the captions that the model itself was trained on, whatever it is scored on."""
+"""Novelty is relative to the training captions of the model, whatever data are scored."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def captions_of(root: Path) -> set[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def other(run: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The data group of a second set: the same pictures, whose training captions are all said."""
+    """The data group of a second dataset, whose training captions are the generated captions."""
     root = tmp_path_factory.mktemp("other") / "set"
     root.mkdir()
     texts = [
@@ -69,7 +69,7 @@ def other(run: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for split in ("train", "dev")
         for image, text in zip(images_of(scenes), texts)
     ]
-    for number, row in enumerate(rows):  # a picture in each split under a name of its own
+    for number, row in enumerate(rows):  # one picture in each split, with its own name
         copy = root / f"{number}.png"
         shutil.copy(row["image"], copy)
         row["image"] = copy.name
@@ -92,7 +92,7 @@ def evaluated(path: Path, data: dict | None = None):
 
 
 def novelty(evaluation, known: set[tuple[str, ...]]) -> float:
-    """As the definition says."""
+    """By the definition."""
     words = [tuple(ptb_words(caption.text)) for caption in evaluation.captions]
     return 100 * sum(caption not in known for caption in words) / len(words)
 
@@ -101,14 +101,16 @@ def test_novelty_on_other_data_uses_the_training_captions(run, scenes, other) ->
     result, scores = evaluated(run, other)
     own = captions_of(scenes)
     assert scores.values["novelty"] == pytest.approx(novelty(result, own))
-    assert scores.values["novelty"] > 0  # by the captions of the other set it would be 0
+    assert (
+        scores.values["novelty"] > 0
+    )  # relative to the captions of the other dataset it would be 0
     digest = CaptionHashes.of(own).digest
     for result in (scores, evaluated(run)[1]):
         assert result.signatures["novelty"].parts["training"] == f"{len(own)}-{digest}"
 
 
 def forgetful(run: Path, folder: Path) -> Path:
-    """The best checkpoint as an older version wrote it."""
+    """The best checkpoint, as written by an older version."""
     content = torch.load(checkpoint.find(run), weights_only=True)
     del content["captioner"]["training"]
     checkpoint.write(content, folder / "old.ckpt")
@@ -168,7 +170,7 @@ def test_the_bundled_model_knows_its_30000_captions() -> None:
 def test_a_second_dataset_keeps_the_configuration_and_shows_its_pictures(
     run, other, tmp_path, monkeypatch, capsys
 ) -> None:
-    """A bundle evaluated on two sets: its config.yaml stays, and each report shows its own set."""
+    """A bundle is evaluated on two datasets; each report shows its own dataset."""
     monkeypatch.setattr(bundle, "HOME", tmp_path / "home")
     monkeypatch.chdir(tmp_path)
     export_bundle(run, tmp_path / "home" / "tiny")

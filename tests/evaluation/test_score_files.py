@@ -1,4 +1,4 @@
-"""Files of captions: every layout gives the same scores, every fault one clear line."""
+"""Files of captions: every layout gives the same scores, every error is one line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def captions_jsonl(folder: Path) -> Path:
 
 
 def results(folder: Path, images: str = "123") -> Path:
-    """As COCO's server takes them: image ids are numbers."""
+    """In the format of COCO's server: image ids are numbers."""
     rows = [{"image_id": int(image), "caption": CANDIDATES[image]} for image in images]
     return write_json(folder / "results.json", rows)
 

@@ -1,4 +1,4 @@
-"""BLEU against closed forms, against coco-caption, and what its signature says."""
+"""BLEU compared with closed forms and coco-caption, and its signature."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def sentence(draw: random.Random) -> str:
 
 
 def corpus(size: int = 60, seed: int = 0) -> tuple[list[str], list[list[str]]]:
-    """Captions with 3 to 5 references, so alike that n-grams of all orders are found."""
+    """Captions with 3 to 5 references, similar enough to have common n-grams of all orders."""
     draw = random.Random(seed)
     references = [[sentence(draw) for _ in range(draw.randint(3, 5))] for _ in range(size)]
     return [sentence(draw) for _ in range(size)], references
@@ -57,7 +57,7 @@ def test_short_candidates_get_a_brevity_penalty() -> None:
     [((4, 9), 4), ((6, 8), 6), ((5, 7), 5), ((5, 10), 5), ((8, 11), 8), ((7, 9), 7)],
 )
 def test_the_reference_closest_in_length_is_used(lengths: tuple[int, int], closest: int) -> None:
-    """Of two equally close ones the shorter: 5, not 7, for a candidate of 6."""
+    """If two are equally close, the shorter one is used: 5, not 7, for a candidate of 6."""
     words = [f"w{index}" for index in range(12)]
     references = [[words[:length] for length in lengths]]
     expected = min(1, math.exp(1 - closest / 6)) * min(6, max(lengths)) / 6
@@ -65,7 +65,7 @@ def test_the_reference_closest_in_length_is_used(lengths: tuple[int, int], close
 
 
 def test_counts_are_summed_over_the_corpus() -> None:
-    """Two of three and one of five words: 3/8, where the mean of the sentences would be 0.43."""
+    """Two of three and one of five words: 3/8, while the mean of the sentences would be 0.43."""
     scores = score(["a b x", "c x x y z"], [["a b q"], ["c q r s t"]]).values
     assert scores["BLEU-1"] == pytest.approx(100 * 3 / 8)
     # One of two and none of four pairs.
@@ -97,7 +97,7 @@ def test_orders_without_matches_give_exactly_0_without_a_warning() -> None:
     assert scores["BLEU-4"] == 0.0
 
 
-# Against others -------------------------------------------------------------------------------
+# Other implementations ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -126,7 +126,7 @@ def test_one_call_of_nltk_equals_four_calls() -> None:
     assert list(bleu(words, reference_words).values()) == pytest.approx(expected, rel=1e-12)
 
 
-# What does not matter, and what does ----------------------------------------------------------
+# Influences on the score ----------------------------------------------------------------------
 
 
 def test_order_of_images_and_references_does_not_matter() -> None:

@@ -1,4 +1,4 @@
-"""Nearest training captions, training curves and breakdowns, each against a plain computation."""
+"""Nearest training captions, curves and breakdowns, compared with simple computations."""
 
 import random
 import xml.etree.ElementTree as tree
@@ -13,7 +13,7 @@ from captioner.report.novelty import TrainingCaptions
 
 
 def dice(a: list[str], b: list[str]) -> float:
-    """The definition, written out."""
+    """The definition of the similarity."""
     pairs = [set(zip(["^", *words], [*words, "$"])) for words in (a, b)]
     return 2 * len(pairs[0] & pairs[1]) / (len(pairs[0]) + len(pairs[1]))
 

@@ -42,7 +42,7 @@ WORDS = "a dog sits 犬 é the the 's".split()
 
 
 def drawn(images: int, seed: int) -> Captions:
-    """Captions of the grammar that draws the embedded data set; a candidate names other scenes."""
+    """Captions from the grammar of the built-in dataset; candidates may describe other scenes."""
     chance = random.Random(seed)
     references, candidates = [], []
     for _ in range(images):
@@ -56,7 +56,7 @@ def drawn(images: int, seed: int) -> Captions:
 
 
 def flickr() -> Captions:
-    """One caption by a person against the others."""
+    """One caption by a person as candidate, the others as references."""
     folder = os.environ.get("CAPTIONER_FLICKR8K")
     if not folder:
         pytest.skip("CAPTIONER_FLICKR8K does not name the folder of Flickr8k")
@@ -98,7 +98,7 @@ def agree_with_coco(captions: Captions) -> None:
     assert rows[:, 9].sum() == counter._reflen
     ours = [*from_bleu_rows(rows).values(), *from_bleu_rows(rows.mean(axis=0)).values()]
     for n, (mine, theirs) in enumerate(zip(ours, [*per_image, *total]), start=0):
-        # coco-caption puts a little more than 0 where no n-gram is found, or none said.
+        # coco-caption gives slightly more than 0 if no n-gram matches, or the candidate has none.
         counted = rows if n < 4 else rows.sum(axis=0)
         certain = (counted[..., : n % 4 + 1] > 0).all(axis=-1)
         assert mine[certain] == pytest.approx(100 * numpy.array(theirs)[certain], abs=1e-5)
@@ -153,7 +153,7 @@ def test_words_that_no_reference_has_count_in_length_and_norm() -> None:
     agree_with_coco((candidates, [[["a", "dog"]], [["a", "cat", "sits"], ["cats"]]]))
 
 
-# Against other forms --------------------------------------------------------------------------
+# Other computations ---------------------------------------------------------------------------
 
 
 def test_cider_without_clipping_is_the_mean_cosine() -> None:
@@ -198,7 +198,7 @@ def test_a_caption_equal_to_every_reference_gets_the_maximum() -> None:
 
 
 def test_rouge_uses_the_best_precision_and_the_best_recall() -> None:
-    """Of two references one has all words of the candidate, the other few words besides them."""
+    """One reference has all words of the candidate, the other has few other words."""
     references = [["the dog is on the wet grass".split(), "a dog".split()]]
     precision, recall = 3 / 4, 1 / 2
     expected = (1 + 1.44) * precision * recall / (recall + 1.44 * precision)
@@ -210,7 +210,7 @@ def test_rouge_uses_the_best_precision_and_the_best_recall() -> None:
 
 
 def test_references_serve_any_number_of_candidates() -> None:
-    """As in training by rewards: samples of some of the images, several of one."""
+    """As in self-critical training: samples of some images, several per image."""
     candidates, references = drawn(40, seed=5)
     numbered = References(references)
     scorer = Cider(numbered)
@@ -270,7 +270,7 @@ def test_meteor_follows_from_its_counts() -> None:
 
 @needs_java
 def test_meteor_is_that_of_coco_caption() -> None:
-    """Programs that take seconds to start, so this waits for real captions."""
+    """Runs only with real captions, because the programs take seconds to start."""
     candidates, references = (part[:200] for part in flickr())
     candidates[7] = references[7][2]
     from pycocoevalcap.meteor.meteor import Meteor
@@ -337,7 +337,7 @@ def test_spice_is_reported_as_missing_and_not_downloaded() -> None:
 
 
 def test_spice_reads_the_output_of_the_program(tmp_path, monkeypatch) -> None:
-    """The program is acted: it gives each image the share of its reference that is said."""
+    """A fake program: the score of an image is the fraction of its reference that was generated."""
     jar = tmp_path / "spice-1.0.jar"
     (tmp_path / "lib").mkdir()
     for path in (jar, *(tmp_path / "lib" / name for name in spice.PARSER)):
@@ -378,7 +378,7 @@ def test_clip_score_follows_the_paper(monkeypatch) -> None:
     first, second = 2.5 * 0.6, 2.5 * math.sqrt(0.5)
     rows = scores.statistics.rows
     assert rows["clip"][:, 0] == pytest.approx([100 * first, 100 * second])
-    # The first caption is a reference's, the second is nearer to none: its cosine is negative.
+    # The first caption equals a reference; the second has a negative cosine with all of them.
     assert rows["ref_clip"][:, 0] == pytest.approx([100 * 2 * first / (first + 1), 0])
     assert scores.values["CLIPScore"] == pytest.approx(50 * (first + second))
 
@@ -414,7 +414,7 @@ def test_loading_clip_leaves_logging_as_the_caller_had_it(tmp_path, monkeypatch)
     assert levels == [logging.WARNING, logging.WARNING, logging.ERROR]
 
 
-# Variety --------------------------------------------------------------------------------------
+# Diversity-------------------------------------------------------------------------------------
 
 
 def test_diversity_of_captions() -> None:
@@ -445,7 +445,7 @@ def test_diversity_of_several_captions_of_an_image() -> None:
     assert of_sets([apart]) == pytest.approx(
         {"distinct-1": 100, "distinct-2": 100 * 2 / 5, "mBLEU-4": 0}
     )
-    several = [["a b c d"] * 3, ["a"]]  # of the second image there is only one
+    several = [["a b c d"] * 3, ["a"]]  # the second image has only one
     scores = score(["a b c d", "a"], [["x"], ["y"]], metrics=["diversity"], several=several)
     assert scores.values["mBLEU-4"] == pytest.approx(100)
     assert scores.signatures["mBLEU-4"].parts["captions"] == "3"
@@ -491,7 +491,7 @@ def test_unavailable_is_an_error_of_the_user() -> None:
     assert issubclass(Unavailable, ValueError)
 
 
-# Words ----------------------------------------------------------------------------------------
+# Tokens ---------------------------------------------------------------------------------------
 
 
 @needs_java

@@ -69,7 +69,7 @@ def test_fields_are_read_instead_of_the_text() -> None:
 def test_files_without_fields_are_read() -> None:
     content = to_json(COMMON, {"CIDEr-D": FULL})
     del content["fields"]
-    known = {"max_length": 12}  # all that a label says of the options, for the report
+    known = {"max_length": 12}  # the only option in a label that the report needs
     common, signatures = from_json(content)
     assert common == replace(COMMON, options=known)
     assert signatures == {"CIDEr-D": replace(FULL, options=known)}

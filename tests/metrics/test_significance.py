@@ -1,4 +1,4 @@
-"""Intervals and tests on data of known truth: coverage, false findings, power, exact values."""
+"""Intervals and tests on synthetic data: coverage, false positives, power, exact values."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ def corpus(
     skill: float = 0.0,
     fewer_words: int = 0,
 ) -> Statistics:
-    """Rows of a system on images of given ease [n], in the layout of BLEU and CIDEr."""
+    """Rows of BLEU and CIDEr of a system, for images of given ease [n]."""
     totals = random.integers(6, 14, (len(ease), 1)) - fewer_words - numpy.arange(4)  # [n, 4]
     share = 1 / (1 + numpy.exp(-(ease[:, None] + skill - 0.8 * numpy.arange(4))))
     matched = random.binomial(totals, share)
@@ -43,7 +43,7 @@ def corpus(
 
 
 def pair(seed: int, n: int = 120, skill: float = 0.0) -> tuple[Statistics, Statistics]:
-    """Two systems on the same images, the second better by `skill`."""
+    """Two systems on the same images; the second is better by `skill`."""
     random = numpy.random.default_rng(seed)
     ease = random.normal(size=n)
     return corpus(random, ease), corpus(random, ease, skill=skill)
@@ -124,7 +124,7 @@ def test_results_depend_on_the_seed_but_not_on_blocks(monkeypatch) -> None:
 
 
 def rejections(skill: float, *, repeats: int = REPEATS) -> dict[tuple[str, str], float]:
-    """How often each test of each metric says p < 0.05."""
+    """How often p < 0.05, for each test and metric."""
     counts: dict[tuple[str, str], float] = {}
     for repeat in range(repeats):
         first, second = pair(1000 + repeat, skill=skill)

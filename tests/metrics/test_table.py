@@ -1,4 +1,4 @@
-"""The table of metrics: everything that is said of a metric elsewhere follows from it."""
+"""The table of metrics, which documentation, help and completion must agree with."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The words that are scored, against the tokenizer that the field's scorers run.
+"""The tokenization of captions, compared with the tokenizer of coco-caption.
 
 The expected words are the output of Stanford CoreNLP 3.4.1 through coco-caption. Where Java and
 pycocoevalcap are installed, `test_expected_words_equal_those_of_the_jar` runs it again.
@@ -157,7 +157,7 @@ _JOINTS = [
 
 
 def coco_words(texts: list[str]) -> list[list[str]]:
-    """What coco-caption's tokenizer gives, each text before a line that leaves it alone."""
+    """The output of coco-caption's tokenizer, with a neutral line after each text."""
     if shutil.which("java") is None:
         pytest.skip("needs java")
     coco = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
@@ -190,7 +190,7 @@ def test_random_captions_are_split_as_by_coco_caption() -> None:
 
 
 def test_captions_of_flickr8k_are_split_as_by_coco_caption() -> None:
-    """All captions of the official release, where CAPTIONER_FLICKR8K names its folder."""
+    """All captions of the official release, if CAPTIONER_FLICKR8K names its folder."""
     folder = os.environ.get("CAPTIONER_FLICKR8K")
     if not folder:
         pytest.skip("CAPTIONER_FLICKR8K does not name the folder of Flickr8k")
@@ -225,7 +225,7 @@ def test_plain_words_are_unchanged(words: list[str]) -> None:
     "unit", ["a", "a.", "a'", "-a", "<a ", "http://", "1,", "A&", " ", "\t", "a@"]
 )
 def test_a_long_caption_is_unchanged(unit: str) -> None:
-    """No pattern may take exponential time, whatever a caption holds: this would not end."""
+    """No pattern may take exponential time; with one, this test would not end."""
     assert ptb_words(unit * 3000 + " dog")[-1] == "dog"
 
 
@@ -240,7 +240,7 @@ def test_a_long_caption_is_unchanged(unit: str) -> None:
         ("𠀀𠀁 한국", "𠀀 𠀁 한 국"),
         ("A dog_cat, 3D", "a dog cat 3d"),
         ("。，！ ...", ""),
-        # grapheme clusters, as Unicode's Annex 29 cuts them
+        # grapheme clusters, as defined by Unicode's Annex 29
         ("हिन्दी में।", "हि न्दी में"),
         ("একটি কুকুর", "এ ক টি কু কু র"),
         ("ผู้ชายขี่ม้า", "ผู้ ช า ย ขี่ ม้ า"),
@@ -249,7 +249,7 @@ def test_a_long_caption_is_unchanged(unit: str) -> None:
         ("café Cafe\u0301 A\u030angstrom q\u0301", "café café ångstrom q\u0301"),
         ("か\u3099 \u1112\u1161\u11ab", "が 한"),  # composed first
         ("שָׁלוֹם می\u200cخواهم", "שָׁלוֹם می\u200cخواهم"),
-        ("狗\ufe0f 👩\u200d👧 \uf914", "狗 \uf914"),  # a compatibility ideograph stays
+        ("狗\ufe0f 👩\u200d👧 \uf914", "狗 \uf914"),  # a compatibility ideograph is unchanged
     ],
 )
 def test_characters(text: str, expected: str) -> None:
@@ -264,13 +264,13 @@ def test_characters_lose_nothing_but_punctuation(text: str) -> None:
 
 
 def test_characters_without_clusters_are_unchanged() -> None:
-    """Every character of Unicode but those with marks and of scripts of clusters, as in 0.1."""
+    """Every Unicode character except marks and scripts with clusters is split as in version 0.1."""
     old = re.compile(f"[{_IDEOGRAPHS}]|[^\\W_{_IDEOGRAPHS}]+")
     for code in range(0x20000 + 0x800):
         sign = chr(code)
         if unicodedata.category(sign)[0] in "MC" or clustered([sign]):
             continue
-        if sign == "\u0130":  # its lower case has a mark
+        if sign == "\u0130":  # has a mark in lower case
             continue
         text = f"一{sign}犬T{sign}恤"
         assert characters(text) == old.findall(text.lower()), hex(code)

@@ -1,4 +1,4 @@
-"""Buckets of errors against cases made by hand: what is to be found, and what is not."""
+"""Kinds of errors, tested with cases written by hand."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from captioner.report.lexicon import mentions, totals
 
 
 def judge(bucket: str, caption: str, *references: str, **known: object) -> str | None:
-    """What a bucket says of an English caption."""
+    """The result of a bucket for an English caption."""
     case = Case(ptb_words(caption), [ptb_words(text) for text in references], **known)
     return BUCKETS[bucket].judge(case)
 

@@ -1,4 +1,4 @@
-"""The report: one page that shows data as text, needs nothing else, and says what is missing."""
+"""The report: a self-contained page that escapes all data and names what is missing."""
 
 import base64
 import hashlib
@@ -32,7 +32,7 @@ NASTY = "<script>alert(1)</script> & \"a\" 'dog'"
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with attributes, and the text between them."""
+    """A parsed page: elements with attributes, and the text between them."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the run with an evaluation of its dev split; not to be changed."""
+    """A copy of the run with an evaluation of its dev split; tests must not change it."""
     copy = shutil.copytree(run, tmp_path_factory.mktemp("report") / "tiny")
     captioner = Captioner.load(copy, device="cpu")
     groups = {name: captioner.config[name] for name in ("data", "decoding", "loader")}
@@ -64,7 +64,7 @@ def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(evaluated: Path, tmp_path: Path) -> Path:
-    """A run of one's own to damage."""
+    """A copy of the run that a test may damage."""
     return shutil.copytree(evaluated, tmp_path / "tiny")
 
 
@@ -201,10 +201,12 @@ def test_without_data_the_page_says_so(folder: Path, tmp_path: Path) -> None:
         report(folder, data_root=str(tmp_path / "gone"))
     page = Page(report(folder, data_root=str(tmp_path)))
     assert not page.all("img")
-    assert page.text.count("No pictures, no training captions:") == 1  # one reason, said once
+    assert page.text.count("No pictures, no training captions:") == 1  # the reason is printed once
     assert "There is no nearest training caption" in page.text
     assert "captions that are new" in page.text  # the checkpoint knows its training captions
-    assert not (tmp_path / "captions.jsonl").exists()  # the embedded set is not drawn for a report
+    assert not (
+        tmp_path / "captions.jsonl"
+    ).exists()  # the built-in dataset is not drawn for a report
 
 
 def test_a_caption_without_common_pairs_has_no_nearest_training_caption() -> None:
@@ -258,7 +260,7 @@ def test_a_caption_is_truncated_at_the_length_that_its_decoding_allowed(folder: 
     signed(path, options=options)
     assert says not in Page(report(folder)).text
     content = json.loads((path / "scores.json").read_text())
-    del content["fields"]  # an older evaluation, whose label says it
+    del content["fields"]  # an older evaluation, whose label contains it
     content["signature"] = content["signature"].replace("decoding:greedy", "decoding:greedy-max29")
     (path / "scores.json").write_text(json.dumps(content))
     assert f"29 {says}" in Page(report(folder)).text
@@ -299,16 +301,16 @@ def test_the_language_of_captions_and_page_is_declared(folder: Path) -> None:
     (path / "captions.jsonl").write_text(text)
     page = Page(report(folder))
     assert page.all("html")[0]["lang"] == "zh"
-    assert page.all("body")[0]["lang"] == "en"  # what the page itself says
+    assert page.all("body")[0]["lang"] == "en"  # the text of the page itself
     assert {element["lang"] for element in page.all("p") if "lang" in element} == {"zh"}
     assert len([element for element in page.all("p") if element.get("class") == "caption"]) > 0
 
 
-# How it looks ---------------------------------------------------------------------------------
+# Layout ---------------------------------------------------------------------------------------
 
 
 def test_words_are_broken_only_if_necessary() -> None:
-    """A name with a hyphen stays on its line, and tables do not squeeze words to letters."""
+    """A name with a hyphen is not broken, and tables do not break words into letters."""
     style = files("captioner.report").joinpath("page.css").read_text(encoding="utf-8")
     assert "anywhere" not in style and "break-all" not in style
     assert re.search(r"\.word \{[^}]*white-space: nowrap", style)

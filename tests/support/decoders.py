@@ -1,4 +1,4 @@
-"""Every decoder in every variant, small, and features for it."""
+"""Every decoder in every variant, with small sizes, and features for it."""
 
 from itertools import product
 from typing import Any

@@ -12,7 +12,7 @@ from captioner.runs import STATISTICS
 
 
 def system(seed: int, *, n: int = 200, skill: float = 0.0, images: int = 7) -> Statistics:
-    """Rows of BLEU and CIDEr-D of a system on images whose ease the argument `images` seeds."""
+    """Rows of BLEU and CIDEr-D of a system; `images` is the seed of the ease of the images."""
     ease = numpy.random.default_rng(images).normal(size=n)
     random = numpy.random.default_rng(1000 + seed)
     totals = random.integers(6, 14, (n, 1)) - numpy.arange(4)  # [n, 4]
@@ -38,7 +38,7 @@ def evaluation(
     own: dict[str, dict[str, str]] | None = None,
     **fields: str,
 ) -> Path:
-    """Write an evaluation into a run folder, with config.yaml where given; returns the run.
+    """Write an evaluation into a run folder, with config.yaml if given; returns the run.
 
     The signature has `fields`, and of a score what `own` says; an old one is stored as text alone.
     """

@@ -1,4 +1,4 @@
-"""torch.nn's recurrences with the weights of ours."""
+"""The recurrences of torch.nn with the weights of ours."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ PEERS = {
 }
 
 
-# Where each of our stacked gates stands in torch's stacking (torch's LSTM has i, f, g, o).
+# The position of each of our gates in torch's order (torch's LSTM has i, f, g, o).
 ORDER = {"rnn": [0], "gru": [0, 1, 2], "lstm": [1, 0, 2, 3], "irnn": [0]}
 
 
@@ -26,7 +26,7 @@ def torch_order(name: str, stacked: torch.Tensor, hidden: int) -> torch.Tensor:
 
 
 def peer_of(name: str, ours: Recurrence, inputs: int, hidden: int) -> nn.Module:
-    """torch's recurrence with the weights of ours."""
+    """The recurrence of torch.nn with the weights of ours."""
     layers = len(ours.cells)
     peer = PEERS[name](inputs, hidden, num_layers=layers, batch_first=True).double()
     with torch.no_grad():

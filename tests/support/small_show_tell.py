@@ -1,4 +1,4 @@
-"""A ShowTell of sizes that all differ, and features for it."""
+"""A ShowTell whose sizes are all different, and features for it."""
 
 import torch
 

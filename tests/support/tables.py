@@ -26,7 +26,7 @@ def table_step(table: torch.Tensor):
 
 
 def start_state(images: int | Sequence[int]) -> dict:
-    """Of so many images, or of those with these numbers."""
+    """The state of the first n images, or of images by their numbers."""
     numbers = torch.tensor(range(images) if isinstance(images, int) else images, dtype=torch.long)
     return {"image.number": numbers, "step": torch.zeros(len(numbers), dtype=torch.long)}
 

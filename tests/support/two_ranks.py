@@ -1,4 +1,4 @@
-"""A script that two processes run, and a test runs alone: what they learn is to be the same."""
+"""A script that is run by two processes, and by one: the trained weights must be the same."""
 
 import sys
 from pathlib import Path
@@ -19,8 +19,8 @@ from captioner.training.module import LitCaptioner
 from captioner.training.train import quieten, train
 from captioner.training.trainer import TrainerOptions, build_trainer
 
-# At a rate of 0 the weights stay, so that every step can be compared. Of 120 captions in batches of
-# 7, and of 24 images in batches of 23, the last batch is a single one.
+# At a rate of 0 the weights do not change, so every step can be compared. Of 120 captions in
+# batches of 7, and of 24 images in batches of 23, the last batch has a single row.
 STILL = (
     "optimizer.lr=0",
     "decoder.dropout=0",
@@ -90,7 +90,7 @@ def cut_and_resume(tiny: tuple[str, ...], folder: Path) -> None:
 
 
 def batch_of(key: tuple[int, list[int]]) -> Batch:
-    """A batch of nothing but names."""
+    """A batch that has only names."""
     nothing = torch.empty(0)
     return Batch(nothing, nothing, nothing, nothing, list(key[1]))  # type: ignore[arg-type]
 
@@ -106,7 +106,7 @@ def main(folder: Path, tiny: tuple[str, ...]) -> None:
             if ranks.first():
                 torch.save(steps, folder / f"{name}.pt")
         cut_and_resume(tiny, folder)
-    with (folder / "after").open("a") as file:  # the other process does not come here
+    with (folder / "after").open("a") as file:  # the other process does not reach this line
         file.write("once\n")
 
 

@@ -1,4 +1,4 @@
-"""The feature cache as a folder: where it lies, what is listed, and what clearing leaves alone."""
+"""The feature cache: its folder, its list, and what clearing keeps."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def fill(encoder, photos, home, **options):
     return features.cache_features(encoder, photos, home, progress=False, **options)
 
 
-# Where it lies ----------------------------------------------------------------------------------
+# Folder -----------------------------------------------------------------------------------------
 
 
 def test_the_cache_folder_follows_environment_variables(tmp_path, monkeypatch) -> None:
@@ -51,12 +51,12 @@ def test_the_cache_folder_follows_environment_variables(tmp_path, monkeypatch) -
     for name in ("CAPTIONER_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     assert cache.cache_home() == tmp_path / ".cache" / "captioner"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says its specification
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # ignored, as its specification requires
     assert cache.cache_home() == tmp_path / ".cache" / "captioner"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache.cache_home() == tmp_path / "xdg" / "captioner"
     (tmp_path / ".cache" / "captioner").mkdir(parents=True)
-    assert cache.cache_home() == tmp_path / ".cache" / "captioner"  # features that lie there
+    assert cache.cache_home() == tmp_path / ".cache" / "captioner"  # features in it
     (tmp_path / "xdg" / "captioner").mkdir(parents=True)
     assert cache.cache_home() == tmp_path / "xdg" / "captioner"
     monkeypatch.setenv("CAPTIONER_CACHE", "~/mine")

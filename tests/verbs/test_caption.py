@@ -1,4 +1,4 @@
-"""What ``captioner caption`` does with the files that people bring, and where it writes."""
+"""``captioner caption``: its input files, and its output."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def pictures(scenes, tmp_path) -> Path:
 
 @pytest.fixture
 def strict(monkeypatch):
-    """To be called: standard output as under PYTHONIOENCODING=utf-8:strict, the bytes written."""
+    """A function that returns the bytes written to standard output with encoding utf-8:strict."""
 
     def begin() -> io.BytesIO:
         written = io.BytesIO()
@@ -90,7 +90,7 @@ def test_links_to_folders_are_followed_once(run, tmp_path, capsys) -> None:
         place.mkdir(parents=True)
         Image.new("RGB", (48, 48), "red").save(place / "1.png")
     (folder / "a").symlink_to(elsewhere)
-    (folder / "b").symlink_to(folder / "z")  # inside, so its images are captioned already
+    (folder / "b").symlink_to(folder / "z")  # inside, so its images are captioned only once
     (elsewhere / "loop").symlink_to(folder)
     (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
     assert caption(run, folder) == 0
@@ -262,14 +262,14 @@ def test_an_output_that_cannot_be_written_gives_no_traceback(unbuffered) -> None
         )
         full = "captioner: error: writing or reading a file: no space left on device"
         assert done.stderr.startswith(full) if "full" in command else done.stderr == ""
-        # 0 where all was written before head had gone
+        # 0 if everything was written before head ended
         assert done.returncode in ((1,) if "full" in command else (0, 141))
 
 
 def test_captioning_ends_without_a_message_if_the_output_is_closed(
     run, pictures, monkeypatch
 ) -> None:
-    """As after ``| head``: the status of a process that SIGPIPE has ended."""
+    """As after ``| head``: the status of a process that SIGPIPE ended."""
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w", encoding="utf-8") as closed:

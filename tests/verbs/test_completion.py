@@ -1,4 +1,4 @@
-"""Tab completion: what shells offer, asked of real ones where they are installed."""
+"""Tab completion, tested in real shells if they are installed."""
 
 import importlib
 import re
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def script(shell: str, capsys: pytest.CaptureFixture) -> str:
-    """What is evaluated, with ``captioner`` run as it is here."""
+    """The shell code, with ``captioner`` as it is run in this test."""
     assert main(["completion", shell]) == 0
     return f'captioner() {{ {sys.executable} -m captioner "$@"; }}\n{capsys.readouterr().out}'
 

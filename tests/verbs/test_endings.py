@@ -1,4 +1,4 @@
-"""How a training may end before its time, and what is then said and left."""
+"""How a training may end early, and the messages and files that remain."""
 
 import csv
 import errno
@@ -18,7 +18,7 @@ from captioner.training.train import train
 
 @pytest.fixture
 def at_step(monkeypatch):
-    """Lets something happen at the start of one step of a training."""
+    """Calls a function at the start of one step of a training."""
     original = LitCaptioner.training_step
 
     def arrange(step: int, happen) -> None:

@@ -1,4 +1,4 @@
-"""What exceptions become on the command line: one line, with the way out, and no traceback."""
+"""Exceptions on the command line: one line with advice, and no traceback."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from captioner.verbs.failures import explain
 
 
 class WorkerError(ValueError):
-    """As DataLoader raises it again in the main process."""
+    """As raised again by DataLoader in the main process."""
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_warning_is_one_line_only_on_the_command_line(monkeypatch, capsys) -> 
     assert capsys.readouterr().err == "captioner: warning: look at the encoder\n"
     assert warnings.showwarning is before
     monkeypatch.setenv("CAPTIONER_TRACEBACK", "1")
-    with pytest.warns(UserWarning, match="look at"):  # with its place, as from Python
+    with pytest.warns(UserWarning, match="look at"):  # with its location, as in Python
         cli.main(["models"])
 
 

@@ -1,4 +1,4 @@
-"""What messages and help texts advise can be done: the options, values, flags and verbs exist."""
+"""Options, values, flags and verbs in messages and help texts exist."""
 
 import ast
 import re
@@ -17,7 +17,7 @@ HYDRAS = {"--cfg", "--config-dir", "--help", "--hydra-help", "--multirun", "--sh
 
 
 def texts() -> Iterator[tuple[str, str]]:
-    """Place and text of every string in the package; what is filled in is a NUL."""
+    """Location and text of every string in the package; replacement fields are NUL."""
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]

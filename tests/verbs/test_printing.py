@@ -1,4 +1,4 @@
-"""Tables: as wide as the terminal and no wider, and plain lines for other programs."""
+"""Tables that fit the terminal, and plain lines for other programs."""
 
 import io
 
