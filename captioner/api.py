@@ -24,7 +24,7 @@ from captioner.data.pipeline import encoding_pipeline
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis
 from captioner.generation import generate, make_steppers
-from captioner.images import Picture, as_several, content_of, is_picture, open_image
+from captioner.images import Picture, as_several, is_picture, open_image, read_content
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.decoder import Stepper
@@ -346,7 +346,7 @@ def _content_or_error(image: Picture) -> Picture | Exception:
     A generator of images may close or use a file after it has yielded it.
     """
     try:
-        return cast(Picture, content_of(image))
+        return cast(Picture, read_content(image))
     except (ValueError, OSError) as error:
         return error
 

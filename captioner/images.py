@@ -102,7 +102,7 @@ def open_image(source: Picture, *, shorter: int | None = None) -> Image.Image:
         raise ValueError(f"{name}: cannot be read ({error})") from None
 
 
-def content_of(source: Any) -> Any:
+def read_content(source: Any) -> Any:
     """Return the content of an open file; anything else unchanged.
 
     Raises:
@@ -110,7 +110,7 @@ def content_of(source: Any) -> Any:
     """
     if not hasattr(source, "read") or isinstance(source, (Image.Image, os.PathLike)):
         return source
-    name = _name_of(source)
+    name = _file_name(source)
     try:
         if source.seekable():
             source.seek(0)
@@ -125,7 +125,7 @@ def content_of(source: Any) -> Any:
     return content
 
 
-def _name_of(file: Any) -> str:
+def _file_name(file: Any) -> str:
     """The name of an open file in an error."""
     name = getattr(file, "name", None)
     return name if isinstance(name, str) else f"the {type(file).__name__}"
@@ -137,7 +137,7 @@ def _name_and_content(source: Any) -> tuple[str | Path, Path | BytesIO]:
         path = _check_path(Path(os.fsdecode(source)))
         return path, path
     if hasattr(source, "read"):
-        name, content = _name_of(source), content_of(source)
+        name, content = _file_name(source), read_content(source)
     elif isinstance(source, (bytes, bytearray, memoryview)):
         name, content = f"the {type(source).__name__}", bytes(source)
     else:

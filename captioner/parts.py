@@ -99,7 +99,7 @@ def find_class(name: str, option: str) -> type[Any]:
     return value
 
 
-def option_of(name: str, group: str) -> dict[str, Any]:
+def class_options(name: str, group: str) -> dict[str, Any]:
     """What a YAML of a group would list for a class: its name, and its arguments with defaults.
 
     Args:

@@ -89,7 +89,7 @@ def find_checkpoint(path: Path, name: str = BEST) -> Path | None:
     return next((file for file in places if file.is_file()), None)
 
 
-def run_of_checkpoint(file: Path) -> Path:
+def checkpoint_run(file: Path) -> Path:
     """The run folder of a checkpoint file; the file's folder if it is not in a run."""
     return file.parent.parent if file.parent.name == CHECKPOINTS else file.parent
 
@@ -123,7 +123,7 @@ def is_evaluation(folder: Path) -> bool:
     return (folder / SCORES).is_file()
 
 
-def run_of_evaluation(folder: Path) -> Path | None:
+def evaluation_run(folder: Path) -> Path | None:
     """The run folder that an evaluation folder is in; None if it is not in a run."""
     parents = folder.resolve().parents
     return parents[2] if len(parents) > 2 and parents[1].name == EVALUATION else None

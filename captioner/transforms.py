@@ -88,7 +88,7 @@ class Transform:
         Returns:
             float32 [3, S, S].
         """
-        return self.normalise(self.crop_of(image))
+        return self.normalise(self.center_crop(image))
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Transform one image without normalizing it, which `normalise_batch` does.
@@ -99,9 +99,9 @@ class Transform:
         Returns:
             uint8 [3, S, S] in channels_last: a quarter of the memory.
         """
-        return to_pixels(self.crop_of(image))
+        return to_pixels(self.center_crop(image))
 
-    def crop_of(self, image: Image.Image) -> np.ndarray:
+    def center_crop(self, image: Image.Image) -> np.ndarray:
         """The resized center crop, uint8 [S, S, 3]."""
         image = _crop_strip(image if image.mode == "RGB" else open_image(image))
         pixels = torch.from_numpy(np.array(image))[None].permute(0, 3, 1, 2)  # [1, 3, H, W]
@@ -237,12 +237,12 @@ class Augmentation:
         # A seed string is hashed, so neighboring triples are independent; Python guarantees that
         # random() keeps its sequence.
         source = random.Random(f"{self.seed}/{epoch}/{index}")
-        cropped = self.crop_of(image, transform, source)
+        cropped = self.random_crop(image, transform, source)
         if source.random() < self.flip and mirrors:
             cropped = cropped.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return transform.normalise(cropped)
 
-    def crop_of(
+    def random_crop(
         self, image: Image.Image, transform: Transform, source: random.Random
     ) -> Image.Image:
         """Crop a random part of an image and resize it to S x S pixels."""

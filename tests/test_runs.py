@@ -186,9 +186,9 @@ def test_files_of_a_run_are_at_their_documented_places(tmp_path) -> None:
     assert runs.find_checkpoint(run) == run / "checkpoints" / "best.ckpt"
     assert runs.find_checkpoint(run / "checkpoints") == run / "checkpoints" / "best.ckpt"
     assert runs.find_checkpoint(run, runs.LAST) is None
-    assert runs.run_of_checkpoint(runs.epoch_files(run)[0]) == run
+    assert runs.checkpoint_run(runs.epoch_files(run)[0]) == run
     assert runs.find_runs(tmp_path) == [run]
-    assert runs.run_of_evaluation(folder) == run
+    assert runs.evaluation_run(folder) == run
     assert runs.evaluations(run) == runs.evaluations(run, "beam3") == [folder]
     assert runs.evaluations(run, "greedy") == []
     assert runs.find_evaluation(run, split="dev") == folder

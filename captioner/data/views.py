@@ -81,10 +81,10 @@ class View:
         shorter = transform.shorter if self._whole else 2 * transform.size
         image = open_image(self.image, shorter=shorter)
         if self._whole:
-            picture = transform.crop_of(image)
+            picture = transform.center_crop(image)
         else:
             source = random.Random(f"{Path(self.image).name}/{self.number}")
-            picture = np.asarray(_CROPS.crop_of(image, transform, source))  # [S, S, 3]
+            picture = np.asarray(_CROPS.random_crop(image, transform, source))  # [S, S, 3]
         return to_pixels(picture[:, ::-1] if self._mirrored else picture)
 
 

@@ -77,7 +77,7 @@ def beam_search(
 
 
 def _unfinished(active: list[int], beams: _Beams, results: list[list[_Results]]) -> list[int]:
-    """The rows of images that are not done; the groups of these that are done stop."""
+    """The rows of images that are not done; stops those of their groups that are done."""
     unfinished = []
     best = beams.scores.flatten(2).amax(dim=2).tolist()  # [A, G]
     for row, image in enumerate(active):

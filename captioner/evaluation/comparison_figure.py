@@ -24,7 +24,7 @@ from captioner.evaluation.comparison import (
     Comparison,
     Row,
 )
-from captioner.evaluation.fonts import describe_missing, font_of, letters_of
+from captioner.evaluation.fonts import describe_missing, find_font, visible_letters
 from captioner.files import write_whole
 
 if TYPE_CHECKING:
@@ -120,8 +120,8 @@ def _families(texts: Sequence[str]) -> list[str]:
 
     known, families = get_font(findfont(FONT)).get_charmap(), [FONT]
     for text in texts:
-        missing = "".join(letter for letter in letters_of([text]) if ord(letter) not in known)
-        file = font_of(missing)
+        missing = "".join(letter for letter in visible_letters([text]) if ord(letter) not in known)
+        file = find_font(missing)
         if file is not None:
             fontManager.addfont(str(file))
             families.append(FontProperties(fname=str(file)).get_name())

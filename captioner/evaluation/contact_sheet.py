@@ -9,7 +9,7 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from captioner.evaluation.fonts import Font, describe_missing, font_of, has, letters_of
+from captioner.evaluation.fonts import Font, describe_missing, find_font, has, visible_letters
 from captioner.transforms import open_image
 
 Rows = Sequence[tuple[str, str, Sequence[str]]]
@@ -113,9 +113,9 @@ def _broken(text: str, font: Font) -> list[str]:
 def _font(text: str, size: int) -> Font:
     """Pillow's own font, or one of this machine if that does not have all letters of the text."""
     own = _own(size)
-    if all(has(own, letter) for letter in letters_of([text])):
+    if all(has(own, letter) for letter in visible_letters([text])):
         return own
-    file = font_of(text)
+    file = find_font(text)
     return own if file is None else _opened(str(file), size)
 
 

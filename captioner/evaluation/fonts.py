@@ -49,7 +49,7 @@ def _distance_from_plain(name: str) -> tuple[int, int]:
     return len(_SPECIAL.findall(name)), -len(_PLAIN.findall(name))
 
 
-def font_of(text: str) -> Path | None:
+def find_font(text: str) -> Path | None:
     """A font file with the letters of a text.
 
     Args:
@@ -59,7 +59,7 @@ def font_of(text: str) -> Path | None:
         the first of `font_files` with all of them, else the one with most of them; None if no
         font has any.
     """
-    letters = frozenset(letters_of([text]))
+    letters = frozenset(visible_letters([text]))
     return _best(letters) if letters else None
 
 
@@ -80,7 +80,7 @@ def _files() -> tuple[Path, ...]:
     return tuple(font_files())
 
 
-def letters_of(texts: Iterable[str]) -> list[str]:
+def visible_letters(texts: Iterable[str]) -> list[str]:
     """The visible characters of texts, each once, without combining marks."""
     letters = dict.fromkeys(letter for text in texts for letter in text)
     return [letter for letter in letters if unicodedata.category(letter)[0] in "LNPS"]
@@ -88,7 +88,7 @@ def letters_of(texts: Iterable[str]) -> list[str]:
 
 def describe_missing(texts: Iterable[str], font: Font) -> str | None:
     """A line about letters that neither `font` nor any font of this machine has; None if all do."""
-    unknown = [letter for letter in letters_of(texts) if not has(font, letter)]
+    unknown = [letter for letter in visible_letters(texts) if not has(font, letter)]
     missing = [letter for letter in unknown if not any(_has(file, letter) for file in _files())]
     if not missing:
         return None

@@ -60,7 +60,7 @@ class Result:
     @property
     def run(self) -> Path:
         """The run folder; the evaluation folder if it is not in a run."""
-        return runs.run_of_evaluation(self.folder) or self.folder
+        return runs.evaluation_run(self.folder) or self.folder
 
     @property
     def decoding(self) -> str:
@@ -75,7 +75,7 @@ class Result:
     @property
     def label(self) -> str:
         """Identifies an evaluation in its run: the decoding, and any checkpoint except the best."""
-        return self.folder.name if runs.run_of_evaluation(self.folder) else self.decoding
+        return self.folder.name if runs.evaluation_run(self.folder) else self.decoding
 
     @property
     def seed(self) -> int | None:
@@ -156,7 +156,7 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
                 f"{folder}: {STATISTICS} gives {name} {float(value):.2f}, {SCORES} "
                 f"{content['scores'][name]:.2f}; {again}"
             )
-    run, own = _read_config(runs.run_of_evaluation(folder)), _read_config(folder)
+    run, own = _read_config(runs.evaluation_run(folder)), _read_config(folder)
     return Result(folder, **content, statistics=statistics, config=run, evaluated=own)
 
 

@@ -90,7 +90,7 @@ def bleu_rows(
         length of the closest reference, [C, 10].
     """
     matches = matches or references.match(candidates, images)
-    owners, texts = references.texts_of(references.places(images, len(candidates)))
+    owners, texts = references.reference_pairs(references.places(images, len(candidates)))
     lengths = numpy.fromiter(map(len, candidates), dtype=numpy.int64, count=len(candidates))
     rows = numpy.zeros((len(candidates), 10))
     for n, (order, match) in enumerate(zip(references.orders, matches)):

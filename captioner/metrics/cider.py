@@ -81,7 +81,9 @@ class Cider:
         """
         references = self._references
         matches = matches or references.match(candidates, images)
-        owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
+        owners, texts = references.reference_pairs(
+            references.places(images, len(candidates))
+        )  # [pairs]
         first = numpy.searchsorted(owners, numpy.arange(len(candidates)))  # [C]
         # A pair is a candidate and one of its references, which are consecutive in `texts`.
         shift = first - texts[first]  # [C]

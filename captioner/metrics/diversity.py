@@ -51,12 +51,12 @@ def measure(corpus: Corpus) -> Result:
         parts["training"] = f"{len(corpus.training)}-{corpus.training.digest}"
     sets = [texts for texts in corpus.several or () if len(texts) > 1]
     if sets:
-        values.update(of_sets(sets))
+        values.update(set_diversity(sets))
         parts["captions"] = str(max(len(texts) for texts in sets))
     return Result(values, "diversity", parts, {"length": lengths}, missing)
 
 
-def of_sets(sets: Sequence[Sequence[Words]]) -> dict[str, float]:
+def set_diversity(sets: Sequence[Sequence[Words]]) -> dict[str, float]:
     """The diversity of the captions of one image, averaged over images.
 
     Args:

@@ -174,7 +174,7 @@ class References:
             )
         return images + self._first
 
-    def texts_of(self, places: Integers) -> tuple[Integers, Integers]:
+    def reference_pairs(self, places: Integers) -> tuple[Integers, Integers]:
         """The references of images: index into `places`, and text, both [C * refs]."""
         begins = numpy.concatenate([[0], self._ends])[places]
         return expand(begins, self._ends[places])
@@ -251,7 +251,7 @@ class References:
 
 
 def expand(begins: Integers, ends: Integers) -> tuple[Integers, Integers]:
-    """The integers in ranges [begin, end): the range of each, and the integer."""
+    """All integers of ranges [begin, end): the index of the range, and the integer."""
     sizes = ends - begins
     owners = numpy.repeat(numpy.arange(len(sizes)), sizes)
     steps = numpy.arange(len(owners)) - numpy.repeat(sizes.cumsum() - sizes, sizes)

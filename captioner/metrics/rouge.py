@@ -45,7 +45,9 @@ def rouge_rows(
     Returns:
         one row per candidate [C, 1].
     """
-    owners, texts = references.texts_of(references.places(images, len(candidates)))  # [pairs]
+    owners, texts = references.reference_pairs(
+        references.places(images, len(candidates))
+    )  # [pairs]
     numbered, reference_texts = references.number(candidates), references.texts
     common = _common(numbered, owners, reference_texts, texts)  # [pairs]
     precisions = common / numpy.maximum(1, numbered.lengths)[owners]

@@ -112,7 +112,7 @@ class Signature:
         """Whether captions were split into characters instead of words."""
         return self.tokenization == "character"
 
-    def words_of(self, texts: Sequence[str]) -> list[list[str]]:
+    def tokenize(self, texts: Sequence[str]) -> list[list[str]]:
         """Split texts as for these scores; for ptb-jar with ptb, which gives the same words."""
         return TOKENIZE["character" if self.by_character else "ptb"](texts)
 

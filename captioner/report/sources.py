@@ -103,7 +103,7 @@ def read_surroundings(
         data_root: the root of the dataset; None: that of the run's configuration.
     """
     config = result.config or {}
-    trained, evaluated = (_data_of(config) for config in (result.config, result.evaluated))
+    trained, evaluated = (_data_group(config) for config in (result.config, result.evaluated))
     evaluated = evaluated or trained
     absent = {} if config else {"configuration": _NO_CONFIG}
     if evaluated is None:
@@ -112,7 +112,9 @@ def read_surroundings(
     pictures = {record.image_id: record.image for record in dataset.records} if dataset else {}
     pictures = {row.image: pictures[row.image] for row in rows if row.image in pictures}
     if not any(Path(path).is_file() for path in pictures.values()):
-        absent["pictures"] = reason or f"the dataset has none of the images{_warnings_of(dataset)}"
+        absent["pictures"] = (
+            reason or f"the dataset has none of the images{_format_warnings(dataset)}"
+        )
     training, reason = _training(result, trained, evaluated, dataset, reason)
     if not training:
         absent["training captions"] = reason
@@ -131,27 +133,27 @@ def _training(
     They are in the evaluated dataset if the configurations say so, or if its training captions have
     the hashes that novelty was computed with.
     """
-    texts = _captions_of(dataset)
+    texts = _training_captions(dataset)
     novelty = result.signatures.get(NOVELTY, result.signature)
     hashed = novelty.parts.get("training", "").partition("-")[2]
     same = trained is None or anchored({"data": trained}) == anchored({"data": evaluated})
-    if same or (texts and CaptionHashes.of(result.signature.words_of(texts)).digest == hashed):
-        return texts, reason or f"the dataset has none{_warnings_of(dataset)}"
+    if same or (texts and CaptionHashes.of(result.signature.tokenize(texts)).digest == hashed):
+        return texts, reason or f"the dataset has none{_format_warnings(dataset)}"
     dataset, reason = _read_data(trained or {}, None)
-    return _captions_of(dataset), reason or f"the dataset has none{_warnings_of(dataset)}"
+    return _training_captions(dataset), reason or f"the dataset has none{_format_warnings(dataset)}"
 
 
-def _captions_of(dataset: Dataset | None) -> list[str]:
+def _training_captions(dataset: Dataset | None) -> list[str]:
     records = dataset.records if dataset else ()
     return [text for record in records if record.split == "train" for text in record.captions]
 
 
-def _data_of(config: Config | None) -> Config | None:
+def _data_group(config: Config | None) -> Config | None:
     data = (config or {}).get("data")
     return data if isinstance(data, dict) else None
 
 
-def _warnings_of(dataset: Dataset | None) -> str:
+def _format_warnings(dataset: Dataset | None) -> str:
     """The warnings of a dataset, in brackets."""
     warnings = ", ".join(f"{w}: {n:,}" for w, n in dataset.warnings.items()) if dataset else ""
     return f" ({warnings})" if warnings else ""

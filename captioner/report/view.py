@@ -30,7 +30,7 @@ LANGUAGES = {
 """Script, as in the Unicode names of letters -> its most common language."""
 
 
-def language_of(text: str) -> str | None:
+def detect_language(text: str) -> str | None:
     """The tag of the language of most letters of a text; None for Latin letters, or no letters."""
     start = text[:100_000]
     letters = Counter(char for char in start if unicodedata.category(char).startswith("L"))
@@ -42,7 +42,7 @@ def language_of(text: str) -> str | None:
     return LANGUAGES.get(scripts.most_common(1)[0][0]) if scripts else None
 
 
-def gaps_of(text: str, words: Sequence[str]) -> list[str]:
+def following_spaces(text: str, words: Sequence[str]) -> list[str]:
     """What follows each token of a text that was split by characters: a space or nothing."""
     text, place, gaps = composed(text).lower(), 0, []
     for word in words:
@@ -76,7 +76,7 @@ class View:
     def language(self) -> str:
         """The tag (BCP 47) of the captions' language, by their letters."""
         texts = (text for row in self.rows for text in (row.caption, *row.references))
-        return language_of(" ".join(texts)) or ("und" if self.by_character else "en")
+        return detect_language(" ".join(texts)) or ("und" if self.by_character else "en")
 
     @property
     def chinese(self) -> bool:
@@ -86,12 +86,12 @@ class View:
     @cached_property
     def captions(self) -> list[list[str]]:
         """The words of each caption, split as for the scores."""
-        return self.result.signature.words_of([row.caption for row in self.rows])
+        return self.result.signature.tokenize([row.caption for row in self.rows])
 
     @cached_property
     def references(self) -> list[list[list[str]]]:
         """The words of each image's references."""
-        return [self.result.signature.words_of(row.references) for row in self.rows]
+        return [self.result.signature.tokenize(row.references) for row in self.rows]
 
     def picture(self, index: int, read: Callable[[str | None], _Picture]) -> _Picture:
         """The picture of an image; each is read once."""
@@ -108,7 +108,7 @@ class View:
     def training(self) -> TrainingCaptions | None:
         """The training captions; None if they are missing."""
         texts = self.around.training
-        return TrainingCaptions(self.result.signature.words_of(texts)) if texts else None
+        return TrainingCaptions(self.result.signature.tokenize(texts)) if texts else None
 
     @property
     def space(self) -> str:
@@ -117,7 +117,7 @@ class View:
 
     def gaps(self, text: str, words: Sequence[str]) -> list[str]:
         """What follows each word of a text: a space, or for characters what the text has."""
-        return gaps_of(text, words) if self.by_character else [" "] * len(words)
+        return following_spaces(text, words) if self.by_character else [" "] * len(words)
 
     @property
     def ranking(self) -> str | None:

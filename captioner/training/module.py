@@ -202,8 +202,8 @@ class LitCaptioner(lightning.LightningModule):
 
     def on_load_checkpoint(self, content: dict[str, Any]) -> None:
         self.dev_scores = dict(content["captioner"]["scores"])
-        self.training_captions = checkpoint.training_of(content["captioner"])
-        self.own_captions = checkpoint.own_of(content["captioner"])
+        self.training_captions = checkpoint.training_hashes(content["captioner"])
+        self.own_captions = checkpoint.own_hashes(content["captioner"])
         if "schedule" in content:  # checkpoints of captioner 0.1 do not have it
             self.optimization.schedule.load_state_dict(content["schedule"])
 

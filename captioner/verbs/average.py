@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.verbs.terminal import add_plugin, new_folder, parser_of, plug_in, wrote
+from captioner.verbs.terminal import add_plugin, build_parser, new_folder, plug_in, wrote
 
 
 def run(argv: Sequence[str]) -> int:
     """Average the weights of checkpoints of one run."""
-    parser = parser_of(
+    parser = build_parser(
         "average",
         "Average the weights of several checkpoints of one run into a new checkpoint, which every\n"
         "other verb accepts. Of a run folder, the kept epochs are averaged (callbacks.keep=5).",

@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.verbs.terminal import parser_of, print_json
+from captioner.verbs.terminal import build_parser, print_json
 
 if TYPE_CHECKING:
     from captioner.data.cache import Cached
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> int:
     """List the feature cache, or clear it."""
-    parser = parser_of(
+    parser = build_parser(
         "cache",
         "list (default): encoders, the number of images, and when they were last used.\n"
         "clear: remove the features, except those in use by a training. They are computed again\n"

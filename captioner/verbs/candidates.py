@@ -206,7 +206,7 @@ def overrides(prefix: str, words: Sequence[str], config_dir: str | None = None) 
     """
     key, equals, value = prefix.partition("=")
     if equals:
-        return [f"{key}={text}" for text in _values_of(key, value, words, config_dir)]
+        return [f"{key}={text}" for text in _complete_value(key, value, words, config_dir)]
     composed = _composed(words, config_dir)
     accepted = ACCEPTED.get(words[0], ()) if words else ()
     options = {k: v for k, v in composed.items() if not accepted or k in accepted}
@@ -218,7 +218,9 @@ def overrides(prefix: str, words: Sequence[str], config_dir: str | None = None) 
     return [*(f"{name}=" for name in groups), *within, *single]
 
 
-def _values_of(key: str, prefix: str, words: Sequence[str], config_dir: str | None) -> list[str]:
+def _complete_value(
+    key: str, prefix: str, words: Sequence[str], config_dir: str | None
+) -> list[str]:
     if key in config.groups(config_dir):
         before, comma, _ = prefix.rpartition(",")
         return [f"{before}{comma}{name}" for name in config.options(key, config_dir)]

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from captioner.decoding.options import OPTIONS
-from captioner.verbs.terminal import add_plugin, parser_of, plug_in
+from captioner.verbs.terminal import add_plugin, build_parser, plug_in
 
 
 def run(argv: Sequence[str]) -> int:
@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of(
+    parser = build_parser(
         "caption",
         "Caption image files, by default with the bundled model for photographs. Files that\n"
         "cannot be read are named on standard error; the others are captioned, and the exit\n"

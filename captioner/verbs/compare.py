@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.progress import progress_bar
-from captioner.verbs.terminal import add_split, new_folder, parser_of, wrote
+from captioner.verbs.terminal import add_split, build_parser, new_folder, wrote
 
 if TYPE_CHECKING:
     from captioner.evaluation.comparison import Comparison
@@ -97,7 +97,7 @@ def _print_rows(result: Comparison) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of(
+    parser = build_parser(
         "compare",
         "Compare evaluated runs with the first of them: scores with intervals, differences with\n"
         "intervals and paired tests, and a verdict. Runs that differ only in their seed are\n"

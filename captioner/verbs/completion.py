@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from captioner.verbs.terminal import parser_of
+from captioner.verbs.terminal import build_parser
 
 
 def run(argv: Sequence[str]) -> int:
     """Print the shell code that enables tab completion."""
-    parser = parser_of(
+    parser = build_parser(
         "completion",
         "Print shell code that enables tab completion of verbs, flags, files, models, overrides\n"
         "and their values.",

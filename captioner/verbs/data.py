@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from captioner.verbs.terminal import add_config_dir, parser_of, print_json, short
+from captioner.verbs.terminal import add_config_dir, build_parser, print_json, short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -169,7 +169,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def _parser() -> ArgumentParser:
-    parser = parser_of(
+    parser = build_parser(
         "data",
         "draw: draw the built-in dataset.\n"
         "stats: counts, lengths and vocabulary coverage of each split.\n"

@@ -13,8 +13,8 @@ from captioner.verbs.terminal import (
     add_metrics,
     add_plugin,
     add_split,
-    metrics_of,
-    parser_of,
+    build_parser,
+    parse_metrics,
     plug_in,
     print_json,
     print_table,
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     from captioner.api import Captioner
     from captioner.evaluation.evaluate import evaluate, result_folder, write_config
 
-    metrics = metrics_of(options.metrics)
+    metrics = parse_metrics(options.metrics)
     runs, overrides = _runs_and_overrides(parser, options)
     captioner = Captioner.load(runs, device=options.device)
     data, decoding, loader = _composed(captioner, overrides, options)
@@ -85,11 +85,14 @@ def _composed(
     if experiments:
         remaining = [word for word in overrides if word not in experiments]
         without = override(base, remaining, config_dir=options.config_dir, extra=extra)
-        print(f"captioner: note: {_use_of(experiments[-1], without, groups)}", file=sys.stderr)
+        print(
+            f"captioner: note: {_describe_changes(experiments[-1], without, groups)}",
+            file=sys.stderr,
+        )
     return groups["data"], groups["decoding"], groups["loader"]
 
 
-def _use_of(experiment: str, without: Config, groups: Config) -> str:
+def _describe_changes(experiment: str, without: Config, groups: Config) -> str:
     """What an experiment changed, in one line: its other options belong to the training."""
     changed = [
         f"{group}.{name}={value}"
@@ -120,7 +123,7 @@ def _print(result: Evaluation, split: str, paths: Sequence[Path]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of(
+    parser = build_parser(
         "evaluate",
         "Decode a split freely (never teacher-forced), score the captions against all references,\n"
         "and write scores.json, captions.jsonl, statistics.npz and sheet.png into the run folder,\n"

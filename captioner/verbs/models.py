@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.verbs.terminal import add_plugin, parser_of, plug_in, print_json, short
+from captioner.verbs.terminal import add_plugin, build_parser, plug_in, print_json, short
 
 if TYPE_CHECKING:
     from captioner.checkpoints.inventory import Entry
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> int:
     """List models, or export one."""
-    parser = parser_of(
+    parser = build_parser(
         "models",
         "list (the default): bundled models, and the runs in runs/.\n"
         "export RUN FOLDER: write the decoder of a run's best checkpoint, in float16, with all\n"

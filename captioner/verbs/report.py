@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from captioner.verbs.terminal import add_split, new_folder, parser_of, wrote
+from captioner.verbs.terminal import add_split, build_parser, new_folder, wrote
 
 
 def run(argv: Sequence[str]) -> int:
@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of(
+    parser = build_parser(
         "report",
         "Write one HTML page about an evaluation: scores, training curves, captions with their\n"
         "pictures, errors by kind, scores by length, words by frequency, and novelty. The page\n"

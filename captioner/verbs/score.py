@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.verbs.terminal import add_metrics, metrics_of, new_folder, parser_of, warn, wrote
+from captioner.verbs.terminal import (
+    add_metrics,
+    build_parser,
+    new_folder,
+    parse_metrics,
+    warn,
+    wrote,
+)
 
 if TYPE_CHECKING:
     from captioner.metrics.scores import Scores
@@ -27,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         options.file,
         options.references,
         tokenize=options.tokenize,
-        metrics=metrics_of(options.metrics),
+        metrics=parse_metrics(options.metrics),
         subset=options.subset,
         training=options.training,
     )
@@ -49,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = parser_of(
+    parser = build_parser(
         "score",
         "Score captions of any system. FILE has one caption for each image; references are in\n"
         "the same file or in REFERENCES. Both may be JSON lines (captions.jsonl of evaluate),\n"

@@ -96,7 +96,7 @@ _USAGE = (
 """A pattern for a message of argparse, and the message that replaces it."""
 
 
-def parser_of(verb: str, description: str, examples: str) -> Parser:
+def build_parser(verb: str, description: str, examples: str) -> Parser:
     """The parser of a verb, with examples below the options."""
     return Parser(
         prog=f"captioner {verb}",
@@ -107,7 +107,7 @@ def parser_of(verb: str, description: str, examples: str) -> Parser:
 
 
 def add_metrics(parser: argparse.ArgumentParser) -> None:
-    """Add --metrics; see ``metrics_of``."""
+    """Add --metrics; see ``parse_metrics``."""
     parser.add_argument(
         "--metrics",
         metavar="A,B",
@@ -146,7 +146,7 @@ def plug_in(options: argparse.Namespace) -> None:
         parts.plug_in(module)
 
 
-def metrics_of(names: str | None) -> list[str]:
+def parse_metrics(names: str | None) -> list[str]:
     """The metrics of a comma-separated list, or all; an unknown name raises a ValueError."""
     from captioner.metrics import table
 

@@ -82,7 +82,7 @@ def _usage_error(message: str, argv: Sequence[str], flags: Sequence[str]) -> NoR
 
     unknown = re.match(r"unrecognized arguments: --([\w-]+)", message)
     if unknown:
-        name, value = unknown[1].replace("-", "_"), _value_of(f"--{unknown[1]}", argv)
+        name, value = unknown[1].replace("-", "_"), _flag_value(f"--{unknown[1]}", argv)
         every = leaves(compose_all(()))
         keys = [key for key in every if key == name] or [k for k in every if k.endswith(f".{name}")]
         overrides = " or ".join(f"{key}={value}" for key in keys)
@@ -90,7 +90,7 @@ def _usage_error(message: str, argv: Sequence[str], flags: Sequence[str]) -> NoR
     usage_error("captioner train", message, flags)
 
 
-def _value_of(flag: str, argv: Sequence[str]) -> str:
+def _flag_value(flag: str, argv: Sequence[str]) -> str:
     """The value that follows a flag on the command line; "..." if there is none."""
     for word, after in zip(argv, [*argv[1:], ""]):
         if word.startswith(f"{flag}="):

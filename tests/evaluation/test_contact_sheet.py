@@ -60,9 +60,9 @@ def ink(rows: sheets.Rows) -> int:
 def test_a_font_with_the_letters_is_found_and_used(machine: Path) -> None:
     make_font(machine / "Latin.ttf", "abc")
     chinese = make_font(machine / "Some.ttf", "狗跑")
-    assert fonts.font_of("狗在跑") == chinese  # the most letters, as no font has all
-    assert fonts.font_of("ab c") == machine / "Latin.ttf"
-    assert fonts.font_of("กขค") is None
+    assert fonts.find_font("狗在跑") == chinese  # the most letters, as no font has all
+    assert fonts.find_font("ab c") == machine / "Latin.ttf"
+    assert fonts.find_font("กขค") is None
     rows = [("gone.png", "狗跑" * 4, [])]
     squares = 8 * (0.8 * sheets.TEXT) ** 2  # the area of eight letters
     assert ink(rows) == pytest.approx(squares, rel=0.15)
@@ -86,7 +86,7 @@ def test_plain_fonts_come_first_and_invalid_files_are_ignored(
         make_font(machine / f"{name}.ttf", "狗")
     (machine / "0.otf").write_bytes(b"no font")
     assert fonts.font_files()[0].stem == "Noto Sans"
-    assert fonts.font_of("狗") == machine / "Noto Sans.ttf"
+    assert fonts.find_font("狗") == machine / "Noto Sans.ttf"
 
 
 @pytest.mark.parametrize("text", ["w" * 90, "a dog " + "x" * 50 + " runs", "狗" * 40, "a b " * 30])

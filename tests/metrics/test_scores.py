@@ -23,7 +23,7 @@ from captioner.metrics import clip, spice
 from captioner.metrics.bleu import bleu, bleu_rows, from_bleu_rows
 from captioner.metrics.cider import Cider
 from captioner.metrics.corpus import Corpus, Unavailable
-from captioner.metrics.diversity import of_sets
+from captioner.metrics.diversity import set_diversity
 from captioner.metrics.meteor import from_meteor_rows, meteor
 from captioner.metrics.ngrams import References
 from captioner.metrics.rouge import rouge_rows
@@ -439,10 +439,10 @@ def test_novelty_needs_the_training_captions() -> None:
 
 def test_diversity_of_several_captions_of_an_image() -> None:
     same, apart = [["a", "b", "c", "d"]] * 3, [["a", "b"], ["c", "d"], ["e"]]
-    assert of_sets([same]) == pytest.approx(
+    assert set_diversity([same]) == pytest.approx(
         {"distinct-1": 100 * 4 / 12, "distinct-2": 100 * 3 / 12, "mBLEU-4": 100}
     )
-    assert of_sets([apart]) == pytest.approx(
+    assert set_diversity([apart]) == pytest.approx(
         {"distinct-1": 100, "distinct-2": 100 * 2 / 5, "mBLEU-4": 0}
     )
     several = [["a b c d"] * 3, ["a"]]  # the second image has only one
@@ -456,7 +456,7 @@ def test_self_bleu_is_bleu_against_the_others() -> None:
     sets = [texts for texts in references if len(texts) > 1]
     alone = [words for texts in sets for words in texts]
     reference_sets = [texts[:i] + texts[i + 1 :] for texts in sets for i in range(len(texts))]
-    assert of_sets(sets)["mBLEU-4"] == pytest.approx(bleu(alone, reference_sets)["BLEU-4"])
+    assert set_diversity(sets)["mBLEU-4"] == pytest.approx(bleu(alone, reference_sets)["BLEU-4"])
 
 
 # Scores, statistics and signatures ------------------------------------------------------------

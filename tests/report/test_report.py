@@ -25,7 +25,7 @@ from captioner.report.errors import BUCKETS
 from captioner.report.novelty import TrainingCaptions
 from captioner.report.page import marked
 from captioner.report.report import _nearest, report
-from captioner.report.view import gaps_of, language_of
+from captioner.report.view import detect_language, following_spaces
 from captioner.runs import STATISTICS
 
 NASTY = "<script>alert(1)</script> & \"a\" 'dog'"
@@ -190,7 +190,9 @@ def test_common_sequences_are_marked_by_length() -> None:
 )
 def test_characters_keep_the_spaces_of_their_text(text: str) -> None:
     words = characters(text)
-    assert marked(words, [], gaps=gaps_of(text, words)) == unicodedata.normalize("NFC", text)
+    assert marked(words, [], gaps=following_spaces(text, words)) == unicodedata.normalize(
+        "NFC", text
+    )
 
 
 # What is missing ------------------------------------------------------------------------------
@@ -289,7 +291,7 @@ def test_a_chinese_page_judges_what_it_can(folder: Path) -> None:
     ],
 )
 def test_the_language_is_that_of_the_letters(text: str, language: str | None) -> None:
-    assert language_of(text) == language
+    assert detect_language(text) == language
 
 
 def test_the_language_of_captions_and_page_is_declared(folder: Path) -> None:

@@ -157,10 +157,10 @@ def test_options_of_a_folder_of_the_user_are_offered(tmp_path) -> None:
 
 
 def test_a_tilde_that_the_shell_does_not_expand_is_expanded(tmp_path, monkeypatch) -> None:
-    from captioner.verbs.terminal import parser_of
+    from captioner.verbs.terminal import build_parser
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    parser = parser_of("x", "", "")
+    parser = build_parser("x", "", "")
     parser.add_argument("path")
     parser.add_argument("--output")
     options = parser.parse_args(
