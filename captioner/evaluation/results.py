@@ -139,35 +139,35 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
         ValueError: a file is damaged, or of an older version.
     """
     folder = find_result(path, split=split, decoding=decoding)
-    again = "run captioner evaluate again"
-    content = _read_scores(folder / SCORES, again)
+    advice = "run captioner evaluate again"
+    content = _read_scores(folder / SCORES, advice)
     if not (folder / STATISTICS).is_file():
-        raise FileNotFoundError(f"{folder}: has no {STATISTICS}, which intervals need; {again}")
+        raise FileNotFoundError(f"{folder}: has no {STATISTICS}, which intervals need; {advice}")
     try:
         statistics = Statistics.load(folder / STATISTICS)
         recomputed = statistics.scores()
     except _DAMAGES:
-        raise ValueError(f"{folder / STATISTICS}: damaged; {again}") from None
+        raise ValueError(f"{folder / STATISTICS}: damaged; {advice}") from None
     if len(set(statistics.images)) < len(statistics.images):
-        raise ValueError(f"{folder / STATISTICS}: has an image twice; {again}")
+        raise ValueError(f"{folder / STATISTICS}: has an image twice; {advice}")
     for name, value in recomputed.items():
         if name in content["scores"] and not abs(content["scores"][name] - value) < 0.01:
             raise ValueError(
                 f"{folder}: {STATISTICS} gives {name} {float(value):.2f}, {SCORES} "
-                f"{content['scores'][name]:.2f}; {again}"
+                f"{content['scores'][name]:.2f}; {advice}"
             )
     run, own = _read_config(runs.evaluation_run(folder)), _read_config(folder)
     return Result(folder, **content, statistics=statistics, config=run, evaluated=own)
 
 
-def _read_scores(file: Path, again: str) -> dict[str, Any]:
+def _read_scores(file: Path, advice: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         scores = {str(name): float(value) for name, value in content["scores"].items()}
         missing = {str(name): str(text) for name, text in content.get("missing", {}).items()}
         signature, signatures = from_json(content)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file}: damaged, or of an older version; {again}") from None
+        raise ValueError(f"{file}: damaged, or of an older version; {advice}") from None
     return {
         "scores": scores,
         "signatures": signatures,

@@ -46,9 +46,9 @@ class TrainingCaptions:
     """
 
     def __init__(self, captions: Iterable[Sequence[str]]) -> None:
-        every = [tuple(words) for words in captions]
-        self.counts = Counter(word for words in every for word in words)
-        self.captions = list(dict.fromkeys(every))
+        texts = [tuple(words) for words in captions]
+        self.counts = Counter(word for words in texts for word in words)
+        self.captions = list(dict.fromkeys(texts))
         places: dict[tuple[str, str], list[int]] = defaultdict(list)
         sizes = []
         for index, words in enumerate(self.captions):

@@ -40,10 +40,10 @@ def run(argv: Sequence[str]) -> int:
     if options.shell_completion or options.help or options.hydra_help:
         _under_hydra(rest, lambda composed: _train_job(composed, (), ()))
         return 0
-    again = [*this_program(), "train", *argv]
+    command = [*this_program(), "train", *argv]
     flags = [flag for flag in rest if flag not in options.overrides]
     if any(line.lstrip("+").startswith("resume=") for line in options.overrides):
-        status = _resume(options, again)
+        status = _resume(options, command)
         if status is not None:
             return status
     config_dir = options.config_dir
@@ -55,7 +55,7 @@ def run(argv: Sequence[str]) -> int:
 
     def job(composed: Any) -> None:
         try:
-            _train_job(composed, changes, again)
+            _train_job(composed, changes, command)
         except Exception as error:  # not through Hydra, which would print more than one line
             failures.append(error)
 
@@ -83,8 +83,8 @@ def _usage_error(message: str, argv: Sequence[str], flags: Sequence[str]) -> NoR
     unknown = re.match(r"unrecognized arguments: --([\w-]+)", message)
     if unknown:
         name, value = unknown[1].replace("-", "_"), _flag_value(f"--{unknown[1]}", argv)
-        every = leaves(compose_all(()))
-        keys = [key for key in every if key == name] or [k for k in every if k.endswith(f".{name}")]
+        known = leaves(compose_all(()))
+        keys = [key for key in known if key == name] or [k for k in known if k.endswith(f".{name}")]
         overrides = " or ".join(f"{key}={value}" for key in keys)
         message = f"--{unknown[1]} is not a flag; write {overrides}" if keys else message
     usage_error("captioner train", message, flags)
@@ -120,14 +120,14 @@ def _lines(changes: Sequence[Override]) -> list[str]:
 
 
 def _train_job(
-    composed: Any, changes: Sequence[str | Override], again: Sequence[str]
+    composed: Any, changes: Sequence[str | Override], command: Sequence[str]
 ) -> TrainedRun:
     """Train with a configuration that Hydra has composed.
 
     Args:
         composed: the configuration.
         changes: the overrides with which it was composed.
-        again: the command that starts another process of the training.
+        command: the command that starts another process of the training.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -141,7 +141,7 @@ def _train_job(
     parts.plug_in_all(config)
     folder = _run_folder(HydraConfig.get(), config["run_dir"])
     weights = read_weights(config)
-    return _train(inherit(config, changes, weights), folder, again, weights=weights)
+    return _train(inherit(config, changes, weights), folder, command, weights=weights)
 
 
 def _run_folder(hydra: Any, run_dir: Any) -> Path:
@@ -157,12 +157,12 @@ def _run_folder(hydra: Any, run_dir: Any) -> Path:
 def _train(
     config: dict[str, Any],
     folder: Path,
-    again: Sequence[str],
+    command: Sequence[str],
     *,
     resume: Checkpoint | None = None,
     weights: Checkpoint | None = None,
 ) -> TrainedRun:
-    """Train, and print the result; `again` is the command that starts another process."""
+    """Train, and print the result; `command` is the command that starts another process."""
     from captioner.training import ranks
     from captioner.training.train import train
 
@@ -172,7 +172,7 @@ def _train(
         folder,
         resume=resume,
         weights=weights,
-        command=again,
+        command=command,
         report=report,
         report_error=fail,
     )
@@ -207,7 +207,7 @@ def _print_run(run: TrainedRun) -> None:
 # A run that is resumed --------------------------------------------------------------------------
 
 
-def _resume(options: argparse.Namespace, again: Sequence[str]) -> int | None:
+def _resume(options: argparse.Namespace, command: Sequence[str]) -> int | None:
     """Resume a run in its own folder; only groups that the overrides name are composed.
 
     Returns:
@@ -232,7 +232,7 @@ def _resume(options: argparse.Namespace, again: Sequence[str]) -> int | None:
         print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
         return 0
     require_epochs(last.lightning, config["trainer"])  # before anything slow
-    _train(config, folder, again, resume=last)
+    _train(config, folder, command, resume=last)
     return 0
 
 
@@ -290,13 +290,13 @@ def _sweep(
             "trainer.devices=2, without torchrun"
         )
     own_flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
-    again = [*this_program(), "train", *own_parts, *own_flags]
+    command = [*this_program(), "train", *own_parts, *own_flags]
     more, folder = sweep_overrides(changes, config_dir)
     jobs, new = folder / JOBS, not folder.exists()
     before = jobs.stat().st_size if jobs.is_file() else 0
     try:
         arguments = [*flags, *for_each_job(changes, config_dir), *more]
-        _under_hydra(arguments, lambda composed: _sweep_job(composed, again))
+        _under_hydra(arguments, lambda composed: _sweep_job(composed, command))
     except Exception:
         if not _read_jobs(jobs, before):  # no job has run
             raise
@@ -309,7 +309,7 @@ def _sweep(
     return 1 if any("error" in row for row in rows) else 0
 
 
-def _sweep_job(composed: Any, again: Sequence[str]) -> float:
+def _sweep_job(composed: Any, command: Sequence[str]) -> float:
     """One job of a sweep; returns the monitored score to the sweeper, higher is better."""
     from hydra.core.hydra_config import HydraConfig
 
@@ -323,7 +323,7 @@ def _sweep_job(composed: Any, again: Sequence[str]) -> float:
             raise ValueError(composed[REFUSED])
         task = list(job.overrides.task)
         paths = [line for line in job.overrides.hydra if line.startswith("hydra.searchpath")]
-        run = _train_job(composed, task, [*again, *task, *paths])
+        run = _train_job(composed, task, [*command, *task, *paths])
     except Exception as error:
         with suppress(OSError):
             folder.rmdir()  # Hydra's, if it is empty
