@@ -47,7 +47,7 @@ Warn = Callable[[str, str], None]
 """Called with an old name and the present one."""
 
 
-def warn_of(old: str, new: str) -> None:
+def warn_renamed(old: str, new: str) -> None:
     """Warn, in the first process, of an old name."""
     if is_first():
         message = f"{old} is now {new}; the old name works in this release"
@@ -63,13 +63,13 @@ class WarnOnce:
     def __call__(self, old: str, new: str) -> None:
         if old not in self.warned:
             self.warned.add(old)
-            warn_of(old, new)
+            warn_renamed(old, new)
 
 
 # Overrides ------------------------------------------------------------------------------------
 
 
-def renamed(line: str, warn: Warn = warn_of) -> str:
+def renamed(line: str, warn: Warn = warn_renamed) -> str:
     """An override with the option's present name.
 
     Args:

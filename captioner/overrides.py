@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from captioner.old_names import Warn, renamed, warn_of
+from captioner.old_names import Warn, renamed, warn_renamed
 
 Override = Any
 """Hydra's ``Override``, whose ``value()`` is of any type that plain data has, or a sweep."""
@@ -48,7 +48,7 @@ def parse(
     *,
     several: bool = False,
     loader: Any = None,
-    warn: Warn = warn_of,
+    warn: Warn = warn_renamed,
 ) -> list[Override]:
     """The overrides of a command line, as Hydra understands them, under their present names.
 

@@ -79,7 +79,7 @@ def checked(
     *,
     several: bool = False,
     config_dir: str | Path | None = None,
-    warn: old_names.Warn = old_names.warn_of,
+    warn: old_names.Warn = old_names.warn_renamed,
 ) -> list[Override]:
     """Parse overrides and check them against ``conf/``.
 
