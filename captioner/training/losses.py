@@ -1,11 +1,11 @@
-"""The losses of training and validation, and a penalty for decoders that attend.
+"""The losses of training and validation, and a penalty for decoders with attention.
 
     cross-entropy       -Σ_n Σ_v q_nv log p_nv / N      p = softmax(logits)
-                        q_nv = 1 - ε at the target, and ε / V everywhere
+                        q_nv = ε / V, plus 1 - ε at the target
     policy gradient     -Σ_n A_n log p_n / S            p_n of the token that was sampled
 
-over N tokens (words and <end>, no padding) of S captions; ε is the label smoothing (Szegedy et al.,
-2016), A_n the advantage of the caption that token n belongs to (Williams, 1992).
+where N tokens (words and <end>, no padding) belong to S captions; ε is the label smoothing (Szegedy
+et al., 2016), A_n the advantage of the caption that token n belongs to (Williams, 1992).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from captioner.models.packing import IGNORED, Packing
 log = logging.getLogger(__name__)
 
 
-# How many logits are processed at once: 1 MiB of float32 stays in a core's cache.
+# Number of logits processed at once: 1 MiB of float32 fits into the cache of a core.
 AT_ONCE = 2**18
 
 
@@ -43,16 +43,19 @@ def cross_entropy(
         targets: [R, T] or [N]; IGNORED past <end>.
         label_smoothing: [0, 1).
         reduction: "mean" over tokens, or "sum".
-        divisor: of a mean, instead of the number of tokens: that of the whole batch, for a share.
-        in_place: write the mean's gradient over the logits, which must not be read again; no target
-            may be IGNORED. It saves two more tensors of their size.
+        divisor: what the sum is divided by, instead of the number of tokens, if the batch is split
+            over several ranks (``captioner.data.batches.Share``).
+        in_place: write the gradient of the mean over the logits, which must not be read again; no
+            target may be IGNORED. This saves the memory of two tensors of their size.
     """
     logits, targets = logits.flatten(0, -2), targets.flatten()
     if in_place and reduction == "mean" and logits.device.type == "cpu" and len(targets):
-        words = len(targets) if divisor is None else divisor
-        return _InPlace.apply(logits, targets, label_smoothing, None, words)
+        tokens = len(targets) if divisor is None else divisor
+        return _InPlace.apply(logits, targets, label_smoothing, None, tokens)
     if in_place:
-        log.debug("the loss keeps the logits: %s, %d words", logits.device, len(targets))
+        log.debug(
+            "the loss does not overwrite the logits: %s, %d tokens", logits.device, len(targets)
+        )
     loss = functional.cross_entropy(
         logits.to(torch.promote_types(logits.dtype, torch.float32)),
         targets,
@@ -65,7 +68,7 @@ def cross_entropy(
 
 def policy_gradient(
     logits: Tensor,
-    words: Tensor,
+    tokens: Tensor,
     advantages: Tensor,
     *,
     captions: float,
@@ -75,21 +78,21 @@ def policy_gradient(
 
     Args:
         logits: of N tokens, [N, V]; -inf where a token could not be sampled.
-        words: ids of the sampled tokens, [N].
-        advantages: reward minus baseline of each token's caption, [N].
-        captions: S; for a share of a batch that of the whole batch.
+        tokens: ids of the sampled tokens, [N].
+        advantages: for each token the reward of its caption minus the baseline, [N].
+        captions: S, or what replaces it if the batch is split over several ranks (see ``Share``).
         in_place: write the gradient over the logits, which must not be read again.
     """
     exact = torch.promote_types(logits.dtype, torch.float32)
     advantages = advantages.to(exact)
     if in_place and logits.device.type == "cpu":
-        return _InPlace.apply(logits, words, 0.0, advantages, captions)
-    surprise = functional.cross_entropy(logits.to(exact), words, reduction="none")  # -log p, [N]
-    return (advantages * surprise).sum() / captions
+        return _InPlace.apply(logits, tokens, 0.0, advantages, captions)
+    losses = functional.cross_entropy(logits.to(exact), tokens, reduction="none")  # -log p, [N]
+    return (advantages * losses).sum() / captions
 
 
 class _InPlace(torch.autograd.Function):
-    """Loss and gradient in one pass: ∂loss/∂logits = w (p - q) / n replaces the logits."""
+    """Loss and gradient in one pass: ∂loss/∂logits = w (p - q) / divisor replaces the logits."""
 
     @staticmethod
     def forward(
@@ -120,10 +123,10 @@ class _InPlace(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, loss_gradient: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        # Most often the loss itself is differentiated: then the gradient is complete.
-        gradient = gradient if of_loss == 1 else gradient * of_loss.to(gradient.dtype)
+        if loss_gradient != 1:  # it is 1 if backward starts at this loss
+            gradient = gradient * loss_gradient.to(gradient.dtype)
         return gradient, None, None, None, None
 
 
@@ -132,12 +135,13 @@ def doubly_stochastic(
 ) -> Tensor:
     """The mean of (1 - Σ_t α_ti)² over captions and positions: attend to each position once.
 
-    Xu et al., 2015, who sum over positions, with a log-likelihood summed over words.
+    From Xu et al., 2015, who sum over positions, and over the tokens of the log-likelihood.
 
     Args:
         weights: attention weights, [N, P]; each row sums to 1 (or less, with a sentinel).
         packing: of the captions that they belong to.
-        captions: how many to divide by, for a share of a batch; None: the packing's number.
+        captions: what the sum is divided by, if the batch is split over several ranks (see
+            ``Share``); None: the number of captions in the packing.
     """
     sums = weights.new_zeros(len(packing.order), weights.shape[1])  # [B, P]
     penalty = (1 - sums.index_add(0, packing.rows, weights)).square().mean()

@@ -11,7 +11,7 @@ from captioner.models.packing import Packing
 from captioner.models.recurrence.table import CELLS
 from captioner.runs import LAST
 from captioner.training.objectives import cross_entropy
-from captioner.training.objectives.cross_entropy import CrossEntropy, draw_words, read_own_words
+from captioner.training.objectives.cross_entropy import CrossEntropy, forward_sampled, sample_tokens
 from captioner.training.train import train
 
 LENGTHS = torch.tensor([3, 6, 1, 4])
@@ -31,7 +31,7 @@ def test_without_own_words_it_is_teacher_forcing_with_its_gradients(cell: str) -
     """In float64: they add up in different orders, which float32 rounds as the machine does."""
     decoder, features, inputs, packing = build(cell)
     decoder, features = decoder.double(), Features(features.pooled.double())
-    found = read_own_words(decoder, features, inputs, packing, share=0.0)
+    found = forward_sampled(decoder, features, inputs, packing, fraction=0.0)
     expected = decoder(features, inputs, packing)
     torch.testing.assert_close(found, expected)
     weights = torch.randn_like(found)
@@ -48,11 +48,11 @@ def test_with_own_words_alone_the_captions_are_not_read(monkeypatch) -> None:
     drawn = []
 
     def watch(logits):
-        drawn.append(draw_words(logits))
+        drawn.append(sample_tokens(logits))
         return drawn[-1]
 
-    monkeypatch.setattr(cross_entropy, "draw_words", watch)
-    found = read_own_words(decoder, features, inputs, packing, share=1.0)
+    monkeypatch.setattr(cross_entropy, "sample_tokens", watch)
+    found = forward_sampled(decoder, features, inputs, packing, fraction=1.0)
     read = torch.full_like(inputs, 4)
     read[:, 0] = 1
     for place, tokens in enumerate(drawn, start=1):
@@ -62,16 +62,16 @@ def test_with_own_words_alone_the_captions_are_not_read(monkeypatch) -> None:
 
 def test_words_are_drawn_by_their_probability_and_never_special_ones() -> None:
     logits = torch.randn(9) * 2
-    counts = torch.bincount(draw_words(logits.expand(20_000, 9)), minlength=9) / 20_000
+    counts = torch.bincount(sample_tokens(logits.expand(20_000, 9)), minlength=9) / 20_000
     expected = torch.cat([torch.zeros(4), torch.softmax(logits[4:], 0)])
     torch.testing.assert_close(counts, expected, atol=0.015, rtol=0)
 
 
 def test_the_share_rises_along_a_line(monkeypatch) -> None:
-    shares = []
+    fractions = []
 
-    def watch(decoder, features, inputs, packing, *, share):
-        shares.append(share)
+    def record(decoder, features, inputs, packing, fraction):
+        fractions.append(fraction)
         return decoder(features, inputs, packing)
 
     class Model(torch.nn.Module):
@@ -81,18 +81,18 @@ def test_the_share_rises_along_a_line(monkeypatch) -> None:
             return source
 
         def forward(self, source, inputs, packing):
-            shares.append("all at once")
+            fractions.append("all at once")
             return self.decoder(source, inputs, packing)
 
     from captioner.data.batches import Batch
 
-    monkeypatch.setattr(cross_entropy, "read_own_words", watch)
+    monkeypatch.setattr(cross_entropy, "forward_sampled", record)
     model = Model()
     batch = Batch(model.features, torch.arange(4), model.inputs, model.inputs, [])
     objective = CrossEntropy(None, None, scheduled_sampling=0.4)
     for done in (0.0, 0.25, 1.0):
         objective.outcome(model, batch, done)
-    assert shares == ["all at once", 0.1, 0.4]
+    assert fractions == ["all at once", 0.1, 0.4]
 
 
 def test_a_training_resumes_to_the_bit(tiny, tmp_path, cut_short) -> None:

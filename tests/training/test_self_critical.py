@@ -211,9 +211,9 @@ def test_the_reward_rises_to_its_largest(baseline: str) -> None:
 @pytest.mark.parametrize(
     ("scores", "says"),
     [
-        ({"dev_distinct": 1.0}, "1 % of the dev captions differ .objective.least_distinct=2"),
-        ({"dev_repeats": 45.0}, "45 % of their bigrams repeat one before"),
-        ({"dev_endless": 31.0}, "31 % of the dev captions are without <end>"),
+        ({"dev_distinct": 1.0}, "1 % of the dev captions are distinct .objective.least_distinct=2"),
+        ({"dev_repeats": 45.0}, "45 % of their bigrams repeat an earlier one"),
+        ({"dev_endless": 31.0}, "31 % of the dev captions have no <end>"),
         ({}, None),
     ],
 )
@@ -315,7 +315,7 @@ def test_a_run_that_degenerates_keeps_its_best_checkpoint(run, tmp_path, monkeyp
         original(self, {**scores, "dev_endless": 50.0 if len(looks) == 2 else 0.0}, captions)
 
     monkeypatch.setattr(SelfCritical, "check", worse)
-    with pytest.raises(Degenerate, match="50 % of the dev captions are without <end>"):
+    with pytest.raises(Degenerate, match="50 % of the dev captions have no <end>"):
         train(config, tmp_path / "run")
     best = checkpoint.read(tmp_path / "run")
     assert best.path.name == "best.ckpt"

@@ -28,11 +28,12 @@ class CrossEntropy(Objective):
     """Learn to predict the reference captions.
 
     Args:
-        label_smoothing: fraction of the target's probability spread over all words, [0, 1)
+        label_smoothing: fraction of the target's probability spread over all tokens, [0, 1)
             (Szegedy et al., 2016).
         scheduled_sampling: fraction of the input tokens sampled from the model at the end of the
-            training, rising linearly from 0, [0, 1]. Tokens are then processed one at a time.
-        attention_penalty: weight of ``losses.doubly_stochastic``, from 0; for decoders that attend.
+            training, [0, 1]; it rises linearly from 0. Tokens are then processed one at a time.
+        attention_penalty: weight of ``losses.doubly_stochastic``, from 0; for decoders with
+            attention.
     """
 
     length_options = ("scheduled_sampling",)
@@ -52,7 +53,7 @@ class CrossEntropy(Objective):
         check_range("objective.attention_penalty", attention_penalty)
         if scheduled_sampling and attention_penalty:
             raise ValueError(
-                "objective.attention_penalty and objective.scheduled_sampling do not go together; "
+                "objective.attention_penalty and objective.scheduled_sampling cannot be combined; "
                 "set one of them to 0"
             )
         self.label_smoothing, self.scheduled_sampling = label_smoothing, scheduled_sampling
@@ -70,19 +71,19 @@ class CrossEntropy(Objective):
         packing = Packing.of((batch.targets != IGNORED).sum(1))
         features = model.encode(batch.source)
         whole = batch.share
-        share = self.scheduled_sampling * done
+        fraction = self.scheduled_sampling * done
         penalty: Tensor | None = None
-        if share:
-            logits = read_own_words(model.decoder, features, batch.inputs, packing, share=share)
+        if fraction:
+            logits = forward_sampled(model.decoder, features, batch.inputs, packing, fraction)
         elif self.attention_penalty:
             logits, weights = model.attend(features, batch.inputs, packing)
             if features.grid is not None:
                 weights = weights[:, : features.grid.shape[1]]  # [N, P], without the sentinel
             captions = None if whole is None else whole.captions
-            unseen = doubly_stochastic(weights, packing, captions=captions)
-            penalty = self.attention_penalty * unseen
+            deviation = doubly_stochastic(weights, packing, captions=captions)
+            penalty = self.attention_penalty * deviation
         else:
-            logits = model(features, batch.inputs, packing)  # [N, V], of real words only
+            logits = model(features, batch.inputs, packing)  # [N, V], without padding
         targets = packing.pack(batch.targets)  # [N]
         loss = cross_entropy(
             logits,
@@ -94,38 +95,38 @@ class CrossEntropy(Objective):
         return Outcome(loss if penalty is None else loss + penalty, {})
 
 
-def read_own_words(
-    decoder: Decoder, features: Features, inputs: Tensor, packing: Packing, *, share: float
+def forward_sampled(
+    decoder: Decoder, features: Features, inputs: Tensor, packing: Packing, fraction: float
 ) -> Tensor:
-    """The logits of captions as in ``forward``, some input tokens being drawn from the decoder.
+    """The logits of captions as in ``forward``, but some input tokens are sampled from the decoder.
 
-    Each token depends on the one before: one ``step`` for each instead of one product for all.
+    Each input can depend on the logits before it, so tokens are processed one ``step`` at a time.
 
     Args:
-        decoder: any.
-        features: of each caption's image.
+        decoder: the decoder.
+        features: the features of each caption's image.
         inputs: <start> and the token ids of captions, [B, T].
-        packing: of their lengths.
-        share: of the tokens after <start> that are drawn, [0, 1].
+        packing: the packing of the captions.
+        fraction: fraction of the tokens after <start> that are sampled, [0, 1].
 
     Returns:
         logits [N, V], in the packing's order.
     """
-    given = inputs[packing.order]  # [B, T], longest first
+    references = inputs[packing.order]  # [B, T], longest first
     state = decoder.start(features.rows(packing.order))
-    tokens, steps = given[:, 0], []
+    tokens, steps = references[:, 0], []
     for place, rows in enumerate(packing.sizes):
         state = {name: tensor[:rows] for name, tensor in state.items()}
         logits, state = decoder.step(tokens[:rows], state)  # [rows, V]
         steps.append(logits)
         if place + 1 < len(packing.sizes):
-            own = torch.rand(rows, device=logits.device) < share
-            tokens = torch.where(own, draw_words(logits), given[:rows, place + 1])
+            sampled = torch.rand(rows, device=logits.device) < fraction
+            tokens = torch.where(sampled, sample_tokens(logits), references[:rows, place + 1])
     return torch.cat(steps)
 
 
-def draw_words(logits: Tensor) -> Tensor:
-    """Draw a token for each row, never a special one, as decoding does: [R, V] -> [R]."""
+def sample_tokens(logits: Tensor) -> Tensor:
+    """Sample a token for each row, without special tokens, as in decoding: [R, V] -> [R]."""
     first = Vocabulary.special_count
-    words = torch.softmax(logits.detach()[:, first:].float(), dim=1)
-    return first + torch.multinomial(words, 1).squeeze(1)
+    probabilities = torch.softmax(logits.detach()[:, first:].float(), dim=1)
+    return first + torch.multinomial(probabilities, 1).squeeze(1)

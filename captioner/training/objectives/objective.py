@@ -16,7 +16,7 @@ from captioner.tokenizers import Tokenizer
 
 
 class Degenerate(ValueError):
-    """The captions have become meaningless, whatever their score."""
+    """The captions have become meaningless, even if their score is high."""
 
 
 class Outcome(NamedTuple):
@@ -41,7 +41,7 @@ class Objective(ABC):
     """A warning if the training starts from random weights; None if that is intended."""
 
     length_options: ClassVar[tuple[str, ...]] = ()
-    """Options that depend on the length of the training if they are not 0."""
+    """Options that depend on the length of the training, unless they are 0."""
 
     measure: ClassVar[tuple[str, str]] = ("train loss", "train_loss")
     """The value that is reported after each epoch: its name in the report and in the logs."""
@@ -53,12 +53,12 @@ class Objective(ABC):
         """Check that the options fit the model that will be trained.
 
         Raises:
-            ValueError: one does not.
+            ValueError: an option does not fit.
         """
         return None
 
     def prepare(self, records: Sequence[Record]) -> None:
-        """Take the training images, once, before the first batch."""
+        """Receive the training images, once, before the first batch."""
         return None
 
     @abstractmethod
@@ -67,7 +67,7 @@ class Objective(ABC):
 
         Args:
             model: encoder and decoder.
-            batch: of images and captions.
+            batch: images and captions.
             done: fraction of the training's steps that are done, [0, 1].
         """
 
@@ -75,8 +75,8 @@ class Objective(ABC):
         """Check the dev captions of a validation.
 
         Args:
-            scores: of the validation, by name.
-            captions: one for each dev image.
+            scores: the scores of the validation, by name.
+            captions: a caption for each dev image.
 
         Raises:
             Degenerate: the captions have become meaningless, so the training stops.

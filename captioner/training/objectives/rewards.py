@@ -4,11 +4,11 @@
 
 ``<end>`` counts as a word of every reference, and of a sample that has reached it. Without it, the
 captions with the highest reward are fragments ("a man riding a wave on a"), and CIDEr-D rises by up
-to 4 points while captions get worse: published code differs here, and scores of models trained with
+to 4 points while captions get worse. Published code differs here, and scores of models trained with
 and without <end> are not comparable (Hu, Cavicchioli & Capotondi, "A request for clarity over the
 End of Sequence token in the Self-Critical Sequence Training", arXiv:2305.12254).
 
-Scores are on the usual scale, where coco-caption's CIDEr 1.0 is 1: CIDEr-D from 0 to 10, BLEU-4 and
+Scores are on the scale of coco-caption, not in percent: CIDEr-D from 0 to 10, BLEU-4 and
 ROUGE-L from 0 to 1. Document frequencies are those of the references given here, the training
 split. The references are indexed once (`captioner.metrics.ngrams`); a step of training only counts
 its samples.
@@ -56,25 +56,23 @@ def _rouge_l(references: References) -> Score:
 REWARDS: Mapping[str, Callable[[References], Score]] = MappingProxyType(
     {"cider": _cider, "bleu4": _bleu4, "rouge_l": _rouge_l}
 )
-"""Name of a reward -> the references to what scores captions against them."""
+"""Name of a reward -> a function from references to a function that scores captions."""
 
 
 class Rewards:
     """Rewards of captions against fixed references.
 
     Args:
-        references: of I images, the words of one or more captions each, without <end>.
-        weights: a key of REWARDS -> its weight ≥ 0; at least one above 0.
+        references: for each of I images the words of one or more captions, without <end>.
+        weights: key of REWARDS -> weight ≥ 0; at least one weight above 0.
 
     Raises:
-        ValueError: see `check_weights`; or an image without references.
+        ValueError: as for `check_weights`; or an image has no references.
     """
 
     def __init__(self, references: Sequence[Sequence[Words]], weights: Mapping[str, float]) -> None:
         check_weights(weights)
-        self._references = References(
-            [[[*text, END] for text in of_image] for of_image in references]
-        )
+        self._references = References([[[*text, END] for text in texts] for texts in references])
         self._parts = [
             (weight, REWARDS[name](self._references)) for name, weight in weights.items() if weight
         ]
@@ -84,10 +82,10 @@ class Rewards:
 
         Args:
             candidates: the words of C captions, <end> last where it was reached.
-            images: which image each describes, [C].
+            images: index of the image that each caption describes, [C].
 
         Returns:
-            the reward of each, [C].
+            the reward of each caption, [C].
         """
         matches = self._references.match(candidates, images)
         return sum(
@@ -97,16 +95,16 @@ class Rewards:
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
-    """Raise unless these are weights of rewards.
+    """Check the weights of rewards.
 
     Raises:
-        ValueError: an unknown reward, a weight below 0 or no number, or none above 0.
+        ValueError: a reward is unknown, a weight is negative or not a number, or all are 0.
     """
     for name, weight in weights.items():
         if name not in REWARDS:
             raise unknown_key("objective.rewards", name, REWARDS)
-        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
-        if not number or not 0 <= weight < math.inf:
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not is_number or not 0 <= weight < math.inf:
             raise ValueError(
                 f"objective.rewards.{name}={weight!r} is not accepted; choose a number from 0"
             )
@@ -119,8 +117,8 @@ def check_weights(weights: Mapping[str, float]) -> None:
 def sentence_bleu(rows: Rows) -> Rows:
     """BLEU-4 of single captions, 0 to 1, from the counts of `bleu_rows` [C, 10].
 
-    p_n = (matches + 1) / (total + 1) for n from 2 to 4, since few captions hold a 4-gram of their
-    references and log 0 would hide all else (Lin & Och, COLING 2004; nltk's method2).
+    p_n = (matches + 1) / (total + 1) for n from 2 to 4, since few captions contain a 4-gram of
+    their references, and log 0 would hide the other terms (Lin & Och, COLING 2004; nltk's method2).
     """
     more = numpy.array([0, 1, 1, 1])
     matches, total = rows[:, :4] + more, rows[:, 4:8] + more

@@ -13,14 +13,13 @@ Neither baseline depends on c_i, so the gradient is that of the expected reward.
 tokens of a caption is not divided by their number, which would weigh tokens of long captions less.
 
 p is the distribution that decoding samples from: <pad>, <start> and <unk> have probability 0, and
-the other tokens are renormalized; with a temperature τ it is softmax(logits / τ). Below 1 it is
-nearer to what a search finds, and the model learns less to be certain of a caption.
+the other tokens are renormalized; with a temperature τ it is softmax(logits / τ). If τ < 1, samples
+are closer to the captions of a search, and training makes the distribution of the model less sharp.
 
-Samples are drawn without a gradient, all images and samples in one batch, by the decoder's
-``stepper``; their probabilities are then computed by one teacher-forced ``forward``. So any decoder
-can be trained. Dropout is off in both: otherwise sampling and gradient would have different masks,
-and the samples would not come from the distribution that is differentiated.
-``dropout`` turns it on anyway.
+The decoder's ``stepper`` draws the samples without a gradient, all images and samples in one batch;
+one teacher-forced ``forward`` then computes their probabilities. So any decoder can be trained.
+Dropout is off in both: with different masks in sampling and gradient, the samples would not come
+from the distribution that is differentiated. ``dropout`` turns it on anyway.
 """
 
 from __future__ import annotations
@@ -55,27 +54,27 @@ BASELINES = ("leave_one_out", "greedy")
 
 
 class SelfCritical(Objective):
-    """Learn from rewards.
+    """Trains with rewards of sampled captions.
 
     Args:
-        samples: N, captions drawn of each image; "leave_one_out" needs 2 or more.
+        samples: N, captions sampled per image; "leave_one_out" needs 2 or more.
         baseline: "leave_one_out" or "greedy".
-        temperature: τ > 0 of the policy.
+        temperature: τ > 0 of the sampling distribution.
         rewards: keys of `rewards.REWARDS` and their weights; None: only CIDEr-D.
         dropout: leave the decoder's dropout on, with different masks in sampling and gradient.
-        cross_entropy_weight: λ ≥ 0; adds λ times the mean cross-entropy of a token of the reference
+        cross_entropy_weight: λ ≥ 0; adds λ times the mean cross-entropy per token of the reference
             captions, which keeps the language close to theirs.
-        least_distinct: percent of the dev captions that must differ, [0, 100].
-        most_repeats: percent of the dev captions' bigrams that may repeat an earlier one of the
-            same caption, [0, 100].
-        most_endless: percent of the dev captions that may be without <end>, [0, 100].
+        least_distinct: minimum percentage of dev captions that are distinct, [0, 100].
+        most_repeats: maximum percentage of bigrams of the dev captions that repeat an earlier one
+            of the same caption, [0, 100].
+        most_endless: maximum percentage of dev captions without <end>, [0, 100].
 
     Raises:
         ValueError: a value out of range, or an unknown name.
     """
 
     by_image = True
-    needs_start = "rewards teach random weights little: resume_weights=RUN starts from a run's"
+    needs_start = "rewards do not train random weights well: resume_weights=RUN loads trained ones"
     measure = ("reward", "train_reward")
 
     def __init__(
@@ -121,7 +120,7 @@ class SelfCritical(Objective):
     def prepare(self, records: Sequence[Record]) -> None:
         """Index the references, and count in how many images each n-gram occurs."""
         split = self.tokenizer.split
-        self._images = {record.image_id: place for place, record in enumerate(records)}
+        self._images = {record.image_id: index for index, record in enumerate(records)}
         self._rewards = Rewards(
             [[split(text) for text in record.captions] for record in records], self.weights
         )
@@ -143,42 +142,43 @@ class SelfCritical(Objective):
         loss = self._loss(decoder, features, samples, advantages.ravel(), captions)
         if self.cross_entropy_weight:
             loss = loss + self.cross_entropy_weight * _reference_loss(decoder, features, batch)
-        words = [one.tokens for one in samples]
+        tokens = [hypothesis.tokens for hypothesis in samples]
+        endless = sum(not hypothesis.finished for hypothesis in samples)
         logs = {
             "train_reward": rewards.mean(),
             "train_baseline": baseline.mean(),
             "train_advantage": numpy.abs(advantages).mean(),
-            "sample_length": sum(map(len, words)) / len(words),
-            "sample_repeats": 100 * repeated_bigrams(words),
-            "sample_endless": 100 * sum(not one.finished for one in samples) / len(samples),
+            "sample_length": sum(map(len, tokens)) / len(tokens),
+            "sample_repeats": 100 * repeated_bigrams(tokens),
+            "sample_endless": 100 * endless / len(samples),
         }
         return Outcome(loss, {name: float(value) for name, value in logs.items()})
 
     def check(self, scores: Mapping[str, float], captions: Sequence[str]) -> None:
-        """Stop where too many dev captions are equal, repeat themselves, or do not end."""
-        for name, bound, low, what in (
-            ("dev_distinct", "least_distinct", True, "of the dev captions differ"),
-            ("dev_repeats", "most_repeats", False, "of their bigrams repeat one before"),
-            ("dev_endless", "most_endless", False, "of the dev captions are without <end>"),
+        """Stop if too many dev captions are equal, repeat themselves, or do not end."""
+        for name, bound, is_minimum, text in (
+            ("dev_distinct", "least_distinct", True, "of the dev captions are distinct"),
+            ("dev_repeats", "most_repeats", False, "of their bigrams repeat an earlier one"),
+            ("dev_endless", "most_endless", False, "of the dev captions have no <end>"),
         ):
             value, limit = scores[name], getattr(self, bound)
-            if value < limit if low else value > limit:
+            if value < limit if is_minimum else value > limit:
                 raise Degenerate(
-                    f"the captions degenerate: {value:.0f} % {what} (objective.{bound}={limit:g}), "
-                    f"such as {captions[0]!r}; best.ckpt holds an earlier epoch, if there was a "
-                    "better one. Lower optimizer.lr, or set objective.cross_entropy_weight"
+                    f"the captions degenerate: {value:.0f} % {text} (objective.{bound}={limit:g}), "
+                    f"such as {captions[0]!r}; best.ckpt contains the best epoch before, if "
+                    "there is one. Lower optimizer.lr, or set objective.cross_entropy_weight"
                 )
 
     @torch.no_grad()
     def _sampler(
         self, decoder: Decoder, features: Features, keys: Sequence[int] | None = None
     ) -> Callable[[int], list[Hypothesis]]:
-        """A function that draws a number of captions of each image, or the greedy ones for 0.
+        """A function that samples a number of captions per image, or the greedy captions for 0.
 
-        The random numbers of an image depend on its place in the whole batch, so that any number of
-        ranks draws the same captions.
+        The random numbers of an image depend on its index in the whole batch, so that the captions
+        do not depend on the number of ranks.
         """
-        words = self.tokenizer.vocabulary
+        vocabulary = self.tokenizer.vocabulary
         stepper = decoder if self.dropout else decoder.stepper()
         state, step = stepper.start(features), stepper.step
 
@@ -186,30 +186,28 @@ class SelfCritical(Objective):
         def sample(count: int) -> list[Hypothesis]:
             options = DecodingOptions(max_length=self.decoding.max_length)
             if count:
-                seed = int(
-                    torch.randint(2**31, ())
-                )  # from the generator whose state is in checkpoints
-                seed = ranks.from_first(seed)
+                # The state of this generator is in checkpoints.
+                seed = ranks.from_first(int(torch.randint(2**31, ())))
                 options = options.changed(temperature=self.temperature, captions=count, seed=seed)
             hypotheses = decode(
                 step,
                 state,
-                start=words.start,
-                end=words.end,
+                start=vocabulary.start,
+                end=vocabulary.end,
                 options=options,
                 banned=self._banned,
                 keys=keys,
             )
-            return [sample for of_image in hypotheses for sample in of_image]
+            return [sample for samples in hypotheses for sample in samples]
 
         return sample
 
     def _reward(self, hypotheses: Sequence[Hypothesis], images: Integers) -> Rows:
-        """The reward of captions, with <end> where they reached it, [C]."""
+        """The reward of captions, with <end> if it was generated, [C]."""
         words = self.tokenizer.vocabulary.words
         texts = [
-            [*(words[token] for token in one.tokens), *([END] if one.finished else [])]
-            for one in hypotheses
+            [*(words[token] for token in caption.tokens), *([END] if caption.finished else [])]
+            for caption in hypotheses
         ]
         return self._rewards(texts, images)
 
@@ -223,25 +221,25 @@ class SelfCritical(Objective):
     ) -> Tensor:
         """The policy gradient of samples; those of an image are consecutive rows.
 
-        It is divided by their number, or, of a share of a batch, by `captions`.
+        It is divided by their number or, if the batch is split over several ranks, by `captions`.
         """
         device = features.pooled.device
         inputs, targets = (
-            t.to(device) for t in pad([one.tokens for one in samples], self.tokenizer)
+            t.to(device) for t in pad([sample.tokens for sample in samples], self.tokenizer)
         )
-        # In a truncated sample <end> was not drawn.
-        drawn = torch.tensor([len(one.log_probs) for one in samples], device=device)
-        packing = Packing.of(drawn)
+        # With <end>, except for truncated samples.
+        lengths = torch.tensor([len(sample.log_probs) for sample in samples], device=device)
+        packing = Packing.of(lengths)
         rows = torch.arange(len(features.pooled), device=device).repeat_interleave(self.samples)
         logits = decoder(features.rows(rows), inputs, packing)  # [N, V]
         if self.temperature != 1:
             logits = logits / self.temperature
         with torch.no_grad():  # these entries have no gradient
             logits[:, list(self._banned)] = -torch.inf
-        of_words = torch.from_numpy(advantages).float().to(device)[packing.rows]  # [N]
-        words = packing.pack(targets)
+        weights = torch.from_numpy(advantages).float().to(device)[packing.rows]  # [N]
+        tokens = packing.pack(targets)  # [N]
         captions = len(samples) if captions is None else captions
-        return policy_gradient(logits, words, of_words, captions=captions, in_place=True)
+        return policy_gradient(logits, tokens, weights, captions=captions, in_place=True)
 
     @property
     def _banned(self) -> tuple[int, ...]:
@@ -249,14 +247,14 @@ class SelfCritical(Objective):
 
 
 def leave_one_out(rewards: Rows) -> Rows:
-    """The mean reward of an image's other samples: [B, N] -> [B, N]."""
+    """The mean reward of the other samples of the same image: [B, N] -> [B, N]."""
     return (rewards.sum(axis=1, keepdims=True) - rewards) / (rewards.shape[1] - 1)
 
 
 def _reference_loss(decoder: Decoder, features: Features, batch: Batch) -> Tensor:
-    """The mean cross-entropy of a token of the reference captions."""
+    """The mean cross-entropy per token of the reference captions."""
     packing = Packing.of((batch.targets != IGNORED).sum(1))
     logits = decoder(features.rows(batch.rows), batch.inputs, packing)
     targets = packing.pack(batch.targets)
-    words = None if batch.share is None else batch.share.words
-    return cross_entropy(logits, targets, label_smoothing=0.0, divisor=words, in_place=True)
+    tokens = None if batch.share is None else batch.share.words
+    return cross_entropy(logits, targets, label_smoothing=0.0, divisor=tokens, in_place=True)

@@ -1,7 +1,7 @@
-"""The objectives, by the names from which ``objective=NAME`` chooses.
+"""The objectives, by name: ``objective=NAME``.
 
 An objective computes the loss of a batch through the model's ``encode`` and the decoder's
-interface only, so each works with any encoder and any decoder.
+interface only, so every objective works with every encoder and decoder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = MappingProxyType(
 
 
 def objective_class(group: Mapping[str, Any]) -> type[Objective]:
-    """The class that the group ``objective`` names; cross-entropy in one without a name."""
+    """The class that the group ``objective`` names; cross-entropy if it has no name."""
     return pick(OBJECTIVES, group.get("name", "cross_entropy"), "objective.name")
 
 
@@ -46,7 +46,7 @@ def build_objective(
 
     Args:
         group: ``name``, a key of OBJECTIVES, and its arguments.
-        tokenizer: of the captions.
+        tokenizer: the tokenizer of the captions.
         decoding: how dev captions are decoded.
 
     Raises:
