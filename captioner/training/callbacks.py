@@ -1,4 +1,4 @@
-"""Callbacks of a training: checkpoints, exact resuming, sample captions, and warnings."""
+"""Training callbacks: checkpoints, exact resuming, sample captions, and warnings."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from captioner.training import ranks
 from captioner.training.selection import BestCheckpoint, KeptEpochs, Patience
 
 MONITORS = ("dev_bleu4", "dev_cider")
-"""The dev scores that may choose the best checkpoint and stop early; higher is better."""
+"""The dev scores that can select the best checkpoint and stop early; higher is better."""
 
 
 def monitored(config: Config) -> str:
-    """The dev score that chooses the best checkpoint; BLEU-4 in runs without this option."""
+    """The dev score that selects the best checkpoint; BLEU-4 for runs without this option."""
     return config["callbacks"].get("monitor", MONITORS[0]) if "callbacks" in config else MONITORS[0]
 
 
@@ -51,16 +51,16 @@ def build_callbacks(
 
     Args:
         folder: the run folder.
-        monitor: one of MONITORS: the dev score that chooses the best checkpoint and stops early.
-        patience: validations without a better score before the training stops; 0 never stops it.
-        save_every: steps of the optimizer between two writes of last.ckpt, which is also written
-            at the end of every epoch; from 1.
+        monitor: one of MONITORS: the dev score that selects the best checkpoint and stops early.
+        patience: validations without a better score before the training stops; 0: never.
+        save_every: optimizer steps between two writes of last.ckpt, from 1; it is also written at
+            the end of every epoch.
         samples: dev captions logged at every validation; 0 for none.
-        ema: decay of the running average of the weights that is validated and that the best
-            checkpoint holds, [0, 1); 0: no average.
-        keep: how many of the best epochs keep a checkpoint in addition to best.ckpt, for
-            ``captioner average``; 0 for none.
-        progress: a live progress bar, where the output is a terminal.
+        ema: decay of the moving average of the weights, which validation and best.ckpt use, [0, 1);
+            0: no average.
+        keep: number of best epochs whose checkpoints are kept in addition to best.ckpt, for
+            ``captioner average``; 0: none.
+        progress: show a progress bar if the output is a terminal.
 
     Raises:
         ValueError: a value out of range.
@@ -85,17 +85,17 @@ def build_callbacks(
 
 
 class WeightAverage(Callback):
-    """Keeps an exponential moving average of the weights, which is validated in their place.
+    """Keeps an exponential moving average of the weights, which validation uses.
 
         a_n = d a_{n-1} + (1 - d) w_n        d = min(decay, (1 + n) / (10 + n)) at step n
 
     The average of many late steps is nearer to the minimum than the last step (Polyak & Juditsky,
-    1992; Tarvainen & Valpola, 2017). From the start of a validation until the end of the epoch the
-    model holds the average, so best.ckpt has it; last.ckpt has the weights themselves, and the
-    average in addition.
+    1992; Tarvainen & Valpola, 2017). The model contains the average from the start of a validation
+    until the end of the epoch, so best.ckpt contains the average. last.ckpt contains the weights
+    and, separately, the average.
 
     Args:
-        decay: (0, 1); about 1 / (1 - decay) steps are averaged.
+        decay: d, (0, 1); about 1 / (1 - d) steps are averaged.
     """
 
     def __init__(self, decay: float) -> None:
@@ -104,7 +104,7 @@ class WeightAverage(Callback):
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self._steps = 0
-        self._weights: dict[str, Tensor] = {}  # while the model holds the average
+        self._weights: dict[str, Tensor] = {}  # set while the model contains the average
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average, "steps": self._steps}
@@ -121,7 +121,7 @@ class WeightAverage(Callback):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, *unused: Any
     ) -> None:
         for name, weight in _learned(module).items():
-            if name not in self.average:  # unfrozen since
+            if name not in self.average:  # unfrozen after the last step
                 self.average[name] = weight.clone()
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ class WeightAverage(Callback):
         self, trainer: lightning.Trainer, module: lightning.LightningModule, *unused: Any
     ) -> None:
         if trainer.global_step == self._steps:
-            return  # gradients were accumulated, without a step
+            return  # gradients were accumulated: the optimizer has not stepped
         self._steps = trainer.global_step
         decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
         for name, weight in _learned(module).items():
@@ -182,7 +182,8 @@ class LastCheckpoint(Callback):
 class RandomState(Callback):
     """Stores every random generator of every rank in the checkpoint, as tensors and plain lists.
 
-    Rank 0 draws what a single process would; the others have their own seeds, unless resumed.
+    Rank 0 draws the same numbers as a single process; the other ranks have seeds of their own. A
+    resumed run restores the generators of all ranks.
     """
 
     def __init__(self) -> None:
@@ -242,14 +243,14 @@ class EpochLine(Callback):
         scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
         last = "∞" if trainer.max_epochs == -1 else trainer.max_epochs
         label, name = module.objective.measure
-        learned = f"{label} {scores.get(name, float('nan')):.3f}"
+        train_value = f"{label} {scores.get(name, float('nan')):.3f}"
         shuffled = ""
         if "dev_loss_shuffled" in scores:
             shuffled = f" (wrong image {scores['dev_loss_shuffled']:.3f})"
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
         module.report(
             f"epoch {trainer.current_epoch + 1:>3}/{last}"
-            f"   {learned}"
+            f"   {train_value}"
             f"   dev loss {scores['dev_loss']:.3f}{shuffled}"
             f"   BLEU-4 {scores['dev_bleu4']:5.1f}"
             f"   CIDEr-D {scores['dev_cider']:5.1f}"
@@ -261,14 +262,14 @@ class EpochLine(Callback):
 class ImageMatters(Callback):
     """Warns when the captions do not depend on the image.
 
-    Two values are checked after every epoch except the first: the dev loss of captions with the
-    images of their neighbors, which must be higher than with their own, and the share of distinct
-    captions. A decoder that has become a plain language model fails both. With a single dev image
+    Two values are checked after every epoch except the first: the dev loss of captions with a wrong
+    image, which must be higher than with their own image, and the percentage of distinct captions.
+    A decoder that has become a plain language model fails both checks. With a single dev image
     nothing is checked.
 
     Args:
-        least_gain: share of the dev loss by which the wrong image must be worse.
-        least_distinct: percent of dev captions that must differ.
+        least_gain: minimum relative increase of the dev loss with the wrong image.
+        least_distinct: minimum percentage of dev captions that are distinct.
     """
 
     def __init__(self, least_gain: float = 0.01, least_distinct: float = 2.0) -> None:
@@ -287,7 +288,7 @@ class ImageMatters(Callback):
         if gain < self.least_gain or distinct < self.least_distinct:
             warnings.warn(
                 f"the captions hardly depend on the images: the wrong image raises the dev loss by "
-                f"{100 * gain:.1f} %, and {distinct:.0f} % of the captions differ. Look at the "
+                f"{100 * gain:.1f} %, and {distinct:.0f} % of the captions are distinct. Check the "
                 "encoder, its transform and optimizer.lr",
                 stacklevel=2,
             )
@@ -322,10 +323,10 @@ class SampleCaptions(Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files, written whole or not at all, and read without executing code.
+    """Lightning's checkpoint files, written completely or not at all, read without executing code.
 
     Args:
-        resumed: a checkpoint that is read already, so that it is not read again.
+        resumed: a checkpoint that has already been read, so that it is not read again.
     """
 
     def __init__(self, resumed: Checkpoint | None = None) -> None:

@@ -21,17 +21,17 @@ EVERY = 50  # steps between two measurements of the memory
 
 
 class Costs(Callback):
-    """Measures a training, and writes after every epoch what was spent until then.
+    """Measures the cost of a training and writes it to a file after every epoch.
 
-    Keys of the file: minutes (of training and validation; not of computing features, which are
-    cached once, nor what a killed process spent after its last epoch), epochs, peak_memory_gib (of
-    the process, without the pages of mapped files; on a GPU of the GPU), learned_parameters,
-    all_parameters, threads, processes, torch. On several devices memory and threads are those of
-    the first process, which is the only one that writes the file.
+    Keys of the file: minutes (of training and validation, without the computation of cached
+    features, and without the time of a killed process after its last epoch), epochs,
+    peak_memory_gib (of the process, without memory-mapped files; on a GPU, of the GPU),
+    learned_parameters, all_parameters, threads, processes, torch. With several devices, memory and
+    threads are those of the first process, which writes the file.
 
     Args:
-        folder: the run folder; a resumed training adds to what is written there.
-        module: what is trained.
+        folder: the run folder; a resumed run adds to the values in its file.
+        module: the module that is trained.
     """
 
     def __init__(self, folder: Path, module: nn.Module) -> None:
@@ -40,7 +40,7 @@ class Costs(Callback):
         self.started = time.monotonic()
 
     def on_fit_start(self, *_: Any) -> None:
-        self.started = time.monotonic()  # the ranks have met
+        self.started = time.monotonic()  # all ranks have joined
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         if trainer.global_step % EVERY == 1:
@@ -73,15 +73,15 @@ class Costs(Callback):
 
 
 def memory() -> float:
-    """Bytes that this process holds: of the GPU the peak, where there is one; 0 if unknown."""
+    """Bytes of memory that this process uses: on a GPU, the peak of the GPU; 0 if unknown."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated()
     try:
-        held = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        if held:
-            return 1024 * int(held[1])
+        match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if match:
+            return 1024 * int(match[1])
         import resource
     except (OSError, ImportError):  # Windows
         return 0
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # with mapped pages
-    return most if sys.platform == "darwin" else most * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # includes memory-mapped files
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""The length of a training: chosen where no option says it, refused where nothing would happen."""
+"""The length of a training: its default, and errors if nothing would be trained."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 EPOCHS, STEPS, STEPS_BETWEEN = 15, 300, 20
-"""Without trainer.max_epochs and trainer.max_steps: this number of epochs or, from random weights,
-the number that makes this number of optimizer steps, with a validation after each epoch, or after
-this number of steps.
-Forty photographs are one step per epoch: a model with random weights is at its best after 200, one
-that starts from another's weights after a few."""
+"""Defaults if neither trainer.max_epochs nor trainer.max_steps is set: EPOCHS epochs or, from
+random weights, at least STEPS optimizer steps, with a validation after each epoch or, if epochs are
+shorter, after about STEPS_BETWEEN steps.
+
+With forty photographs an epoch is one step. A model with random weights then reaches its best score
+after about 200 steps, one that starts from trained weights after a few."""
 
 
 _ABOVE_ZERO = (
@@ -20,11 +21,12 @@ _ABOVE_ZERO = (
 )
 
 
-def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str, Any]:
-    """The group ``trainer`` with what depends on the length of an epoch.
+def resolve_length(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str, Any]:
+    """The group ``trainer`` with the options that depend on the length of an epoch.
 
-    max_epochs and check_val_every_n_epoch get numbers where they are null, and log_every_n_steps is
-    at most the steps of an epoch, so that the training loss is logged at least once per epoch.
+    max_epochs and check_val_every_n_epoch get numbers if they are null, and log_every_n_steps is at
+    most the number of steps of an epoch, so that the training loss is logged at least once per
+    epoch.
 
     Args:
         trainer: the group.
@@ -32,35 +34,36 @@ def settled(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str,
         new: whether the model starts from random weights.
 
     Raises:
-        ValueError: a number with which nothing would happen.
+        ValueError: a number with which nothing would be trained or validated.
     """
     for name in _ABOVE_ZERO:
         value = trainer.get(name)
         if isinstance(value, int | float) and (value == 0 or (value < 0 and name != "max_epochs")):
             raise ValueError(f"trainer.{name}={value} is not accepted; choose a number above 0")
     steps = steps_of(trainer, batches)
-    logged = min(trainer.get("log_every_n_steps", 50), steps)
+    log_every = min(trainer.get("log_every_n_steps", 50), steps)
     epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
     if epochs is None and not new and trainer.get("max_steps", -1) < 0:
         epochs = EPOCHS
     if epochs is None:
         every = every or max(1, STEPS_BETWEEN // steps)
-        most = trainer.get("max_steps", -1)
-        epochs = max(EPOCHS, math.ceil(STEPS / steps)) if most < 0 else math.ceil(most / steps)
-        epochs = every * math.ceil(epochs / every)  # the last one is validated
+        max_steps = trainer.get("max_steps", -1)
+        unlimited = max(EPOCHS, math.ceil(STEPS / steps))
+        epochs = unlimited if max_steps < 0 else math.ceil(max_steps / steps)
+        epochs = every * math.ceil(epochs / every)  # the last epoch is validated
     lengths = {"max_epochs": epochs, "check_val_every_n_epoch": every or 1}
-    return {**trainer, **lengths, "log_every_n_steps": logged}
+    return {**trainer, **lengths, "log_every_n_steps": log_every}
 
 
 def steps_of(trainer: Mapping[str, Any], batches: int) -> int:
-    """Steps of the optimizer in an epoch, at least 1."""
+    """Optimizer steps in an epoch, at least 1."""
     limit = trainer.get("overfit_batches") or trainer.get("limit_train_batches", 1.0)
-    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    return max(1, math.ceil(taken / max(1, trainer.get("accumulate_grad_batches", 1))))
+    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(1, math.ceil(used / max(1, trainer.get("accumulate_grad_batches", 1))))
 
 
 def require_batches(trainer: Mapping[str, Any], *, train: int, val: int) -> None:
-    """Refuse shares of the batches that are less than one batch, before the work begins.
+    """Refuse fractions of the batches that are less than one batch, before anything is computed.
 
     Args:
         trainer: the group.
@@ -68,15 +71,15 @@ def require_batches(trainer: Mapping[str, Any], *, train: int, val: int) -> None
         val: batches of the dev split.
 
     Raises:
-        ValueError: names the option and the least share.
+        ValueError: names the option and the smallest fraction.
     """
     for name, batches in (("train", train), ("val", val)):
         option = f"limit_{name}_batches"
-        share = trainer[option]
-        if isinstance(share, float) and 0 < share < 1 and int(share * batches) < 1:
+        fraction = trainer[option]
+        if isinstance(fraction, float) and 0 < fraction < 1 and int(fraction * batches) < 1:
             counted = "1 batch" if batches == 1 else f"{batches} batches"
             raise ValueError(
-                f"trainer.{option}={share} of {counted} is less than one; choose "
+                f"trainer.{option}={fraction} of {counted} is less than one; choose "
                 f"{math.ceil(100 / batches) / 100} or more, or a whole number of batches"
             )
 
@@ -85,8 +88,8 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, A
     """Refuse to resume a training whose epochs are all done.
 
     Args:
-        checkpoint: as Lightning wrote it; None where the training is new.
-        trainer: the group; its max_epochs may be negative: no limit, or None: not known yet.
+        checkpoint: as Lightning wrote it; None if the training is new.
+        trainer: the group; its max_epochs may be negative (no limit) or None (not known yet).
 
     Raises:
         ValueError: says what to set.
@@ -99,7 +102,7 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, A
     if not 0 <= max_epochs <= done:
         return
     reached, also = plural(done, "epoch is", "epochs are") + " done", ""
-    if max_steps >= 0:  # they may have ended the last epoch early
+    if max_steps >= 0:  # this limit may have ended the last epoch early
         steps, epochs = checkpoint.get("global_step", 0), plural(done, "epoch", "epochs")
         reached = f"{plural(steps, 'step is', 'steps are')} done, in {epochs}"
         also = f" and trainer.max_steps above {steps}" if max_steps <= steps else ""
@@ -109,12 +112,12 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, A
     )
 
 
-def plural(count: int, one: str, more: str) -> str:
-    """A count and its noun.
+def plural(count: int, singular: str, others: str) -> str:
+    """A count and its noun, such as "2 epochs".
 
     Args:
-        count: how many.
-        one: the noun for 1.
-        more: the noun for any other number.
+        count: the number.
+        singular: the noun for 1.
+        others: the noun for any other number.
     """
-    return f"{count} {one if count == 1 else more}"
+    return f"{count} {singular if count == 1 else others}"

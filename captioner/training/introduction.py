@@ -20,12 +20,12 @@ def introduce(
     folder: Path,
     report: Callable[[str], None],
 ) -> None:
-    """Report what is trained on what, and which options do not fit the data.
+    """Report the data, the precision and the model, and options that do not fit the data.
 
     Args:
-        dataset: as read, with its warnings.
-        data: the batches.
-        module: what is trained.
+        dataset: the dataset, with the warnings from reading it.
+        data: the training and dev batches.
+        module: the module that is trained.
         folder: the run folder.
         report: called with each line to print.
     """
@@ -57,9 +57,9 @@ def fill_embedding(
     """Copy pretrained word vectors into the decoder's embedding, and report what they cover.
 
     Args:
-        module: what is trained.
-        data: its training captions are counted.
-        path: a file of word vectors; None does nothing.
+        module: its decoder has the embedding.
+        data: the training captions, for the coverage.
+        path: a file of word vectors; None: nothing is done.
         report: called with the line to print.
     """
     if path is None:

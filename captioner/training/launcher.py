@@ -5,12 +5,13 @@ starts the others with the command that started it, and passes their ranks in th
 Lightning does. Lightning's own launcher uses ``sys.argv`` as that command, and when one process
 ends it kills all without a message.
 
-When a rank is killed, the others wait in a collective operation. With gloo that raises at once,
-with NCCL after half an hour; so each process also watches the others: the first one its children,
-and a child its parent.
+When a rank is killed, the others wait in a collective operation. gloo then raises an error
+immediately, NCCL after half an hour. So the processes also watch each other: the first process
+watches its children, and each child its parent.
 
-SIGTERM would leave them waiting as well: Lightning's handler sends to the other ranks from within
-the operation that it interrupts. Here SIGTERM unwinds a process as it would without Lightning.
+Lightning's handler of SIGTERM would leave the ranks waiting as well: it communicates with the other
+ranks from within the operation that the signal interrupts. So the handler that the process had
+before stays in use (``OwnHandler``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from captioner.training import ranks
 
 PARENT = "CAPTIONER_PARENT"
-"""Environment variable with the id of the process that has started this one."""
+"""Environment variable with the id of the process that started this process."""
 
 INTERVAL = 0.5  # seconds between two checks of the other processes
 GRACE = 5.0  # seconds that a process has to end by itself after another one has ended
@@ -48,12 +49,12 @@ class RankLost(ValueError):
 
 @dataclass(frozen=True)
 class Launch:
-    """How the other processes of a training start, and who is told when one is lost.
+    """How the other processes of a training are started, and how a lost process is reported.
 
     Attributes:
-        command: starts this training in the process of another rank; None: the script that runs
-            now.
-        report: called with one line before this process ends without raising RankLost.
+        command: the command that starts this training in the process of another rank; None: the
+            current script.
+        report: called with one line before this process exits without raising RankLost.
     """
 
     command: Sequence[str] | None
@@ -61,17 +62,17 @@ class Launch:
 
 
 @contextlib.contextmanager
-def together(trainer: lightning.Trainer, folder: Path, launch: Launch) -> Iterator[None]:
+def start_ranks(trainer: lightning.Trainer, folder: Path, launch: Launch) -> Iterator[None]:
     """Within the block, all ranks of a training run and can communicate
     (``captioner.training.ranks``).
 
-    The processes that are started here end at its exit: nothing after it runs in them. With one
-    device nothing happens.
+    The processes that it starts exit at the end of the block: code after the block does not run in
+    them. With one device nothing happens.
 
     Args:
-        trainer: not started yet.
-        folder: of the run, for the advice where a rank is lost.
-        launch: starts the processes.
+        trainer: the trainer, before ``fit``.
+        folder: the run folder, for the error if a rank is lost.
+        launch: how the processes are started.
 
     Raises:
         RankLost: another rank ended before the training did.
@@ -82,12 +83,12 @@ def together(trainer: lightning.Trainer, folder: Path, launch: Launch) -> Iterat
         return
     environment, threads, done = dict(os.environ), torch.get_num_threads(), False
     watch = _watch_for(trainer.strategy, launch)
-    # The other processes have it already; Lightning would give all ranks one seed.
+    # The other processes already have it; Lightning would give all ranks the same seed.
     os.environ.pop("PL_GLOBAL_SEED", None)
     trainer.callbacks.append(OwnHandler(signal.SIGTERM))  # type: ignore[attr-defined]
     try:
         watch.start()
-        with _ended_at_once(signal.SIGTERM):
+        with _default_action(signal.SIGTERM):
             trainer.strategy.setup_environment()
         yield
         done = True
@@ -116,10 +117,10 @@ class OwnHandler(Callback):
 
 
 @contextlib.contextmanager
-def _ended_at_once(number: signal.Signals) -> Iterator[None]:
-    """Within the block, a signal ends any rank except the first, even if it waits for others.
+def _default_action(number: signal.Signals) -> Iterator[None]:
+    """Within the block, a signal ends every rank except the first, even one that waits for others.
 
-    Python runs handlers between its own instructions only, and waiting is one instruction.
+    Python runs a signal handler only between two instructions, and waiting is a single instruction.
     """
     if ranks.first() or threading.current_thread() is not threading.main_thread():
         yield
@@ -138,12 +139,12 @@ def _restore(environment: dict[str, str]) -> None:
 
 
 def started_here() -> bool:
-    """Whether another process of this training has started this one."""
+    """Whether another process of this training has started this process."""
     return PARENT in os.environ
 
 
 def require_startable(trainer: lightning.Trainer, launch: Launch) -> None:
-    """Refuse a training that ``together`` could not start, before anything is written.
+    """Refuse a training that ``start_ranks`` could not start, before anything is written.
 
     Raises:
         ValueError: several devices, and no script to start.
@@ -175,21 +176,21 @@ def _start(strategy: DDPStrategy, command: Sequence[str]) -> dict[int, subproces
     """The other processes of this machine, by rank."""
     cluster = strategy.cluster_environment
     assert cluster is not None
-    each, node = strategy.num_processes, cluster.node_rank()
+    processes, node = strategy.num_processes, cluster.node_rank()
     os.environ.update(
         MASTER_ADDR=cluster.main_address,
         MASTER_PORT=str(cluster.main_port),
         NODE_RANK=str(node),
         LOCAL_RANK="0",
-        WORLD_SIZE=str(each * strategy.num_nodes),
+        WORLD_SIZE=str(processes * strategy.num_nodes),
     )
     return {
-        node * each + place: subprocess.Popen(
+        node * processes + local_rank: subprocess.Popen(
             command,
-            env={**os.environ, "LOCAL_RANK": str(place), PARENT: str(os.getpid())},
+            env={**os.environ, "LOCAL_RANK": str(local_rank), PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
         )
-        for place in range(1, each)
+        for local_rank in range(1, processes)
     }
 
 
@@ -197,44 +198,44 @@ _scripts_started = 0
 
 
 def _own_command() -> list[str]:
-    """What runs the script again that runs now.
+    """The command that runs the current script again.
 
     Raises:
-        ValueError: there is none, or it has been run again already.
+        ValueError: there is no script, or it has already been run again.
     """
     import __main__
 
     if _scripts_started:
         raise ValueError(
-            "a script trains on several devices once, because the other processes run it from its "
-            "start; train by `captioner train`, or each model by a script of its own"
+            "a script can train on several devices only once, because the other processes run it "
+            "from its start; use `captioner train`, or one script for each model"
         )
     module, file = getattr(__main__, "__spec__", None), getattr(__main__, "__file__", None)
     if module is None and (file is None or not Path(file).is_file()):
         raise ValueError(
-            "trainer.devices: the other processes run the training script, but there is none; "
-            "put it into a file, use `captioner train`, or set trainer.devices=1"
+            "trainer.devices: the other processes run the training script, but there is no such "
+            "file; put the program into a file, use `captioner train`, or set trainer.devices=1"
         )
     script = ["-m", module.name] if module is not None else [os.path.abspath(str(file))]
     return [sys.executable, *script, *sys.argv[1:]]
 
 
 def started_by_torchrun(devices: int | str, num_nodes: int) -> tuple[int | str, int]:
-    """Devices on each machine, and machines; where these are 1, as many as torchrun has started.
+    """Devices per machine, and machines; numbers of 1 are replaced by those of torchrun.
 
     Raises:
-        ValueError: torchrun has started another number of processes.
+        ValueError: torchrun has started a different number of processes.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return devices, num_nodes
-    each, every = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    local, world = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if str(devices) in ("1", "auto"):
-        devices = each
+        devices = local
     if num_nodes == 1:
-        num_nodes = every // each
-    if str(devices).isdigit() and int(devices) * num_nodes != every:
+        num_nodes = world // local
+    if str(devices).isdigit() and int(devices) * num_nodes != world:
         raise ValueError(
-            f"trainer.devices={devices} and trainer.num_nodes={num_nodes} are not the {every} "
+            f"trainer.devices={devices} and trainer.num_nodes={num_nodes} do not match the {world} "
             "processes that torchrun has started; leave them out"
         )
     return devices, num_nodes
@@ -244,9 +245,9 @@ def started_by_torchrun(devices: int | str, num_nodes: int) -> tuple[int | str, 
 
 
 class _Watch(threading.Thread):
-    """Watches no process: for processes that another program has started and ends together."""
+    """Watches nothing: another program (torchrun, SLURM) starts and ends the processes."""
 
-    owns = False  # whether the group ends with the training
+    owns = False  # whether the process group is destroyed after the training
 
     def __init__(self, report: Callable[[str], object]) -> None:
         super().__init__(daemon=True, name="ranks")
@@ -254,25 +255,25 @@ class _Watch(threading.Thread):
         self._over = threading.Event()
 
     def lost(self) -> str | None:
-        """A text that says which rank has ended, and how; None if none has."""
+        """A text that names the rank that has ended, and how; None if all ranks run."""
         return None
 
     def run(self) -> None:
         while not self._over.wait(INTERVAL):
             lost = self.lost()
             if lost is not None:
-                if not self._over.wait(GRACE):  # it waits for the lost rank: nothing else ends it
+                if not self._over.wait(GRACE):  # the training still waits for the lost rank
                     self.end(0.0)
                     self.leave(_message(lost, None))
                 return
 
     def explain(self, error: BaseException, folder: Path) -> None:
-        """Raise RankLost instead of an error that the end of another rank has caused."""
+        """Raise RankLost instead of an error that was caused by the end of another rank."""
         if _is_of_another_rank(error):
             raise RankLost(_message("another rank was ended", folder)) from None
 
     def leave(self, line: str) -> None:
-        """Report an error and end this process at once, whatever its threads wait for."""
+        """Report an error and exit this process immediately, even if its threads are waiting."""
         self.report(line)
         os._exit(1)
 
@@ -282,7 +283,7 @@ class _Watch(threading.Thread):
 
 
 class _Parent(_Watch):
-    """Watches the processes that it has started."""
+    """Watches the processes that this process has started."""
 
     owns = True
 
@@ -319,7 +320,7 @@ class _Parent(_Watch):
 
 
 class _Child(_Watch):
-    """Watches the process that has started it, and reports why it ends if that process cannot."""
+    """Watches the process that has started this one, and reports the error if that one cannot."""
 
     def __init__(self, parent: int, report: Callable[[str], object]) -> None:
         super().__init__(report)
@@ -331,21 +332,23 @@ class _Child(_Watch):
     def explain(self, error: BaseException, folder: Path) -> None:
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise SystemExit(130) from None
-        lost = _wait_for(self.lost)  # a parent with the same error kills this process meanwhile
+        lost = _wait_for(
+            self.lost
+        )  # a parent with the same error kills this process while it waits
         if lost:
             self.leave(_message(lost, folder))
 
 
 def _wait_for(lost: Callable[[], str | None]) -> str | None:
-    """Which rank has ended, or ends within GRACE seconds."""
+    """A text about a rank that has ended or ends within GRACE seconds; None if none does."""
     until = time.monotonic() + GRACE
-    while (rank := lost()) is None and time.monotonic() < until:
+    while (text := lost()) is None and time.monotonic() < until:
         time.sleep(0.05)
-    return rank
+    return text
 
 
 def _is_of_another_rank(error: BaseException) -> bool:
-    """Whether another rank's end has caused an error; gloo's errors have no class of their own."""
+    """Whether an error was caused by the end of another rank; gloo has no error class."""
     kinds: Any = getattr(torch.distributed, "DistError", ())
     return isinstance(error, kinds) or (
         isinstance(error, RuntimeError) and "gloo" in str(error).lower()
@@ -353,8 +356,8 @@ def _is_of_another_rank(error: BaseException) -> bool:
 
 
 def _message(lost: str, folder: Path | None) -> str:
-    again = "" if folder is None else f"; resume={folder} resumes from the last checkpoint, if any"
-    return f"{lost}, and the training with it{again}"
+    advice = "" if folder is None else f"; resume={folder} resumes from the last checkpoint, if any"
+    return f"{lost}, which ended the training{advice}"
 
 
 def _signal(number: int) -> str:

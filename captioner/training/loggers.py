@@ -1,4 +1,4 @@
-"""Where a training's losses and scores are logged: CSV, TensorBoard, Weights & Biases."""
+"""Loggers of losses and scores: CSV, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -29,26 +29,29 @@ def build_loggers(
         folder: the run folder; its name is that of the run in Weights & Biases.
         report: called with each line to print.
         csv: logs/csv/version_0/metrics.csv; a resumed run adds version_1, and so on.
-        tensorboard: logs/tensorboard, where tensorboard is installed.
-        wandb: Weights & Biases: online where the user has logged in there, otherwise below
-            logs/wandb; the environment variable WANDB_MODE takes precedence.
+        tensorboard: logs/tensorboard, if tensorboard is installed.
+        wandb: Weights & Biases: online if the user is logged in, otherwise below logs/wandb; the
+            environment variable WANDB_MODE takes precedence.
         project: the project in Weights & Biases.
 
     Raises:
-        ValueError: wandb is requested and not installed.
+        ValueError: wandb is true, but it is not installed.
     """
     loggers: list[Logger] = []
     if csv:
         loggers.append(CSVLogger(folder / LOGS, name="csv"))
     if tensorboard:
         if importlib.util.find_spec("tensorboard"):
-            # without hp_metric, which would be -1 throughout
+            # without hp_metric, which would always be -1
             board = TensorBoardLogger(
                 folder / LOGS, name="tensorboard", version="", default_hp_metric=False
             )
             loggers.append(board)
         else:
-            report("no TensorBoard log: pip install 'captioner[logging]' adds it")
+            report(
+                "tensorboard is not installed, so there is no TensorBoard log: "
+                "pip install 'captioner[logging]'"
+            )
     if wandb:
         loggers.append(_build_wandb(folder, report, project))
     return loggers
@@ -62,7 +65,7 @@ def log_configuration(loggers: Iterable[Logger], config: Config) -> None:
 
 
 def close(loggers: Iterable[Logger]) -> None:
-    """End the run in Weights & Biases, or the next training of this process would continue it."""
+    """End the run in Weights & Biases, so that the next training of this process starts another."""
     if any(isinstance(logger, WandbLogger) for logger in loggers):
         import wandb
 
@@ -72,20 +75,22 @@ def close(loggers: Iterable[Logger]) -> None:
 def _build_wandb(folder: Path, report: Callable[[str], None], project: str) -> WandbLogger:
     if not importlib.util.find_spec("wandb"):
         raise ValueError("logger.wandb=true needs wandb: pip install 'captioner[logging]'")
-    known = os.environ.get("WANDB_MODE") or not is_first()  # other processes log nothing
-    mode = None if known else _wandb_mode(folder, report)
+    decided = os.environ.get("WANDB_MODE") or not is_first()  # other processes log nothing
+    mode = None if decided else _wandb_mode(folder, report)
     return WandbLogger(folder.resolve().name, folder / LOGS, project=project, mode=mode)
 
 
 def _wandb_mode(folder: Path, report: Callable[[str], None]) -> str:
-    """Online where the user has logged in and the server answers, otherwise offline."""
+    """Online if the user is logged in and the server answers, otherwise offline."""
     import wandb
 
     try:
-        online, why = wandb.login(prompt=False), "no user has logged in (wandb login)"
+        online, reason = wandb.login(prompt=False), "no user is logged in (wandb login)"
     except wandb.errors.Error as error:
-        online, why = False, str(error).rstrip(".")
+        online, reason = False, str(error).rstrip(".")
     if online:
         return "online"
-    report(f"Weights & Biases: {why}; `wandb sync` of {folder / LOGS}/wandb uploads the run later")
+    report(
+        f"Weights & Biases: {reason}; `wandb sync` of {folder / LOGS}/wandb uploads the run later"
+    )
     return "offline"

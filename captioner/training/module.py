@@ -1,8 +1,8 @@
 """The Lightning module: an objective, an optimization, and validation.
 
 The best checkpoint is chosen by a score of freely decoded dev captions, BLEU-4 or CIDEr-D, not by
-the loss: the loss is teacher-forced and continues to fall, or rises, after the captions have
-stopped changing; and a reward can rise while captions get worse.
+the loss: the teacher-forced loss can still fall, or rise, when the captions no longer change, and a
+reward can rise while captions get worse.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def build_module(
         config: of the run; its groups objective, optimizer, schedule and training are used.
         model: encoder and decoder.
         tokenizer: of the training captions.
-        total_steps: steps of the optimizer in the whole training.
+        total_steps: optimizer steps in the whole training.
         decoding: how dev captions are decoded.
 
     Raises:
@@ -70,7 +70,7 @@ class LitCaptioner(lightning.LightningModule):
     Args:
         model: encoder and decoder.
         tokenizer: of the training captions.
-        config: the configuration of the run, kept in its checkpoints.
+        config: the configuration of the run, which its checkpoints contain.
         decoding: how dev captions are decoded.
         objective: computes the loss.
         optimization: how the weights change.
@@ -79,7 +79,7 @@ class LitCaptioner(lightning.LightningModule):
         report: called with each line to print; the default is this module's log.
         training_captions: hashes of all captions that the model has learned from; None if unknown.
         own_captions: hashes of those of the run's own dataset; None if unknown.
-        dev_scores: of the last validation, by name.
+        dev_scores: the scores of the last validation, by name.
 
     Raises:
         ValueError: an option of the objective does not fit the model.
@@ -113,7 +113,7 @@ class LitCaptioner(lightning.LightningModule):
         if not torch.isfinite(total):
             raise NonFiniteLoss(
                 f"the loss is {total.item()} at step {self.global_step}; nothing was overwritten. "
-                "Lower optimizer.lr, set trainer.gradient_clip_val, or look at the data with "
+                "Lower optimizer.lr, set trainer.gradient_clip_val, or check the data with "
                 "`captioner data check`; resume=RUN resumes from the last checkpoint, if any"
             )
         self.log("train_loss", total, prog_bar=True)
@@ -122,7 +122,7 @@ class LitCaptioner(lightning.LightningModule):
 
     def on_train_batch_end(self, *unused: Any) -> None:
         if 0 <= self.trainer.max_steps <= self.global_step:
-            self.trainer.should_stop = True  # then dev is scored, also within an epoch
+            self.trainer.should_stop = True  # validation then runs, even in the middle of an epoch
 
     def configure_optimizers(self) -> Any:
         scaled = self.config.get("trainer", {}).get("precision") == "16-mixed"
@@ -138,7 +138,7 @@ class LitCaptioner(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by norm; Lightning's own refuses fused optimizers even where no loss is scaled."""
+        """Clip by norm; Lightning's clipping refuses fused optimizers even if no loss is scaled."""
         if gradient_clip_val:
             nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
@@ -150,23 +150,23 @@ class LitCaptioner(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self._dev = []
-        if self.model.encoder.trainable:  # its statistics may be those of a rank's share
+        if self.model.encoder.trainable:  # its running statistics may differ between ranks
             ranks.align(self.model.encoder.buffers())
         self._steppers = make_steppers([self.model], self.decoding)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
-        if not batch.records:  # nothing is left for this rank
+        if not batch.records:  # no images are left for this rank
             return
         features = self.model.encode(batch.source)
         losses, tokens = dev_losses(self.model.decoder, features, batch)
         hypotheses = generate(
             [self.model], [features], self.tokenizer, self.decoding, steppers=self._steppers
         )
-        best = [of_image[0] for of_image in hypotheses]
+        best = [candidates[0] for candidates in hypotheses]
         self._dev.append(DevBatch(losses, tokens, best, batch.records))
 
     def on_validation_epoch_end(self) -> None:
-        self._dev = ranks.in_turn(ranks.gather(self._dev))
+        self._dev = ranks.interleave(ranks.gather(self._dev))
         self.dev_scores = ranks.from_first(dev_scores(self._dev, self.tokenizer))
         self.log_dict(self.dev_scores)
         self.objective.check(self.dev_scores, [caption for _, caption, _ in self.dev_captions])
@@ -215,14 +215,15 @@ class LitCaptioner(lightning.LightningModule):
 
         Args:
             checkpoint_path: a checkpoint file or a run folder.
-            map_location: the device to put it on; None: the CPU.
+            map_location: the device of the module; None: the CPU.
 
         Raises:
-            ValueError: the file is not a checkpoint of this package, damaged or newer.
+            ValueError: the file is damaged, not of this package, or of a newer version.
         """
         if unused:
             raise ValueError(
-                f"load_from_checkpoint accepts no {', '.join(unused)}: the checkpoint is sufficient"
+                f"load_from_checkpoint does not accept {', '.join(unused)}; "
+                "the checkpoint contains everything"
             )
         saved = checkpoint.read(checkpoint_path)
         decoding = make(DecodingOptions, "decoding", saved.config["decoding"])
@@ -235,7 +236,7 @@ class LitCaptioner(lightning.LightningModule):
 def _mean_over_ranks(
     loss: Tensor, logs: Mapping[str, float], batch: Batch
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of the whole batch and the means over its images, from those of a rank's share."""
+    """The loss and the logged means of the whole batch, from those of this rank's part of it."""
     if batch.share is None:
         return loss, dict(logs)
     weight = len(batch.records) / batch.share.images

@@ -1,8 +1,8 @@
-"""How a training changes the weights: which learn, by which optimizer, at which rate.
+"""Optimization: which weights are trained, by which optimizer, at which learning rate.
 
-Matrices decay; biases, normalization and embeddings do not. Decoder and encoder have learning rates
-of their own; both follow one schedule. An encoder that is unfrozen within a run has the schedule of
-the steps that remain.
+Weight decay applies to matrices, but not to biases, normalization and embeddings. Decoder and
+encoder have separate learning rates and one schedule. If an encoder is unfrozen during a run, its
+schedule covers the steps that remain.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from captioner.training.unfreezing import Unfreezing
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedWeights:
-    """Which weights learn, and where the embedding starts: the group ``training``.
+    """Which weights are trained, and the initial word embedding: the group ``training``.
 
     Attributes:
-        word_vectors: a file of word vectors from which ``train`` fills the decoder's embedding.
-        freeze_words: do not learn the decoder's embedding.
-        unfreeze_at: epochs after which a frozen encoder begins to learn, or a share of all epochs;
-            from then on images are read live. None: never.
-        unfreeze_stages: how many of its last stages, from 1; None: all of them.
+        word_vectors: a file of word vectors, which ``train`` copies into the decoder's embedding.
+        freeze_words: do not train the decoder's embedding.
+        unfreeze_at: number of epochs after which a frozen encoder is trained, or a fraction of all
+            epochs; from then on images are read from their files. None: never.
+        unfreeze_stages: number of its last stages that are trained, from 1; None: all.
     """
 
     word_vectors: str | None = None
@@ -43,17 +43,17 @@ class LearnedWeights:
     unfreeze_stages: int | None = None
 
     def freeze(self, model: CaptioningModel) -> None:
-        """Freeze the decoder's embedding, where that is asked for."""
+        """Freeze the decoder's embedding if ``freeze_words`` is set."""
         if self.freeze_words:
             model.decoder.words.requires_grad_(False)
 
     def unfreezing(self, model: CaptioningModel, *, epochs: int, steps: int) -> Unfreezing | None:
-        """What unfreezes the encoder; None where nothing does.
+        """The callback that unfreezes the encoder; None if it stays as it is.
 
         Args:
-            model: its encoder is frozen.
-            epochs: of the whole training.
-            steps: of the optimizer in the whole training.
+            model: the model; its encoder is frozen.
+            epochs: epochs in the whole training.
+            steps: optimizer steps in the whole training.
 
         Raises:
             ValueError: the encoder is not frozen, or a value out of range.
@@ -66,16 +66,16 @@ class LearnedWeights:
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the weights change.
+    """How the weights are changed.
 
     Attributes:
-        schedule: of the learning rates.
-        optimizer: a class of ``torch.optim``, or one like it.
-        arguments: of the optimizer, except learning rate and weight decay.
-        unfreezing: unfreezes the encoder within the run; None where nothing does.
+        schedule: the schedule of the learning rates.
+        optimizer: a class of ``torch.optim``, or one with the same interface.
+        arguments: arguments of the optimizer, except learning rate and weight decay.
+        unfreezing: the callback that unfreezes the encoder; None if it stays as it is.
         lr: peak learning rate of the decoder, from 0.
         encoder_lr: peak learning rate of a trainable encoder, from 0.
-        weight_decay: of matrices, from 0.
+        weight_decay: weight decay of matrices, from 0.
 
     Raises:
         ValueError: a value out of range.
@@ -93,17 +93,17 @@ class Optimization:
     def __post_init__(self) -> None:
         for name in ("lr", "encoder_lr", "weight_decay"):
             check_range(f"optimizer.{name}", getattr(self, name))
-        try:  # now, not after the features of all images are computed
+        try:  # checked here, before the features of all images are computed
             self._build([{"params": [nn.Parameter(torch.zeros(1))]}], fused=False)
         except (TypeError, ValueError) as error:
             raise ValueError(f"optimizer: {error}") from None
 
     def configure(self, model: CaptioningModel, *, fused: bool) -> tuple[Optimizer, LambdaLR]:
-        """The optimizer of a model's weights, and what sets its learning rates at each step.
+        """The optimizer of a model's weights, and the scheduler of its learning rates.
 
         Args:
             model: the model.
-            fused: compute a step in one pass, where the optimizer can.
+            fused: use the fused implementation, if the optimizer has one.
         """
         groups = self.parameter_groups(model)
         optimizer = self._build(groups, fused=fused)
@@ -112,10 +112,12 @@ class Optimization:
         return optimizer, LambdaLR(optimizer, rates)
 
     def parameter_groups(self, model: CaptioningModel) -> list[dict[str, Any]]:
-        """The weights that learn, with learning rate and weight decay, as torch takes them."""
+        """The trained weights with learning rate and weight decay, as torch expects them."""
         groups = []
         for part, lr in ((model.decoder, self.lr), (model.encoder, self.encoder_lr)):
-            owners: dict[nn.Parameter, nn.Module] = {}  # of tied weights the first: the embedding
+            owners: dict[
+                nn.Parameter, nn.Module
+            ] = {}  # tied weights belong to the first: the embedding
             for module in part.modules():
                 for parameter in module.parameters(recurse=False):
                     owners.setdefault(parameter, module)
@@ -130,11 +132,11 @@ class Optimization:
     def _build(self, groups: list[dict[str, Any]], *, fused: bool) -> Optimizer:
         kind: Any = self.optimizer
         takes_fused = "fused" in inspect.signature(kind).parameters
-        more = {"fused": fused} if takes_fused else {}
-        return kind(groups, lr=self.lr, **self.arguments, **more)
+        options = {"fused": fused} if takes_fused else {}
+        return kind(groups, lr=self.lr, **self.arguments, **options)
 
     def _first_step(self, parameter: nn.Parameter) -> int | None:
-        """The step in which a parameter begins to learn; None for one that never learns."""
+        """The first step that trains a parameter; None if it is never trained."""
         if self.unfreezing is not None and parameter in self.unfreezing.parameters:
             return self.unfreezing.first_step
         return 0 if parameter.requires_grad else None
@@ -144,9 +146,9 @@ def build_optimization(config: Config, model: CaptioningModel, total_steps: int)
     """The optimization of the groups ``optimizer``, ``schedule`` and ``training``.
 
     Args:
-        config: of the run.
-        model: what is trained; its embedding is frozen where that is asked for.
-        total_steps: of the optimizer in the whole training.
+        config: the configuration of the run.
+        model: the model to train; its embedding is frozen if the configuration says so.
+        total_steps: optimizer steps in the whole training.
 
     Raises:
         ValueError: an unknown name or option, or a value out of range.
@@ -163,10 +165,11 @@ def build_optimization(config: Config, model: CaptioningModel, total_steps: int)
     for name in options:
         if name not in (*shared, *own):
             raise unknown_key("optimizer", name, dict.fromkeys(["name", *shared, *own]))
-    arguments = {k: _as_torch_takes(v) for k, v in options.items() if k not in shared}
+    arguments = {k: _tuple_of_list(v) for k, v in options.items() if k not in shared}
     rates = {name: options[name] for name in shared if name in options}
     return make(Optimization, "optimizer", rates, schedule, kind, arguments, unfreezing)
 
 
-def _as_torch_takes(value: Any) -> Any:
+def _tuple_of_list(value: Any) -> Any:
+    """A list from YAML as the tuple that torch expects, such as ``betas``."""
     return tuple(value) if isinstance(value, list) else value

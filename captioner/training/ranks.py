@@ -1,7 +1,7 @@
 """The processes of a training on several devices: which one this is, and how they communicate.
 
-Each process is a rank; rank 0 prints and writes. In a training of one process every function
-returns its argument. Ranks exchange plain data and tensors of their own, never a file's content.
+Each process is a rank; rank 0 prints and writes. With a single process these functions return their
+argument unchanged. Ranks exchange only data that they have computed, never the content of a file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Value = TypeVar("_Value")
 
 
 def joined() -> bool:
-    """Whether this process has joined a group of several."""
+    """Whether this process has joined a process group."""
     return group.is_available() and group.is_initialized()
 
 
@@ -38,7 +38,7 @@ def number() -> int:
 
 
 def first() -> bool:
-    """Whether this is rank 0, also before the ranks have met."""
+    """Whether this is rank 0; it may be called before the ranks have joined."""
     if joined():
         return number() == 0
     return is_first()
@@ -46,7 +46,7 @@ def first() -> bool:
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Within the block, ranks other than the first print nothing and do not warn."""
+    """Within the block, all ranks except the first print nothing and do not warn."""
     if first():
         yield
         return
@@ -79,7 +79,7 @@ def from_first(value: _Value) -> _Value:
 
 @torch.no_grad()
 def align(tensors: Iterable[Tensor]) -> None:
-    """Fill tensors with the values of rank 0; all are on the rank's own device."""
+    """Copy the values of rank 0 into tensors, which are on the device of their rank."""
     if joined():
         for tensor in tensors:
             group.broadcast(tensor.detach(), 0)
@@ -87,7 +87,7 @@ def align(tensors: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def mean(values: Tensor) -> Tensor:
-    """The mean of a tensor over the ranks, on the rank's own device."""
+    """The mean of a tensor over all ranks; each is on the device of its rank."""
     if not joined():
         return values
     total = values.detach().clone()
@@ -95,12 +95,12 @@ def mean(values: Tensor) -> Tensor:
     return total / count()
 
 
-def in_turn(dealt: Sequence[Sequence[_Value]]) -> list[_Value]:
-    """Values that were distributed to the ranks in turn, in their original order.
+def interleave(by_rank: Sequence[Sequence[_Value]]) -> list[_Value]:
+    """The values of all ranks: the first of each rank, then the second of each rank, and so on.
 
     Args:
-        dealt: the values of each rank.
+        by_rank: the values of each rank.
     """
-    boxed = ([(value,) for value in of_rank] for of_rank in dealt)
-    turns = zip_longest(*boxed, fillvalue=())
-    return [value for turn in turns for box in turn for value in box]
+    boxed = ([(value,) for value in values] for values in by_rank)
+    rows = zip_longest(*boxed, fillvalue=())
+    return [value for row in rows for box in row for value in box]

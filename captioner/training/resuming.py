@@ -1,8 +1,8 @@
 """Options for ``resume=RUN``: the configuration of the run, with some changes.
 
 A resumed run continues exactly as if it had never stopped: optimizer, schedule and the order of
-batches are those of its checkpoint. Options that can be changed are changed and recorded; others
-are refused where they differ from those of the run.
+batches are those of its checkpoint. Some options may change: new values are used and recorded. Any
+other option is refused if its value differs from that of the run.
 """
 
 from __future__ import annotations
@@ -41,14 +41,20 @@ CHANGEABLE = (
 written, and what the objective computes from a batch."""
 
 _FIXED = ("objective.name",)
-"""Options that may not, though a pattern above includes them."""
+"""Options that may not change, although a pattern above matches them."""
 
 _SUMMARY = (
     "trainer.*, decoding.*, logger.*, callbacks.* except monitor and ema, loader.workers and "
     "cache, data.root, encoder.precision and the options of the objective"
 )
 
-_GROWING = ("trainer", "decoding", "logger", "callbacks", "loader")  # may have new options
+_GROWING = (
+    "trainer",
+    "decoding",
+    "logger",
+    "callbacks",
+    "loader",
+)  # an older run may lack options of these groups
 _INHERITED = ("tokenizer", "encoder", "decoder")  # from the run that resume_weights names
 
 
@@ -64,17 +70,17 @@ def resumed(
 
     Args:
         saved: the configuration in its checkpoint.
-        overrides: ``key=value`` as typed, or as parsed; Hydra's own, and ``resume``, are ignored.
+        overrides: ``key=value`` as typed, or as parsed; ``resume`` and those of Hydra are ignored.
         run: the run as the user named it, for errors.
-        folder: its run folder, in which it continues.
+        folder: its run folder.
         config_dir: a folder with the user's own options.
 
     Returns:
         the configuration to run with and to record.
 
     Raises:
-        ValueError: an override that cannot be changed when resuming and differs from that of the
-            run.
+        ValueError: an option that cannot change when a run is resumed has another value than that
+            of the run.
     """
     saved = anchored(saved)
     named = {change.key_or_group: change for change in parse(overrides)}
@@ -94,14 +100,14 @@ def resumed(
         wanted |= {group: without[group] for group in _INHERITED if group in without}
     _require_same_choices(saved, wanted, named, run)
     _require_changeable(_leaves(saved), _leaves(whole), _leaves(wanted), named, run)
-    for group in _GROWING:  # new options are added only if they were set
+    for group in _GROWING:  # an option that the run lacks is added only if it was set
         old, new = saved.get(group, {}), wanted.get(group, {})
         wanted[group] = {k: v for k, v in new.items() if k in old or v != whole[group].get(k)}
     return {**wanted, "run_dir": saved.get("run_dir", str(folder))}
 
 
 def _require_same_places(saved: Config, named: Mapping[str, Any], run: str, folder: Path) -> None:
-    """Refuse another run folder, and other weights to start from."""
+    """Refuse another run folder and other initial weights."""
     weights = named["resume_weights"].value() if "resume_weights" in named else None
     start = None if weights is None else anchored({"resume_weights": str(weights)})
     if start is not None and start["resume_weights"] != saved.get("resume_weights"):
@@ -125,14 +131,14 @@ def require_same_captions(
     """Refuse to resume a run on other training captions than those it was trained on.
 
     Args:
-        now: those of the dataset.
-        known: those that the run was trained on; None where its checkpoint does not have them.
-        more: those of older checkpoints, together with the captions of what the run started from.
-        root: of the dataset, for errors.
+        now: hashes of the captions of the dataset.
+        known: hashes of the captions of the run; None if its checkpoint does not contain them.
+        more: for such a checkpoint, hashes of all captions that its weights were trained on.
+        root: the folder of the dataset, for errors.
         run: the run folder, for errors.
 
     Raises:
-        ValueError: says how many are new, and how many are gone.
+        ValueError: some captions are new or missing; the error gives their numbers.
     """
     before = known if known is not None else more
     if before is None:
@@ -141,7 +147,7 @@ def require_same_captions(
     if new or gone:
         raise ValueError(
             f"data.root={root} has other training captions than resume={run} was trained on: "
-            f"{new:,} are new, {gone:,} are gone; name its data with data.root=..., or start "
+            f"{new:,} are new, {gone:,} are missing; set data.root=... to its data, or start "
             f"another run on these with resume_weights={run}"
         )
 
@@ -149,7 +155,7 @@ def require_same_captions(
 def _require_same_choices(
     saved: Config, wanted: Config, named: Mapping[str, Override], run: str
 ) -> None:
-    """Refuse another option of a group, under the name that the user gave."""
+    """Refuse another option of a group; the error names the override of the user."""
     for group, change in named.items():
         before, after = saved.get(group), wanted.get(group)
         if not isinstance(before, dict) or not isinstance(after, dict):
@@ -175,7 +181,7 @@ def _require_changeable(
     named: Mapping[str, Override],
     run: str,
 ) -> None:
-    """Refuse a value that differs from the run's, and name the override that has brought it."""
+    """Refuse a value that differs from that of the run; the error names its override."""
     for key in sorted({*whole, *wanted}):
         before, after = whole.get(key), wanted.get(key)
         if before == after or _is_changeable(key):
@@ -189,10 +195,10 @@ def _require_changeable(
 
 
 def _choice_of(key: str, named: Mapping[str, Override]) -> str | None:
-    """The override that chooses an option of a group with this key; None where one names the key.
+    """The override that set a key by choosing an option of a group; None if one set the key itself.
 
     Returns:
-        such as ``schedule=plateau``, for ``schedule.patience``.
+        for ``schedule.patience`` for example ``schedule=plateau``.
     """
     if key in named:
         return None
@@ -205,14 +211,14 @@ def _is_changeable(key: str) -> bool:
 
 
 def _completed(values: Any, defaults: Any, group: str) -> Any:
-    """A group of an old run, with the options that it does not have."""
+    """A group of an old run, with the default values of options that it lacks."""
     if group in _GROWING and isinstance(values, dict) and isinstance(defaults, dict):
         return {**defaults, **values}
     return values
 
 
 def _leaves(tree: Any, path: str = "") -> dict[str, Any]:
-    """Dotted key -> value."""
+    """The single values of nested dicts: dotted key -> value."""
     if not isinstance(tree, dict):
         return {path: tree}
     parts = (_leaves(value, f"{path}.{key}" if path else str(key)) for key, value in tree.items())

@@ -1,12 +1,12 @@
-"""The learning rate over a training, as a share of its peak.
+"""The learning rate during a training, as a fraction of its peak.
 
-With n steps done of N, of which the first w N are the warm-up, and d = (n - wN) / (N - wN):
+After n of N steps, where the first w N steps are the warm-up and d = (n - wN) / (N - wN):
 
     warm-up     (n + 1) / (wN + 1)
     constant    1
     linear      1 - d
     cosine      (1 + cos π d) / 2              (Loshchilov & Hutter, ICLR 2017)
-    plateau     factor^k, k how often dev did not score better for `patience` validations
+    plateau     factor^k    (k: number of times that `patience` validations did not improve)
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any, ClassVar
 from captioner.config import Config, check_range, make, pick
 
 ENDLESS = 2**62
-"""N of a training whose end does not depend on a number of steps."""
+"""N of a training without a limit on its steps."""
 
 
 class Schedule(ABC):
     """The learning rate at each step.
 
     Args:
-        total_steps: N; ENDLESS is for schedules without a last step and without a warm-up.
-        warmup: w, the share of the steps in which the rate rises linearly from 0, [0, 1].
+        total_steps: N; ENDLESS only for schedules that do not end, without a warm-up.
+        warmup: w, the fraction of the steps in which the rate rises linearly from 0, [0, 1].
 
     Raises:
         ValueError: a value out of range.
@@ -42,7 +42,7 @@ class Schedule(ABC):
         self.total_steps, self.warmup = total_steps, warmup
 
     def rate(self, step: int, *, first: int = 0) -> float:
-        """The learning rate at a step, as a share of its peak, [0, 1]; 0 before step `first`."""
+        """The learning rate at a step as a fraction of its peak, [0, 1]; 0 before step `first`."""
         step, total = step - first, self.total_steps - first
         rising = self.warmup * total
         if step < 0:
@@ -53,23 +53,23 @@ class Schedule(ABC):
 
     @abstractmethod
     def after_warmup(self, done: float) -> float:
-        """The share of the peak when a share `done` of the steps after the warm-up is done."""
+        """The fraction of the peak after a fraction `done` of the steps that follow the warm-up."""
 
     def validated(self, rank: tuple[float, ...]) -> None:
-        """Take the rank of a validation (``selection.py``), the higher the better."""
+        """Receive the rank of a validation (``selection.py``); higher is better."""
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rate depends on in addition to the step, as plain data."""
+        """The state that the rate depends on in addition to the step, as plain data."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
         return None
 
 
 class Constant(Schedule):
-    """The peak rate."""
+    """The rate stays at its peak."""
 
     ends = False
 
@@ -78,27 +78,27 @@ class Constant(Schedule):
 
 
 class Linear(Schedule):
-    """Falls to 0 along a line."""
+    """The rate falls to 0 linearly."""
 
     def after_warmup(self, done: float) -> float:
         return max(0.0, 1.0 - done)
 
 
 class Cosine(Schedule):
-    """Falls to 0 along half a cosine."""
+    """The rate falls to 0 along half a cosine."""
 
     def after_warmup(self, done: float) -> float:
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 
 class Plateau(Schedule):
-    """Falls whenever validations have stopped improving.
+    """The rate falls whenever validations have stopped improving.
 
     Args:
         total_steps: see Schedule.
         warmup: see Schedule.
-        factor: by which the rate is multiplied, (0, 1).
-        patience: validations without a better score before it is, from 1.
+        factor: the rate is multiplied by this, (0, 1).
+        patience: validations without a better score before the rate falls, from 1.
 
     Raises:
         ValueError: a value out of range.
@@ -159,7 +159,7 @@ def build_schedule(group: Config, total_steps: int) -> Schedule:
 
     Args:
         group: ``name``, a key of SCHEDULES, and its arguments.
-        total_steps: of the training.
+        total_steps: N, the number of steps of the training.
 
     Raises:
         ValueError: an unknown name or option, or a value out of range.

@@ -1,12 +1,12 @@
-"""The order of epochs: one for the best checkpoint, the kept epochs and early stopping.
+"""The ranking of epochs, for the best checkpoint, the kept epochs and early stopping.
 
     rank = (monitored score, CIDEr-D, -dev loss)        compared from the left; higher is better
 
-BLEU-4 of a few images is 0 until four words in a row are right: then CIDEr-D decides, and where
-both are equal the loss. Of equal ranks the earlier epoch is the better one.
+BLEU-4 of a few images is often 0, because no 4-gram matches. Then CIDEr-D decides, and the loss if
+CIDEr-D is equal too. Of two epochs with equal ranks the earlier one is better.
 
-The best rank so far is read from the checkpoints in the run folder: each has its dev scores. So a
-run may be moved, and no stored state contains the names of files.
+The best rank so far is read from the checkpoints in the run folder, which contain their dev scores.
+So a run folder may be moved: no stored state contains the names of files.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Rank = tuple[float, ...]
 
 
 def rank(scores: Mapping[str, float], monitor: str) -> Rank:
-    """The rank of an epoch among others, the higher the better.
+    """The rank of an epoch; higher is better.
 
     Args:
-        scores: of its validation, with dev_cider and dev_loss.
+        scores: the scores of its validation, with dev_cider and dev_loss.
         monitor: the name of the score that is compared first.
     """
     return scores[monitor], scores["dev_cider"], -scores["dev_loss"]
 
 
 class BestCheckpoint(Checkpoint):
-    """Writes best.ckpt whenever a validation ranks higher than all before.
+    """Writes best.ckpt whenever a validation ranks higher than all earlier ones.
 
     Args:
         folder: the run folder.
@@ -59,12 +59,12 @@ class BestCheckpoint(Checkpoint):
 
 
 class KeptEpochs(Checkpoint):
-    """Keeps epoch-NN.ckpt of the best epochs, counted from 1 as on the screen.
+    """Keeps epoch-NN.ckpt of the best epochs, counted from 1 as in the output.
 
     Args:
         folder: the run folder.
         monitor: see `rank`.
-        count: how many.
+        count: number of epochs to keep.
     """
 
     def __init__(self, folder: Path, monitor: str, count: int) -> None:
@@ -107,7 +107,7 @@ class Patience(Callback):
 
     @property
     def exhausted(self) -> bool:
-        """Whether it has ended the training."""
+        """Whether this callback has ended the training."""
         return self.waited >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Patience(Callback):
 
 
 def _rank_of(file: Path, monitor: str) -> Rank:
-    """Of a checkpoint in the run folder; one without dev scores ranks below all others."""
+    """The rank of a checkpoint; without dev scores it is lower than all others."""
     try:
         return rank(read_block(file)["scores"], monitor)
     except KeyError:

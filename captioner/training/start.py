@@ -1,4 +1,4 @@
-"""What a run starts from: random weights, those of another run, or its own last checkpoint."""
+"""The start of a run: random weights, weights of another run, or its own last checkpoint."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def inherit(
 ) -> Config:
     """A composed configuration with the groups that ``resume_weights`` provides.
 
-    The groups tokenizer, encoder, decoder and data become those of the checkpoint, except for what
-    the overrides name; an experiment names its data, too. Everything else stays as it was composed.
+    The groups tokenizer, encoder, decoder and data become those of the checkpoint, except for
+    options that are set by an override; ``experiment=NAME`` also sets the data. All other groups
+    stay as composed.
 
     Args:
-        config: composed with the overrides.
+        config: the configuration, composed with the overrides.
         overrides: as given to ``compose``.
         weights: as returned by `read_weights`; None changes nothing.
     """
@@ -74,8 +75,8 @@ class Start:
     """What a run starts from.
 
     Attributes:
-        checkpoint: provides weights and vocabulary; None for random weights.
-        resumes: whether the checkpoint is the run's own, which it continues.
+        checkpoint: the checkpoint with weights and vocabulary; None: random weights.
+        resumes: whether the run continues from this checkpoint, which is its own.
     """
 
     checkpoint: Checkpoint | None
@@ -88,7 +89,7 @@ class Start:
 
     @property
     def progress(self) -> dict[str, Any] | None:
-        """The checkpoint as Lightning wrote it, of a run that is resumed; None otherwise."""
+        """The checkpoint as Lightning wrote it, if the run is resumed; otherwise None."""
         resumed = self.checkpoint if self.resumes else None
         return None if resumed is None else resumed.lightning
 
@@ -98,8 +99,8 @@ class Start:
         """The model to train and its tokenizer.
 
         Args:
-            config: of the run.
-            dataset: the tokenizer's vocabulary comes from its captions where no checkpoint has one.
+            config: the configuration of the run.
+            dataset: its captions give the vocabulary if there is no checkpoint.
             report: called with each line to print.
 
         Raises:
@@ -123,18 +124,18 @@ class Start:
             initialise=source is None or source.without_encoder,
         )
         if source is not None and not self.resumes:
-            _take_weights(model, source, config, report)
-        elif source is not None:  # now, not when Lightning does: features are cached before
+            _load_weights(model, source, config, report)
+        elif source is not None:  # before Lightning does it: the features are cached first
             source.fill(model)
             model.encoder.transform = source.transform
         return model, tokenizer
 
     def learned_captions(self, own: CaptionHashes, config: Config) -> CaptionHashes | None:
-        """All captions that the model will have learned from; None if unknown.
+        """Hashes of all captions of this run and of earlier ones; None if unknown.
 
         Args:
-            own: of the run's dataset.
-            config: of the run.
+            own: hashes of the captions of the run's dataset.
+            config: the configuration of the run.
         """
         before = self.checkpoint
         if before is None:
@@ -147,21 +148,21 @@ class Start:
 def read_start(
     config: Config, resume: Path | Checkpoint | None, weights: Checkpoint | None = None
 ) -> Start:
-    """Read what a run starts from.
+    """Read the checkpoint that a run starts from.
 
     Args:
-        config: of the run.
-        resume: the checkpoint that it continues from, or its file.
+        config: the configuration of the run.
+        resume: the checkpoint to continue from, or its file; None: the run is new.
         weights: as returned by `read_weights`, if that has been called already.
 
     Raises:
-        FileNotFoundError: it does not exist.
-        ValueError: not a checkpoint, or one of another objective.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not a checkpoint, or it has another objective.
     """
     if resume is None:
         return Start(weights or read_weights(config), resumes=False)
     source = resume if isinstance(resume, Checkpoint) else checkpoint.read(resume)
-    before, now = (objective_class(one["objective"]) for one in (source.config, config))
+    before, now = (objective_class(values["objective"]) for values in (source.config, config))
     if before is not now:
         raise ValueError(
             f"resume={source.path} continues with the objective it was trained with; start another "
@@ -182,11 +183,11 @@ def _new_tokenizer(config: Config, dataset: Dataset) -> Tokenizer:
 
 
 def _other_options(config: Config, saved: Config) -> str:
-    """The options of encoder and decoder that give weights other shapes, and those of the run.
+    """The options of encoder and decoder that differ from those of another run.
 
     Args:
-        config: of the new training.
-        saved: of the run whose weights it starts from.
+        config: the configuration of the new training.
+        saved: that of the run whose weights it starts from.
 
     Returns:
         ``decoder.cell=gru, which has lstm``; empty if no option differs.
@@ -205,10 +206,10 @@ def _other_options(config: Config, saved: Config) -> str:
     return "; ".join(differing)
 
 
-def _take_weights(
+def _load_weights(
     model: CaptioningModel, source: Checkpoint, config: Config, report: Callable[[str], None]
 ) -> None:
-    """Fill in the weights of another run's checkpoint.
+    """Load the weights of another run into a model.
 
     Raises:
         ValueError: they do not fit the model, the vocabulary or the options.
@@ -218,7 +219,7 @@ def _take_weights(
         raise ValueError(f"{option} already has an embedding: remove training.word_vectors")
     if config["tokenizer"] != source.config.get("tokenizer", config["tokenizer"]):
         raise ValueError(
-            f"{option} has a vocabulary of its own: leave tokenizer as it is there, "
+            f"{option} has a vocabulary of its own: leave tokenizer unchanged, "
             f"{source.config['tokenizer']}"
         )
     try:
@@ -226,7 +227,7 @@ def _take_weights(
     except ValueError as error:
         reason = _other_options(config, source.config) or str(error).rstrip(" .")
         raise ValueError(
-            f"{option} does not fit: {reason}; leave encoder and decoder as they are there"
+            f"{option} does not fit: {reason}; leave encoder and decoder unchanged"
         ) from None
     if checkpoint.same_part(config["encoder"], source.config["encoder"]):
         model.encoder.transform = source.transform

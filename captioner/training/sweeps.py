@@ -1,8 +1,8 @@
 """Sweeps: a combination that cannot be composed is one failed job, not the end of the sweep.
 
-Hydra composes each job outside of the job's own function, and stops the whole sweep where that
-fails. ``JobLoader`` composes the defaults for such a job instead, together with the reason, so that
-the job itself raises it: at its place in the order and under its own name, in whatever process a
+Hydra composes the configuration of a job before it calls the job's function, and stops the whole
+sweep if this fails. For such a job ``JobLoader`` composes the defaults and adds the error message.
+The job then raises the error itself, under its own number and name, in the process in which the
 launcher runs it.
 """
 
@@ -25,15 +25,15 @@ from captioner.config import checked, compose_all, compose_base, has
 from captioner.overrides import Override, quote
 
 REFUSED = "refused"
-"""Key of the reason in the configuration of a job that cannot be composed."""
+"""Key of the error message in the configuration of a job that cannot be composed."""
 
 
 LONGEST = 120
-"""Bytes of a job's name, after which further keys are left out of it; file systems allow 255."""
+"""Maximum length of a job's name in bytes, without further keys; file systems allow 255."""
 
 
 class Refusals(Callback):
-    """Makes Hydra compose the jobs of a sweep by a JobLoader.
+    """Makes Hydra compose the jobs of a sweep with a JobLoader.
 
     Args:
         config_dir: a folder with the user's own options.
@@ -82,10 +82,10 @@ class JobLoader(ConfigLoaderImpl):
         return composed
 
     def _checked(self, master_config: DictConfig, overrides: Sequence[str]) -> list[str]:
-        """A job's overrides as a single run has them: old names in YAML become overrides.
+        """The overrides of a job, checked as for a single run: old names in YAML become overrides.
 
         Raises:
-            ValueError: they cannot be composed, for a reason in one line.
+            ValueError: they cannot be composed; the message is one line.
         """
         places = [line for line in master_config.hydra.overrides.hydra if "searchpath" in line]
         changes = checked([*overrides, *places], config_dir=self.config_dir, warn=self.warn)
@@ -94,7 +94,7 @@ class JobLoader(ConfigLoaderImpl):
 
 
 def _name(master_config: DictConfig, overrides: Sequence[str]) -> str:
-    """The name that Hydra gives a job of these overrides."""
+    """The name that Hydra gives to a job with these overrides."""
     rules = OmegaConf.to_container(master_config.hydra.job.config.override_dirname)
     assert isinstance(rules, dict)
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -107,15 +107,15 @@ def _name(master_config: DictConfig, overrides: Sequence[str]) -> str:
 def sweep_overrides(
     changes: Sequence[Override], config_dir: str | Path | None = None
 ) -> tuple[list[str], Path]:
-    """The overrides that a sweep needs in addition to its own, and the folder of its runs.
+    """The overrides that are added to those of a sweep, and the folder of its runs.
 
     Args:
         changes: overrides, as returned by ``config.checked``.
         config_dir: a folder with the user's own options.
 
     Returns:
-        overrides that name its folder and its jobs, and tell a sweeper that searches that higher
-        scores are better; and the folder.
+        overrides that set the folder, the names of the jobs and, for a sweeper that searches, that
+        the score is maximized; and the folder.
 
     Raises:
         ValueError: an interval, for a sweeper that accepts only lists.
@@ -145,10 +145,11 @@ def sweep_overrides(
 
 
 def for_each_job(changes: Sequence[Override], config_dir: str | Path | None = None) -> list[str]:
-    """Overrides as Hydra takes them for a sweep over groups.
+    """Overrides as Hydra accepts them in a sweep over groups.
 
-    Before the jobs Hydra composes the defaults, with all overrides that are no sweeps, and refuses
-    a value that only another option of a swept group has. Such a value becomes a sweep of one.
+    Before the jobs, Hydra composes the defaults with all overrides that are not sweeps. It refuses
+    a key that only another option of a swept group has. Such an override becomes a sweep over one
+    value.
 
     Args:
         changes: overrides, as returned by ``config.checked``.
@@ -168,7 +169,7 @@ def for_each_job(changes: Sequence[Override], config_dir: str | Path | None = No
 
 
 def _names_of_jobs(changes: Sequence[Override]) -> str:
-    """Jobs are named by the values that differ, without paths, up to LONGEST bytes."""
+    """The override that names jobs by the values that differ: no paths, at most LONGEST bytes."""
     left_out, length = [], 0
     for change in changes:
         line = str(change.input_line)

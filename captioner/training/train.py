@@ -1,6 +1,6 @@
 """Training: ``train`` makes a run folder from a configuration.
 
-The parts of a run are put together here: data, model, the weights it starts from (``start.py``),
+This module assembles the parts of a run: data, model, the weights it starts from (``start.py``),
 objective and optimization in a module (``module.py``), callbacks, loggers and Lightning's Trainer.
 """
 
@@ -45,14 +45,14 @@ from captioner.tokenizers import Tokenizer
 from captioner.training import ranks
 from captioner.training.callbacks import WholeFiles, build_callbacks, monitored
 from captioner.training.costs import Costs
-from captioner.training.duration import plural, require_batches, require_epochs, settled
+from captioner.training.duration import plural, require_batches, require_epochs, resolve_length
 from captioner.training.introduction import fill_embedding, introduce
 from captioner.training.launcher import (
     Launch,
     RankLost,
     require_startable,
+    start_ranks,
     started_here,
-    together,
 )
 from captioner.training.loggers import build_loggers, close, log_configuration
 from captioner.training.module import LitCaptioner, NonFiniteLoss, build_module
@@ -86,10 +86,10 @@ class TrainedRun:
 
     Attributes:
         folder: the run folder.
-        best: its best checkpoint; the last one where no validation took place.
+        best: its best checkpoint; the last one if there was no validation.
         scores: dev scores of the best checkpoint; may be empty.
-        monitor: the name of the score that chose it.
-        epoch: that of the best checkpoint, from 1.
+        monitor: the name of the score that selected it.
+        epoch: the epoch of the best checkpoint, from 1.
         ending: why the training ended, as text.
     """
 
@@ -102,7 +102,7 @@ class TrainedRun:
 
     @property
     def score(self) -> float:
-        """The monitored score; NaN where no validation took place."""
+        """The monitored score; NaN if there was no validation."""
         return self.scores.get(self.monitor, math.nan)
 
 
@@ -116,31 +116,31 @@ def train(
     report: Report = log.info,
     report_error: Callable[[str], object] = log.error,
 ) -> TrainedRun:
-    """Train a captioner and make a run folder: checkpoints, configuration, logs, sample captions.
+    """Train a captioner and create a run folder: checkpoints, configuration, logs, sample captions.
 
-    On several devices it starts the other processes, which end where it returns (``launcher``).
+    With several devices it starts the other processes, which exit when it returns (``launcher``).
 
     Args:
         config: a composed configuration, as plain data.
-        folder: the run folder; must not hold a run yet, unless it is resumed. It is claimed, and
-            named by the result: see ``runs.claimed``.
-        resume: the checkpoint to continue from, exactly as if the run had never stopped; a file, or
-            as read.
-        weights: the checkpoint that ``resume_weights`` names, if it has been read: `read_weights`.
-        command: on several devices, what starts this training in another process; None: the
-            script that runs now, from its start.
+        folder: the run folder; it must not contain a run yet, unless that run is resumed. The
+            result gives the folder that is used: see ``runs.claimed``.
+        resume: the checkpoint to continue from, exactly as if the run had never stopped: its file,
+            or as returned by ``checkpoint.read``.
+        weights: the checkpoint that ``resume_weights`` names, if `read_weights` was called already.
+        command: with several devices, the command that starts this training in another process;
+            None: the current script.
         report: called with each line to print, in the first process; the default is this module's
             log.
-        report_error: called with one line before this process ends because another one was ended
-            and it cannot raise RankLost.
+        report_error: called with one line before this process exits because another one has ended,
+            if RankLost cannot be raised.
 
     Raises:
         ValueError: an option that does not fit, or a folder that already holds a run.
-        OSError: the folder cannot be made, or the disk is full.
-        FileNotFoundError: the data are not where the configuration says.
+        OSError: the folder cannot be created, or the disk is full.
+        FileNotFoundError: the data do not exist.
         NonFiniteLoss: the loss or a weight became infinite or NaN.
         Degenerate: the captions of a self-critical training have become meaningless.
-        RankLost: one of several processes was ended.
+        RankLost: another process of this training has ended.
     """
     quieten()
     report = report if ranks.first() else log.debug
@@ -171,7 +171,10 @@ def _train(
     dataset = make(read_records, "data", config["data"])
     model, tokenizer = start.build(config, dataset, report)
     data = _build_data(config, dataset, tokenizer, model)
-    config = {**config, "trainer": settled(config["trainer"], data.batches, new=start.is_random)}
+    config = {
+        **config,
+        "trainer": resolve_length(config["trainer"], data.batches, new=start.is_random),
+    }
     require_batches(config["trainer"], train=data.batches, val=len(data.val_dataloader()))
     require_epochs(start.progress, config["trainer"])
     loggers = make(build_loggers, "logger", config["logger"], folder, report)
@@ -189,7 +192,7 @@ def _train(
     introduce(dataset, data, module, folder, report)
     _prepare_data(data, module, trainer, start)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
-    with together(trainer, folder, launch):
+    with start_ranks(trainer, folder, launch):
         folder = ranks.from_first(folder)
         _fit_decoder(model, data, start, report)
         try:
@@ -204,7 +207,7 @@ def _train(
 def _prepare_new(
     module: LitCaptioner, dataset: Dataset, data: CaptionDataModule, start: Start, config: Config
 ) -> None:
-    """What a resumed run has in its checkpoint: the hashes of captions, and word vectors."""
+    """Set what a resumed run reads from its checkpoint: caption hashes and word vectors."""
     own = module.own_captions = hash_captions(dataset, module.tokenizer)
     module.training_captions = start.learned_captions(own, config)
     if start.is_random:
@@ -243,7 +246,7 @@ def _build_trainer(
 def _prepare_data(
     data: CaptionDataModule, module: LitCaptioner, trainer: lightning.Trainer, start: Start
 ) -> None:
-    """Compute or open the features that training and validation read."""
+    """Compute or open the features for training and validation."""
     module.model.to(trainer.strategy.root_device)
     unfreezing, epoch = module.optimization.unfreezing, (start.progress or {}).get("epoch", 0)
     if unfreezing is not None and epoch >= unfreezing.epoch:
@@ -257,7 +260,7 @@ def _prepare_data(
 def _fit_decoder(
     model: CaptioningModel, data: CaptionDataModule, start: Start, report: Report
 ) -> None:
-    """Fit the decoder's standardization to the training images, and reduce their features by it."""
+    """Fit the decoder's standardization to the training images, and reduce their features."""
     if start.is_random:
         model.decoder.fit(data.training_features())
         ranks.align(model.decoder.buffers())
@@ -273,7 +276,7 @@ def _fit_decoder(
 def _fit(
     trainer: lightning.Trainer, module: LitCaptioner, data: CaptionDataModule, start: Start
 ) -> None:
-    """Train by Lightning.
+    """Train with Lightning.
 
     Raises:
         KeyboardInterrupt: the training was interrupted, which Lightning turns into SystemExit.
@@ -297,9 +300,9 @@ def _result(folder: Path, config: Config, trainer: lightning.Trainer) -> Trained
 
 
 def _ending(trainer: lightning.Trainer) -> str:
-    """Why a training has ended."""
+    """The reason why a training has ended."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    exhausted = [one for one in callbacks if isinstance(one, Patience) and one.exhausted]
+    exhausted = [call for call in callbacks if isinstance(call, Patience) and call.exhausted]
     if exhausted:
         validations = plural(exhausted[0].patience, "validation", "validations")
         return f"{validations} without a better one (callbacks.patience)"
@@ -308,52 +311,52 @@ def _ending(trainer: lightning.Trainer) -> str:
     if trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch:
         done = plural(trainer.max_epochs, "epoch is", "epochs are")
         return f"{done} done (trainer.max_epochs)"
-    return "a callback or a limit of the trainer has ended it"
+    return "a callback or a limit of the trainer has ended the training"
 
 
 def _interruption(claim: Claim, error: KeyboardInterrupt) -> str:
     """What remains of an interrupted training, and how to continue it."""
-    what, folder = str(error) or "interrupted", claim.folder
+    reason, folder = str(error) or "interrupted", claim.folder
     if checkpoint_file(folder, LAST).is_file():
-        return f"{what}; `captioner train resume={folder}` resumes from the last checkpoint"
-    left = f"{folder} contains only the logs" if claim.keep else "no run folder is left"
-    return f"{what} before the first checkpoint: there is nothing to resume, {left}"
+        return f"{reason}; `captioner train resume={folder}` resumes from the last checkpoint"
+    remains = f"{folder} contains only the logs" if claim.keep else "no run folder is left"
+    return f"{reason} before the first checkpoint: there is nothing to resume, {remains}"
 
 
-def _seed(given: Any, report: Report) -> int:
-    """The seed of a run; null draws one, which the run's configuration then names."""
-    if given is None and started_here():
+def _seed(seed: Any, report: Report) -> int:
+    """The seed of a run; for null it is drawn, and the run's configuration contains it."""
+    if seed is None and started_here():
         return int(os.environ["PL_GLOBAL_SEED"])  # drawn by the first process
-    if given is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("seed=null: each of several processes would draw its own; name a number")
-    if given is None:
+    if seed is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("seed=null: each process would draw another seed; choose a number")
+    if seed is None:
         drawn = secrets.randbelow(2**32)
         report(f"seed={drawn}, drawn at random")
         return drawn
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given < 2**32:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(
-            f"seed={given!r} is not accepted; choose a whole number from 0 to {2**32 - 1}, or null "
+            f"seed={seed!r} is not accepted; choose a whole number from 0 to {2**32 - 1}, or null "
             "for one at random"
         )
-    return given
+    return seed
 
 
 def resolved(config: Config, report: Report = log.info) -> Config:
-    """The configuration with the precision that the device gives to each ``auto``.
+    """The configuration with each precision of ``auto`` replaced by that of the device.
 
     Args:
-        config: of the run.
+        config: the configuration of the run.
         report: called with a line if a precision is slow on the device.
 
     Raises:
-        ValueError: ``trainer.precision`` is not one that the device trains in.
+        ValueError: the device cannot train in ``trainer.precision``.
     """
     device = device_of(config["trainer"].get("accelerator", AUTO))
     groups = {name: dict(config[name]) for name in ("trainer", "encoder", "decoding")}
     trainer, encoder, decoding = groups.values()
     trainer["precision"] = resolve_trainer(trainer.get("precision", AUTO), device)
     decoding["precision"] = resolve(decoding.get("precision", FP32), device)
-    copied = device == "cpu" and not encoder.get("trainable")  # only its copy has a precision
+    copied = device == "cpu" and not encoder.get("trainable")  # the frozen encoder runs as a copy
     precision = encoder.get("precision", FP32)
     encoder["precision"] = FP32 if precision == AUTO and not copied else resolve(precision)
     for name, group in groups.items():
@@ -363,16 +366,16 @@ def resolved(config: Config, report: Report = log.info) -> Config:
 
 
 def quieten() -> None:
-    """Keep Lightning's advertisements and hints off the screen; its warnings stay."""
+    """Hide the advertisements and hints of Lightning, but not its warnings."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r".*does not have many workers.*",
-        r"Found \d+ module\(s\) in eval mode.*",  # a frozen encoder is meant to be
+        r"Found \d+ module\(s\) in eval mode.*",  # intended for a frozen encoder
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*dirpath has changed.*",
         r".*isinstance\(treespec, LeafSpec\).*",
-        r".*`broadcast_buffers` is deprecated.*",  # not every torch that we accept has the new name
-        r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # all ranks have one value
+        r".*`broadcast_buffers` is deprecated.*",  # older versions of torch lack the new name
+        r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # all ranks log one value
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,4 +1,4 @@
-"""Lightning's Trainer: its options, and how many steps a training takes."""
+"""Lightning's Trainer: its options, and the number of steps of a training."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from captioner.training.objectives.table import objective_class
 from captioner.training.schedules import ENDLESS, schedule_class
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
-"""How several devices work together: all of them, each with all of the weights."""
+"""Strategies for several devices, each of which holds all weights."""
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
 PROFILERS: Mapping[str, type[Profiler]] = MappingProxyType(
     {"simple": SimpleProfiler, "advanced": AdvancedProfiler}
 )
-"""Lightning's profilers that write a table."""
+"""The profilers of Lightning that write a table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +45,25 @@ class TrainerOptions:
     Attributes:
         max_epochs: passes over the training captions, or images; -1: no limit; ``train``
             chooses a value for None.
-        max_steps: of the optimizer; -1: no limit.
+        max_steps: optimizer steps; -1: no limit.
         max_time: days:hours:minutes:seconds after which the training stops; None: no limit.
         accelerator: one of ACCELERATORS.
-        devices: how many on each machine, which ones ("0,2"), or "auto".
-        num_nodes: machines, from 1.
+        devices: number per machine, a list ("0,2"), or "auto".
+        num_nodes: number of machines, from 1.
         strategy: one of STRATEGIES.
         precision: "auto", "32-true", "bf16-mixed" or, on a GPU, "16-mixed"; "auto" is bf16-mixed
-            where the device multiplies bfloat16 itself, else 32-true.
-        gradient_clip_val: largest norm of the gradient, from 0; 0 does not clip.
-        accumulate_grad_batches: batches whose gradients are added up for one step, from 1.
+            if the device supports bfloat16, else 32-true.
+        gradient_clip_val: maximum norm of the gradient, above 0; 0: no clipping.
+        accumulate_grad_batches: batches per optimizer step, from 1.
         check_val_every_n_epoch: epochs between two validations.
-        limit_train_batches: a number of batches (whole number) or a share of them.
-        limit_val_batches: likewise; of the batches of all devices.
-        overfit_batches: likewise, the same ones in every epoch, and as many of dev; 0 is all.
-        fast_dev_run: run this number of steps and dev batches (True is 1) and stop, without logs.
-        log_every_n_steps: steps between two rows of the logs; ``train`` takes at most those of an
-            epoch.
-        profiler: a key of PROFILERS: write a table of the time spent below logs/.
-        detect_anomaly: stop where a gradient becomes NaN, and say where; slow.
+        limit_train_batches: number of batches (whole number) or a fraction of them.
+        limit_val_batches: likewise, of the dev batches of all devices.
+        overfit_batches: likewise; the same batches in every epoch, and as many for dev; 0: all.
+        fast_dev_run: run this number of steps and dev batches (True: 1) and stop, without logs.
+        log_every_n_steps: steps between two rows of the logs; ``train`` uses at most the number of
+            steps of an epoch.
+        profiler: a key of PROFILERS: write a table of times below logs/.
+        detect_anomaly: stop if a gradient becomes NaN, and name the operation; slow.
     """
 
     max_epochs: int | None = EPOCHS
@@ -86,7 +86,12 @@ class TrainerOptions:
     detect_anomaly: bool = False
 
 
-_OURS = ("strategy", "overfit_batches", "devices", "num_nodes")  # not passed on as they are
+_OURS = (
+    "strategy",
+    "overfit_batches",
+    "devices",
+    "num_nodes",
+)  # these are not passed to Lightning unchanged
 
 
 def build_trainer(
@@ -99,10 +104,10 @@ def build_trainer(
     """A Lightning Trainer.
 
     Args:
-        options: of the trainer.
+        options: the options of the trainer.
         folder: the run folder.
-        callbacks: of the run.
-        loggers: of the run.
+        callbacks: the callbacks of the run.
+        loggers: the loggers of the run.
         files: reads and writes checkpoints.
 
     Raises:
@@ -112,36 +117,36 @@ def build_trainer(
         raise unknown("trainer.strategy", options.strategy, STRATEGIES)
     check_range("trainer.gradient_clip_val", options.gradient_clip_val)
     _require_devices(options.accelerator, options.devices, options.num_nodes)
-    given = {
+    arguments = {
         **_passed_on(options, folder),
         "callbacks": callbacks,
         "logger": loggers,
         "plugins": [files],
-        "enable_progress_bar": any(isinstance(one, ProgressBar) for one in callbacks),
+        "enable_progress_bar": any(isinstance(call, ProgressBar) for call in callbacks),
     }
     try:
         devices, num_nodes = started_by_torchrun(options.devices, options.num_nodes)
-        given |= {"devices": devices, "num_nodes": num_nodes}
-        trainer = lightning.Trainer(**given, strategy=options.strategy)
+        arguments |= {"devices": devices, "num_nodes": num_nodes}
+        trainer = lightning.Trainer(**arguments, strategy=options.strategy)
         if not isinstance(trainer.strategy, DDPStrategy):
             return trainer
-        # A frozen encoder's copies of its weights must not change at every step.
+        # Broadcast buffers would make a frozen encoder copy its weights again at every step.
         unused = options.strategy.endswith("unused_parameters_true")
         several = DDPStrategy(broadcast_buffers=False, find_unused_parameters=unused)
-        return lightning.Trainer(**given, strategy=several)
+        return lightning.Trainer(**arguments, strategy=several)
     except (MisconfigurationException, TypeError) as error:
         raise ValueError(f"trainer: {error}") from None
 
 
 def _passed_on(options: TrainerOptions, folder: Path) -> dict[str, Any]:
     """The arguments of Lightning's Trainer that follow from the options."""
-    given = {
+    arguments = {
         field.name: getattr(options, field.name)
         for field in fields(options)
         if field.name not in _OURS
     }
-    if options.overfit_batches:  # Lightning's own would read the captions in their order
-        given |= dict.fromkeys(
+    if options.overfit_batches:  # Lightning's own option does not shuffle
+        arguments |= dict.fromkeys(
             ("limit_train_batches", "limit_val_batches"), options.overfit_batches
         )
     profiler = None
@@ -149,7 +154,7 @@ def _passed_on(options: TrainerOptions, folder: Path) -> dict[str, Any]:
         kind: Any = pick(PROFILERS, options.profiler, "trainer.profiler")
         profiler = kind(dirpath=folder / LOGS, filename="profile")
     return {
-        **given,
+        **arguments,
         "default_root_dir": folder,
         "precision": resolve_trainer(options.precision, device_of(options.accelerator)),
         "profiler": profiler,
@@ -160,7 +165,7 @@ def _passed_on(options: TrainerOptions, folder: Path) -> dict[str, Any]:
 
 
 def _require_devices(accelerator: str, devices: int | str, num_nodes: int) -> None:
-    """Refuse devices that do not exist, in words of the options."""
+    """Refuse devices that do not exist; the error names the option."""
     if accelerator not in ACCELERATORS:
         raise unknown("trainer.accelerator", accelerator, ACCELERATORS)
     available = {
@@ -177,7 +182,7 @@ def _require_devices(accelerator: str, devices: int | str, num_nodes: int) -> No
         )
     if not re.fullmatch(r"auto|-1|0*[1-9]\d*|\d+(,\d+)+,?|\d+,", str(devices)):
         raise ValueError(
-            f"trainer.devices={devices!r} is not accepted; choose a number from 1, which ones "
+            f"trainer.devices={devices!r} is not accepted; choose a number from 1, a list "
             "('0,2'), or auto"
         )
     if num_nodes < 1:
@@ -185,33 +190,33 @@ def _require_devices(accelerator: str, devices: int | str, num_nodes: int) -> No
 
 
 def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:
-    """How many steps the optimizer takes in the whole training.
+    """The number of optimizer steps in the whole training.
 
     Args:
         batches: training batches in an epoch.
-        trainer: with its limits.
+        trainer: the trainer with its limits.
 
     Returns:
-        at least 1; ENDLESS where neither epochs nor steps are bounded.
+        at least 1; ENDLESS if neither epochs nor steps are limited.
     """
     limit = trainer.limit_train_batches
-    taken = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    epochs, most = trainer.max_epochs, trainer.max_steps
-    ends = [most] if most >= 0 else []
+    used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    epochs, max_steps = trainer.max_epochs, trainer.max_steps
+    limits = [max_steps] if max_steps >= 0 else []
     if epochs is not None and epochs >= 0:
-        ends.append(math.ceil(taken / trainer.accumulate_grad_batches) * epochs)
-    return max(1, min(ends, default=ENDLESS))
+        limits.append(math.ceil(used / trainer.accumulate_grad_batches) * epochs)
+    return max(1, min(limits, default=ENDLESS))
 
 
 def require_end(config: Config, steps: int) -> None:
     """Refuse fractions of an unlimited training, and epochs if the training is limited by steps.
 
     Args:
-        config: of the run.
-        steps: of the optimizer in the whole training.
+        config: the configuration of the run.
+        steps: optimizer steps in the whole training.
 
     Raises:
-        ValueError: says what to set instead.
+        ValueError: these options do not fit; the error says what to set instead.
     """
     trainer, unfreeze_at = config["trainer"], config["training"].get("unfreeze_at")
     if unfreeze_at is not None and trainer.get("max_steps", -1) >= 0:
@@ -219,25 +224,25 @@ def require_end(config: Config, steps: int) -> None:
             f"trainer.max_steps={trainer['max_steps']} cannot be combined with "
             "training.unfreeze_at, which counts epochs; set trainer.max_epochs instead"
         )
-    shares = _shares(config)
-    if steps == ENDLESS and shares:
+    dependent = _length_dependent(config)
+    if steps == ENDLESS and dependent:
         raise ValueError(
             f"trainer.max_epochs={trainer['max_epochs']} has no end, and "
-            f"{' and '.join(shares)} {'needs' if len(shares) == 1 else 'need'} one; set "
+            f"{' and '.join(dependent)} {'needs' if len(dependent) == 1 else 'need'} one; set "
             "trainer.max_epochs or trainer.max_steps, or train at a constant rate: "
             "schedule=constant (or plateau) schedule.warmup=0"
         )
 
 
-def _shares(config: Config) -> list[str]:
+def _length_dependent(config: Config) -> list[str]:
     """The options that depend on the length of the training, as ``key=value``."""
     name = config["schedule"].get("name", "cosine")
-    shares = [f"schedule={name}"] if schedule_class(config["schedule"]).ends else []
+    dependent = [f"schedule={name}"] if schedule_class(config["schedule"]).ends else []
     options = [("schedule", "warmup")]
     options += [("objective", key) for key in objective_class(config["objective"]).length_options]
     for group, key in options:
         if config[group].get(key):
-            shares.append(f"{group}.{key}={config[group][key]}")
+            dependent.append(f"{group}.{key}={config[group][key]}")
     if config["training"].get("unfreeze_at") is not None:
-        shares.append(f"training.unfreeze_at={config['training']['unfreeze_at']}")
-    return shares
+        dependent.append(f"training.unfreeze_at={config['training']['unfreeze_at']}")
+    return dependent

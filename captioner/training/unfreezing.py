@@ -1,9 +1,8 @@
-"""Staged fine-tuning: the last stages of a frozen encoder begin to learn in the middle of a run.
+"""Staged fine-tuning: the last stages of a frozen encoder are unfrozen during a run.
 
-The gradients of a random decoder are noise, and would destroy what the encoder has learned; so the
-decoder first learns without the encoder, from cached features, and then both learn together
-(Vinyals et al., 2017, "Show and Tell: Lessons learned from the 2015 MSCOCO image captioning
-challenge").
+The gradients of a random decoder are noise and would destroy what the encoder has learned. So the
+decoder is first trained alone, on cached features, and then both are trained together (Vinyals et
+al., 2017, "Show and Tell: Lessons learned from the 2015 MSCOCO image captioning challenge").
 """
 
 from __future__ import annotations
@@ -22,19 +21,20 @@ class Unfreezing(Callback):
     """Unfreezes parameters of the encoder at the start of an epoch; from then on, images are read
     from their files.
 
-    The optimizer has them from the start, without gradients; their rate begins at `first_step`.
+    The optimizer contains these parameters from the start, but they have no gradients, and their
+    learning rate is 0, until step `first_step`.
 
     Args:
-        encoder: frozen.
-        at: epochs before that, from 0, or a share of all epochs, (0, 1).
-        stages: how many of the last stages (``models/encoders/stages.py``); None: all of them.
-        epochs: of the whole training.
-        steps: of the optimizer in the whole training.
+        encoder: the frozen encoder.
+        at: number of epochs before that, from 0, or a fraction of all epochs, (0, 1).
+        stages: number of the last stages (``models/encoders/stages.py``); None: all.
+        epochs: epochs in the whole training.
+        steps: optimizer steps in the whole training.
 
     Attributes:
-        epoch: the first in which the parameters learn, from 0.
-        first_step: the optimizer's first step in it.
-        parameters: of those stages.
+        epoch: the first epoch that trains the parameters, from 0.
+        first_step: the first optimizer step of that epoch.
+        parameters: the parameters of those stages.
 
     Raises:
         ValueError: the encoder is trainable from the start, or a value out of range.
@@ -53,13 +53,13 @@ class Unfreezing(Callback):
         if not fits or self.epoch >= epochs:
             raise ValueError(
                 f"training.unfreeze_at={at} is not accepted; choose a whole number of epochs below "
-                f"trainer.max_epochs={epochs}, or a share of them in (0, 1)"
+                f"trainer.max_epochs={epochs}, or a fraction of them in (0, 1)"
             )
         self.first_step = steps * self.epoch // epochs
         self.parameters: frozenset[nn.Parameter] = frozenset(encoder.last_stages(stages))
 
     def on_train_start(self, trainer: lightning.Trainer, module: Any) -> None:
-        self._unfreeze(trainer, module)  # a run that is resumed within an epoch starts none
+        self._unfreeze(trainer, module)  # a run that is resumed within an epoch does not start one
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: Any) -> None:
         self._unfreeze(trainer, module)
@@ -70,12 +70,15 @@ class Unfreezing(Callback):
             return
         encoder.unfreeze(self.parameters)
         trainer.datamodule.read_live()
-        if isinstance(trainer.strategy, DDPStrategy):  # it holds the parameters that learned so far
+        if isinstance(
+            trainer.strategy, DDPStrategy
+        ):  # DDP knows only the parameters trained so far
             trainer.strategy.model = module
             trainer.strategy.configure_ddp()
         count = sum(parameter.numel() for parameter in self.parameters)
         rate = module.optimization.encoder_lr
         module.report(
-            f"from epoch {trainer.current_epoch + 1} on the encoder learns {count / 1e6:.1f} "
-            f"million parameters, at a rate of up to {rate:g}; images are read live"
+            f"from epoch {trainer.current_epoch + 1} on, {count / 1e6:.1f} million parameters "
+            f"of the encoder are trained, with a learning rate of up to {rate:g}; images are no "
+            "longer read from the feature cache"
         )

@@ -1,4 +1,4 @@
-"""Validation: the dev captions of a model, decoded freely, and what they score."""
+"""Validation: the dev captions that a model generates, and their scores."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from captioner.models.packing import IGNORED, Packing
 from captioner.tokenizers import Tokenizer
 from captioner.training.losses import cross_entropy
 
-AT_ONCE = 320  # captions whose loss is computed at once: 64 images with five each
+AT_ONCE = 320  # number of captions whose loss is computed at once: 64 images with five captions
 
 
 class DevBatch(NamedTuple):
-    """A validation's results for B images.
+    """The results of a validation for B images.
 
     Attributes:
         losses: as returned by `dev_losses`.
-        tokens: how many they are sums over.
+        tokens: the number of tokens over which they are summed.
         captions: the best hypothesis for each image.
         records: the images.
     """
@@ -38,18 +38,18 @@ class DevBatch(NamedTuple):
 def dev_losses(
     decoder: Decoder, features: Features, batch: Batch, captions: int = AT_ONCE
 ) -> tuple[list[float], int]:
-    """The cross-entropy of captions with their own images and with those of a neighbor.
+    """The cross-entropy of captions with their own image, and with the next image of the batch.
 
-    All captions at once would take too much memory where an image has fifty.
+    It is computed in parts, because all captions need much memory if an image has fifty.
 
     Args:
-        decoder: gives the logits.
-        features: of B images.
-        batch: of those images and R captions.
-        captions: how many are computed at once, from 1.
+        decoder: the decoder.
+        features: the features of B images.
+        batch: the batch of those images and R captions.
+        captions: number of captions in a part, from 1.
 
     Returns:
-        the two sums over all tokens, of a single image only the first; and the number of tokens.
+        the two sums over all tokens, for a single image only the first; and the number of tokens.
     """
     images = len(batch.records)
     losses, tokens = [0.0] * min(images, 2), 0
@@ -70,26 +70,26 @@ def dev_scores(batches: Sequence[DevBatch], tokenizer: Tokenizer) -> dict[str, f
     """The scores of a validation.
 
     Args:
-        batches: of all dev images.
-        tokenizer: of the captions.
+        batches: the results for all dev images.
+        tokenizer: the tokenizer of the captions.
 
     Returns:
-        dev_bleu4, dev_bleu1 and dev_cider, 0 to 100 and above; dev_loss and, of several images,
-        dev_loss_shuffled, for each token; dev_distinct, dev_repeats and dev_endless, in percent.
+        dev_bleu4 and dev_bleu1, 0 to 100; dev_cider, from 0; dev_loss and, for several images,
+        dev_loss_shuffled, per token; dev_distinct, dev_repeats and dev_endless, in percent.
     """
     hypotheses = [caption for batch in batches for caption in batch.captions]
     captions = [tokenizer.decode(caption.tokens) for caption in hypotheses]
     references = [record.captions for batch in batches for record in batch.records]
     scores = score(captions, references, tokenize=tokenizer.scored_by, metrics=("bleu", "cider-d"))
-    share, tokens = 100 / len(captions), sum(batch.tokens for batch in batches)
-    right, *wrong = (sum(losses) for losses in zip(*(batch.losses for batch in batches)))
+    percent, tokens = 100 / len(captions), sum(batch.tokens for batch in batches)
+    own, *shuffled = (sum(losses) for losses in zip(*(batch.losses for batch in batches)))
     return {
         "dev_bleu4": scores.values["BLEU-4"],
         "dev_bleu1": scores.values["BLEU-1"],
         "dev_cider": scores.values["CIDEr-D"],
-        "dev_loss": right / tokens,
-        **dict(zip(["dev_loss_shuffled"], [total / tokens for total in wrong])),
-        "dev_distinct": share * len(set(captions)),
+        "dev_loss": own / tokens,
+        **dict(zip(["dev_loss_shuffled"], [total / tokens for total in shuffled])),
+        "dev_distinct": percent * len(set(captions)),
         "dev_repeats": 100 * repeated_bigrams([caption.tokens for caption in hypotheses]),
-        "dev_endless": share * sum(not caption.finished for caption in hypotheses),
+        "dev_endless": percent * sum(not caption.finished for caption in hypotheses),
     }

@@ -1,9 +1,9 @@
-"""Pretrained word vectors, from a text file as GloVe and fastText publish them.
+"""Pretrained word vectors from a text file, in the format of GloVe and fastText.
 
-    word v_1 v_2 ... v_E        one word a line; fastText begins with a line "words E"
+    word v_1 v_2 ... v_E        one word per line; fastText begins with the line "WORDS E"
 
-The file is read line by line, and only the vectors of words that the vocabulary holds are kept: a
-file of millions of words takes the memory of some thousands. It is text, so nothing in it can run.
+The file is read line by line, and only the vectors of words in the vocabulary are kept, so a file
+of millions of words needs little memory. It is text, so nothing in it is executed.
 
 Pennington, Socher & Manning, "GloVe", EMNLP 2014; Bojanowski et al., "Enriching Word Vectors with
 Subword Information", TACL 2017.
@@ -25,16 +25,16 @@ from captioner.models.decoders.decoder import Decoder
 from captioner.tokenizers import Vocabulary
 
 MOST_BYTES = 2**16
-"""Of a line; no text file of vectors has longer ones."""
+"""Maximum length of a line; no text file of vectors has longer lines."""
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a file of word vectors covered.
+    """The fractions of words for which a file has vectors.
 
     Attributes:
-        words: share of the vocabulary's words, without the special ones, [0, 1].
-        tokens: share of the words of the training captions, [0, 1].
+        words: fraction of the words of the vocabulary, without special tokens, [0, 1].
+        tokens: fraction of the words of the training captions, [0, 1].
     """
 
     words: float
@@ -44,30 +44,29 @@ class Coverage:
 def fill(
     decoder: Decoder, vocabulary: Vocabulary, path: str | Path, captions: Iterable[Sequence[int]]
 ) -> Coverage:
-    """Copy the vectors of a file into a decoder's embedding; other rows stay as they are.
+    """Copy the vectors of a file into a decoder's embedding; the other rows do not change.
 
     Args:
-        decoder: its ``words`` is an embedding [V, E].
-        vocabulary: the V words.
+        decoder: a decoder whose ``words`` is an embedding [V, E].
+        vocabulary: the vocabulary of V tokens.
         path: the file.
         captions: the training captions as token ids, for the coverage.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is of another width or in another format, or contains none of the
-            words.
+        ValueError: the file has another width or another format, or contains none of the words.
     """
     weight = decoder.words.weight
     vectors = read(path, vocabulary, width=weight.shape[1])
     ordinary = len(vocabulary.ordinary)
     if not vectors:
         raise ValueError(
-            f"training.word_vectors={path} holds none of the {ordinary} words of the "
-            "vocabulary; choose a file of their language, lower case as they are"
+            f"training.word_vectors={path} contains none of the {ordinary} words of "
+            "the vocabulary; choose a file of the same language, in lower case"
         )
-    places = list(vectors)
+    ids = list(vectors)
     with torch.no_grad():
-        weight[places] = torch.from_numpy(numpy.stack(list(vectors.values()))).to(weight)
+        weight[ids] = torch.from_numpy(numpy.stack(list(vectors.values()))).to(weight)
     counts = Counter(token for caption in captions for token in caption)
     covered = sum(count for token, count in counts.items() if token in vectors)
     return Coverage(len(vectors) / ordinary, covered / max(1, counts.total()))
@@ -76,16 +75,16 @@ def fill(
 def read(
     path: str | Path, vocabulary: Vocabulary, *, width: int
 ) -> dict[int, NDArray[numpy.float32]]:
-    """The vectors that a file has for words of a vocabulary: id -> vector [E].
+    """The vectors of a file for the words of a vocabulary: token id -> vector [E].
 
     Args:
         path: the file.
-        vocabulary: whose words are looked for, letter by letter; special words are not.
-        width: E, as the file must have it.
+        vocabulary: the words to read, compared exactly; special tokens are skipped.
+        width: E, the width that the vectors must have.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: another width, or no such file.
+        ValueError: the file has another width or another format.
     """
     path = Path(os.path.expanduser(path))
     if not path.is_file():
@@ -96,7 +95,7 @@ def read(
         if number == 1:
             if len(fields) == 2 and all(field.isdigit() for field in fields):
                 _check_width(path, int(fields[1]), width)
-                continue  # fastText says how many words there are
+                continue  # fastText: the number of words and the width
             _check_width(path, len(fields) - 1, width)
         token = vocabulary.id(fields[0])
         if token == vocabulary.unknown or token in vectors:
@@ -104,7 +103,7 @@ def read(
         try:
             vector = numpy.array(fields[1:], dtype=numpy.float32)
         except ValueError:
-            continue  # a word of several parts, whose first is one of ours: ". . ."
+            continue  # an entry with spaces, such as ". . .", whose first part is in the vocabulary
         if len(vector) != width or not numpy.isfinite(vector).all():
             raise ValueError(
                 f"training.word_vectors={path}, line {number}: {fields[0]!r} has {len(vector)} "
@@ -115,7 +114,7 @@ def read(
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file, counted from 1, without reading more than one of them at once."""
+    """The lines of a file with their numbers, from 1; only one line is in memory at a time."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MOST_BYTES):

@@ -88,7 +88,7 @@ def test_a_run_is_resumed_and_evaluated_on_its_own_data_from_another_folder(
     error = capsys.readouterr().err
     known, now = captions_of(mine), captions_of(other)
     assert error.count("\n") == 1 and f"data.root={other} has other training captions" in error
-    assert f"{len(now - known)} are new, {len(known - now)} are gone" in error
+    assert f"{len(now - known)} are new, {len(known - now)} are missing" in error
     assert f"resume_weights={mine / 'r'}" in error or "resume_weights=../Meine" in error
     assert before == {path: path.read_bytes() for path in (mine / "r").rglob("*") if path.is_file()}
 
@@ -134,14 +134,14 @@ def words_of(root: Path) -> list[list[str]]:
     ("known", "more", "says"),
     [
         ("ab", None, None),
-        ("abc", None, "0 are new, 1 are gone"),
-        ("ac", None, "1 are new, 1 are gone"),
+        ("abc", None, "0 are new, 1 are missing"),
+        ("ac", None, "1 are new, 1 are missing"),
         (
             None,
             "abc",
             None,
         ),  # with those of the run it started from; older ones do not separate them
-        (None, "ac", "1 are new, 0 are gone"),
+        (None, "ac", "1 are new, 0 are missing"),
         (None, None, None),  # an older checkpoint
     ],
 )

@@ -14,7 +14,7 @@ from captioner.data.batches import Batch
 from captioner.runs import LAST
 from captioner.training import ranks
 from captioner.training.callbacks import WholeFiles
-from captioner.training.launcher import Launch, together
+from captioner.training.launcher import Launch, start_ranks
 from captioner.training.module import LitCaptioner
 from captioner.training.train import quieten, train
 from captioner.training.trainer import TrainerOptions, build_trainer
@@ -100,7 +100,7 @@ def main(folder: Path, tiny: tuple[str, ...]) -> None:
     options = TrainerOptions(accelerator="cpu", devices=2)
     trainer = build_trainer(options, folder, [], [], WholeFiles())
     command = [sys.executable, __file__, str(folder), *tiny]
-    with together(trainer, folder, Launch(command, print)):
+    with start_ranks(trainer, folder, Launch(command, print)):
         for name in CASES:
             steps = run(name, tiny, folder)
             if ranks.first():

@@ -77,7 +77,7 @@ def test_dev_batches_are_dealt_in_turn(count: int, images: int, limit: int | Non
     assert images == 1 or all(len(places) > 1 for places in whole)
     parts = [list(InOrder(images, 4, rank=rank, ranks=count, limit=limit)) for rank in range(count)]
     assert len({len(one) for one in parts}) == 1
-    found = ranks.in_turn([[places for _, places in one] for one in parts])
+    found = ranks.interleave([[places for _, places in one] for one in parts])
     assert [places for places in found if places] == whole
 
 

@@ -194,7 +194,7 @@ def test_features_are_cached_first_and_images_read_live_from_then_on(
     changed = {name for name in first if not torch.equal(second[name], third[name])}
     assert changed
     assert all("layer3" in name or "layer4" in name for name in changed)
-    assert "from epoch 2 on the encoder learns" in capsys.readouterr().out
+    assert "million parameters of the encoder are trained" in capsys.readouterr().out
 
     # The checkpoint holds the encoder as it was scored: the average of its weights.
     best, end = checkpoint.read(run.best), last(run.folder)
@@ -242,7 +242,7 @@ def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
     ("overrides", "says"),
     [
         (["training.unfreeze_at=15"], "unfreeze_at=15 .*trainer.max_epochs=15"),
-        (["training.unfreeze_at=1.5"], "unfreeze_at=1.5 .*a share of them in"),
+        (["training.unfreeze_at=1.5"], "unfreeze_at=1.5 .*a fraction of them in"),
         (["training.unfreeze_at=-1"], "unfreeze_at=-1 is not accepted"),
         (["training.unfreeze_at=2", "encoder.trainable=true"], "is for a frozen encoder"),
         (["training.unfreeze_at=2", "training.unfreeze_stages=0"], "unfreeze_stages=0 .*1 to 5"),

@@ -61,12 +61,12 @@ def test_only_the_vocabulary_is_kept_of_a_large_file(tmp_path) -> None:
         ("9 300\na 1 2 3\n", "vectors of 300 numbers"),
         ("the 1 2 3\na 1 2\n", "line 2: 'a' has 2 numbers"),
         ("the 1 2 3\na 1 nan 2\n", "line 2: 'a' has 3 numbers, or infinite ones"),
-        ("the 1 2 3\n", "holds none of the 5 words"),
+        ("the 1 2 3\n", "contains none of the 5 words"),
         (b"\x80\x04\x00\x00", "line 1: not a text file of word vectors"),
         (b"\x89PNG\r\n\x1a\n", "line 1: not a text file of word vectors"),
         (b"x" * 100_000, "line 1: not a text file of word vectors"),
         (pickle.dumps({"a": [1.0, 2.0, 3.0]}), "training.word_vectors=.*vectors.txt"),
-        ("", "holds none of the 5 words"),
+        ("", "contains none of the 5 words"),
     ],
 )
 def test_a_file_that_does_not_fit_gets_one_line(tmp_path, content, says: str) -> None:

@@ -11,7 +11,7 @@ from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.config import compose
 from captioner.runs import LAST
-from captioner.training.duration import settled
+from captioner.training.duration import resolve_length
 from captioner.training.module import LitCaptioner
 from captioner.training.train import train
 
@@ -206,8 +206,8 @@ def test_a_finished_run_says_how_to_continue_it(tiny, tmp_path, capsys) -> None:
 )
 def test_a_small_dataset_gets_more_epochs_by_default(batches, given, epochs, every) -> None:
     trainer = {**compose([])["trainer"], **given}
-    trainer_options = settled(trainer, batches, new=True)
-    warm = settled(trainer, batches, new=False)
+    trainer_options = resolve_length(trainer, batches, new=True)
+    warm = resolve_length(trainer, batches, new=False)
     assert warm["max_epochs"] == given.get("max_epochs", 15)
     assert warm["check_val_every_n_epoch"] == given.get("check_val_every_n_epoch", 1)
     assert (trainer_options["max_epochs"], trainer_options["check_val_every_n_epoch"]) == (
@@ -230,7 +230,7 @@ def test_a_small_dataset_gets_more_epochs_by_default(batches, given, epochs, eve
 )
 def test_the_log_has_at_least_one_row_per_epoch(batches, given, every) -> None:
     trainer = {**compose([])["trainer"], **given}
-    assert settled(trainer, batches, new=True)["log_every_n_steps"] == every
+    assert resolve_length(trainer, batches, new=True)["log_every_n_steps"] == every
 
 
 def test_the_loss_of_an_epoch_of_few_steps_is_logged(tiny, tmp_path, recwarn) -> None:
