@@ -1,12 +1,12 @@
-"""Old names of options, which keep working for this release.
+"""Old names of options, which still work in this release.
 
 In captioner 0.1 the group ``training`` had the options of the objective, the optimizer and the
-learning rate's schedule, which are now separate groups. An old name may be in
+learning rate schedule, which are now separate groups. An old name may be in
 
-    an override              `renamed` where it is parsed
-    a user's YAML            `options_in` what is composed of it; they become overrides before those
-                             of the command line, in a single run as in a job of a sweep
-    a stored configuration   `modernized` where it is read, without a warning
+    an override              `renamed` replaces it when the override is parsed
+    a user's YAML            `options_in` finds it in the composed configuration; it becomes an
+                             override before those of the command line, in a run or a sweep's job
+    a stored configuration   `modernized` replaces it when the file is read, without a warning
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ NAMES: dict[str, str] = {
     **{f"training.{name}": f"optimizer.{name}" for name in _OPTIMIZER},
     **{f"training.{old}": f"schedule.{new}" for old, new in _SCHEDULE.items()},
 }
-"""Old name of an option -> its name: a group, where the option chose a component."""
+"""Old name of an option -> its present name: a group, if the option chose a component."""
 
 _CHOICES = {"default": "cross_entropy", "scst": "scst"}  # training=OLD -> objective=NEW
 _OF_PLATEAU = ("factor", "patience")  # in 0.1 every schedule had them
 _OVERRIDE = re.compile(r"(?P<marks>[+~]*)(?P<key>[^=@]+)(?P<rest>.*)", re.DOTALL)
 
 Warn = Callable[[str, str], None]
-"""Called with an old name and the present one."""
+"""Called with an old name and the present name."""
 
 
 def warn_renamed(old: str, new: str) -> None:
@@ -74,7 +74,7 @@ def renamed(line: str, warn: Warn = warn_renamed) -> str:
 
     Args:
         line: ``key=value``, ``+key=value`` or ``~key``.
-        warn: called where the name is an old one.
+        warn: called if the name is an old one.
     """
     parsed = _OVERRIDE.fullmatch(line)
     if parsed is None:
@@ -101,15 +101,15 @@ def renamed(line: str, warn: Warn = warn_renamed) -> str:
 
 
 def options_in(composed: Any) -> dict[str, tuple[str, Any]]:
-    """The options that YAML sets under old names: dotted new key -> (old key, value).
+    """The options that YAML sets by old names: dotted new key -> (old key, value).
 
-    Those that choose an option of a group come first, and have no dot in the new key.
+    New keys without a dot choose an option of a group; they come first.
 
     Args:
         composed: an OmegaConf tree.
 
     Raises:
-        ValueError: the name of an option that exists neither now nor before.
+        ValueError: an option has never existed.
     """
     from omegaconf import OmegaConf
 
@@ -133,7 +133,7 @@ def names_in(composed: Any) -> dict[str, str]:
         composed: an OmegaConf tree with Hydra's own options.
 
     Raises:
-        ValueError: the name of an option that exists neither now nor before.
+        ValueError: an option has never existed.
     """
     names = {old: new for new, (old, _) in options_in(composed).items()}
     choice = composed.hydra.runtime.choices.get("training")
@@ -145,15 +145,15 @@ def names_in(composed: Any) -> dict[str, str]:
 def require_one_name(
     options: Mapping[str, tuple[str, Any]], composed: Any, compose_choice: Callable[[str], Any]
 ) -> None:
-    """Refuse a YAML that gives an option different values under its old and its new name.
+    """Refuse a YAML in which the old and the new name of an option have different values.
 
     Args:
         options: as returned by `options_in`.
-        composed: the configuration that has them.
-        compose_choice: composes ``group=option`` alone.
+        composed: the configuration that contains them.
+        compose_choice: a function that composes ``group=option`` alone.
 
     Raises:
-        ValueError: names both.
+        ValueError: they differ; the error contains both names.
     """
     from omegaconf import OmegaConf
 
@@ -171,13 +171,13 @@ def require_one_name(
 
 
 def is_used(key: str, composed: Any) -> bool:
-    """Whether the schedule that is chosen has an option, if it is one of ``schedule=plateau``."""
+    """Whether an option is used; those of ``schedule=plateau`` only if the schedule has them."""
     group, _, name = key.partition(".")
     return group != "schedule" or name not in _OF_PLATEAU or name in composed.schedule
 
 
 def deletions(options: Mapping[str, tuple[str, Any]]) -> list[str]:
-    """The overrides that delete the old names of `options_in`, as Hydra takes them."""
+    """The overrides that delete the old names of `options_in`, in the syntax of Hydra."""
     return sorted({f"~{'.'.join(old.split('.')[:2])}" for old, _ in options.values()})
 
 
@@ -207,7 +207,7 @@ def modernized(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored configuration whose group ``training`` no longer has old options.
 
     Args:
-        config: of a checkpoint or run of captioner 0.1; any other is returned unchanged.
+        config: a configuration of captioner 0.1; any other is returned unchanged.
     """
     training = config.get("training")
     if not isinstance(training, Mapping) or set(training) <= set(KEPT):
@@ -230,7 +230,7 @@ def modernized(config: Mapping[str, Any]) -> dict[str, Any]:
 def _moved(training: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """The old options of the group ``training``: new key -> (old key, value).
 
-    Other names than those of NAMES are options of the user's own objective.
+    Names that are not in NAMES are options of the user's own objective.
     """
     old = {f"training.{name}": value for name, value in training.items() if name not in KEPT}
     return {

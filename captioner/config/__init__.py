@@ -1,10 +1,10 @@
 """Configuration: compose ``conf/``, check values against signatures, suggest near misses.
 
-Hydra composes plain YAML into one plain dict. Every group names the arguments of one component, so
-a group is passed to it as keyword arguments once its names and types have been checked against the
-component's signature. Nothing in a configuration names code: components are chosen from tables.
+Hydra composes plain YAML into one plain dict. Every group contains the arguments of one component.
+Their names and types are checked against the signature of the component, and then they are passed
+as keyword arguments. Nothing in a configuration names code: components are chosen from tables.
 
-Importing this imports neither torch nor Hydra.
+Importing this package imports neither torch nor Hydra.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from captioner.overrides import Override, parse
 
 
 def several_values(change: Override) -> ValueError:
-    """The error for several values where one is wanted."""
+    """The error for several values, if only one is accepted."""
     line = str(change.input_line)
     key, _, value = line.partition("=")
     return ValueError(
@@ -25,10 +25,10 @@ def several_values(change: Override) -> ValueError:
 
 
 def option_names(change: Override) -> list[str]:
-    """The names of options in an override of a group, several where it is a sweep.
+    """The names of options in an override of a group; several if it is a sweep.
 
     Raises:
-        ValueError: a sweep that chooses no options.
+        ValueError: a sweep over a range or an interval, or one that matches no option.
     """
     if not change.is_sweep_override():
         return [str(change.value())]
@@ -49,14 +49,14 @@ def _is_glob(change: Override) -> bool:
 
 
 def single_choices(change: Override) -> list[Override]:
-    """An override of a group, as one override for each option that it names."""
+    """An override of a group as several overrides, one for each option that it names."""
     if not change.is_sweep_override():
         return [change]
     return parse([f"{change.get_key_element()}={name}" for name in option_names(change)])
 
 
 def checked_choice(change: Override, known: Sequence[str], *, several: bool) -> list[Override]:
-    """An override of a group as Hydra understands it.
+    """An override of a group in the form that Hydra accepts.
 
     Args:
         change: the override.
@@ -82,10 +82,10 @@ def checked_choice(change: Override, known: Sequence[str], *, several: bool) -> 
 
 
 def require_plugin(change: Override, known: Sequence[str]) -> None:
-    """Check that a sweeper or launcher of Hydra's is installed.
+    """Check that a sweeper or launcher of Hydra is installed.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not installed.
     """
     if change.value() not in known:
         raise ValueError(
@@ -99,7 +99,7 @@ def _is_added(group: str, name: str) -> bool:
 
 
 def _add_option(group: str, name: str) -> None:
-    """Make a user's own class, or an optimizer of torch, an option of a group."""
+    """Make a class of the user, or an optimizer of torch, an option of a group."""
     from hydra.core.config_store import ConfigStore
 
     values: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""Composing: from overrides to a configuration, and overrides over a stored configuration."""
+"""Compose a configuration from overrides, and apply overrides to a stored configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def compose(
         config_dir: a folder with the user's own options, see ``--config-dir``.
 
     Raises:
-        ValueError: an override that does not fit, in one line with the nearest option.
+        ValueError: an override does not fit; the message is one line and names the nearest option.
     """
     composed = compose_all(checked(overrides, config_dir=config_dir), config_dir=config_dir)
     del composed["hydra"]
@@ -45,15 +45,15 @@ def compose(
 def compose_all(
     overrides: Sequence[str | Override], *, config_dir: str | Path | None = None
 ) -> Any:
-    """The configuration of checked overrides, with Hydra's own below ``hydra``.
+    """The configuration of checked overrides, with Hydra's own configuration below ``hydra``.
 
     Args:
-        overrides: as returned by `checked`; of a sweep over a group the first option is used,
+        overrides: as returned by `checked`; for a sweep over a group the first option is used,
             other sweeps are left out.
         config_dir: a folder with the user's own options.
 
     Returns:
-        an OmegaConf tree, nothing in it resolved.
+        an OmegaConf tree with unresolved interpolations.
     """
     from hydra import compose as hydra_compose
     from hydra.errors import HydraException
@@ -83,20 +83,20 @@ def checked(
 ) -> list[Override]:
     """Parse overrides and check them against ``conf/``.
 
-    ``encoder=NAME`` with the name of a timm or torchvision network, which has no YAML file of its
-    own, becomes ``encoder=LIBRARY encoder.network=NAME``; ``decoder=package.module:Class`` and
-    ``optimizer=NAME`` with an optimizer of torch become options; ``+key=value`` of a key that
-    exists loses its plus. Old names of options in a user's YAML become overrides, which come first;
-    those of a sweep are left to its jobs.
+    ``encoder=NAME`` with the name of a timm or torchvision network, which has no YAML file,
+    becomes ``encoder=LIBRARY encoder.network=NAME``; ``decoder=package.module:Class`` and
+    ``optimizer=NAME`` with an optimizer of torch become options; ``+key=value`` becomes
+    ``key=value`` if the key exists. Old names of options in a user's YAML become overrides, which
+    come first; in a sweep, each of its jobs does this.
 
     Args:
         overrides: ``key=value`` as typed, or as parsed.
         several: whether they may be sweeps (``a=1,2``), as after ``train -m``.
         config_dir: a folder with the user's own options.
-        warn: called with each old name and the present one.
+        warn: called with each old name and its present name.
 
     Raises:
-        ValueError: bad grammar, an unknown group option or an unknown key.
+        ValueError: an override has wrong syntax, or an unknown option or key.
     """
     with hydra_loader() as loader:
         changes = parse(overrides, several=several, loader=loader, warn=warn)
@@ -123,11 +123,11 @@ def checked(
 def _renamed(
     base: Any, changes: Sequence[Override], config_dir: str | Path | None
 ) -> tuple[list[Override], list[Override]]:
-    """The overrides that give the options of a YAML their present names.
+    """Overrides that give the options of a YAML their present names.
 
     Args:
         base: the choices of groups, composed.
-        changes: overrides; what they set is left out.
+        changes: overrides; options that they set are left out.
         config_dir: a folder with the user's own options.
 
     Returns:
@@ -155,10 +155,10 @@ def _renamed(
 def _checked_choices(
     changes: Sequence[Override], known: Sequence[str], search: list[str], *, several: bool
 ) -> list[Override]:
-    """Overrides, those of groups as Hydra understands them.
+    """Overrides, with those of groups in the form that Hydra accepts.
 
     Raises:
-        ValueError: an unknown option of a group, or a sweep where none may be.
+        ValueError: an unknown option of a group, or a sweep that is not allowed.
     """
     result: list[Override] = []
     with hydra_loader() as loader:
@@ -177,11 +177,11 @@ def _checked_choices(
 
 
 def _checked_key(change: Override, base: Any, others: Callable[[], Iterator[Any]]) -> Override:
-    """An override of a value, without a plus where its key exists.
+    """An override of a value, without a plus if its key exists.
 
     Args:
         change: the override.
-        base: the configuration without values.
+        base: the configuration of the choices of groups.
         others: see `_bases`.
     """
     key = change.key_or_group
@@ -195,10 +195,10 @@ def _checked_key(change: Override, base: Any, others: Callable[[], Iterator[Any]
 
 
 def _require_number(change: Override, base: Any) -> None:
-    """Refuse a text for a number of the objective, optimizer or schedule: before any training.
+    """Refuse text for a number of the objective, optimizer or schedule, before any training.
 
     Raises:
-        ValueError: the value is a text.
+        ValueError: the value is text.
     """
     from omegaconf import OmegaConf
 
@@ -214,9 +214,9 @@ def _require_number(change: Override, base: Any) -> None:
 
 
 def compose_base(changes: Sequence[Override], *, config_dir: str | Path | None = None) -> Any:
-    """As `compose_all`, of choices of groups and options of Hydra's own, without other values.
+    """As `compose_all`, but only with choices of groups and options of Hydra itself.
 
-    Of a sweep it is the first combination that can be composed.
+    For a sweep it is the first combination that can be composed.
     """
     with hydra_loader() as loader:
         known = find_groups(loader, search_path(config_dir, changes))
@@ -226,7 +226,7 @@ def compose_base(changes: Sequence[Override], *, config_dir: str | Path | None =
 def _compose_choices(
     choices: Sequence[Override], known: Sequence[str], config_dir: str | Path | None
 ) -> Any:
-    """As `compose_all`, with the options of groups that a YAML chooses under old names."""
+    """As `compose_all`, also with the options of groups that a YAML chooses by old names."""
     composed = compose_all(choices, config_dir=config_dir)
     named = {change.key_or_group for change in choices}
     lines = [
@@ -243,14 +243,14 @@ def _compose_choices(
 def _bases(
     changes: Sequence[Override],
     known: Sequence[str],
-    compose_one: Callable[[Sequence[Override]], Any],
+    compose_choices: Callable[[Sequence[Override]], Any],
 ) -> tuple[Any, Callable[[], Iterator[Any]]]:
-    """The choices of groups, composed: of a sweep the first combination, and an iterator of others.
+    """The composed choices of groups: a sweep's first combination, and an iterator of the others.
 
     Args:
         changes: overrides.
         known: the names of the groups.
-        compose_one: composes one combination.
+        compose_choices: a function that composes one combination.
 
     Raises:
         ValueError: no combination can be composed.
@@ -262,10 +262,10 @@ def _bases(
     def composed() -> Iterator[Any]:
         for combination in combinations:
             with suppress(ValueError):
-                yield compose_one(combination)
+                yield compose_choices(combination)
 
     first = next(composed(), None)
-    base = compose_one(combinations[0]) if first is None else first
+    base = compose_choices(combinations[0]) if first is None else first
     return base, lambda: itertools.islice(composed(), 1, None)
 
 
@@ -279,8 +279,8 @@ def _first_choice(change: Override, known: Sequence[str]) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's message, with OmegaConf's where that is the cause."""
-    messages = [str(one).strip() for one in (error, error.__cause__) if one is not None]
+    """The message of Hydra, with that of its cause (OmegaConf), in one line."""
+    messages = [str(e).strip() for e in (error, error.__cause__) if e is not None]
     return " ".join(": ".join(message for message in messages if message).split())
 
 
@@ -296,18 +296,18 @@ def override(
 ) -> Config:
     """A copy of a checkpoint's configuration with overrides applied.
 
-    Options that the overrides do not name stay as the model was trained; ``group=name`` replaces
-    the whole group by one of its YAML files, ``experiment=NAME`` changes what it sets in the groups
-    that the configuration has.
+    Options that no override names keep their values; ``group=name`` replaces the whole group by one
+    of its YAML files; ``experiment=NAME`` changes the values that it sets, in the groups that the
+    configuration has.
 
     Args:
         config: plain data.
         overrides: ``key=value`` as typed, or as parsed.
         config_dir: a folder with the user's own options.
-        extra: keys that are options here though no YAML lists them, by group.
+        extra: additional options that no YAML lists, by group.
 
     Raises:
-        ValueError: bad grammar, a sweep, an unknown group option or an unknown key.
+        ValueError: an override has wrong syntax, is a sweep, or has an unknown option or key.
     """
     from omegaconf import OmegaConf
 
@@ -339,7 +339,7 @@ def _with_choices(
     search: list[Override],
     config_dir: str | Path | None,
 ) -> Config:
-    """A configuration with each group replaced by the option of it that an override chooses."""
+    """A configuration in which groups are replaced by the options that overrides choose."""
     result = dict(config)
     if not choices:
         return result
@@ -358,7 +358,7 @@ def _with_choices(
 
 
 def _changed(values: Any, before: Any, after: Any) -> Any:
-    """`values` with what differs between `before` and `after`; `after` where the keys differ."""
+    """`values` with the changes from `before` to `after`; `after` if their keys differ."""
     if not all(isinstance(tree, dict) for tree in (values, before, after)):
         return values if before == after else after
     if set(before) != set(after):
@@ -367,7 +367,7 @@ def _changed(values: Any, before: Any, after: Any) -> Any:
 
 
 def plain(config: Any) -> Config:
-    """An OmegaConf tree as plain dicts and lists, interpolations resolved.
+    """An OmegaConf tree as plain dicts and lists, with interpolations resolved.
 
     Raises:
         ValueError: a value is missing.
@@ -378,5 +378,5 @@ def plain(config: Any) -> Config:
         values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         key = error.full_key
-        raise ValueError(f"{key} has no value of its own: set {key}=...") from None
+        raise ValueError(f"{key} has no default value: set {key}=...") from None
     return typing.cast(Config, values)

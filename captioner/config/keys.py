@@ -1,4 +1,4 @@
-"""Which dotted keys a composed configuration has."""
+"""The dotted keys of a composed configuration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def check_key(config: Any, key: str, *, value: str = "...") -> None:
     Args:
         config: the tree.
         key: the key.
-        value: that an override gives it, for the error.
+        value: its value in an override, for the error.
 
     Raises:
-        ValueError: names the first part of it that is not, and the nearest option.
+        ValueError: it is not; the error names the part that is missing and the nearest option.
     """
     from omegaconf import OmegaConf
 
@@ -25,7 +25,7 @@ def check_key(config: Any, key: str, *, value: str = "...") -> None:
     for part in key.lstrip("+~").split("."):
         if not OmegaConf.is_dict(within):
             raise ValueError(f"{key} is not an option; {path} is a single value")
-        if part not in list(within):  # `part in within` is false for values that are still missing
+        if part not in list(within):  # `part in within` is false for missing values
             names = [name for name in within if name != "hydra"]
             hint = _other_choices(path, part) or _group_itself(config, path, part, value)
             raise unknown_key(path, part, names, _choice(config, path), leaves(config), hint)
@@ -43,7 +43,7 @@ def _other_choices(group: str, name: str) -> str:
 
 
 def _group_itself(config: Any, group: str, name: str, value: str) -> str:
-    """`` (did you mean NAME=VALUE?)`` for the name of a group that is written inside another."""
+    """`` (did you mean NAME=VALUE?)`` for the name of a group written as an option of another."""
     from omegaconf import OmegaConf
 
     is_group = bool(group) and name in config and OmegaConf.is_dict(config._get_node(name))
@@ -60,7 +60,7 @@ def has(config: Any, key: str) -> bool:
 
 
 def leaves(config: Any, group: str = "") -> list[str]:
-    """The dotted keys of all single values in an OmegaConf tree, Hydra's own left out."""
+    """The dotted keys of all single values in an OmegaConf tree, except those of Hydra."""
     from omegaconf import OmegaConf
 
     keys: list[str] = []
@@ -74,7 +74,7 @@ def leaves(config: Any, group: str = "") -> list[str]:
 
 
 def _choice(config: Any, group: str) -> str:
-    """``group=option``, for an error; empty where Hydra has not composed the configuration."""
+    """``group=option``, for an error; empty if Hydra has not composed the configuration."""
     from omegaconf import OmegaConf
 
     choices = OmegaConf.select(config, "hydra.runtime.choices", default=None) or {}

@@ -1,4 +1,4 @@
-"""Where the YAML of a configuration is, and Hydra's loader over it."""
+"""The location of the YAML files, and Hydra's loader for them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def conf_folder() -> Path:
-    """The folder of YAML: within the package in a wheel, next to the package in a clone.
+    """The folder of the YAML files: in the package (wheel), or next to the package (clone).
 
     Raises:
         FileNotFoundError: the installation is incomplete.
@@ -34,14 +34,14 @@ def groups(config_dir: str | Path | None = None) -> list[str]:
 
 
 def options(group: str, config_dir: str | Path | None = None) -> list[str]:
-    """The names that choose within a group, as Hydra finds them, sorted."""
+    """The names of the options of a group, as Hydra finds them, sorted."""
     with hydra_loader() as loader:
         return find_options(loader, group, search_path(config_dir))
 
 
 @contextmanager
 def hydra_loader() -> Iterator[ConfigLoader]:
-    """Hydra's loader over ``conf/``, also while an application of Hydra's runs."""
+    """Hydra's loader for ``conf/``; it also works while a Hydra application runs."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -65,8 +65,8 @@ def find_groups(loader: ConfigLoader, search: list[str]) -> list[str]:
 def find_options(loader: ConfigLoader, group: str, search: list[str]) -> list[str]:
     """The names of the YAML files of a group, for a `search` as returned by `search_path`.
 
-    They do not include what an earlier override has added to Hydra's store (a user's class, an
-    optimizer of torch).
+    They do not include options that an earlier override has added to Hydra's store (a class of the
+    user, an optimizer of torch).
     """
     from hydra.core.config_store import ConfigStore
     from hydra.core.object_type import ObjectType
@@ -77,7 +77,7 @@ def find_options(loader: ConfigLoader, group: str, search: list[str]) -> list[st
 
 
 def _primary(search: list[str]) -> tuple[Any, ...]:
-    """The config that Hydra composes to learn where to search; empty for ``conf/`` alone."""
+    """The config from which Hydra reads the search path; empty for ``conf/`` alone."""
     return ("config", search) if search else ()
 
 
@@ -86,7 +86,7 @@ def search_path(config_dir: str | Path | None, changes: Sequence[Override] = ())
 
     Args:
         config_dir: a folder with the user's own options.
-        changes: overrides, of which those of ``hydra.searchpath`` count.
+        changes: overrides; only those of ``hydra.searchpath`` are used.
 
     Raises:
         FileNotFoundError: there is no such folder.

@@ -1,4 +1,4 @@
-"""Values of a configuration, checked against the signature of the component that takes them."""
+"""Values of a configuration, checked against the signature of a component."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
     Args:
         what: the option.
         value: the name.
-        choices: the names that are known; the nearest one is suggested.
+        choices: the known names; the error suggests the nearest one.
     """
     names = [str(choice) for choice in choices]
     return ValueError(
@@ -55,11 +55,10 @@ def unknown_key(
     Args:
         group: the group that would have it; empty at the top.
         key: the option.
-        names: the options that exist; the nearest one is suggested.
+        names: the options that exist; the error suggests the nearest one.
         choice: the ``group=option`` that decides which options exist.
-        leaves: dotted keys of options in all groups; one with the same name in another group is
-            suggested too.
-        hint: ends the message in place of a suggestion.
+        leaves: dotted keys of options in all groups; the error suggests those with the same name.
+        hint: the end of the message, instead of a suggestion.
     """
     names = [str(name) for name in names]
     prefix, whose = (f"{group}.", f"{choice or group} has") if group else ("", "there are")
@@ -82,7 +81,7 @@ def same_name(name: str, leaves: Sequence[str]) -> str:
     """`` (did you mean GROUP.NAME?)`` for options of all groups; empty if none has such a name.
 
     Args:
-        name: the last part of a key, or nearly.
+        name: the last part of a key; it may be misspelled.
         leaves: dotted keys of options.
     """
     lasts = {key.rpartition(".")[2] for key in leaves}
@@ -95,7 +94,7 @@ def check_range(option: str, value: float, high: float = math.inf) -> None:
     """Check that the value of an option is in [0, high].
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is not in this range.
     """
     if not 0 <= value <= high:
         most = "" if high == math.inf else f" to {high:g}"
@@ -105,14 +104,14 @@ def check_range(option: str, value: float, high: float = math.inf) -> None:
 def pick(
     table: Mapping[str, _Made], name: str, what: str, interface: type[Any] | None = None
 ) -> _Made:
-    """The component with a name.
+    """The component with this name.
 
     Args:
         table: name -> component.
         name: a name in the table, or that of a user's class, ``package.module:Class``.
         what: the option that chooses it, for the error.
-        interface: whose members a user's class must have; None: the base that the classes of the
-            table share.
+        interface: a class whose members a user's class must have; None: the common base class of
+            the table.
 
     Raises:
         ValueError: an unknown name, or a class without these members.
@@ -133,11 +132,11 @@ def _common_base(table: Mapping[str, Any]) -> type[Any] | None:
     if not all(map(inspect.isclass, table.values())):
         return None
     own = (base for base in inspect.getmro(first) if base.__module__.startswith("captioner."))
-    return next((base for base in own if all(issubclass(one, base) for one in others)), None)
+    return next((base for base in own if all(issubclass(other, base) for other in others)), None)
 
 
 def arguments(component: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The keyword-only arguments of a function or constructor: what a configuration may set."""
+    """The keyword-only arguments of a function or constructor, which a configuration can set."""
     parameters = inspect.signature(component).parameters
     return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
@@ -152,14 +151,14 @@ def make(
     """Call a component with a group of the configuration.
 
     Args:
-        component: a function or class whose options are keyword-only.
+        component: a function or class; its options are keyword-only arguments.
         group: the group's name, for errors.
         values: the group, as plain data.
-        objects: positional arguments, which no configuration chooses.
-        given: keyword-only arguments that this group does not choose.
+        objects: positional arguments, which are not options.
+        given: keyword-only arguments that are not options of the group.
 
     Raises:
-        ValueError: an option that the component does not have, or of the wrong type.
+        ValueError: the component does not have an option, or its value has the wrong type.
     """
     target = component.__init__ if inspect.isclass(component) else component
     hints = typing.get_type_hints(target)
@@ -175,7 +174,7 @@ def make(
 
 
 def _fits(annotation: Any, value: object) -> bool:
-    """Whether plain data fits an annotation; annotations beyond plain data accept everything."""
+    """Whether plain data fits an annotation; True for annotations that are not plain data."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return any(_fits(member, value) for member in typing.get_args(annotation))
     if annotation in (int, float):
@@ -190,7 +189,7 @@ def _fits(annotation: Any, value: object) -> bool:
 
 
 def _describe(annotation: Any) -> str:
-    """An annotation as readable text: "a whole number or null"."""
+    """An annotation as text, such as "a whole number or null"."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return " or ".join(_describe(member) for member in typing.get_args(annotation))
     return _TYPE_NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))

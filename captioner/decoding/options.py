@@ -1,4 +1,4 @@
-"""The decoding options: what a user may set, each with its flag, help text and range."""
+"""The decoding options, each with its help text and range."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class DecodingOptions:
-    """How captions are chosen.
+    """How captions are generated.
 
-    With a temperature above 0 tokens are sampled. Otherwise the best caption is searched for; a
+    With a temperature above 0 tokens are sampled. Otherwise a search looks for the best caption; a
     beam of size 1 is greedy decoding. A caption of n tokens, <end> included, with log probability
     log p is ranked by
 
@@ -45,7 +45,7 @@ class DecodingOptions:
         log p / ((5 + n) / 6)^α     length_rule "gnmt" (Wu et al., arXiv:1609.08144, eq. 14)
 
     Args:
-        beam_size, ...: the fields below; each says what it does.
+        beam_size, ...: the fields below, with their help texts.
 
     Raises:
         ValueError: a value is out of range, or values exclude each other.
@@ -56,12 +56,12 @@ class DecodingOptions:
     length_rule: str = _option(
         "power", "RULE", "power, or gnmt: log p / ((5 + n) / 6)^A", choices=LENGTH_RULES
     )
-    # Without it, and with required words, a search stops when no live hypothesis can still win.
+    # If false, or with required words, a search stops when no unfinished hypothesis can win.
     early_stopping: bool = _option(True, "", "stop once K captions have ended")
-    captions: int = _option(1, "N", "captions per image: the n best, or n samples", least=1)
-    # Minimum Bayes risk (consensus.py); hypotheses of a beam vote with p^(1/consensus).
+    captions: int = _option(1, "N", "captions per image: the N best, or N samples", least=1)
+    # Minimum Bayes risk (consensus.py); the weight of a beam's hypothesis is p^(1/consensus).
     consensus: float = _option(
-        0.0, "T", "above 0, choose the caption that agrees most with the others found"
+        0.0, "T", "above 0, choose the caption that agrees most with the others"
     )
     # Samples from p^(1/temperature), renormalized.
     temperature: float = _option(0.0, "T", "above 0, sample instead of searching")
@@ -72,17 +72,17 @@ class DecodingOptions:
         1.0, "P", "sample from the smallest set of tokens with at least this probability",
         above=0, most=1,
     )  # fmt: skip
-    # Samples depend on it and on the image, not on the batch that the image is in.
-    seed: int = _option(0, "S", "of the samples")
+    # Samples depend on the seed and the image, not on the batch.
+    seed: int = _option(0, "S", "random seed of the samples")
     # Vijayakumar et al., AAAI 2018.
     groups: int = _option(1, "G", "diverse beam search in G groups of K / G", least=1)
     diversity: float = _option(
-        0.5, "D", "penalty of a token for each earlier group that chose it at the same step"
+        0.5, "D", "penalty of a token per earlier group that chose it at the same step"
     )
-    min_length: int = _option(0, "N", "fewest words")
-    max_length: int = _option(30, "N", "most tokens, <end> included", least=1)
-    no_repeat_ngram: int = _option(0, "N", "no N words twice in the same order; 0 allows it")
-    no_repeat_word: bool = _option(False, "", "no word directly follows itself")
+    min_length: int = _option(0, "N", "minimum number of words")
+    max_length: int = _option(30, "N", "maximum number of tokens, <end> included", least=1)
+    no_repeat_ngram: int = _option(0, "N", "no sequence of N words occurs twice; 0: any may")
+    no_repeat_word: bool = _option(False, "", "the same word never occurs twice in a row")
     banned_words: Sequence[str] = _option(
         (), "LIST", "words and phrases that never occur, separated by commas"
     )
@@ -97,7 +97,7 @@ class DecodingOptions:
     )  # fmt: skip
     # bf16 changes some captions.
     precision: str = _option(
-        "fp32", "FORMAT", "of the decoder's products: fp32, bf16, or auto, the faster one",
+        "fp32", "FORMAT", "of matrix products: fp32, bf16, or auto, the faster one",
         choices=PRECISIONS,
     )  # fmt: skip
 
@@ -144,12 +144,12 @@ class DecodingOptions:
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are sampled rather than searched for."""
+        """Whether tokens are sampled; otherwise a search looks for the best caption."""
         return self.temperature > 0
 
     @property
     def label(self) -> str:
-        """A short name, for files and signatures, of all that changes captions: beam3-lp0.7."""
+        """A short name of the options that change captions, such as beam3-lp0.7."""
         parts = self._sampling_labels() if self.samples else self._search_labels()
         if self.consensus:
             parts += ["consensus" if self.samples else f"consensus{self.consensus:g}"]
@@ -217,7 +217,7 @@ class DecodingOptions:
         return replace(self, **{**implied, **options})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The options as plain data."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -229,14 +229,14 @@ class Option:
     """One decoding option, as used by the command line and by checks.
 
     Attributes:
-        name: of the field of ``DecodingOptions``.
-        kind: int, float, bool, str, or Sequence[str] for a list of texts.
+        name: the name of its field in ``DecodingOptions``.
+        kind: int, float, bool, str, or Sequence[str] for a list of strings.
         default: its default value.
-        placeholder: of its value in a help text.
+        placeholder: stands for its value in the help text.
         help: what it does.
-        least, most: the smallest and largest number that is accepted.
+        least, most: the smallest and the largest accepted number.
         above: numbers must be larger than this.
-        choices: the texts that are accepted; any, if empty.
+        choices: the accepted strings; empty: any.
     """
 
     name: str
@@ -301,9 +301,9 @@ OPTIONS = {
     option.name: Option.from_field(option, _KINDS[option.name])
     for option in fields(DecodingOptions)
 }
-"""Every decoding option by its name."""
+"""Name of a decoding option -> its description."""
 
 
 def _plain(text: str) -> str:
-    """A text with only the characters that a file name may have."""
+    """A text with only characters that are safe in a file name."""
     return re.sub(r"\W+", "_", text.strip())

@@ -1,7 +1,7 @@
-"""One token at a time: the most probable one, or a sample.
+"""Greedy decoding and sampling: one token at a time, the most probable one or a sample.
 
-Each caption has its own random numbers, one per token, which follow from the seed, the key of the
-image and the number of the sample: an image gets the same samples by itself and in any batch.
+Each caption has its own random numbers, one per token. They depend only on the seed, the key of the
+image and the index of the sample, so an image has the same samples in every batch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def sample(
         keys: a number ≥ 0 per image, which seeds its samples.
 
     Returns:
-        the samples of each image, in the order of their numbers.
+        the samples of each image.
     """
     per_image = options.captions
     index = torch.arange(count(state), device=device(state)).repeat_interleave(per_image)
@@ -53,9 +53,9 @@ def sample(
         ]
     )  # [B * N, T]
 
-    def choose(log_probs: Tensor, chance: Tensor) -> Tensor:
+    def choose(log_probs: Tensor, uniform: Tensor) -> Tensor:
         return draw(
-            log_probs, chance, options.temperature, top_k=options.top_k, top_p=options.top_p
+            log_probs, uniform, options.temperature, top_k=options.top_k, top_p=options.top_p
         )
 
     samples = _generate(read, rows(state, index), choose, numbers, end, per_image=per_image)
@@ -63,13 +63,13 @@ def sample(
 
 
 def draw(
-    log_probs: Tensor, chance: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0
+    log_probs: Tensor, uniform: Tensor, temperature: float, *, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
     """Sample one token per row by inverting the cumulative distribution.
 
     Args:
         log_probs: [R, V], -inf for excluded tokens.
-        chance: uniform on [0, 1), [R].
+        uniform: random numbers, uniform on [0, 1), [R].
         temperature: τ > 0; samples are from p^(1/τ), renormalized.
         top_k: from the k most probable tokens only; 0: from all.
         top_p: from the smallest set of tokens with at least this probability, after temperature and
@@ -86,10 +86,10 @@ def draw(
         cumulative = probs.cumsum(dim=1)
         probs[:, 1:] = probs[:, 1:].masked_fill(cumulative[:, :-1] >= top_p, 0.0)
     total = probs.cumsum(dim=1, dtype=torch.float64)  # ascending
-    place = torch.searchsorted(total, chance[:, None] * total[:, -1:], right=True)  # [R, 1]
+    index = torch.searchsorted(total, uniform[:, None] * total[:, -1:], right=True)  # [R, 1]
     last = probs.shape[1] - 1 - (probs > 0).flip(1).int().argmax(dim=1, keepdim=True)
-    place = place.minimum(last)  # rounding must not select a token with probability 0
-    return (place if tokens is None else tokens.gather(1, place)).squeeze(1)
+    index = index.minimum(last)  # rounding must not select a token with probability 0
+    return (index if tokens is None else tokens.gather(1, index)).squeeze(1)
 
 
 def _generate(
@@ -108,14 +108,14 @@ def _generate(
         per_image: captions of an image, which use the same row of it until one of them ends.
     """
     captions, longest = numbers.shape
-    chances = torch.from_numpy(numbers).to(device(state))
+    uniform = torch.from_numpy(numbers).to(device(state))
     generated: list[list[int]] = [[] for _ in range(captions)]
     log_probs: list[list[float]] = [[] for _ in range(captions)]
     live = torch.arange(captions, device=device(state))  # the caption of each row
     history = live.new_empty(captions, 0)  # [R, t]
     for step in range(longest):
         next_log_probs, state = read(history, state)
-        tokens = choose(next_log_probs, chances[live, step])  # [R]
+        tokens = choose(next_log_probs, uniform[live, step])  # [R]
         values = next_log_probs.gather(1, tokens[:, None]).squeeze(1)
         for caption, token, value in zip(live.tolist(), tokens.tolist(), values.tolist()):
             generated[caption].append(token)
