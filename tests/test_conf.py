@@ -55,7 +55,7 @@ def test_a_yaml_lists_every_argument_of_its_component(group: str, name: str) -> 
         known = {"name", *config.arguments(Optimization), *torch_optimizers.arguments(kind)}
     else:
         known = set(config.arguments(COMPONENTS[group])) - GIVEN
-        known -= {"seed"} if group == "loader" else set()  # that of the run
+        known -= {"seed"} if group == "loader" else set()  # it is an option of the run
     assert set(values) == known
 
 
@@ -101,7 +101,7 @@ def test_decodings_inherit_from_greedy_whose_values_are_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_recurrence_is_one_override(cell: str) -> None:
+def test_every_cell_is_chosen_by_one_override(cell: str) -> None:
     composed = config.compose([f"decoder.cell={cell}", "encoder.pretrained=false"])
     model = build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
     assert isinstance(model.decoder.recurrence.cells[0], CELLS[cell])
@@ -111,13 +111,13 @@ def lines(changes: list) -> list[str]:
     return [change.input_line for change in changes]
 
 
-def test_a_plus_before_a_key_that_is_there_is_dropped() -> None:
+def test_a_plus_before_an_existing_key_is_removed() -> None:
     overrides = ["+optimizer.lr=0.1", "++optimizer.lr=0.2", "+trainer.max_depth=1"]
     assert lines(config.checked(overrides)) == ["optimizer.lr=0.1", *overrides[1:]]
     assert config.compose(config.checked(overrides[:1]))["optimizer"]["lr"] == 0.1
 
 
-def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
+def test_any_network_of_timm_or_torchvision_is_chosen_by_one_override() -> None:
     composed = config.compose(["encoder=resnet18"])["encoder"]
     assert (composed["library"], composed["network"]) == ("timm", "resnet18")
     composed = config.compose(["encoder=googlenet"])["encoder"]
@@ -130,7 +130,7 @@ def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("experiment=dmeo", "did you mean demo"),
         ("decodr.cell=gru", "did you mean decoder"),
@@ -149,17 +149,17 @@ def test_any_network_of_timm_or_torchvision_is_one_override() -> None:
         ("a b=c", "write key=value"),
     ],
 )
-def test_a_mistyped_override_gets_one_line(override: str, says: str | None) -> None:
-    if says is None:
+def test_a_mistyped_override_is_refused_in_one_line(override: str, message: str | None) -> None:
+    if message is None:
         assert config.compose([override])["decoder"]["cell"] == ""
         return
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         config.compose([override])
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (
             ["decoder.cell=lsmt"],
@@ -172,9 +172,9 @@ def test_a_mistyped_override_gets_one_line(override: str, says: str | None) -> N
         (["decoder.name=shw_tell"], "did you mean show_tell"),
     ],
 )
-def test_a_wrong_value_gets_one_line(overrides: list[str], says: str) -> None:
+def test_a_wrong_value_is_refused_in_one_line(overrides: list[str], message: str) -> None:
     composed = config.compose(["encoder.pretrained=false", *overrides])
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         build_model(composed["encoder"], composed["decoder"], vocabulary_size=11)
     assert "\n" not in str(error.value)
 
@@ -183,7 +183,7 @@ def test_a_tilde_is_the_home_folder() -> None:
     assert config.compose(["data.root=~/x"])["data"]["root"] == str(Path.home() / "x")
 
 
-def test_overrides_of_a_checkpoint_leave_the_rest() -> None:
+def test_overrides_of_a_checkpoint_do_not_change_other_options() -> None:
     trained = config.compose(["data=flickr8k", "data.root=/somewhere", "decoder.cell=gru"])
     changed = config.override(trained, ["data.root=/elsewhere", "decoding=beam"])
     assert changed["data"] == {**trained["data"], "root": "/elsewhere"}
@@ -211,7 +211,7 @@ def test_every_option_has_a_comment(path: Path) -> None:
 
 
 def test_numbers_in_yaml_are_numbers() -> None:
-    """YAML 1.1 reads 1e-3 as a text."""
+    """YAML 1.1 reads 1e-3 as a string."""
     for path in Path(CONF).rglob("*.yaml"):
         for value in _leaves(yaml.safe_load(path.read_text(encoding="utf-8"))):
             if isinstance(value, str):
@@ -221,7 +221,7 @@ def test_numbers_in_yaml_are_numbers() -> None:
 
 @pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML is built without libyaml")
 def test_libyaml_reads_what_the_python_parser_reads() -> None:
-    """The tests parse with the one, users with the other."""
+    """The tests parse with libyaml, users with the Python parser."""
     for path in Path(CONF).rglob("*.yaml"):
         text = path.read_text(encoding="utf-8")
         assert yaml.load(text, yaml.CSafeLoader) == yaml.safe_load(text)

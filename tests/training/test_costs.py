@@ -1,4 +1,4 @@
-"""What a training cost."""
+"""The costs of a training: memory, time and parameters."""
 
 import json
 import subprocess
@@ -12,7 +12,8 @@ STATUS = Path("/proc/self/status")
 
 
 @pytest.mark.skipif(
-    not STATUS.exists() or "RssAnon" not in STATUS.read_text(), reason="elsewhere all pages count"
+    not STATUS.exists() or "RssAnon" not in STATUS.read_text(),
+    reason="without RssAnon mapped files are counted too",
 )
 def test_memory_is_that_of_the_process_and_not_of_mapped_files(tmp_path) -> None:
     program = f"""
@@ -27,15 +28,15 @@ before = memory()
 mapped = torch.from_file({str(tmp_path / "values")!r}, size=2**25)
 assert mapped.sum() == 0
 print(memory() - before)
-"""  # a process of its own: this one may hold pages that it has freed
-    words = [sys.executable, "-c", program]
-    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
-    held, mapped = (float(one) / 2**20 for one in said)
+"""  # a process of its own: this process may still hold memory that it has freed
+    command = [sys.executable, "-c", program]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    held, mapped = (float(number) / 2**20 for number in output)
     assert 100 < held < 200
     assert mapped < 50
 
 
-def test_every_epoch_leaves_what_was_spent(run) -> None:
+def test_costs_are_written_to_a_file(run) -> None:
     spent = json.loads((run / "costs.json").read_text())
     assert spent["epochs"] == 15
     assert 0 < spent["minutes"] < 30

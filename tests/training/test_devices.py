@@ -1,4 +1,4 @@
-"""Several devices: two processes learn and score what one does, and neither outlives the other."""
+"""Several devices: two processes compute the same as one, and both end if one is killed."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ from captioner.training.trainer import (
 
 
 class Items:
-    """Batches that are the places asked for, of lengths that differ."""
+    """A dataset whose batches are the requested indices, with captions of different lengths."""
 
     lengths = (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5)
 
@@ -44,44 +44,46 @@ class Items:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_ranks_share_the_same_batches_in_the_same_order(count: int) -> None:
+def test_the_parts_of_all_ranks_are_the_batches_of_one_process(count: int) -> None:
     order = Bucketed(Items.lengths, 4, seed=3, pool=1)
     order.set_epoch(5)
     keys = list(order)
     assert sorted(chain.from_iterable(places for _, places in keys)) == list(range(11))
     parts = [RankBatches(Items(), rank, count) for rank in range(count)]
     for key in keys:
-        shares = [one[key] for one in parts]
-        real = [one for one in shares if one.share.words < float("inf")]
-        placed = dict(pair for one in real for pair in zip(one.share.places, one.records))
+        batches = [part[key] for part in parts]
+        real = [batch for batch in batches if batch.share.words < float("inf")]
+        placed = dict(pair for batch in real for pair in zip(batch.share.places, batch.records))
         assert [placed[place] for place in range(len(key[1]))] == key[1]
-        own = [[key[1][place] for place in one.share.places] for one in shares]
+        own = [[key[1][place] for place in batch.share.places] for batch in batches]
         words = [sum(Items.lengths[item] + 1 for item in items) for items in own]
-        # The mean over the ranks of sums that are divided so is the mean over the whole batch.
-        mean = sum(n / one.share.words for n, one in zip(words, shares)) / count
+        # Each rank divides its sum by share.words: their mean is that of the whole batch.
+        mean = sum(n / batch.share.words for n, batch in zip(words, batches)) / count
         assert mean == pytest.approx(1)
-        assert sum(len(items) / one.share.images for items, one in zip(own, shares)) == count
+        assert sum(len(items) / b.share.images for items, b in zip(own, batches)) == count
 
 
-def test_a_rank_for_which_nothing_is_left_adds_nothing() -> None:
+def test_a_rank_without_items_adds_nothing_to_the_loss() -> None:
     share = RankBatches(Items(), 1, 2)[0, [7]].share
     assert share.words == share.captions == share.images == float("inf")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(("images", "limit"), [(17, None), (16, None), (17, 3), (1, None), (3, 1)])
-def test_dev_batches_are_dealt_in_turn(count: int, images: int, limit: int | None) -> None:
+def test_dev_batches_are_distributed_in_turn_and_put_in_order_again(
+    count: int, images: int, limit: int | None
+) -> None:
     whole = [places for _, places in InOrder(images, 4, limit=limit)]
     if limit is None:
         assert list(chain.from_iterable(whole)) == list(range(images))
     assert images == 1 or all(len(places) > 1 for places in whole)
     parts = [list(InOrder(images, 4, rank=rank, ranks=count, limit=limit)) for rank in range(count)]
-    assert len({len(one) for one in parts}) == 1
-    found = ranks.interleave([[places for _, places in one] for one in parts])
-    assert [places for places in found if places] == whole
+    assert len({len(part) for part in parts}) == 1
+    interleaved = ranks.interleave([[places for _, places in part] for part in parts])
+    assert [places for places in interleaved if places] == whole
 
 
-def test_a_single_dev_image_has_no_wrong_one(tiny, tmp_path) -> None:
+def test_a_single_dev_image_has_no_shuffled_loss(tiny, tmp_path) -> None:
     root = draw(tmp_path / "scenes", train=4, dev=1, test=1, size=32, progress=False).parent
     config = compose([*tiny, f"data.root={root}"])
     run = train(config, tmp_path / "run")
@@ -90,42 +92,44 @@ def test_a_single_dev_image_has_no_wrong_one(tiny, tmp_path) -> None:
     trainer = SimpleNamespace(
         sanity_checking=False, current_epoch=3, callback_metrics={"dev_loss": 1, "dev_distinct": 0}
     )
-    ImageMatters().on_validation_end(trainer, None)  # says nothing
+    ImageMatters().on_validation_end(trainer, None)  # no warning
 
 
 # Two processes ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def together(tiny, tmp_path_factory) -> Path:
-    """What two processes left of ``two_ranks.CASES``."""
+def two_processes(tiny, tmp_path_factory) -> Path:
+    """The folder of the runs in ``two_ranks.CASES``, trained by two processes."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, two_ranks.__file__, str(folder), *tiny]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.count("parameters to learn") == 5  # trainings, each said once
+    assert (
+        ended.stdout.count("parameters to learn") == 5
+    )  # five trainings, each printed by one process
     assert (folder / "after").read_text() == "once\n"
     return folder
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "scst"])
-def test_a_step_of_two_processes_is_that_of_one(tiny, together, tmp_path, name: str) -> None:
+def test_two_processes_train_as_one_does(tiny, two_processes, tmp_path, name: str) -> None:
     alone = two_ranks.run(name, tiny, tmp_path)
-    both = torch.load(together / f"{name}.pt")
+    both = torch.load(two_processes / f"{name}.pt")
     assert len(alone) == len(both) > 1
     assert max(g.abs().max() for g in alone[0].values()) > 1e-3
     for one, two in zip(alone, both):
         assert one.keys() == two.keys()
         assert all(torch.allclose(one[key], two[key], atol=1e-6, rtol=0) for key in one)
-    single, several = (checkpoint.read(path / name) for path in (tmp_path, together))
+    single, several = (checkpoint.read(path / name) for path in (tmp_path, two_processes))
     assert single.scores == several.scores  # of the same weights, to the bit
-    samples = [(path / name / "samples.jsonl").read_text() for path in (tmp_path, together)]
+    samples = [(path / name / "samples.jsonl").read_text() for path in (tmp_path, two_processes)]
     assert samples[0] == samples[1]
 
 
-def test_two_processes_resume_to_the_bit(together) -> None:
+def test_two_processes_resume_exactly(two_processes) -> None:
     whole, cut = (
-        checkpoint.read(together / name / "checkpoints" / "last.ckpt").lightning
+        checkpoint.read(two_processes / name / "checkpoints" / "last.ckpt").lightning
         for name in ("whole", "cut")
     )
     assert whole["global_step"] == cut["global_step"] > 8
@@ -143,14 +147,14 @@ def test_two_processes_resume_to_the_bit(together) -> None:
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the other process in /proc")
 @pytest.mark.parametrize(
-    ("number", "to_the_first", "status", "says"),
+    ("number", "to_first", "status", "message"),
     [
         (signal.SIGKILL, False, 1, ("rank 1", "SIGKILL")),
         (signal.SIGTERM, True, 130, ("terminated (SIGTERM)",)),
     ],
 )
-def test_a_process_that_is_ended_ends_the_other_with_one_line(
-    tiny, tmp_path, number, to_the_first: bool, status: int, says: tuple[str, ...]
+def test_if_a_process_is_killed_the_other_ends_with_one_line(
+    tiny, tmp_path, number, to_first: bool, status: int, message: tuple[str, ...]
 ) -> None:
     several = ("trainer.devices=2", "trainer.max_epochs=9999", "callbacks.patience=0")
     options = [*tiny, *several, f"run_dir={tmp_path / 'run'}"]
@@ -166,12 +170,12 @@ def test_a_process_that_is_ended_ends_the_other_with_one_line(
     while not last.is_file() and first.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    os.kill(first.pid if to_the_first else int(children[0]), number)
+    os.kill(first.pid if to_first else int(children[0]), number)
     _, errors = first.communicate(timeout=120)
     assert first.returncode == status
     lines = [line for line in errors.splitlines() if "hardly depend" not in line]
     assert len(lines) == 1
-    assert all(one in lines[0] for one in says)
+    assert all(part in lines[0] for part in message)
     assert f"resume={tmp_path / 'run'}" in lines[0]
 
 
@@ -206,8 +210,8 @@ def test_torchrun_and_a_script_train_as_one_process_does(tiny, tmp_path) -> None
         assert ended.stdout.count("parameters to learn") == 1
         assert ended.stdout.count("trained once") == (name == "script")
         alone, both = (
-            checkpoint.read(checkpoint.find(tmp_path / one, name=LAST)).lightning
-            for one in ("one", name)
+            checkpoint.read(checkpoint.find(tmp_path / folder, name=LAST)).lightning
+            for folder in ("one", name)
         )
         assert alone["global_step"] == both["global_step"] == 6
         for key, weight in alone["state_dict"].items():
@@ -239,12 +243,12 @@ def trainer_of(tmp_path: Path, **options):
         ({"max_epochs": 3, "devices": 2}, 30),
     ],
 )
-def test_the_steps_of_a_training_are_counted(tmp_path, options, steps: int) -> None:
+def test_optimizer_steps_of_a_training(tmp_path, options, steps: int) -> None:
     assert optimizer_steps(10, trainer_of(tmp_path, **options)) == steps
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"accelerator": "gpux"}, "trainer.accelerator='gpux' is not known; choose auto, cpu, gpu"),
         ({"devices": 0}, "trainer.devices=0 is not accepted; choose a number from 1"),
@@ -253,12 +257,14 @@ def test_the_steps_of_a_training_are_counted(tmp_path, options, steps: int) -> N
         ({"gradient_clip_val": -1}, "trainer.gradient_clip_val=-1 is not accepted; choose a num"),
     ],
 )
-def test_devices_that_cannot_be_are_refused_by_option(tmp_path, options, says: str) -> None:
-    with pytest.raises(ValueError, match=f"^{says}"):
+def test_impossible_devices_are_refused_with_the_name_of_the_option(
+    tmp_path, options, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
         trainer_of(tmp_path, **options)
 
 
-def test_a_gpu_that_is_not_there_is_named(tmp_path, monkeypatch) -> None:
+def test_a_missing_gpu_is_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(
@@ -278,15 +284,17 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path, monkeypatch) -> None:
         ),
     ],
 )
-def test_a_training_without_end_takes_no_share_of_it(options, named: str) -> None:
+def test_a_training_without_a_limit_refuses_options_that_need_its_length(
+    options, named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
         require_end(compose(["trainer.max_epochs=-1", *options]), ENDLESS)
     endless = ["trainer.max_epochs=-1", "schedule=plateau", "schedule.warmup=0"]
     require_end(compose(endless), ENDLESS)
 
 
-def test_a_training_of_so_many_steps_ends_with_dev_scores(tiny, tmp_path) -> None:
-    run = train(compose([*tiny, "trainer.max_steps=2"]), tmp_path / "run")  # of 6 an epoch
+def test_max_steps_ends_a_training_with_a_validation(tiny, tmp_path) -> None:
+    run = train(compose([*tiny, "trainer.max_steps=2"]), tmp_path / "run")  # an epoch has 6
     assert "dev_cider" in run.scores
     last = checkpoint.read(checkpoint.find(run.folder, name=LAST))
     assert last.lightning["global_step"] == 2

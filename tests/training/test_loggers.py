@@ -1,4 +1,4 @@
-"""What the loggers are given, and when Weights & Biases goes online."""
+"""The arguments of the loggers, and when Weights & Biases is online."""
 
 import pytest
 import yaml
@@ -11,7 +11,7 @@ from captioner.training.train import train
 
 @pytest.fixture
 def wandb(monkeypatch):
-    """Weights & Biases for somebody who has not logged in, and without any network."""
+    """Weights & Biases for a user who is not logged in, without a network."""
     module = pytest.importorskip("wandb")
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -19,7 +19,7 @@ def wandb(monkeypatch):
 
 
 @pytest.mark.parametrize(("logged_in", "mode"), [(True, "online"), (False, "offline")])
-def test_it_goes_online_where_the_user_has_logged_in(
+def test_wandb_is_online_if_the_user_is_logged_in(
     wandb, monkeypatch, tmp_path, capsys, logged_in, mode
 ) -> None:
     monkeypatch.setattr(wandb, "login", lambda prompt: logged_in)
@@ -27,12 +27,12 @@ def test_it_goes_online_where_the_user_has_logged_in(
         tmp_path / "gru", print, csv=False, tensorboard=False, wandb=True, project="photos"
     )
     assert isinstance(logger, WandbLogger)
-    asked = logger._wandb_init
-    assert (asked["project"], asked["name"], asked["mode"]) == ("photos", "gru", mode)
+    arguments = logger._wandb_init
+    assert (arguments["project"], arguments["name"], arguments["mode"]) == ("photos", "gru", mode)
     assert ("wandb sync" in capsys.readouterr().out) is not logged_in
 
 
-def test_a_server_that_does_not_answer_does_not_stop_a_training(
+def test_wandb_is_offline_if_its_server_refuses_the_login(
     wandb, monkeypatch, tmp_path, capsys
 ) -> None:
     def login(prompt: bool) -> bool:
@@ -46,21 +46,21 @@ def test_a_server_that_does_not_answer_does_not_stop_a_training(
     )
 
 
-def test_its_own_variable_comes_first(wandb, monkeypatch, tmp_path) -> None:
+def test_wandb_mode_takes_precedence(wandb, monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(wandb, "login", None)  # is not asked
+    monkeypatch.setattr(wandb, "login", None)  # is not called
     (logger,) = build_loggers(tmp_path, print, csv=False, tensorboard=False, wandb=True)
     assert logger._wandb_init["mode"] is None
 
 
 def test_tensorboard_has_the_configuration(tiny, tmp_path) -> None:
     pytest.importorskip("tensorboard")
-    others = [one for one in tiny if not one.startswith("logger.")]
+    others = [line for line in tiny if not line.startswith("logger.")]
     config = compose([*others, "trainer.max_epochs=1", "logger.csv=false"])
     run = train(config, tmp_path / "run")
-    given = yaml.safe_load((run.folder / "logs" / "tensorboard" / "hparams.yaml").read_text())
-    assert given["decoder"]["hidden_size"] == 24
-    assert given["run_dir"] == str(run.folder)
+    logged = yaml.safe_load((run.folder / "logs" / "tensorboard" / "hparams.yaml").read_text())
+    assert logged["decoder"]["hidden_size"] == 24
+    assert logged["run_dir"] == str(run.folder)
 
 
 def test_a_training_without_loggers_runs(tiny, tmp_path) -> None:

@@ -31,7 +31,7 @@ def optimization(*overrides: str, total: int = 100) -> tuple[Optimization, nn.Mo
         (["optimizer=rmsprop", "optimizer.alpha=0.9"], torch.optim.RMSprop, {"alpha": 0.9}),
     ],
 )
-def test_steps_are_those_of_torch(overrides, kind, arguments) -> None:
+def test_steps_equal_those_of_torch(overrides, kind, arguments) -> None:
     ours, model = optimization("schedule=constant", "schedule.warmup=0", *overrides)
     optimizer, _ = ours.configure(model, fused=False)
     assert type(optimizer) is kind
@@ -47,14 +47,14 @@ def test_steps_are_those_of_torch(overrides, kind, arguments) -> None:
 
 
 def _matrix(model: nn.Module) -> nn.Parameter:
-    """A matrix of the decoder, which decays."""
+    """A matrix of the decoder, to which weight decay applies."""
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = (p for p in model.decoder.parameters() if p.ndim > 1 and id(p) not in embeddings)
     return next(matrices)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (["optimizer.betas=[0.9,2]"], "optimizer: Invalid beta"),
         (["optimizer=sgd", "optimizer.nesterov=true", "optimizer.dampening=0.5"], "Nesterov"),
@@ -65,13 +65,13 @@ def _matrix(model: nn.Module) -> nn.Parameter:
         (["training.freeze_words=3"], "training.freeze_words=3 is not accepted; choose true"),
     ],
 )
-def test_options_that_do_not_fit_get_one_line(overrides, says: str) -> None:
-    with pytest.raises(ValueError, match=says) as error:
+def test_options_that_do_not_fit_are_refused_in_one_line(overrides, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
         optimization(*overrides)
     assert "\n" not in str(error.value)
 
 
-def test_a_frozen_embedding_does_not_learn() -> None:
+def test_a_frozen_embedding_is_not_trained() -> None:
     ours, model = optimization("training.freeze_words=true")
     learned = {id(p) for group in ours.parameter_groups(model) for p in group["params"]}
     assert id(model.decoder.words.weight) not in learned

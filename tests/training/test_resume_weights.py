@@ -1,4 +1,4 @@
-"""Starting from another run's weights: what comes along, and what does not fit."""
+"""Starting from the weights of another run: what is inherited, and what is refused."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def config_of(run, *overrides: str) -> dict:
     return inherited(given)
 
 
-def test_groups_of_the_checkpoint_are_kept_but_for_overrides(run) -> None:
+def test_groups_of_the_checkpoint_are_inherited_except_for_overrides(run) -> None:
     saved = checkpoint.read(run).config
     config = config_of(run, "decoder.dropout=0.4", "data.root=/elsewhere", "optimizer.lr=0.5")
     assert config["encoder"] == saved["encoder"]
@@ -38,15 +38,15 @@ def test_a_run_with_random_weights_inherits_nothing() -> None:
     assert inherited(["seed=3", "run_dir=x"]) == compose(["seed=3", "run_dir=x"])
 
 
-def test_a_group_or_an_experiment_that_is_named_counts(run) -> None:
+def test_a_group_or_an_experiment_in_the_overrides_is_used(run) -> None:
     assert config_of(run, "data=flickr8k")["data"] == compose(["data=flickr8k"])["data"]
     config = config_of(run, "experiment=flickr8k_nic")
     assert config["data"] == compose(["experiment=flickr8k_nic"])["data"]
     assert config["decoder"] == checkpoint.read(run).config["decoder"]
 
 
-def test_cross_entropy_starts_warm(run, tmp_path) -> None:
-    """With a rate of 0 the weights stay those of the best checkpoint, and so do its scores."""
+def test_training_starts_from_the_weights(run, tmp_path) -> None:
+    """With a learning rate of 0 the weights and scores stay those of the best checkpoint."""
     trained = train(config_of(run, "optimizer.lr=0"), tmp_path / "warm")
     before, after = checkpoint.read(run), checkpoint.read(trained.best)
     assert all(torch.equal(before.weights[n], after.weights[n]) for n in before.weights)
@@ -76,7 +76,7 @@ def test_a_checkpoint_that_a_training_starts_from_is_read_once(
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("decoder.hidden_size=23", "does not fit: decoder.hidden_size=23, which has [0-9]+; leave"),
         ("decoder.cell=gru", "does not fit: decoder.cell=gru, which has [a-z]+; leave"),
@@ -86,9 +86,11 @@ def test_a_checkpoint_that_a_training_starts_from_is_read_once(
         ("training.word_vectors=x.txt", "already has an embedding"),
     ],
 )
-def test_what_does_not_fit_gets_one_line(run, tmp_path, override: str, says: str) -> None:
+def test_options_that_do_not_fit_the_weights_are_refused_in_one_line(
+    run, tmp_path, override: str, message: str
+) -> None:
     more = ("encoder.pretrained=false",) if override.startswith("encoder") else ()
-    with pytest.raises(ValueError, match=says) as error:
+    with pytest.raises(ValueError, match=message) as error:
         train(config_of(run, override, *more), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert str(run) in str(error.value)
@@ -96,19 +98,21 @@ def test_what_does_not_fit_gets_one_line(run, tmp_path, override: str, says: str
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (["resume_weights=/nowhere"], "/nowhere: no such run folder or checkpoint"),
         (["resume_weights={run}", "resume={run}"], "exclude each other"),
         (["resume_weights={run}", "objective=sct"], "did you mean scst?"),
     ],
 )
-def test_the_command_line_says_so_in_one_line(run, tmp_path, argv, says: str, capsys) -> None:
-    given = [one.format(run=run) for one in argv]
+def test_the_command_line_prints_errors_in_one_line(
+    run, tmp_path, argv, message: str, capsys
+) -> None:
+    given = [argument.format(run=run) for argument in argv]
     try:
         status = main(["train", *given, f"run_dir={tmp_path / 'x'}"])
     except SystemExit as leaving:
         status = leaving.code
     assert status == 1
     error = capsys.readouterr().err
-    assert says in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1

@@ -1,4 +1,4 @@
-"""What goes with resume=: obeyed and recorded, or refused in one line; nothing in between."""
+"""Options with resume=RUN: each is either used and recorded, or refused in one line."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ def saved() -> dict:
     return compose(["experiment=demo", "decoder.cell=gru", "run_dir=runs/x"])
 
 
-def again(saved: dict, *overrides: str) -> dict:
+def resume_config(saved: dict, *overrides: str) -> dict:
     return resumed(saved, overrides, run="runs/x", folder=Path("runs/x"))
 
 
@@ -30,17 +30,17 @@ FIRST = ("experiment=demo", "decoder.cell=gru", "run_dir=runs/x")
         (),
         FIRST,
         (*FIRST, "resume=runs/x"),
-        ("experiment=demo",),  # the run's own cell stays
+        ("experiment=demo",),  # the cell of the run stays
         ("optimizer.lr=0.004", "seed=1", "tokenizer=word", "run_dir=./runs/../runs/x"),
         ("decoder.name=show_tell", "resume_weights=null", "hydra.run.dir=."),
     ],
 )
-def test_what_the_run_has_is_accepted(saved, overrides) -> None:
-    assert again(saved, *overrides) == saved
+def test_values_of_the_run_are_accepted(saved, overrides) -> None:
+    assert resume_config(saved, *overrides) == saved
 
 
-def test_what_goes_with_a_resume_is_obeyed(saved) -> None:
-    config = again(
+def test_options_that_can_change_are_used(saved) -> None:
+    config = resume_config(
         saved,
         *FIRST,
         "trainer.max_epochs=9",
@@ -62,7 +62,7 @@ def test_what_goes_with_a_resume_is_obeyed(saved) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         (
             "optimizer.lr=0.5",
@@ -95,10 +95,10 @@ def test_what_goes_with_a_resume_is_obeyed(saved) -> None:
         ("~decoder.regions", "options cannot be deleted"),
     ],
 )
-def test_what_cannot_be_obeyed_is_refused(saved, override: str, says: str) -> None:
+def test_options_that_cannot_change_are_refused(saved, override: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
-        again(saved, override)
-    before, _, after = says.partition("*")
+        resume_config(saved, override)
+    before, _, after = message.partition("*")
     assert before in str(error.value) and after in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -107,49 +107,54 @@ def test_what_cannot_be_obeyed_is_refused(saved, override: str, says: str) -> No
 @pytest.mark.parametrize(
     "text", ["training: {plateau_patience: 1, lr: 0.003}", "schedule: {patience: 1}"]
 )
-def test_a_choice_that_brings_another_value_is_named(tmp_path, text: str) -> None:
-    """Nobody has typed schedule.patience, neither in the first command nor in the second."""
+def test_the_error_names_the_choice_that_changes_a_value(tmp_path, text: str) -> None:
+    """Neither the first nor the second command sets schedule.patience itself."""
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
     first = ["experiment=mine", "schedule=plateau", "run_dir=runs/x"]
     saved = compose(first, config_dir=tmp_path)
     assert saved["schedule"]["patience"] == 1
 
-    def again(*overrides: str) -> dict:
+    def resume_config(*overrides: str) -> dict:
         return resumed(saved, overrides, run="runs/x", folder=Path("runs/x"), config_dir=tmp_path)
 
-    assert again(*first) == again() == again("schedule=plateau", "schedule.patience=1") == saved
-    says = (
+    assert (
+        resume_config(*first)
+        == resume_config()
+        == resume_config("schedule=plateau", "schedule.patience=1")
+        == saved
+    )
+    message = (
         "^schedule=plateau: schedule.patience=2 cannot be combined with resume=runs/x, which has "
         "1; leave schedule=plateau out; when resuming, only"
     )
-    with pytest.raises(ValueError, match=says):
-        again("schedule=plateau")
+    with pytest.raises(ValueError, match=message):
+        resume_config("schedule=plateau")
     with pytest.raises(ValueError, match=r"^schedule.patience=3 cannot .* has 1; when resuming"):
-        again("schedule.patience=3")
+        resume_config("schedule.patience=3")
 
 
-def test_a_run_that_started_from_weights_keeps_what_it_brought_along(saved) -> None:
-    """Of a recipe that is named again only what was composed then counts."""
+def test_a_run_with_resume_weights_keeps_its_inherited_groups(saved) -> None:
+    """Giving the experiment again does not replace the groups that came from the weights."""
     start = {**saved, "resume_weights": "/no/longer/there", "decoder": {"name": "show_tell"}}
-    config = again(start, "experiment=demo", "resume_weights=/no/longer/there")
+    config = resume_config(start, "experiment=demo", "resume_weights=/no/longer/there")
     assert config == start
 
 
-def test_a_run_from_before_an_option_takes_it(saved) -> None:
+def test_an_older_run_accepts_an_option_that_it_lacks(saved) -> None:
     old = {**saved, "trainer": {"max_epochs": 6, "precision": "32-true"}}
-    assert again(old, "trainer.max_epochs=8")["trainer"] == {
+    assert resume_config(old, "trainer.max_epochs=8")["trainer"] == {
         "max_epochs": 8,
         "precision": "32-true",
     }
-    assert again(old, "trainer.accumulate_grad_batches=2")["trainer"] == {
+    assert resume_config(old, "trainer.accumulate_grad_batches=2")["trainer"] == {
         **old["trainer"],
         "accumulate_grad_batches": 2,
     }
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
         (
             ["resume={run}/checkpoints/best.ckpt"],
@@ -163,14 +168,16 @@ def test_a_run_from_before_an_option_takes_it(saved) -> None:
         (["resume_weights=5"], "5: no such run folder or checkpoint"),
     ],
 )
-def test_the_command_line_says_so_in_one_line(run, argv, says: str, capsys) -> None:
-    assert main(["train", *(one.format(run=run) for one in argv)]) == 1
+def test_the_command_line_prints_errors_in_one_line(run, argv, message: str, capsys) -> None:
+    assert main(["train", *(argument.format(run=run) for argument in argv)]) == 1
     error = capsys.readouterr().err
-    assert says.format(run=run) in error and error.count("\n") == 1
+    assert message.format(run=run) in error and error.count("\n") == 1
 
 
-def test_the_first_command_again_resumes_a_run_of_a_sweep(run, tiny, tmp_path, capsys) -> None:
-    """In a folder named as by a sweep, as typed; the configuration tells what was obeyed."""
+def test_the_first_command_with_resume_resumes_a_run_of_a_sweep(
+    run, tiny, tmp_path, capsys
+) -> None:
+    """The folder is named as in a sweep; the configuration contains the changed options."""
     folder = tmp_path / "0_decoder.cell=lstm,seed=1"
     shutil.copytree(run, folder)
     saved = checkpoint.read(folder).config
@@ -185,7 +192,7 @@ def test_the_first_command_again_resumes_a_run_of_a_sweep(run, tiny, tmp_path, c
     assert config["resume"] is None
 
 
-def test_epochs_that_are_done_are_refused_before_data_and_model(run, capsys, monkeypatch) -> None:
+def test_a_finished_training_is_refused_before_data_are_read(run, capsys, monkeypatch) -> None:
     monkeypatch.setattr("captioner.training.train", lambda *_, **__: 1 / 0)
     assert main(["train", f"resume={run}", "trainer.max_epochs=3"]) == 1
     error = capsys.readouterr().err
@@ -193,7 +200,7 @@ def test_epochs_that_are_done_are_refused_before_data_and_model(run, capsys, mon
 
 
 @pytest.mark.parametrize(
-    ("trainer", "says"),
+    ("trainer", "message"),
     [
         ({"max_epochs": 2}, "2 epochs are done, and .* above 2 to continue"),
         (
@@ -206,8 +213,8 @@ def test_epochs_that_are_done_are_refused_before_data_and_model(run, capsys, mon
         ),
     ],
 )
-def test_steps_that_ended_a_training_are_named(trainer: dict, says: str) -> None:
+def test_the_error_names_the_steps_of_a_finished_training(trainer: dict, message: str) -> None:
     progress = {"epoch_progress": {"current": {"processed": 2}}}
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         require_epochs({"global_step": 20, "loops": {"fit_loop": progress}}, trainer)
     require_epochs({"global_step": 20, "loops": {"fit_loop": progress}}, {"max_epochs": 3})

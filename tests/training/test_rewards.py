@@ -1,4 +1,4 @@
-"""Rewards: the public metrics on the same words with <end>, and what <end> is there for."""
+"""Rewards against the public metrics on the same words with <end>, and the effect of <end>."""
 
 import numpy
 import pytest
@@ -29,44 +29,44 @@ SPLIT = [[text.split() for text in texts] for texts in REFERENCES]
 ENDED = [[[*text, "<end>"] for text in texts] for texts in SPLIT]
 
 
-def test_rewards_are_the_metrics_of_the_words_and_the_end() -> None:
+def test_rewards_equal_the_metrics_with_end_as_a_word() -> None:
     numbered = References(ENDED)
     expected = {
         "cider": Cider(numbered).rows(WORDS, IMAGES)[:, 0] / 100,
         "rouge_l": rouge_rows(numbered, WORDS, IMAGES)[:, 0] / 100,
     }
     for name, scores in expected.items():
-        found = Rewards(SPLIT, {name: 1.0})(WORDS, IMAGES)
-        numpy.testing.assert_allclose(found, scores, rtol=1e-12)
-        assert found[2] > found[0] > 0  # a reference word for word beats a paraphrase
+        rewards = Rewards(SPLIT, {name: 1.0})(WORDS, IMAGES)
+        numpy.testing.assert_allclose(rewards, scores, rtol=1e-12)
+        assert rewards[2] > rewards[0] > 0  # a reference word for word beats a paraphrase
 
 
 @pytest.mark.parametrize("place", range(len(SAMPLES)))
-def test_sentence_bleu_is_nltks_with_one_added_above_words(place: int) -> None:
-    found = Rewards(SPLIT, {"bleu4": 1.0})(WORDS, IMAGES)[place]
+def test_sentence_bleu_equals_nltk_with_smoothing_method2(place: int) -> None:
+    bleu = Rewards(SPLIT, {"bleu4": 1.0})(WORDS, IMAGES)[place]
     method = SmoothingFunction().method2
     expected = sentence_bleu(ENDED[IMAGES[place]], WORDS[place], smoothing_function=method)
-    assert found == pytest.approx(expected, abs=1e-12)
+    assert bleu == pytest.approx(expected, abs=1e-12)
 
 
-def test_rewards_are_added_by_their_weights() -> None:
+def test_rewards_are_a_weighted_sum() -> None:
     parts = [Rewards(SPLIT, {name: 1.0})(WORDS, IMAGES) for name in ("cider", "bleu4")]
     both = Rewards(SPLIT, {"cider": 0.7, "bleu4": 2, "rouge_l": 0.0})(WORDS, IMAGES)
     numpy.testing.assert_allclose(both, 0.7 * parts[0] + 2 * parts[1], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["cider", "bleu4", "rouge_l"])
-def test_a_sample_without_its_end_is_paid_less(name: str) -> None:
-    """Whether <end> alone is missing, or the last words with it."""
+def test_a_caption_without_end_has_a_lower_reward(name: str) -> None:
+    """Both if only <end> is missing, and if the last words are missing too."""
     for text in [text for texts in SPLIT for text in texts]:
         rewards = Rewards([[text], *SPLIT], {name: 1.0})
-        said = [[*text, "<end>"], text, text[:-1], text[:-2]]
-        whole, *cut = rewards(said, numpy.zeros(4, dtype=int))
-        assert all(whole > one for one in cut)
+        candidates = [[*text, "<end>"], text, text[:-1], text[:-2]]
+        whole, *cut = rewards(candidates, numpy.zeros(4, dtype=int))
+        assert all(whole > reward for reward in cut)
 
 
-def test_the_end_widens_the_gap_to_a_fragment() -> None:
-    """Left out, the words that a fragment shares with every reference are paid in full."""
+def test_end_increases_the_difference_to_a_fragment() -> None:
+    """Without <end>, a fragment is fully rewarded for its words that are in all references."""
     texts = ["a man riding a wave on a surfboard", "a man riding a wave on a board", "a big wave"]
     images = [[text.split() for text in texts], *SPLIT]
     fragment, whole = "a man riding a wave on a".split(), texts[1].split()
@@ -78,7 +78,7 @@ def test_the_end_widens_the_gap_to_a_fragment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "says"),
+    ("weights", "message"),
     [
         (
             {"cidr": 1.0},
@@ -89,6 +89,6 @@ def test_the_end_widens_the_gap_to_a_fragment() -> None:
         ({"cider": 0.0}, "are all 0"),
     ],
 )
-def test_weights_that_make_no_sense_get_one_line(weights, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_invalid_weights_are_refused(weights, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         Rewards(SPLIT, weights)

@@ -1,4 +1,4 @@
-"""Scheduled sampling: at share 0 it is teacher forcing, at 1 the model reads itself."""
+"""Scheduled sampling: fraction 0 is teacher forcing, with fraction 1 all inputs are sampled."""
 
 import pytest
 import torch
@@ -27,47 +27,47 @@ def build(cell: str = "lstm") -> tuple[ShowTell, Features, torch.Tensor, Packing
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_without_own_words_it_is_teacher_forcing_with_its_gradients(cell: str) -> None:
-    """In float64: they add up in different orders, which float32 rounds as the machine does."""
+def test_fraction_0_is_teacher_forcing_with_the_same_gradients(cell: str) -> None:
+    """In float64, because sums in different orders differ in float32."""
     decoder, features, inputs, packing = build(cell)
     decoder, features = decoder.double(), Features(features.pooled.double())
-    found = forward_sampled(decoder, features, inputs, packing, fraction=0.0)
+    logits = forward_sampled(decoder, features, inputs, packing, fraction=0.0)
     expected = decoder(features, inputs, packing)
-    torch.testing.assert_close(found, expected)
-    weights = torch.randn_like(found)
+    torch.testing.assert_close(logits, expected)
+    weights = torch.randn_like(logits)
     parameters = list(decoder.parameters())
-    ours = torch.autograd.grad((found * weights).sum(), parameters)
+    ours = torch.autograd.grad((logits * weights).sum(), parameters)
     theirs = torch.autograd.grad((expected * weights).sum(), parameters)
     for one, other in zip(ours, theirs):
         torch.testing.assert_close(one, other)
 
 
-def test_with_own_words_alone_the_captions_are_not_read(monkeypatch) -> None:
-    """The logits are those of the words drawn, whatever the captions say after <start>."""
+def test_with_fraction_1_all_inputs_are_sampled(monkeypatch) -> None:
+    """The logits are those for the sampled tokens; the captions after <start> have no effect."""
     decoder, features, inputs, packing = build()
-    drawn = []
+    sampled = []
 
-    def watch(logits):
-        drawn.append(sample_tokens(logits))
-        return drawn[-1]
+    def record(logits):
+        sampled.append(sample_tokens(logits))
+        return sampled[-1]
 
-    monkeypatch.setattr(cross_entropy, "sample_tokens", watch)
-    found = forward_sampled(decoder, features, inputs, packing, fraction=1.0)
-    read = torch.full_like(inputs, 4)
-    read[:, 0] = 1
-    for place, tokens in enumerate(drawn, start=1):
-        read[packing.order[: len(tokens)], place] = tokens
-    torch.testing.assert_close(found, decoder(features, read, packing))
+    monkeypatch.setattr(cross_entropy, "sample_tokens", record)
+    logits = forward_sampled(decoder, features, inputs, packing, fraction=1.0)
+    sampled_inputs = torch.full_like(inputs, 4)
+    sampled_inputs[:, 0] = 1
+    for place, tokens in enumerate(sampled, start=1):
+        sampled_inputs[packing.order[: len(tokens)], place] = tokens
+    torch.testing.assert_close(logits, decoder(features, sampled_inputs, packing))
 
 
-def test_words_are_drawn_by_their_probability_and_never_special_ones() -> None:
+def test_tokens_are_sampled_by_their_probability_without_special_tokens() -> None:
     logits = torch.randn(9) * 2
     counts = torch.bincount(sample_tokens(logits.expand(20_000, 9)), minlength=9) / 20_000
     expected = torch.cat([torch.zeros(4), torch.softmax(logits[4:], 0)])
     torch.testing.assert_close(counts, expected, atol=0.015, rtol=0)
 
 
-def test_the_share_rises_along_a_line(monkeypatch) -> None:
+def test_the_fraction_rises_linearly(monkeypatch) -> None:
     fractions = []
 
     def record(decoder, features, inputs, packing, fraction):
@@ -95,7 +95,7 @@ def test_the_share_rises_along_a_line(monkeypatch) -> None:
     assert fractions == ["all at once", 0.1, 0.4]
 
 
-def test_a_training_resumes_to_the_bit(tiny, tmp_path, cut_short) -> None:
+def test_a_training_resumes_exactly(tiny, tmp_path, cut_short) -> None:
     config = compose([*tiny, "objective.scheduled_sampling=0.5", "callbacks.save_every=3"])
     train(config, tmp_path / "whole")
     last = cut_short(config, tmp_path / "cut", 10)

@@ -20,12 +20,12 @@ def test_the_rate_falls_when_the_score_stops_rising() -> None:
     for score in (10.0, 12.0, 11.0, 12.0, 11.5, 11.0, 13.0, 12.0, 12.5):
         schedule.validated((score,))
         rates.append(schedule.rate(50))
-    # Worse than 12 twice, and twice again; 13 is better; worse than that twice.
+    # Not better than 12 four times, so it falls twice; then 13; then twice not better than 13.
     assert rates == [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125]
-    assert schedule.rate(0) == pytest.approx(1 / 11)  # the warm-up is left alone
+    assert schedule.rate(0) == pytest.approx(1 / 11)  # the warm-up does not change
 
 
-def test_it_continues_from_its_state() -> None:
+def test_a_restored_schedule_continues() -> None:
     first, second = plateau(), plateau()
     for score in (3.0, 2.0):
         first.validated((score,))
@@ -48,7 +48,7 @@ def test_options_out_of_range_are_refused(options) -> None:
         plateau(**options)
 
 
-def test_a_training_lowers_its_rate_and_resumes_to_the_bit(
+def test_a_training_lowers_its_rate_and_resumes_exactly(
     tiny, tmp_path, cut_short, monkeypatch
 ) -> None:
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Self-critical training: its gradient against the definition, baselines, learning, stopping."""
+"""Self-critical training: gradient against the definition, baselines, training, stopping."""
 
 import itertools
 import json
@@ -48,23 +48,23 @@ def build(*, dropout: float = 0.0, **options) -> tuple[SelfCritical, CaptioningM
         dropout=dropout,
     )
     tokens = [VOCABULARY.start, 5, 6, 7], [5, 6, 7, VOCABULARY.end]
-    inputs, targets = (torch.tensor([one] * 3) for one in tokens)
+    inputs, targets = (torch.tensor([ids] * 3) for ids in tokens)
     batch = Batch(Features(torch.randn(3, 5)), torch.arange(3), inputs, targets, RECORDS)
     return objective, CaptioningModel(nn.Identity(), decoder), batch
 
 
-def said(*words: str, end: bool = True) -> Hypothesis:
+def hypothesis(*words: str, end: bool = True) -> Hypothesis:
     tokens = tuple(VOCABULARY.id(word) for word in words)
     return Hypothesis(tokens, (0.0,) * (len(tokens) + end), 0.0, end)
 
 
 def log_prob(
-    decoder: ShowTell, features: Features, image: int, one: Hypothesis, temperature: float = 1
+    decoder: ShowTell, features: Features, image: int, sample: Hypothesis, temperature: float = 1
 ) -> torch.Tensor:
-    """By start and step, over the words that decoding may say."""
+    """Computed by start and step, over the tokens that decoding can generate."""
     state, token = decoder.start(features.rows(slice(image, image + 1))), VOCABULARY.start
     total = torch.zeros(())
-    for word in [*one.tokens, *([VOCABULARY.end] if one.finished else [])]:
+    for word in [*sample.tokens, *([VOCABULARY.end] if sample.finished else [])]:
         logits, state = decoder.step(torch.tensor([token]), state)
         logits = logits / temperature
         allowed = [v for v in range(len(VOCABULARY)) if v not in (0, 1, 3)]
@@ -74,27 +74,27 @@ def log_prob(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
-def test_the_gradient_is_that_of_the_definition_for_given_samples(temperature: float) -> None:
+def test_the_gradient_equals_the_definition_for_fixed_samples(temperature: float) -> None:
     objective, model, batch = build(samples=2, temperature=temperature)
     samples = [
-        said("a", "red", "dog"),
-        said("the", "dog", end=False),
-        said("two", "boys", "play", "a"),
-        said(),
-        said("a", "man", "climbs", "a", "rock", "a", "rock", end=False),
-        said("a", "rock"),
+        hypothesis("a", "red", "dog"),
+        hypothesis("the", "dog", end=False),
+        hypothesis("two", "boys", "play", "a"),
+        hypothesis(),
+        hypothesis("a", "man", "climbs", "a", "rock", "a", "rock", end=False),
+        hypothesis("a", "rock"),
     ]
     advantages = torch.tensor([0.5, -0.5, 1.25, -1.25, 0.1, -0.1], dtype=torch.float64)
     loss = objective._loss(model.decoder, batch.source, samples, advantages.numpy())
     parameters = list(model.decoder.parameters())
-    found = torch.autograd.grad(loss, parameters)
+    gradients = torch.autograd.grad(loss, parameters)
     terms = [
-        advantages[i] * log_prob(model.decoder, batch.source, i // 2, one, temperature)
-        for i, one in enumerate(samples)
+        advantages[i] * log_prob(model.decoder, batch.source, i // 2, sample, temperature)
+        for i, sample in enumerate(samples)
     ]
     expected = -torch.stack(terms).float().mean()
     torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(found, torch.autograd.grad(expected, parameters)):
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected, parameters)):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -119,7 +119,7 @@ def test_the_expected_gradient_is_the_gradient_of_the_expected_reward(baseline: 
     torch.testing.assert_close(total, expected)
 
 
-def test_the_policy_gradient_in_place_is_the_same() -> None:
+def test_the_policy_gradient_in_place_equals_the_plain_one() -> None:
     logits = torch.randn(700, 900, requires_grad=True)
     with torch.no_grad():
         logits[:, 3] = -torch.inf
@@ -130,11 +130,11 @@ def test_the_policy_gradient_in_place_is_the_same() -> None:
         kept = logits.detach().clone().requires_grad_()
         loss = policy_gradient(kept * 1, words, advantages, captions=60, in_place=True)
         torch.testing.assert_close(loss, plain)
-        (found,) = torch.autograd.grad(scale * loss, kept)
-        torch.testing.assert_close(found, scale * expected)
+        (gradient,) = torch.autograd.grad(scale * loss, kept)
+        torch.testing.assert_close(gradient, scale * expected)
 
 
-def test_the_baseline_leaves_out_one() -> None:
+def test_leave_one_out_is_the_mean_of_the_others() -> None:
     rewards = numpy.array([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
     numpy.testing.assert_allclose(leave_one_out(rewards), [[4, 3.5, 1.5], [1.5, 1.5, 0]])
 
@@ -149,8 +149,8 @@ def test_the_greedy_baseline_is_the_reward_of_the_greedy_caption() -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
-def test_samples_come_from_the_policy_whose_gradient_is_taken(temperature: float) -> None:
-    """Drawn tokens follow the probabilities of ``forward``, dropout and all special words off."""
+def test_samples_follow_the_differentiated_distribution(temperature: float) -> None:
+    """Sampled tokens follow the probabilities of ``forward``, without dropout or special tokens."""
     objective, model, batch = build(dropout=0.5, samples=2000, temperature=temperature)
     model.train()
     with torch.no_grad():
@@ -158,14 +158,14 @@ def test_samples_come_from_the_policy_whose_gradient_is_taken(temperature: float
     objective.outcome(model, batch, 0.0)
     assert not model.decoder.training
     drawn = objective._sampler(model.decoder, batch.source)(2000)
-    firsts = [(one.tokens or (VOCABULARY.end,))[0] for one in drawn[:2000]]
+    firsts = [(sample.tokens or (VOCABULARY.end,))[0] for sample in drawn[:2000]]
     counts = torch.bincount(torch.tensor(firsts), minlength=len(VOCABULARY)) / 2000
     logits = model.decoder(batch.source, batch.inputs)[0, 0]
     logits[[0, 1, 3]] = -torch.inf
     torch.testing.assert_close(counts, torch.softmax(logits / temperature, 0), atol=0.04, rtol=0)
 
 
-def test_dropout_stays_where_it_is_asked_for() -> None:
+def test_dropout_stays_on_if_it_is_set() -> None:
     objective, model, batch = build(dropout=0.5)
     kept = SelfCritical(TOKENIZER, objective.decoding, dropout=True)
     kept.prepare(RECORDS)
@@ -173,7 +173,7 @@ def test_dropout_stays_where_it_is_asked_for() -> None:
     assert model.decoder.training
 
 
-def test_cross_entropy_is_added_by_its_weight() -> None:
+def test_cross_entropy_is_added_with_its_weight() -> None:
     torch.manual_seed(3)
     alone, model, batch = build()
     both = SelfCritical(TOKENIZER, alone.decoding, cross_entropy_weight=0.5)
@@ -188,14 +188,14 @@ def test_cross_entropy_is_added_by_its_weight() -> None:
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
-def test_the_reward_rises_to_its_largest(baseline: str) -> None:
-    """One word an image: each comes to say its own, and to end, which is worth 5 of 10.
+def test_training_reaches_the_maximum_reward(baseline: str) -> None:
+    """Each image has a caption of one word; the best sample is this word and <end>, with reward 5.
 
     There are no trigrams, so CIDEr-D is the mean of 10, 10, 0 and 0.
     """
     objective, model, batch = build(baseline=baseline, samples=8)
     words = zip(RECORDS, ("dog", "boys", "rock"))
-    objective.prepare([Record(one.image, one.image_id, (word,), "train") for one, word in words])
+    objective.prepare([Record(r.image, r.image_id, (word,), "train") for r, word in words])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     rewards = []
     for _ in range(260):
@@ -209,7 +209,7 @@ def test_the_reward_rises_to_its_largest(baseline: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scores", "says"),
+    ("scores", "message"),
     [
         ({"dev_distinct": 1.0}, "1 % of the dev captions are distinct .objective.least_distinct=2"),
         ({"dev_repeats": 45.0}, "45 % of their bigrams repeat an earlier one"),
@@ -217,20 +217,20 @@ def test_the_reward_rises_to_its_largest(baseline: str) -> None:
         ({}, None),
     ],
 )
-def test_captions_that_degenerate_stop_the_training(scores, says: str | None) -> None:
+def test_captions_that_degenerate_stop_the_training(scores, message: str | None) -> None:
     objective = SelfCritical(TOKENIZER, DecodingOptions())
     scores = {"dev_distinct": 60.0, "dev_repeats": 3.0, "dev_endless": 1.0, **scores}
-    if says is None:
+    if message is None:
         objective.check(scores, ["a dog"])
         return
-    with pytest.raises(Degenerate, match=says) as error:
+    with pytest.raises(Degenerate, match=message) as error:
         objective.check(scores, ["a dog a dog"])
     assert "'a dog a dog'" in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"samples": 1}, "objective.samples=1 .* needs 2 or more"),
         ({"samples": 0, "baseline": "greedy"}, "needs 1 or more"),
@@ -240,8 +240,8 @@ def test_captions_that_degenerate_stop_the_training(scores, says: str | None) ->
         ({"most_endless": 101.0}, "objective.most_endless=101"),
     ],
 )
-def test_options_out_of_range_are_refused(options, says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_options_out_of_range_are_refused(options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         SelfCritical(TOKENIZER, DecodingOptions(), **options)
 
 
@@ -269,10 +269,10 @@ def last(folder) -> checkpoint.Checkpoint:
 
 
 @pytest.mark.parametrize("kind", ["leave_one_out", "greedy"])
-def test_a_run_starts_from_cross_entropy_and_resumes_to_the_bit(
+def test_a_run_starts_from_cross_entropy_and_resumes_exactly(
     run, tmp_path, cut_short, kind: str
 ) -> None:
-    # 24 images in batches of 7 are 4 steps an epoch.
+    # 24 images in batches of 7: an epoch has 4 steps.
     config = config_of(
         run,
         f"objective.baseline={kind}",
@@ -308,18 +308,18 @@ def test_a_run_that_degenerates_keeps_its_best_checkpoint(run, tmp_path, monkeyp
     config = config_of(run, "objective.most_endless=30")
     config["trainer"]["max_epochs"] = 3
     original = SelfCritical.check
-    looks = []
+    validations = []
 
     def worse(self, scores, captions):
-        looks.append(scores)
-        original(self, {**scores, "dev_endless": 50.0 if len(looks) == 2 else 0.0}, captions)
+        validations.append(scores)
+        original(self, {**scores, "dev_endless": 50.0 if len(validations) == 2 else 0.0}, captions)
 
     monkeypatch.setattr(SelfCritical, "check", worse)
     with pytest.raises(Degenerate, match="50 % of the dev captions have no <end>"):
         train(config, tmp_path / "run")
     best = checkpoint.read(tmp_path / "run")
     assert best.path.name == "best.ckpt"
-    assert best.scores == looks[0] != looks[1]
+    assert best.scores == validations[0] != validations[1]
     rows = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
     assert {json.loads(row)["epoch"] for row in rows} == {1}
 
@@ -340,6 +340,6 @@ def test_every_image_is_seen_once_an_epoch(run, tmp_path, monkeypatch) -> None:
     assert first != second
 
 
-def test_resuming_does_not_change_the_objective(run, tiny, tmp_path) -> None:
+def test_a_run_cannot_resume_with_another_objective(run, tiny, tmp_path) -> None:
     with pytest.raises(ValueError, match="continues with the objective.*resume_weights="):
         train(config_of(run), tmp_path / "run", resume=checkpoint.find(run, name="last.ckpt"))

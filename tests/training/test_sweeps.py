@@ -1,4 +1,4 @@
-"""Sweeps: one bad job does not end them, names stay short, and searches look for the best."""
+"""Sweeps: a failed job does not end them, job names are short, and searches maximize the score."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ def prepared(*overrides: str) -> tuple[list[str], Path]:
     return sweep_overrides(config.checked(overrides, several=True))
 
 
-def test_the_others_run_where_one_fails(tiny, tmp_path, capsys) -> None:
+def test_other_jobs_run_if_one_fails(tiny, tmp_path, capsys) -> None:
     rates = "optimizer.lr=0.01,-1,0.02"
     argv = ["train", "-m", *tiny, "trainer.max_epochs=1", rates, f"hydra.sweep.dir={tmp_path}"]
     assert main(argv) == 1
@@ -44,7 +44,7 @@ def test_the_others_run_where_one_fails(tiny, tmp_path, capsys) -> None:
 
 @pytest.fixture
 def untrained(monkeypatch) -> None:
-    """Jobs that are composed, and score 1 without a training."""
+    """Jobs are composed and have a score of 1, without a training."""
     done = SimpleNamespace(monitor="dev_bleu4", score=1.0, scores={"dev_bleu4": 1.0})
     monkeypatch.setattr("captioner.verbs.train._train_job", lambda *unused: done)
 
@@ -58,7 +58,7 @@ def untrained(monkeypatch) -> None:
         (["decoder=show_tell,up_down", "+decoder.score=dot"], {"show_tell": "score"}),
     ],
 )  # fmt: skip
-def test_a_combination_that_cannot_be_composed_is_one_job_that_fails(
+def test_a_combination_that_cannot_be_composed_is_a_failed_job(
     tiny, tmp_path, capsys, untrained, given: list[str], fails: dict[str, str]
 ) -> None:
     folder = tmp_path / "sweep"
@@ -70,8 +70,8 @@ def test_a_combination_that_cannot_be_composed_is_one_job_that_fails(
     for row in rows:
         name = row["folder"].rpartition("=")[2]
         if name in fails:
-            says = f"decoder.{fails[name]} is not an option; decoder={name} has name, "
-            assert row["error"].startswith(says)
+            message = f"decoder.{fails[name]} is not an option; decoder={name} has name, "
+            assert row["error"].startswith(message)
             assert not (folder / row["folder"]).exists()
         else:
             assert row["score"] == 1.0
@@ -86,7 +86,7 @@ def test_a_combination_that_cannot_be_composed_is_one_job_that_fails(
         ["training.nothing=1,2"],
     ],
 )
-def test_an_option_that_no_job_has_is_refused_before_the_work(
+def test_an_option_that_no_job_has_is_refused_before_the_sweep(
     tmp_path, capsys, untrained, given: list[str]
 ) -> None:
     folder = tmp_path / "sweep"
@@ -95,7 +95,7 @@ def test_an_option_that_no_job_has_is_refused_before_the_work(
     assert not folder.exists()
 
 
-def test_a_sweep_of_which_nothing_started_leaves_no_folder(tmp_path, capsys, monkeypatch) -> None:
+def test_a_sweep_that_does_not_start_leaves_no_folder(tmp_path, capsys, monkeypatch) -> None:
     folder = tmp_path / "sweep"
 
     def broken(*unused: object) -> None:
@@ -111,7 +111,7 @@ def test_a_sweep_of_which_nothing_started_leaves_no_folder(tmp_path, capsys, mon
 
 @pytest.mark.parametrize("decoder", DECODERS)
 @pytest.mark.parametrize("experiment", ["demo", "debug"])
-def test_these_recipes_go_with_every_decoder(experiment: str, decoder: str) -> None:
+def test_these_experiments_compose_with_every_decoder(experiment: str, decoder: str) -> None:
     composed = config.compose([f"experiment={experiment}", f"decoder={decoder}"])["decoder"]
     alone = config.compose([f"decoder={decoder}"])["decoder"]
     assert set(composed) == set(alone)
@@ -120,16 +120,16 @@ def test_these_recipes_go_with_every_decoder(experiment: str, decoder: str) -> N
         assert composed["regions"] == {"demo": 3, "debug": 2}[experiment]
 
 
-def test_a_glob_stands_for_every_option_of_a_group() -> None:
+def test_a_glob_becomes_all_options_of_a_group() -> None:
     changes = config.checked(["experiment=debug", "decoder=glob(*)"], several=True)
     names = ",".join(sorted(DECODERS))
-    assert [one.input_line for one in changes] == ["experiment=debug", f"decoder={names}"]
+    assert [change.input_line for change in changes] == ["experiment=debug", f"decoder={names}"]
     assert sweep_overrides(changes)[0][1].endswith("exclude_keys=[experiment]")
     with pytest.raises(ValueError, match="matches no option of decoder"):
         config.checked(["decoder=glob(x*)"], several=True)
 
 
-def test_choice_and_range_are_lists_and_an_interval_is_not() -> None:
+def test_choice_and_range_are_accepted_and_an_interval_is_refused() -> None:
     prepared("decoder.cell=choice(rnn,gru)", "seed=range(1,4)")
     with pytest.raises(ValueError, match="an interval has no list of values.*hydra/sweeper=optuna"):
         prepared("optimizer.lr=interval(1e-4,1e-2)")
@@ -154,7 +154,7 @@ def test_run_dir_is_the_folder_of_the_sweep() -> None:
     assert prepared("seed=1,2")[1].name.startswith("sweep_")
 
 
-def test_a_search_looks_for_the_highest_score() -> None:
+def test_a_search_maximizes_the_score() -> None:
     if importlib.util.find_spec("optuna") is None:
         with pytest.raises(ValueError, match=r"hydra/sweeper=optuna .* 'captioner\[sweep\]'"):
             config.checked(["hydra/sweeper=optuna"], several=True)
@@ -164,6 +164,6 @@ def test_a_search_looks_for_the_highest_score() -> None:
     composed = config.compose_all([*config.checked(given, several=True), *more])
     assert composed.hydra.sweeper.direction == "maximize"
     assert "OptunaSweeper" in composed.hydra.sweeper._target_
-    asked = prepared(*given, "hydra.sweeper.direction=minimize")[0]
-    assert not any("direction" in line for line in asked)
+    minimizing = prepared(*given, "hydra.sweeper.direction=minimize")[0]
+    assert not any("direction" in line for line in minimizing)
     assert not any("direction" in line for line in prepared("seed=1,2")[0])

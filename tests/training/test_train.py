@@ -1,4 +1,4 @@
-"""Training: exact resuming, honest stopping, and what a run folder holds."""
+"""Training: exact resuming, stopping at errors, and the content of a run folder."""
 
 import json
 import math
@@ -28,18 +28,18 @@ from captioner.training.train import train
 from captioner.training.validation import dev_losses
 
 
-def weights_and_optimiser(folder: Path) -> list[torch.Tensor]:
+def weights_and_optimizer(folder: Path) -> list[torch.Tensor]:
     content = checkpoint.read(checkpoint.find(folder, name=LAST)).lightning
     moments = content["optimizer_states"][0]["state"]
-    tensors = [t for one in moments.values() for t in one.values() if isinstance(t, torch.Tensor)]
+    tensors = [t for m in moments.values() for t in m.values() if isinstance(t, torch.Tensor)]
     return [*content["state_dict"].values(), *tensors]
 
 
-# 24 images of five captions in batches of 20 are 6 steps an epoch.
+# 24 images with five captions in batches of 20: an epoch has 6 steps.
 @pytest.mark.parametrize(
     ("workers", "crash", "saved"), [(0, 4, 3), (0, 9, 9), (0, 8, 6), (2, 5, 3)]
 )
-def test_an_interrupted_run_resumes_to_the_bit(
+def test_an_interrupted_run_resumes_exactly(
     tiny, tmp_path, cut_short, workers: int, crash: int, saved: int
 ) -> None:
     config = compose([*tiny, f"loader.workers={workers}", "callbacks.save_every=3"])
@@ -48,19 +48,19 @@ def test_an_interrupted_run_resumes_to_the_bit(
     assert checkpoint.read(last).lightning["global_step"] == saved
     train(config, tmp_path / "cut", resume=last)
 
-    expected = weights_and_optimiser(tmp_path / "whole")
-    resumed = weights_and_optimiser(tmp_path / "cut")
+    expected = weights_and_optimizer(tmp_path / "whole")
+    resumed = weights_and_optimizer(tmp_path / "cut")
     assert len(expected) == len(resumed) > 20
     assert all(torch.equal(a, b) for a, b in zip(expected, resumed))
     best, other = checkpoint.read(tmp_path / "whole"), checkpoint.read(tmp_path / "cut")
     assert best.scores == other.scores
     logs = (tmp_path / "cut" / "logs" / "csv").glob("*/metrics.csv")
     assert len(list(logs)) == 2  # the log of the first part is kept
-    spent, of_both = (
+    spent, resumed_costs = (
         json.loads((tmp_path / name / "costs.json").read_text()) for name in ("whole", "cut")
     )
     alike = ("epochs", "learned_parameters", "all_parameters", "threads", "torch")
-    assert [spent[name] for name in alike] == [of_both[name] for name in alike]
+    assert [spent[name] for name in alike] == [resumed_costs[name] for name in alike]
     assert spent["minutes"] >= 0 < spent["peak_memory_gib"] < 64
 
 
@@ -72,16 +72,14 @@ def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, cut_short)
     train(config, tmp_path / "whole")
     last = cut_short(config, tmp_path / "cut", 3)
     train(config, tmp_path / "cut", resume=last)
-    pairs = zip(weights_and_optimiser(tmp_path / "whole"), weights_and_optimiser(tmp_path / "cut"))
+    pairs = zip(weights_and_optimizer(tmp_path / "whole"), weights_and_optimizer(tmp_path / "cut"))
     assert all(torch.equal(a, b) for a, b in pairs)
     whole, cut = (checkpoint.read(tmp_path / name).weights for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)  # the average of the weights
 
 
-def test_a_resumed_run_reads_the_features_that_it_was_trained_with(
-    tiny, tmp_path, monkeypatch
-) -> None:
-    """Those of the pretrained encoder, though a resumed model starts without any weights."""
+def test_a_resumed_run_reads_the_same_features(tiny, tmp_path, monkeypatch) -> None:
+    """They come from the pretrained encoder, although a resumed model is built without weights."""
     seen, original = [], CaptionDataModule.setup
 
     def watch(self, stage):
@@ -98,10 +96,10 @@ def test_a_resumed_run_reads_the_features_that_it_was_trained_with(
     config["trainer"]["max_epochs"] = 2
     last = checkpoint.find(tmp_path / "run", name=LAST)
     train(config, tmp_path / "run", resume=last)
-    assert seen and all(torch.equal(one, first) for one in seen)
+    assert seen and all(torch.equal(features, first) for features in seen)
 
 
-def test_training_reads_components_of_cached_grids(tiny, tmp_path, monkeypatch) -> None:
+def test_training_reads_principal_components_of_cached_grids(tiny, tmp_path, monkeypatch) -> None:
     seen, original = [], CachedFeatures.get
 
     def watch(self, *given):
@@ -112,31 +110,31 @@ def test_training_reads_components_of_cached_grids(tiny, tmp_path, monkeypatch) 
     config = compose([*tiny, "decoder=up_down", "decoder.components=8"])
     train(config, tmp_path / "run")
     widths = [features.grid.shape[2] for features in seen]
-    assert widths[-1] == 8 < widths[0]  # the whole ones are what statistics are taken from
+    assert widths[-1] == 8 < widths[0]  # the whole grids are read to compute the statistics
 
 
 def test_the_average_of_the_weights_is_the_weighted_sum_of_all_steps() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
-    watch, trainer = WeightAverage(0.5), SimpleNamespace(global_step=0)
+    average, trainer = WeightAverage(0.5), SimpleNamespace(global_step=0)
     values = [3.0, -1.0, 4.0, 1.5, 9.0]
     module.weight.data.fill_(values[0])
-    watch.on_train_start(trainer, module)
+    average.on_train_start(trainer, module)
     for step, value in enumerate(values[1:], start=1):
         module.weight.data.fill_(value)
         trainer.global_step = step
-        watch.on_train_batch_end(trainer, module)
-        watch.on_train_batch_end(trainer, module)  # a batch whose gradients are only added up
+        average.on_train_batch_end(trainer, module)
+        average.on_train_batch_end(trainer, module)  # a batch that only accumulates gradients
     decays = [min(0.5, (1 + n) / (10 + n)) for n in range(1, 5)]
-    shares = [math.prod(decays)]
-    shares += [(1 - decays[n]) * math.prod(decays[n + 1 :]) for n in range(4)]
-    expected = sum(share * value for share, value in zip(shares, values))
-    watch.on_validation_start(trainer, module)
+    weights = [math.prod(decays)]
+    weights += [(1 - decays[n]) * math.prod(decays[n + 1 :]) for n in range(4)]
+    expected = sum(weight * value for weight, value in zip(weights, values))
+    average.on_validation_start(trainer, module)
     assert module.weight.item() == pytest.approx(expected, abs=1e-6)
-    watch.on_train_epoch_end(trainer, module)
+    average.on_train_epoch_end(trainer, module)
     assert module.weight.item() == 9.0
 
 
-def test_the_best_checkpoint_holds_the_average_that_was_scored(tiny, tmp_path) -> None:
+def test_the_best_checkpoint_contains_the_average_that_was_validated(tiny, tmp_path) -> None:
     config = compose([*tiny, "callbacks.ema=0.9", "callbacks.keep=1", "trainer.max_epochs=1"])
     run = train(config, tmp_path / "run")
     best, last = (
@@ -156,12 +154,12 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tiny, tmp_path) -
         train(compose([*tiny, f"seed={seed}", "trainer.max_epochs=1"]), tmp_path / name).folder
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
     ]
-    first, second, third = (weights_and_optimiser(folder) for folder in runs)
+    first, second, third = (weights_and_optimizer(folder) for folder in runs)
     assert all(torch.equal(a, b) for a, b in zip(first, second))
     assert not all(torch.equal(a, b) for a, b in zip(first, third))
 
 
-def test_a_run_folder_holds_what_is_needed_to_understand_it(run) -> None:
+def test_the_content_of_a_run_folder(run) -> None:
     assert (run / "checkpoints" / "best.ckpt").is_file()
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert "hidden_size: 64" in (run / "config.yaml").read_text()
@@ -177,14 +175,14 @@ def test_a_run_folder_holds_what_is_needed_to_understand_it(run) -> None:
     assert not list((run / "checkpoints").glob(".*"))
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(tiny, run) -> None:
+def test_a_folder_that_contains_a_run_is_refused(tiny, run) -> None:
     before = (run / "checkpoints" / "last.ckpt").read_bytes()
     with pytest.raises(ValueError, match=f"run_dir={run} already has a run: resume={run}"):
         train(compose(tiny), run)
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_a_loss_that_is_not_finite_stops_and_overwrites_nothing(
+def test_a_loss_that_is_not_finite_stops_the_training_and_overwrites_nothing(
     tiny, tmp_path, monkeypatch
 ) -> None:
     config = compose([*tiny, "callbacks.save_every=2"])
@@ -226,7 +224,7 @@ def parameter_groups(*overrides: str) -> list:
     return module.optimization.parameter_groups(module.model)
 
 
-def test_the_learning_rate_rises_and_falls_as_described() -> None:
+def test_the_learning_rate_follows_its_formula() -> None:
     cosine = small_module("schedule.warmup=0.1", "schedule=cosine").optimization.schedule
     assert cosine.rate(0) == pytest.approx(1 / 11)
     assert cosine.rate(9) == pytest.approx(10 / 11)
@@ -261,7 +259,7 @@ def test_options_out_of_range_are_refused(option: str) -> None:
         small_module(option)
 
 
-def test_cross_entropy_ignores_what_is_past_the_end() -> None:
+def test_cross_entropy_ignores_positions_after_the_end() -> None:
     logits = torch.randn(2, 4, 7)
     targets = torch.tensor([[3, 2, -100, -100], [5, 6, 4, 2]])
     loss = losses.cross_entropy(logits, targets, label_smoothing=0.0)
@@ -275,7 +273,7 @@ def test_cross_entropy_ignores_what_is_past_the_end() -> None:
     ("loss", "shuffled", "distinct", "warns"),
     [(2.0, 2.5, 40, False), (2.0, 2.001, 40, True), (2.0, 2.5, 1, True)],
 )
-def test_a_model_that_ignores_the_image_is_told(loss, shuffled, distinct, warns) -> None:
+def test_a_model_that_ignores_the_image_gives_a_warning(loss, shuffled, distinct, warns) -> None:
     metrics = {"dev_loss": loss, "dev_loss_shuffled": shuffled, "dev_distinct": distinct}
     trainer = SimpleNamespace(
         sanity_checking=False,
@@ -289,7 +287,7 @@ def test_a_model_that_ignores_the_image_is_told(loss, shuffled, distinct, warns)
         ImageMatters().on_validation_end(trainer, None)
 
 
-def test_batches_hold_captions_of_like_length_in_an_order_of_seed_and_epoch() -> None:
+def test_batches_contain_captions_of_similar_length_and_depend_on_seed_and_epoch() -> None:
     lengths = torch.randint(4, 30, (1003,)).tolist()
     order = Bucketed(lengths, 16, seed=3, pool=10)
     batches = order.order()
@@ -304,7 +302,7 @@ def test_batches_hold_captions_of_like_length_in_an_order_of_seed_and_epoch() ->
 
 
 def test_bfloat16_trains_with_the_gradient_clipped(tiny, tmp_path) -> None:
-    """And the fused optimiser, which Lightning's own clipping refuses."""
+    """Also with the fused optimizer, which Lightning's own clipping refuses."""
     half = ("trainer.precision=bf16-mixed", "trainer.gradient_clip_val=0.01")
     run = train(compose([*tiny, *half, "trainer.max_epochs=1"]), tmp_path / "run")
     last = checkpoint.read(checkpoint.find(run.folder, name=LAST))
@@ -314,10 +312,10 @@ def test_bfloat16_trains_with_the_gradient_clipped(tiny, tmp_path) -> None:
         for moments in last.lightning["optimizer_states"][0]["state"].values()
     ]
     steps = last.lightning["global_step"]
-    assert 0 < sum(squares) < steps * 0.001 * 0.01**2 * 1.01  # (1 - β2) |g|² a step
+    assert 0 < sum(squares) < steps * 0.001 * 0.01**2 * 1.01  # (1 - β2) |g|² per step
 
 
-def test_only_a_scaled_loss_goes_without_the_fused_optimiser() -> None:
+def test_the_fused_optimizer_is_used_unless_the_loss_is_scaled() -> None:
     for precision, fused in (("32-true", True), ("bf16-mixed", True), ("16-mixed", False)):
         module = small_module(f"trainer.precision={precision}")
         assert module.configure_optimizers()["optimizer"].defaults["fused"] is fused
@@ -334,14 +332,14 @@ UP_DOWN = (
 )
 
 
-def test_a_decoder_that_attends_trains_and_is_found_again(tiny, tmp_path) -> None:
-    """With tied weights, their average, the penalty and bfloat16; grids come from the cache."""
+def test_a_decoder_with_attention_trains_and_loads(tiny, tmp_path) -> None:
+    """With tied weights, averaged weights, the penalty, bfloat16 and cached grids."""
     more = ("callbacks.ema=0.9", "objective.attention_penalty=0.5", "trainer.precision=bf16-mixed")
-    others = [one for one in tiny if not one.startswith("decoder.")]
-    found = train(compose([*others, *UP_DOWN, *more]), tmp_path / "run")
-    model = checkpoint.read(found.best).model()
+    others = [line for line in tiny if not line.startswith("decoder.")]
+    run = train(compose([*others, *UP_DOWN, *more]), tmp_path / "run")
+    model = checkpoint.read(run.best).model()
     assert model.decoder.output.weight is model.decoder.words.weight
-    module = LitCaptioner.load_from_checkpoint(found.best)
+    module = LitCaptioner.load_from_checkpoint(run.best)
     assert module.objective.attention_penalty == 0.5
     groups = module.optimization.parameter_groups(module.model)
     owners = [p for group in groups for p in group["params"]]
@@ -349,7 +347,7 @@ def test_a_decoder_that_attends_trains_and_is_found_again(tiny, tmp_path) -> Non
 
 
 def test_the_penalty_is_added_to_the_loss(tiny) -> None:
-    config = compose([*[one for one in tiny if not one.startswith("decoder.")], *UP_DOWN])
+    config = compose([*[line for line in tiny if not line.startswith("decoder.")], *UP_DOWN])
     torch.manual_seed(3)
     model = build_model(config["encoder"], config["decoder"], vocabulary_size=11).eval()
     grid = torch.randn(2, 4, model.encoder.feature_size)
@@ -364,11 +362,11 @@ def test_the_penalty_is_added_to_the_loss(tiny) -> None:
         losses.append(module.training_step(batch, 0).item())
     _, weights = model.decoder.attend(batch.source, inputs)
     sums = [weights[0].sum(0), weights[1, :2].sum(0)]
-    expected = sum((1 - one).square().mean() for one in sums) / 2
+    expected = sum((1 - total).square().mean() for total in sums) / 2
     assert losses[1] - losses[0] == pytest.approx(2 * expected.item(), rel=1e-4)
 
 
-def test_a_penalty_on_attention_needs_attention(tiny) -> None:
+def test_the_attention_penalty_needs_attention(tiny) -> None:
     config = compose(tiny)
     model = build_model(config["encoder"], config["decoder"], vocabulary_size=11)
     with pytest.raises(ValueError, match="attends, and ShowTell does not; choose 0"):
@@ -376,19 +374,19 @@ def test_a_penalty_on_attention_needs_attention(tiny) -> None:
         build_module({**config, "objective": objective}, model, None, 1, None)
 
 
-def test_the_dev_loss_is_the_same_however_many_captions_at_once(run) -> None:
-    """Of 24 images with five captions each, all at once, 7 at once, and one at once."""
-    found = LitCaptioner.load_from_checkpoint(run)
+def test_the_dev_loss_does_not_depend_on_the_number_of_captions_at_once(run) -> None:
+    """For 24 images with five captions each: all at once, 7 at once, and one at once."""
+    module = LitCaptioner.load_from_checkpoint(run)
     dataset = make(read_records, "data", checkpoint.read(run).config["data"])
-    pictures = Pictures(found.model.encoder)
-    batch = next(iter(image_loader(dataset.split("train"), found.tokenizer, pictures)))
+    pictures = Pictures(module.model.encoder)
+    batch = next(iter(image_loader(dataset.split("train"), module.tokenizer, pictures)))
     with torch.no_grad():
-        features = found.model.encode(batch.source)
+        features = module.model.encode(batch.source)
         (whole, words), *others = (
-            dev_losses(found.model.decoder, features, batch, captions) for captions in (320, 7, 1)
+            dev_losses(module.model.decoder, features, batch, captions) for captions in (320, 7, 1)
         )
     assert words == int((batch.targets != IGNORED).sum())
     assert whole[0] < whole[1]  # with another image it is worse
-    for found_losses, count in others:
-        assert found_losses == pytest.approx(whole, rel=1e-5)
+    for part_losses, count in others:
+        assert part_losses == pytest.approx(whole, rel=1e-5)
         assert count == words

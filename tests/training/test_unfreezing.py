@@ -1,4 +1,4 @@
-"""Staged fine-tuning: what learns from when on, and a run that stops on either side of it."""
+"""Staged fine-tuning: which parameters are trained from which step, and exact resuming."""
 
 import math
 from pathlib import Path
@@ -26,23 +26,23 @@ def small(library: str, network: str, **options: Any) -> Encoder:
 
 
 def named(network: nn.Module, parameters: Any) -> set[str]:
-    wanted = {id(one) for one in parameters}
-    return {name for name, one in network.named_parameters() if id(one) in wanted}
+    wanted = {id(parameter) for parameter in parameters}
+    return {name for name, p in network.named_parameters() if id(p) in wanted}
 
 
 # Stages
 
 
 @pytest.mark.parametrize("network", ["test_resnet", "test_efficientnet", "test_vit"])
-def test_stages_are_those_that_timm_names(network: str) -> None:
+def test_stages_equal_those_of_timm(network: str) -> None:
     import timm
     from timm.models._manipulate import group_parameters
 
     whole = timm.create_model(network, num_classes=0)
     theirs = group_parameters(whole, whole.group_matcher(coarse=True))
     expected = [set(names) for _, names in sorted(theirs.items())]
-    ours = [named(whole, one) for one in stages(whole)]
-    if network == "test_efficientnet":  # where timm counts the last convolution to the last block
+    ours = [named(whole, stage) for stage in stages(whole)]
+    if network == "test_efficientnet":  # timm counts the last convolution as part of the last block
         ours[-2:] = [ours[-2] | ours[-1]]
     assert ours == expected
 
@@ -57,13 +57,13 @@ def test_stages_are_those_that_timm_names(network: str) -> None:
 )
 def test_the_stages_of_known_networks(library: str, network: str, count: int, last: str) -> None:
     encoder = small(library, network, image_size=32)
-    found = stages(encoder.backbone)
-    assert len(found) == count
-    assert sum(len(one) for one in found) == len(list(encoder.backbone.parameters()))
+    parts = stages(encoder.backbone)
+    assert len(parts) == count
+    assert sum(len(part) for part in parts) == len(list(encoder.backbone.parameters()))
     assert last in named(encoder.backbone, encoder.last_stages(1))
 
 
-def test_stages_that_the_features_do_not_read_are_not_counted() -> None:
+def test_stages_after_the_features_are_not_counted() -> None:
     encoder = small("bundled", "efficientnet_lite0", image_size=64, stage=3)
     names = named(encoder.backbone, encoder.last_stages(2))
     assert {name[:8] for name in names} == {"blocks.3", "blocks.4"}
@@ -76,23 +76,23 @@ def test_stages_that_the_features_do_not_read_are_not_counted() -> None:
 # An unfrozen encoder
 
 
-def test_only_the_unfrozen_stages_learn_and_statistics_stay() -> None:
+def test_only_the_unfrozen_stages_are_trained_and_statistics_stay() -> None:
     encoder = small("timm", "test_resnet", image_size=32)
     encoder.unfreeze(encoder.last_stages(2))
     encoder.train()
-    before = {name: one.clone() for name, one in encoder.state_dict().items()}
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
     learned = [p for p in encoder.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learned, lr=0.01, fused=True)
+    optimizer = torch.optim.AdamW(learned, lr=0.01, fused=True)
     images = torch.randn(3, 3, 32, 32) + 2
     with torch.no_grad():
         first = encoder(images).pooled
     encoder(images).pooled.square().sum().backward()
-    optimiser.step()
-    changed = {n for n, one in encoder.state_dict().items() if not torch.equal(one, before[n])}
+    optimizer.step()
+    changed = {n for n, value in encoder.state_dict().items() if not torch.equal(value, before[n])}
     assert all("layer3" in name or "layer4" in name for name in changed)
-    assert any("bn2.weight" in name for name in changed)  # scale and shift learn
+    assert any("bn2.weight" in name for name in changed)  # scale and shift are trained
     assert not any("running" in name or "num_batches" in name for name in changed)
-    with torch.no_grad():  # what a loaded checkpoint will say, from the copy with folded norms
+    with torch.no_grad():  # a loaded checkpoint computes with a copy with folded norms
         assert encoder._running()[0] is not encoder.backbone
         expected = encoder.extract(encoder.backbone, images).pooled
         torch.testing.assert_close(encoder(images).pooled, expected, rtol=1e-3, atol=1e-4)
@@ -112,10 +112,10 @@ def test_gradient_checkpointing_gives_the_same_gradients_for_less_memory() -> No
             sizes.append(tensor.numel())
             return tensor
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             features = encoder(images)
         (features.pooled.square().sum() + features.grid.sin().sum()).backward()
-        gradients.append([one.grad for one in encoder.backbone.parameters()])
+        gradients.append([parameter.grad for parameter in encoder.backbone.parameters()])
         kept.append(sum(sizes))
     for plain, recomputed in zip(*gradients):
         torch.testing.assert_close(recomputed, plain, rtol=1e-3, atol=1e-3)
@@ -139,15 +139,15 @@ def last(folder: Path) -> checkpoint.Checkpoint:
 
 def moments(folder: Path) -> list[torch.Tensor]:
     state = last(folder).lightning["optimizer_states"][0]["state"]
-    return [t for one in state.values() for t in one.values() if isinstance(t, torch.Tensor)]
+    return [t for m in state.values() for t in m.values() if isinstance(t, torch.Tensor)]
 
 
-# 24 images of five captions in batches of 20 are 6 steps an epoch; the second epoch is live.
+# 24 images with five captions in batches of 20: an epoch has 6 steps; the second reads images.
 @pytest.mark.parametrize(
     ("workers", "views", "crash", "saved"),
     [(0, 3, 4, 3), (0, 1, 6, 6), (0, 3, 8, 6), (2, 1, 11, 9)],
 )
-def test_a_run_resumes_to_the_bit_on_both_sides(
+def test_a_run_resumes_exactly_before_and_after_unfreezing(
     tiny, tmp_path, cut_short, workers: int, views: int, crash: int, saved: int
 ) -> None:
     config = tuned(
@@ -167,7 +167,7 @@ def test_a_run_resumes_to_the_bit_on_both_sides(
     assert checkpoint.read(tmp_path / "whole").scores == checkpoint.read(tmp_path / "cut").scores
 
 
-def test_features_are_cached_first_and_images_read_live_from_then_on(
+def test_cached_features_are_read_before_unfreezing_and_images_after_it(
     tiny, tmp_path, monkeypatch, capsys
 ) -> None:
     read: list[int] = []
@@ -196,7 +196,7 @@ def test_features_are_cached_first_and_images_read_live_from_then_on(
     assert all("layer3" in name or "layer4" in name for name in changed)
     assert "million parameters of the encoder are trained" in capsys.readouterr().out
 
-    # The checkpoint holds the encoder as it was scored: the average of its weights.
+    # The checkpoint contains the validated encoder: the average of its weights.
     best, end = checkpoint.read(run.best), last(run.folder)
     name = "encoder.backbone.layer4.0.conv2.weight"
     average = end.lightning["callbacks"]["WeightAverage"]["average"]
@@ -214,13 +214,13 @@ def module(*overrides: str, total: int = 100) -> LitCaptioner:
     return build_module(config, model, None, total, None)
 
 
-def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
+def test_the_unfrozen_parameters_have_their_own_warm_up() -> None:
     late = module(
         "training.unfreeze_at=0.4", "trainer.max_epochs=10", "schedule.warmup=0.1", total=100
     )
     assert late.optimization.unfreezing.epoch == 4
-    found = late.configure_optimizers()
-    optimizer, scheduler = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    configured = late.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     rates = []
     for _ in range(100):
         rates.append({group["initial_lr"]: group["lr"] for group in optimizer.param_groups})
@@ -239,7 +239,7 @@ def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "says"),
+    ("overrides", "message"),
     [
         (["training.unfreeze_at=15"], "unfreeze_at=15 .*trainer.max_epochs=15"),
         (["training.unfreeze_at=1.5"], "unfreeze_at=1.5 .*a fraction of them in"),
@@ -248,7 +248,7 @@ def test_the_unfrozen_group_has_a_warm_up_of_its_own() -> None:
         (["training.unfreeze_at=2", "training.unfreeze_stages=0"], "unfreeze_stages=0 .*1 to 5"),
     ],
 )
-def test_what_cannot_be_unfrozen_gets_one_line(overrides: list[str], says: str) -> None:
-    with pytest.raises(ValueError, match=says) as error:
+def test_invalid_unfreezing_is_refused_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
         module("trainer.max_epochs=15", *overrides)
     assert "\n" not in str(error.value)

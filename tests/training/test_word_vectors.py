@@ -1,4 +1,4 @@
-"""Pretrained word vectors: what is read, what it covers, and files that are not what they seem."""
+"""Pretrained word vectors: reading, coverage, and invalid files."""
 
 import pickle
 from pathlib import Path
@@ -32,30 +32,32 @@ def write(folder: Path, content: str | bytes) -> Path:
 
 
 @pytest.mark.parametrize("header", ["", "7 3\n"])
-def test_vectors_are_copied_and_the_rest_is_left(tmp_path, header: str) -> None:
-    """GloVe without and fastText with a header; the first vector of a word counts."""
+def test_vectors_are_copied_and_other_rows_do_not_change(tmp_path, header: str) -> None:
+    """GloVe has no header, fastText has one; the first vector of a word is used."""
     part = decoder()
     before = part.words.weight.detach().clone()
     captions = [[VOCABULARY.id("a"), VOCABULARY.id("dog")], [VOCABULARY.id("runs")], []]
-    found = word_vectors.fill(part, VOCABULARY, write(tmp_path, header + GLOVE), captions)
+    coverage = word_vectors.fill(part, VOCABULARY, write(tmp_path, header + GLOVE), captions)
     expected = {"a": [0.5, -1.5, 0.2], "dog": [4, 5, 6], "cat": [-4, -5, -6]}
     for id, word in enumerate(VOCABULARY.words):
         row = torch.tensor(expected.get(word, before[id].tolist()), dtype=torch.float32)
         torch.testing.assert_close(part.words.weight.detach()[id], row, rtol=0, atol=1e-7)
-    assert found.words == pytest.approx(3 / 5)
-    assert found.tokens == pytest.approx(2 / 3)
+    assert coverage.words == pytest.approx(3 / 5)
+    assert coverage.tokens == pytest.approx(2 / 3)
     assert part.words.weight.requires_grad
 
 
-def test_only_the_vocabulary_is_kept_of_a_large_file(tmp_path) -> None:
+def test_only_words_of_the_vocabulary_are_kept(tmp_path) -> None:
     lines = [f"word{n} 1 2 3\n" for n in range(20_000)]
-    found = word_vectors.read(write(tmp_path, "".join(lines) + "cat 3 2 1\n"), VOCABULARY, width=3)
-    assert list(found) == [VOCABULARY.id("cat")]
-    numpy.testing.assert_array_equal(found[VOCABULARY.id("cat")], [3, 2, 1])
+    vectors = word_vectors.read(
+        write(tmp_path, "".join(lines) + "cat 3 2 1\n"), VOCABULARY, width=3
+    )
+    assert list(vectors) == [VOCABULARY.id("cat")]
+    numpy.testing.assert_array_equal(vectors[VOCABULARY.id("cat")], [3, 2, 1])
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("a 1 2 3 4\n", "vectors of 4 numbers; set decoder.embedding_size=4 .it is 3"),
         ("9 300\na 1 2 3\n", "vectors of 300 numbers"),
@@ -69,18 +71,18 @@ def test_only_the_vocabulary_is_kept_of_a_large_file(tmp_path) -> None:
         ("", "contains none of the 5 words"),
     ],
 )
-def test_a_file_that_does_not_fit_gets_one_line(tmp_path, content, says: str) -> None:
-    with pytest.raises(ValueError, match=says) as error:
+def test_an_invalid_file_is_refused_in_one_line(tmp_path, content, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
         word_vectors.fill(decoder(), VOCABULARY, write(tmp_path, content), [])
     assert "\n" not in str(error.value)
 
 
-def test_a_file_that_is_not_there(tmp_path) -> None:
+def test_a_missing_file_is_refused(tmp_path) -> None:
     with pytest.raises(FileNotFoundError, match="training.word_vectors=.*no such file"):
         word_vectors.read(tmp_path / "absent.txt", VOCABULARY, width=3)
 
 
-def test_frozen_words_stay_as_the_file_has_them(tiny, tmp_path, capsys) -> None:
+def test_a_frozen_embedding_keeps_the_vectors_of_the_file(tiny, tmp_path, capsys) -> None:
     numbers = " ".join(str(n / 10) for n in range(16))  # decoder.embedding_size of tiny
     path = write(tmp_path, f"the {numbers}\na {numbers}\n")
     options = [f"training.word_vectors={path}", "training.freeze_words=true"]
@@ -88,12 +90,12 @@ def test_frozen_words_stay_as_the_file_has_them(tiny, tmp_path, capsys) -> None:
     run = train(config, tmp_path / "run", report=print)
     assert "word vectors of" in (printed := capsys.readouterr().out)
     assert "% of the vocabulary" in printed
-    found = checkpoint.read(run.best)
-    row = found.weights["decoder.words.weight"][found.tokenizer.vocabulary.id("a")]
+    best = checkpoint.read(run.best)
+    row = best.weights["decoder.words.weight"][best.tokenizer.vocabulary.id("a")]
     torch.testing.assert_close(row, torch.arange(16) / 10)
     path.unlink()  # resuming does not need the file
     config["trainer"]["max_epochs"] = 2
     last = checkpoint.find(run.folder, name=LAST)
     train(config, run.folder, resume=last)
     again = checkpoint.read(last).weights["decoder.words.weight"]
-    assert torch.equal(again, found.weights["decoder.words.weight"])
+    assert torch.equal(again, best.weights["decoder.words.weight"])
