@@ -35,7 +35,10 @@ def compose(
     Raises:
         ValueError: an override does not fit; the message is one line and names the nearest option.
     """
-    composed = compose_all(checked(overrides, config_dir=config_dir), config_dir=config_dir)
+    changes, base = _checked_with_base(
+        overrides, several=False, config_dir=config_dir, warn=old_names.warn_renamed
+    )
+    composed = compose_all(changes, config_dir=config_dir) if base is None else base
     del composed["hydra"]
     config = plain(composed)
     parts.plug_in_all(config)
@@ -98,6 +101,18 @@ def checked(
     Raises:
         ValueError: an override has wrong syntax, or an unknown option or key.
     """
+    changes, _ = _checked_with_base(overrides, several=several, config_dir=config_dir, warn=warn)
+    return changes
+
+
+def _checked_with_base(
+    overrides: Sequence[str | Override],
+    *,
+    several: bool,
+    config_dir: str | Path | None,
+    warn: old_names.Warn,
+) -> tuple[list[Override], Any]:
+    """As `checked`; and the composed configuration if the overrides are choices of groups only."""
     with hydra_loader() as loader:
         changes = parse(overrides, several=several, loader=loader, warn=warn)
         search = search_path(config_dir, changes)
@@ -112,12 +127,14 @@ def checked(
             warn(old, new)
         deletions, renamed = _renamed(base, result, config_dir)
         result = _checked_choices(renamed, known, search, several=False) + result
-    return deletions + [
+    valid = deletions + [
         change
         if change.key_or_group in known or change.key_or_group.startswith("hydra")
         else _checked_key(change, base, others)
         for change in result
     ]
+    only_choices = all(change.key_or_group in known for change in valid)
+    return valid, base if only_choices and not several else None
 
 
 def _renamed(
