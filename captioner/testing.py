@@ -32,6 +32,7 @@ from captioner.models.features import Features
 from captioner.models.packing import Packing
 from captioner.models.recurrence.cells import Cell
 from captioner.models.recurrence.unroll import readable
+from captioner.models.sites import Observe, takes_observer, unobserved
 from captioner.parts import require_interface
 
 __all__ = ["check_cell", "check_data_layout", "check_decoder", "check_encoder"]
@@ -97,7 +98,8 @@ def check_cell(part: type[Any]) -> None:
     Its constructor takes ``input_size`` and ``hidden_size``. ``project``, ``gates``, ``step`` and
     ``zeros`` have the right shapes and names, change none of their arguments, compute each
     row independently and are deterministic; a whole sequence gives the result of repeated steps;
-    gradients reach all parameters and equal finite differences.
+    gradients reach all parameters and equal finite differences; every value is observed, and what
+    the observer returns is used.
 
     Args:
         part: the class.
@@ -114,6 +116,7 @@ def check_cell(part: type[Any]) -> None:
     _check_step(part, cell)
     _check_sequence(part, cell)
     _check_cell_gradients(part)
+    _check_observed(part, cell)
 
 
 def _check_step(part: type[Any], cell: Cell) -> None:
@@ -149,6 +152,38 @@ def _check_step(part: type[Any], cell: Cell) -> None:
     for name, tensor in after.items():
         _require(_equal(again[name], tensor), part, "the same input must give the same state")
         _require(_equal(first[name], tensor[:1]), part, "a row must not depend on other rows")
+
+
+def _check_observed(part: type[Any], cell: Cell) -> None:
+    """All gates and states are observed, and what an observer returns is used."""
+    takes = takes_observer(cell.gates) and takes_observer(cell.step)
+    _require(takes, part, "gates and step must take observe, so that their values can be traced")
+    projected = cell.project(torch.randn(B, E, dtype=torch.float64))  # [B, gates * H]
+    state = {name: torch.randn_like(tensor) for name, tensor in cell.zeros(B).items()}
+
+    def run(observe: Observe) -> State:
+        return cell.step(cell.gates(projected, state, observe), state, observe)
+
+    sites: list[str] = []
+
+    def note(site: str, value: Tensor, layer: int | None = None) -> Tensor:
+        sites.append(site)
+        return value
+
+    plain, noted = run(unobserved), run(note)
+    same = all(torch.equal(noted[name], tensor) for name, tensor in plain.items())
+    _require(same, part, "an observer that changes nothing must change nothing")
+    wanted = {"hidden", "memory"} if "c" in cell.state_names else {"hidden"}
+    missing = ", ".join(sorted(wanted - set(sites)))
+    _require(not missing, part, f"step must call observe with {missing}")
+    for changed in sites:
+
+        def change(site: str, value: Tensor, layer: int | None = None) -> Tensor:
+            return value + 0.1 if site == changed else value  # noqa: B023
+
+        after = run(change)
+        used = any(not torch.equal(after[name], tensor) for name, tensor in plain.items())
+        _require(used, part, f"what observe returns for {changed} must be used")
 
 
 def _check_sequence(part: type[Any], cell: Cell) -> None:
@@ -228,6 +263,8 @@ def check_decoder(part: type[Any], **options: Any) -> None:
     if decoder.attends:
         _check_attention(part, cast(Attends, decoder), features, inputs, logits)
     _check_decoder_gradients(part, decoder, features, inputs)
+    if takes_observer(decoder.start) and takes_observer(decoder.step):
+        _check_sites(part, decoder, features, inputs)
     loaded = _build(part, options)
     loaded.load_state_dict(cast(nn.Module, decoder).state_dict())
     _require(_equal(loaded(features, inputs), logits), part, "loaded weights must give the same")
@@ -383,6 +420,34 @@ def _check_stepper(part: type[Any], decoder: Decoder, features: Features, inputs
         demand = "a stepper must see changed weights" if changed else "stepper must give the same"
         _require(_equal(result, expected), part, demand)
         _require(not result.requires_grad, part, "a stepper must compute without gradient")
+
+
+def _check_sites(part: type[Any], decoder: Decoder, features: Features, inputs: Tensor) -> None:
+    """What ``observe`` is called with has the right rows, and what it returns is used."""
+    plain, _ = decoder.step(inputs[:, 0], decoder.start(features))
+    sites: list[tuple[str, int | None]] = []
+
+    def note(site: str, value: Tensor, layer: int | None = None) -> Tensor:
+        _require(len(value) == B, part, f"{site} must have one row per image and hypothesis")
+        sites.append((site, layer))
+        return value
+
+    noted, _ = decoder.step(inputs[:, 0], decoder.start(features, note), note)
+    _require(
+        torch.equal(noted, plain), part, "an observer that changes nothing must change nothing"
+    )
+    for changed in sites:
+
+        def change(site: str, value: Tensor, layer: int | None = None) -> Tensor:
+            return 0.5 * value + 0.1 if (site, layer) == changed else value  # noqa: B023
+
+        logits, state = decoder.step(inputs[:, 0], decoder.start(features, change), change)
+        logits, _ = decoder.step(inputs[:, 1], state, change)
+        expected, _ = decoder.step(
+            inputs[:, 1], decoder.step(inputs[:, 0], decoder.start(features))[1]
+        )
+        used = not torch.equal(logits, expected)
+        _require(used, part, f"what observe returns for {changed[0]} must be used")
 
 
 # Encoders -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from captioner.models.encoders.libraries import ENCODERS
 from captioner.models.features import Features
 from captioner.models.recurrence.cells import LSTM, Cell
 from captioner.models.recurrence.table import CELLS
+from captioner.models.sites import unobserved
 from captioner.testing import check_cell, check_decoder, check_encoder
 
 NETWORKS = {"bundled": "efficientnet_lite0", "timm": "test_resnet", "torchvision": "mnasnet0_5"}
@@ -84,6 +85,24 @@ class Forgetful(LSTM):
         return {"h": super().step(gates, state)["h"]}
 
 
+class Unseen(LSTM):
+    def gates(self, projected: Tensor, state: dict[str, Tensor]) -> Any:
+        return super().gates(projected, state)
+
+
+class Shown(LSTM):
+    """Shows the memory to an observer, and continues with its own."""
+
+    def step(self, gates: Any, state: dict[str, Tensor], observe: Any = unobserved) -> Any:
+        after = super().step(gates, state)
+        for name, tensor in after.items():
+            observe(SHOWN[name], tensor)
+        return after
+
+
+SHOWN = {"h": "hidden", "c": "memory"}
+
+
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
@@ -94,6 +113,8 @@ class Forgetful(LSTM):
         (Idle, "peephole gets no gradient"),
         (Detached, "finite differences"),
         (Forgetful, "step must return all of state_names"),
+        (Unseen, "gates and step must take observe"),
+        (Shown, "what observe returns for hidden must be used"),
     ],
 )
 def test_a_fault_of_a_cell_is_detected(cell: type[Cell], says: str) -> None:

@@ -24,6 +24,7 @@ from captioner.models.decoders.standardize import with_image
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.recurrence.unroll import Recurrence
+from captioner.models.sites import Observe, unobserved
 
 
 class Adaptive(Attending):
@@ -96,14 +97,17 @@ class Adaptive(Attending):
             return of_cell
         return torch.cat([of_cell, self.of_word(words)], dim=-1)  # [..., gates * H + H]
 
-    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def advance(
+        self, projected: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, Tensor, State]:
         projected = with_image(projected, state["image.part"])  # [R, gates * H (+ H)]
         of_cell = projected[:, : self.gates]  # [R, gates * H]
-        h, after = self.recurrence.advance(of_cell, self.recurrence.own(state))  # [R, H]
+        own = self.recurrence.own(state)
+        h, after = self.recurrence.advance(of_cell, own, observe)  # [R, H]
         sentinel = None
         if self.sentinel:
             of_sentinel = projected[:, self.gates :]  # [R, H]
             gate = torch.sigmoid(of_sentinel + self.of_hidden(state["h"][:, -1]))
             sentinel = gate * (torch.tanh(after["c"][:, -1]) if "c" in after else h)
-        context, weights = self.attention(h, state, sentinel)
+        context, weights = self.attention(h, state, sentinel, observe)
         return context + h, weights, {**state, **after}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from captioner.config import unknown
 from captioner.models.matmul import Linear
+from captioner.models.sites import Observe, unobserved
 
 SCORES = ("additive", "dot")
 
@@ -66,7 +67,11 @@ class Attention(nn.Module):
         return {**image, "image.keys": self.key(values)} if self.additive else image
 
     def forward(
-        self, query: Tensor, image: Mapping[str, Tensor], sentinel: Tensor | None = None
+        self,
+        query: Tensor,
+        image: Mapping[str, Tensor],
+        sentinel: Tensor | None = None,
+        observe: Observe = unobserved,
     ) -> tuple[Tensor, Tensor]:
         """Attend once.
 
@@ -74,6 +79,7 @@ class Attention(nn.Module):
             query: [R, query_size]; K = R / B consecutive rows per image.
             image: the result of ``remember`` for B images.
             sentinel: [R, value_size].
+            observe: is called with sentinel, weights and context (``sites.py``).
 
         Returns:
             the context [R, value_size], and the weights [R, P], or [R, P + 1] with a sentinel.
@@ -88,15 +94,16 @@ class Attention(nn.Module):
             scores = queries @ values.transpose(1, 2) * values.shape[2] ** -0.5  # [B, K, P]
         scores = scores.flatten(0, 1)  # [R, P]
         if sentinel is not None:
+            sentinel = observe("attention.sentinel", sentinel)
             scores = torch.cat([scores, self._sentinel_score(sentinel, query)], dim=1)  # [R, P + 1]
         exact = torch.promote_types(scores.dtype, torch.float32)
-        weights = torch.softmax(scores, dim=1, dtype=exact)
+        weights = observe("attention.weights", torch.softmax(scores, dim=1, dtype=exact))
         of_positions = weights[:, : values.shape[1]].to(values.dtype)  # [R, P]
         of_images = of_positions.unflatten(0, queries.shape[:2])  # [B, K, P]
         context = (of_images @ values).flatten(0, 1)  # [R, value_size]
         if sentinel is not None:
             context = context + weights[:, -1:] * sentinel
-        return context, weights
+        return observe("attention.context", context), weights
 
     def _sentinel_score(self, sentinel: Tensor, query: Tensor) -> Tensor:
         """The score of a sentinel [R, value_size], given the projected query -> [R, 1]."""

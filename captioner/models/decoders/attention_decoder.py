@@ -22,6 +22,7 @@ from captioner.models.decoders.standardize import Positions
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
+from captioner.models.sites import Observe, unobserved
 from captioner.models.weight_layout import laid_out
 
 
@@ -102,7 +103,9 @@ class Attending(nn.Module):
         """The part of a step that depends only on its word: [..., E] -> [..., any width]."""
         raise NotImplementedError
 
-    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def advance(
+        self, projected: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, Tensor, State]:
         """One step: projected words [R, ...], the previous state -> features, weights, next state.
 
         Returns:
@@ -111,9 +114,10 @@ class Attending(nn.Module):
         """
         raise NotImplementedError
 
-    def answer(self, features: Tensor, words: Tensor) -> Tensor:
+    def answer(self, features: Tensor, words: Tensor, observe: Observe = unobserved) -> Tensor:
         """Results of ``advance``, and the words [..., E] of these steps -> logits [..., V]."""
-        return self.output(self.narrow(self.dropout(features)))
+        hidden = observe("output.hidden", self.narrow(self.dropout(features)))
+        return observe("output.logits", self.output(hidden))
 
     # Common to all subclasses -----------------------------------------------------------------
 
@@ -121,16 +125,18 @@ class Attending(nn.Module):
         """Compute the statistics from features of training images."""
         self.positions.fit(features)
 
-    def start(self, features: Features) -> State:
+    def start(self, features: Features, observe: Observe = unobserved) -> State:
         """The state before <start>: that of ``begin``, and the values and keys of the attention."""
-        values = self.values(features)  # [B, P, H]
+        values = observe("image.values", self.values(features))  # [B, P, H]
         return {**self.begin(values.mean(1)), **self.attention.remember(values)}
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(
+        self, tokens: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, State]:
         """Read one token per row: tokens [R] -> logits of the next [R, V], the next state."""
         words = self.dropout(self.words(tokens))  # [R, E]
-        result, _, state = self.advance(self.project(words), state)
-        return self.answer(result, words), state
+        result, _, state = self.advance(self.project(words), state, observe)
+        return self.answer(result, words, observe), state
 
     def stepper(self) -> Stepper:
         """``start`` and ``step`` for decoding: the embedding is projected once, for all V words."""
@@ -142,9 +148,11 @@ class Attending(nn.Module):
         copied = laid_out(self)
 
         @torch.no_grad()
-        def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            result, _, state = copied.advance(table.index_select(0, tokens), state)
-            return copied.answer(result, self.words(tokens)), state
+        def step(
+            tokens: Tensor, state: State, observe: Observe = unobserved
+        ) -> tuple[Tensor, State]:
+            result, _, state = copied.advance(table.index_select(0, tokens), state, observe)
+            return copied.answer(result, self.words(tokens), observe), state
 
         return Stepper(torch.no_grad()(copied.start), step)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captioner.models.features import Features
 from captioner.models.packing import Packing
+from captioner.models.sites import Observe, unobserved
 from captioner.models.snapshot import Snapshot
 
 State = dict[str, Tensor]
@@ -25,6 +26,20 @@ Searches reorder, repeat and drop these rows by indexing. After ``start``, R is 
 """
 
 
+class Start(Protocol):
+    """``Decoder.start`` as a function."""
+
+    def __call__(self, features: Features, observe: Observe = unobserved) -> State: ...
+
+
+class Step(Protocol):
+    """``Decoder.step`` as a function."""
+
+    def __call__(
+        self, tokens: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, State]: ...
+
+
 class Stepper(NamedTuple):
     """The ``start`` and ``step`` of a decoder for many calls without gradient (``refreshing``).
 
@@ -33,8 +48,8 @@ class Stepper(NamedTuple):
         step: as ``Decoder.step``.
     """
 
-    start: Callable[[Features], State]
-    step: Callable[[Tensor, State], tuple[Tensor, State]]
+    start: Start
+    step: Step
 
 
 @runtime_checkable
@@ -64,13 +79,23 @@ class Decoder(Protocol):
     def fit(self, features: Features) -> None:
         """Compute statistics of the features of training images, once, before training."""
 
-    def start(self, features: Features) -> State:
-        """The state of B images before <start>."""
+    def start(self, features: Features, observe: Observe = unobserved) -> State:
+        """The state of B images before <start>.
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        Args:
+            observe: is called with the values of the sites that it computes (``sites.py``); what it
+                returns is used instead.
+        """
+
+    def step(
+        self, tokens: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, State]:
         """Read one token per row: tokens [R] -> logits of the next token [R, V], the new state.
 
         The state that is passed in must not be changed.
+
+        Args:
+            observe: as in ``start``.
         """
 
     def forward(self, features: Features, inputs: Tensor, packing: Packing | None = None) -> Tensor:
@@ -116,14 +141,14 @@ def refreshing(decoder: nn.Module, make: Callable[[], Stepper]) -> Stepper:
     """
     stepper, weights = make(), Snapshot([decoder])
 
-    def start(features: Features) -> State:
+    def start(features: Features, observe: Observe = unobserved) -> State:
         nonlocal stepper, weights
         if not weights.counted([decoder]):
             with torch.no_grad():
                 stepper, weights = make(), Snapshot([decoder])
-        return stepper.start(features)
+        return stepper.start(features, observe)
 
-    def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        return stepper.step(tokens, state)
+    def step(tokens: Tensor, state: State, observe: Observe = unobserved) -> tuple[Tensor, State]:
+        return stepper.step(tokens, state, observe)
 
     return Stepper(start, step)

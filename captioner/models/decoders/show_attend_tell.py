@@ -22,6 +22,7 @@ from captioner.models.decoders.attention_decoder import Attending
 from captioner.models.decoders.decoder import State
 from captioner.models.matmul import Linear
 from captioner.models.recurrence.unroll import Recurrence
+from captioner.models.sites import Observe, unobserved
 
 
 class ShowAttendTell(Attending):
@@ -83,16 +84,20 @@ class ShowAttendTell(Attending):
     def project(self, words: Tensor) -> Tensor:
         return self.recurrence.project(words)  # [..., gates * H]
 
-    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def advance(
+        self, projected: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, Tensor, State]:
         before = state["h"][:, -1]  # [R, H]
-        context, weights = self.attention(before, state)
-        context = torch.sigmoid(self.gate(before)) * context  # [R, H]
+        context, weights = self.attention(before, state, observe=observe)
+        gate = observe("attention.gate", torch.sigmoid(self.gate(before)))  # [R, 1]
+        context = gate * context  # [R, H]
         own = self.recurrence.own(state)
-        h, after = self.recurrence.advance(projected + self.of_context(context), own)
+        h, after = self.recurrence.advance(projected + self.of_context(context), own, observe)
         features = torch.cat([h, context], dim=1) if self.deep else h  # [R, 2 * H], or [R, H]
         return features, weights, {**state, **after}
 
-    def answer(self, features: Tensor, words: Tensor) -> Tensor:
+    def answer(self, features: Tensor, words: Tensor, observe: Observe = unobserved) -> Tensor:
         if not self.deep:
-            return super().answer(features, words)
-        return self.output(self.dropout(words + self.narrow(features)))  # [..., V]
+            return super().answer(features, words, observe)
+        hidden = observe("output.hidden", self.dropout(words + self.narrow(features)))
+        return observe("output.logits", self.output(hidden))  # [..., V]

@@ -40,11 +40,12 @@ from captioner.models.packing import Packing
 from captioner.models.recurrence.cells import Cell
 from captioner.models.recurrence.table import CELLS
 from captioner.models.recurrence.unroll import Recurrence
+from captioner.models.sites import Observe, unobserved
 from captioner.models.weight_layout import laid_out
 
 IMAGES = ("x0", "h0", "every", "merge")
 
-Advance = Callable[[Tensor, State], tuple[Tensor, State]]
+Advance = Callable[[Tensor, State, Observe], tuple[Tensor, State]]
 """Projected words [B, gates * H], the previous state -> h of the last layer, the next state."""
 
 
@@ -146,26 +147,31 @@ class ShowTell(nn.Module):
 
     # Step by step -----------------------------------------------------------------------------
 
-    def start(self, features: Features) -> State:
+    def start(self, features: Features, observe: Observe = unobserved) -> State:
         """The state before <start>.
 
         The image has been read as X_0, or determines h and c. Otherwise the state has
         ``image.part``, which is added at each step: [B, gates * H], or [B, H] for "merge".
         """
+        site = "image.x0" if self.enters == "x0" else "image.vector"
         image = self.dropout(self.read_image(features))  # [B, E], or its width in other places
+        image = observe(site, image)
         if self.enters == "h0":
             return self.recurrence.filled(torch.tanh(image))
         zeros = self.recurrence.zeros(len(image))
         if self.enters == "x0":
-            return self.recurrence.step(image, zeros)[1]
+            return self.recurrence.step(image, zeros, observe)[1]
         if self.enters == "every":
             image = functional.linear(image, self._halves()[1])  # [B, gates * H]
         return {**zeros, "image.part": image}
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(
+        self, tokens: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, State]:
         """Read one token per row: tokens [R] -> logits of the next [R, V], the next state."""
-        h, state = self._advance(self._project(self.dropout(self.words(tokens))), state)
-        return self._logits(h), state
+        projected = self._project(self.dropout(self.words(tokens)))
+        h, state = self._advance(projected, state, observe)
+        return self._logits(h, observe), state
 
     def stepper(self) -> Stepper:
         """``start`` and ``step`` for decoding: all V words are projected once.
@@ -181,19 +187,26 @@ class ShowTell(nn.Module):
         advance = partial(copied.recurrence.advance, step_cell=self.recurrence.quickest())
 
         @torch.no_grad()
-        def step(tokens: Tensor, state: State) -> tuple[Tensor, State]:
-            h, state = copied._advance(table.index_select(0, tokens), state, advance)
-            return copied._logits(h), state
+        def step(
+            tokens: Tensor, state: State, observe: Observe = unobserved
+        ) -> tuple[Tensor, State]:
+            h, state = copied._advance(table.index_select(0, tokens), state, observe, advance)
+            return copied._logits(h, observe), state
 
         return Stepper(torch.no_grad()(copied.start), step)
 
     def _advance(
-        self, projected: Tensor, state: State, advance: Advance | None = None
+        self,
+        projected: Tensor,
+        state: State,
+        observe: Observe,
+        advance: Advance | None = None,
     ) -> tuple[Tensor, State]:
         """One step from projected words [R, gates * H] -> the input of the output layer, state."""
         if self.enters == "every":
             projected = with_image(projected, state["image.part"])
-        h, after = (advance or self.recurrence.advance)(projected, self.recurrence.own(state))
+        own = self.recurrence.own(state)
+        h, after = (advance or self.recurrence.advance)(projected, own, observe)
         if self.enters == "merge":
             h = torch.tanh(with_image(self.merge(h), state["image.part"]))
         return h, {**state, **after}
@@ -209,8 +222,9 @@ class ShowTell(nn.Module):
         """W_x of the word and of the image, each [gates * H, E]."""
         return self.recurrence.first.of_input.weight.chunk(2, dim=1)
 
-    def _logits(self, h: Tensor) -> Tensor:
-        return self.output(self.narrow(self.dropout(h)))
+    def _logits(self, h: Tensor, observe: Observe = unobserved) -> Tensor:
+        h = observe("output.hidden", self.narrow(self.dropout(h)))
+        return observe("output.logits", self.output(h))
 
     # Whole captions ---------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ numbers for any L and any beam size.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +32,7 @@ from captioner.models.decoders.standardize import Positions
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
+from captioner.models.sites import Observe, unobserved
 from captioner.models.weight_layout import laid_out
 
 POSITIONS = ("learned", "sinusoidal")
@@ -86,13 +89,16 @@ class Layer(nn.Module):
         x = x + self.dropout(self.cross_output(self._join(context)))
         return self._feedforward(x), weights
 
-    def step(self, x: Tensor, memory: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, memory: Tensor, past: Tensor, observe: Observe = unobserved
+    ) -> tuple[Tensor, Tensor]:
         """Apply the layer to one word per row.
 
         Args:
             x: [R, H].
             memory: m, [B, P, H]; each image has K = R / B consecutive rows.
             past: keys and values of the t words before, [R, t, 2 * H].
+            observe: is called with the weights of both attentions and with x (``sites.py``).
 
         Returns:
             x after the layer, and the past with this word, [R, t + 1, 2 * H].
@@ -100,12 +106,17 @@ class Layer(nn.Module):
         query, key_and_value = self.of_word(self.self_norm(x)).tensor_split([x.shape[1]], dim=1)
         past = torch.cat([past, key_and_value.unsqueeze(1)], dim=1)  # [R, t + 1, 2 * H]
         key, value = map(self._split, past.chunk(2, dim=2))  # [R, heads, t + 1, H / heads]
-        context, _ = attention(self._split(query.unsqueeze(1)), key, value)
-        x = x + self.dropout(self.self_output(self._join(context).squeeze(1)))
-        x = x + self.dropout(self.cross_output(self._cross_attention(self.cross_norm(x), memory)))
-        return self._feedforward(x), past
 
-    def _cross_attention(self, x: Tensor, memory: Tensor) -> Tensor:
+        def observe_weights(weights: Tensor) -> Tensor:  # [R, heads, 1, t + 1]
+            return observe("self_attention.weights", weights.squeeze(2)).unsqueeze(2)
+
+        context, _ = attention(self._split(query.unsqueeze(1)), key, value, observe=observe_weights)
+        x = x + self.dropout(self.self_output(self._join(context).squeeze(1)))
+        of_image = self._cross_attention(self.cross_norm(x), memory, observe)
+        x = x + self.dropout(self.cross_output(of_image))
+        return observe("layer.hidden", self._feedforward(x)), past
+
+    def _cross_attention(self, x: Tensor, memory: Tensor, observe: Observe) -> Tensor:
         """Cross attention of one word per row, without keys and values of the image: [R, H]."""
         of_keys, of_values = (
             linear.weight.unflatten(0, (self.heads, -1)) for linear in (self.key, self.value)
@@ -116,6 +127,8 @@ class Layer(nn.Module):
         queries = (query @ of_keys).transpose(0, 1)  # [R, heads, H]
         queries = queries.reshape(len(memory), -1, memory.shape[2])  # [B, K * heads, H]
         weights = _softmax(queries @ memory.transpose(1, 2) * query.shape[2] ** -0.5)
+        of_heads = weights.view(len(x), self.heads, -1)  # [R, heads, P]
+        weights = observe("attention.weights", of_heads).view_as(weights)
         context = weights.to(memory.dtype) @ memory  # [B, K * heads, H]
         context = context.view(len(x), self.heads, -1).transpose(0, 1)  # [heads, R, H]
         values = (context @ of_values.transpose(1, 2)).transpose(0, 1)  # [R, heads, H / heads]
@@ -216,19 +229,23 @@ class Transformer(nn.Module):
             )
         return self.dropout(words + self.places.weight[first:last])  # [B, T, H]
 
-    def start(self, features: Features) -> State:
+    def start(self, features: Features, observe: Observe = unobserved) -> State:
         """The state before <start>: ``image.memory`` [B, P, H], and an empty past per layer."""
-        memory = self.image(features)  # [B, P, H]
+        memory = observe("image.values", self.image(features))  # [B, P, H]
         past = memory.new_empty(len(memory), 0, 2 * memory.shape[2])  # [B, 0, 2 * H]
         return {"image.memory": memory, **dict.fromkeys(self._pasts(), past)}
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(
+        self, tokens: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, State]:
         """Read one token per row: tokens [R] -> logits of the next [R, V], the next state."""
         x = self.read(tokens.unsqueeze(1), state["past.0"].shape[1]).squeeze(1)  # [R, H]
         after = {**state}
-        for name, layer in zip(self._pasts(), self._layers()):
-            x, after[name] = layer.step(x, state["image.memory"], state[name])
-        return self.output(self.norm(x)), after
+        for number, (name, layer) in enumerate(zip(self._pasts(), self._layers())):
+            of_layer = partial(observe, layer=number)
+            x, after[name] = layer.step(x, state["image.memory"], state[name], of_layer)
+        hidden = observe("output.hidden", self.norm(x))
+        return observe("output.logits", self.output(hidden)), after
 
     def stepper(self) -> Stepper:
         """``start`` and ``step`` for decoding."""
@@ -292,7 +309,12 @@ def sinusoids(places: Tensor, size: int) -> Tensor:
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, *, causal: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    observe: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention -> the contexts [B, heads, T, H / heads] and the weights [B, heads, T, P].
 
@@ -303,12 +325,15 @@ def attention(
         query: [B, heads, T, H / heads].
         key, value: [B, heads, P, H / heads].
         causal: the query at t attends only to the keys up to t.
+        observe: is called with the weights; what it returns is used instead.
     """
     scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5  # [B, heads, T, P]
     if causal:
         later = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
     weights = _softmax(scores)
+    if observe is not None:
+        weights = observe(weights)
     return weights.to(value.dtype) @ value, weights
 
 

@@ -24,7 +24,8 @@ from captioner.models.decoders.standardize import with_image
 from captioner.models.matmul import Linear
 from captioner.models.recurrence.cells import Cell
 from captioner.models.recurrence.table import CELLS
-from captioner.models.recurrence.unroll import Recurrence
+from captioner.models.recurrence.unroll import Recurrence, step_as_written
+from captioner.models.sites import Observe, unobserved, within
 
 
 class UpDown(Attending):
@@ -85,13 +86,17 @@ class UpDown(Attending):
     def project(self, words: Tensor) -> Tensor:
         return self.looking.project(words)  # [..., gates * H]
 
-    def advance(self, projected: Tensor, state: State) -> tuple[Tensor, Tensor, State]:
+    def advance(
+        self, projected: Tensor, state: State, observe: Observe = unobserved
+    ) -> tuple[Tensor, Tensor, State]:
         looking = {name: state[f"looking_{name}"] for name in self.looking.state_names}
         projected = with_image(projected, state["image.part"])  # [R, gates * H]
         projected = projected + self.of_language(state["h"][:, -1])
-        looking = self.looking.step(self.looking.gates(projected, looking), looking)
-        context, weights = self.attention(looking["h"], state)  # [R, H]
+        first = within(observe, "attention_cell", 0)
+        projected = first("input", projected)
+        looking = step_as_written(self.looking, projected, looking, first)
+        context, weights = self.attention(looking["h"], state, observe=observe)  # [R, H]
         inputs = torch.cat([context, looking["h"]], dim=1)  # [R, 2 * H]
-        h, after = self.language.step(inputs, self.language.own(state))
+        h, after = self.language.step(inputs, self.language.own(state), observe)
         after.update({f"looking_{name}": tensor for name, tensor in looking.items()})
         return h, weights, {**state, **after}

@@ -26,8 +26,9 @@ GRU (Cho et al., 2014; the candidate as in cuDNN, with its bias inside the reset
 
 A product with a concatenation is a sum of products: W [h, x] = W_h h + W_x x. The cells store W_x
 (``of_input``) and W_h (``of_hidden``) separately, all gates stacked, because W_x x_t needs no
-earlier step: ``project`` computes it for a whole sentence at once. The gates are return values, so
-that inspecting a trained model needs no hooks.
+earlier step: ``project`` computes it for a whole sentence at once. Each gate and each part of the
+state is observed as soon as it is computed (``sites.py``), so that inspecting or changing a trained
+model needs no hooks.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from captioner.models.sites import Observe, unobserved
 
 State = dict[str, Tensor]
 """The tensors that a cell passes to its next step, by name: h [B, H], and c [B, H] in an LSTM."""
@@ -106,16 +109,23 @@ class Cell(nn.Module):
         """
         return self.of_input(inputs)
 
-    def gates(self, projected: Tensor, state: State) -> Any:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> Any:
         """The gates of one step, from the projected input [B, gates * H] and the previous state.
+
+        Args:
+            observe: is called with each gate, by the name of its site without "cell.".
 
         Returns:
             a NamedTuple with everything that ``step`` needs, [B, H] each.
         """
         raise NotImplementedError
 
-    def step(self, gates: Any, state: State) -> State:
-        """The next state, from the gates and the previous state."""
+    def step(self, gates: Any, state: State, observe: Observe = unobserved) -> State:
+        """The next state, from the gates and the previous state.
+
+        Args:
+            observe: is called with "memory", C_t, if there is one, then with "hidden", h_t.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State) -> State:
@@ -136,11 +146,12 @@ class RNN(Cell):
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_bias=True)
 
-    def gates(self, projected: Tensor, state: State) -> RNNGates:
-        return RNNGates(torch.tanh(projected + self.of_hidden(state["h"])))
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> RNNGates:
+        candidate = torch.tanh(projected + self.of_hidden(state["h"]))
+        return RNNGates(observe("candidate", candidate))
 
-    def step(self, gates: RNNGates, state: State) -> State:
-        return {"h": gates.candidate}
+    def step(self, gates: RNNGates, state: State, observe: Observe = unobserved) -> State:
+        return {"h": observe("hidden", gates.candidate)}
 
 
 class LSTM(Cell):
@@ -162,16 +173,23 @@ class LSTM(Cell):
         """The pre-activations W [h_{t-1}, x_t] + b of the gates, [B, H] each."""
         return (projected + self.of_hidden(state["h"])).chunk(len(self.gate_names), dim=-1)
 
-    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> LSTMGates:
         f, i, candidate, o = self.sums(projected, state)
-        sigmoid, tanh = torch.sigmoid, torch.tanh
-        return LSTMGates(sigmoid(f), sigmoid(i), tanh(candidate), sigmoid(o))
+        f = observe("forget_gate", torch.sigmoid(f))
+        i = observe("input_gate", torch.sigmoid(i))
+        candidate = observe("candidate", torch.tanh(candidate))
+        o = observe("output_gate", torch.sigmoid(o))
+        return LSTMGates(f, i, candidate, o)
 
-    def step(self, gates: LSTMGates, state: State) -> State:
+    def step(self, gates: LSTMGates, state: State, observe: Observe = unobserved) -> State:
         f, i, candidate, o = gates
-        c = f * state["c"] + i * candidate
-        h = o * torch.tanh(c)
+        c = observe("memory", f * state["c"] + i * candidate)
+        h = observe("hidden", o * self.output(c))
         return {"h": h, "c": c}
+
+    def output(self, c: Tensor) -> Tensor:
+        """What the output gate multiplies: tanh(C_t)."""
+        return torch.tanh(c)
 
 
 class GRU(Cell):
@@ -182,12 +200,13 @@ class GRU(Cell):
     def __init__(self, *, input_size: int, hidden_size: int) -> None:
         super().__init__(input_size=input_size, hidden_size=hidden_size, hidden_bias=True)
 
-    def gates(self, projected: Tensor, state: State) -> GRUGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> GRUGates:
         r_input, z_input, n_input = projected.chunk(3, dim=-1)
         r_hidden, z_hidden, n_hidden = self.of_hidden(state["h"]).chunk(3, dim=-1)
-        r = torch.sigmoid(r_input + r_hidden)
-        z = torch.sigmoid(z_input + z_hidden)
-        return GRUGates(r, z, torch.tanh(n_input + r * n_hidden))
+        r = observe("reset_gate", torch.sigmoid(r_input + r_hidden))
+        z = observe("update_gate", torch.sigmoid(z_input + z_hidden))
+        return GRUGates(r, z, observe("candidate", torch.tanh(n_input + r * n_hidden)))
 
-    def step(self, gates: GRUGates, state: State) -> State:
-        return {"h": (1 - gates.z) * gates.candidate + gates.z * state["h"]}
+    def step(self, gates: GRUGates, state: State, observe: Observe = unobserved) -> State:
+        h = (1 - gates.z) * gates.candidate + gates.z * state["h"]
+        return {"h": observe("hidden", h)}

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from captioner.models.matmul import add_product, product
 from captioner.models.recurrence.cells import GRU, LSTM, RNN, Cell, State
+from captioner.models.sites import Observe, unobserved
 from captioner.models.torch_internals import (
     has_hooks,
     is_transformed,
@@ -59,9 +60,9 @@ def run(
 
 
 @torch.no_grad()
-def step(cell: Cell, projected: Tensor, state: State) -> State:
+def step(cell: Cell, projected: Tensor, state: State, observe: Observe = unobserved) -> State:
     """One step without gradient; it overwrites the projected input [B, gates * H]."""
-    return LOOPS[type(cell)].step(cell, projected, state)
+    return LOOPS[type(cell)].step(cell, projected, state, observe)
 
 
 def obstacle(cell: Cell, inputs: Tensor) -> str | None:
@@ -212,8 +213,9 @@ class _RNN:
     """h_t = tanh(A_t); only h is stored."""
 
     @staticmethod
-    def step(cell: Cell, sums: Tensor, state: State) -> State:
-        return {"h": _tanh_(_with_hidden(sums, cell, state))}
+    def step(cell: Cell, sums: Tensor, state: State, observe: Observe) -> State:
+        candidate = observe("candidate", _tanh_(_with_hidden(sums, cell, state)))
+        return {"h": observe("hidden", candidate)}
 
     @staticmethod
     def forward(sums: Tensor, w_h: Tensor, b_h: Tensor, state: Any, sizes: Any) -> Any:
@@ -241,13 +243,15 @@ class _GRU:
     """Stores the gates, and W_hn h + b_hn, by which the reset gate is multiplied."""
 
     @staticmethod
-    def step(cell: Cell, sums: Tensor, state: State) -> State:
+    def step(cell: Cell, sums: Tensor, state: State, observe: Observe) -> State:
         h, width = state["h"], cell.hidden_size
         of_hidden = cell.of_hidden(h)
         r_and_z = sums[:, : 2 * width].add_(of_hidden[:, : 2 * width]).sigmoid_()
         r, z = r_and_z.chunk(2, dim=1)
+        r, z = observe("reset_gate", r), observe("update_gate", z)
         n = _tanh_(sums[:, 2 * width :].addcmul_(r, of_hidden[:, 2 * width :]))
-        return {"h": (h - n).mul_(z).add_(n)}
+        n = observe("candidate", n)
+        return {"h": observe("hidden", (h - n).mul_(z).add_(n))}
 
     @staticmethod
     def forward(sums: Tensor, w_h: Tensor, b_h: Tensor, state: Any, sizes: Any) -> Any:
@@ -300,13 +304,15 @@ class _LSTM:
     """Stores the gates, c and tanh(c); f and i are adjacent and are computed together."""
 
     @staticmethod
-    def step(cell: Cell, sums: Tensor, state: State) -> State:
+    def step(cell: Cell, sums: Tensor, state: State, observe: Observe) -> State:
         width = cell.hidden_size
         sums = _with_hidden(sums, cell, state)
         f, i = sums[:, : 2 * width].sigmoid_().chunk(2, dim=1)
         candidate, o = _tanh_(sums[:, 2 * width : 3 * width]), sums[:, 3 * width :].sigmoid_()
-        c = (f * state["c"]).add_(i * candidate)
-        return {"h": torch.tanh(c).to(o.dtype).mul_(o), "c": c}
+        f, i = observe("forget_gate", f), observe("input_gate", i)
+        candidate, o = observe("candidate", candidate), observe("output_gate", o)
+        c = observe("memory", (f * state["c"]).add_(i * candidate))
+        return {"h": observe("hidden", torch.tanh(c).to(o.dtype).mul_(o)), "c": c}
 
     @staticmethod
     def forward(sums: Tensor, w_h: Tensor, b_h: None, state: Any, sizes: Any) -> Any:

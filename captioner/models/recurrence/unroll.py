@@ -19,10 +19,11 @@ from captioner.config import pick
 from captioner.models.recurrence import fused
 from captioner.models.recurrence.cells import Cell, State
 from captioner.models.recurrence.table import CELLS
+from captioner.models.sites import Observe, takes_observer, unobserved, within
 
 log = logging.getLogger(__name__)
 
-OneStep = Callable[[Cell, Tensor, State], State]
+OneStep = Callable[[Cell, Tensor, State, Observe], State]
 """One step of one cell: its projected input [B, gates * H] and the previous state -> the next."""
 
 _OFF = "Recurrence.fused is False"
@@ -95,23 +96,32 @@ class Recurrence(nn.Module):
         """The first layer's W_x x + b: [..., input_size] -> [..., gates * H]."""
         return self.first.project(inputs)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, x: Tensor, state: State, observe: Observe = unobserved) -> tuple[Tensor, State]:
         """One step: x [B, input_size] -> h of the last layer [B, H], and the next state."""
-        return self.advance(self.project(x), state)
+        return self.advance(self.project(x), state, observe)
 
     def advance(
-        self, projected: Tensor, state: State, *, step_cell: OneStep | None = None
+        self,
+        projected: Tensor,
+        state: State,
+        observe: Observe = unobserved,
+        *,
+        step_cell: OneStep | None = None,
     ) -> tuple[Tensor, State]:
         """As ``step``, for an input that is already projected, [B, gates * H].
 
         Args:
+            observe: is called with the values of every layer (``sites.py``), as those of "cell".
             step_cell: computes the step of one cell; None: the methods of the cell.
         """
         states: list[State] = []
         for layer, cell in enumerate(self._layers()):
             before = _of_layer(state, layer)
             projected = projected if layer == 0 else cell.project(self.dropout(states[-1]["h"]))
-            states.append((step_cell or _as_written)(cell, projected, before))
+            of_layer = within(observe, "cell", layer)
+            if observe is not unobserved:  # then a copy: a fast step overwrites its input
+                projected = of_layer("input", projected).clone()
+            states.append((step_cell or step_as_written)(cell, projected, before, of_layer))
         return states[-1]["h"], _stack(states)
 
     def quickest(self) -> OneStep | None:
@@ -162,8 +172,22 @@ class Recurrence(nn.Module):
         return list(self.cells)  # type: ignore[arg-type]
 
 
-def _as_written(cell: Cell, projected: Tensor, state: State) -> State:
-    return cell.step(cell.gates(projected, state), state)
+def step_as_written(
+    cell: Cell, projected: Tensor, state: State, observe: Observe = unobserved
+) -> State:
+    """The step of a cell by its own methods, as the textbook writes it.
+
+    Raises:
+        ValueError: the values of a cell are to be observed whose methods do not allow it.
+    """
+    if observe is unobserved:
+        return cell.step(cell.gates(projected, state), state)
+    if not (takes_observer(cell.gates) and takes_observer(cell.step)):
+        raise ValueError(
+            f"{type(cell).__name__} cannot be traced: gates and step must take `observe`, as those "
+            "of captioner.models.recurrence.cells.LSTM do"
+        )
+    return cell.step(cell.gates(projected, state, observe), state, observe)
 
 
 def readable(
@@ -175,7 +199,7 @@ def readable(
         rows = len(step_input)
         ended.append({name: tensor[rows:] for name, tensor in state.items()})
         state = {name: tensor[:rows] for name, tensor in state.items()}
-        state = _as_written(cell, step_input, state)
+        state = step_as_written(cell, step_input, state)
         outputs.append(state["h"])
     last = [state, *reversed(ended)]
     states = {name: torch.cat([part[name] for part in last]) for name in state}  # [B, H] each

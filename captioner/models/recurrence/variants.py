@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.models.recurrence.cells import LSTM, RNN, Cell, GRUGates, LSTMGates, RNNGates, State
+from captioner.models.sites import Observe, unobserved
 
 # Without gates ------------------------------------------------------------------------------------
 
@@ -36,8 +37,9 @@ class IRNN(RNN):
         nn.init.zeros_(self.of_input.bias)
         nn.init.zeros_(self.of_hidden.bias)
 
-    def gates(self, projected: Tensor, state: State) -> RNNGates:
-        return RNNGates(torch.relu(projected + self.of_hidden(state["h"])))
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> RNNGates:
+        candidate = torch.relu(projected + self.of_hidden(state["h"]))
+        return RNNGates(observe("candidate", candidate))
 
 
 # A gate before the product ------------------------------------------------------------------------
@@ -66,15 +68,17 @@ class ResetFirstGRU(_GatesFirst):
 
     gate_names = ("r", "z", "candidate")
 
-    def gates(self, projected: Tensor, state: State) -> GRUGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> GRUGates:
         h = state["h"]
         r_input, z_input, n_input = projected.chunk(3, dim=-1)
         r_hidden, z_hidden = self.of_hidden(h).chunk(2, dim=-1)
-        r, z = torch.sigmoid(r_input + r_hidden), torch.sigmoid(z_input + z_hidden)
-        return GRUGates(r, z, torch.tanh(n_input + self.of_gated(r * h)))
+        r = observe("reset_gate", torch.sigmoid(r_input + r_hidden))
+        z = observe("update_gate", torch.sigmoid(z_input + z_hidden))
+        return GRUGates(r, z, observe("candidate", torch.tanh(n_input + self.of_gated(r * h))))
 
-    def step(self, gates: GRUGates, state: State) -> State:
-        return {"h": (1 - gates.z) * gates.candidate + gates.z * state["h"]}
+    def step(self, gates: GRUGates, state: State, observe: Observe = unobserved) -> State:
+        h = (1 - gates.z) * gates.candidate + gates.z * state["h"]
+        return {"h": observe("hidden", h)}
 
 
 class MGUGates(NamedTuple):
@@ -94,14 +98,15 @@ class MGU(_GatesFirst):
 
     gate_names = ("f", "candidate")
 
-    def gates(self, projected: Tensor, state: State) -> MGUGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> MGUGates:
         h = state["h"]
         f_input, n_input = projected.chunk(2, dim=-1)
-        f = torch.sigmoid(f_input + self.of_hidden(h))
-        return MGUGates(f, torch.tanh(n_input + self.of_gated(f * h)))
+        f = observe("forget_gate", torch.sigmoid(f_input + self.of_hidden(h)))
+        return MGUGates(f, observe("candidate", torch.tanh(n_input + self.of_gated(f * h))))
 
-    def step(self, gates: MGUGates, state: State) -> State:
-        return {"h": (1 - gates.f) * state["h"] + gates.f * gates.candidate}
+    def step(self, gates: MGUGates, state: State, observe: Observe = unobserved) -> State:
+        h = (1 - gates.f) * state["h"] + gates.f * gates.candidate
+        return {"h": observe("hidden", h)}
 
 
 # LSTMs with more ----------------------------------------------------------------------------------
@@ -122,13 +127,15 @@ class PeepholeLSTM(LSTM):
         self.peepholes = nn.Parameter(torch.empty(3 * hidden_size))  # of f, i and o
         nn.init.uniform_(self.peepholes, -(hidden_size**-0.5), hidden_size**-0.5)
 
-    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> LSTMGates:
         c = state["c"]
         f, i, candidate, o = self.sums(projected, state)
         p_f, p_i, p_o = self.peepholes.chunk(3)
-        f, i, candidate = torch.sigmoid(f + p_f * c), torch.sigmoid(i + p_i * c), candidate.tanh()
+        f = observe("forget_gate", torch.sigmoid(f + p_f * c))
+        i = observe("input_gate", torch.sigmoid(i + p_i * c))
+        candidate = observe("candidate", torch.tanh(candidate))
         o = torch.sigmoid(o + p_o * (f * c + i * candidate))  # C_t, as ``step`` will compute it
-        return LSTMGates(f, i, candidate, o)
+        return LSTMGates(f, i, candidate, observe("output_gate", o))
 
 
 class LayerNormLSTM(LSTM):
@@ -153,10 +160,8 @@ class LayerNormLSTM(LSTM):
         of_hidden = self.norm_hidden(self.of_hidden(state["h"]))
         return (self.norm_input(projected) + of_hidden + self.bias).chunk(4, dim=-1)
 
-    def step(self, gates: LSTMGates, state: State) -> State:
-        f, i, candidate, o = gates
-        c = f * state["c"] + i * candidate
-        return {"h": o * torch.tanh(self.norm_memory(c)), "c": c}
+    def output(self, c: Tensor) -> Tensor:
+        return torch.tanh(self.norm_memory(c))
 
 
 # LSTMs with less ----------------------------------------------------------------------------------
@@ -172,10 +177,12 @@ class CoupledLSTM(LSTM):
 
     gate_names = ("f", "candidate", "o")
 
-    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> LSTMGates:
         f, candidate, o = self.sums(projected, state)
-        f = torch.sigmoid(f)
-        return LSTMGates(f, 1 - f, torch.tanh(candidate), torch.sigmoid(o))
+        f = observe("forget_gate", torch.sigmoid(f))
+        i = observe("input_gate", 1 - f)
+        candidate = observe("candidate", torch.tanh(candidate))
+        return LSTMGates(f, i, candidate, observe("output_gate", torch.sigmoid(o)))
 
 
 class NoForgetLSTM(LSTM):
@@ -186,10 +193,12 @@ class NoForgetLSTM(LSTM):
 
     gate_names = ("i", "candidate", "o")
 
-    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> LSTMGates:
         i, candidate, o = self.sums(projected, state)
-        i, o = torch.sigmoid(i), torch.sigmoid(o)
-        return LSTMGates(torch.ones_like(i), i, torch.tanh(candidate), o)
+        f = observe("forget_gate", torch.ones_like(i))
+        i = observe("input_gate", torch.sigmoid(i))
+        candidate = observe("candidate", torch.tanh(candidate))
+        return LSTMGates(f, i, candidate, observe("output_gate", torch.sigmoid(o)))
 
 
 class NoInputLSTM(LSTM):
@@ -200,10 +209,12 @@ class NoInputLSTM(LSTM):
 
     gate_names = ("f", "candidate", "o")
 
-    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> LSTMGates:
         f, candidate, o = self.sums(projected, state)
-        f, o = torch.sigmoid(f), torch.sigmoid(o)
-        return LSTMGates(f, torch.ones_like(f), torch.tanh(candidate), o)
+        f = observe("forget_gate", torch.sigmoid(f))
+        i = observe("input_gate", torch.ones_like(f))
+        candidate = observe("candidate", torch.tanh(candidate))
+        return LSTMGates(f, i, candidate, observe("output_gate", torch.sigmoid(o)))
 
 
 class NoOutputLSTM(LSTM):
@@ -214,10 +225,12 @@ class NoOutputLSTM(LSTM):
 
     gate_names = ("f", "i", "candidate")
 
-    def gates(self, projected: Tensor, state: State) -> LSTMGates:
+    def gates(self, projected: Tensor, state: State, observe: Observe = unobserved) -> LSTMGates:
         f, i, candidate = self.sums(projected, state)
-        f, i = torch.sigmoid(f), torch.sigmoid(i)
-        return LSTMGates(f, i, torch.tanh(candidate), torch.ones_like(f))
+        f = observe("forget_gate", torch.sigmoid(f))
+        i = observe("input_gate", torch.sigmoid(i))
+        candidate = observe("candidate", torch.tanh(candidate))
+        return LSTMGates(f, i, candidate, observe("output_gate", torch.ones_like(f)))
 
 
 class NoOutputTanhLSTM(LSTM):
@@ -226,7 +239,5 @@ class NoOutputTanhLSTM(LSTM):
     h_t = o_t * C_t
     """
 
-    def step(self, gates: LSTMGates, state: State) -> State:
-        f, i, candidate, o = gates
-        c = f * state["c"] + i * candidate
-        return {"h": o * c, "c": c}
+    def output(self, c: Tensor) -> Tensor:
+        return c
