@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from captioner.data.features import fingerprint
 from captioner.data.pipeline import encoding_pipeline
 from captioner.decoding.options import DecodingOptions
 from captioner.decoding.search import Hypothesis
-from captioner.generation import generate, make_steppers
+from captioner.generation import generate, known_tokens, make_steppers
 from captioner.images import Picture, as_several, is_picture, open_image, read_content
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel
@@ -32,6 +33,10 @@ from captioner.models.features import Features
 from captioner.models.precision import resolve, stored
 from captioner.models.snapshot import Snapshot
 from captioner.tokenizers import Tokenizer
+from captioner.tracing.edits import AnyEdit
+from captioner.tracing.recording import number_swaps
+from captioner.tracing.trace import Trace
+from captioner.tracing.tracing import Traced, trace_generation, trace_reading
 from captioner.transforms import stack_pixels
 
 _STEPPERS_LOCK = threading.Lock()
@@ -294,6 +299,68 @@ class Captioner:
             steppers=self._ready_steppers(decoding),
         )
         return [self._caption(ranked[: decoding.captions], decoding) for ranked in hypotheses]
+
+    def trace(
+        self,
+        image: Picture,
+        *,
+        caption: str | None = None,
+        edits: Sequence[AnyEdit] = (),
+        hypotheses: bool = False,
+        **options: Any,
+    ) -> Trace:
+        """Caption one image, and return everything that was computed for each word.
+
+        The caption and its log probabilities are those of ``caption`` with the same options, to
+        the bit.
+
+        Args:
+            image: as for ``caption``.
+            caption: read this caption instead of generating one.
+            edits: changes of values on the way (``captioner.tracing.edits``).
+            hypotheses: also trace the other captions of the search.
+            options: any of DecodingOptions.
+
+        Raises:
+            FileNotFoundError, ValueError: as ``caption``; or an edit of a site, layer or unit that
+                the model does not have, or a caption with a word that it does not know.
+        """
+        decoding = self.decoding(**options)
+        self.make_ready()
+        images, swaps = number_swaps(edits)
+        others = [
+            [other] * len(self.models) if isinstance(other, Features) else self._sources(other)
+            for other in images
+        ]
+        traced = Traced(
+            self.models,
+            self._ready_steppers(decoding),
+            self.tokenizer,
+            decoding,
+            edits,
+            swaps,
+            list(zip(*others)),
+        )
+        content = read_content(image)
+        if caption is None:
+            key = image_key(image, 0)
+            return trace_generation(traced, self._sources(content), key=key, hypotheses=hypotheses)
+        tokens = [*known_tokens("caption", caption, self.tokenizer), self.tokenizer.vocabulary.end]
+        return trace_reading(traced, self._sources(content), tokens)
+
+    def sites(self) -> dict[str, tuple[int, ...]]:
+        """The sites of the model (``captioner.models.sites``), and their shapes without steps."""
+        side = self.model.encoder.transform.size
+        traced = self.trace(np.zeros((side, side, 3), np.uint8), beam_size=1, max_length=1)
+        return {
+            site: array.shape if "image." in site else array.shape[1:]
+            for site, array in traced.sites.items()
+        }
+
+    def _sources(self, image: Picture) -> list[Features]:
+        """The features of one image, for each of the models."""
+        features = self.encode([self.prepare(image)])
+        return [features[encoder].to(self.device) for encoder in self._encoder_of]
 
     def _ready_steppers(self, decoding: DecodingOptions) -> list[Stepper]:
         """The ``stepper`` of each decoder, made again if a weight has changed.

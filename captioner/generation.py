@@ -46,7 +46,7 @@ def generate(
         ValueError: a required word or prefix that is not in the vocabulary.
     """
     words = tokenizer.vocabulary
-    with _precision(models, options):
+    with precision_of(models, options):
         features = [model.encode(source) for model, source in zip(models, sources)]
         decoders: Sequence[Decoder | Stepper] = steppers or [model.decoder for model in models]
         starts = [decoder.start(source) for decoder, source in zip(decoders, features)]
@@ -68,11 +68,11 @@ def generate(
 @torch.inference_mode()
 def make_steppers(models: Sequence[CaptioningModel], options: DecodingOptions) -> list[Stepper]:
     """The decoders' steppers, for many calls of ``generate`` with the same precision."""
-    with _precision(models, options):
+    with precision_of(models, options):
         return [model.decoder.stepper() for model in models]
 
 
-def _precision(models: Sequence[CaptioningModel], options: DecodingOptions) -> torch.autocast:
+def precision_of(models: Sequence[CaptioningModel], options: DecodingOptions) -> torch.autocast:
     """The autocast context of decoding, which is the same within a training in bf16."""
     device = next(models[0].decoder.parameters()).device.type
     warn_if_emulated("decoding.precision", options.precision, device)
@@ -89,8 +89,12 @@ def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:
     vocabulary = tokenizer.vocabulary
     banned = [tuple(tokenizer.encode(text)) for text in options.banned_words]
     banned = [phrase for phrase in banned if phrase and vocabulary.unknown not in phrase]
-    required = [_encode_known("required_words", text, tokenizer) for text in options.required_words]
-    prefix = _encode_known("prefix", options.prefix, tokenizer) if options.prefix.strip() else ()
+    required = [
+        known_tokens("decoding.required_words", text, tokenizer) for text in options.required_words
+    ]
+    prefix = (
+        known_tokens("decoding.prefix", options.prefix, tokenizer) if options.prefix.strip() else ()
+    )
     texts = [("required_words", *pair) for pair in zip(options.required_words, required)]
     for option, text, phrase in (*texts, ("prefix", options.prefix, prefix)):
         if any(phrase[first : first + len(b)] == b for b in banned for first in range(len(phrase))):
@@ -103,17 +107,24 @@ def phrases(options: DecodingOptions, tokenizer: Tokenizer) -> Phrases:
     return Phrases(tuple(banned), tuple(required), prefix)
 
 
-def _encode_known(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The token ids of a text, all of whose words the vocabulary must have."""
+def known_tokens(option: str, text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The token ids of a text, all of whose words the vocabulary must have.
+
+    Args:
+        option: that has the text, for the error.
+
+    Raises:
+        ValueError: a word that is not in the vocabulary, or no word.
+    """
     words = tokenizer.split(text)
     if not words:
-        raise ValueError(f"decoding.{option}={text!r} has no word; give one or more")
+        raise ValueError(f"{option}={text!r} has no word; give one or more")
     for word in words:
         if tokenizer.vocabulary.id(word) == tokenizer.vocabulary.unknown:
             known = tokenizer.vocabulary.ordinary
             near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
             raise ValueError(
-                f"decoding.{option}={text!r}: the model cannot generate {word!r}, which is not "
+                f"{option}={text!r}: the model cannot generate {word!r}, which is not "
                 f"among its {len(known)} words" + (f" (did you mean {near[0]}?)" if near else "")
             )
     return tuple(tokenizer.encode(text))

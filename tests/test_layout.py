@@ -17,6 +17,7 @@ LEVELS = (
     ("verbs",),
     ("report", "inspection", "evaluation"),
     ("api", "training"),
+    ("tracing",),
     ("generation", "testing"),
     ("checkpoints", "data"),
     ("models",),

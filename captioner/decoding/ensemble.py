@@ -37,12 +37,22 @@ def together(steps: Sequence[Step], states: Sequence[State], *, average: str) ->
             logits, own = model_step(tokens, own)
             predictions.append(torch.log_softmax(logits.float(), dim=-1))
             after.append(own)
-        log_probs = torch.stack(predictions)  # [M, R, V]
-        if average == "probability":
-            return log_probs.logsumexp(dim=0) - math.log(len(steps)), _named(after)
-        return log_probs.mean(dim=0), _named(after)
+        return combined(predictions, average), _named(after)
 
     return step, _named(states)
+
+
+def combined(predictions: Sequence[Tensor], kind: str) -> Tensor:
+    """The logarithm of the average of M predictions, up to a constant: [R, V] each -> [R, V].
+
+    Args:
+        predictions: the log probabilities of each model.
+        kind: "probability" or "log_probability".
+    """
+    log_probs = torch.stack(list(predictions))  # [M, R, V]
+    if kind == "probability":
+        return log_probs.logsumexp(dim=0) - math.log(len(predictions))
+    return log_probs.mean(dim=0)
 
 
 def _named(states: Sequence[State]) -> State:
