@@ -10,6 +10,7 @@ VERBS: dict[str, str] = {
     "score": "score captions of any system",
     "compare": "compare evaluated runs, with intervals and tests",
     "caption": "caption image files",
+    "inspect": "look inside a model while it captions a photograph",
     "models": "list models, and export one",
     "average": "average the weights of checkpoints of one run",
     "report": "write one HTML page about an evaluation",

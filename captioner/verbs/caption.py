@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from captioner.decoding.options import OPTIONS
+from captioner.verbs.decoding_flags import add_decoding, decoding_of
 from captioner.verbs.terminal import add_plugin, build_parser, plug_in
 
 
@@ -16,7 +16,6 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.verbs.caption_files import caption_files
 
-    flags = ((name, getattr(options, name)) for name in OPTIONS)
     return caption_files(
         options.paths,
         model=options.model,
@@ -24,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
         batch_size=options.batch_size,
         format=options.format,
         output=options.output,
-        decoding={name: value for name, value in flags if value is not None},
+        decoding=decoding_of(options),
     )
 
 
@@ -63,27 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
     parser.add_argument("--output", metavar="FILE", help="write the captions to a file")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    _add_decoding(parser)
+    add_decoding(parser)
     add_plugin(parser)
     return parser
-
-
-def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each of ``DecodingOptions``."""
-    group = parser.add_argument_group("decoding (unset: as the model was trained)")
-    for name, option in OPTIONS.items():
-        flag = f"--{name.replace('_', '-')}"
-        if option.kind is bool and name.startswith("no_"):
-            group.add_argument(flag, action="store_const", const=True, help=option.help)
-        elif option.kind is bool:
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, help=option.help)
-        else:
-            kind = option.kind if option.kind in (int, float, str) else _split_list
-            group.add_argument(flag, type=kind, metavar=option.placeholder, help=option.help)
-
-
-def _split_list(text: str) -> list[str]:
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if text and not items:
-        raise argparse.ArgumentTypeError(f"{text!r} has no words; give words separated by commas")
-    return items

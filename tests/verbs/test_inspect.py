@@ -1,0 +1,111 @@
+"""captioner inspect: what it prints, and what it refuses."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import captioner
+from captioner.cli import main
+from captioner.tracing.trace import Trace
+
+
+@pytest.fixture(scope="module")
+def photo(scenes: Path) -> str:
+    return str(sorted((scenes / "images").glob("test_*.png"))[0])
+
+
+@pytest.fixture(scope="module")
+def caption(run, photo):
+    return captioner.load(run).caption(photo)
+
+
+def inspect(capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    assert main(["inspect", *map(str, arguments)]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_table_has_a_row_per_step(run, photo, caption, capsys) -> None:
+    title, headings, *rows = inspect(capsys, photo, "--model", run).splitlines()
+    steps = len(caption.log_probs)
+    assert title.startswith(caption.text)
+    assert headings.split("\t") == ["step", "reads", "gives", "p", "p(<end>)", "alternatives"]
+    assert rows[0].split("\t")[1:3] == ["<start>", caption.words[0]]
+    assert rows[steps].split("\t") == ["step", "reads", *"fio", "|kept|", "|written|", "|h|"]
+    assert [row.split("\t")[1] for row in rows[steps + 1 :]][:2] == ["X_0", "<start>"]
+    assert len(rows) == 2 * steps + 2
+    for row, log_prob in zip(rows, caption.log_probs):
+        assert float(row.split("\t")[3].rstrip("%")) == pytest.approx(
+            100 * math.exp(log_prob), abs=0.06
+        )
+
+
+def test_json_and_a_saved_trace_have_the_caption(run, photo, caption, capsys, tmp_path) -> None:
+    saved = tmp_path / "trace.safetensors"
+    printed = json.loads(inspect(capsys, photo, "--model", run, "--json", "--save", saved))
+    assert printed["text"] == Trace.load(saved).text == caption.text
+    assert printed["log_probs"] == list(caption.log_probs)
+
+
+def test_hypotheses_of_a_beam_are_printed_as_well(run, photo, capsys) -> None:
+    printed = inspect(capsys, photo, "--model", run, "--beam-size", 3, "--hypotheses")
+    assert printed.count("X_0") >= 2
+
+
+def test_an_edit_is_shown_beside_the_unedited_caption(
+    run, photo, caption, capsys, tmp_path
+) -> None:
+    edits = tmp_path / "edits.json"
+    edits.write_text('[{"edit": "zero", "site": "cell.memory"}]')
+    printed = inspect(capsys, photo, "--model", run, "--edits", edits, "--edit", "reset=2")
+    assert f"without edits: {caption.text}" in printed
+
+
+def test_equations_are_printed(run, photo, capsys) -> None:
+    printed = inspect(capsys, photo, "--model", run, "--equations", "--step", 1, "--unit", 3)
+    assert "f_1  = σ(W_f [h_0, x_1] + b_f) = σ(" in printed
+    assert "C_1  = f_1 * C_0 + i_1 * C~_1 = " in printed
+    as_json = inspect(capsys, photo, "--model", run, "--equations", "--json")
+    assert [line["left"] for line in json.loads(as_json)][:2] == ["f_1", "i_1"]
+
+
+def test_patching_and_dependence_have_a_row_per_word(run, photo, caption, scenes, capsys) -> None:
+    other = sorted((scenes / "images").glob("test_*.png"))[1]
+    words = len(caption.log_probs)
+    _, headings, *rows = inspect(capsys, photo, "--model", run, "--patch", other).splitlines()
+    assert headings == "word\tlog p\tX_0\th\tC"
+    assert len(rows) == words
+    printed = json.loads(inspect(capsys, photo, "--model", run, "--dependence", "--json"))
+    assert len(printed["kl"]) == words
+
+
+def test_sites_are_listed(run, capsys) -> None:
+    printed = inspect(capsys, "--sites", "--model", run)
+    assert "cell.forget_gate" in printed
+    assert "X_0, the projected feature" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 2, "PHOTO is missing"),
+        (["PHOTO", "--edit", "cell.memory"], 1, "write SITE"),
+        (["PHOTO", "--edit", "cell.memori=0"], 1, "did you mean cell.memory"),
+        (["PHOTO", "--edit", "image.x0=from:none.jpg"], 1, "none.jpg"),
+        (["PHOTO", "--edits", "PHOTO"], 1, "is not JSON"),
+        (["PHOTO", "--equations", "--unit", "9999"], 1, "unit=9999 is not accepted"),
+        (["PHOTO", "--equations", "--sites"], 2, "different questions"),
+        (["PHOTO", "--caption", "a quokka"], 1, "'quokka', which is not"),
+        (["none.jpg"], 1, "none.jpg"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run, photo, arguments, status, says, capsys) -> None:
+    given = [photo if argument == "PHOTO" else argument for argument in arguments]
+    try:
+        assert main(["inspect", *given, "--model", str(run)]) == status
+    except SystemExit as leaving:
+        assert leaving.code == status
+    error = capsys.readouterr().err
+    assert says in error
+    assert len(error.splitlines()) == 1
