@@ -26,26 +26,41 @@ SIDE, QUALITY = 320, 72
 """Longest side of a picture in pixels, and its JPEG quality: about 15 kB."""
 
 
-def rendered(template: str, **values: Any) -> str:
-    """A template of this package with its values, style and script."""
-    style, script = (_own(name) for name in ("page.css", "page.js"))
+def rendered(
+    template: str,
+    *,
+    folder: str = "report",
+    styles: Sequence[str] = ("report/page.css",),
+    script: str = "report/page.js",
+    **values: Any,
+) -> str:
+    """A template with its values, style and script.
+
+    Args:
+        template: its name.
+        folder: of this package that has it.
+        styles: files of this package, which are joined.
+        script: a file of this package.
+        values: of the template.
+    """
+    style, code = "\n".join(map(_content, styles)), _content(script)
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; "
-        f"script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+        f"script-src '{_hash(code)}'; base-uri 'none'; form-action 'none'"
     )
     environment = Environment(
-        loader=PackageLoader("captioner", "report"),
+        loader=PackageLoader("captioner", folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = {"style": Markup(style), "script": Markup(script), "policy": Markup(policy)}
+    own = {"style": Markup(style), "script": Markup(code), "policy": Markup(policy)}
     return environment.get_template(template).render(**own, **values).lstrip()
 
 
-def _own(name: str) -> str:
-    return files("captioner.report").joinpath(name).read_text(encoding="utf-8")
+def _content(name: str) -> str:
+    return files("captioner").joinpath(name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

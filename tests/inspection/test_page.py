@@ -1,0 +1,79 @@
+"""The page of a trace: complete, self-contained, and safe."""
+
+import base64
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from support.traced import model, options, trace
+
+import captioner
+from captioner.inspection.page import cropped, page, write_page
+from captioner.tracing.trace import Trace
+
+VARIANTS = ["show_tell x0 lstm tied", "show_tell merge gru ", "show_tell irnn"]
+VARIANTS += ["adaptive lstm additive sentinel", "up_down lstm dot ", "transformer learned True"]
+
+
+def data(text: str) -> dict:
+    """The JSON that the script of a page reads."""
+    block = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert block
+    return json.loads(block[1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_arrays_of_the_page_are_those_of_the_trace(variant: str) -> None:
+    found = trace(model(variant), options(min_length=3))
+    values = data(page(found, None))
+    for site, stored in values["sites"].items():
+        numbers = np.frombuffer(base64.b64decode(stored["bytes"]), np.int8).astype(np.float32)
+        array = numbers.reshape(found[site].shape) / 127 * stored["scale"]
+        first = stored["first"]
+        np.testing.assert_allclose(array[first:], found[site][first:], atol=stored["scale"] / 250)
+        assert np.isnan(found[site][:first]).all()
+    assert values["words"] == list(found.words)
+    assert values["log_probs"] == pytest.approx(found.log_probs, abs=1e-4)
+    assert values["arrows"] == (["h", "C"] if "cell.memory" in found else ["h"])
+    if "attention.weights" in found:
+        weights = np.array(values["attention"]["weights"])
+        expected = found["attention.weights"]
+        expected = expected[:, -1].mean(1) if expected.ndim == 4 else expected
+        np.testing.assert_allclose(weights[1:], expected[1:], atol=1e-4)
+        assert values["attention"]["side"] == 2
+
+
+def test_the_page_loads_nothing_and_runs_no_text_of_the_model() -> None:
+    found = trace(model("show_tell x0 lstm "), options(min_length=3))
+    attack = "</script><script>alert(1)</script><!--"
+    text = page(dataclasses.replace(found, text=attack, words=(attack, *found.words[1:])), None)
+    assert "<script>alert" not in text
+    assert data(text)["words"][0] == attack
+    assert not re.search(r"(?:src|href)=[\"'](?!data:)", text)
+    assert "default-src 'none'" in text
+    assert len(re.findall("<script", text)) == 2
+
+
+def test_a_caption_in_chinese_is_marked_as_such() -> None:
+    found = trace(model("show_tell x0 lstm "), options(min_length=3))
+    text = page(dataclasses.replace(found, text="两个男孩", words=("两", *found.words[1:])), None)
+    assert '<html lang="zh' in text
+    assert "两个男孩" in text
+
+
+def test_the_photograph_is_cropped_as_the_model_sees_it(run, scenes, tmp_path) -> None:
+    photo = sorted((scenes / "images").glob("test_*.png"))[0]
+    loaded = captioner.load(run)
+    assert (cropped(loaded, photo).width, cropped(loaded, photo).height) == (448, 448)
+    path = write_page(loaded, loaded.trace(photo), photo, tmp_path / "page.html")
+    assert "data:image/jpeg;base64," in path.read_text(encoding="utf-8")
+
+
+def test_an_ensemble_has_no_page(run, scenes, tmp_path) -> None:
+    photo = sorted((scenes / "images").glob("test_*.png"))[0]
+    loaded = captioner.load([run, run])
+    found: Trace = loaded.trace(photo)
+    with pytest.raises(ValueError, match="an ensemble has no page"):
+        write_page(loaded, found, photo, tmp_path / "page.html")
