@@ -314,18 +314,20 @@ document.getElementById("reset").addEventListener("click", () => {
 // Clamps: a slider for each site that a model has
 
 const RANGES = {
-  forget_gate: ["f, forget gate", 0, 1, 1], input_gate: ["i, input gate", 0, 1, 1], output_gate: ["o, output gate", 0, 1, 1],
-  reset_gate: ["r, reset gate", 0, 1, 1], update_gate: ["z, update gate", 0, 1, 1], candidate: ["C~ or n, candidate", -1, 1, 0],
-  memory: ["C, memory", -3, 3, 0], hidden: ["h, output", -1, 1, 0],
+  forget_gate: ["f", "forget", 0, 1, 1], input_gate: ["i", "input", 0, 1, 1], output_gate: ["o", "output", 0, 1, 1],
+  reset_gate: ["r", "reset", 0, 1, 1], update_gate: ["z", "update", 0, 1, 1], candidate: ["C~", "candidate", -1, 1, 0],
+  memory: ["C", "memory", -3, 3, 0], hidden: ["h", "output", -1, 1, 0],
 };
+const letterOf = (site, model) => (site === "candidate" && model.cell === "gru" ? "n" : RANGES[site][0]);
 const OF_CELL = {
-  rnn: ["candidate", "hidden"],
+  rnn: ["hidden"],
   gru: ["reset_gate", "update_gate", "candidate", "hidden"],
   lstm: ["forget_gate", "input_gate", "candidate", "output_gate", "memory", "hidden"],
 };
 const sites = Object.keys(RANGES).filter((site) => models.some((model) => OF_CELL[model.cell].includes(site)));
 const controls = sites.map((site) => {
-  const [name, least, most, middle] = RANGES[site];
+  const [letter, meaning, least, most, middle] = RANGES[site];
+  const name = `${letter}, ${meaning}`;
   const on = html("input", { type: "checkbox", id: `clamp-${site}` });
   const slider = html("input", { type: "range", min: least, max: most, step: 0.05, value: middle, "aria-label": `value of ${name}`, id: `value-${site}` });
   const unit = html("input", { type: "number", min: 0, max: Math.max(...models.map((m) => m.hidden_size)) - 1, placeholder: "all", "aria-label": `unit of ${name}; empty: all` });
@@ -362,7 +364,8 @@ function sentence(model, number) {
     const chosen = Math.min(settings.step, visible) === step;
     const word = button(text, () => change({ step }), { "aria-pressed": String(chosen), class: "word" });
     if (step > 0) word.append(html("span", { class: "p" }, percent(Math.exp(steps[step].logProb))));
-    words.append(word);
+    const pair = html("span", { class: "pair" }, word);
+    words.append(pair);
     if (step === visible) continue;
     const states = Object.keys(model.zeros()).reverse();
     const cuts = states.map((state) => {
@@ -373,7 +376,7 @@ function sentence(model, number) {
         title: erased ? `restore ${letter} after “${text}”` : `erase ${letter} after “${text}”`,
       });
     });
-    words.append(html("span", { class: "cuts" }, ...cuts));
+    pair.append(html("span", { class: "cuts" }, ...cuts));
   }
   const said = steps.slice(1, visible + 1).map(({ word }) => word).filter((word) => word !== "<end>").join(" ");
   const logProb = steps.slice(1, visible + 1).reduce((sum, { logProb }) => sum + logProb, 0);
@@ -398,11 +401,11 @@ function details(model, step) {
   const values = step.seen[model.layers - 1];
   for (const site of OF_CELL[model.cell]) {
     if (!values[site]) continue;
-    const [name, , most] = RANGES[site];
-    const strip = html("canvas", { role: "img", "aria-label": `${name}, ${values[site].length} units` });
+    const [, meaning, , most] = RANGES[site], letter = letterOf(site, model);
+    const strip = html("canvas", { role: "img", "aria-label": `${letter}, ${meaning}, ${values[site].length} units` });
     paint(strip, values[site], most);
     const mean = values[site].reduce((a, b) => a + b, 0) / values[site].length;
-    place.append(html("div", { class: "strip" }, html("span", {}, name.split(",")[0].split(" or ")[0]), strip, html("span", { class: "p" }, mean.toFixed(2))));
+    place.append(html("div", { class: "strip" }, html("span", {}, letter), strip, html("span", { class: "p" }, mean.toFixed(2))));
   }
   return place;
 }
