@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from support.browser import in_browser, needs_browser
 from support.traced import model, options, trace
 
 import captioner
@@ -77,3 +78,60 @@ def test_an_ensemble_has_no_page(run, scenes, tmp_path) -> None:
     found: Trace = loaded.trace(photo)
     with pytest.raises(ValueError, match="an ensemble has no page"):
         write_page(loaded, found, photo, tmp_path / "page.html")
+
+
+SCRIPT = """
+const results = {};
+const seen = () => ({
+  pressed: document.querySelector('#words [aria-pressed="true"]').textContent,
+  step: document.querySelector("#step h3").textContent,
+  looks: document.getElementById("looks").textContent,
+  map: !map.hidden,
+  current: [...document.querySelectorAll("#network .current")].length,
+  means: gates.map((gate) => gate.mean.textContent),
+});
+results.first = seen();
+buttons[2].dispatchEvent(new MouseEvent("mouseenter"));
+results.hovered = seen();
+buttons[2].focus();
+words.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true }));
+results.right = seen();
+words.dispatchEvent(new KeyboardEvent("keydown", { key: "Home", bubbles: true }));
+results.home = seen();
+const strip = gates[0].strip, box = strip.getBoundingClientRect();
+choose(1);
+strip.dispatchEvent(new MouseEvent("mousemove", { clientX: box.left + 1, clientY: box.top + 2 }));
+results.unit = document.getElementById("unit").textContent;
+results.order = order;
+const place = document.createElement("pre");
+place.id = "results";
+place.textContent = JSON.stringify(results);
+document.body.append(place);
+"""
+
+
+@needs_browser
+@pytest.mark.parametrize("variant", ["adaptive lstm additive sentinel", "show_tell x0 gru "])
+def test_words_are_chosen_by_mouse_and_keyboard(variant: str, tmp_path) -> None:
+    found = trace(model(variant), options(min_length=4))
+    results = in_browser(page(found, None), SCRIPT, tmp_path)
+    assert results["first"]["pressed"] == found.words[0]
+    for name, step in (("hovered", 2), ("right", 3)):
+        seen = results[name]
+        assert (
+            seen["step"]
+            == f"Step {step} reads “{found.reads[step]}” and gives “{found.words[step - 1]}”"
+        )
+        assert seen["current"] == 1
+        first = float(seen["means"][0].removeprefix("mean "))
+        site = "cell.forget_gate" if "lstm" in variant else "cell.reset_gate"
+        assert first == pytest.approx(found[site][step].mean(), abs=0.01)
+    attends = "attention.weights" in found
+    assert results["hovered"]["map"] is attends
+    assert ("sentinel" in results["hovered"]["looks"]) is attends
+    assert results["home"]["pressed"] == found.reads[0]
+    assert not results["home"]["map"]
+    state = found["cell.memory" if "lstm" in variant else "cell.hidden"][:, -1]
+    change = np.abs(np.diff(state, axis=0)).sum(0)
+    assert results["order"][0] == change.argmax()
+    assert f"unit {results['order'][0]}, step 1" in results["unit"]

@@ -1,12 +1,8 @@
 """The network in the page computes what PyTorch computes; run in a browser, if there is one."""
 
 import base64
-import hashlib
-import html
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.browser import in_browser, needs_browser
 from support.traced import model, options, tokenizer
 
 import captioner
 from captioner.inspection.playground import encode_tensor, playground
 from captioner.tracing.edits import AnyEdit, Set, Zero
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium")
 
 SCRIPT = """
 const results = {};
@@ -67,30 +61,6 @@ const run = runs[0].slice(1).map((step) => [step.word, step.logProb]);
 place.textContent = JSON.stringify({ run });
 document.body.append(place);
 """
-
-
-def in_browser(page: str, script: str, folder: Path) -> dict[str, Any]:
-    """What a script leaves after it was run at the end of the page's own."""
-    own = re.search(r"<script>(.*)</script>", page, re.S)
-    assert own
-    both = own[1] + script
-    hashed = [
-        "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for text in (own[1], both)
-    ]
-    assert hashed[0] in page  # the policy allows the script of the page
-    path = folder / "page.html"
-    path.write_text(page.replace(own[1], both).replace(*hashed), encoding="utf-8")
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += [
-        "--virtual-time-budget=20000",
-        f"--user-data-dir={folder / 'profile'}",
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="results">(.*?)</pre>', done.stdout, re.S)
-    assert found, done.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
 
 
 def expected(loaded: Any, photo: Any, edits: Sequence[AnyEdit] = ()) -> list[tuple[str, float]]:
