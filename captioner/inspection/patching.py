@@ -79,7 +79,7 @@ def patch(
     Raises:
         FileNotFoundError, ValueError: as ``Captioner.trace``; or an ensemble.
     """
-    _require_one(captioner)
+    require_one(captioner)
     plain, read = _reading(captioner, image, caption, options)
     [site] = [name for name in plain.sites if name.startswith("image.")]
     changes = np.array(read([Swap(site, other)]).log_probs) - plain.log_probs
@@ -107,7 +107,7 @@ def image_dependence(
     Raises:
         FileNotFoundError, ValueError: as ``Captioner.trace``; or an ensemble.
     """
-    _require_one(captioner)
+    require_one(captioner)
     plain, read = _reading(captioner, image, caption, options)
     [site] = [name for name in plain.sites if name.startswith("image.")]
     [features] = captioner.encode([captioner.prepare(image)])
@@ -165,7 +165,8 @@ def _reading(
     return read([]), read
 
 
-def _require_one(captioner: Captioner) -> None:
+def require_one(captioner: Captioner) -> None:
+    """Raise for an ensemble."""
     if len(captioner.models) > 1:
         raise ValueError("an ensemble has no single X_0, h and C; load one model")
 
