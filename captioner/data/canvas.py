@@ -280,3 +280,38 @@ def draw_figure(
             shadow=shadow,
         )
         FIGURES[shape](pen)
+
+
+def draw_mask(
+    size: int,
+    *,
+    shape: str,
+    x: float,
+    y: float,
+    side: float,
+    tilt: float = 0.0,
+    mirrored: bool = False,
+) -> Image.Image:
+    """Draw where a figure is, without its shadow.
+
+    Args:
+        size: side of the image in pixels.
+        shape, x, y, side, tilt, mirrored: as for ``draw_figure``.
+
+    Returns:
+        an image of mode "L", 255 inside the figure, less at its edges.
+    """
+    pixels = size * OVERSAMPLING
+    image = Image.new("RGB", (pixels, pixels))
+    pen = Pen(
+        surface=ImageDraw.Draw(image, "RGBA"),
+        x=x * pixels,
+        y=y * pixels,
+        side=side * pixels,
+        tilt=tilt,
+        mirrored=mirrored,
+        color=COLORS["white"],
+        shadow=(255, 255, 255, 255),  # all parts in one color
+    )
+    FIGURES[shape](pen)
+    return image.reduce(OVERSAMPLING).convert("L")

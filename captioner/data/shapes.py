@@ -29,6 +29,7 @@ from captioner.data.canvas import (
     OVERSAMPLING,
     draw_figure,
     draw_ground,
+    draw_mask,
 )
 from captioner.data.records import SPLITS
 from captioner.files import write_whole
@@ -117,6 +118,13 @@ class Scene:
         for figure in self.figures:
             draw_figure(image, **vars(figure))
         return image.reduce(OVERSAMPLING)
+
+    def masks(self, side: int) -> list[Image.Image]:
+        """Where each of the figures is: images of mode "L", 255 inside the figure."""
+        return [
+            draw_mask(side, **{n: v for n, v in vars(figure).items() if n != "color"})
+            for figure in self.figures
+        ]
 
 
 def split_of_pair(shape: str, color: str) -> str:
@@ -372,10 +380,25 @@ def draw(
     return write_whole(table, "".join(lines))
 
 
+def scene_of(split: str, index: int, *, seed: int = 0) -> Scene:
+    """The scene of an image that ``draw`` draws with the same seed.
+
+    Args:
+        split: "train", "dev" or "test".
+        index: number of the image in its split, from 0.
+    """
+    return _sampled(f"{seed} {split} {index}", split)[1]
+
+
+def _sampled(seed: str, split: str) -> tuple[random.Random, Scene]:
+    """A scene, and the source of randomness, which goes on to its captions."""
+    rng = random.Random(seed)
+    return rng, sample_scene(rng, split)
+
+
 def _draw_one(root: Path, seed: str, split: str, index: int, size: int) -> str:
     """Write one image and return its line of captions.jsonl."""
-    rng = random.Random(seed)
-    scene = sample_scene(rng, split)
+    rng, scene = _sampled(seed, split)
     image = f"images/{split}_{index:05d}.png"
     scene.draw(size).save(root / image, compress_level=3)
     entry = {"image": image, "captions": describe(scene, rng), "split": split}

@@ -133,6 +133,10 @@ METHODS: dict[str, Method] = {
 """Every method by its name."""
 
 DEFAULT = "integrated-gradients"
+"""The method whose maps point best at the figures of drawn scenes (experiments/attribution)."""
+
+DEFAULT_SCORE = "logit"
+"""The log probability of a certain word is nearly constant, so that its gradient is nearly 0."""
 
 
 def method_named(name: str) -> Method:
@@ -176,6 +180,7 @@ def readings(
     *,
     words: Sequence[int] | None = None,
     rather_than: str | None = None,
+    score: str = DEFAULT_SCORE,
 ) -> list[Reading]:
     """The words of a traced caption, each as a function of what was read before it.
 
@@ -185,6 +190,7 @@ def readings(
         trace: without edits.
         words: their numbers, 1 is the first; None: all, <end> included.
         rather_than: a word to compare each of them with.
+        score: "log_prob" or "logit" of the word.
 
     Raises:
         ValueError: a number that the caption does not have; a word that the model does not know; an
@@ -211,6 +217,6 @@ def readings(
     features = Features(features.pooled.double(), grid)
     read = (vocabulary.start, *tokens)
     return [
-        Reading(decoder, features, read[:number], tokens[number - 1], other)
+        Reading(decoder, features, read[:number], tokens[number - 1], other, score)
         for number in (words or range(1, len(tokens) + 1))
     ]

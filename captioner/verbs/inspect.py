@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.verbs.attribution import add_attribution, print_attribution
 from captioner.verbs.decoding_flags import add_decoding, decoding_of
 from captioner.verbs.printing import print_rows
 from captioner.verbs.terminal import (
@@ -48,6 +49,8 @@ def run(argv: Sequence[str]) -> int:
         return _print_patching(captioner, options, decoding)
     if options.dependence:
         return _print_dependence(captioner, options, decoding)
+    if options.attribute:
+        return print_attribution(captioner, options, decoding)
     if options.equations:
         decoding.setdefault("precision", "fp32")
     edits = _edits(options)
@@ -90,6 +93,7 @@ def _parser() -> Any:
         "  captioner inspect photo.jpg --edit 'cell.memory[17,20-23]+=2' --edit reset=4\n"
         "  captioner inspect photo.jpg --patch other.jpg\n"
         "  captioner inspect photo.jpg --dependence --caption 'a dog runs'\n"
+        "  captioner inspect photo.jpg --attribute --word 2 --rather-than cat\n"
         "  captioner inspect photo.jpg --save trace.safetensors --json\n"
         "  captioner inspect --sites --model runs/nic\n",
     )
@@ -136,6 +140,7 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="how much each word depends on the image: KL from the mean image",
     )
+    add_attribution(group)
     group.add_argument(
         "--playground",
         action="store_true",
@@ -160,10 +165,12 @@ def _check(parser: Any, options: argparse.Namespace) -> None:
         parser.error(f"one photograph at a time, not {len(options.photos)}; --playground has many")
     if options.playground and not options.output:
         parser.error("--playground needs --output FILE")
-    questions = ("sites", "equations", "patch", "dependence", "playground")
+    questions = ("sites", "equations", "patch", "dependence", "attribute", "playground")
     asked = [f"--{name}" for name in questions if getattr(options, name)]
     if len(asked) > 1:
         parser.error(f"{' and '.join(asked)} are different questions; ask one at a time")
+    if not options.attribute and (options.word is not None or options.rather_than is not None):
+        parser.error("--word and --rather-than belong to --attribute")
     edits = options.edit or options.edits
     if asked and edits:
         parser.error(f"{asked[0]} takes no --edit")

@@ -5,6 +5,7 @@ The tests parse captions with a parser of their own, which does not use the gene
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import random
@@ -13,10 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from captioner.data import shapes
-from captioner.data.shapes import Figure, Scene, describe, draw, facts, is_exact, sample_scene
+from captioner.data.shapes import (
+    Figure,
+    Scene,
+    describe,
+    draw,
+    facts,
+    is_exact,
+    sample_scene,
+    scene_of,
+)
 from captioner.process import logs_on_stderr
 
 COLORS = {
@@ -340,3 +350,18 @@ def test_arguments_out_of_range_are_errors(
     with pytest.raises(ValueError, match=message):
         draw(tmp_path / "none", progress=False, **options)
     assert not (tmp_path / "none").exists()
+
+
+def test_masks_are_where_the_figures_are_drawn(tmp_path) -> None:
+    """The scene is that of the file; its picture differs from an empty one inside the masks."""
+    draw(tmp_path, seed=3, train=0, dev=0, test=12, size=64, progress=False)
+    for index in range(12):
+        scene = scene_of("test", index, seed=3)
+        picture = Image.open(tmp_path / "images" / f"test_{index:05d}.png")
+        empty = dataclasses.replace(scene, figures=()).draw(64)
+        changed = np.asarray(ImageChops.difference(picture, empty)).max(axis=2) > 0
+        inside = np.max([np.asarray(mask) for mask in scene.masks(64)], axis=0)
+        assert len(scene.masks(64)) == len(scene.figures)
+        assert changed[inside == 255].mean() > 0.99
+        assert changed[inside == 0].mean() < 0.1  # the shadows
+        assert (inside > 127).mean() == pytest.approx(changed.mean(), rel=0.4)
