@@ -92,41 +92,59 @@ function showStep(step) {
 // The map over the picture -----------------------------------------------------------------------
 
 const map = document.getElementById("map");
-const attention = trace.attention;
+const looks = document.getElementById("looks");
+const { attention, attribution } = trace;
 
-function showMap(step) {
-  const looks = document.getElementById("looks");
-  if (!attention) {
-    looks.textContent = "This decoder has no attention: it has the image once, before the words.";
-    return;
-  }
-  map.hidden = step === 0;
-  if (step === 0) {
-    looks.textContent = "";
-    return;
-  }
-  const weights = attention.weights[step];
-  const positions = attention.side * attention.side;
-  const largest = Math.max(...weights.slice(0, positions));
+// Darkens the picture where a value is small; values below 0 are as dark as 0.
+function drawMap(values, side, largest) {
   const small = document.createElement("canvas");
-  small.width = small.height = attention.side;
-  const pixels = new ImageData(attention.side, attention.side);
-  for (let place = 0; place < positions; place++) {
-    const fraction = weights[place] / largest;
-    pixels.data.set([0, 0, 0, Math.round(205 * (1 - fraction))], 4 * place);
-  }
+  small.width = small.height = side;
+  const pixels = new ImageData(side, side);
+  values.forEach((value, place) => {
+    pixels.data.set([0, 0, 0, Math.round(205 * (1 - Math.max(0, value) / largest))], 4 * place);
+  });
   small.getContext("2d").putImageData(pixels, 0, 0);
   map.width = map.height = 448;
   const context = map.getContext("2d");
   context.imageSmoothingEnabled = true;
   context.imageSmoothingQuality = "high";
   context.drawImage(small, 0, 0, 448, 448);
+}
+
+function showMap(step) {
+  const shown = attention ?? attribution;
+  if (!shown) {
+    looks.textContent = "This decoder has no attention: it has the image once, before the words.";
+    return;
+  }
+  map.hidden = step === 0;
+  looks.textContent = "";
+  if (step === 0) return;
+  if (attention) showAttention(step);
+  else showAttribution(step);
+}
+
+function showAttention(step) {
+  const weights = attention.weights[step];
+  const positions = attention.side * attention.side;
+  drawMap(weights.slice(0, positions), attention.side, Math.max(...weights.slice(0, positions)));
   let entropy = 0;
   for (const weight of weights) if (weight > 0) entropy -= weight * Math.log(weight);
   const parts = [`looks at about ${Math.exp(entropy).toFixed(0)} of ${weights.length} positions; bright is most`];
   if (weights.length > positions) parts.push(`the sentinel has ${(100 * weights[positions]).toFixed(0)} %`);
   if (attention.gate) parts.push(`β = ${attention.gate[step].toFixed(2)}`);
   looks.textContent = `“${label(step)}” ${parts.join("; ")}`;
+}
+
+function showAttribution(step) {
+  const values = attribution.maps[step - 1];
+  drawMap(values, attribution.side, Math.max(...attribution.maps.flat(), 1e-9)); // one scale for all words
+  const signed = (value) => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(1);
+  const image = signed(values.reduce((sum, value) => sum + value, 0));
+  const words = signed(attribution.words[step - 1]);
+  looks.textContent =
+    `No attention, so by ${attribution.method}: bright speaks for “${label(step)}”. ` +
+    `Logit: image ${image}, words before ${words}`;
 }
 
 // The unrolled network ---------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from captioner.api import Captioner
 from captioner.files import write_whole
 from captioner.images import Picture as AnyImage
 from captioner.images import open_image
+from captioner.inspection.attribution import DEFAULT, Attribution, attribute, readings
 from captioner.inspection.tables import GATES, summary_headings, summary_row
 from captioner.report.page import Picture, rendered
 from captioner.report.view import detect_language
@@ -59,19 +61,21 @@ def write_page(captioner: Captioner, trace: Trace, image: AnyImage, path: str | 
     """
     if any(":" in site for site in trace.sites):
         raise ValueError("an ensemble has no page; load one model")
-    return write_whole(path, page(trace, cropped(captioner, image)))
+    maps = None if "attention.weights" in trace else _maps(captioner, trace, image)
+    return write_whole(path, page(trace, cropped(captioner, image), maps))
 
 
-def page(trace: Trace, picture: Picture | None) -> str:
+def page(trace: Trace, picture: Picture | None, maps: Sequence[Attribution] | None = None) -> str:
     """The HTML of a trace.
 
     Args:
         trace: of one model.
         picture: the photograph as the model sees it.
+        maps: what each word depends on, for a decoder without attention; None: nothing is shown.
     """
     arrows = ["h", "C"] if "cell.memory" in trace else ["h"]
     recurrent = "cell.hidden" in trace
-    values = _data(trace, arrows)
+    values = {**_data(trace, arrows), "attribution": _contributions(maps)}
     return rendered(
         "inspect.html",
         folder="inspection",
@@ -220,6 +224,30 @@ def _attention(trace: Trace) -> dict[str, Any] | None:
         "side": side,
         "weights": [_rounded(row) for row in np.nan_to_num(weights)],
         "gate": None if gate is None else _rounded(np.nan_to_num(gate)),
+    }
+
+
+def _maps(captioner: Captioner, trace: Trace, image: AnyImage) -> list[Attribution] | None:
+    """What each word depends on; None if values were changed, or nothing can be attributed."""
+    if trace.edits:
+        return None
+    try:
+        questions = readings(captioner, image, trace)
+    except ValueError:  # the pooled feature is not the mean of the grid
+        return None
+    return [attribute(one, DEFAULT, captioner.tokenizer.vocabulary) for one in questions]
+
+
+def _contributions(maps: Sequence[Attribution] | None) -> dict[str, Any] | None:
+    """The maps of the words as rows of the script; None if positions are not a square."""
+    side = math.isqrt(len(maps[0].map)) if maps else 0
+    if not maps or side * side != len(maps[0].map):
+        return None
+    return {
+        "side": side,
+        "method": maps[0].method.replace("-", " "),
+        "maps": [_rounded(one.map) for one in maps],
+        "words": [float(round(one.words.sum(), 2)) for one in maps],
     }
 
 

@@ -284,6 +284,7 @@ def test_unknown_names_are_refused() -> None:
 # Captum -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:Input Tensor")
 @pytest.mark.parametrize("variant", ["show_tell x0 lstm tied", "adaptive lstm additive sentinel"])
 def test_the_methods_are_those_of_captum(variant: str) -> None:
     captum = pytest.importorskip("captum.attr")

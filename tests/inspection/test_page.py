@@ -11,7 +11,9 @@ from support.browser import in_browser, needs_browser
 from support.traced import model, options, trace
 
 import captioner
+from captioner.inspection.attribution import DEFAULT, attribute, readings
 from captioner.inspection.page import cropped, page, write_page
+from captioner.tracing.edits import Reset
 from captioner.tracing.trace import Trace
 
 VARIANTS = ["show_tell x0 lstm tied", "show_tell merge gru ", "show_tell irnn"]
@@ -70,6 +72,27 @@ def test_the_photograph_is_cropped_as_the_model_sees_it(run, scenes, tmp_path) -
     assert (cropped(loaded, photo).width, cropped(loaded, photo).height) == (448, 448)
     path = write_page(loaded, loaded.trace(photo), photo, tmp_path / "page.html")
     assert "data:image/jpeg;base64," in path.read_text(encoding="utf-8")
+
+
+def test_without_attention_the_page_has_the_attribution_of_each_word(run, scenes, tmp_path) -> None:
+    photo = sorted((scenes / "images").glob("test_*.png"))[0]
+    loaded = captioner.load(run)
+    found = loaded.trace(photo)
+    text = write_page(loaded, found, photo, tmp_path / "page.html").read_text(encoding="utf-8")
+    shown = data(text)["attribution"]
+    assert data(text)["attention"] is None
+    vocabulary = loaded.tokenizer.vocabulary
+    for question, values, words in zip(
+        readings(loaded, photo, found), shown["maps"], shown["words"], strict=True
+    ):
+        expected = attribute(question, DEFAULT, vocabulary)
+        assert values == pytest.approx(expected.map.tolist(), abs=1e-4)
+        assert words == pytest.approx(expected.words.sum(), abs=0.01)
+        assert len(values) == shown["side"] ** 2
+
+    edited = loaded.trace(photo, edits=[Reset(every=2)])
+    text = write_page(loaded, edited, photo, tmp_path / "edited.html").read_text(encoding="utf-8")
+    assert data(text)["attribution"] is None
 
 
 def test_an_ensemble_has_no_page(run, scenes, tmp_path) -> None:

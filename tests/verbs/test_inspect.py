@@ -1,5 +1,6 @@
 """captioner inspect: what it prints, and what it refuses."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -109,3 +110,37 @@ def test_mistakes_are_told_in_one_line(run, photo, arguments, status, says, caps
     error = capsys.readouterr().err
     assert says in error
     assert len(error.splitlines()) == 1
+
+
+def test_attribution_has_a_row_per_word_and_its_checks(run, photo, caption, capsys) -> None:
+    printed = inspect(capsys, photo, "--model", run, "--attribute", "occlusion").splitlines()
+    assert printed[:2] == [caption.text, "occlusion of the logit"]
+    assert [row.split("\t")[0] for row in printed[3:]] == [*caption.words, "<end>"]
+    for row in printed[3:]:
+        _, f, baseline, image, words, error, _ = row.split("\t")
+        total = float(image) + float(words) - (float(f) - float(baseline))
+        assert float(error) == pytest.approx(total, abs=0.03)
+
+    arguments = (photo, "--model", run, "--attribute", "--word", 2, "--rather-than", "a")
+    printed = inspect(capsys, *arguments)
+    assert f"the logit, less that of a: {caption.words[1]}" in printed
+    assert "completeness error" in printed and "random weights" in printed
+    [found] = json.loads(inspect(capsys, *arguments, "--json"))
+    assert found["reads"] == ["<start>", caption.words[0]]
+    assert sum(found["map"]) + sum(found["words"]) == pytest.approx(
+        found["value"] - found["baseline"], abs=0.05
+    )
+    assert found["checks"]["error"] == found["error"]
+
+
+def test_flags_of_attribution_that_mean_nothing_are_refused(run, photo, capsys) -> None:
+    for arguments, message in (
+        (["--word", "2"], "belong to --attribute"),
+        (["--attribute", "--word", "99"], "word=99 is not accepted"),
+        (["--attribute", "lpr"], "did you mean lrp"),
+        (["--attribute", "--rather-than", "zebra"], "cannot generate 'zebra'"),
+        (["--attribute", "--dependence"], "ask one at a time"),
+    ):
+        with contextlib.suppress(SystemExit):
+            assert main(["inspect", photo, "--model", str(run), *arguments]) != 0
+        assert message in capsys.readouterr().err
