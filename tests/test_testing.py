@@ -17,7 +17,12 @@ from captioner.models.recurrence.table import CELLS
 from captioner.models.sites import unobserved
 from captioner.testing import check_cell, check_decoder, check_encoder
 
-NETWORKS = {"bundled": "efficientnet_lite0", "timm": "test_resnet", "torchvision": "mnasnet0_5"}
+NETWORKS = {
+    "bundled": "efficientnet_lite0",
+    "timm": "test_resnet",
+    "torchvision": "mnasnet0_5",
+    "pixels": "gray",
+}
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -20,23 +20,31 @@ from captioner.config import Config
 _PLACES = (("data", "root"), ("loader", "cache_folder"), ("training", "word_vectors"))
 EMBEDDED = {"format": "shapes", "root": "datasets/shapes"}
 """Of the data group: this dataset is drawn if it is missing, so its path stays relative."""
+WORLDS = {"format": "worlds", "root": "datasets/worlds/"}
+"""Likewise; the root is that of one of the worlds below it."""
 
 
 def anchored(config: Config) -> Config:
     """Make the paths of a configuration, or of some of its groups, absolute.
 
-    Exceptions are the default path of the built-in dataset, and ``resume_weights`` with the name of
-    a bundled model.
+    Exceptions are the default paths of the built-in datasets, and ``resume_weights`` with the name
+    of a bundled model.
     """
     result = dict(config)
     for group, key in _PLACES:
         values = result.get(group) or {}
-        if isinstance(values.get(key), str) and not EMBEDDED.items() <= values.items():
+        if isinstance(values.get(key), str) and not _is_drawn(values):
             result[group] = {**values, key: absolute(values[key])}
     start = result.get("resume_weights")
     if isinstance(start, str) and not _is_bundled(start):
         result["resume_weights"] = absolute(start)
     return result
+
+
+def _is_drawn(data: Mapping[str, Any]) -> bool:
+    """Whether the data group names a dataset that is drawn if it is missing."""
+    is_world = data.get("format") == WORLDS["format"] and data["root"].startswith(WORLDS["root"])
+    return is_world or EMBEDDED.items() <= data.items()
 
 
 def absolute(path: str) -> str:

@@ -38,6 +38,7 @@ DATASETS: dict[str, Reader] = {
     "json": readers.read_json,
     "folder": readers.read_folder,
     "shapes": readers.read_shapes,
+    "worlds": readers.read_worlds,
 }
 
 

@@ -1,4 +1,4 @@
-"""Readers of dataset layouts: Flickr, Karpathy, COCO, JSON, folders, drawn scenes.
+"""Readers of dataset layouts: Flickr, Karpathy, COCO, JSON, folders, drawn scenes and worlds.
 
 Every reader takes the same five arguments:
 
@@ -293,6 +293,32 @@ def read_shapes(
         raise FileNotFoundError(
             f"data.root={str(root)!r} has no {SCENES}; draw the scenes with: captioner data draw "
             + shlex.quote(f"data.root={root}")
+        )
+    captions = captions or SCENES
+    return read_json(root, captions=captions, images=images, holdout=holdout, encoding=encoding)
+
+
+DRAWN_WORLDS = Path("datasets/worlds")
+"""The folder of the worlds that are drawn when they are missing; relative to the current folder."""
+
+
+def read_worlds(
+    root: Path, *, captions: Captions, images: str | None, holdout: float, encoding: str
+) -> Dataset:
+    """Read a small world (`captioner.data.worlds`), named by the last part of `root`.
+
+    As with scenes, a missing one is drawn only in the default folder, if no captions are named.
+    """
+    file = root / SCENES
+    if captions is None and root.parent == DRAWN_WORLDS and not file.is_file():
+        from captioner.data.worlds import draw
+
+        draw(root)
+    if captions in (None, SCENES) and not file.is_file():
+        raise FileNotFoundError(
+            f"data.root={str(root)!r} has no {SCENES}; draw the world with: captioner data draw "
+            + shlex.quote(f"data.root={root}")
+            + " data=worlds"
         )
     captions = captions or SCENES
     return read_json(root, captions=captions, images=images, holdout=holdout, encoding=encoding)

@@ -164,7 +164,7 @@ def _read_data(config: Config, root: str | None) -> tuple[Dataset | None, str]:
     data: dict[str, Any] = dict(config)
     if root is not None:
         data["root"] = root
-    if data.get("format") == "shapes" and data.get("captions") is None:
+    if data.get("format") in ("shapes", "worlds") and data.get("captions") is None:
         data["captions"] = CAPTIONS  # a named file is not drawn if it is missing
     try:
         return make(read_records, "data", data), ""

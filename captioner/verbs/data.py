@@ -43,13 +43,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _draw(config: Mapping[str, Any], seed: int) -> int:
-    from captioner.data import shapes
+    from captioner.data import shapes, worlds
 
-    if config["data"]["format"] != "shapes":
-        raise ValueError(f"only data=shapes is drawn, not {config['data']['format']!r}")
-    print(
-        f"wrote {short(shapes.draw(Path(os.path.expanduser(config['data']['root'])), seed=seed))}"
-    )
+    drawing: dict[str, Any] = {"shapes": shapes.draw, "worlds": worlds.draw}
+    kind = config["data"]["format"]
+    if kind not in drawing:
+        raise ValueError(f"only data=shapes and data=worlds are drawn, not {kind!r}")
+    root = Path(os.path.expanduser(config["data"]["root"]))
+    print(f"wrote {short(drawing[kind](root, seed=seed))}")
     return 0
 
 
@@ -62,7 +63,7 @@ def _describe(config: Mapping[str, Any], job: str, *, as_json: bool) -> int:
     from captioner.data.statistics import statistics
 
     data = dict(config["data"])
-    if data["format"] == "shapes" and data.get("captions") is None:
+    if data["format"] in ("shapes", "worlds") and data.get("captions") is None:
         data["captions"] = SCENES  # a named file is not drawn if it is missing
     dataset = make(read_records, "data", data)
     fit = (

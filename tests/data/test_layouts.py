@@ -88,9 +88,11 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "json": as_json,
     "folder": folder,
     "shapes": as_json,
+    "worlds": as_json,
 }
 """For each layout of DATASETS, a function that writes a small dataset."""
-OPTIONS = {"shapes": {"captions": "captions.jsonl"}}  # scenes are drawn if no captions are named
+# Scenes and worlds are drawn if no captions are named.
+OPTIONS = {name: {"captions": "captions.jsonl"} for name in ("shapes", "worlds")}
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -467,7 +467,7 @@ def test_text_in_another_encoding_is_an_error_with_a_suggestion(tmp_path):
         read_records(format="flickr", root=str(tmp_path), encoding="utf-88")
 
 
-@pytest.mark.parametrize("format", sorted(set(DATASETS) - {"shapes"}))
+@pytest.mark.parametrize("format", sorted(set(DATASETS) - {"shapes", "worlds"}))
 def test_errors_of_missing_files_name_the_override(tmp_path, format):
     with pytest.raises(FileNotFoundError, match=r"data.root=.*nowhere' is not a folder"):
         read_records(format=format, root=str(tmp_path / "nowhere"))

