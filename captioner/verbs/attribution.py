@@ -102,7 +102,8 @@ def _print_one(one: Attribution, checks: Checks) -> None:
     print(f"insertion: f is higher than in random orders by {curves.insertion_gain:.3f}")
     print(
         "rank correlation with the maps of decoders with random weights: "
-        f"{', '.join(f'{r:.2f}' for r in correlations)} (mean {correlations.mean():.2f})"
+        f"{', '.join(f'{r:.2f}' for r in correlations)} "
+        f"(mean {correlations.mean():.2f}, mean size {abs(correlations).mean():.2f})"
     )
 
 

@@ -32,6 +32,7 @@ from captioner.inspection.attribution import METHODS, readings
 from captioner.inspection.reading import SCORES
 from captioner.metrics.significance import interval
 from captioner.models.recurrence.table import CELLS
+from captioner.runs import COSTS
 from captioner.tracing.trace import Trace
 from captioner.training.train import train
 
@@ -79,7 +80,7 @@ def trained(name: str, runs: Path, root: str) -> Path:
     """The run folder of a decoder, trained if there is none."""
     decoder, cell = DECODERS[name]
     folder = runs / name.replace(", ", "-")
-    if not (folder / "checkpoints").is_dir():
+    if not (folder / COSTS).is_file():  # written when a training ends
         cells = [f"decoder.cell={cell}"] if cell in CELLS else []
         train(
             compose(["experiment=demo", f"decoder={decoder}", *cells, f"data.root={root}"]), folder
