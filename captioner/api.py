@@ -33,7 +33,7 @@ from captioner.models.features import Features
 from captioner.models.precision import resolve, stored
 from captioner.models.snapshot import Snapshot
 from captioner.tokenizers import Tokenizer
-from captioner.tracing.edits import AnyEdit
+from captioner.tracing.edits import AnyEdit, require_edits
 from captioner.tracing.recording import number_swaps
 from captioner.tracing.trace import Trace
 from captioner.tracing.tracing import Traced, trace_generation, trace_reading
@@ -325,6 +325,9 @@ class Captioner:
             FileNotFoundError, ValueError: as ``caption``; or an edit of a site, layer or unit that
                 the model does not have, or a caption with a word that it does not know.
         """
+        require_edits(edits)
+        if caption is not None and not isinstance(caption, str):
+            raise ValueError(f"caption={caption!r} is not a text")
         decoding = self.decoding(**options)
         self.make_ready()
         images, swaps = number_swaps(edits)
@@ -430,6 +433,9 @@ def choose_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError):
+        known = ("cpu", "cuda", "mps")
+        problem = "not available here" if name.partition(":")[0] in known else "not known"
         raise ValueError(
-            f"device={name!r} is not available; choose auto, cpu, cuda or mps"
+            f"device={name!r} is {problem}; choose auto, or one of {', '.join(known)} that this "
+            "machine has"
         ) from None

@@ -60,7 +60,9 @@ words.addEventListener("keydown", (event) => {
   if (event.key === "End") target = steps - 1;
   if (target === null) return;
   event.preventDefault();
-  buttons[Math.min(steps - 1, Math.max(0, target))].focus();
+  const next = Math.min(steps - 1, Math.max(0, target));
+  choose(next);
+  buttons[next].focus();
 });
 
 function bar(fraction) {
@@ -130,7 +132,7 @@ function showAttention(step) {
   drawMap(weights.slice(0, positions), attention.side, Math.max(...weights.slice(0, positions)));
   let entropy = 0;
   for (const weight of weights) if (weight > 0) entropy -= weight * Math.log(weight);
-  const parts = [`looks at about ${Math.exp(entropy).toFixed(0)} of ${weights.length} positions; bright is most`];
+  const parts = [`looks at about ${Math.exp(entropy).toFixed(0)} of ${weights.length} positions; the brighter, the more`];
   if (weights.length > positions) parts.push(`the sentinel has ${(100 * weights[positions]).toFixed(0)} %`);
   if (attention.gate) parts.push(`β = ${attention.gate[step].toFixed(2)}`);
   looks.textContent = `“${label(step)}” ${parts.join("; ")}`;

@@ -113,8 +113,9 @@ def cropped(captioner: Captioner, image: AnyImage, side: int = 448) -> Picture:
 def _about(trace: Trace) -> list[tuple[str, str]]:
     decoder, cell = trace.model.get("decoder", ""), trace.model.get("cell")
     rows = [("decoder", f"{decoder} with {cell}" if cell else str(decoder))]
-    probability = f"log p = {trace.log_prob:.2f} over {len(trace.log_probs)} words"
-    rows.append(("caption", probability + ("" if trace.finished else "; <end> was not reached")))
+    words = len(trace.log_probs) - trace.finished
+    ended = "and <end>" if trace.finished else "; <end> was not reached"
+    rows.append(("caption", f"log p = {trace.log_prob:.2f} of {words} words {ended}"))
     edits = "; ".join(
         ", ".join(f"{key} {value}" for key, value in edit.items()) for edit in trace.edits
     )

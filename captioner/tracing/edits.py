@@ -22,6 +22,7 @@ are: they need not sum to 1.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -210,16 +211,19 @@ def from_dict(values: Mapping[str, Any]) -> AnyEdit:
         raise ValueError(f"edit={name!r} is not known; choose {', '.join(EDITS)}")
     try:
         return EDITS[name](**arguments)
-    except TypeError as error:
-        reason = str(error).partition("() ")[2] or str(error)
-        raise ValueError(f"edit {dict(values)}: {reason}") from None
+    except TypeError:
+        names = ", ".join(f.name for f in fields(EDITS[name]))
+        raise ValueError(f"edit {dict(values)} is not accepted; {name} has {names}") from None
 
 
 _TEXT = re.compile(
     r"(?P<site>[a-z_0-9]+\.[a-z_0-9]+)(?:\[(?P<units>[\d,-]+)\])?(?:/(?P<layer>\d+))?"
     r"(?:@(?P<step>[\d,-]+))?(?P<plus>\+?)=(?P<value>.+)"
 )
-FORM = "SITE[UNITS]@STEPS=VALUE, such as cell.forget_gate@3=0, image.x0=from:b.jpg or reset=4"
+FORM = (
+    "SITE[UNITS]/LAYER@STEPS=VALUE, such as cell.forget_gate@3=0, cell.memory[17]+=2, "
+    "cell.hidden=from:b.jpg or reset=4"
+)
 
 
 def parse(text: str) -> AnyEdit:
@@ -248,6 +252,8 @@ def parse(text: str) -> AnyEdit:
         numbers = [float(number) for number in value.split(",")]
     except ValueError:
         raise ValueError(f"--edit {text}: {value!r} is not a number; write {FORM}") from None
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"--edit {text}: {value!r} is not accepted; give a finite number")
     kind = Add if match["plus"] else Set
     return kind(match["site"], numbers if len(numbers) > 1 else numbers[0], **selected)
 
@@ -265,6 +271,22 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     return tuple(numbers)
 
 
+def require_edits(edits: object) -> None:
+    """Raise for what is not a sequence of edits.
+
+    Raises:
+        ValueError: with what was given.
+    """
+    if isinstance(edits, (str, bytes)) or not isinstance(edits, Sequence):
+        raise ValueError(f"edits={edits!r} is not a list; give a list such as [Set(...)]")
+    for edit in edits:
+        if not isinstance(edit, (Edit, Reset)):
+            raise ValueError(
+                f"{edit!r} is not an edit; give Set, Add, Zero, Swap or Reset, or read a text with "
+                "captioner.tracing.edits.parse"
+            )
+
+
 def check_sites(edits: Sequence[AnyEdit], known: Mapping[str, int]) -> None:
     """Raise for a site or a layer that the model does not have.
 
@@ -275,6 +297,10 @@ def check_sites(edits: Sequence[AnyEdit], known: Mapping[str, int]) -> None:
         ValueError: with the sites that it has.
     """
     for edit in edits:
+        if edit.site.endswith((".kept", ".written")):
+            raise ValueError(
+                f"{edit.site} follows from the gates and is read only; edit cell.memory or a gate"
+            )
         if edit.site not in known:
             if isinstance(edit, Reset):
                 raise ValueError("Reset needs a recurrent decoder; this one has no h")

@@ -83,6 +83,9 @@ class Trace:
             raise KeyError(f"{site!r} is not a site of this trace; choose {', '.join(self.sites)}")
         return self.sites[site]
 
+    def __repr__(self) -> str:
+        return f"<Trace {self.text!r}, {len(self.sites)} sites, {len(self.reads)} steps>"
+
     def __contains__(self, site: object) -> bool:
         return site in self.sites
 
@@ -124,9 +127,12 @@ class Trace:
 
         Raises:
             OSError: it cannot be written.
+            ValueError: the file exists and is not a trace.
         """
         from safetensors.numpy import save
 
+        if Path(path).is_file():
+            Trace.load(path)  # a file that is no trace is not replaced
         header = {"captioner.trace": json.dumps({"format": FORMAT, **self.as_dict()})}
         return write_whole(path, save(_arrays(self), metadata=header))
 

@@ -20,7 +20,7 @@ from captioner.files import partial, to_json, write_whole
 from captioner.images import HEIC_EXTRA, RARE_SUFFIXES, unreadable_suffixes
 from captioner.process import encode_names
 from captioner.progress import progress_bar
-from captioner.verbs.terminal import new_folder, wrote
+from captioner.verbs.terminal import TEXTS, new_folder, require_output, wrote
 
 
 def caption_files(
@@ -55,6 +55,7 @@ def caption_files(
     if batch_size < 1:
         raise ValueError(f"--batch-size={batch_size} is not accepted; choose 1 or more")
     files = list(find_images(paths))
+    require_output(output, TEXTS, files)
     captioner = Captioner.load(model, device=device)
     captioner.decoding(**decoding)  # errors are raised before the work starts
     failed: list[str] = []

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.progress import progress_bar
-from captioner.verbs.terminal import add_split, build_parser, new_folder, wrote
+from captioner.verbs.terminal import (
+    TEXTS,
+    add_split,
+    build_parser,
+    new_folder,
+    require_output,
+    wrote,
+)
 
 if TYPE_CHECKING:
     from captioner.evaluation.comparison import Comparison
@@ -60,6 +67,8 @@ def _write(result: Comparison, options: argparse.Namespace, draw: Draw | None) -
     from captioner.evaluation.comparison_figure import missing_letters
     from captioner.evaluation.comparison_tables import FORMATS, as_text
 
+    require_output(options.output, TEXTS)
+    require_output(options.figure, (".svg", ".png"))
     files = [path for path in (options.output, options.figure) if path]
     new_folders = [new_folder(path) for path in files]
     if draw:

@@ -13,11 +13,13 @@ from captioner.verbs.attribution import add_attribution, print_attribution
 from captioner.verbs.decoding_flags import add_decoding, decoding_of
 from captioner.verbs.printing import print_rows
 from captioner.verbs.terminal import (
+    PAGES,
     add_plugin,
     build_parser,
     new_folder,
     plug_in,
     print_json,
+    require_output,
     wrote,
 )
 
@@ -33,6 +35,9 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     _check(parser, options)
     plug_in(options)
+    others = [options.patch] if options.patch else []
+    require_output(options.output, PAGES, [*options.photos, *others])
+    require_output(options.save, (".safetensors",), [*options.photos, *others])
 
     if options.playground:
         return _write_playground(options)
@@ -58,7 +63,8 @@ def run(argv: Sequence[str]) -> int:
         options.photos[0], edits=edits, hypotheses=options.hypotheses, **decoding
     )
     for edit in trace.unapplied:
-        print(f"captioner: note: the caption does not reach the edit {edit}", file=sys.stderr)
+        values = " ".join(f"{name}={value}" for name, value in edit.items())
+        print(f"captioner: note: no step of the caption has the edit {values}", file=sys.stderr)
     if options.save:
         made = new_folder(options.save)
         print(wrote(trace.save(options.save), made), file=sys.stderr)
@@ -106,7 +112,11 @@ def _parser() -> Any:
         metavar="RUN",
         help="run folder, checkpoint or bundled model (default: the bundled one)",
     )
-    parser.add_argument("--caption", metavar="TEXT", help="read this caption; none is generated")
+    parser.add_argument(
+        "--caption",
+        metavar="TEXT",
+        help="let the model read this caption instead of generating one",
+    )
     parser.add_argument(
         "--hypotheses", action="store_true", help="trace the other captions of the search as well"
     )
@@ -127,9 +137,9 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--equations", action="store_true", help="the equations of a unit, in numbers"
     )
-    for name, default in (("step", 1), ("unit", 0), ("layer", 0)):
-        text = f"of --equations (default {default})"
-        group.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    for name, default in PLACE.items():
+        text = f"the {name} whose equations are printed (default {default})"
+        group.add_argument(f"--{name}", type=int, metavar="N", help=text)
     group.add_argument(
         "--patch",
         metavar="OTHER",
@@ -138,7 +148,7 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--dependence",
         action="store_true",
-        help="how much each word depends on the image: KL from the mean image",
+        help="how much each word depends on the image: the divergence from the mean image",
     )
     add_attribution(group)
     group.add_argument(
@@ -162,20 +172,30 @@ def _check(parser: Any, options: argparse.Namespace) -> None:
     if not options.photos and not options.sites:
         parser.error("the following arguments are required: PHOTO")
     if len(options.photos) > 1 and not options.playground:
-        parser.error(f"one photograph at a time, not {len(options.photos)}; --playground has many")
+        number = len(options.photos)
+        parser.error(f"{number} photographs; give one, or several with --playground")
     if options.playground and not options.output:
         parser.error("--playground needs --output FILE")
     questions = ("sites", "equations", "patch", "dependence", "attribute", "playground")
     asked = [f"--{name}" for name in questions if getattr(options, name)]
     if len(asked) > 1:
-        parser.error(f"{' and '.join(asked)} are different questions; ask one at a time")
+        parser.error(f"{' and '.join(asked)} cannot be combined; give one of them")
     if not options.attribute and (options.word is not None or options.rather_than is not None):
         parser.error("--word and --rather-than belong to --attribute")
+    if options.output and asked not in ([], ["--playground"]):
+        parser.error(f"--output is the page of the caption; {asked[0]} prints, or has --json")
+    place = [f"--{name}" for name in PLACE if getattr(options, name) is not None]
+    if place and not options.equations:
+        parser.error(f"{place[0]} belongs to --equations")
     edits = options.edit or options.edits
     if asked and edits:
         parser.error(f"{asked[0]} takes no --edit")
     if options.hypotheses and (options.caption is not None or asked):
-        parser.error("--hypotheses are of a search; leave out --caption and other questions")
+        parser.error("--hypotheses is for the table and the page of a generated caption alone")
+
+
+PLACE = {"step": 1, "unit": 0, "layer": 0}
+"""Which equations are printed: the flags and their defaults."""
 
 
 def _edits(options: argparse.Namespace) -> list[AnyEdit]:
@@ -201,12 +221,14 @@ EXAMPLE = '[{"edit": "set", "site": "cell.forget_gate", "value": 0, "step": 3}]'
 def _write_playground(options: argparse.Namespace) -> int:
     from captioner.api import Captioner
     from captioner.inspection.playground import write_playground
+    from captioner.verbs.caption_files import find_images
 
     names = options.model or ["flickr8k"]
     captioners = [Captioner.load(name, device=options.device) for name in names]
     made = new_folder(options.output)
     titles = [Path(name).name for name in names]
-    path = write_playground(captioners, titles, options.photos, options.output)
+    photos = list(find_images(options.photos))
+    path = write_playground(captioners, titles, photos, options.output)
     print(f"{wrote(path, made)} ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
     return 0
 
@@ -275,17 +297,13 @@ def _print_sites(captioner: Captioner) -> int:
 def _print_equations(captioner: Captioner, trace: Trace, options: argparse.Namespace) -> int:
     from captioner.inspection.equations import equations
 
-    lines = equations(
-        trace,
-        captioner.model.decoder,
-        step=options.step,
-        unit=options.unit,
-        layer=options.layer,
-    )
+    given = {name: getattr(options, name) for name in PLACE}
+    place = {n: PLACE[n] if value is None else value for n, value in given.items()}
+    lines = equations(trace, captioner.model.decoder, **place)
     if options.json:
         return print_json([{"left": e.left, "right": e.right, "numbers": list(e.numbers),
                             "value": e.value} for e in lines])  # fmt: skip
-    print(f"{trace.text}\nx_{options.step} = {trace.reads[options.step]}, unit {options.unit}\n")
+    print(f"{trace.text}\nx_{place['step']} = {trace.reads[place['step']]}, unit {place['unit']}\n")
     for equation in lines:
         print(equation)
     return 0

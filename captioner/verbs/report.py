@@ -6,7 +6,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from captioner.verbs.terminal import add_split, build_parser, new_folder, wrote
+from captioner.verbs.terminal import (
+    PAGES,
+    add_split,
+    build_parser,
+    new_folder,
+    require_output,
+    wrote,
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -15,6 +22,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.report.report import report as write_report
 
+    require_output(options.output, PAGES)
     created = new_folder(options.output)
     path = write_report(
         options.run,

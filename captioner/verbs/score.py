@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.verbs.terminal import (
+    TEXTS,
     add_metrics,
     build_parser,
     new_folder,
     parse_metrics,
+    require_output,
     warn,
     wrote,
 )
@@ -29,6 +31,7 @@ def run(argv: Sequence[str]) -> int:
     from captioner.files import write_whole
     from captioner.runs import SCORES
 
+    require_output(options.output, TEXTS, [options.file, *filter(None, [options.references])])
     created = new_folder(options.output)
     scored = score_files(
         options.file,

@@ -6,7 +6,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -187,6 +187,35 @@ def wrote(path: str | Path, created: Path | None = None) -> str:
         created: a folder that was created for it, see ``new_folder``.
     """
     return f"wrote {short(Path(path))}" + (f" (made the folder {created})" if created else "")
+
+
+TEXTS = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".md", "")
+PAGES = (".html", ".htm")
+
+
+def require_output(
+    path: str | Path | None, suffixes: Sequence[str], inputs: Iterable[str | Path] = ()
+) -> None:
+    """Refuse to replace a file that is something else, before the work starts.
+
+    Args:
+        path: of the file to write; None: nothing is written.
+        suffixes: that an existing file may have to be replaced, in lower case.
+        inputs: files that the command reads.
+
+    Raises:
+        ValueError: the file is one of the inputs, or exists with another suffix.
+    """
+    if path is None or not Path(path).is_file():
+        return
+    if any(Path(given).exists() and os.path.samefile(path, given) for given in inputs):
+        raise ValueError(f"{path} is read by this command; write to another file")
+    if Path(path).suffix.lower() not in suffixes:
+        names = ", ".join(suffix for suffix in suffixes if suffix)
+        raise ValueError(
+            f"{path} exists, and only a file that ends in {names} would be replaced; choose "
+            "another name"
+        )
 
 
 def new_folder(path: str | Path | None) -> Path | None:

@@ -1,5 +1,6 @@
 """Traces: equal captions, the textbook's numbers, and edits that do what they say."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,17 @@ from captioner.models.captioning import CaptioningModel
 from captioner.models.features import Features
 from captioner.models.recurrence.table import CELLS
 from captioner.models.sites import SITES
-from captioner.tracing.edits import Add, AnyEdit, Reset, Set, Swap, Zero, from_dict, parse
+from captioner.tracing.edits import (
+    Add,
+    AnyEdit,
+    Reset,
+    Set,
+    Swap,
+    Zero,
+    from_dict,
+    parse,
+    require_edits,
+)
 from captioner.tracing.recording import Recording
 from captioner.tracing.trace import Trace
 from captioner.tracing.tracing import trace_generation, trace_reading
@@ -352,3 +363,17 @@ def test_an_unknown_site_names_the_known_ones() -> None:
     with pytest.raises(KeyError, match="choose .*cell.memory"):
         found["cell.c"]
     assert B > 1
+
+
+def test_what_is_no_edit_is_refused() -> None:
+    require_edits([Reset(every=2)])
+    with pytest.raises(ValueError, match="is not a list"):
+        require_edits("cell.memory=0")
+    with pytest.raises(ValueError, match="is not an edit; give Set"):
+        require_edits(["cell.memory=0"])
+
+
+def test_a_trace_is_shown_in_one_line() -> None:
+    assert re.fullmatch(
+        r"<Trace '.*', \d+ sites, \d+ steps>", repr(trace(model("show_tell irnn"), options()))
+    )

@@ -275,3 +275,14 @@ def test_captioning_ends_without_a_message_if_the_output_is_closed(
     with open(writing, "w", encoding="utf-8") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
         assert caption(run, pictures) == 141
+
+
+def test_a_photograph_is_not_replaced_by_its_caption(run, pictures, capsys) -> None:
+    photo = pictures / "a.png"
+    before = photo.read_bytes()
+    assert caption(run, photo, "--output", photo) == 1
+    assert "is read by this command" in capsys.readouterr().err
+    other = pictures / "b 文.png"
+    assert caption(run, photo, "--output", other) == 1
+    assert "choose another name" in capsys.readouterr().err
+    assert photo.read_bytes() == before

@@ -5,6 +5,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import captioner
@@ -96,9 +97,17 @@ def test_sites_are_listed(run, capsys) -> None:
         (["PHOTO", "--edit", "image.x0=from:none.jpg"], 1, "none.jpg"),
         (["PHOTO", "--edits", "PHOTO"], 1, "is not JSON"),
         (["PHOTO", "--equations", "--unit", "9999"], 1, "unit=9999 is not accepted"),
-        (["PHOTO", "--equations", "--sites"], 2, "different questions"),
+        (["PHOTO", "--equations", "--sites"], 2, "cannot be combined"),
         (["PHOTO", "--caption", "a quokka"], 1, "'quokka', which is not"),
         (["none.jpg"], 1, "none.jpg"),
+        (["PHOTO", "--output", "PHOTO"], 1, "is read by this command"),
+        (["PHOTO", "--save", "PHOTO"], 1, "is read by this command"),
+        (["PHOTO", "--output", "setup.cfg"], 1, "exists, and only a file that ends in .html"),
+        (["PHOTO", "--edit", "cell.memory=nan"], 1, "give a finite number"),
+        (["PHOTO", "--edit", "cell.kept=0"], 1, "is read only; edit cell.memory or a gate"),
+        (["PHOTO", "--step", "2"], 2, "--step belongs to --equations"),
+        (["PHOTO", "--patch", "PHOTO", "--output", "a.html"], 2, "--output is the page"),
+        (["PHOTO", "PHOTO"], 2, "2 photographs; give one"),
     ],
 )
 def test_mistakes_are_told_in_one_line(run, photo, arguments, status, says, capsys) -> None:
@@ -139,8 +148,19 @@ def test_flags_of_attribution_that_mean_nothing_are_refused(run, photo, capsys) 
         (["--attribute", "--word", "99"], "word=99 is not accepted"),
         (["--attribute", "lpr"], "did you mean lrp"),
         (["--attribute", "--rather-than", "zebra"], "cannot generate 'zebra'"),
-        (["--attribute", "--dependence"], "ask one at a time"),
+        (["--attribute", "--dependence"], "cannot be combined"),
     ):
         with contextlib.suppress(SystemExit):
             assert main(["inspect", photo, "--model", str(run), *arguments]) != 0
         assert message in capsys.readouterr().err
+
+
+def test_a_model_is_not_replaced_by_a_trace(run, photo, tmp_path, capsys) -> None:
+    from safetensors.numpy import save_file
+
+    weights = tmp_path / "weights.safetensors"
+    save_file({"x": np.zeros(3, np.float32)}, weights)
+    before = weights.read_bytes()
+    assert main(["inspect", photo, "--model", str(run), "--save", str(weights)]) == 1
+    assert "but not a trace" in capsys.readouterr().err
+    assert weights.read_bytes() == before
