@@ -152,8 +152,16 @@ def write_pages(
     claims = [vars(claim) for claim in measured.claims]
     text = json.dumps({**stored, "claims": claims}, indent=1, ensure_ascii=False, default=float)
     write_whole(HERE / "results" / f"{name}.json", text + "\n")
+    write_texts(name)
+
+
+def write_texts(name: str) -> None:
+    """Write both pages of a lesson from results/NAME.json and its templates."""
+    stored = json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    claims = [Claim(**claim) for claim in stored["claims"]]
+    measured = Measured(claims, stored["values"], stored["numbers"])
     for language, suffix in (("en", ".md"), ("zh", ".zh.md")):
-        write_whole(PAGES / f"{name}{suffix}", page(name, measured, facts, language))
+        write_whole(PAGES / f"{name}{suffix}", page(name, measured, stored["facts"], language))
 
 
 def page(name: str, measured: Measured, facts: dict[str, Any], language: str) -> str:
@@ -164,7 +172,8 @@ def page(name: str, measured: Measured, facts: dict[str, Any], language: str) ->
     for claim in measured.claims:
         sentence = claim.english if language == "en" else claim.chinese
         rows.append(f"| {sentence} | {claim.value} | {texts['yes' if claim.holds else 'no']} |")
-    body = template.format(claims="\n".join(rows), figure=f"{name}.png", **measured.values)
+    values = {key: value.replace("<", "&lt;") for key, value in measured.values.items()}
+    body = template.format(claims="\n".join(rows), figure=f"{name}.png", **values)
     title, _, rest = body.partition("\n")
     command = f"```\npython experiments/lessons/run.py {name}\n```"
     parts = [title, texts["other"].format(name=name), rest.strip(), texts["how"]]

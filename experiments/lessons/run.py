@@ -1,6 +1,7 @@
 """Train the runs of the lessons, measure their claims, draw their figures and write their pages.
 
     python experiments/lessons/run.py [NAME ...] [--seeds 1 2 3]
+    python experiments/lessons/run.py [NAME ...] --rewrite     # only the pages, from results/
 
 writes docs/lessons/NAME.png, NAME.md and NAME.zh.md, and results/NAME.json in this folder. A page
 states each claim with the number that was measured, also one that does not hold.
@@ -13,7 +14,7 @@ import importlib
 import os
 import time
 
-from lesson import ROOT, facts_of, write_pages
+from lesson import ROOT, facts_of, write_pages, write_texts
 
 LESSONS = ("memorization", "frequency", "delayed_copy", "end_token", "memory")
 
@@ -33,13 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(LESSONS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--rewrite", action="store_true", help="write the pages from results/")
     options = parser.parse_args()
     unknown = set(options.names) - set(LESSONS)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; choose {', '.join(LESSONS)}")
     os.chdir(ROOT)
     for name in options.names or LESSONS:
-        run(name, options.seeds)
+        write_texts(name) if options.rewrite else run(name, options.seeds)
 
 
 if __name__ == "__main__":
