@@ -97,7 +97,7 @@ def test_wrong_tensors_are_refused(model, image, says) -> None:
 
 
 def test_wrong_devices_are_refused(run) -> None:
-    with pytest.raises(ValueError, match="device='abacus' is not available"):
+    with pytest.raises(ValueError, match="device='abacus' is not known"):
         captioner.load(run, device="abacus")
 
 

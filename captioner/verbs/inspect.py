@@ -137,9 +137,10 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--equations", action="store_true", help="the equations of a unit, in numbers"
     )
-    for name, default in PLACE.items():
-        text = f"the {name} whose equations are printed (default {default})"
-        group.add_argument(f"--{name}", type=int, metavar="N", help=text)
+    text = "whose equations are printed (default {})"
+    group.add_argument("--step", type=int, metavar="N", help=f"the step {text.format(1)}")
+    group.add_argument("--unit", type=int, metavar="N", help=f"the unit {text.format(0)}")
+    group.add_argument("--layer", type=int, metavar="N", help=f"the layer {text.format(0)}")
     group.add_argument(
         "--patch",
         metavar="OTHER",
