@@ -143,6 +143,7 @@ OTHER_FILES = {
     ("config/loading.py", "config.yaml"): "of conf/",
     ("data/readers.py", "captions.jsonl"): "of a dataset",
     ("data/shapes.py", "captions.jsonl"): "of a dataset",
+    ("data/worlds.py", "captions.jsonl"): "of a dataset",
     ("models/encoders/downloads.py", "checkpoints"): "of torch.hub",
     ("report/report.py", "report.html"): "the template",
 }
