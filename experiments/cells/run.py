@@ -1,0 +1,285 @@
+"""All cells, like for like: scores with intervals, and how far their gradients reach.
+
+    python experiments/cells/run.py                        # 13 cells, 2 matchings, 3 seeds
+    python experiments/cells/run.py --cells lstm,rnn,gru --seeds 1 --matching hidden
+
+Each cell is trained as `captioner train experiment=demo` on the drawn scenes, matched with the LSTM
+in two ways: by the hidden size, and by the number of parameters of the decoder (the hidden size
+that comes nearest). Finished runs are not repeated and interrupted ones are resumed. Then all runs
+are evaluated on the test split, compared with the LSTM, and their gradient flow is measured
+(captioner.inspection.gradients). results.json, the tables of README.md and gradients.png in this
+folder are written from the runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import captioner
+from captioner.api import Captioner
+from captioner.config import compose
+from captioner.data.batches import pad
+from captioner.data.read import read_records
+from captioner.evaluation.comparison import compare
+from captioner.evaluation.results import System, read_result
+from captioner.files import write_whole
+from captioner.inspection.gradients import gradient_flow, recurrent_norm
+from captioner.models.captioning import build_model
+from captioner.models.packing import IGNORED
+from captioner.models.recurrence.table import CELLS
+from captioner.runs import COSTS, LAST, checkpoint_file, find_evaluation
+
+HERE = Path(__file__).resolve().parent
+BASE = "lstm"
+METRICS = ("BLEU-4", "CIDEr-D")
+CAPTIONS = 256
+"""Test captions whose gradients are followed."""
+DISTANCES = (1, 2, 5, 10)
+
+
+def main() -> None:
+    options = _parser().parse_args()
+    cells = options.cells.split(",")
+    cells = [BASE, *(cell for cell in cells if cell != BASE)]
+    results: dict[str, Any] = {"made": _made(options)}
+    for matching in options.matching.split(","):
+        sizes = {cell: hidden_size(cell, matching) for cell in cells}
+        runs = {cell: _runs(cell, sizes[cell], options) for cell in cells}
+        results[matching] = _measure(runs, sizes, options.resamples)
+    write_whole(HERE / "results.json", json.dumps(results, indent=1) + "\n")
+    _write_tables(results)
+    _draw(results, HERE / "gradients.png")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cells", default=",".join(CELLS), help="names, separated by commas")
+    parser.add_argument("--matching", default="hidden,parameters", help="hidden, parameters")
+    parser.add_argument("--seeds", default="1,2,3", help="numbers, separated by commas")
+    parser.add_argument("--runs", type=Path, default=Path("runs/cells"), help="folder of the runs")
+    parser.add_argument("--resamples", type=int, default=10_000)
+    parser.add_argument("--override", action="append", default=[], help="of captioner train")
+    return parser
+
+
+def _made(options: argparse.Namespace) -> dict[str, Any]:
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    return {
+        "command": "python experiments/cells/run.py " + " ".join(sys.argv[1:]),
+        "commit": commit,
+        "version": captioner.__version__,
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "seeds": options.seeds,
+    }
+
+
+# Matching -----------------------------------------------------------------------------------------
+
+
+def parameters(cell: str, hidden_size: int) -> int:
+    """How many numbers the decoder of the demo learns."""
+    config = compose(
+        ["experiment=demo", f"decoder.cell={cell}", f"decoder.hidden_size={hidden_size}"]
+    )
+    model = build_model(config["encoder"], config["decoder"], vocabulary_size=56, initialise=False)
+    return sum(parameter.numel() for parameter in model.decoder.parameters())
+
+
+def hidden_size(cell: str, matching: str) -> int:
+    """The hidden size of a cell: that of the LSTM, or that with the same number of parameters."""
+    base = int(compose(["experiment=demo"])["decoder"]["hidden_size"])
+    if matching == "hidden" or cell == BASE:
+        return base
+    wanted = parameters(BASE, base)
+    low, high = 1, 8 * base
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if parameters(cell, middle) <= wanted else (low, middle)
+    return min((low, high), key=lambda size: abs(parameters(cell, size) - wanted))
+
+
+# Training and evaluation --------------------------------------------------------------------------
+
+
+def _runs(cell: str, size: int, options: argparse.Namespace) -> list[Path]:
+    """The runs of a cell, one for each seed, trained and evaluated."""
+    runs = []
+    for seed in options.seeds.split(","):
+        run = options.runs / f"{cell}-{size}-seed{seed}"
+        if not (run / COSTS).is_file():
+            overrides = ["experiment=demo", f"decoder.cell={cell}", f"decoder.hidden_size={size}"]
+            started = checkpoint_file(run, LAST).is_file()
+            own = [f"resume={run}"] if started else [*overrides, f"seed={seed}", f"run_dir={run}"]
+            _call("train", *own, *([] if started else options.override))
+        try:
+            find_evaluation(run, split="test")
+        except FileNotFoundError:
+            _call("evaluate", str(run), "data.split=test")
+        runs.append(run)
+    return runs
+
+
+def _call(*arguments: str) -> None:
+    print("captioner", *arguments, flush=True)
+    command = [sys.executable, "-m", "captioner", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def _measure(
+    runs: dict[str, list[Path]], sizes: dict[str, int], resamples: int
+) -> dict[str, dict[str, Any]]:
+    systems = []
+    for cell, folders in runs.items():
+        results = [read_result(find_evaluation(run, split="test")) for run in folders]
+        systems.append(System(cell, tuple(results)))
+    compared = compare(systems, metrics=METRICS, resamples=resamples)
+    measured: dict[str, dict[str, Any]] = {}
+    for cell, folders in runs.items():
+        rows = {row.metric: row for row in compared.rows if row.system == cell}
+        measured[cell] = {
+            "hidden_size": sizes[cell],
+            "parameters": parameters(cell, sizes[cell]),
+            "scores": {
+                name: {
+                    "score": row.score,
+                    "seeds": list(row.seeds),
+                    "interval": row.interval,
+                    "difference": None if row.difference is None else asdict(row.difference),
+                }
+                for name, row in rows.items()
+            },
+            "gradients": [_gradients(run) for run in folders],
+        }
+    return measured
+
+
+# Gradients ----------------------------------------------------------------------------------------
+
+
+def _gradients(run: Path) -> dict[str, Any]:
+    """How far the gradients of the test captions of a run reach: means by distance."""
+    model = Captioner.load(run)
+    data = model.config["data"]
+    dataset = read_records(format=data["format"], root=data["root"])
+    records = [record for record in dataset.records if record.split == "test"][:CAPTIONS]
+    images = [model.prepare(record.image) for record in records]
+    [features] = model.encode(images)
+    tokens = [model.tokenizer.encode(record.captions[0]) for record in records]
+    inputs, targets = pad(tokens, model.tokenizer)
+    decoder = model.model.decoder
+    flow = gradient_flow(decoder, features, inputs, targets, ignored=IGNORED)
+    return {
+        **{f"d{letter}": _rounded(flow.by_distance(letter)) for letter in flow.norms},
+        "dX_0": _rounded(flow.image),
+        "W_hh": round(recurrent_norm(decoder.recurrence), 3),
+    }
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 5) for value in values]
+
+
+# Tables and figure --------------------------------------------------------------------------------
+
+
+def _write_tables(results: dict[str, Any]) -> None:
+    """Replace what is between the markers of README.md."""
+    path = HERE / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    parts = [_table(matching, rows) for matching, rows in results.items() if matching != "made"]
+    made = results["made"]
+    source = (
+        f"Test split of the drawn scenes, greedy decoding, seeds {made['seeds']}; captioner "
+        f"{made['version']}, torch {made['torch']}, commit {made['commit']}, {made['machine']}:\n"
+        f"`{made['command'].strip()}`"
+    )
+    write_whole(
+        path, before + BEGIN + "\n\n" + "\n\n".join([*parts, source]) + "\n\n" + END + after
+    )
+
+
+BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
+TITLES = {"hidden": "The same hidden size", "parameters": "The same number of parameters"}
+
+
+def _table(matching: str, rows: dict[str, Any]) -> str:
+    headings = ["cell", "H", "parameters", *METRICS, "CIDEr-D - LSTM"]
+    headings += [f"gradient at {distance}" for distance in DISTANCES]
+    lines = [
+        f"### {TITLES[matching]}\n",
+        "| " + " | ".join(headings) + " |",
+        "|---|" + "---:|" * (len(headings) - 1),
+    ]
+    order = sorted(rows, key=lambda cell: -rows[cell]["scores"]["CIDEr-D"]["score"])
+    for cell in order:
+        row = rows[cell]
+        scores = [_score(row["scores"][metric]) for metric in METRICS]
+        difference = row["scores"]["CIDEr-D"]["difference"]
+        versus = "" if difference is None else _interval(difference)
+        cells = [cell, str(row["hidden_size"]), f"{row['parameters']:,}", *scores, versus]
+        cells += [_reach(row["gradients"], distance) for distance in DISTANCES]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _score(score: dict[str, Any]) -> str:
+    low, high = score["interval"]
+    return f"{score['score']:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _interval(difference: dict[str, Any]) -> str:
+    low, high = difference["interval_seeds"] or difference["interval"]
+    return f"{difference['value']:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _reach(gradients: list[dict[str, Any]], distance: int) -> str:
+    """|dL_t / dC_{t-d}| relative to d = 0 (of h in a cell without C), the range over the seeds."""
+    values = [g.get("dC", g["dh"])[distance] for g in gradients]
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    return f"{min(known):.2f}" if len(known) == 1 else f"{min(known):.2f} to {max(known):.2f}"
+
+
+def _draw(results: dict[str, Any], path: Path) -> None:
+    """Draw the mean gradient by distance of every cell."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    matchings = [name for name in results if name != "made"]
+    figure, axes = pyplot.subplots(
+        1, len(matchings), figsize=(6.4 * len(matchings), 4.4), sharey=True, squeeze=False
+    )
+    for axis, matching in zip(axes[0], matchings):
+        for cell, row in results[matching].items():
+            curves = [g.get("dC", g["dh"]) for g in row["gradients"]]
+            mean = np.nanmean(np.array(curves, dtype=float), axis=0)
+            style = {"rnn": "-.", "irnn": "-.", "gru": "--", "gru_reset_first": "--", "mgu": "--"}
+            axis.plot(mean[:13], style.get(cell, "-"), label=cell)
+        axis.set(title=TITLES[matching], xlabel="distance t - k in steps", yscale="log")
+    axes[0][0].set_ylabel("|dL_t / dC_k|, or h, relative to distance 0")
+    axes[0][-1].legend(fontsize=7, ncol=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
