@@ -82,9 +82,20 @@ def _made(options: argparse.Namespace) -> dict[str, Any]:
         "commit": commit,
         "version": captioner.__version__,
         "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
+        "machine": _machine(),
         "seeds": options.seeds,
     }
+
+
+def _machine() -> str:
+    """The processor, and with how many threads torch computes."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    threads = torch.get_num_threads()
+    return f"{next(names, platform.machine())}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 # Matching -----------------------------------------------------------------------------------------
