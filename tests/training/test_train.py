@@ -11,7 +11,7 @@ from torch import nn
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose, make
-from captioner.data.batches import Batch
+from captioner.data.batches import Batch, Share
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.features import CachedFeatures
 from captioner.data.loaders import Pictures, image_loader
@@ -278,10 +278,13 @@ def test_the_loss_without_the_end_is_that_of_the_words_alone() -> None:
     targets = torch.tensor([[3, 2, -100, -100], [5, 6, 4, 2]])
     batch = Batch(features, torch.arange(2), inputs, targets, [])
     objective = cross_entropy.CrossEntropy(None, None, label_smoothing=0.0, end_token=False)
-    loss = objective.outcome(CaptioningModel(nn.Identity(), decoder.eval()), batch, 0.0).loss
+    model = CaptioningModel(nn.Identity(), decoder.eval())
+    loss = objective.outcome(model, batch, 0.0).loss
     log_probs = torch.log_softmax(decoder(features, inputs), -1)
     words = [(0, 0, 3), (1, 0, 5), (1, 1, 6), (1, 2, 4)]
     torch.testing.assert_close(loss, -sum(log_probs[place] for place in words) / 4)
+    nothing = Share((), math.inf, math.inf, math.inf)  # of a rank for which no caption is left
+    assert objective.outcome(model, batch._replace(share=nothing), 0.0).loss == 0
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from the decoder instead of word_{t-1}, as in decoding; the target remains word_
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from captioner.config import check_range
-from captioner.data.batches import Batch
+from captioner.data.batches import Batch, Share
 from captioner.decoding.options import DecodingOptions
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.decoder import Decoder
@@ -69,6 +71,12 @@ class CrossEntropy(Objective):
                 "decoder"
             )
 
+    def _count(self, whole: Share) -> float:
+        """The number of targets by which this rank's sum is divided; inf if it has no captions."""
+        if self.end_token or math.isinf(whole.words):
+            return whole.words
+        return whole.words - whole.captions
+
     def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
         left_out = 0 if self.end_token else 1  # the last target, <end>
         packing = Packing.of((batch.targets != IGNORED).sum(1) - left_out)
@@ -92,7 +100,7 @@ class CrossEntropy(Objective):
             logits,
             targets,
             label_smoothing=self.label_smoothing,
-            divisor=None if whole is None else whole.words - left_out * whole.captions,
+            divisor=None if whole is None else self._count(whole),
             in_place=True,
         )
         return Outcome(loss if penalty is None else loss + penalty, {})
