@@ -22,6 +22,7 @@ import importlib.abc
 import importlib.machinery
 import logging
 import os
+import platform
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -61,6 +62,16 @@ def bound_spinning() -> None:
     """Bound how long threads wait actively, unless the user did; call it before torch loads."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+
+
+def processor() -> str:
+    """The name of the processor; the machine's architecture if the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def keep_memory() -> bool:

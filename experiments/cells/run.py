@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from dataclasses import asdict
@@ -37,6 +36,7 @@ from captioner.inspection.gradients import gradient_flow, recurrent_norm
 from captioner.models.captioning import build_model
 from captioner.models.packing import IGNORED
 from captioner.models.recurrence.table import CELLS
+from captioner.process import processor
 from captioner.runs import COSTS, LAST, checkpoint_file, find_evaluation
 
 HERE = Path(__file__).resolve().parent
@@ -82,20 +82,9 @@ def _made(options: argparse.Namespace) -> dict[str, Any]:
         "commit": commit,
         "version": captioner.__version__,
         "torch": torch.__version__,
-        "machine": _machine(),
+        "machine": f"{processor()}, {torch.get_num_threads()} thread(s)",
         "seeds": options.seeds,
     }
-
-
-def _machine() -> str:
-    """The processor, and with how many threads torch computes."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    threads = torch.get_num_threads()
-    return f"{next(names, platform.machine())}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 # Matching -----------------------------------------------------------------------------------------

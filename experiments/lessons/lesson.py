@@ -7,7 +7,6 @@ from pages/NAME.en.txt and pages/NAME.zh.txt, in which {key} is an entry of `Mea
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import subprocess
 import time
@@ -27,6 +26,7 @@ from captioner.config import compose
 from captioner.data.read import read_records
 from captioner.data.records import Record
 from captioner.files import write_whole
+from captioner.process import processor
 from captioner.training.train import train
 
 HERE = Path(__file__).resolve().parent
@@ -200,7 +200,7 @@ def facts_of(data: str, seeds: Sequence[int], start: float, trainings: int) -> d
         "seeds": ", ".join(map(str, seeds)),
         "commit": _commit(),
         "torch": torch.__version__,
-        "machine": f"{_processor()}, {torch.get_num_threads()} thread(s)",
+        "machine": f"{processor()}, {torch.get_num_threads()} thread(s)",
         "seconds": seconds,
         "each": seconds / max(1, trainings),
     }
@@ -209,12 +209,3 @@ def facts_of(data: str, seeds: Sequence[int], start: float, trainings: int) -> d
 def _commit() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=8"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
