@@ -83,9 +83,7 @@ def trace_generation(
         steppers=[recording.wrapped for recording in recordings],
     )
     best, *others = ranked
-    return _trace(
-        traced, recordings, best, others=others[: traced.options.beam_size] if hypotheses else ()
-    )
+    return _trace(traced, recordings, best, others=others if hypotheses else ())
 
 
 @torch.inference_mode()

@@ -35,33 +35,35 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     _check(parser, options)
     plug_in(options)
-    others = [options.patch] if options.patch else []
-    require_output(options.output, PAGES, [*options.photos, *others])
-    require_output(options.save, (".safetensors",), [*options.photos, *others])
-
+    inputs = [*options.photos, *([options.patch] if options.patch else [])]
+    require_output(options.output, PAGES, inputs)
+    require_output(options.save, (".safetensors",), inputs)
     if options.playground:
         return _write_playground(options)
 
     from captioner.api import Captioner
 
     captioner = Captioner.load(options.model, device=options.device)
-    if options.sites:
-        return _print_sites(captioner)
     decoding = decoding_of(options)
     if options.caption is not None:
         decoding["caption"] = options.caption
+    if options.sites:
+        return _print_sites(captioner)
     if options.patch:
         return _print_patching(captioner, options, decoding)
     if options.dependence:
         return _print_dependence(captioner, options, decoding)
     if options.attribute:
         return print_attribution(captioner, options, decoding)
+    return _show_trace(captioner, options, decoding)
+
+
+def _show_trace(captioner: Captioner, options: argparse.Namespace, decoding: Any) -> int:
+    """Trace the caption; save it, and print it or write its page."""
+    photo, edits = options.photos[0], _edits(options)
     if options.equations:
         decoding.setdefault("precision", "fp32")
-    edits = _edits(options)
-    trace = captioner.trace(
-        options.photos[0], edits=edits, hypotheses=options.hypotheses, **decoding
-    )
+    trace = captioner.trace(photo, edits=edits, hypotheses=options.hypotheses, **decoding)
     for edit in trace.unapplied:
         values = " ".join(f"{name}={value}" for name, value in edit.items())
         print(f"captioner: note: no step of the caption has the edit {values}", file=sys.stderr)
@@ -72,15 +74,13 @@ def run(argv: Sequence[str]) -> int:
         from captioner.inspection.page import write_page
 
         made = new_folder(options.output)
-        path = write_page(captioner, trace, options.photos[0], options.output)
-        print(wrote(path, made), file=sys.stderr)
-        return 0
+        print(wrote(write_page(captioner, trace, photo, options.output), made), file=sys.stderr)
     if options.equations:
         return _print_equations(captioner, trace, options)
     if options.json:
         return print_json(trace.as_dict())
-    plain = captioner.trace(options.photos[0], **decoding) if edits else None
-    _print_trace(trace, plain)
+    if not options.output:
+        _print_trace(trace, captioner.trace(photo, **decoding) if edits else None)
     return 0
 
 
@@ -185,6 +185,8 @@ def _check(parser: Any, options: argparse.Namespace) -> None:
         parser.error("--word and --rather-than belong to --attribute")
     if options.output and asked not in ([], ["--playground"]):
         parser.error(f"--output is the page of the caption; {asked[0]} prints, or has --json")
+    if options.save and asked not in ([], ["--equations"]):
+        parser.error(f"--save writes the trace of the caption; {asked[0]} has none")
     place = [f"--{name}" for name in PLACE if getattr(options, name) is not None]
     if place and not options.equations:
         parser.error(f"{place[0]} belongs to --equations")

@@ -62,6 +62,7 @@ def test_a_trace_has_the_caption_of_decoding_to_the_bit(variant: str, strategy: 
     one, decoding = model(variant), options(**STRATEGIES[strategy])
     best, *others = captions([one], decoding)
     found = trace(one, decoding, hypotheses=True)
+    assert len(found.hypotheses) == len(others)
     for expected, own in zip([best, *others], [found, *found.hypotheses]):
         assert own.log_probs == expected.log_probs
         assert (own.score, own.finished) == (expected.score, expected.finished)

@@ -107,6 +107,7 @@ def test_sites_are_listed(run, capsys) -> None:
         (["PHOTO", "--edit", "cell.kept=0"], 1, "is read only; edit cell.memory or a gate"),
         (["PHOTO", "--step", "2"], 2, "--step belongs to --equations"),
         (["PHOTO", "--patch", "PHOTO", "--output", "a.html"], 2, "--output is the page"),
+        (["PHOTO", "--dependence", "--save", "a.safetensors"], 2, "--save writes the trace"),
         (["PHOTO", "PHOTO"], 2, "2 photographs; give one"),
     ],
 )
