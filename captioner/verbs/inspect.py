@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.verbs.attribution import add_attribution, print_attribution
 from captioner.verbs.decoding_flags import add_decoding, decoding_of
-from captioner.verbs.printing import print_rows
+from captioner.verbs.inspect_tables import (
+    PLACE,
+    print_dependence,
+    print_equations,
+    print_lens,
+    print_patching,
+    print_sites,
+    print_trace,
+)
 from captioner.verbs.terminal import (
     PAGES,
     add_plugin,
@@ -26,7 +34,6 @@ from captioner.verbs.terminal import (
 if TYPE_CHECKING:
     from captioner.api import Captioner
     from captioner.tracing.edits import AnyEdit
-    from captioner.tracing.trace import Trace
 
 
 def run(argv: Sequence[str]) -> int:
@@ -48,11 +55,13 @@ def run(argv: Sequence[str]) -> int:
     if options.caption is not None:
         decoding["caption"] = options.caption
     if options.sites:
-        return _print_sites(captioner)
+        return print_sites(captioner)
     if options.patch:
-        return _print_patching(captioner, options, decoding)
+        return print_patching(captioner, options, decoding)
     if options.dependence:
-        return _print_dependence(captioner, options, decoding)
+        return print_dependence(captioner, options, decoding)
+    if options.lens:
+        return print_lens(captioner, options, decoding)
     if options.attribute:
         return print_attribution(captioner, options, decoding)
     return _show_trace(captioner, options, decoding)
@@ -76,11 +85,11 @@ def _show_trace(captioner: Captioner, options: argparse.Namespace, decoding: Any
         made = new_folder(options.output)
         print(wrote(write_page(captioner, trace, photo, options.output), made), file=sys.stderr)
     if options.equations:
-        return _print_equations(captioner, trace, options)
+        return print_equations(captioner, trace, options)
     if options.json:
         return print_json(trace.as_dict())
     if not options.output:
-        _print_trace(trace, captioner.trace(photo, **decoding) if edits else None)
+        print_trace(trace, captioner.trace(photo, **decoding) if edits else None)
     return 0
 
 
@@ -99,6 +108,7 @@ def _parser() -> Any:
         "  captioner inspect photo.jpg --edit 'cell.memory[17,20-23]+=2' --edit reset=4\n"
         "  captioner inspect photo.jpg --patch other.jpg\n"
         "  captioner inspect photo.jpg --dependence --caption 'a dog runs'\n"
+        "  captioner inspect photo.jpg --lens\n"
         "  captioner inspect photo.jpg --attribute --word 2 --rather-than cat\n"
         "  captioner inspect photo.jpg --save trace.safetensors --json\n"
         "  captioner inspect --sites --model runs/nic\n",
@@ -151,6 +161,11 @@ def _add_questions(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="how much each word depends on the image: the divergence from the mean image",
     )
+    group.add_argument(
+        "--lens",
+        action="store_true",
+        help="the words that h and C would give at each step (logit lens)",
+    )
     add_attribution(group)
     group.add_argument(
         "--playground",
@@ -177,7 +192,7 @@ def _check(parser: Any, options: argparse.Namespace) -> None:
         parser.error(f"{number} photographs; give one, or several with --playground")
     if options.playground and not options.output:
         parser.error("--playground needs --output FILE")
-    questions = ("sites", "equations", "patch", "dependence", "attribute", "playground")
+    questions = ("sites", "equations", "patch", "dependence", "lens", "attribute", "playground")
     asked = [f"--{name}" for name in questions if getattr(options, name)]
     if len(asked) > 1:
         parser.error(f"{' and '.join(asked)} cannot be combined; give one of them")
@@ -195,10 +210,6 @@ def _check(parser: Any, options: argparse.Namespace) -> None:
         parser.error(f"{asked[0]} takes no --edit")
     if options.hypotheses and (options.caption is not None or asked):
         parser.error("--hypotheses is for the table and the page of a generated caption alone")
-
-
-PLACE = {"step": 1, "unit": 0, "layer": 0}
-"""Which equations are printed: the flags and their defaults."""
 
 
 def _edits(options: argparse.Namespace) -> list[AnyEdit]:
@@ -233,120 +244,4 @@ def _write_playground(options: argparse.Namespace) -> int:
     photos = list(find_images(options.photos))
     path = write_playground(captioners, titles, photos, options.output)
     print(f"{wrote(path, made)} ({path.stat().st_size / 1e6:.1f} MB)", file=sys.stderr)
-    return 0
-
-
-# Printing -----------------------------------------------------------------------------------------
-
-
-def _print_trace(trace: Trace, plain: Trace | None) -> None:
-    """Print two tables, of words and of gates, for the caption and for other hypotheses."""
-    from captioner.inspection.tables import summary_headings, summary_row
-
-    if plain is not None:
-        print(f"without edits: {plain.text}  (log p {plain.log_prob:.2f})")
-    for number, hypothesis in enumerate((trace, *trace.hypotheses)):
-        if number:
-            print()
-        print(f"{hypothesis.text}  (log p {hypothesis.log_prob:.2f})")
-        print_rows(_word_rows(hypothesis), _WORD_HEADINGS, right=[0, 3, 4])
-        rows = [
-            [str(step), read, *summary_row(hypothesis, step)]
-            for step, read in enumerate(hypothesis.reads)
-        ]
-        headings = ["step", "reads", *summary_headings(hypothesis)]
-        print_rows(rows, headings, right=[0, *range(2, len(headings))])
-
-
-_WORD_HEADINGS = ("step", "reads", "gives", "p", "p(<end>)", "alternatives")
-
-
-def _word_rows(trace: Trace) -> list[list[str]]:
-    """The cells of the table of words: each step from 1 on."""
-    rows = []
-    steps = zip(
-        trace.reads[1:], trace.words, trace.log_probs, trace.end_log_probs, trace.alternatives
-    )
-    for step, (read, word, log_prob, of_end, pairs) in enumerate(steps, start=1):
-        others = [f"{other} {_percent(value)}" for other, value in pairs if other != word]
-        row = [str(step), read, word, _percent(log_prob), _percent(of_end), ", ".join(others[:3])]
-        rows.append(row)
-    return rows
-
-
-def _percent(log_prob: float) -> str:
-    import math
-
-    p = 100 * math.exp(log_prob)
-    return f"{p:.1f}%" if p >= 0.05 else "0%"
-
-
-def _print_sites(captioner: Captioner) -> int:
-    from captioner.models.sites import SITES
-
-    meanings = {
-        **SITES,
-        "cell.kept": "the part of the new memory that was kept, such as f_t * C_{t-1}; read only",
-        "cell.written": "the part that was written, such as i_t * C~_t; read only",
-    }
-    rows = []
-    for site, shape in captioner.sites().items():
-        known = meanings.get(site.rpartition(":")[2].replace("attention_cell.", "cell."), "")
-        rows.append([site, "x".join(map(str, shape)), known])
-    print_rows(rows, ["site", "shape", "what it is"], right=[1], no_wrap=[0])
-    return 0
-
-
-def _print_equations(captioner: Captioner, trace: Trace, options: argparse.Namespace) -> int:
-    from captioner.inspection.equations import equations
-
-    given = {name: getattr(options, name) for name in PLACE}
-    place = {n: PLACE[n] if value is None else value for n, value in given.items()}
-    lines = equations(trace, captioner.model.decoder, **place)
-    if options.json:
-        return print_json([{"left": e.left, "right": e.right, "numbers": list(e.numbers),
-                            "value": e.value} for e in lines])  # fmt: skip
-    print(f"{trace.text}\nx_{place['step']} = {trace.reads[place['step']]}, unit {place['unit']}\n")
-    for equation in lines:
-        print(equation)
-    return 0
-
-
-def _print_patching(captioner: Captioner, options: argparse.Namespace, decoding: Any) -> int:
-    from captioner.inspection.patching import patch
-
-    table = patch(captioner, options.photos[0], options.patch, **decoding)
-    if options.json:
-        return print_json(table.as_dict())
-    headings = [
-        "word",
-        "log p",
-        "X_0",
-        *("h" if "hidden" in site else "C" for site in table.states),
-    ]
-    rows = [
-        [word, f"{log_prob:.2f}", f"{of_image:+.2f}"]
-        + [f"{changes[step, step]:+.2f}" for changes in table.states.values()]
-        for step, (word, log_prob, of_image) in enumerate(
-            zip(table.words, table.log_probs, table.image)
-        )
-    ]
-    print(f"how log p changes with values of {options.patch}, at the step of the word:")
-    print_rows(rows, headings, right=range(1, len(headings)))
-    return 0
-
-
-def _print_dependence(captioner: Captioner, options: argparse.Namespace, decoding: Any) -> int:
-    from captioner.inspection.patching import image_dependence
-
-    trace, divergences = image_dependence(captioner, options.photos[0], **decoding)
-    if options.json:
-        return print_json({"words": list(trace.words), "kl": divergences.tolist()})
-    longest = max(divergences.max(), 1e-9)
-    rows = [
-        [word, _percent(log_prob), f"{kl:.2f}", "█" * round(30 * kl / longest)]
-        for word, log_prob, kl in zip(trace.words, trace.log_probs, divergences)
-    ]
-    print("KL(p(. | image, words) || p(. | mean image, words)), in nats:")
-    print_rows(rows, ["word", "p", "KL", ""], right=[1, 2])
     return 0

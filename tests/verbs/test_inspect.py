@@ -82,6 +82,21 @@ def test_patching_and_dependence_have_a_row_per_word(run, photo, caption, scenes
     assert len(printed["kl"]) == words
 
 
+def test_the_lens_has_a_row_per_step_and_h_gives_what_the_table_gives(run, photo, capsys) -> None:
+    flags = (photo, "--model", run, "--precision", "fp32")
+    text, _, headings, *rows = inspect(capsys, *flags, "--lens").splitlines()
+    assert headings == "step\treads\tgives\th\tC"
+    assert rows[0].split("\t")[1:3] == ["X_0", ""]
+    printed, found = (
+        json.loads(inspect(capsys, *flags, *more, "--json")) for more in ((), ("--lens",))
+    )
+    assert found["text"] == printed["text"] == text
+    assert len(rows) == len(found["reads"]) == len(printed["words"]) + 1
+    for own, other in zip(found["lens"]["h"][1:], printed["alternatives"]):
+        assert [word for word, _ in own] == [word for word, _ in other]
+        assert [p for _, p in own] == pytest.approx([p for _, p in other], abs=1e-5)
+
+
 def test_sites_are_listed(run, capsys) -> None:
     printed = inspect(capsys, "--sites", "--model", run)
     assert "cell.forget_gate" in printed

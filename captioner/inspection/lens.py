@@ -1,0 +1,189 @@
+"""The logit lens: the words that a state would give if the output layer read it now.
+
+Nostalgebraist, "Interpreting GPT: the logit lens", 2020, sends the x between two layers of a
+Transformer to its output layer. Here each state of a step t takes the place of the h_t (or x_t) of
+the last layer, and what follows in the step is computed as always: the projection, a tied
+embedding, the context of an attention, the word itself where the output layer reads it.
+
+    h       h_t                             in the last layer, this is the decoder's own prediction
+    C       tanh(C_t): h_t if o_t were 1    what C_t holds, whether or not the output gate shows it
+    x       x_t after a layer               of a Transformer
+
+With the real o_t the lens of C_t would be that of h_t, which is o_t * tanh(C_t). A cell with
+another output (a normalized C_t, or no tanh) is read through its own. Where the h_t of this step is
+also the query of the attention (``adaptive``), the context is that of the replaced h_t.
+
+Step 0, which gives no word, is read by the output layer of step 1. All is computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captioner.api import Captioner
+from captioner.images import Picture
+from captioner.inspection.patching import require_one
+from captioner.models.decoders.decoder import Decoder, State
+from captioner.models.features import Features
+from captioner.models.sites import Observe
+
+SITES = {"h": "cell.hidden", "C": "cell.memory", "x": "layer.hidden"}
+_INITIAL = {"h": "cell.hidden", "c": "cell.memory"}
+
+Values = dict[tuple[str, int], Tensor]
+"""The value of each site and layer at one step, [1, H]."""
+
+
+@dataclass(frozen=True)
+class Lens:
+    """The words that each state would give.
+
+    Attributes:
+        text: the caption that was read.
+        reads: what each of the T + 1 steps read: "X_0" (or "image"), "<start>", and the words.
+        words: what each step from 1 on gave, T of them.
+        log_probs: for each state ("h", "C", "x"; with several layers "h/0", "h/1", ...) those of
+            all words at each step, [T + 1, V]; NaN where there is no state.
+        vocabulary: the V words.
+    """
+
+    text: str
+    reads: tuple[str, ...]
+    words: tuple[str, ...]
+    log_probs: dict[str, np.ndarray]
+    vocabulary: tuple[str, ...]
+
+    def top(self, state: str, step: int, count: int = 5) -> list[tuple[str, float]]:
+        """The most probable words of a state with their log probabilities, best first."""
+        values = self.log_probs[state][step]
+        if np.isnan(values).any():
+            return []
+        best = np.argsort(-values, kind="stable")[:count]
+        return [(self.vocabulary[token], float(values[token])) for token in best]
+
+    def as_dict(self, count: int = 5) -> dict[str, Any]:
+        """Return plain data that JSON can hold: the `count` best words of each state and step."""
+        tops = {
+            state: [self.top(state, step, count) for step in range(len(self.reads))]
+            for state in self.log_probs
+        }
+        return {
+            "text": self.text,
+            "reads": list(self.reads),
+            "words": list(self.words),
+            "lens": tops,
+        }
+
+
+def lens(
+    captioner: Captioner, image: Picture, *, caption: str | None = None, **options: Any
+) -> Lens:
+    """Send every state of a caption to the output layer.
+
+    Args:
+        captioner: one model.
+        image: as for ``Captioner.caption``.
+        caption: read this caption instead of the one that the model generates.
+        options: any of DecodingOptions.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``Captioner.trace``; or an ensemble.
+    """
+    require_one(captioner)
+    trace = captioner.trace(image, caption=caption, **options)
+    words = captioner.tokenizer.vocabulary
+    read = [words.start, *map(words.id, trace.words[:-1])]
+    [features] = captioner.encode([captioner.prepare(image)])
+    found = state_log_probs(captioner.model.decoder, features.to(captioner.device), read)
+    return Lens(trace.text, trace.reads, trace.words, found, tuple(words.words))
+
+
+@torch.inference_mode()
+def state_log_probs(
+    decoder: Decoder, features: Features, read: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """What each state would give, after the image and after each token.
+
+    Args:
+        decoder: in evaluation mode, with one of SITES.
+        features: of the image, one row.
+        read: tokens, <start> first, T of them.
+
+    Returns:
+        as ``Lens.log_probs``.
+
+    Raises:
+        ValueError: a decoder that shows none of SITES.
+    """
+    values: list[Values] = [{}]
+    state = decoder.start(features, _recording(values[0]))
+    _add_initial(values[0], state)
+    before: list[tuple[Tensor, State]] = []  # of each step: the token, and the state that it reads
+    for token in read:
+        values.append({})
+        before.append((torch.tensor([token], device=features.pooled.device), state))
+        _, state = decoder.step(*before[-1], _recording(values[-1]))
+    places = _places(decoder, values[-1])
+    last = max(layer for _, layer in places)
+    size = len(_read(decoder, before[0], {}, last))
+    found = {name: np.full((len(values), size), np.nan, np.float32) for name in _names(places)}
+    for (site, layer), rows in zip(places, found.values()):
+        for step, of_step in enumerate(values):
+            if (site, layer) in of_step:
+                replaced = {site: of_step[site, layer]}
+                rows[step] = _read(decoder, before[max(step, 1) - 1], replaced, last).cpu().numpy()
+    return found
+
+
+def _places(decoder: Decoder, values: Values) -> list[tuple[str, int]]:
+    """The sites and layers of a step, in the order of SITES."""
+    order = list(SITES.values())
+    if not values:
+        raise ValueError(f"{type(decoder).__name__} has no h, C or x that a lens could read")
+    return sorted(values, key=lambda place: (order.index(place[0]), place[1]))
+
+
+def _recording(values: Values) -> Observe:
+    def observe(site: str, value: Tensor, layer: int | None = None) -> Tensor:
+        if site in SITES.values():
+            values[site, layer or 0] = value
+        return value
+
+    return observe
+
+
+def _add_initial(values: Values, state: State) -> None:
+    """The state before <start> where no step computed it."""
+    for name, site in _INITIAL.items():
+        if name in state:
+            for layer, value in enumerate(state[name].unbind(1)):  # [1, H] each
+                values.setdefault((site, layer), value)
+
+
+def _names(places: Sequence[tuple[str, int]]) -> list[str]:
+    """The names of states: "h" and "C", or "h/0", "h/1" and so on with several layers."""
+    letters = {site: letter for letter, site in SITES.items()}
+    several = any(layer for _, layer in places)
+    return [f"{letters[site]}/{layer}" if several else letters[site] for site, layer in places]
+
+
+def _read(
+    decoder: Decoder, before: tuple[Tensor, State], replaced: dict[str, Tensor], last: int
+) -> Tensor:
+    """The log probabilities of a step in which values of the last layer are replaced, [V]."""
+
+    def observe(site: str, value: Tensor, layer: int | None = None) -> Tensor:
+        if (layer or 0) != last:
+            return value
+        if site == "cell.output_gate" and SITES["C"] in replaced:
+            return torch.ones_like(value)
+        return replaced.get(site, value)
+
+    logits, _ = decoder.step(*before, observe)
+    return torch.log_softmax(logits[0].to(torch.promote_types(logits.dtype, torch.float32)), dim=0)
