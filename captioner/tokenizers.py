@@ -17,10 +17,11 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 from captioner.config import pick
-from captioner.metrics.tokenize import characters, ptb_words
+from captioner.metrics.tokenize import characters, composed, ptb_words
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
 
@@ -160,7 +161,7 @@ class Tokenizer(ABC):
     @staticmethod
     @abstractmethod
     def join(words: Sequence[str]) -> str:
-        """Write tokens as a caption, from which `split` gives the same tokens."""
+        """Write tokens as a caption, from which `split` gives the same tokens where it can."""
 
     def encode(self, text: str) -> list[int]:
         """The ids of a caption's tokens, without <start> and <end>."""
@@ -282,7 +283,64 @@ class CharacterTokenizer(Tokenizer):
         return " ".join(text.split())
 
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"word": WordTokenizer, "character": CharacterTokenizer}
+class JiebaTokenizer(Tokenizer):
+    """Chinese words as jieba cuts them: pip install 'captioner[chinese]'.
+
+    Captions are scored by character, so their scores can be compared with those of
+    CharacterTokenizer. They are written without spaces; from the whole text jieba may cut other
+    words than those that a model generated.
+    """
+
+    name = "jieba"
+    scored_by = "character"
+
+    @staticmethod
+    def split(text: str) -> list[str]:
+        """Split a caption into words in lower case, without punctuation.
+
+        Latin letters are cut as capitals, which jieba's dictionary has (T恤), so that a word is
+        also found in lower case.
+
+        Raises:
+            ValueError: jieba is not installed.
+        """
+        words = ("".join(characters(word)) for word in _jieba().cut(composed(text).upper()))
+        return [word for word in words if word]
+
+    @staticmethod
+    def join(words: Sequence[str]) -> str:
+        """Write words without spaces, except between letters or digits that would be one word."""
+        text = ""
+        for word in words:
+            text += " " * (bool(text) and len(characters(text[-1] + word[0])) == 1) + word
+        return text
+
+
+@cache
+def _jieba() -> Any:
+    """The tokenizer of jieba with its own dictionary, which is read from the package each time.
+
+    jieba's cache, a marshal file in the folder for temporary files, is neither read nor written:
+    any user of a machine can write there.
+    """
+    try:
+        import jieba
+    except ImportError:
+        raise ValueError(
+            "tokenizer=jieba needs jieba to cut captions into words: "
+            "pip install 'captioner[chinese]'"
+        ) from None
+    words = jieba.Tokenizer()
+    words.FREQ, words.total = words.gen_pfdict(words.get_dict_file())
+    words.initialized = True
+    return words
+
+
+TOKENIZERS: dict[str, type[Tokenizer]] = {
+    "word": WordTokenizer,
+    "character": CharacterTokenizer,
+    "jieba": JiebaTokenizer,
+}
 
 
 def build_tokenizer(captions: Iterable[str], *, name: str, min_count: int) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from captioner.tokenizers import (
     TOKENIZERS,
     UNKNOWN,
     CharacterTokenizer,
+    JiebaTokenizer,
     Vocabulary,
     WordTokenizer,
+    _jieba,
     build_tokenizer,
     restore_tokenizer,
 )
@@ -241,10 +244,57 @@ def test_split_inverts_join_for_clusters(parts: list[str]) -> None:
     assert CharacterTokenizer.split(CharacterTokenizer.join(cut)) == cut
 
 
+# Chinese words --------------------------------------------------------------------------------
+
+
+def test_chinese_words_are_those_of_jieba_without_punctuation(tmp_path, monkeypatch) -> None:
+    import jieba
+
+    monkeypatch.setattr(jieba.dt, "tmp_dir", str(tmp_path))
+    for text in CHINESE:
+        cut = [word.lower() for word in jieba.lcut(text) if word != "。"]
+        assert JiebaTokenizer.split(text) == cut
+        assert JiebaTokenizer.split(JiebaTokenizer.join(cut)) == cut
+    assert JiebaTokenizer.split("穿着红色T恤的人。") == ["穿着", "红色", "t恤", "的", "人"]
+
+
+@given(st.lists(st.sampled_from(["一个", "人", "t恤", "nba", "3", "d", "穿着", "é"]), max_size=8))
+def test_any_order_of_chinese_words_keeps_their_characters(words: list[str]) -> None:
+    written = characters(JiebaTokenizer.join(words))
+    assert written == [character for word in words for character in characters(word)]
+
+
+def test_chinese_words_are_written_without_spaces() -> None:
+    assert JiebaTokenizer.join(["两只", "狗", "在", "看", "nba", "3", "d"]) == "两只狗在看nba 3 d"
+    assert JiebaTokenizer.join(["狗", UNKNOWN, "狗"]) == "狗 <unk> 狗"
+
+
+def test_chinese_words_need_jieba_only_to_be_cut(monkeypatch) -> None:
+    tokenizer = build_tokenizer(CHINESE, name="jieba", min_count=1)
+    ids = tokenizer.encode("两只狗")
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    _jieba.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install 'captioner\[chinese\]'"):
+        tokenizer.encode("两只狗")
+    assert restore_tokenizer(tokenizer.as_dict()).decode(ids) == "两只狗"
+
+
+def test_jieba_uses_no_file_outside_its_package(tmp_path) -> None:
+    code = "from captioner.tokenizers import JiebaTokenizer as J; print(J.split('一个女人'))"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert (done.stdout.strip(), done.stderr) == ("['一个', '女人']", "")
+    assert not list(tmp_path.iterdir())
+
+
 # Storing --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "captions"), [("word", CAPTIONS), ("character", CHINESE)])
+@pytest.mark.parametrize(
+    ("name", "captions"), [("word", CAPTIONS), ("character", CHINESE), ("jieba", CHINESE)]
+)
 def test_a_stored_tokenizer_is_the_same(name: str, captions: list[str]) -> None:
     tokenizer = build_tokenizer(captions, name=name, min_count=1)
     assert tokenizer.name == name
