@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ from captioner.metrics.tokenize import TOKENIZE
 from captioner.models.features import Features
 from captioner.progress import progress_bar
 from captioner.transforms import stack_pixels
+
+Result = TypeVar("Result")
 
 _UNKNOWN = "unknown: this checkpoint has no hashes of its training captions"
 
@@ -139,11 +141,15 @@ def _caption_all(
     progress: bool,
 ) -> tuple[list[Caption], float]:
     """The captions of all images, and the seconds that it took without caching features."""
-    cached = _cache_features(captioner, records, loader)
+    cached = cached_features(captioner, records, loader)
+
+    def work(features: list[Features], keys: list[int]) -> list[Caption]:
+        return captioner.caption_features(features, keys=keys, **decoding)
+
     started = time.monotonic()
     captions: list[Caption] = []
     with progress_bar("captioning", len(records), wanted=progress) as advance:
-        for batch in _caption_batches(captioner, records, cached, decoding):
+        for batch in over_records(captioner, records, cached, work):
             captions += batch
             advance(len(batch))
     return captions, time.monotonic() - started
@@ -232,7 +238,7 @@ def _yaml(config: Config) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
-def _cache_features(
+def cached_features(
     captioner: Captioner, records: Sequence[Record], loader: Config
 ) -> list[CachedFeatures | None]:
     """The cached features for each of the encoders; None if its images are encoded every time."""
@@ -245,13 +251,19 @@ def _cache_features(
     ]
 
 
-def _caption_batches(
+def over_records(
     captioner: Captioner,
     records: Sequence[Record],
     cached: Sequence[CachedFeatures | None],
-    decoding: Config,
-) -> Iterator[list[Caption]]:
-    """Caption the images of records, DEV_BATCH at a time.
+    work: Callable[[list[Features], list[int]], Result],
+) -> Iterator[Result]:
+    """Call a function with the features of records, DEV_BATCH at a time, and yield its results.
+
+    Args:
+        captioner: whose encoders compute them.
+        records: in the order in which they are worked on.
+        cached: a result of ``cached_features``.
+        work: is called with the features from each of the encoders, and the keys of the images.
 
     Raises:
         ValueError, OSError: an image cannot be read.
@@ -279,6 +291,5 @@ def _caption_batches(
         for batch in pipeline.encode(records, read, encode, batch_size=DEV_BATCH):
             for error in batch.errors:
                 raise error
-            yield pipeline.call(
-                captioner.caption_features, batch.features, keys=batch.keys, **decoding
-            )
+            if batch.features is not None:
+                yield pipeline.call(work, batch.features, batch.keys)

@@ -28,13 +28,13 @@ from torch import Tensor
 
 from captioner.api import Captioner
 from captioner.images import Picture
+from captioner.inspection.collecting import initial
 from captioner.inspection.patching import require_one
 from captioner.models.decoders.decoder import Decoder, State
 from captioner.models.features import Features
 from captioner.models.sites import Observe
 
 SITES = {"h": "cell.hidden", "C": "cell.memory", "x": "layer.hidden"}
-_INITIAL = {"h": "cell.hidden", "c": "cell.memory"}
 
 Values = dict[tuple[str, int], Tensor]
 """The value of each site and layer at one step, [1, H]."""
@@ -123,7 +123,7 @@ def state_log_probs(
     """
     values: list[Values] = [{}]
     state = decoder.start(features, _recording(values[0]))
-    _add_initial(values[0], state)
+    values[0] = {**initial(state), **values[0]}
     before: list[tuple[Tensor, State]] = []  # of each step: the token, and the state that it reads
     for token in read:
         values.append({})
@@ -156,14 +156,6 @@ def _recording(values: Values) -> Observe:
         return value
 
     return observe
-
-
-def _add_initial(values: Values, state: State) -> None:
-    """The state before <start> where no step computed it."""
-    for name, site in _INITIAL.items():
-        if name in state:
-            for layer, value in enumerate(state[name].unbind(1)):  # [1, H] each
-                values.setdefault((site, layer), value)
 
 
 def _names(places: Sequence[tuple[str, int]]) -> list[str]:

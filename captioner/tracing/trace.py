@@ -17,7 +17,6 @@ the cell does: ``cell.kept`` and ``cell.written``, the two parts of the new memo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioner.files import write_whole
+from captioner.tracing.array_file import ArrayFile
 
 if TYPE_CHECKING:
     import pandas
 
-FORMAT = 1
+FILE = ArrayFile("captioner.trace", "a trace", 1)
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Alternative = tuple[str, float]
 """A word and its log probability."""
@@ -129,12 +128,7 @@ class Trace:
             OSError: it cannot be written.
             ValueError: the file exists and is not a trace.
         """
-        from safetensors.numpy import save
-
-        if Path(path).is_file():
-            Trace.load(path)  # a file that is no trace is not replaced
-        header = {"captioner.trace": json.dumps({"format": FORMAT, **self.as_dict()})}
-        return write_whole(path, save(_arrays(self), metadata=header))
+        return FILE.write(path, self.as_dict(), _arrays(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
@@ -144,21 +138,7 @@ class Trace:
             FileNotFoundError: there is no such file.
             ValueError: it is not a trace, or one of a newer format.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file")
-        try:
-            with safe_open(path, framework="numpy") as file:
-                header = (file.metadata() or {}).get("captioner.trace")
-                arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a trace: {error}") from None
-        if header is None:
-            raise ValueError(f"{path} is a safetensors file, but not a trace")
-        values = json.loads(header)
-        if values.pop("format") != FORMAT:
-            raise ValueError(f"{path} is a trace of a newer format; upgrade captioner")
+        values, arrays = FILE.read(path)
         return _from_plain(values, arrays, "")
 
     def frame(self, sites: Sequence[str] | None = None) -> pandas.DataFrame:

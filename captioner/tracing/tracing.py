@@ -141,7 +141,7 @@ def _trace(
         score=hypothesis.score,
         finished=hypothesis.finished,
         sites=sites,
-        model=_describe(traced.models[0]),
+        model=describe(traced.models[0]),
         decoding=traced.options.as_dict(),
         edits=tuple(edit.as_dict() for edit in traced.edits),
         unapplied=tuple(edit.as_dict() for edit in unapplied(traced.edits, recordings)),
@@ -193,7 +193,7 @@ def _stack(by_step: Mapping[int, Array], steps: int) -> Array:
     return array
 
 
-def _describe(model: CaptioningModel) -> dict[str, Any]:
+def describe(model: CaptioningModel) -> dict[str, Any]:
     """The decoder, its cell and its sizes, as plain data."""
     decoder = model.decoder
     described: dict[str, Any] = {"decoder": type(decoder).__name__}

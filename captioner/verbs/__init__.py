@@ -11,6 +11,7 @@ VERBS: dict[str, str] = {
     "compare": "compare evaluated runs, with intervals and tests",
     "caption": "caption image files",
     "inspect": "look inside a model while it captions a photograph",
+    "states": "collect what the units of a model do, and search it",
     "models": "list models, and export one",
     "average": "average the weights of checkpoints of one run",
     "report": "write one HTML page about an evaluation",

@@ -43,6 +43,7 @@ TABLES: dict[str, str] = {
     "objective.name": "training/objectives/table.py:OBJECTIVES",
     "schedule.name": "training/schedules.py:SCHEDULES",
     "--metrics": METRICS,
+    "SITE": "inspection/states.py:SITES",
     "--tokenize": "metrics/tokenize.py:TOKENIZE",
 }
 """Option -> the table of the names that it accepts, as FILE:NAME in this package."""
@@ -51,6 +52,7 @@ ACCEPTED = {
     "data": ("data", "tokenizer", "seed"),
     "evaluate": ("data", "decoding", "loader"),
     "models": ("decoding",),
+    "states": ("data", "loader"),
 }
 """Verb -> the groups and values that it accepts as overrides; other verbs accept all."""
 
@@ -147,6 +149,12 @@ def models(prefix: str) -> list[str]:
     return [*bundle.names(), *known, *found]
 
 
+def models_or_tables(prefix: str) -> list[str]:
+    """What ``models`` completes, and safetensors files."""
+    found = models(prefix)
+    return [*found, *(path for path in paths(prefix, (".safetensors",)) if path not in found)]
+
+
 def resumable(prefix: str) -> list[str]:
     """Run folders in runs/, and folders: models with an optimizer to continue with."""
     known = _runs()
@@ -182,6 +190,7 @@ def _choices(option: str) -> Callable[[str], list[str]]:
 KINDS: dict[str, Callable[[str], list[str]]] = {
     **{f"decoding.{name}": _choices(name) for name, option in OPTIONS.items() if option.choices},
     **dict.fromkeys(("RUN", "resume_weights"), models),
+    "RUN_OR_FILE": models_or_tables,
     "resume": resumable,
     **dict.fromkeys(("FILE", "REFERENCES", "PATH"), paths),
     **dict.fromkeys(("data.captions", "training.word_vectors"), paths),

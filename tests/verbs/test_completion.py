@@ -36,6 +36,8 @@ def test_bash_completes_verbs_flags_paths_models_groups_and_values(capsys, tmp_p
         "captioner evaluate flickr8k --split ": ["dev", "test", "train"],
         "captioner compare runs/nic --split t": ["test", "train"],
         "captioner score x.csv --metrics bleu,c": ["bleu,cider", "bleu,cider-d", "bleu,clip"],
+        "captioner states find x --sh": ["--share"],
+        "captioner states top x --site cell.m": ["cell.memory"],
         "captioner train --multi": ["--multirun"],
         "captioner train decoder.cell=": sorted(cells),
         "captioner train -m decoder.cell=gru,ir": ["gru,irnn"],
