@@ -1,14 +1,14 @@
 """All cells, like for like: scores with intervals, and how far their gradients reach.
 
     python experiments/cells/run.py                        # 13 cells, 2 matchings, 3 seeds
+    python experiments/cells/run.py --data flickr8k --root ~/flickr8k
     python experiments/cells/run.py --cells lstm,rnn,gru --seeds 1 --matching hidden
 
-Each cell is trained as `captioner train experiment=demo` on the drawn scenes, matched with the LSTM
-in two ways: by the hidden size, and by the number of parameters of the decoder (the hidden size
-that comes nearest). Finished runs are not repeated and interrupted ones are resumed. Then all runs
-are evaluated on the test split, compared with the LSTM, and their gradient flow is measured
-(captioner.inspection.gradients). results.json, the tables of README.md and gradients.png in this
-folder are written from the runs.
+Each cell is trained on the drawn scenes or on Flickr8k, matched with the LSTM in two ways: by the
+hidden size, and by the number of parameters of the decoder (the hidden size that comes nearest).
+Finished runs are not repeated and interrupted ones are resumed. Then all runs are evaluated,
+compared with the LSTM, and their gradient flow is measured (captioner.inspection.gradients).
+DATA.json, the tables of README.md and DATA.png in this folder are written from the runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,42 @@ from captioner.runs import COSTS, LAST, checkpoint_file, find_evaluation
 
 HERE = Path(__file__).resolve().parent
 BASE = "lstm"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the cells are trained on.
+
+    Attributes:
+        title: of its tables.
+        overrides: of `captioner train`; they set the hidden size of the LSTM.
+        split: on which the runs are evaluated.
+        vocabulary_size: of the models.
+    """
+
+    title: str
+    overrides: tuple[str, ...]
+    split: str
+    vocabulary_size: int
+
+
+DATA = {
+    "shapes": Data("Test split of the drawn scenes", ("experiment=demo",), "test", 56),
+    "flickr8k": Data(
+        "Dev split of Flickr8k",
+        (
+            "experiment=flickr8k_quick",
+            "decoder.hidden_size=256",
+            "decoder.embedding_size=256",
+            "trainer.max_epochs=5",
+        ),
+        "dev",
+        2543,
+    ),
+}
 METRICS = ("BLEU-4", "CIDEr-D")
 CAPTIONS = 256
-"""Test captions whose gradients are followed."""
+"""How many captions' gradients are followed, one for each of the first images of the split."""
 DISTANCES = (1, 2, 5, 10)
 
 
@@ -51,24 +84,27 @@ def main() -> None:
     options = _parser().parse_args()
     cells = options.cells.split(",")
     cells = [BASE, *(cell for cell in cells if cell != BASE)]
+    data = DATA[options.data]
     results: dict[str, Any] = {"made": _made(options)}
     for matching in options.matching.split(","):
-        sizes = {cell: hidden_size(cell, matching) for cell in cells}
-        runs = {cell: _runs(cell, sizes[cell], options) for cell in cells}
-        results[matching] = _measure(runs, sizes, options.resamples)
-    write_whole(HERE / "results.json", json.dumps(results, indent=1) + "\n")
-    _write_tables(results)
-    _draw(results, HERE / "gradients.png")
+        sizes = {cell: hidden_size(data, cell, matching) for cell in cells}
+        runs = {cell: _runs(data, cell, sizes[cell], options) for cell in cells}
+        results[matching] = _measure(data, runs, sizes, options.resamples)
+    write_whole(HERE / f"{options.data}.json", json.dumps(results, indent=1) + "\n")
+    _write_tables(options.data, results)
+    _draw(results, HERE / f"{options.data}.png")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--data", choices=DATA, default="shapes", help="(default shapes)")
+    parser.add_argument("--root", help="the folder of the data, if it is not the usual one")
     parser.add_argument("--cells", default=",".join(CELLS), help="names, separated by commas")
     parser.add_argument("--matching", default="hidden,parameters", help="hidden, parameters")
     parser.add_argument("--seeds", default="1,2,3", help="numbers, separated by commas")
-    parser.add_argument("--runs", type=Path, default=Path("runs/cells"), help="folder of the runs")
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default runs/cells)")
     parser.add_argument("--resamples", type=int, default=10_000)
     parser.add_argument("--override", action="append", default=[], help="of captioner train")
     return parser
@@ -90,45 +126,51 @@ def _made(options: argparse.Namespace) -> dict[str, Any]:
 # Matching -----------------------------------------------------------------------------------------
 
 
-def parameters(cell: str, hidden_size: int) -> int:
-    """How many numbers the decoder of the demo learns."""
-    config = compose(
-        ["experiment=demo", f"decoder.cell={cell}", f"decoder.hidden_size={hidden_size}"]
+def parameters(data: Data, cell: str, hidden_size: int) -> int:
+    """How many numbers the decoder learns."""
+    own = [f"decoder.cell={cell}", f"decoder.hidden_size={hidden_size}"]
+    config = compose([*data.overrides, *own])
+    model = build_model(
+        config["encoder"],
+        config["decoder"],
+        vocabulary_size=data.vocabulary_size,
+        initialise=False,
     )
-    model = build_model(config["encoder"], config["decoder"], vocabulary_size=56, initialise=False)
     return sum(parameter.numel() for parameter in model.decoder.parameters())
 
 
-def hidden_size(cell: str, matching: str) -> int:
+def hidden_size(data: Data, cell: str, matching: str) -> int:
     """The hidden size of a cell: that of the LSTM, or that with the same number of parameters."""
-    base = int(compose(["experiment=demo"])["decoder"]["hidden_size"])
+    base = int(compose(list(data.overrides))["decoder"]["hidden_size"])
     if matching == "hidden" or cell == BASE:
         return base
-    wanted = parameters(BASE, base)
+    wanted = parameters(data, BASE, base)
     low, high = 1, 8 * base
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if parameters(cell, middle) <= wanted else (low, middle)
-    return min((low, high), key=lambda size: abs(parameters(cell, size) - wanted))
+        low, high = (middle, high) if parameters(data, cell, middle) <= wanted else (low, middle)
+    return min((low, high), key=lambda size: abs(parameters(data, cell, size) - wanted))
 
 
 # Training and evaluation --------------------------------------------------------------------------
 
 
-def _runs(cell: str, size: int, options: argparse.Namespace) -> list[Path]:
+def _runs(data: Data, cell: str, size: int, options: argparse.Namespace) -> list[Path]:
     """The runs of a cell, one for each seed, trained and evaluated."""
     runs = []
+    root = [f"data.root={options.root}"] if options.root else []
+    folder = options.runs or Path("runs/cells") / options.data
     for seed in options.seeds.split(","):
-        run = options.runs / f"{cell}-{size}-seed{seed}"
+        run = folder / f"{cell}-{size}-seed{seed}"
         if not (run / COSTS).is_file():
-            overrides = ["experiment=demo", f"decoder.cell={cell}", f"decoder.hidden_size={size}"]
+            own = [f"decoder.cell={cell}", f"decoder.hidden_size={size}", f"seed={seed}"]
+            overrides = [*data.overrides, *root, *own, f"run_dir={run}", *options.override]
             started = checkpoint_file(run, LAST).is_file()
-            own = [f"resume={run}"] if started else [*overrides, f"seed={seed}", f"run_dir={run}"]
-            _call("train", *own, *([] if started else options.override))
+            _call("train", *([f"resume={run}"] if started else overrides))
         try:
-            find_evaluation(run, split="test")
+            find_evaluation(run, split=data.split)
         except FileNotFoundError:
-            _call("evaluate", str(run), "data.split=test")
+            _call("evaluate", str(run), f"data.split={data.split}")
         runs.append(run)
     return runs
 
@@ -140,11 +182,11 @@ def _call(*arguments: str) -> None:
 
 
 def _measure(
-    runs: dict[str, list[Path]], sizes: dict[str, int], resamples: int
+    data: Data, runs: dict[str, list[Path]], sizes: dict[str, int], resamples: int
 ) -> dict[str, dict[str, Any]]:
     systems = []
     for cell, folders in runs.items():
-        results = [read_result(find_evaluation(run, split="test")) for run in folders]
+        results = [read_result(find_evaluation(run, split=data.split)) for run in folders]
         systems.append(System(cell, tuple(results)))
     compared = compare(systems, metrics=METRICS, resamples=resamples)
     measured: dict[str, dict[str, Any]] = {}
@@ -152,7 +194,7 @@ def _measure(
         rows = {row.metric: row for row in compared.rows if row.system == cell}
         measured[cell] = {
             "hidden_size": sizes[cell],
-            "parameters": parameters(cell, sizes[cell]),
+            "parameters": parameters(data, cell, sizes[cell]),
             "scores": {
                 name: {
                     "score": row.score,
@@ -162,7 +204,7 @@ def _measure(
                 }
                 for name, row in rows.items()
             },
-            "gradients": [_gradients(run) for run in folders],
+            "gradients": [_gradients(run, data.split) for run in folders],
         }
     return measured
 
@@ -170,12 +212,12 @@ def _measure(
 # Gradients ----------------------------------------------------------------------------------------
 
 
-def _gradients(run: Path) -> dict[str, Any]:
-    """How far the gradients of the test captions of a run reach: means by distance."""
+def _gradients(run: Path, split: str) -> dict[str, Any]:
+    """How far the gradients of the captions of a run reach: means by distance."""
     model = Captioner.load(run)
     data = model.config["data"]
     dataset = read_records(format=data["format"], root=data["root"])
-    records = [record for record in dataset.records if record.split == "test"][:CAPTIONS]
+    records = [record for record in dataset.records if record.split == split][:CAPTIONS]
     images = [model.prepare(record.image) for record in records]
     [features] = model.encode(images)
     tokens = [model.tokenizer.encode(record.captions[0]) for record in records]
@@ -196,25 +238,24 @@ def _rounded(values: np.ndarray) -> list[float | None]:
 # Tables and figure --------------------------------------------------------------------------------
 
 
-def _write_tables(results: dict[str, Any]) -> None:
+def _write_tables(name: str, results: dict[str, Any]) -> None:
     """Replace what is between the markers of README.md."""
     path = HERE / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, _, after = rest.partition(end)
     parts = [_table(matching, rows) for matching, rows in results.items() if matching != "made"]
     made = results["made"]
     source = (
-        f"Test split of the drawn scenes, greedy decoding, seeds {made['seeds']}; captioner "
+        f"{DATA[name].title}, greedy decoding, seeds {made['seeds']}; captioner "
         f"{made['version']}, torch {made['torch']}, commit {made['commit']}, {made['machine']}:\n"
         f"`{made['command'].strip()}`"
     )
     write_whole(
-        path, before + BEGIN + "\n\n" + "\n\n".join([*parts, source]) + "\n\n" + END + after
+        path, before + begin + "\n\n" + "\n\n".join([*parts, source]) + "\n\n" + end + after
     )
 
 
-BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 TITLES = {"hidden": "The same hidden size", "parameters": "The same number of parameters"}
 
 
