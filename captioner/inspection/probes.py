@@ -108,10 +108,10 @@ def probe(
     control = np.mean(controls, axis=0)
     images = np.unique(np.array(test.images)[other.captions], return_inverse=True)[1]
     values = np.stack([right, control, right - control])  # [3, steps]
-    estimates = _intervals(values, images, resamples, rng)
+    accuracy, of_control, selectivity = _intervals(values, images, resamples, rng)
     most = max(names, key=lambda name: (own.labels == name).sum())
     majority = float((other.labels == most).mean())
-    return Probe(*estimates, majority, len(names), len(other.labels))
+    return Probe(accuracy, of_control, selectivity, majority, len(names), len(other.labels))
 
 
 @dataclass(frozen=True)
