@@ -32,8 +32,8 @@ class PhraseSearch:
         phrase: what was selected; its value is 1.
         units: the numbers of the units.
         signs: 1 where a unit is on at positive values, -1 at negative ones.
-        matches: in other captions; first those with most units on, then those whose length is
-            nearest.
+        matches: in other captions; first those whose length is nearest, of these those with most
+            units on.
     """
 
     phrase: Place
@@ -148,7 +148,7 @@ def _matches(table: StateTable, on: np.ndarray, phrase: Place, share: float) -> 
             for first, last in _spans(of_caption >= share - 1e-9):
                 value = float(of_caption[first : last + 1].mean())
                 places.append(Place(caption, table.images[caption], reads, first, last, value))
-    return tuple(sorted(places, key=lambda p: (-p.value, abs(p.last - p.first - length))))
+    return tuple(sorted(places, key=lambda p: (abs(p.last - p.first - length), -p.value)))
 
 
 def _spans(flags: np.ndarray) -> Iterator[tuple[int, int]]:
