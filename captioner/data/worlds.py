@@ -1,8 +1,8 @@
 """Small worlds: datasets that are drawn within a second and have one property each.
 
 The input of a model need not be a photograph. In a world it is nothing (a blank image: what remains
-is a language model), or symbols by positions, one pixel each. Inputs are written as gray PNG images
-of SIDE x SIDE pixels, which ``encoder=pixels`` reads without loss; all else is as with photographs.
+is a language model), or symbols by positions, one pixel each (``symbols.py``). Inputs are written
+as gray PNG images, which ``encoder=pixels`` reads without loss; all else is as with photographs.
 
 A world is a function in WORLDS, from a source of randomness to pairs of an input and its caption.
 The name of a dataset's folder is that of its world.
@@ -12,41 +12,22 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from captioner.config import pick
+from captioner.data import idioms
 from captioner.data.records import SPLITS
+from captioner.data.symbols import Pair, blank, encode
 from captioner.files import write_whole
 
-SIDE = 16
-"""Side of the images in pixels: the most symbols, and the most positions."""
 COUNTS = {"train": 200, "dev": 20, "test": 40}
 
-Pair = tuple[np.ndarray, str]
-"""An input, uint8 [SIDE, SIDE], and its caption."""
 World = Callable[[random.Random], Iterator[Pair]]
 """Yields any number of pairs; the same source of randomness gives the same pairs."""
-
-
-def blank() -> np.ndarray:
-    """No input: a black image."""
-    return np.zeros((SIDE, SIDE), np.uint8)
-
-
-def encode(symbols: Sequence[int]) -> np.ndarray:
-    """Symbols as an image: the pixel in row s and column p is white if s is at position p.
-
-    Args:
-        symbols: at most SIDE of them, each from 0 to SIDE - 1.
-    """
-    image = blank()
-    image[list(symbols), range(len(symbols))] = 255
-    return image
 
 
 def sentence(text: str, source: random.Random) -> Iterator[Pair]:
@@ -101,6 +82,23 @@ def dictation(source: random.Random) -> Iterator[Pair]:
             yield encode([WORDS.index(word) for word in words]), " ".join(words)
 
 
+KEPT = "red green blue white".split()
+"""The words to keep of ``stream``."""
+PROBLEMS, LONGEST_WAIT = 8, 4
+
+
+def problem(source: random.Random) -> str:
+    """A word to keep, "tick" one to LONGEST_WAIT times, "say", and the word."""
+    word = source.choice(KEPT)
+    return " ".join([word, *["tick"] * source.randint(1, LONGEST_WAIT), "say", word])
+
+
+def stream(problems: int, source: random.Random) -> Iterator[Pair]:
+    """So many of these, one after the other in one caption; nothing marks where one begins."""
+    while True:
+        yield blank(), " ".join(problem(source) for _ in range(problems))
+
+
 WORLDS: dict[str, World] = {
     "memorization": partial(sentence, "我爱你，我也爱你"),
     "frequency_9_1": partial(frequency, 9),
@@ -108,9 +106,18 @@ WORLDS: dict[str, World] = {
     "counting": counting,
     "delayed_copy": delayed_copy,
     "dictation": dictation,
+    "idiom_chain": idioms.chains,
+    "stream": partial(stream, PROBLEMS),
+    "single_problem": partial(stream, 1),
 }
 """Every world by the name of its folder."""
-MORE = {"delayed_copy": {"train": 960, "dev": 48, "test": 48}, "dictation": {"train": 1000}}
+MORE = {
+    "delayed_copy": {"train": 960, "dev": 48, "test": 48},
+    "dictation": {"train": 1000},
+    "idiom_chain": {"train": 2000, "test": 200},
+    "stream": {"train": 1000},
+    "single_problem": {"train": 1000},
+}
 """Numbers of pairs of a split that differ from COUNTS."""
 
 

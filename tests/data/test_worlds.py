@@ -1,6 +1,8 @@
 """Small worlds: what is drawn, and that the encoder reads it without loss."""
 
+import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,22 @@ import torch
 
 from captioner.checkpoints.places import anchored
 from captioner.config import compose
+from captioner.data.idioms import IDIOMS, LINKS, followers, links
 from captioner.data.read import read_records
 from captioner.data.records import Dataset
-from captioner.data.worlds import COUNTED, COUNTS, DELAYS, DIGITS, MORE, WORDS, WORLDS, draw
+from captioner.data.worlds import (
+    COUNTED,
+    COUNTS,
+    DELAYS,
+    DIGITS,
+    KEPT,
+    LONGEST_WAIT,
+    MORE,
+    PROBLEMS,
+    WORDS,
+    WORLDS,
+    draw,
+)
 from captioner.images import open_image
 from captioner.models.encoders.libraries import build_encoder
 
@@ -58,6 +73,38 @@ def test_a_digit_follows_its_delay(tmp_path) -> None:
         assert digit == DIGITS[int(image[:, 0].argmax())]
         seen.add((digit, len(waits)))
     assert len(seen) == len(records) == len(DIGITS) * len(DELAYS)
+
+
+def test_from_every_idiom_every_other_one_can_be_reached() -> None:
+    table = followers()
+    for idiom in IDIOMS:
+        reached, todo = set[str](), [idiom]
+        while todo:
+            fresh = [after for after in table[todo.pop()[3]] if after not in reached]
+            reached.update(fresh)
+            todo += fresh
+        assert reached == set(IDIOMS)
+    assert all(len(idiom) == 4 for idiom in IDIOMS)
+
+
+def test_a_chain_continues_the_word_of_the_referee_and_says_no_idiom_twice(tmp_path) -> None:
+    records = drawn(tmp_path, "idiom_chain").split("test")
+    symbols = encoded([record.image for record in records]).flatten(1)
+    assert set(symbols.sum(1).tolist()) == {1.0}
+    for record, number in zip(records, symbols.argmax(1), strict=True):
+        chain = [IDIOMS[int(number)], *links(record.captions[0])]
+        assert len(set(chain)) == len(chain) == LINKS + 1
+        assert set(chain) <= set(IDIOMS)
+        assert all(before[3] == after[0] for before, after in pairwise(chain))
+
+
+def test_each_problem_of_a_stream_has_its_answer(tmp_path) -> None:
+    for name, count in (("stream", PROBLEMS), ("single_problem", 1)):
+        for record in drawn(tmp_path, name).split("test"):
+            problems = re.findall(r"(\w+)((?: tick)+) say (\w+)", record.captions[0])
+            assert len(problems) == count
+            assert all(word == answer and word in KEPT for word, _, answer in problems)
+            assert max(len(ticks.split()) for _, ticks, _ in problems) <= LONGEST_WAIT
 
 
 def test_sentences_occur_as_often_as_the_world_says(tmp_path) -> None:
