@@ -16,7 +16,10 @@ import time
 
 from lesson import ROOT, facts_of, write_pages, write_texts
 
-LESSONS = ("memorization", "frequency", "delayed_copy", "end_token", "memory")
+LESSONS = (
+    *("memorization", "frequency", "idiom_chain", "delayed_copy", "end_token", "memory"),
+    "without_forget_gate",
+)
 
 
 def run(name: str, seeds: list[int]) -> None:
