@@ -123,6 +123,14 @@ def test_a_phrase_is_described_by_the_units_that_are_on_during_it_alone() -> Non
     assert search_phrase(table, phrase, exactly=False).units == (0, 1, 2)
 
 
+def test_matches_as_long_as_the_phrase_are_first() -> None:
+    table = planted(u={"red": 0.9, "fish": 0.9}, v={"red": 0.9, "fish": 0.9, "blue": 0.9})
+    found = search_phrase(table, find_phrase(table, "red fish"), share=0.5)
+    spans = [" ".join(match.reads[match.first : match.last + 1]) for match in found.matches]
+    assert spans == ["red fish", "blue fish", "red"]
+    assert [match.value for match in found.matches] == [1.0, 0.75, 1.0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
