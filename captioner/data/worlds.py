@@ -99,6 +99,67 @@ def stream(problems: int, source: random.Random) -> Iterator[Pair]:
         yield blank(), " ".join(problem(source) for _ in range(problems))
 
 
+def sports(likes: dict[str, str], source: random.Random) -> Iterator[Pair]:
+    """ "我喜欢打篮球": who likes which sport, each as often."""
+    captions = [f"{who}喜欢打{sport}" for who, sport in likes.items()]
+    while True:
+        yield from ((blank(), text) for text in source.sample(captions, len(captions)))
+
+
+ARTS = "琴棋书画"
+PAUSES = 4
+"""How many 嗯 there are at most after an art."""
+
+
+def second_thoughts(source: random.Random) -> Iterator[Pair]:
+    """ "想学琴，嗯，嗯，[改学画，嗯，]就学画": at the end the art that was named last."""
+    while True:
+        first, second = source.sample(ARTS, 2)
+        text = f"想学{first}" + "，嗯" * source.randint(0, PAUSES)
+        if source.random() < 0.5:
+            text += f"，改学{second}" + "，嗯" * source.randint(0, PAUSES)
+            first = second
+        yield blank(), f"{text}，就学{first}"
+
+
+PERSONS = "cat dog bird girl boy king".split()
+BESIDE = "near behind with above".split()
+ACTIONS = "run sleep sing jump".split()
+PHRASES = 4
+"""How many phrases there are at most between subject and verb."""
+
+
+def singular_or_plural(source: random.Random) -> str:
+    """A noun, as often singular as plural."""
+    return source.choice(PERSONS) + source.choice(["", "s"])
+
+
+def agreement(source: random.Random) -> Iterator[Pair]:
+    """ "the cats near the dog behind the bird run": the verb agrees with the first noun."""
+    while True:
+        noun = singular_or_plural(source)
+        words = ["the", noun]
+        for _ in range(source.randint(0, PHRASES)):
+            words += [source.choice(BESIDE), "the", singular_or_plural(source)]
+        yield blank(), " ".join([*words, source.choice(ACTIONS) + "s" * (not noun.endswith("s"))])
+
+
+STEPS = 11
+"""How many moves a ``walk`` has."""
+
+
+def walk(source: random.Random) -> Iterator[Pair]:
+    """A place on a circle of eight and STEPS moves by one; the caption names each place."""
+    while True:
+        symbols = [source.randrange(len(DIGITS))]
+        places = symbols[:]
+        for _ in range(STEPS):
+            forward = source.randrange(2)
+            symbols.append(len(DIGITS) + forward)
+            places.append((places[-1] + (1 if forward else -1)) % len(DIGITS))
+        yield encode(symbols), " ".join(DIGITS[place] for place in places)
+
+
 WORLDS: dict[str, World] = {
     "memorization": partial(sentence, "我爱你，我也爱你"),
     "frequency_9_1": partial(frequency, 9),
@@ -109,6 +170,12 @@ WORLDS: dict[str, World] = {
     "idiom_chain": idioms.chains,
     "stream": partial(stream, PROBLEMS),
     "single_problem": partial(stream, 1),
+    "sports": partial(sports, {"我": "篮球", "他": "篮球", "她": "乒乓球"}),
+    "table_tennis": partial(sentence, "我喜欢打乒乓球"),
+    "rehearsal": partial(sports, {"我": "乒乓球", "他": "篮球", "她": "乒乓球"}),
+    "second_thoughts": second_thoughts,
+    "agreement": agreement,
+    "walk": walk,
 }
 """Every world by the name of its folder."""
 MORE = {
@@ -117,6 +184,9 @@ MORE = {
     "idiom_chain": {"train": 2000, "test": 200},
     "stream": {"train": 1000},
     "single_problem": {"train": 1000},
+    "second_thoughts": {"train": 400, "test": 100},
+    "agreement": {"train": 1000},
+    "walk": {"train": 1000, "test": 200},
 }
 """Numbers of pairs of a split that differ from COUNTS."""
 

@@ -17,8 +17,8 @@ import time
 from lesson import ROOT, facts_of, write_pages, write_texts
 
 LESSONS = (
-    *("memorization", "frequency", "idiom_chain", "delayed_copy", "end_token", "memory"),
-    "without_forget_gate",
+    *("memorization", "frequency", "forgetting", "idiom_chain", "delayed_copy"),
+    *("end_token", "free_running", "memory", "without_forget_gate"),
 )
 
 

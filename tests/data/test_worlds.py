@@ -22,7 +22,9 @@ from captioner.data.worlds import (
     KEPT,
     LONGEST_WAIT,
     MORE,
+    PHRASES,
     PROBLEMS,
+    STEPS,
     WORDS,
     WORLDS,
     draw,
@@ -115,6 +117,47 @@ def test_sentences_occur_as_often_as_the_world_says(tmp_path) -> None:
         assert not encoded([records[0].image]).any()
     counted = Counter(record.captions[0] for record in drawn(tmp_path, "counting").split("train"))
     assert counted == {" ".join(DIGITS[:last]): 200 // COUNTED for last in range(1, COUNTED + 1)}
+
+
+def test_each_place_of_a_walk_is_the_one_before_and_its_move(tmp_path) -> None:
+    records = drawn(tmp_path, "walk").split("test")
+    for record, image in zip(records, encoded([r.image for r in records]), strict=True):
+        start, *moves = image[:, image.any(0)].argmax(0).tolist()
+        places = [DIGITS.index(word) for word in record.captions[0].split()]
+        assert len(places) == 1 + STEPS == 1 + len(moves)
+        assert places[0] == start
+        changes = [(after - before) % 8 for before, after in pairwise(places)]
+        assert changes == [{8: 7, 9: 1}[move] for move in moves]
+
+
+def test_a_verb_agrees_with_the_first_noun_and_not_with_the_last(tmp_path) -> None:
+    lengths, attracted = Counter(), 0
+    for record in drawn(tmp_path, "agreement").split("train"):
+        words = record.captions[0].split()
+        first, last, verb = words[1], words[-2], words[-1]
+        lengths[len(words)] += 1
+        assert first.endswith("s") != verb.endswith("s")
+        attracted += first.endswith("s") != last.endswith("s")
+    assert set(lengths) == {3 + 3 * phrases for phrases in range(PHRASES + 1)}
+    assert min(lengths.values()) > 150
+    assert 300 < attracted < 500  # half of the four fifths that have another noun
+
+
+def test_a_second_thought_replaces_the_first(tmp_path) -> None:
+    captions = [r.captions[0] for r in drawn(tmp_path, "second_thoughts").split("train")]
+    changed = [caption for caption in captions if "改" in caption]
+    assert 160 < len(changed) < 240
+    for caption in captions:
+        *named, answer = (character for character in caption if character in "琴棋书画")
+        assert answer == named[-1]
+        assert len(named) == len(set(named)) == 1 + (caption in changed)
+
+
+def test_rehearsal_changes_one_of_three_sentences(tmp_path) -> None:
+    kinds = [{r.captions[0] for r in drawn(tmp_path, n).records} for n in ("sports", "rehearsal")]
+    assert kinds[0] - kinds[1] == {"我喜欢打篮球"}
+    assert kinds[1] - kinds[0] == {"我喜欢打乒乓球"}
+    assert len(kinds[0]) == 3
 
 
 def test_the_positions_of_the_pixel_encoder_add_up_to_its_pooled_feature() -> None:
