@@ -17,7 +17,7 @@ import time
 from lesson import ROOT, facts_of, write_pages, write_texts
 
 LESSONS = (
-    *("memorization", "frequency", "forgetting", "idiom_chain", "delayed_copy"),
+    *("memorization", "frequency", "forgetting", "agreement", "idiom_chain", "delayed_copy"),
     *("end_token", "free_running", "memory", "without_forget_gate"),
 )
 
