@@ -98,8 +98,10 @@ class Checkpoint:
             encoder,
             self.config["decoder"],
             vocabulary_size=len(self.tokenizer.vocabulary),
-            initialise=self.without_encoder,
+            initialise=False,
         )
+        if self.without_encoder:
+            model.encoder.fill()
         try:
             self.fill(model)
         except ValueError as error:

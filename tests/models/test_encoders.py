@@ -3,6 +3,8 @@
 import copy
 import pickle
 import socket
+import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,48 @@ def test_bundled_logits_equal_those_of_the_original_code(size: int) -> None:
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():
         torch.testing.assert_close(load_bundled(network)(images), theirs(images))
+
+
+def timms(ours: Any, network: str) -> Any:
+    """timm's network with the same weights."""
+    import timm
+
+    theirs = timm.create_model(f"tf_{network}", pretrained=False, num_classes=0).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    return theirs
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+def test_bundled_networks_equal_timms_to_the_bit(size: int) -> None:
+    import timm
+
+    name = f"efficientnet_lite{size}"
+    torch.manual_seed(7)
+    theirs = timm.create_model(f"tf_{name}", pretrained=False)
+    drawn = torch.get_rng_state()
+    torch.manual_seed(7)
+    ours = load_bundled(name, pretrained=False)
+    assert torch.equal(torch.get_rng_state(), drawn)  # what is drawn afterwards is the same, too
+    weights, expected = ours.state_dict(), theirs.state_dict()
+    assert list(weights) == list(expected)
+    assert all(torch.equal(weights[key], expected[key]) for key in weights)
+    images = torch.randn(2, 3, 65, 96)  # an odd side is padded unevenly
+    for training in (True, False):
+        logits, others = ours.train(training)(images), theirs.train(training)(images)
+        assert torch.equal(logits, others)
+        logits.square().mean().backward()
+        others.square().mean().backward()
+        pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+        assert all(torch.equal(a.grad, b.grad) for a, b in pairs)  # type: ignore[arg-type]
+
+
+def test_the_bundled_model_needs_neither_timm_nor_torchvision() -> None:
+    code = (
+        "import sys, numpy, captioner; captioner.load().caption(numpy.zeros((9, 9, 3), 'uint8'));"
+        "print({'timm', 'torchvision', 'torch._dynamo', 'pytorch_lightning'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_the_bundled_encoder_classifies_a_cat_and_a_coffee() -> None:
@@ -78,21 +122,21 @@ def test_lite2_has_the_normalization_of_its_training() -> None:
     normalized = encoder.transform.normalise_batch(pixels).double()
     torch.testing.assert_close(normalized, expected, rtol=0, atol=1e-6)
     smaller = build_encoder(
-        library="bundled", network="efficientnet_lite2", initialise=False, image_size=96
+        library="bundled", network="efficientnet_lite2", pretrained=False, image_size=96
     )
     assert smaller(torch.zeros(1, 3, 96, 96)).grid.shape == (1, 9, 1280)  # type: ignore[union-attr]
 
 
 def test_concatenated_networks_equal_the_single_ones() -> None:
     names = [f"efficientnet_lite{size}" for size in (0, 2)]
-    several = build_encoder(library="bundled", network="+".join(names), initialise=False)
+    several = build_encoder(library="bundled", network="+".join(names), pretrained=False)
     assert (several.transform.size, several.transform.crop) == (260, 0.89)  # of the largest
     assert several.feature_size == 2560
     images = torch.randn(2, 3, 64, 64)
     features = several(images)
     assert features.grid is not None and features.grid.shape == (2, 4, 2560)
     for place, name in enumerate(names):
-        alone = build_encoder(library="bundled", network=name, initialise=False)
+        alone = build_encoder(library="bundled", network=name, pretrained=False)
         alone.backbone.load_state_dict(several.backbone.networks[place].state_dict())  # type: ignore[union-attr, index]
         expected, own = alone(images), slice(1280 * place, 1280 * (place + 1))
         close = {"rtol": 1e-2, "atol": 1e-3}  # each is folded by itself, and rounded to bfloat16
@@ -404,7 +448,9 @@ def test_an_earlier_stage_gives_finer_and_less_abstract_maps() -> None:
     pooled, grid = encoder(images)
     assert pooled.shape == (2, encoder.feature_size) == (2, 112)
     assert grid.shape == (2, 16, 112)  # 64 pixels at a stride of 16
-    expected = encoder.backbone.forward_intermediates(images, intermediates_only=True)[3]
+    expected = timms(encoder.backbone, "efficientnet_lite0").forward_intermediates(
+        images, intermediates_only=True
+    )[3]
     close = {"rtol": 1e-3, "atol": 1e-4}
     torch.testing.assert_close(grid, expected.flatten(2).transpose(1, 2), **close)
     torch.testing.assert_close(pooled, expected.mean((2, 3)), **close)

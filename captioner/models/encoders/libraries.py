@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,15 @@ from torch import Tensor, nn
 
 from captioner.config import pick
 from captioner.models.encoders.downloads import fetch, torch_cache
-from captioner.models.encoders.efficientnet_lite import load_bundled
+from captioner.models.encoders.efficientnet_lite import (
+    FEATURES,
+    EfficientNetLite,
+    fill,
+    load_bundled,
+    size_of,
+)
 from captioner.models.encoders.encoder import Encoder
+from captioner.models.encoders.folded import Chain
 from captioner.models.encoders.pixels import PixelEncoder
 from captioner.models.features import Features
 from captioner.transforms import Transform
@@ -41,27 +47,64 @@ class BundledEncoder(Encoder):
         names = network.split("+")
         if len(set(names)) < len(names):
             raise ValueError(f"encoder.network={network!r} has a network twice; name each once")
-        parts = [load_bundled(name, pretrained=weights) for name in names]
+        largest = max(map(size_of, names), key=lambda size: size.side)
         # The networks were trained on (x - 127) / 128 of pixels x in 0..255. timm's mean and std of
         # 0.5 give x / 127.5 - 1: the features of lite0 differ from the original ones by 0.7 %, and
         # the best class of 3 of 400 photos (with ImageNet's usual mean and std, of 225).
         # lite0 alone keeps timm's values, with which its runs and caches were made.
-        transform = max((_timm_transform(part, image_size) for part in parts), key=lambda t: t.size)
-        if names != ["efficientnet_lite0"]:
-            transform = replace(transform, mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
-        for part in parts:
-            part.reset_classifier(0)
+        timms = names == ["efficientnet_lite0"]
+        transform = Transform(
+            size=image_size or largest.side,
+            crop=largest.crop,
+            interpolation="bicubic",
+            mean=(0.5,) * 3 if timms else (127 / 255,) * 3,
+            std=(0.5,) * 3 if timms else (128 / 255,) * 3,
+        )
+        parts = [self._part(name, weights) for name in names]
         backbone = parts[0] if len(parts) == 1 else SideBySide(parts)
-        return backbone, sum(part.num_features for part in parts), transform
+        return backbone, FEATURES * len(parts), transform
+
+    def _part(self, name: str, weights: bool) -> EfficientNetLite:
+        """One network without its classifier, and without values if they are set later."""
+        if self.pretrained and not weights:
+            return EfficientNetLite(size_of(name)).eval()
+        part = load_bundled(name, pretrained=weights)
+        part.classifier = nn.Identity()
+        return part
+
+    def fill(self) -> None:
+        """Load the weights from the installed packages."""
+        for part, name in zip(_parts(self.backbone), self.network.split("+"), strict=True):
+            fill(part, name)
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
         """Compute the features of one network, or of several."""
-        if not isinstance(network, SideBySide):
-            return _timm_features(network, images, self.stage)
-        features = [_timm_features(part, images, None) for part in network.networks]
-        pooled = torch.cat([part.pooled for part in features], dim=1)  # [B, ΣD]
-        grids = [part.grid for part in features if part.grid is not None]
+        if self.stage is not None:
+            return _of_grid(_parts(network)[0].forward_stage(images, self.stage))
+        parts = [_of_grid(part.forward_features(images)) for part in _parts(network)]
+        if len(parts) == 1:
+            return parts[0]
+        pooled = torch.cat([part.pooled for part in parts], dim=1)  # [B, ΣD]
+        grids = [part.grid for part in parts if part.grid is not None]
         return Features(pooled, torch.cat(grids, dim=2))  # [B, P, ΣD]
+
+    def stage_sizes(self) -> list[int]:
+        """D of each stage of a single network."""
+        parts = _parts(self.backbone)
+        return parts[0].stage_sizes if len(parts) == 1 else []
+
+    def chains(self) -> list[Chain]:
+        """Every convolution and the normalization after it, which holds its activation."""
+        if isinstance(self.backbone, EfficientNetLite):
+            return [(conv, norm, None) for conv, norm in self.backbone.chains()]
+        return [
+            (f"networks.{number}.{conv}", f"networks.{number}.{norm}", None)
+            for number, part in enumerate(_parts(self.backbone))
+            for conv, norm in part.chains()
+        ]
+
+    def try_size(self, size: int) -> None:
+        """Its networks take images of any size."""
 
 
 class SideBySide(nn.Module):
@@ -101,6 +144,13 @@ class TimmEncoder(Encoder):
         """Compute the features."""
         return _timm_features(network, images, self.stage)
 
+    def stage_sizes(self) -> list[int]:
+        """D of each stage, of networks that give their maps."""
+        known = getattr(self.backbone, "feature_info", None)
+        if not hasattr(self.backbone, "forward_intermediates") or known is None:
+            return []
+        return [int(stage["num_chs"]) for stage in known]
+
 
 class TorchvisionEncoder(Encoder):
     """A classification network of torchvision.models."""
@@ -139,6 +189,16 @@ class TorchvisionEncoder(Encoder):
         grid = _positions(outputs["grid"], self.feature_size)  # [B, P, D]
         pooled = outputs.get("pooled")
         return Features(grid.mean(1) if pooled is None else pooled, grid)
+
+
+def _parts(network: nn.Module) -> list[EfficientNetLite]:
+    """The networks of a bundled encoder, or of a copy."""
+    return list(network.networks) if isinstance(network, SideBySide) else [network]  # type: ignore[list-item, arg-type]
+
+
+def _of_grid(maps: Tensor) -> Features:
+    """[B, D, rows, columns] -> their mean, and the map as grid."""
+    return Features(maps.mean((2, 3)), maps.flatten(2).transpose(1, 2))  # [B, D], [B, P, D]
 
 
 # timm
