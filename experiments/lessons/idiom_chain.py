@@ -193,5 +193,5 @@ def draw(figure: Any, numbers: dict[str, Any]) -> None:
     right.plot(numbers["distances"], curves.T, color=COLORS["lstm"], alpha=0.35, linewidth=1)
     right.plot(numbers["distances"], curves.mean(0), "o-", color=COLORS["lstm"], label="LSTM")
     right.axhline(1, color=COLORS["rnn"], linestyle="--", label="table: no memory")
-    right.set(xlabel="idioms since it was said", ylabel="p(used idiom), relative", ylim=(0, 1.1))
+    right.set(xlabel="idioms since it was said", ylabel="p(used idiom), relative", ylim=(0, 1.3))
     right.legend(frameon=False)
