@@ -178,10 +178,12 @@ def draw(figure: Any, numbers: dict[str, Any]) -> None:
     }
     places = range(1, LONG + 1)
     for case, (color, line, label) in styles.items():
-        style = {"color": COLORS[color], "linestyle": line, "label": label}
-        left.plot(places, _right(numbers, case).mean(0), **style)
-        length = np.array([run["length"] for run in numbers[case]])
-        right.plot(places, length.mean(0), **style)
+        for seed, run in enumerate(
+            numbers[case]
+        ):  # a mean would hide the seed that has not learned
+            style = {"color": COLORS[color], "linestyle": line, "alpha": 0.7}
+            left.plot(places, run["right"], **style)
+            right.plot(places, run["length"], label=None if seed else label, **style)
     for axes in (left, right):
         axes.axvline(PROBLEMS, color=COLORS["gray"], linewidth=0.8)
         axes.set(xscale="log", xlabel="problem of the stream")
