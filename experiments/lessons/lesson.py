@@ -171,6 +171,7 @@ def page(name: str, measured: Measured, facts: dict[str, Any], language: str) ->
     rows = [texts["claims"]]
     for claim in measured.claims:
         sentence = claim.english if language == "en" else claim.chinese
+        sentence = sentence.replace("|", "\\|")  # as in p(you | i love), within a table
         rows.append(f"| {sentence} | {claim.value} | {texts['yes' if claim.holds else 'no']} |")
     values = {key: value.replace("<", "&lt;") for key, value in measured.values.items()}
     body = template.format(claims="\n".join(rows), figure=f"{name}.png", **values)
