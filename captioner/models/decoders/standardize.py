@@ -45,8 +45,8 @@ class Standardize(nn.Module):
         self.width = feature_size if components is None else min(components, feature_size)
         self.whitens = components is not None
         self.register_buffer("mean", torch.zeros(feature_size))
-        scale = torch.eye(feature_size)[:, : self.width] if self.whitens else torch.ones(self.width)
-        self.register_buffer("scale", scale.contiguous())  # [D, components], or [D]
+        scale = torch.eye(feature_size, self.width) if self.whitens else torch.ones(self.width)
+        self.register_buffer("scale", scale)  # [D, components], or [D]
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
