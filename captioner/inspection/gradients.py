@@ -57,9 +57,11 @@ class GradientFlow:
         """The mean norm for each distance t - k, relative to that at distance 0: [T + 1].
 
         Args:
-            state: "h" or "C".
+            state: "h" or "C"; or "f": the product of forget gates, where there are any.
         """
-        norms = self.norms[state]
+        norms = self.forget if state == "f" else self.norms[state]
+        if norms is None:
+            raise ValueError("this cell has no forget gate, so no product of forget gates")
         steps = len(norms)
         means = np.full(steps, np.nan)
         for distance in range(steps):

@@ -224,8 +224,10 @@ def _gradients(run: Path, split: str) -> dict[str, Any]:
     inputs, targets = pad(tokens, model.tokenizer)
     decoder = model.model.decoder
     flow = gradient_flow(decoder, features, inputs, targets, ignored=IGNORED)
+    forget = {} if flow.forget is None else {"f": _rounded(flow.by_distance("f"))}
     return {
         **{f"d{letter}": _rounded(flow.by_distance(letter)) for letter in flow.norms},
+        **forget,
         "dX_0": _rounded(flow.image),
         "W_hh": round(recurrent_norm(decoder.recurrence), 3),
     }
@@ -299,27 +301,67 @@ def _reach(gradients: list[dict[str, Any]], distance: int) -> str:
 
 
 def _draw(results: dict[str, Any], path: Path) -> None:
-    """Draw the mean gradient by distance of every cell."""
+    """Draw the mean gradient by distance of all cells, and a panel for each of them."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     matchings = [name for name in results if name != "made"]
-    figure, axes = pyplot.subplots(
+    across, axes = pyplot.subplots(
         1, len(matchings), figsize=(6.4 * len(matchings), 4.4), sharey=True, squeeze=False
     )
     for axis, matching in zip(axes[0], matchings):
         for cell, row in results[matching].items():
-            curves = [g.get("dC", g["dh"]) for g in row["gradients"]]
-            mean = np.nanmean(np.array(curves, dtype=float), axis=0)
             style = {"rnn": "-.", "irnn": "-.", "gru": "--", "gru_reset_first": "--", "mgu": "--"}
-            axis.plot(mean[:13], style.get(cell, "-"), label=cell)
+            name = "dC" if "dC" in row["gradients"][0] else "dh"
+            axis.plot(_mean(row, name), style.get(cell, "-"), label=cell)
         axis.set(title=TITLES[matching], xlabel="distance t - k in steps", yscale="log")
     axes[0][0].set_ylabel("|dL_t / dC_k|, or h, relative to distance 0")
     axes[0][-1].legend(fontsize=7, ncol=2)
+    across.tight_layout()
+    across.savefig(path, dpi=110)
+    each = _draw_each(results[matchings[0]], pyplot)
+    each.savefig(path.with_stem(f"{path.stem}-each"), dpi=110)
+
+
+def _draw_each(rows: dict[str, Any], pyplot: Any) -> Any:
+    """A panel for each cell: its gradients, the product of its forget gates, the RNN's bound."""
+    columns = min(4, len(rows))
+    height = -(-len(rows) // columns)
+    figure, axes = pyplot.subplots(
+        height, columns, figsize=(3.1 * columns, 2.5 * height), sharex=True, sharey=True,
+        squeeze=False,
+    )  # fmt: skip
+    for axis in axes.flat[len(rows) :]:
+        axis.axis("off")
+    for axis, (cell, row) in zip(axes.flat, rows.items()):
+        for name, (style, label) in CURVES.items():
+            if name in row["gradients"][0]:
+                axis.plot(_mean(row, name), style, label=label)
+        if cell == "rnn":
+            norm = np.mean([gradient["W_hh"] for gradient in row["gradients"]])
+            axis.plot(norm ** np.arange(FARTHEST), "k:", label="bound |W_hh|^d")
+        axis.set(title=cell, yscale="log", ylim=(1e-3, 30), xticks=range(0, FARTHEST, 4))
+        axis.legend(fontsize=6)
+    figure.supxlabel("distance t - k in steps", fontsize=9)
+    figure.supylabel("relative to distance 0", fontsize=9)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    return figure
+
+
+CURVES = {
+    "dh": ("C0-", "|dL_t / dh_k|"),
+    "dC": ("C1-", "|dL_t / dC_k|"),
+    "f": ("C2--", "product of f"),
+}
+FARTHEST = 13
+"""Distances that are drawn: beyond, few captions are long enough."""
+
+
+def _mean(row: dict[str, Any], name: str) -> np.ndarray:
+    """The mean of a curve over the seeds."""
+    return np.nanmean(np.array([g[name] for g in row["gradients"]], dtype=float), axis=0)[:FARTHEST]
 
 
 if __name__ == "__main__":

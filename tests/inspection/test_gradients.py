@@ -97,6 +97,19 @@ def test_forget_products_are_those_of_the_gates() -> None:
     assert (flow.forget[np.tril_indices(T + 1)][1:] == 1.0).all()
     relative = flow.by_distance("C")
     assert relative[0] == 1.0
+    assert (flow.by_distance("f") == 1.0).all()  # nothing is ever forgotten
+
+
+def test_the_product_of_forget_gates_falls_with_distance() -> None:
+    decoder, images = build("show_tell x0 lstm "), features(2)
+    inputs, targets = torch.randint(V, (2, T)), torch.randint(V, (2, T))
+    flow = gradient_flow(decoder, images, inputs, targets, ignored=IGNORED)
+    products = flow.by_distance("f")
+    assert products[0] == 1.0
+    assert (np.diff(products) < 0).all()
+    without = gradient_flow(build("show_tell x0 gru "), images, inputs, targets, ignored=IGNORED)
+    with pytest.raises(ValueError, match="no forget gate"):
+        without.by_distance("f")
 
 
 def test_a_transformer_has_no_state_to_follow() -> None:
