@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -184,9 +185,15 @@ def _caption(
     failed: list[str],
     advance: Callable[[int], None],
 ) -> Iterator[tuple[str, Caption]]:
-    """Yield the captions in the order of the files; unreadable files are added to `failed`."""
-    results = captioner.caption_each(files, batch_size=batch_size, **decoding)
-    for name, caption in zip(files, results):
+    """Yield the captions in the order of the files; unreadable files are added to `failed`.
+
+    The first one is captioned before the second is read, so that there is something to see.
+    """
+    results = (
+        captioner.caption_each(part, batch_size=batch_size, **decoding)
+        for part in (files[:1], files[1:])
+    )
+    for name, caption in zip(files, chain.from_iterable(results)):
         advance(1)
         if not isinstance(caption, Caption):
             print(f"captioner: error: {caption}", file=sys.stderr)

@@ -230,6 +230,21 @@ def test_captions_before_a_failure_are_kept_in_a_partial_file(
     assert "the third batch is too much" in error
 
 
+def test_the_first_caption_is_written_before_the_second_picture_is_read(
+    run, pictures, monkeypatch
+) -> None:
+    prepare, printed, written = Captioner.prepare, [], io.StringIO()
+
+    def watched(self, image):
+        printed.append(len(written.getvalue().splitlines()))
+        return prepare(self, image)
+
+    monkeypatch.setattr(Captioner, "prepare", watched)
+    monkeypatch.setattr(sys, "stdout", written)
+    assert caption(run, *sorted(pictures.iterdir())[:2]) == 0
+    assert printed == [0, 1]
+
+
 # The command line -----------------------------------------------------------------------------
 
 
