@@ -22,6 +22,7 @@ NETWORKS = {
     "timm": "test_resnet",
     "torchvision": "mnasnet0_5",
     "pixels": "gray",
+    "columns": "lstm",
 }
 
 

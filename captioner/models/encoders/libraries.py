@@ -4,6 +4,7 @@ bundled      EfficientNet-Lite (after Tan and Le 2019, "EfficientNet"), weights 
 timm         any image network of timm, weights from the Hugging Face hub
 torchvision  any classification network of torchvision.models, weights from pytorch.org
 pixels       the pixels themselves (``pixels.py``)
+columns      a recurrence over the columns of the image (``columns.py``)
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.config import pick
+from captioner.models.encoders.columns import ColumnEncoder
 from captioner.models.encoders.downloads import fetch, torch_cache
 from captioner.models.encoders.efficientnet_lite import (
     FEATURES,
@@ -331,6 +333,7 @@ ENCODERS: dict[str, type[Encoder]] = {
     "timm": TimmEncoder,
     "torchvision": TorchvisionEncoder,
     "pixels": PixelEncoder,
+    "columns": ColumnEncoder,
 }
 """Every class of encoders by the name that selects it (``encoder.library``)."""
 

@@ -25,6 +25,11 @@ SIDE = 16
 """S in pixels, where ``encoder.image_size`` is null."""
 
 
+def unchanged(side: int) -> Transform:
+    """A transform that changes no pixel of an image of this side."""
+    return Transform(size=side, crop=1.0, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
 class Gain(nn.Module):
     """Multiplies by a number, 1 at first."""
 
@@ -47,10 +52,7 @@ class PixelEncoder(Encoder):
         if network != "gray":
             raise unknown("encoder.library=pixels encoder.network", network, ["gray"])
         side = image_size or SIDE
-        transform = Transform(
-            size=side, crop=1.0, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3
-        )
-        return Gain(), side * side, transform
+        return Gain(), side * side, unchanged(side)
 
     def extract(self, network: Any, images: Tensor) -> Features:
         """Compute the features of images [B, 3, S, S]."""
