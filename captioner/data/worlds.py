@@ -1,8 +1,9 @@
 """Small worlds: datasets that are drawn within a second and have one property each.
 
 The input of a model need not be a photograph. In a world it is nothing (a blank image: what remains
-is a language model), or symbols by positions, one pixel each (``symbols.py``). Inputs are written
-as gray PNG images, which ``encoder=pixels`` reads without loss; all else is as with photographs.
+is a language model), or symbols by positions, one pixel each (``symbols.py``), or a sentence, a
+sound or a drawing (``other_inputs.py``). Inputs are written as gray PNG images, which
+``encoder=pixels`` and ``columns`` read without loss; all else is as with photographs.
 
 A world is a function in WORLDS, from a source of randomness to pairs of an input and its caption.
 The name of a dataset's folder is that of its world.
@@ -19,7 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from captioner.config import pick
-from captioner.data import idioms
+from captioner.data import idioms, other_inputs
 from captioner.data.records import SPLITS
 from captioner.data.symbols import Pair, blank, encode
 from captioner.files import write_whole
@@ -27,7 +28,7 @@ from captioner.files import write_whole
 COUNTS = {"train": 200, "dev": 20, "test": 40}
 
 World = Callable[[random.Random], Iterator[Pair]]
-"""Yields any number of pairs; the same source of randomness gives the same pairs."""
+"""Yields pairs, as many as needed; the same source of randomness gives the same pairs."""
 
 
 def sentence(text: str, source: random.Random) -> Iterator[Pair]:
@@ -168,6 +169,9 @@ WORLDS: dict[str, World] = {
     "delayed_copy": delayed_copy,
     "dictation": dictation,
     "idiom_chain": idioms.chains,
+    "translation": other_inputs.translation,
+    "telephone": other_inputs.telephone,
+    "pictures": other_inputs.pictures,
     "stream": partial(stream, PROBLEMS),
     "single_problem": partial(stream, 1),
     "sports": partial(sports, {"我": "篮球", "他": "篮球", "她": "乒乓球"}),
@@ -182,6 +186,9 @@ MORE = {
     "delayed_copy": {"train": 960, "dev": 48, "test": 48},
     "dictation": {"train": 1000},
     "idiom_chain": {"train": 2000, "test": 200},
+    "translation": {"train": 500, "test": 200},
+    "telephone": {"train": 760, "test": 200},
+    "pictures": {"train": 700, "test": 200},
     "stream": {"train": 1000},
     "single_problem": {"train": 1000},
     "second_thoughts": {"train": 400, "test": 100},

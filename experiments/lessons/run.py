@@ -18,7 +18,7 @@ from lesson import ROOT, facts_of, write_pages, write_texts
 
 LESSONS = (
     *("memorization", "frequency", "forgetting", "agreement", "idiom_chain", "delayed_copy"),
-    *("end_token", "free_running", "memory", "without_forget_gate"),
+    *("other_inputs", "end_token", "free_running", "memory", "without_forget_gate"),
 )
 
 

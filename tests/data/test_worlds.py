@@ -1,5 +1,6 @@
 """Small worlds: what is drawn, and that the encoder reads it without loss."""
 
+import random
 import re
 from collections import Counter
 from itertools import pairwise
@@ -12,6 +13,7 @@ import torch
 from captioner.checkpoints.places import anchored
 from captioner.config import compose
 from captioner.data.idioms import IDIOMS, LINKS, followers, links
+from captioner.data.other_inputs import CHINESE, RATE, tones, translate
 from captioner.data.read import read_records
 from captioner.data.records import Dataset
 from captioner.data.worlds import (
@@ -107,6 +109,47 @@ def test_each_problem_of_a_stream_has_its_answer(tmp_path) -> None:
             assert len(problems) == count
             assert all(word == answer and word in KEPT for word, _, answer in problems)
             assert max(len(ticks.split()) for _, ticks, _ in problems) <= LONGEST_WAIT
+
+
+def test_the_two_loudest_tones_of_a_key_are_those_of_the_standard() -> None:
+    for digit, tones_of_key in {"1": (697, 1209), "5": (770, 1336), "0": (941, 1336)}.items():
+        sound = tones(digit, random.Random(3))
+        loud = np.abs(np.fft.rfft(sound))
+        frequencies = np.fft.rfftfreq(len(sound), 1 / RATE)
+        for low, high, expected in ((600, 1100, tones_of_key[0]), (1100, 1600, tones_of_key[1])):
+            band = (frequencies > low) & (frequencies < high)
+            assert abs(frequencies[band][loud[band].argmax()] - expected) < 10
+
+
+def test_what_is_tested_does_not_occur_in_training(tmp_path) -> None:
+    for name in ("translation", "telephone"):
+        records = drawn(tmp_path, name).records
+        assert len({record.captions[0] for record in records}) == len(records)
+    records = drawn(tmp_path, "pictures").records
+    drawings = {open_image(record.image).tobytes() for record in records}
+    assert len(drawings) == len(records)
+
+
+def test_a_sentence_is_translated(tmp_path) -> None:
+    words = ("昨天", "老师", "在公园", "看见了", "两只", "猫")
+    assert translate(words) == "the teacher saw two cats in the park yesterday"
+    assert translate(("", "孩子", "", "画了", "一只", "鸟")) == "the child drew a bird"
+    records = drawn(tmp_path, "translation").split("test")
+    for record, image in zip(records, encoded([record.image for record in records])):
+        rows = image.argmax(0)[image.amax(0) > 0]  # of the columns that have a word
+        chinese = "".join(CHINESE[row] for row in rows.tolist())
+        assert ("昨天" in chinese) == record.captions[0].endswith("yesterday")
+        assert ("两只鸟" in chinese) == ("two birds" in record.captions[0])
+
+
+def test_the_words_of_a_drawing_are_those_of_its_pixels(tmp_path) -> None:
+    records = drawn(tmp_path, "pictures").split("test")
+    for record, image in zip(records, encoded([record.image for record in records])):
+        words = record.captions[0].split()
+        assert ("left" in words) == (image[:, 8:].max() > 0)
+        assert ("white" in words[:2]) == (image[:8, :8].max() == 1)
+        for shape, count in {"square": 49, "frame": 24, "diamond": 25, "cross": 13}.items():
+            assert (shape == words[2]) == ((image[:8, :8] > 0).sum() == count)
 
 
 def test_sentences_occur_as_often_as_the_world_says(tmp_path) -> None:
