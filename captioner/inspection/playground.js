@@ -378,11 +378,25 @@ function sentence(model, number) {
     });
     pair.append(html("span", { class: "cuts" }, ...cuts));
   }
-  const said = steps.slice(1, visible + 1).map(({ word }) => word).filter((word) => word !== "<end>").join(" ");
+  const said = written(model, steps.slice(1, visible + 1).map(({ word }) => word).filter((word) => word !== "<end>"));
   const logProb = steps.slice(1, visible + 1).reduce((sum, { logProb }) => sum + logProb, 0);
   own.replaceChildren(
     html("h3", {}, model.name, html("span", {}, ` log p ${logProb.toFixed(2)}`)),
-    html("p", { class: "caption", lang: data.language }, said || "…"), words, details(model, steps[Math.min(settings.step, visible)]));
+    html("p", { class: "caption", lang: model.language }, said || "…"), words, details(model, steps[Math.min(settings.step, visible)]));
+}
+
+// Chinese words are written together, except two that would read as one in Latin letters.
+function written(model, words) {
+  const apart = (text, word) => model.language !== "zh" || (/\w$/.test(text) && /^\w/.test(word));
+  return words.reduce((text, word) => text + (text && apart(text, word) ? " " : "") + word, "");
+}
+
+// The sentences once more, at the bottom of a narrow screen, where the sliders are far from them.
+function repeat() {
+  document.getElementById("said").replaceChildren(...models.map((model, number) => {
+    const caption = document.querySelector(`#model-${number} .caption`);
+    return html("p", { lang: model.language }, html("b", {}, `${model.name} `), caption.textContent);
+  }));
 }
 
 function toggle(number, step, state) {
@@ -436,7 +450,11 @@ function change(changes) {
     const { clamps, temperature, seed } = settings;
     return generate(model, pictures[settings.picture].inputs[number], { clamps, erased: settings.erased[number], temperature, seed });
   });
+  const focused = document.activeElement.closest?.(".model"); // its buttons are made again
+  const place = focused ? [...focused.querySelectorAll("button")].indexOf(document.activeElement) : -1;
   models.forEach(sentence);
+  if (place >= 0) focused.querySelectorAll("button")[place]?.focus();
+  repeat();
   document.getElementById("time").textContent = `${(performance.now() - started).toFixed(0)} ms`;
 }
 

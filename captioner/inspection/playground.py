@@ -60,7 +60,6 @@ def playground(
 ) -> str:
     """The HTML of the page; see ``write_playground``."""
     values = {
-        "language": "en",
         "models": [_model(one, name) for one, name in zip(captioners, names)],
         "pictures": [_picture(captioners, photo) for photo in photos],
     }
@@ -105,6 +104,7 @@ def _model(captioner: Captioner, name: str) -> dict[str, Any]:
     tensors, same = _tensors(cast(nn.Module, decoder))
     return {
         "name": name,
+        "language": "zh" if captioner.tokenizer.scored_by == "character" else "en",
         "cell": CELLS[type(cell)],
         "layers": len(decoder.recurrence.cells),
         "hidden_size": cell.hidden_size,

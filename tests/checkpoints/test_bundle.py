@@ -385,6 +385,14 @@ def test_the_bundled_model_is_the_default() -> None:
     assert "non-commercial research" in (home / bundle.CARD).read_text(encoding="utf-8")
 
 
+def test_the_chinese_bundled_model_writes_chinese() -> None:
+    data = pytest.importorskip("skimage").data
+    text = captioner.load("flickr8k_cn").caption(data.astronaut()).text
+    assert text and all("\u4e00" <= character <= "\u9fff" for character in text)
+    files = (bundle.HOME / "flickr8k_cn").iterdir()
+    assert sum(file.stat().st_size for file in files) < 8_000_000
+
+
 def test_unreadable_models_do_not_hide_the_others(home, monkeypatch, capsys) -> None:
     (Path("runs") / "locked" / "checkpoints").mkdir(parents=True)
     find = checkpoint.find

@@ -42,6 +42,14 @@ click(document.getElementById("next"));
 results.one = document.querySelector("#model-0 .caption").textContent;
 click(document.querySelectorAll("#pictures button")[1]);
 results.swapped = runs.map(words);
+const second = document.querySelectorAll("#model-0 .word")[1];
+second.focus();
+click(second);
+const active = document.activeElement;
+results.focused = active.textContent === second.textContent && active !== second;
+results.repeated = document.querySelector("#said p").textContent;
+results.chinese = written({ language: "zh" }, ["狗", "看", "nba", "3", "d"]);
+results.english = written({ language: "en" }, ["a", "dog"]);
 change({ temperature: 1, seed: 1 });
 results.samples = [0, 1, 2, 3, 4, 5, 6, 7].map((seed) => {
   change({ seed });
@@ -92,6 +100,9 @@ def test_the_page_computes_what_pytorch_computes(run, scenes, tmp_path) -> None:
     assert results["one"] == results["plain"][0][0][0][0]
     assert results["swapped"] == results["plain"][1]
     assert len(set(results["samples"])) > 1
+    assert results["focused"]
+    assert results["repeated"].startswith("LSTM ")
+    assert (results["chinese"], results["english"]) == ("狗看nba 3 d", "a dog")
 
 
 class Fake:
