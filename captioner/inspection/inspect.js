@@ -164,15 +164,17 @@ function drawNetwork() {
   for (let step = 0; step < steps; step++) {
     const x = 10 + WIDTH * step, middle = x + 36;
     const group = svg("g", { class: "step" });
+    const reads = step > 0 || trace.reads[0] === "X_0"; // otherwise the image gives the first state
     group.append(svg("rect", { class: "cell", x, y: 66, width: 72, height: 58, rx: 8 }));
     const line = (x1, y1, x2, y2, kind, number) =>
       svg("line", { x1, y1, x2, y2, class: `arrow ${kind}`, "marker-end": `url(#head${number})` });
-    group.append(line(middle, 152, middle, 126, "through", 2));
+    if (reads) group.append(line(middle, 152, middle, 126, "through", 2));
     if (step > 0) group.append(line(middle, 64, middle, 40, "through", 2));
     const text = (y, value, kind) => svg("text", { x: middle, y, "text-anchor": "middle", class: kind }, value);
     const short = (word) => (word.length > 11 ? `${word.slice(0, 10)}…` : word);
-    group.append(text(100, trace.cell.slice(0, 9), "weak"), text(168, short(trace.reads[step]), ""));
-    group.append(text(184, `x_${step}`, "weak"));
+    group.append(text(100, reads ? trace.cell.slice(0, 9) : trace.reads[0], "weak"));
+    if (reads) group.append(text(168, short(trace.reads[step]), ""));
+    if (reads) group.append(text(184, attention ? `x_${step}, image` : `x_${step}`, "weak"));
     if (step > 0) group.append(text(30, short(trace.words[step - 1]), ""), text(14, percent(trace.log_probs[step - 1]), "weak"));
     if (step + 1 < steps) {
       group.append(line(x + 72, 108, x + WIDTH - 2, 108, "", 0));
@@ -194,11 +196,7 @@ function drawNetwork() {
 function drawMemory() {
   const place = document.querySelector("#memory .scroll");
   if (!place) return [];
-  const norm = (values) => Math.sqrt(values.reduce((sum, value) => sum + value * value, 0));
-  const sizes = trace.reads.map((_, step) => ["cell.kept", "cell.written"].map((name) => {
-    const values = row(name, step);
-    return values ? norm(values) : 0;
-  }));
+  const sizes = trace.lengths[layer]; // of each step: kept and written
   const largest = Math.max(...sizes.flat(), 1e-9);
   const picture = svg("svg", { width: 64 * steps + 10, height: 190, role: "img" });
   const spoken = sizes.map(([kept, written], step) => `${label(step)}: kept ${kept.toFixed(1)}, written ${written.toFixed(1)}`);
@@ -319,8 +317,20 @@ function choose(step) {
   showGates(step);
 }
 
+// The word that depends most on the image, or that looks at one position more than any other does.
+function clearest() {
+  if (attribution) {
+    const sums = attribution.maps.map((values) => values.reduce((sum, value) => sum + value, 0));
+    return 1 + sums.indexOf(Math.max(...sums));
+  }
+  if (!attention || steps < 2) return Math.min(1, steps - 1);
+  const positions = attention.side * attention.side; // without a sentinel
+  const largest = attention.weights.map((weights, step) => (step === 0 ? 0 : Math.max(...weights.slice(0, positions))));
+  return largest.indexOf(Math.max(...largest));
+}
+
 function redraw() {
-  const step = Math.max(current, Math.min(1, steps - 1));
+  const step = current < 0 ? clearest() : current;
   sortUnits();
   paintAll();
   current = -1;

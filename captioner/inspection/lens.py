@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from captioner.api import Captioner
+from captioner.config import unknown
 from captioner.images import Picture
 from captioner.inspection.collecting import initial
 from captioner.inspection.patching import require_one
@@ -60,7 +61,15 @@ class Lens:
     vocabulary: tuple[str, ...]
 
     def top(self, state: str, step: int, count: int = 5) -> list[tuple[str, float]]:
-        """The most probable words of a state with their log probabilities, best first."""
+        """The most probable words of a state with their log probabilities, best first.
+
+        Raises:
+            ValueError: there is no such state or step.
+        """
+        if state not in self.log_probs:
+            raise unknown("state", state, self.log_probs)
+        if not 0 <= step < len(self.reads):
+            raise ValueError(f"step={step} does not exist; choose 0 to {len(self.reads) - 1}")
         values = self.log_probs[state][step]
         if np.isnan(values).any():
             return []

@@ -172,7 +172,6 @@ def _rows(trace: Trace) -> list[list[str]]:
 def _data(trace: Trace, arrows: list[str]) -> dict[str, Any]:
     shown = [site for site in GATE_TITLES if site in trace]
     sorted_by = next(s for s in ("cell.memory", "cell.hidden", "layer.hidden") if s in trace)
-    sites = [*shown, *(site for site in PARTS if site in trace)]
     return {
         "reads": trace.reads,
         "words": trace.words,
@@ -185,9 +184,19 @@ def _data(trace: Trace, arrows: list[str]) -> dict[str, Any]:
         "arrows": arrows,
         "sorted_by": sorted_by,
         "gates": [[site, *_title(site, trace)] for site in shown],
-        "sites": {site: _bytes(trace[site], gate=site in GATES) for site in sites},
+        "sites": {site: _bytes(trace[site], gate=site in GATES) for site in shown},
+        "lengths": _lengths(trace),
         "attention": _attention(trace),
     }
+
+
+def _lengths(trace: Trace) -> list[list[list[float]]]:
+    """The lengths of the two parts of the memory, [L, T + 1, 2]; 0 where there are none."""
+    if PARTS[0] not in trace:
+        return []
+    lengths = np.stack([np.linalg.norm(trace[part], axis=2) for part in PARTS], axis=2)
+    values: list[list[list[float]]] = np.nan_to_num(lengths).transpose(1, 0, 2).round(3).tolist()
+    return values
 
 
 def _title(site: str, trace: Trace) -> tuple[str, str]:

@@ -316,7 +316,7 @@ document.getElementById("reset").addEventListener("click", () => {
 const RANGES = {
   forget_gate: ["f", "forget", 0, 1, 1], input_gate: ["i", "input", 0, 1, 1], output_gate: ["o", "output", 0, 1, 1],
   reset_gate: ["r", "reset", 0, 1, 1], update_gate: ["z", "update", 0, 1, 1], candidate: ["C~", "candidate", -1, 1, 0],
-  memory: ["C", "memory", -3, 3, 0], hidden: ["h", "output", -1, 1, 0],
+  memory: ["C", "memory", -3, 3, 0], hidden: ["h", "hidden", -1, 1, 0],
 };
 const letterOf = (site, model) => (site === "candidate" && model.cell === "gru" ? "n" : RANGES[site][0]);
 const OF_CELL = {
@@ -330,11 +330,13 @@ const controls = sites.map((site) => {
   const name = `${letter}, ${meaning}`;
   const on = html("input", { type: "checkbox", id: `clamp-${site}` });
   const slider = html("input", { type: "range", min: least, max: most, step: 0.05, value: middle, "aria-label": `value of ${name}`, id: `value-${site}` });
-  const unit = html("input", { type: "number", min: 0, max: Math.max(...models.map((m) => m.hidden_size)) - 1, placeholder: "all", "aria-label": `unit of ${name}; empty: all` });
+  const last = Math.max(...models.map((m) => m.hidden_size)) - 1;
+  const unit = html("input", { type: "number", min: 0, max: last, placeholder: "all", "aria-label": `unit of ${name}; empty: all` });
   const shown = html("output", { for: slider.id });
   const apply = () => {
     const clamps = { ...settings.clamps };
     delete clamps[site];
+    if (unit.value !== "") unit.value = Math.min(last, Math.max(0, Math.round(Number(unit.value))));
     if (on.checked) clamps[site] = { value: Number(slider.value), unit: unit.value === "" ? null : Number(unit.value) };
     shown.textContent = on.checked ? Number(slider.value).toFixed(2) : "free";
     change({ clamps });

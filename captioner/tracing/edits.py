@@ -40,16 +40,16 @@ class Edit:
         site: its name.
         step: the number of a step ≥ 0, or several; None: all.
         layer: the number of a layer ≥ 0; None: all. Ignored by sites without layers.
-        units: indices of the last dimension; None: all.
+        units: an index of the last dimension, or several; None: all.
 
     Raises:
-        ValueError: a number below 0.
+        ValueError: a number below 0, or a gate that is set to a value outside 0 to 1.
     """
 
     site: str
     step: int | Sequence[int] | None = field(default=None, kw_only=True)
     layer: int | None = field(default=None, kw_only=True)
-    units: Sequence[int] | None = field(default=None, kw_only=True)
+    units: int | Sequence[int] | None = field(default=None, kw_only=True)
 
     kind: ClassVar[str]
 
@@ -80,12 +80,13 @@ class Edit:
         Raises:
             ValueError: units that the site does not have, or a value that does not fit it.
         """
-        if self.units and max(self.units) >= value.shape[-1]:
+        chosen = [self.units] if isinstance(self.units, int) else self.units
+        if chosen and max(chosen) >= value.shape[-1]:
             raise ValueError(
-                f"units={list(self.units)} of an edit of {self.site} are not accepted; it has "
+                f"units={list(chosen)} of an edit of {self.site} are not accepted; it has "
                 f"units 0 to {value.shape[-1] - 1}"
             )
-        units: Any = slice(None) if self.units is None else list(self.units)
+        units: Any = slice(None) if chosen is None else list(chosen)
         changed = value.clone()
         try:
             changed[..., units] = self.become(
@@ -115,6 +116,12 @@ class Set(Edit):
 
     value: float | Sequence[float]
     kind = "set"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        values = self.value if isinstance(self.value, Sequence) else [self.value]
+        if self.site.endswith("gate") and not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"{self.site}={self.value} is not accepted; a gate is between 0 and 1")
 
     def become(self, value: Tensor, other: Tensor | None) -> Tensor:
         return value.new_tensor(self.value).expand_as(value)
@@ -214,6 +221,26 @@ def from_dict(values: Mapping[str, Any]) -> AnyEdit:
     except TypeError:
         names = ", ".join(f.name for f in fields(EDITS[name]))
         raise ValueError(f"edit {dict(values)} is not accepted; {name} has {names}") from None
+
+
+def as_text(values: Mapping[str, Any]) -> str:
+    """The plain data of an edit as ``parse`` reads it."""
+    if values["edit"] == Reset.kind:
+        return f"reset={values['every']}"
+    places = {name: values.get(name) for name in ("units", "layer", "step")}
+    listed = {
+        name: ",".join(map(str, place)) if isinstance(place, (list, tuple)) else str(place)
+        for name, place in places.items()
+        if place is not None
+    }
+    place = values["site"] + (f"[{listed['units']}]" if "units" in listed else "")
+    place += f"/{listed['layer']}" if "layer" in listed else ""
+    place += f"@{listed['step']}" if "step" in listed else ""
+    if values["edit"] == Swap.kind:
+        return f"{place}=from:{values['from_image']}"
+    value = values.get("value", 0)
+    numbers = ",".join(f"{n:g}" for n in (value if isinstance(value, Sequence) else [value]))
+    return f"{place}{'+=' if values['edit'] == Add.kind else '='}{numbers}"
 
 
 _TEXT = re.compile(

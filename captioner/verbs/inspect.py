@@ -69,13 +69,18 @@ def run(argv: Sequence[str]) -> int:
 
 def _show_trace(captioner: Captioner, options: argparse.Namespace, decoding: Any) -> int:
     """Trace the caption; save it, and print it or write its page."""
+    from captioner.tracing.edits import as_text
+
     photo, edits = options.photos[0], _edits(options)
     if options.equations:
         decoding.setdefault("precision", "fp32")
     trace = captioner.trace(photo, edits=edits, hypotheses=options.hypotheses, **decoding)
     for edit in trace.unapplied:
-        values = " ".join(f"{name}={value}" for name, value in edit.items())
-        print(f"captioner: note: no step of the caption has the edit {values}", file=sys.stderr)
+        print(
+            f"captioner: note: --edit {as_text(edit)} has no effect: the caption has the steps 0 "
+            f"to {len(trace.words)}",
+            file=sys.stderr,
+        )
     if options.save:
         made = new_folder(options.save)
         print(wrote(trace.save(options.save), made), file=sys.stderr)

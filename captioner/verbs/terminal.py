@@ -200,18 +200,23 @@ def require_output(
 
     Args:
         path: of the file to write; None: nothing is written.
-        suffixes: that an existing file may have to be replaced, in lower case.
+        suffixes: that the file may have, in lower case; with TEXTS a new file may have any.
         inputs: files that the command reads.
 
     Raises:
-        ValueError: the file is one of the inputs, or exists with another suffix.
+        ValueError: the file is one of the inputs, or has another suffix.
     """
-    if path is None or not Path(path).is_file():
+    if path is None or (Path(path).exists() and not Path(path).is_file()):
+        return
+    names = ", ".join(suffix for suffix in suffixes if suffix)
+    fits = Path(path).suffix.lower() in suffixes
+    if not Path(path).exists():
+        if not fits and suffixes is not TEXTS:
+            raise ValueError(f"{path} would not be a file of this kind; choose a name with {names}")
         return
     if any(Path(given).exists() and os.path.samefile(path, given) for given in inputs):
         raise ValueError(f"{path} is read by this command; write to another file")
-    if Path(path).suffix.lower() not in suffixes:
-        names = ", ".join(suffix for suffix in suffixes if suffix)
+    if not fits:
         raise ValueError(
             f"{path} exists, and only a file that ends in {names} would be replaced; choose "
             "another name"

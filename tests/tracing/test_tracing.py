@@ -25,6 +25,7 @@ from captioner.tracing.edits import (
     Set,
     Swap,
     Zero,
+    as_text,
     from_dict,
     parse,
     require_edits,
@@ -300,6 +301,7 @@ def test_an_edit_of_a_later_step_is_named() -> None:
 )  # fmt: skip
 def test_edits_are_read_from_text_and_from_json(text: str, edit: AnyEdit) -> None:
     assert parse(text) == edit
+    assert parse(as_text(edit.as_dict())) == edit
     plain = edit.as_dict()
     again = from_dict(plain)
     assert again.as_dict() == plain
@@ -314,6 +316,20 @@ def test_texts_that_are_no_edit_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write|not accepted") as error:
         parse(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, [0.5, 7.0], float("nan")])
+def test_a_gate_is_set_between_0_and_1(value: Any) -> None:
+    with pytest.raises(ValueError, match="cell.forget_gate=.* a gate is between 0"):
+        Set("cell.forget_gate", value)
+
+
+def test_one_unit_may_be_given_as_a_number() -> None:
+    decoder = model("show_tell x0 lstm ")
+    one = trace(decoder, options(), [Zero("cell.memory", units=3)])
+    same = trace(decoder, options(), [Zero("cell.memory", units=[3])])
+    assert (one["cell.memory"][..., 3] == 0).all()
+    assert one.log_probs == same.log_probs
 
 
 @pytest.mark.parametrize(
