@@ -187,7 +187,9 @@ function drawNetwork() {
     group.addEventListener("click", () => choose(step));
     picture.append(group);
   }
-  document.querySelector("#network .scroll").append(picture);
+  const box = document.querySelector("#network .scroll");
+  box.append(picture);
+  if (box.scrollWidth > box.clientWidth) box.after(html("p", { class: "note" }, "Scroll to the right for the other words."));
   return [...picture.querySelectorAll(".step")];
 }
 
@@ -325,7 +327,8 @@ function clearest() {
   }
   if (!attention || steps < 2) return Math.min(1, steps - 1);
   const positions = attention.side * attention.side; // without a sentinel
-  const largest = attention.weights.map((weights, step) => (step === 0 ? 0 : Math.max(...weights.slice(0, positions))));
+  const open = (step) => attention.gate?.[step] ?? 1; // how much of what it looks at enters
+  const largest = attention.weights.map((weights, step) => (step === 0 ? 0 : open(step) * Math.max(...weights.slice(0, positions))));
   return largest.indexOf(Math.max(...largest));
 }
 

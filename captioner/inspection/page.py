@@ -132,6 +132,8 @@ def _arrows_text(trace: Trace, arrows: list[str]) -> str:
     image = (
         "The image is the first input, X_0"
         if trace.reads[0] == "X_0"
+        else "The image gives the first state, and each step looks at it again"
+        if "attention.weights" in trace
         else "The image is there before the first word"
     )
     passed = (

@@ -134,14 +134,27 @@ document.body.append(place);
 """
 
 
+def gate(found: Trace) -> np.ndarray | float:
+    """How much of the context enters at each step."""
+    return found["attention.gate"][1:] if "attention.gate" in found else 1.0
+
+
 @needs_browser
-@pytest.mark.parametrize("variant", ["adaptive lstm additive sentinel", "show_tell x0 gru "])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "show_attend_tell lstm additive deep_output",
+        "adaptive lstm additive sentinel",
+        "show_tell x0 gru ",
+    ],
+)
 def test_words_are_chosen_by_mouse_and_keyboard(variant: str, tmp_path) -> None:
     found = trace(model(variant), options(min_length=4))
     results = in_browser(page(found, None), SCRIPT, tmp_path)
     clearest = 0
     if "attention.weights" in found:
-        clearest = int(found["attention.weights"][1:, :P].max(axis=1).argmax())
+        weights = found["attention.weights"][1:, :P].max(axis=1)
+        clearest = int((weights * gate(found)).argmax())
     assert results["first"]["pressed"] == found.words[clearest]
     for name, step in (("hovered", 2), ("right", 3)):
         seen = results[name]
@@ -155,7 +168,7 @@ def test_words_are_chosen_by_mouse_and_keyboard(variant: str, tmp_path) -> None:
         assert first == pytest.approx(found[site][step].mean(), abs=0.01)
     attends = "attention.weights" in found
     assert results["hovered"]["map"] is attends
-    assert ("sentinel" in results["hovered"]["looks"]) is attends
+    assert ("sentinel" in results["hovered"]["looks"]) is ("sentinel" in variant)
     assert results["home"]["pressed"] == found.reads[0]
     assert not results["home"]["map"]
     state = found["cell.memory" if "lstm" in variant else "cell.hidden"][:, -1]
