@@ -6,6 +6,7 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
+from captioner.progress import progress_bar
 from captioner.verbs.printing import print_rows
 from captioner.verbs.terminal import print_json
 
@@ -53,7 +54,11 @@ def print_attribution(captioner: Captioner, options: argparse.Namespace, decodin
         rather_than=options.rather_than,
     )
     vocabulary = captioner.tokenizer.vocabulary
-    found = [attribute(question, options.attribute, vocabulary) for question in questions]
+    found = []
+    with progress_bar("attributing", len(questions), unit="words") as advance:
+        for question in questions:
+            found.append(attribute(question, options.attribute, vocabulary))
+            advance(1)
     if options.word is None:
         if options.json:
             return print_json([attribution.as_dict() for attribution in found])

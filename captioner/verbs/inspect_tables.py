@@ -33,7 +33,8 @@ def print_trace(trace: Trace, plain: Trace | None) -> None:
             for step, read in enumerate(hypothesis.reads)
         ]
         headings = ["step", "reads", *summary_headings(hypothesis)]
-        print_rows(rows, headings, right=[0, *range(2, len(headings))])
+        if len(headings) > 2:  # an ensemble has no gates of its own
+            print_rows(rows, headings, right=[0, *range(2, len(headings))])
 
 
 _WORD_HEADINGS = ("step", "reads", "gives", "p", "p(<end>)", "alternatives")
