@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,48 @@ def equations(
     if write is None:
         raise ValueError(f"the equations of {type(cell).__name__} are not known")
     return write(_Unit(cell, trace, step, unit, layer))
+
+
+def word_equations(
+    trace: Trace, decoder: Decoder, words: Sequence[str], *, step: int
+) -> list[Equation]:
+    """From the output layer to the probability of the word that a step gives.
+
+    Args:
+        trace, decoder: as for ``equations``.
+        words: of the vocabulary.
+        step: 1 reads <start>; step 0 gives no word.
+
+    Returns:
+        the logit of the word, and its softmax; empty for step 0. The input of the output layer is
+        h, or u if the decoder changes h before.
+    """
+    if step == 0:
+        return []
+    word, hidden = trace.words[step - 1], torch.from_numpy(trace["output.hidden"][step]).double()
+    logits = torch.from_numpy(trace["output.logits"][step]).double()
+    layer: Any = decoder.output
+    token = words.index(word)
+    of_hidden = float(layer.weight[token].detach().double() @ hidden)
+    bias = float(layer.bias[token].detach())
+    state = trace.sites.get("cell.hidden")
+    same = state is not None and np.array_equal(state[step, -1], trace["output.hidden"][step])
+    name = f"{'h' if same else 'u'}_{step}"
+    logit, total = float(logits[token]), float(logits.logsumexp(0))
+    return [
+        Equation(
+            f"l_{step}({word})",
+            f"w_{word} {name} + b_{word}",
+            (_sum([of_hidden, bias]),),
+            logit,
+        ),
+        Equation(
+            f"p_{step}({word})",
+            f"exp(l_{step}({word})) / Σ exp(l_{step})",
+            (f"exp({_number(logit)}) / exp({_number(total)})",),
+            math.exp(logit - total),
+        ),
+    ]
 
 
 class _Unit:

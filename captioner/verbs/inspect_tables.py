@@ -75,11 +75,13 @@ def print_sites(captioner: Captioner) -> int:
 
 
 def print_equations(captioner: Captioner, trace: Trace, options: argparse.Namespace) -> int:
-    from captioner.inspection.equations import equations
+    from captioner.inspection.equations import equations, word_equations
 
     given = {name: getattr(options, name) for name in PLACE}
     place = {n: PLACE[n] if value is None else value for n, value in given.items()}
-    lines = equations(trace, captioner.model.decoder, **place)
+    decoder, known = captioner.model.decoder, captioner.tokenizer.vocabulary.words
+    lines = equations(trace, decoder, **place)
+    lines += word_equations(trace, decoder, known, step=place["step"])
     if options.json:
         return print_json([{"left": e.left, "right": e.right, "numbers": list(e.numbers),
                             "value": e.value} for e in lines])  # fmt: skip

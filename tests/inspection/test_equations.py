@@ -4,11 +4,12 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 from support.decoders import H
-from support.traced import model, options, trace
+from support.traced import model, options, tokenizer, trace
 
-from captioner.inspection.equations import Equation, equations
+from captioner.inspection.equations import Equation, equations, word_equations
 from captioner.models.recurrence.table import CELLS
 
 FUNCTIONS: dict[str, Any] = {
@@ -50,6 +51,26 @@ def test_what_else_enters_the_cell_is_in_the_sum(name: str) -> None:
         assert value_of(equation.numbers[0]) == pytest.approx(equation.value, abs=4e-4)
     with pytest.raises(ValueError, match="step=0 is not accepted; choose 1 to"):
         equations(found, one.decoder, step=0, unit=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [("show_tell x0 lstm ", "h_2"), ("show_tell x0 gru tied", "u_2"), ("adaptive rnn dot ", "u_2")],
+)
+def test_the_word_follows_from_the_output_layer(name: str, reads: str) -> None:
+    one = model(name)
+    found = trace(one, options(min_length=3))
+    words = tokenizer().vocabulary.words
+    logit, probability = word_equations(found, one.decoder, words, step=2)
+    word = found.words[1]
+    assert logit.right == f"w_{word} {reads} + b_{word}"
+    assert value_of(logit.numbers[0]) == pytest.approx(logit.value, abs=2e-4)
+    logits = found["output.logits"][2]
+    assert logit.value == pytest.approx(logits[words.index(word)], abs=1e-5)
+    softmax = np.exp(logits) / np.exp(logits).sum()
+    assert probability.value == pytest.approx(softmax[words.index(word)], abs=1e-5)
+    assert probability.value == pytest.approx(math.exp(found.log_probs[1]), abs=1e-5)
+    assert word_equations(found, one.decoder, words, step=0) == []
 
 
 def test_the_lstm_is_that_of_the_textbook() -> None:
