@@ -32,7 +32,7 @@ def test_bash_completes_verbs_flags_paths_models_groups_and_values(capsys, tmp_p
         "captioner caption --length-r": ["--length-rule"],
         "captioner caption --model ru": ["runs/", "runs/nic"],
         "captioner caption 'my photos/": ["my photos/a.jpg"],
-        "captioner evaluate flic": ["flickr8k"],
+        "captioner evaluate flic": ["flickr8k", "flickr8k_cn"],
         "captioner evaluate flickr8k --split ": ["dev", "test", "train"],
         "captioner compare runs/nic --split t": ["test", "train"],
         "captioner score x.csv --metrics bleu,c": ["bleu,cider", "bleu,cider-d", "bleu,clip"],
@@ -72,7 +72,7 @@ def test_zsh_accepts_it_without_compinit(capsys) -> None:
     [
         ("captioner mod", [f"models:{VERBS['models']}"]),
         ("captioner models ", ["list", "export"]),
-        ("captioner models export ", ["flickr8k", "mine/"]),
+        ("captioner models export ", ["flickr8k", "flickr8k_cn", "mine/"]),
         ("captioner models export flickr8k ", ["mine/"]),
         ("captioner models export flickr8k mine ", ["decoding=", "decoding."]),
         ("captioner models --runs mine ", ["list", "export"]),
