@@ -387,10 +387,11 @@ function sentence(model, number) {
     html("p", { class: "caption", lang: model.language }, said || "…"), words, details(model, steps[Math.min(settings.step, visible)]));
 }
 
-// Chinese words are written together, except two that would read as one in Latin letters.
+// Characters are written together, except two tokens that would read as one in Latin letters; ▁ is a space.
 function written(model, words) {
-  const apart = (text, word) => model.language !== "zh" || (/\w$/.test(text) && /^\w/.test(word));
-  return words.reduce((text, word) => text + (text && apart(text, word) ? " " : "") + word, "");
+  const apart = (text, word) => !model.joined || (/\w$/.test(text) && /^\w/.test(word));
+  const text = words.reduce((text, word) => text + (text && apart(text, word) ? " " : "") + word, "");
+  return model.joined ? text.replaceAll("▁", " ") : text;
 }
 
 // The sentences once more, at the bottom of a narrow screen, where the sliders are far from them.

@@ -26,6 +26,7 @@ from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.features import Features
 from captioner.models.recurrence.cells import GRU, LSTM, RNN, Cell
 from captioner.report.page import rendered
+from captioner.report.view import detect_language
 
 CELLS: Mapping[type[Cell], str] = {RNN: "rnn", GRU: "gru", LSTM: "lstm"}
 """The cells that ``playground.js`` computes."""
@@ -104,7 +105,8 @@ def _model(captioner: Captioner, name: str) -> dict[str, Any]:
     tensors, same = _tensors(cast(nn.Module, decoder))
     return {
         "name": name,
-        "language": "zh" if captioner.tokenizer.scored_by == "character" else "en",
+        "language": detect_language("".join(vocabulary.ordinary)) or "en",
+        "joined": captioner.tokenizer.scored_by == "character",
         "cell": CELLS[type(cell)],
         "layers": len(decoder.recurrence.cells),
         "hidden_size": cell.hidden_size,

@@ -15,6 +15,7 @@ from support.traced import model, options, tokenizer
 
 import captioner
 from captioner.inspection.playground import encode_tensor, playground
+from captioner.tokenizers import SPACE, CharacterTokenizer
 from captioner.tracing.edits import AnyEdit, Set, Zero
 
 SCRIPT = """
@@ -48,8 +49,9 @@ click(second);
 const active = document.activeElement;
 results.focused = active.textContent === second.textContent && active !== second;
 results.repeated = document.querySelector("#said p").textContent;
-results.chinese = written({ language: "zh" }, ["狗", "看", "nba", "3", "d"]);
-results.english = written({ language: "en" }, ["a", "dog"]);
+results.chinese = written({ joined: true }, ["狗", "看", "nba", "3", "d"]);
+results.hindi = written({ joined: true }, ["ए", "क", "▁", "आ"]);
+results.english = written({ joined: false }, ["a", "dog"]);
 change({ temperature: 1, seed: 1 });
 results.samples = [0, 1, 2, 3, 4, 5, 6, 7].map((seed) => {
   change({ seed });
@@ -102,6 +104,7 @@ def test_the_page_computes_what_pytorch_computes(run, scenes, tmp_path) -> None:
     assert len(set(results["samples"])) > 1
     assert results["focused"]
     assert results["repeated"].startswith("LSTM ")
+    assert results["hindi"] == CharacterTokenizer.join(["ए", "क", SPACE, "आ"])
     assert (results["chinese"], results["english"]) == ("狗看nba 3 d", "a dog")
 
 
