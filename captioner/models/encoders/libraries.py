@@ -78,6 +78,7 @@ class BundledEncoder(Encoder):
         """Load the weights from the installed packages."""
         for part, name in zip(_parts(self.backbone), self.network.split("+"), strict=True):
             fill(part, name)
+        self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
         """Compute the features of one network, or of several."""
