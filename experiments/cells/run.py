@@ -8,7 +8,8 @@ Each cell is trained on the drawn scenes or on Flickr8k, matched with the LSTM i
 hidden size, and by the number of parameters of the decoder (the hidden size that comes nearest).
 Finished runs are not repeated and interrupted ones are resumed. Then all runs are evaluated,
 compared with the LSTM, and their gradient flow is measured (captioner.inspection.gradients).
-DATA.json, the tables of README.md and DATA.png in this folder are written from the runs.
+DATA.json, the tables of README.md, DATA.png (all cells) and DATA-each.png (a panel each) in this
+folder are written from the runs.
 """
 
 from __future__ import annotations
