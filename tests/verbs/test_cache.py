@@ -21,7 +21,7 @@ from captioner.models.encoders.libraries import build_encoder
 def encoder():
     torch.manual_seed(0)
     return build_encoder(
-        library="bundled", network="efficientnet_lite0", image_size=32, stage=2, initialise=False
+        library="bundled", network="efficientnet_lite0", image_size=32, stage=2, pretrained=False
     )
 
 

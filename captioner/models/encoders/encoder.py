@@ -53,7 +53,8 @@ class Encoder(nn.Module):
         gradient_checkpointing: when the network is trained, store only the images, and compute the
             feature maps of AT_ONCE images again in the backward pass (Chen et al., 2016): less
             memory, one more forward pass.
-        initialise: load pretrained weights; False if a checkpoint replaces them.
+        initialise: load pretrained weights; False if `fill` or a checkpoint sets all of them: until
+            then those of a bundled network have no values.
 
     Raises:
         ValueError: the network is not known, its weights cannot be loaded, or S does not fit it.
