@@ -69,7 +69,7 @@ DATA = {
             "experiment=flickr8k_quick",
             "decoder.hidden_size=256",
             "decoder.embedding_size=256",
-            "trainer.max_epochs=5",
+            "trainer.max_epochs=3",
         ),
         "dev",
         2543,
@@ -114,8 +114,9 @@ def _parser() -> argparse.ArgumentParser:
 def _made(options: argparse.Namespace) -> dict[str, Any]:
     git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+    arguments = " ".join(sys.argv[1:]).replace(str(Path.home()), "~")
     return {
-        "command": "python experiments/cells/run.py " + " ".join(sys.argv[1:]),
+        "command": f"python experiments/cells/run.py {arguments}",
         "commit": commit,
         "version": captioner.__version__,
         "torch": torch.__version__,
