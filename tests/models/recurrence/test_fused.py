@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from captioner.data.batches import pad
 from captioner.models.packing import IGNORED, Packing
 from captioner.models.recurrence.cells import GRU, RNN
-from captioner.models.recurrence.fused import LOOPS, _tanh_
+from captioner.models.recurrence.loops import LOOPS, _tanh_
 from captioner.models.recurrence.table import CELLS
 from captioner.models.recurrence.unroll import Recurrence
 from captioner.tokenizers import build_tokenizer
