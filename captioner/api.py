@@ -33,8 +33,8 @@ from captioner.models.features import Features
 from captioner.models.precision import resolve, stored
 from captioner.models.snapshot import Snapshot
 from captioner.tokenizers import Tokenizer
+from captioner.tracing.editing import number_swaps
 from captioner.tracing.edits import AnyEdit, require_edits
-from captioner.tracing.recording import number_swaps
 from captioner.tracing.trace import Trace
 from captioner.tracing.tracing import Traced, trace_generation, trace_reading
 from captioner.transforms import stack_pixels

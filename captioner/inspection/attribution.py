@@ -27,11 +27,11 @@ from captioner.api import Captioner
 from captioner.config import unknown
 from captioner.generation import known_tokens
 from captioner.images import Picture
-from captioner.inspection.patching import require_one
+from captioner.inspection.patching import features_of, require_one, with_features
 from captioner.inspection.reading import Inputs, Reading, in_float64
 from captioner.inspection.relevance import SignalTakesAll
-from captioner.models.features import Features
 from captioner.tokenizers import END, Vocabulary
+from captioner.tracing.edits import AnyEdit
 from captioner.tracing.trace import Trace
 
 POINTS = 64
@@ -181,22 +181,27 @@ def readings(
     words: Sequence[int] | None = None,
     rather_than: str | None = None,
     score: str = DEFAULT_SCORE,
+    edits: Sequence[AnyEdit] = (),
 ) -> list[Reading]:
     """The words of a traced caption, each as a function of what was read before it.
 
     Args:
         captioner: one model.
         image: that was traced.
-        trace: without edits.
+        trace: made with the same edits.
         words: their numbers, 1 is the first; None: all, <end> included.
         rather_than: a word to compare each of them with.
         score: "log_prob" or "logit" of the word.
+        edits: changes of values, which every evaluation of f applies.
 
     Raises:
         ValueError: a number that the caption does not have; a word that the model does not know; an
-            ensemble; features from which nothing can be attributed.
+            ensemble; features from which nothing can be attributed; edits that are not those of
+            the trace, or that replace what is attributed.
     """
     require_one(captioner)
+    if tuple(edit.as_dict() for edit in edits) != trace.edits:
+        raise ValueError("the trace was made with other edits; give the same to both")
     vocabulary = captioner.tokenizer.vocabulary
     tokens = [vocabulary.end if w == END else vocabulary.id(w) for w in trace.words]
     for number in words or ():
@@ -204,19 +209,20 @@ def readings(
             raise ValueError(
                 f"word={number} is not accepted; the caption has words 1 to {len(tokens)}"
             )
-    other = None
-    if rather_than is not None:
-        other, *more = known_tokens("rather_than", rather_than, captioner.tokenizer)
-        if more:
-            raise ValueError(f"rather_than={rather_than!r} has several words; give one")
+    other = None if rather_than is None else _one_word(captioner, rather_than)
     decoder = in_float64(captioner.model.decoder)
-    device = next(decoder.parameters()).device
-    [features] = captioner.encode([captioner.prepare(image)])
-    features = features.to(device)
-    grid = None if features.grid is None else features.grid.double()
-    features = Features(features.pooled.double(), grid)
+    weight = next(decoder.parameters())
+    features = features_of(captioner, image, weight)
+    changes = with_features(captioner, edits, weight)
     read = (vocabulary.start, *tokens)
     return [
-        Reading(decoder, features, read[:number], tokens[number - 1], other, score)
+        Reading(decoder, features, read[:number], tokens[number - 1], other, score, edits=changes)
         for number in (words or range(1, len(tokens) + 1))
     ]
+
+
+def _one_word(captioner: Captioner, rather_than: str) -> int:
+    token, *more = known_tokens("rather_than", rather_than, captioner.tokenizer)
+    if more:
+        raise ValueError(f"rather_than={rather_than!r} has several words; give one")
+    return token

@@ -13,12 +13,15 @@ With the real o_t the lens of C_t would be that of h_t, which is o_t * tanh(C_t)
 another output (a normalized C_t, or no tanh) is read through its own. Where the h_t of this step is
 also the query of the attention (``adaptive``), the context is that of the replaced h_t.
 
+With edits, the states are those of the edited run, and edits of what leads from the state to the
+word apply to the reading as well. An edit of h_t does not apply to the reading of C_t.
+
 Step 0, which gives no word, is read by the output layer of step 1. All is computed in float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +33,12 @@ from captioner.api import Captioner
 from captioner.config import unknown
 from captioner.images import Picture
 from captioner.inspection.collecting import initial
-from captioner.inspection.patching import require_one
+from captioner.inspection.patching import features_of, require_one, with_features
 from captioner.models.decoders.decoder import Decoder, State
 from captioner.models.features import Features
 from captioner.models.sites import Observe
+from captioner.tracing.editing import EditedSteps, edited
+from captioner.tracing.edits import AnyEdit
 
 SITES = {"h": "cell.hidden", "C": "cell.memory", "x": "layer.hidden"}
 
@@ -52,6 +57,7 @@ class Lens:
         log_probs: for each state ("h", "C", "x"; with several layers "h/0", "h/1", ...) those of
             all words at each step, [T + 1, V]; NaN where there is no state.
         vocabulary: the V words.
+        unapplied: edits that changed nothing, because the caption does not have their steps.
     """
 
     text: str
@@ -59,6 +65,7 @@ class Lens:
     words: tuple[str, ...]
     log_probs: dict[str, np.ndarray]
     vocabulary: tuple[str, ...]
+    unapplied: tuple[Mapping[str, Any], ...] = ()
 
     def top(self, state: str, step: int, count: int = 5) -> list[tuple[str, float]]:
         """The most probable words of a state with their log probabilities, best first.
@@ -91,7 +98,12 @@ class Lens:
 
 
 def lens(
-    captioner: Captioner, image: Picture, *, caption: str | None = None, **options: Any
+    captioner: Captioner,
+    image: Picture,
+    *,
+    caption: str | None = None,
+    edits: Sequence[AnyEdit] = (),
+    **options: Any,
 ) -> Lens:
     """Send every state of a caption to the output layer.
 
@@ -99,23 +111,27 @@ def lens(
         captioner: one model.
         image: as for ``Captioner.caption``.
         caption: read this caption instead of the one that the model generates.
+        edits: changes of values on the way (``captioner.tracing.edits``).
         options: any of DecodingOptions.
 
     Raises:
         FileNotFoundError, ValueError: as ``Captioner.trace``; or an ensemble.
     """
     require_one(captioner)
-    trace = captioner.trace(image, caption=caption, **options)
+    trace = captioner.trace(image, caption=caption, edits=edits, **options)
     words = captioner.tokenizer.vocabulary
     read = [words.start, *map(words.id, trace.words[:-1])]
-    [features] = captioner.encode([captioner.prepare(image)])
-    found = state_log_probs(captioner.model.decoder, features.to(captioner.device), read)
-    return Lens(trace.text, trace.reads, trace.words, found, tuple(words.words))
+    decoder = captioner.model.decoder
+    weight = next(decoder.parameters())
+    changes = with_features(captioner, edits, weight)
+    found = state_log_probs(decoder, features_of(captioner, image, weight), read, changes)
+    known = tuple(words.words)
+    return Lens(trace.text, trace.reads, trace.words, found, known, trace.unapplied)
 
 
 @torch.inference_mode()
 def state_log_probs(
-    decoder: Decoder, features: Features, read: Sequence[int]
+    decoder: Decoder, features: Features, read: Sequence[int], edits: Sequence[AnyEdit] = ()
 ) -> dict[str, np.ndarray]:
     """What each state would give, after the image and after each token.
 
@@ -123,6 +139,7 @@ def state_log_probs(
         decoder: in evaluation mode, with one of SITES.
         features: of the image, one row.
         read: tokens, <start> first, T of them.
+        edits: changes of values; in a Swap, the other image is given as Features.
 
     Returns:
         as ``Lens.log_probs``.
@@ -131,22 +148,23 @@ def state_log_probs(
         ValueError: a decoder that shows none of SITES.
     """
     values: list[Values] = [{}]
-    state = decoder.start(features, _recording(values[0]))
+    steps = edited(decoder, edits)
+    state = steps.start(features, _recording(values[0]))
     values[0] = {**initial(state), **values[0]}
     before: list[tuple[Tensor, State]] = []  # of each step: the token, and the state that it reads
-    for token in read:
+    for number, token in enumerate(read, start=1):
         values.append({})
         before.append((torch.tensor([token], device=features.pooled.device), state))
-        _, state = decoder.step(*before[-1], _recording(values[-1]))
+        _, state = steps.step(*before[-1], number, _recording(values[-1]))
     places = _places(decoder, values[-1])
     last = max(layer for _, layer in places)
-    size = len(_read(decoder, before[0], {}, last))
+    size = len(_read(steps, before, 1, {}, last))
     found = {name: np.full((len(values), size), np.nan, np.float32) for name in _names(places)}
     for (site, layer), rows in zip(places, found.values()):
         for step, of_step in enumerate(values):
             if (site, layer) in of_step:
                 replaced = {site: of_step[site, layer]}
-                rows[step] = _read(decoder, before[max(step, 1) - 1], replaced, last).cpu().numpy()
+                rows[step] = _read(steps, before, max(step, 1), replaced, last).cpu().numpy()
     return found
 
 
@@ -175,7 +193,11 @@ def _names(places: Sequence[tuple[str, int]]) -> list[str]:
 
 
 def _read(
-    decoder: Decoder, before: tuple[Tensor, State], replaced: dict[str, Tensor], last: int
+    steps: EditedSteps,
+    before: Sequence[tuple[Tensor, State]],
+    number: int,
+    replaced: dict[str, Tensor],
+    last: int,
 ) -> Tensor:
     """The log probabilities of a step in which values of the last layer are replaced, [V]."""
 
@@ -186,5 +208,7 @@ def _read(
             return torch.ones_like(value)
         return replaced.get(site, value)
 
-    logits, _ = decoder.step(*before, observe)
+    if SITES["C"] in replaced:
+        steps = steps.without("cell.hidden")
+    logits, _ = steps.step(*before[number - 1], number, observe)
     return torch.log_softmax(logits[0].to(torch.promote_types(logits.dtype, torch.float32)), dim=0)

@@ -16,16 +16,18 @@ image, whose standardized feature is 0:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from captioner.api import Captioner
 from captioner.images import Picture
 from captioner.models.decoders.decoder import Decoder
 from captioner.models.decoders.standardize import Standardize
 from captioner.models.features import Features
+from captioner.tracing.editing import number_swaps
 from captioner.tracing.edits import AnyEdit, Swap
 from captioner.tracing.trace import Trace
 
@@ -163,6 +165,24 @@ def _reading(
         return captioner.trace(image, caption=caption, edits=edits, **options)
 
     return read([]), read
+
+
+def features_of(captioner: Captioner, image: Any, like: Tensor) -> Features:
+    """The features of an image, on the device and in the type of a tensor."""
+    if not isinstance(image, Features):
+        [image] = captioner.encode([captioner.prepare(image)])
+    grid = None if image.grid is None else image.grid.to(like)
+    return Features(image.pooled.to(like), grid)
+
+
+def with_features(captioner: Captioner, edits: Sequence[AnyEdit], like: Tensor) -> list[AnyEdit]:
+    """The edits, in which each other image is given by its features (``features_of``)."""
+    images, numbers = number_swaps(edits)
+    features = [features_of(captioner, image, like) for image in images]
+    return [
+        replace(edit, from_image=features[number or 0]) if isinstance(edit, Swap) else edit
+        for edit, number in zip(edits, numbers)
+    ]
 
 
 def require_one(captioner: Captioner) -> None:

@@ -10,7 +10,9 @@ function of the grid if this feature is the mean of the grid.
 What is absent is replaced by a baseline: a position by the mean image of the decoder's training
 images (``patching.mean_features``), a word by the mean of all word vectors, or by 0.
 
-All is computed in float64, by the steps of the decoder as they are.
+All is computed in float64, by the steps of the decoder as they are. With edits, f is the score in
+the edited run: every evaluation and every gradient of f applies them, and so does the baseline. A
+value that an edit has set is a constant: nothing reaches the word through it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from captioner.config import unknown
 from captioner.inspection.patching import mean_features
 from captioner.models.decoders.decoder import Decoder, State
 from captioner.models.features import Features
-from captioner.models.sites import unobserved
+from captioner.tracing.editing import edited
+from captioner.tracing.edits import Add, AnyEdit, Edit
 
 SCORES = ("log_prob", "logit")
 WORD_BASELINES = ("mean", "zero")
@@ -52,6 +55,9 @@ class Inputs(NamedTuple):
 
 class Rule:
     """How the decoder is read; this one changes nothing (``relevance.py`` has another)."""
+
+    def require(self, edits: Sequence[AnyEdit]) -> None:
+        """Raise a ValueError for edits with which the decoder cannot be read in this way."""
 
     def begin(self, state: State) -> State:
         """Is given the state before <start>, and returns the state that is used."""
@@ -77,10 +83,12 @@ class Reading:
         rather_than: f is the difference to the logit of this token; None: no difference.
         score: one of SCORES; without effect on differences.
         word_baseline: one of WORD_BASELINES.
+        edits: changes of values; in a Swap, the other image is given as Features in float64.
 
     Raises:
         ValueError: an unknown name, features without a grid, or a pooled feature that is not the
-            mean of the grid if the decoder reads only that.
+            mean of the grid if the decoder reads only that; an edit that replaces f, or all that is
+            read of the image.
     """
 
     decoder: Decoder
@@ -90,6 +98,7 @@ class Reading:
     rather_than: int | None = None
     score: str = "log_prob"
     word_baseline: str = "mean"
+    edits: Sequence[AnyEdit] = ()
 
     def __post_init__(self) -> None:
         for name, choices in (("score", SCORES), ("word_baseline", WORD_BASELINES)):
@@ -99,6 +108,8 @@ class Reading:
             raise ValueError("these features have no grid, so nothing can be attributed to it")
         if not self.decoder.uses_grid:
             self._require_mean(self.features.pooled, self.features.grid.mean(1))
+        for edit in self.edits:
+            self._require_effect(edit)
 
     def _require_mean(self, pooled: Tensor, mean: Tensor) -> None:
         distance = float((pooled - mean).norm() / pooled.norm().clamp_min(1e-12))
@@ -108,6 +119,26 @@ class Reading:
                 f"encoder is not the mean of its grid (relative distance {distance:.2f}), so its "
                 "positions have no contributions; choose an encoder whose pooled feature is the "
                 "mean (EfficientNet-Lite, ResNet), or a decoder that reads the grid"
+            )
+
+    def _require_effect(self, edit: AnyEdit) -> None:
+        """Raise if an edit replaces what is attributed, or what it is attributed to."""
+        if not isinstance(edit, Edit) or isinstance(edit, Add):
+            return
+        if edit.site.startswith("image.") and edit.units is None:
+            raise ValueError(
+                f"the edit of {edit.site} replaces all that is read of the image, so nothing of it "
+                "can be attributed; edit single units, or a value that is computed later"
+            )
+        units = (edit.units,) if isinstance(edit.units, int) else edit.units
+        scored = {self.word, self.rather_than}
+        if edit.concerns("output.logits", len(self.before), None) and (
+            units is None or scored.intersection(units)
+        ):
+            raise ValueError(
+                f"the edit of output.logits replaces what is attributed, the score of word "
+                f"{len(self.before)}; edit a value that is computed earlier, or attribute another "
+                "word"
             )
 
     def by(self, decoder: Decoder) -> Reading:
@@ -140,6 +171,7 @@ class Reading:
 
     def gradients(self, inputs: Inputs, rule: Rule = PLAIN) -> Inputs:
         """df/dx for each of R variants."""
+        rule.require(self.edits)
         parts = []
         for part in zip(inputs.grid.split(ROWS), inputs.words.split(ROWS)):
             leaves = Inputs(*(tensor.detach().requires_grad_(True) for tensor in part))
@@ -162,7 +194,7 @@ class Reading:
         logits = functional_call(
             _Steps(self.decoder),
             {"decoder.words.weight": words.flatten(0, 1)},
-            (Features(pooled, grid), tokens, rule),
+            (Features(pooled, grid), tokens, rule, self.edits),
             tie_weights=False,
         )  # [R, V]
         if self.rather_than is not None:
@@ -178,12 +210,13 @@ class _Steps(nn.Module):
         super().__init__()
         self.decoder = decoder
 
-    def forward(self, features: Features, tokens: Tensor, rule: Rule) -> Tensor:
-        observe: Any = unobserved if rule is PLAIN else rule.observe
-        more = () if rule is PLAIN else (observe,)
-        state = rule.begin(self.decoder.start(features, *more))
-        for step in tokens.T:
-            logits, state = self.decoder.step(step, state, *more)
+    def forward(
+        self, features: Features, tokens: Tensor, rule: Rule, edits: Sequence[AnyEdit]
+    ) -> Tensor:
+        steps = edited(self.decoder, edits)
+        state = rule.begin(steps.start(features, rule.observe))
+        for number, step in enumerate(tokens.T, start=1):
+            logits, state = steps.step(step, state, number, rule.observe)
         return logits
 
 

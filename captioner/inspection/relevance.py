@@ -18,6 +18,7 @@ the softmax is replaced by its tangent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from captioner.models.decoders.decoder import Decoder, State
 from captioner.models.decoders.show_attend_tell import ShowAttendTell
 from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.recurrence.cells import GRU, LSTM, RNN
+from captioner.tracing.edits import Add, AnyEdit, Swap
 
 CELLS = (RNN, LSTM, GRU)
 GATES = (
@@ -60,6 +62,21 @@ class SignalTakesAll(Rule):
             )
         self.starts_with_tanh = getattr(decoder, "enters", "h0") == "h0"
         self.memories: dict[int | None, Tensor] = {}
+
+    def require(self, edits: Sequence[AnyEdit]) -> None:
+        """Refuse values of another image, and a candidate that is no longer a tanh.
+
+        Raises:
+            ValueError: with the edit.
+        """
+        for edit in edits:
+            added = isinstance(edit, Add) and edit.site == "cell.candidate"
+            if added or isinstance(edit, Swap):
+                what = "a Swap" if isinstance(edit, Swap) else "an Add to cell.candidate"
+                raise ValueError(
+                    f"there is no rule of relevance for {what}; choose another method, or edit"
+                    " with Set, Zero or Reset"
+                )
 
     def begin(self, state: State) -> State:
         """The state before <start>: if it is a tanh of the image, with the slope tanh(z) / z."""

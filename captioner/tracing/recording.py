@@ -1,16 +1,15 @@
-"""Records what a decoder computes while captions are generated, and applies edits on the way.
+"""Records what a decoder computes while captions are generated, with edits on the way.
 
-A Recording wraps the ``start`` and ``step`` of a model, and does nothing else than observe them
-(``captioner.models.sites``): a caption is the same, to the bit, as without. A search reorders,
+A Recording wraps the ``start`` and ``step`` of a model (``editing.py``). Without edits it does
+nothing else than observe them: a caption is the same, to the bit, as without. A search reorders,
 repeats and drops hypotheses between two steps. The state therefore has one more tensor, the number
 of the row at the step before, from which the values of one caption are found afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +18,13 @@ from torch import Tensor
 from captioner.decoding.search import IMAGE
 from captioner.models.decoders.decoder import State, Stepper
 from captioner.models.features import Features
-from captioner.models.sites import Observe, takes_observer, unobserved
-from captioner.tracing.edits import AnyEdit, Swap
+from captioner.models.sites import Observe, unobserved
+from captioner.tracing.editing import ADDED, PREVIOUS, EditedSteps, Site, recurrent
+from captioner.tracing.edits import AnyEdit
 
-ROW = "trace.row"
+ROW = f"{ADDED}row"
 """The name of the additional tensor of a state: each row's number at the step before, [R]."""
 
-Site = tuple[str, int | None]
-"""A site and its layer."""
-
-_PREVIOUS = {"h": "previous_hidden", "c": "previous_memory"}
 _AFTER = {"h": "hidden", "c": "memory"}
 
 
@@ -78,14 +74,9 @@ class Recording:
         others: Sequence[Features] = (),
         swaps: Sequence[int | None] = (),
     ) -> None:
-        self.stepper = Stepper(_observable(stepper.start), _observable(stepper.step))
-        self.edits, self.others = tuple(edits), tuple(others)
-        self.swaps = tuple(swaps) or (None,) * len(self.edits)
+        self.edited = EditedSteps(stepper, edits, others, swaps)
         self.steps: list[_Step] = []
         self.image: dict[str, Tensor] = {}
-        self.applied: set[int] = set()
-        """The numbers of the edits that changed a value."""
-        self._swapped: list[dict[Site, Tensor]] = []  # of the other images, at this step
 
     @property
     def wrapped(self) -> Stepper:
@@ -97,77 +88,35 @@ class Recording:
     def _start(self, features: Features, observe: Observe = unobserved) -> State:
         images = len(features.pooled)
         self.steps = [_Step(None, torch.arange(images))]
-        others = []
-        self._swapped = [{} for _ in self.others]
-        for number, other in enumerate(self.others):
-            repeated = other.rows(torch.zeros(images, dtype=torch.long))
-            others.append(self.stepper.start(repeated, self._keep(number)))
-        state = self.stepper.start(features, self._observe)
+        state = self.edited.start(features, self._record)
         self._record_initial(state)
-        state = {**state, **_joined(others)}
         return {**state, ROW: torch.arange(images, device=features.pooled.device)}
 
     def _step(
         self, tokens: Tensor, state: State, observe: Observe = unobserved
     ) -> tuple[Tensor, State]:
+        number = len(self.steps)
         self.steps.append(_Step(tokens, state[ROW]))
-        others = []
-        for number in range(len(self.others)):
-            self._swapped[number] = {}
-            own = self._before(_of_other(state, number), self._keep(number))
-            others.append(self.stepper.step(tokens, own, self._keep(number))[1])
-        own = {name: tensor for name, tensor in state.items() if not _is_added(name)}
-        logits, after = self.stepper.step(tokens, self._before(own, self._observe), self._observe)
+        logits, after = self.edited.step(tokens, state, number, self._record)
         self.steps[-1].values.setdefault(("output.logits", None), logits)
-        rows = torch.arange(len(tokens), device=tokens.device)
-        return logits, {**after, **_joined(others), ROW: rows}
+        return logits, {**after, ROW: torch.arange(len(tokens), device=tokens.device)}
 
-    def _observe(self, site: str, value: Tensor, layer: int | None = None) -> Tensor:
-        """Change a value by the edits that concern it, and record the result."""
-        step = len(self.steps) - 1
-        for number, edit in enumerate(self.edits):
-            if edit.concerns(site, step, layer):
-                swap = self.swaps[number]
-                other = None if swap is None else self._swapped[swap][site, layer]
-                value = edit.apply(value, other)
-                self.applied.add(number)
+    def _record(self, site: str, value: Tensor, layer: int | None = None) -> Tensor:
         if site.startswith(IMAGE):
             self.image[site] = value
         else:
             self.steps[-1].values[site, layer] = value
         return value
 
-    def _keep(self, number: int) -> Observe:
-        """Observe another image: its values are kept for this step."""
-
-        def keep(site: str, value: Tensor, layer: int | None = None) -> Tensor:
-            self._swapped[number][site, layer] = value
-            return value
-
-        return keep
-
-    def _before(self, state: State, observe: Observe) -> State:
-        """The state that a step reads, observed as ``previous_hidden`` and ``previous_memory``."""
-        changed = {}
-        for name, tensor in state.items():
-            part, letter = _recurrent(name)
-            if letter in _PREVIOUS:
-                site = f"{part}.{_PREVIOUS[letter]}"
-                layers = tensor.unbind(1) if tensor.ndim == 3 else (tensor,)  # [R, H] each
-                seen = [observe(site, value, layer) for layer, value in enumerate(layers)]
-                if any(one is not value for one, value in zip(seen, layers)):
-                    changed[name] = torch.stack(seen, dim=1) if tensor.ndim == 3 else seen[0]
-        return {**state, **changed}
-
     def _record_initial(self, state: State) -> None:
         """Record h and C at step 0 where there is no X_0, and zeros before X_0."""
         values = self.steps[0].values
         for name, tensor in state.items():
-            part, letter = _recurrent(name)
+            part, letter = recurrent(name)
             if letter not in _AFTER:
                 continue
             for layer, value in enumerate(tensor.unbind(1) if tensor.ndim == 3 else (tensor,)):
-                after, before = (f"{part}.{kind[letter]}" for kind in (_AFTER, _PREVIOUS))
+                after, before = (f"{part}.{kind[letter]}" for kind in (_AFTER, PREVIOUS))
                 if (after, layer) in values:
                     values[before, layer] = torch.zeros_like(value)
                 values.setdefault((after, layer), value)
@@ -225,66 +174,11 @@ class Recording:
         return torch.stack([step.values["output.logits", None][row].float() for step, row in steps])
 
 
-def _observable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``start`` or ``step`` with an argument ``observe``, which one of a user may not have."""
-    if takes_observer(function):
-        return function
-    return lambda first, *others: function(first, *others[:-1])
-
-
-def _recurrent(name: str) -> tuple[str, str]:
-    """The part and the letter of a recurrent state: "looking_h" -> ("attention_cell", "h")."""
-    if name.startswith("looking_"):
-        return "attention_cell", name.removeprefix("looking_")
-    return "cell", name
-
-
-def _is_added(name: str) -> bool:
-    return name == ROW or name.removeprefix(IMAGE).startswith("trace.")
-
-
-def _joined(states: Sequence[State]) -> State:
-    """The states of other images in one, which a search reorders together with the main one."""
-    joined = {}
-    for number, state in enumerate(states):
-        for name, tensor in state.items():
-            prefix = IMAGE if name.startswith(IMAGE) else ""
-            joined[f"{prefix}trace.{number}.{name.removeprefix(IMAGE)}"] = tensor
-    return joined
-
-
-def _of_other(state: State, number: int) -> State:
-    own = {}
-    for name, tensor in state.items():
-        prefix = IMAGE if name.startswith(IMAGE) else ""
-        marker = f"{prefix}trace.{number}."
-        if name.startswith(marker):
-            own[prefix + name.removeprefix(marker)] = tensor
-    return own
-
-
 def _as_array(value: Tensor) -> np.ndarray:
     return value.detach().float().cpu().numpy().copy()
 
 
-def number_swaps(edits: Sequence[AnyEdit]) -> tuple[list[Any], list[int | None]]:
-    """The distinct images that edits swap with, and for each edit the number of its image."""
-    images: list[Any] = []
-    numbers: list[int | None] = []
-    for edit in edits:
-        if not isinstance(edit, Swap):
-            numbers.append(None)
-            continue
-        known = [number for number, image in enumerate(images) if image is edit.from_image]
-        if not known and isinstance(edit.from_image, str):
-            known = [number for number, image in enumerate(images) if image == edit.from_image]
-        numbers.append(known[0] if known else len(images))
-        if not known:
-            images.append(edit.from_image)
-    return images, numbers
-
-
 def unapplied(edits: Sequence[AnyEdit], recordings: Sequence[Recording]) -> list[AnyEdit]:
     """The edits that changed nothing, because the captions did not reach their steps."""
-    applied = set().union(*(recording.applied for recording in recordings))
+    applied = set().union(*(recording.edited.applied for recording in recordings))
     return [edit for number, edit in enumerate(edits) if number not in applied]

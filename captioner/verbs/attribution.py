@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from captioner.progress import progress_bar
+from captioner.verbs.inspect_tables import note_unapplied, print_unedited
 from captioner.verbs.printing import print_rows
 from captioner.verbs.terminal import print_json
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from captioner.api import Captioner
     from captioner.inspection.attribution import Attribution
     from captioner.inspection.attribution_checks import Checks
+    from captioner.tracing.edits import AnyEdit
 
 AUTO = "integrated-gradients"
 """The method if the flag has no value."""
@@ -39,19 +42,24 @@ def add_attribution(group: Any) -> None:
     )
 
 
-def print_attribution(captioner: Captioner, options: argparse.Namespace, decoding: Any) -> int:
+def print_attribution(
+    captioner: Captioner, options: argparse.Namespace, decoding: Any, edits: Sequence[AnyEdit]
+) -> int:
     """Print the contributions of all words of the caption, or of one with its checks."""
     from captioner.inspection.attribution import attribute, method_named, readings
     from captioner.inspection.attribution_checks import check
 
     method_named(options.attribute)
-    trace = captioner.trace(options.photos[0], **decoding)
+    photo = options.photos[0]
+    trace = captioner.trace(photo, edits=edits, **decoding)
+    note_unapplied(trace)
     questions = readings(
         captioner,
-        options.photos[0],
+        photo,
         trace,
         words=None if options.word is None else [options.word],
         rather_than=options.rather_than,
+        edits=edits,
     )
     vocabulary = captioner.tokenizer.vocabulary
     found = []
@@ -59,17 +67,19 @@ def print_attribution(captioner: Captioner, options: argparse.Namespace, decodin
         for question in questions:
             found.append(attribute(question, options.attribute, vocabulary))
             advance(1)
-    if options.word is None:
-        if options.json:
-            return print_json([attribution.as_dict() for attribution in found])
-        print(f"{trace.text}\n{options.attribute} of {_score(found[0])}")
-        _print_all(found)
-        return 0
-    checks = check(questions[0], found[0])
+    checks = None if options.word is None else check(questions[0], found[0])
     if options.json:
-        return print_json([{**found[0].as_dict(), "checks": checks.as_dict()}])
-    print(f"{trace.text}\n{options.attribute} of {_score(found[0])}: {found[0].word}")
-    _print_one(found[0], checks)
+        more = {} if checks is None else {"checks": checks.as_dict()}
+        return print_json([{**attribution.as_dict(), **more} for attribution in found])
+    if edits:
+        print_unedited(captioner, photo, decoding)
+    print(f"{trace.text}\n{options.attribute} of {_score(found[0])}", end="")
+    if checks is None:
+        print()
+        _print_all(found)
+    else:
+        print(f": {found[0].word}")
+        _print_one(found[0], checks)
     return 0
 
 

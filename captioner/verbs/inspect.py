@@ -13,12 +13,14 @@ from captioner.verbs.attribution import add_attribution, print_attribution
 from captioner.verbs.decoding_flags import add_decoding, decoding_of
 from captioner.verbs.inspect_tables import (
     PLACE,
+    note_unapplied,
     print_dependence,
     print_equations,
     print_lens,
     print_patching,
     print_sites,
     print_trace,
+    print_unedited,
 )
 from captioner.verbs.terminal import (
     PAGES,
@@ -61,26 +63,19 @@ def run(argv: Sequence[str]) -> int:
     if options.dependence:
         return print_dependence(captioner, options, decoding)
     if options.lens:
-        return print_lens(captioner, options, decoding)
+        return print_lens(captioner, options, decoding, _edits(options))
     if options.attribute:
-        return print_attribution(captioner, options, decoding)
+        return print_attribution(captioner, options, decoding, _edits(options))
     return _show_trace(captioner, options, decoding)
 
 
 def _show_trace(captioner: Captioner, options: argparse.Namespace, decoding: Any) -> int:
     """Trace the caption; save it, and print it or write its page."""
-    from captioner.tracing.edits import as_text
-
     photo, edits = options.photos[0], _edits(options)
     if options.equations:
         decoding.setdefault("precision", "fp32")
     trace = captioner.trace(photo, edits=edits, hypotheses=options.hypotheses, **decoding)
-    for edit in trace.unapplied:
-        print(
-            f"captioner: note: --edit {as_text(edit)} has no effect: the caption has the steps 0 "
-            f"to {len(trace.words)}",
-            file=sys.stderr,
-        )
+    note_unapplied(trace)
     if options.save:
         made = new_folder(options.save)
         print(wrote(trace.save(options.save), made), file=sys.stderr)
@@ -94,7 +89,9 @@ def _show_trace(captioner: Captioner, options: argparse.Namespace, decoding: Any
     if options.json:
         return print_json(trace.as_dict())
     if not options.output:
-        print_trace(trace, captioner.trace(photo, **decoding) if edits else None)
+        if edits:
+            print_unedited(captioner, photo, decoding)
+        print_trace(trace)
     return 0
 
 
@@ -115,6 +112,7 @@ def _parser() -> Any:
         "  captioner inspect photo.jpg --dependence --caption 'a dog runs'\n"
         "  captioner inspect photo.jpg --lens\n"
         "  captioner inspect photo.jpg --attribute --word 2 --rather-than cat\n"
+        "  captioner inspect photo.jpg --lens --edit cell.forget_gate@3=0\n"
         "  captioner inspect photo.jpg --save trace.safetensors --json\n"
         "  captioner inspect --sites --model runs/nic\n",
     )
@@ -211,7 +209,7 @@ def _check(parser: Any, options: argparse.Namespace) -> None:
     if place and not options.equations:
         parser.error(f"{place[0]} belongs to --equations")
     edits = options.edit or options.edits
-    if asked and edits:
+    if edits and asked not in ([], ["--lens"], ["--attribute"]):
         parser.error(f"{asked[0]} takes no --edit")
     if options.hypotheses and (options.caption is not None or asked):
         parser.error("--hypotheses is for the table and the page of a generated caption alone")

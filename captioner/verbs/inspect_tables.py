@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from captioner.verbs.printing import print_rows
@@ -11,18 +13,36 @@ from captioner.verbs.terminal import print_json
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
+    from captioner.inspection.lens import Lens
+    from captioner.tracing.edits import AnyEdit
     from captioner.tracing.trace import Trace
 
 PLACE = {"step": 1, "unit": 0, "layer": 0}
 """Which equations are printed: the flags and their defaults."""
 
 
-def print_trace(trace: Trace, plain: Trace | None) -> None:
+def note_unapplied(found: Trace | Lens) -> None:
+    """Say which edits changed nothing."""
+    from captioner.tracing.edits import as_text
+
+    for edit in found.unapplied:
+        print(
+            f"captioner: note: --edit {as_text(edit)} has no effect: the caption has the steps 0 "
+            f"to {len(found.words)}",
+            file=sys.stderr,
+        )
+
+
+def print_unedited(captioner: Captioner, photo: str, decoding: Any) -> None:
+    """Print the caption without edits."""
+    plain = captioner.trace(photo, **decoding)
+    print(f"without edits: {plain.text}  (log p {plain.log_prob:.2f})")
+
+
+def print_trace(trace: Trace) -> None:
     """Print two tables, of words and of gates, for the caption and for other hypotheses."""
     from captioner.inspection.tables import summary_headings, summary_row
 
-    if plain is not None:
-        print(f"without edits: {plain.text}  (log p {plain.log_prob:.2f})")
     for number, hypothesis in enumerate((trace, *trace.hypotheses)):
         if number:
             print()
@@ -131,13 +151,19 @@ def print_dependence(captioner: Captioner, options: argparse.Namespace, decoding
     return 0
 
 
-def print_lens(captioner: Captioner, options: argparse.Namespace, decoding: Any) -> int:
+def print_lens(
+    captioner: Captioner, options: argparse.Namespace, decoding: Any, edits: Sequence[AnyEdit]
+) -> int:
     """Print the most probable words of h and C at each step."""
     from captioner.inspection.lens import lens
 
-    found = lens(captioner, options.photos[0], **decoding)
+    photo = options.photos[0]
+    found = lens(captioner, photo, edits=edits, **decoding)
+    note_unapplied(found)
     if options.json:
         return print_json(found.as_dict())
+    if edits:
+        print_unedited(captioner, photo, decoding)
     rows = []
     for step, read in enumerate(found.reads):
         tops = [found.top(state, step, 3) for state in found.log_probs]

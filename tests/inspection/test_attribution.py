@@ -1,5 +1,6 @@
 """Attribution, against closed forms, Captum, finite differences and relevance written by hand."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,14 @@ from torch import Tensor, nn
 from captioner.inspection.attribution import METHODS, attribute, integrated_gradients
 from captioner.inspection.attribution_checks import check, curves, rank_correlation
 from captioner.inspection.reading import Inputs, Reading, in_float64, randomized
+from captioner.models.decoders.decoder import Stepper
 from captioner.models.decoders.standardize import Standardize
 from captioner.models.features import Features
 from captioner.models.sites import Observe, unobserved
 from captioner.tokenizers import Vocabulary
+from captioner.tracing.editing import number_swaps
+from captioner.tracing.edits import Add, AnyEdit, Reset, Set, Swap, Zero
+from captioner.tracing.recording import Recording
 
 VOCABULARY = Vocabulary(words=(*Vocabulary.special, *"abcdefg"))
 BEFORE = (1, 5, 7, 4)
@@ -207,6 +212,132 @@ def test_lrp_conserves_relevance_without_biases(variant: str) -> None:
 def test_lrp_refuses_decoders_that_it_does_not_know(variant: str) -> None:
     with pytest.raises(ValueError, match="no rule of relevance"):
         attribute(reading(build(variant)), "lrp", VOCABULARY)
+
+
+# Edits --------------------------------------------------------------------------------------------
+
+SMOOTH = ["show_tell x0 lstm tied", "show_attend_tell gru dot ", "up_down gru dot "]
+
+
+def other() -> Features:
+    """Another image."""
+    return Features(*(part + 1 for part in features(1)))  # type: ignore[operator]
+
+
+def edits_of(variant: str) -> list[AnyEdit]:
+    gate = "cell.forget_gate" if "lstm" in variant else "cell.reset_gate"
+    return [
+        Set(gate, 0.9, step=2, units=[0, 3]),
+        Add("cell.hidden", 0.7, step=[1, 3]),
+        Swap("cell.candidate", other(), step=3, units=[1]),
+    ]
+
+
+def in_an_edited_run(one: Reading, edits: list[AnyEdit], grid: Tensor) -> Tensor:
+    """The logits of the last step, by the recording of a trace: [V]."""
+    images, swaps = number_swaps(edits)
+    decoder: Any = one.decoder
+    recording = Recording(Stepper(decoder.start, decoder.step), edits, images, swaps)
+    state = recording.wrapped.start(Features(grid.mean(1), grid))
+    for token in BEFORE:
+        logits, state = recording.wrapped.step(torch.tensor([token]), state)
+    return logits[0]
+
+
+@pytest.mark.parametrize("variant", SMOOTH)
+def test_f_is_the_logit_of_the_edited_run_and_is_attributed_completely(variant: str) -> None:
+    decoder, edits = far_from_uniform(variant), edits_of(variant)
+    one = reading(decoder, edits=edits, score="logit")
+    own = in_an_edited_run(one, edits, one.inputs.grid)[8]
+    assert one.values(one.inputs).item() == pytest.approx(own.item(), abs=1e-12)
+    assert own.item() != pytest.approx(replace(one, edits=[]).values(one.inputs).item())
+
+    without = one.inputs.grid.clone()
+    without[0, 2] = one.baseline.grid[0, 2]
+    expected = own - in_an_edited_run(one, edits, without)[8]
+    assert attribute(one, "occlusion", VOCABULARY).map[2] == pytest.approx(expected.item())
+    grid, words = integrated_gradients(one, points=100)
+    difference = one.values(one.inputs) - one.values(one.baseline)
+    assert (grid.sum() + words.sum()).item() == pytest.approx(difference.item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("variant", SMOOTH)
+def test_gradients_of_an_edited_run_are_finite_differences(variant: str) -> None:
+    one = reading(far_from_uniform(variant), edits=edits_of(variant))
+    found = attribute(one, "gradient-x-input", VOCABULARY)
+    for place, parts in ((0, found.map), (1, found.words)):
+        direction = one.inputs[place] - one.baseline[place]
+        step = torch.zeros_like(direction)
+        step[0, 1] = 1e-5 * direction[0, 1]
+        ends = []
+        for sign in (1, -1):
+            moved = list(one.inputs)
+            moved[place] = moved[place] + sign * step
+            ends.append(one.values(Inputs(*moved)).item())
+        assert parts[1] == pytest.approx((ends[0] - ends[1]) / 2e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_edits_that_add_nothing_change_no_contribution(method: str) -> None:
+    one = reading(far_from_uniform("show_attend_tell lstm dot "))
+    nothing = [Add("cell.memory", 0.0), Add("attention.context", 0.0), Add("image.values", 0.0)]
+    first = attribute(one, method, VOCABULARY)
+    second = attribute(replace(one, edits=nothing), method, VOCABULARY)
+    np.testing.assert_array_equal(first.map, second.map)
+    np.testing.assert_array_equal(first.words, second.words)
+    assert first.value == second.value
+
+
+def test_the_value_of_the_image_itself_gives_the_same_score_but_hides_the_image() -> None:
+    decoder = far_from_uniform("show_tell x0 lstm ")
+    one = reading(decoder)
+    same = replace(one, edits=[Swap("cell.memory", one.features, step=0),
+                               Swap("cell.hidden", one.features, step=0)])  # fmt: skip
+    assert one.values(one.inputs).item() == same.values(one.inputs).item()
+    assert (attribute(same, "gradient-x-input", VOCABULARY).map == 0).all()
+
+
+@pytest.mark.parametrize("edits", [
+    [Set("cell.forget_gate", 0.3), Set("cell.output_gate", 1.0, units=[2])],
+    [Zero("cell.memory", units=[1, 3])],
+    [Zero("cell.candidate", step=2)],
+    [Reset(every=2)],
+])  # fmt: skip
+def test_lrp_of_an_edited_run_conserves_relevance_without_biases(edits: list[AnyEdit]) -> None:
+    decoder = far_from_uniform("show_tell x0 lstm ")
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    one = reading(decoder, score="logit", word_baseline="zero", edits=edits)
+    found = attribute(one, "lrp", VOCABULARY)
+    assert found.map.sum() + found.words.sum() == pytest.approx(found.value, rel=1e-6)
+
+
+@pytest.mark.parametrize(("edit", "says"), [
+    (Zero("image.x0"), "replaces all that is read of the image"),
+    (Set("output.logits", 0.0, step=4), "the score of word 4"),
+    (Zero("output.logits", units=[2, 8]), "the score of word 4"),
+])  # fmt: skip
+def test_edits_of_what_is_attributed_are_refused(edit: AnyEdit, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        reading(build("show_tell x0 lstm "), edits=[edit])
+
+
+def test_edits_that_leave_something_to_attribute_are_accepted() -> None:
+    for edit in (
+        Zero("image.x0", units=[2]),
+        Set("output.logits", 0.0, step=3),
+        Zero("output.logits", units=[2]),
+        Add("output.logits", 1.0),
+    ):
+        reading(build("show_tell x0 lstm "), edits=[edit])
+
+
+def test_lrp_refuses_edits_for_which_it_has_no_rule() -> None:
+    for edit in (Swap("cell.memory", other(), step=2), Add("cell.candidate", 0.5)):
+        with pytest.raises(ValueError, match="no rule of relevance for"):
+            attribute(reading(build("show_tell x0 lstm "), edits=[edit]), "lrp", VOCABULARY)
 
 
 # Checks -------------------------------------------------------------------------------------------

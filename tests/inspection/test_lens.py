@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from support.decoders import EVERY, H, T, V, build, features
+from support.traced import image, model, options, traced
 
 from captioner.inspection.lens import state_log_probs
 from captioner.models.features import Features
+from captioner.tracing.edits import Add, Reset, Set, Swap, Zero
+from captioner.tracing.tracing import trace_reading
 
 ONE_LAYER = [
     *(f"show_tell {place} lstm " for place in ("x0", "h0", "every", "merge")),
@@ -86,3 +89,47 @@ def test_layers_of_a_transformer_are_read_through_its_last_norm() -> None:
     assert x.shape[2] == H
     [wanted] = torch.log_softmax(decoder.output(decoder.norm(x)), dim=-1).detach().numpy()
     np.testing.assert_allclose(found["x/0"][1:], wanted, atol=1e-6)
+
+
+# Edited runs --------------------------------------------------------------------------------------
+
+EDITS = [
+    Set("cell.forget_gate", 0.0, step=2),
+    Add("cell.memory", 1.5, units=[1, 4], step=[0, 3]),
+    Zero("cell.hidden", units=[2], step=4),
+    Swap("cell.memory", image(1), step=3),
+    Reset(every=2),
+]
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=[edit.kind for edit in EDITS])
+@pytest.mark.parametrize("variant", ["show_tell x0 lstm ", "adaptive lstm dot sentinel"])
+def test_an_edited_run_is_read(variant: str, edit: Any) -> None:
+    """h gives the words of the edited trace; C what its edited memory gives."""
+    one, read = model(variant), [1, 5, 7, 4]
+    run = trace_reading(traced([one], options(), [edit]), [image()], [*read[1:], 8])
+    found = state_log_probs(one.decoder, image(), read, [edit])
+    plain = state_log_probs(one.decoder, image(), read)
+    assert abs(found["h"][1:] - plain["h"][1:]).max() > 1e-3
+    logits = torch.from_numpy(run["output.logits"][1:])
+    np.testing.assert_allclose(found["h"][1:], torch.log_softmax(logits, 1), atol=1e-5)
+    if variant.startswith("show_tell"):
+        decoder: Any = one.decoder
+        memory = torch.from_numpy(run["cell.memory"][:, 0])  # [T + 1, H]
+        with torch.no_grad():
+            wanted = torch.log_softmax(decoder.output(torch.tanh(memory)), dim=1)
+        np.testing.assert_allclose(found["C"], wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["show_tell x0 lstm tied", "up_down gru dot "])
+def test_edits_to_own_values_change_no_reading(variant: str) -> None:
+    decoder, images, read, plain = reading(variant)
+    own = [
+        Swap("cell.memory", images) if "lstm" in variant else Swap("cell.update_gate", images),
+        Swap("cell.hidden", images, step=2),
+        Add("output.hidden", 0.0),
+    ]
+    found = state_log_probs(decoder, images, read, own)
+    assert list(found) == list(plain)
+    for name in plain:
+        np.testing.assert_array_equal(found[name], plain[name])

@@ -11,8 +11,8 @@ from captioner.generation import make_steppers
 from captioner.models.captioning import CaptioningModel
 from captioner.models.features import Features
 from captioner.tokenizers import Vocabulary, restore_tokenizer
+from captioner.tracing.editing import number_swaps
 from captioner.tracing.edits import AnyEdit
-from captioner.tracing.recording import number_swaps
 from captioner.tracing.trace import Trace
 from captioner.tracing.tracing import Traced, trace_generation
 from support.decoders import V, build, features

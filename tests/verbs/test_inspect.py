@@ -97,6 +97,27 @@ def test_the_lens_has_a_row_per_step_and_h_gives_what_the_table_gives(run, photo
         assert [p for _, p in own] == pytest.approx([p for _, p in other], abs=1e-5)
 
 
+def test_lens_and_attribution_are_those_of_an_edited_run(run, photo, caption, capsys) -> None:
+    flags = (photo, "--model", run, "--precision", "fp32", "--edit", "reset=2")
+    edited = json.loads(inspect(capsys, *flags, "--json"))
+    found = json.loads(inspect(capsys, *flags, "--lens", "--json"))
+    assert edited["text"] == found["text"]
+    for own, other in zip(found["lens"]["h"][1:], edited["alternatives"]):
+        assert [p for _, p in own] == pytest.approx([p for _, p in other], abs=1e-5)
+    of_words = json.loads(inspect(capsys, *flags, "--attribute", "occlusion", "--json"))
+    assert [one["word"] for one in of_words] == edited["words"]
+    third = of_words[2]  # nothing is left of X_0 and of the first two words
+    assert third["map"] == pytest.approx([0] * len(third["map"]), abs=1e-9)
+    assert third["words"][:2] == pytest.approx([0, 0], abs=1e-9)
+    assert abs(third["words"][2]) > 1e-3
+    for more in (["--lens"], ["--attribute", "occlusion"]):
+        printed = inspect(capsys, *flags, *more).splitlines()
+        assert printed[0].startswith(f"without edits: {caption.text}")
+        assert printed[1] == edited["text"]
+    assert main(["inspect", *map(str, flags), "--lens", "--edit", "cell.memory@99=0"]) == 0
+    assert "--edit cell.memory@99=0 has no effect" in capsys.readouterr().err
+
+
 def test_sites_are_listed(run, capsys) -> None:
     printed = inspect(capsys, "--sites", "--model", run)
     assert "cell.forget_gate" in printed
@@ -124,6 +145,8 @@ def test_sites_are_listed(run, capsys) -> None:
         (["PHOTO", "--patch", "PHOTO", "--output", "a.html"], 2, "--output is the page"),
         (["PHOTO", "--dependence", "--save", "a.safetensors"], 2, "--save writes the trace"),
         (["PHOTO", "PHOTO"], 2, "2 photographs; give one"),
+        (["PHOTO", "--dependence", "--edit", "reset=2"], 2, "--dependence takes no --edit"),
+        (["PHOTO", "--attribute", "--edit", "image.x0=0"], 1, "replaces all that is read of the"),
     ],
 )
 def test_mistakes_are_told_in_one_line(run, photo, arguments, status, says, capsys) -> None:
