@@ -14,7 +14,7 @@ import json
 import math
 import platform
 import random
-import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,17 @@ from PIL import Image
 
 import captioner
 from captioner.api import Captioner
-from captioner.config import compose
 from captioner.data.shapes import COLOR_WORDS, SHAPES, Scene, describe, scene_of
 from captioner.files import write_whole
 from captioner.inspection.attribution import METHODS, readings
 from captioner.inspection.reading import SCORES
 from captioner.metrics.significance import interval
 from captioner.models.recurrence.table import CELLS
-from captioner.runs import COSTS
 from captioner.tracing.trace import Trace
-from captioner.training.train import train
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import commit, trained
 
 HERE = Path(__file__).resolve().parent
 DECODERS = {
@@ -63,7 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = []
     for name in options.decoders:
-        model = captioner.load(trained(name, options.runs, options.root))
+        model = captioner.load(run_of(name, options.runs, options.root))
         rows += summaries(name, measure(model, options.images))
         print(table([row for row in rows if row["decoder"] == name]), flush=True)
     if options.print:
@@ -76,16 +77,12 @@ def main() -> None:
     write_whole(HERE / "README.md", f"{before}<!-- table -->\n{table(rows)}<!-- end -->{after}")
 
 
-def trained(name: str, runs: Path, root: str) -> Path:
+def run_of(name: str, runs: Path, root: str) -> Path:
     """The run folder of a decoder, trained if there is none."""
     decoder, cell = DECODERS[name]
-    folder = runs / name.replace(", ", "-")
-    if not (folder / COSTS).is_file():  # written when a training ends
-        cells = [f"decoder.cell={cell}"] if cell in CELLS else []
-        train(
-            compose(["experiment=demo", f"decoder={decoder}", *cells, f"data.root={root}"]), folder
-        )
-    return folder
+    cells = [f"decoder.cell={cell}"] if cell in CELLS else []
+    overrides = ["experiment=demo", f"decoder={decoder}", *cells, f"data.root={root}"]
+    return trained(runs / name.replace(", ", "-"), overrides)
 
 
 # One decoder --------------------------------------------------------------------------------------
@@ -218,13 +215,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def about(images: int) -> dict[str, Any]:
     """Data, commit and versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    )
     return {
         "images": images,
         "split": "test of the drawn scenes, seed 0",
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "captioner": captioner.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -35,6 +35,10 @@ from captioner.models.precision import instructions, multiplies_bf16
 from captioner.process import keep_memory
 from captioner.progress import progress_bar
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import commit
+
 Item = TypeVar("Item")
 
 HERE = Path(__file__).resolve().parent
@@ -143,21 +147,6 @@ def processor() -> str:
     limit = f"held to {instructions().upper()}" if instructions() else ""
     words = [lines.get("model name", platform.machine()), family, *has[:1], limit]
     return " ".join(filter(None, words))
-
-
-def commit() -> str:
-    """The commit, with a + if the code has uncommitted changes; or unknown."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(HERE), *arguments]
-        try:
-            return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-        except OSError:  # no git
-            return ""
-
-    name = git("rev-parse", "--short", "HEAD")
-    changed = git("status", "--porcelain", "--", ":/captioner", ":/conf", str(HERE / "*.py"))
-    return f"{name}{'+' if changed else ''}" if name else "unknown"
 
 
 def with_progress(items: Sequence[Item], what: str) -> Iterator[Item]:

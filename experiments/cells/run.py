@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,7 +37,11 @@ from captioner.models.captioning import build_model
 from captioner.models.packing import IGNORED
 from captioner.models.recurrence.table import CELLS
 from captioner.process import processor
-from captioner.runs import COSTS, LAST, checkpoint_file, find_evaluation
+from captioner.runs import find_evaluation
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import commit, evaluate, trained
 
 HERE = Path(__file__).resolve().parent
 BASE = "lstm"
@@ -112,12 +115,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _made(options: argparse.Namespace) -> dict[str, Any]:
-    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     arguments = " ".join(sys.argv[1:]).replace(str(Path.home()), "~")
     return {
         "command": f"python experiments/cells/run.py {arguments}",
-        "commit": commit,
+        "commit": commit(),
         "version": captioner.__version__,
         "torch": torch.__version__,
         "machine": f"{processor()}, {torch.get_num_threads()} thread(s)",
@@ -164,23 +165,11 @@ def _runs(data: Data, cell: str, size: int, options: argparse.Namespace) -> list
     folder = options.runs or Path("runs/cells") / options.data
     for seed in options.seeds.split(","):
         run = folder / f"{cell}-{size}-seed{seed}"
-        if not (run / COSTS).is_file():
-            own = [f"decoder.cell={cell}", f"decoder.hidden_size={size}", f"seed={seed}"]
-            overrides = [*data.overrides, *root, *own, f"run_dir={run}", *options.override]
-            started = checkpoint_file(run, LAST).is_file()
-            _call("train", *([f"resume={run}"] if started else overrides))
-        try:
-            find_evaluation(run, split=data.split)
-        except FileNotFoundError:
-            _call("evaluate", str(run), f"data.split={data.split}")
+        own = [f"decoder.cell={cell}", f"decoder.hidden_size={size}", f"seed={seed}"]
+        trained(run, [*data.overrides, *root, *own, *options.override])
+        evaluate(run, data.split)
         runs.append(run)
     return runs
-
-
-def _call(*arguments: str) -> None:
-    print("captioner", *arguments, flush=True)
-    command = [sys.executable, "-m", "captioner", *arguments]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def _measure(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ from captioner.api import Captioner
 from captioner.evaluation.evaluate import Evaluation, evaluate, result_folder
 from captioner.files import write_whole
 from captioner.metrics.significance import bootstrap, interval
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import commit
 
 HERE = Path(__file__).resolve().parent
 METRICS = ("bleu", "rouge-l", "cider-d", "diversity")
@@ -137,12 +141,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def about(run: str) -> dict[str, str]:
     """Run, commit and versions."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True
-    )
     return {
         "run": Path(run).name,
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "captioner": captioner.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -23,7 +23,6 @@ import platform
 import random
 import re
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -43,11 +42,13 @@ from captioner.runs import (
     CAPTIONS,
     CONFIG,
     COSTS,
-    LAST,
     STATISTICS,
     checkpoint_file,
-    find_evaluation,
 )
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import call, commit, evaluate, evaluation, trained
 
 HERE = Path(__file__).resolve().parent
 RECIPES = (
@@ -135,7 +136,7 @@ def train(recipe: str, seeds: list[str], options: argparse.Namespace) -> None:
         members = [folder(options.runs, *member) for member in ENSEMBLES[recipe]]
         for name, label in DECODINGS.items():
             if not _evaluated(members, label):
-                _captioner("evaluate", *map(str, members), f"decoding={name}")
+                call("evaluate", *map(str, members), f"decoding={name}")
         return
     for seed in seeds:
         run = folder(options.runs, recipe, seed)
@@ -159,12 +160,9 @@ def ablate(options: argparse.Namespace) -> None:
 
 
 def _train_and_evaluate(run: Path, options: list[str]) -> None:
-    if checkpoint_file(run, LAST).is_file():
-        _captioner("train", f"resume={run}")
-    else:
-        _captioner("train", *options, f"run_dir={run}")
-    for name in DECODINGS:
-        _captioner("evaluate", str(run), f"decoding={name}")
+    trained(run, options)
+    for name, label in DECODINGS.items():
+        evaluate(run, "dev", name, label)
 
 
 def _variations(runs: Path, group: dict[str, str]) -> dict[str, Path]:
@@ -177,20 +175,11 @@ def folder(runs: Path, recipe: str, seed: int | str) -> Path:
     return runs / f"{recipe}-seed{seed}"
 
 
-def _captioner(*words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "captioner", *words], check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-
-
 def _evaluated(members: list[Path], label: str) -> Path | None:
     """The dev evaluation of a run, or of an ensemble; None if there is none."""
     best = [checkpoint_file(member) for member in members]
     name = f"{label}@{ensemble_name(best)}" if len(members) > 1 else label
-    try:
-        return find_evaluation(members[0], split="dev", decoding=name)
-    except FileNotFoundError:
-        return None
+    return evaluation(members[0], "dev", name)
 
 
 def _any_evaluation(members: list[Path]) -> bool:
@@ -369,10 +358,8 @@ def _write_table(name: str, lines: list[list[str]]) -> None:
 
 
 def _versions() -> dict[str, Any]:
-    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "commit": commit or None,
+        "commit": commit(),
         "captioner": captioner.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),

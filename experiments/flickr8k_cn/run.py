@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,11 @@ from captioner.evaluation.comparison import compare
 from captioner.evaluation.results import System, read_result
 from captioner.files import write_whole
 from captioner.process import processor
-from captioner.runs import COSTS, LAST, checkpoint_file, find_evaluation
+from captioner.runs import COSTS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import commit, evaluate, evaluation, trained
 
 HERE = Path(__file__).resolve().parent
 RECIPES = {"flickr8k_cn": "characters", "flickr8k_cn_words": "words"}
@@ -71,25 +74,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(recipe: str, seed: str, options: argparse.Namespace) -> None:
-    run = options.runs / f"{recipe}-seed{seed}"
-    if not (run / COSTS).is_file():
-        started = checkpoint_file(run, LAST).is_file()
-        first = [f"experiment={recipe}", f"data.root={options.root}", f"seed={seed}"]
-        _call("train", *([f"resume={run}"] if started else [*first, f"run_dir={run}"]))
+    overrides = [f"experiment={recipe}", f"data.root={options.root}", f"seed={seed}"]
+    run = trained(options.runs / f"{recipe}-seed{seed}", overrides)
     for name, label in DECODINGS.items():
-        if _evaluation(run, label) is None:
-            _call("evaluate", str(run), f"decoding={name}")
-
-
-def _call(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "captioner", *arguments], check=True)
-
-
-def _evaluation(run: Path, label: str) -> Path | None:
-    try:
-        return find_evaluation(run, split="dev", decoding=label)
-    except FileNotFoundError:
-        return None
+        evaluate(run, "dev", name, label)
 
 
 # Results ------------------------------------------------------------------------------------------
@@ -100,7 +88,7 @@ def _rows(decoding: str, options: argparse.Namespace) -> list[dict[str, Any]]:
     systems, runs = [], {}
     for recipe in RECIPES:
         folders = sorted(options.runs.glob(f"{recipe}-seed[0-9]*"))
-        found = {run: _evaluation(run, DECODINGS[decoding]) for run in folders}
+        found = {run: evaluation(run, "dev", DECODINGS[decoding]) for run in folders}
         evaluated = {run: path for run, path in found.items() if path is not None}
         if evaluated:
             runs[recipe] = list(evaluated)
@@ -159,10 +147,8 @@ def _difference(difference: dict[str, Any] | None) -> str:
 
 
 def _made() -> dict[str, Any]:
-    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
-        "commit": commit,
+        "commit": commit(),
         "captioner": captioner.__version__,
         "torch": torch.__version__,
         "machine": f"{processor()}, {torch.get_num_threads()} thread(s)",

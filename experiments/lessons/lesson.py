@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
+import sys
 import time
 import warnings
 from collections import Counter, defaultdict
@@ -28,6 +28,10 @@ from captioner.data.records import Record
 from captioner.files import write_whole
 from captioner.process import processor
 from captioner.training.train import train
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import commit
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -199,14 +203,9 @@ def facts_of(data: str, seeds: Sequence[int], start: float, trainings: int) -> d
     return {
         "data": data,
         "seeds": ", ".join(map(str, seeds)),
-        "commit": _commit(),
+        "commit": commit(),
         "torch": torch.__version__,
         "machine": f"{processor()}, {torch.get_num_threads()} thread(s)",
         "seconds": seconds,
         "each": seconds / max(1, trainings),
     }
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=8"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

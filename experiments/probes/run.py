@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,10 @@ from captioner.inspection.collecting import collect
 from captioner.inspection.probes import CONTROLS, probe, untrained
 from captioner.inspection.states import StateTable
 from captioner.process import processor
-from captioner.runs import COSTS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from runs import commit, trained
 
 HERE = Path(__file__).resolve().parent
 IMAGES = 400
@@ -67,14 +69,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _made(options: argparse.Namespace) -> dict[str, Any]:
-    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     return {
         "command": "python experiments/probes/run.py",
         "cells": options.cells,
         "seed": options.seed,
         "references": options.references,
-        "commit": commit,
+        "commit": commit(),
         "version": captioner.__version__,
         "torch": torch.__version__,
         "machine": f"{processor()}, {torch.get_num_threads()} thread(s)",
@@ -83,14 +83,8 @@ def _made(options: argparse.Namespace) -> dict[str, Any]:
 
 def _run(cell: str, options: argparse.Namespace) -> Path:
     """The run of a cell, trained."""
-    run: Path = options.runs / f"{cell}-seed{options.seed}"
-    if not (run / COSTS).is_file():
-        overrides = [f"decoder.cell={cell}", f"seed={options.seed}", f"run_dir={run}"]
-        arguments = ["train", "experiment=demo", *overrides, *options.override]
-        print("captioner", *arguments, flush=True)
-        command = [sys.executable, "-m", "captioner", *arguments]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return run
+    overrides = ["experiment=demo", f"decoder.cell={cell}", f"seed={options.seed}"]
+    return trained(options.runs / f"{cell}-seed{options.seed}", [*overrides, *options.override])
 
 
 def _measure(run: Path, references: int) -> dict[str, Any]:
