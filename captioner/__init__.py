@@ -5,7 +5,8 @@
     model = captioner.load()  # the bundled model; captioner.load("runs/nic") takes a run
     print(model.caption("photo.jpg").text)
 
-Importing the package is fast: torch is imported with the first model.
+Importing the package is fast: torch is imported with the first model. Import it before torch, so
+that the settings of ``captioner.process`` have an effect.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.process import guard_torchvision
+from captioner.process import guard_torchvision, prepare
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
 
 
+prepare()
 guard_torchvision()
 
 

@@ -20,9 +20,6 @@ from typing import Any
 
 from captioner import __version__
 from captioner.process import (
-    bound_caches,
-    bound_spinning,
-    keep_memory,
     logs_on_stderr,
     print_any_name,
 )
@@ -54,9 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from captioner.verbs.candidates import complete
 
         complete(_top_parser())
-    bound_caches()
-    bound_spinning()
-    keep_memory()
     print_any_name()
     try:
         with _sigterm_as_interrupt(), _plain_warnings(), logs_on_stderr(), _flushed_output():

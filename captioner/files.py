@@ -1,4 +1,4 @@
-"""Atomic writing of files, and JSON that can always be printed."""
+"""Atomic writing of files, the folder of the cache, and JSON that can always be printed."""
 
 from __future__ import annotations
 
@@ -162,3 +162,25 @@ def _set_file_name(error: OSError, path: Path, temporary: Path) -> None:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and error.filename is None
     if full or error.filename == str(temporary):
         error.filename, error.filename2 = str(path), None
+
+
+def cache_home(folder: str | None = None) -> Path:
+    """Return the folder of the feature cache.
+
+    Args:
+        folder: ``loader.cache_folder``.
+
+    Returns:
+        the given folder; otherwise $CAPTIONER_CACHE; otherwise captioner/ in the system's folder
+        for caches, on Linux $XDG_CACHE_HOME or ~/.cache. If there is no such folder yet but
+        ~/.cache/captioner exists, the latter is used.
+    """
+    named = folder or os.environ.get("CAPTIONER_CACHE")
+    if named:
+        return Path(os.path.expanduser(named))
+    from platformdirs import user_cache_path
+
+    earlier = Path.home() / ".cache" / "captioner"
+    usual = user_cache_path("captioner", appauthor=False)
+    unusable = not usual.is_absolute()  # $XDG_CACHE_HOME may be relative, and is then ignored
+    return earlier if unusable or (earlier.is_dir() and not usual.is_dir()) else usual

@@ -64,6 +64,14 @@ def bound_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
+def prepare() -> None:
+    """Make all settings, unless torch is loaded: it would not see them. The package calls this."""
+    if "torch" not in sys.modules:
+        bound_caches()
+        bound_spinning()
+        keep_memory()
+
+
 def processor() -> str:
     """The name of the processor; the machine's architecture if the system does not tell."""
     try:

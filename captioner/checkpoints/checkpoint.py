@@ -24,10 +24,10 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.serialization import get_crc32_options, set_crc32_options
 
 from captioner import __version__, runs
@@ -115,9 +115,13 @@ class Checkpoint:
         Raises:
             ValueError: names or shapes of the weights differ.
         """
-        own = model.encoder.state_dict(prefix="encoder.") if self.without_encoder else {}
+        part = cast(nn.Module, model.decoder) if self.without_encoder else model
+        prefix = "decoder." if self.without_encoder else ""
+        weights = {name.removeprefix(prefix): tensor for name, tensor in self.weights.items()}
+        if any(weight.is_meta for weight in part.parameters()):
+            model.encoder.to_empty(device="cpu")
         try:
-            model.load_state_dict({**own, **self.weights})
+            part.load_state_dict(weights)
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
             raise ValueError(detail) from None

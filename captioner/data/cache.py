@@ -1,6 +1,6 @@
 """The folder of the feature cache: its location, its content, and clearing it.
 
-Each encoder has a folder in it, named by its fingerprint; ``captioner.data.features`` writes and
+Each encoder has a subfolder, named by its fingerprint; ``captioner.data.features`` writes and
 reads its files. A process that reads the features touches the file ``used`` in this folder and
 keeps it locked; a process that writes them keeps ``lock`` locked. Both files remain when the rest
 is cleared: another process may wait for a lock.
@@ -19,33 +19,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from captioner.files import cache_home as cache_home
+
 ENTRY_BYTES = 24
 """Size of a row in ``index``."""
+NETWORKS = "networks"
+"""The subfolder with the kept weights of networks."""
 INDEX, ABOUT, USED, LOCK = "index", "encoder.json", "used", "lock"
 _NAME = re.compile(r"[0-9a-f]{16}(-grid)?")
 _CONTENT = re.compile(r"index|encoder\.json|(pooled|grid(-[0-9a-f]+)?)\.f16|\.[0-9a-f]+\.tmp")
-
-
-def cache_home(folder: str | None = None) -> Path:
-    """Return the folder of the feature cache.
-
-    Args:
-        folder: ``loader.cache_folder``.
-
-    Returns:
-        the given folder; otherwise $CAPTIONER_CACHE; otherwise captioner/ in the system's folder
-        for caches, on Linux $XDG_CACHE_HOME or ~/.cache. If there is no such folder yet but
-        ~/.cache/captioner exists, the latter is used.
-    """
-    named = folder or os.environ.get("CAPTIONER_CACHE")
-    if named:
-        return Path(os.path.expanduser(named))
-    from platformdirs import user_cache_path
-
-    earlier = Path.home() / ".cache" / "captioner"
-    usual = user_cache_path("captioner", appauthor=False)
-    unusable = not usual.is_absolute()  # $XDG_CACHE_HOME may be relative, and is then ignored
-    return earlier if unusable or (earlier.is_dir() and not usual.is_dir()) else usual
 
 
 @dataclass(frozen=True)
@@ -116,6 +98,14 @@ def clear(home: Path, *, unused_for: timedelta = timedelta(0)) -> tuple[list[Cac
             if unused:
                 _remove_content(features.folder)
     return removed, busy
+
+
+def networks(home: Path, unused_for: timedelta = timedelta(0)) -> list[Path]:
+    """The files of kept networks (``captioner.models.encoders.kept``) not used for some time."""
+    now = datetime.now().timestamp()
+    stats = {path: path.stat() for path in sorted(home.glob(f"{NETWORKS}/*.safetensors"))}
+    age = {path: now - max(stat.st_atime, stat.st_mtime) for path, stat in stats.items()}
+    return [path for path in stats if age[path] >= unused_for.total_seconds()]
 
 
 class Use:

@@ -29,7 +29,7 @@ from torch import Tensor
 from captioner.api import Captioner
 from captioner.inspection.labels import Task
 from captioner.inspection.states import StateTable
-from captioner.models.captioning import build_model
+from captioner.models.captioning import build_decoder
 
 CONTROLS = 3
 """Random assignments of labels to words, whose accuracies are averaged."""
@@ -215,12 +215,11 @@ def untrained(captioner: Captioner, seed: int = 0) -> Captioner:
     copied = copy.deepcopy(captioner)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        new: Any = build_model(
-            captioner.config["encoder"],
+        new: Any = build_decoder(
             captioner.config["decoder"],
             vocabulary_size=len(captioner.tokenizer.vocabulary),
-            initialise=False,
-        ).decoder
+            feature_size=captioner.model.encoder.feature_size,
+        )
     old: Any = copied.model.decoder
     for name, statistics in old.named_buffers():
         new.get_buffer(name).copy_(statistics)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from captioner.config import make, pick
 from captioner.models.decoders.decoder import Attends, Decoder
@@ -74,22 +76,48 @@ def build_model(
         encoder: the arguments of ``build_encoder``.
         decoder: ``name``, of a decoder in ``DECODERS``, and its arguments.
         vocabulary_size: V.
-        initialise: load pretrained encoder weights; False if a checkpoint replaces them.
+        initialise: draw the decoder's weights and load the encoder's; False if a checkpoint
+            replaces them: then they have no values, and no random number is drawn.
 
     Raises:
         ValueError: an unknown name, an option the component does not have, a value out of range.
     """
     built = make(build_encoder, "encoder", encoder, initialise=initialise)
+    sizes = {"vocabulary_size": vocabulary_size, "feature_size": built.feature_size}
+    with nullcontext() if initialise else _Undrawn():
+        return CaptioningModel(built, build_decoder(decoder, **sizes))
+
+
+def build_decoder(
+    decoder: Mapping[str, Any], *, vocabulary_size: int, feature_size: int
+) -> Decoder:
+    """Build a decoder with random weights; see ``build_model``.
+
+    Args:
+        feature_size: D of its encoder.
+    """
     options = dict(decoder)
     name = options.pop("name")
     component = pick(DECODERS, name, "decoder.name", Decoder)
     if "cell" in options:
         pick(CELLS, options["cell"], "decoder.cell", Cell)
     _check_sizes(options)
-    sizes = {"vocabulary_size": vocabulary_size, "feature_size": built.feature_size}
+    sizes = {"vocabulary_size": vocabulary_size, "feature_size": feature_size}
     made = make(component, "decoder", options, **sizes)
     require_interface(made, Decoder, f"decoder.name={name}")
-    return CaptioningModel(built, made)
+    return made
+
+
+class _Undrawn(TorchFunctionMode):
+    """Within it, weights are not drawn at random; those of a large vocabulary take 50 ms."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__.endswith(("uniform_", "normal_", "orthogonal_")):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 _SIZES = (

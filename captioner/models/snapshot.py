@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator
 from typing import Protocol
@@ -38,8 +39,13 @@ class Snapshot:
     def keep(self) -> Snapshot:
         """Store sums of the values as well, for ``same``; must be called before any change."""
         if not self._values:
-            self._values = [_sums(tensor) for tensor in self._tensors]
+            self._values = [sums(tensor) for tensor in self._tensors]
         return self
+
+    @property
+    def checksum(self) -> str | None:
+        """Of all values, if ``keep`` was called."""
+        return checksum(self._values) if len(self._values) == len(self._tensors) else None
 
     def counted(self, modules: Iterable[HasTensors]) -> bool:
         """Whether the modules have the same tensors, without a change that torch counts."""
@@ -55,7 +61,7 @@ class Snapshot:
         if not self.counted(list(modules)) or len(self._values) != len(self._tensors):
             return False
         # In numpy: torch would synchronize its threads after each of some hundred tensors.
-        return all((_sums(t) == kept).all() for t, kept in zip(self._tensors, self._values))
+        return all((sums(t) == kept).all() for t, kept in zip(self._tensors, self._values))
 
 
 def _tensors(modules: Iterable[HasTensors]) -> list[Tensor]:
@@ -67,7 +73,15 @@ def _count(tensor: Tensor) -> tuple[int, int, torch.dtype, torch.device]:
     return version(tensor), tensor.data_ptr(), tensor.dtype, tensor.device
 
 
-def _sums(tensor: Tensor) -> np.ndarray:
+def checksum(values: Iterable[np.ndarray]) -> str:
+    """One checksum of the ``sums`` of several tensors, in their order."""
+    total = hashlib.blake2b(digest_size=16)
+    for value in values:
+        total.update(value.tobytes())
+    return total.hexdigest()
+
+
+def sums(tensor: Tensor) -> np.ndarray:
     """The sums of the rows and of the columns of a tensor's bits, as 64-bit words in a square.
 
     Another value at one place changes both, and two values that change places at least one. They

@@ -33,8 +33,12 @@ GAP = 16
 
 @torch.no_grad()
 def laid_out(module: SomeModule) -> SomeModule:
-    """A copy without gradients that gives the same results; under autocast, in its dtype."""
-    copied = copy.deepcopy(module).requires_grad_(False)
+    """A copy without gradients that gives the same results; under autocast, in its dtype.
+
+    Weights whose layout stays the same are shared with the module.
+    """
+    shared = {id(w): nn.Parameter(w.detach(), requires_grad=False) for w in module.parameters()}
+    copied = copy.deepcopy(module, shared)
     for name, linear in list(copied.named_modules()):
         if type(linear) not in PLAIN:
             continue
@@ -46,7 +50,7 @@ def laid_out(module: SomeModule) -> SomeModule:
         elif cast:
             linear.to(dtype)
         else:
-            linear.weight.data = _by_columns(linear.weight.data)
+            linear.weight = nn.Parameter(_by_columns(linear.weight), requires_grad=False)
     return copied
 
 

@@ -56,15 +56,14 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _list(home: Path, *, json: bool) -> int:
-    from captioner.data.cache import cached
+    from captioner.data.cache import cached, networks
 
     features = cached(home)
     if json:
         return print_json([entry.as_dict() for entry in features])
     if features:
         _print_features(features)
-    summary = _summarize(features) if features else "no features"
-    print(f"{summary} in {home}", file=sys.stderr)
+    print(f"{_summarize(features, networks(home))} in {home}", file=sys.stderr)
     return 0
 
 
@@ -87,22 +86,25 @@ def _print_features(features: Sequence[Cached]) -> None:
 
 
 def _clear(home: Path, days: float | None, *, sure: bool) -> int:
-    from captioner.data.cache import clear, old
+    from captioner.data.cache import clear, networks, old
 
     if days is not None and not 0 <= days <= 36_500:
         raise ValueError(f"--older-than={days:g} is not accepted; give days, 0 or more")
     unused_for = timedelta(days=days or 0)
-    features = old(home, unused_for)
-    if not features:
+    features, files = old(home, unused_for), networks(home, unused_for)
+    if not features and not files:
         print(f"nothing to clear in {home}")
         return 0
-    description = f"{_summarize(features)} in {home}"
+    description = f"{_summarize(features, files)} in {home}"
     if not sure and not _confirm(description):
         return 1
     removed, busy = clear(home, unused_for=unused_for)
     for entry in busy:
         print(f"in use, kept: {entry.folder}", file=sys.stderr)
-    print(f"cleared {_summarize(removed)} in {home}")
+    summary = _summarize(removed, files)
+    for file in files:
+        file.unlink(missing_ok=True)
+    print(f"cleared {summary} in {home}")
     return 0
 
 
@@ -118,6 +120,12 @@ def _confirm(description: str) -> bool:
     return False
 
 
-def _summarize(features: Sequence[Cached]) -> str:
+def _summarize(features: Sequence[Cached], networks: Sequence[Path]) -> str:
+    """Number and size of features, and the size of networks if there are any."""
     encoders = "1 encoder" if len(features) == 1 else f"{len(features)} encoders"
-    return f"features of {encoders}, {sum(entry.size for entry in features) / 1e6:,.1f} MB"
+    size = sum(entry.size for entry in features) / 1e6
+    summary = f"features of {encoders}, {size:,.1f} MB" if features else "no features"
+    if networks:
+        size = sum(file.stat().st_size for file in networks) / 1e6
+        summary += f", and networks, {size:,.1f} MB,"
+    return summary

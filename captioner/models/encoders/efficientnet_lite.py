@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captioner.config import pick
+from captioner.models.encoders.kept import Kept, kept, version_of
 
 
 @dataclass(frozen=True)
@@ -254,17 +255,39 @@ def load_bundled(network: str, *, pretrained: bool = True) -> EfficientNetLite:
     return whole
 
 
-def fill(network: EfficientNetLite, name: str) -> None:
-    """Give a network the weights of its installed package.
+def fill(network: EfficientNetLite, name: str) -> Kept:
+    """Give a network the weights of its installed package, and return them.
 
     Raises:
         ValueError: the package is not installed.
     """
-    weights = torch.load(_bundled_file(name), map_location="cpu", weights_only=True)
-    renamed = _timm_names(weights, network)
-    if isinstance(network.classifier, nn.Identity):
-        renamed = {key: value for key, value in renamed.items() if "classifier" not in key}
-    network.load_state_dict(renamed, strict=True, assign=True)
+    weights = bundled_weights(network, name)
+    network.load_state_dict(_of(weights, network), strict=True, assign=True)
+    return weights
+
+
+def has_bundled_weights(network: EfficientNetLite, name: str) -> bool:
+    """Whether a network has the weights of its installed package."""
+    own, weights = network.state_dict(), _of(bundled_weights(network, name), network)
+    return own.keys() == weights.keys() and all(torch.equal(own[key], weights[key]) for key in own)
+
+
+def bundled_weights(network: EfficientNetLite, name: str) -> Kept:
+    """The weights of an installed package, classifier included, under the names of a network."""
+    file = _bundled_file(name)
+
+    def make() -> dict[str, Tensor]:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        return _timm_names(weights, network)
+
+    return kept(f"{name}-{version_of(file)}", make)
+
+
+def _of(weights: Kept, network: EfficientNetLite) -> dict[str, Tensor]:
+    """The weights that a network has, perhaps without the classifier."""
+    if not isinstance(network.classifier, nn.Identity):
+        return weights.tensors
+    return {name: weight for name, weight in weights.tensors.items() if "classifier" not in name}
 
 
 def size_of(network: str) -> Size:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captioner.config import unknown
-from captioner.models.encoders.folded import Chain, quick_copy
+from captioner.models.encoders.folded import Chain, Keep, quick_copy
 from captioner.models.encoders.stages import stages
 from captioner.models.features import Features
 from captioner.models.precision import BF16, PRECISIONS, resolve, warn_if_emulated
@@ -158,6 +158,10 @@ class Encoder(nn.Module):
         """The chains that a quick copy folds, if they are known; None: they are observed."""
         return None
 
+    def keep_folded(self, weights: Snapshot) -> Keep | None:
+        """Where a quick copy's folded weights are kept, if ``chains`` are known; None: nowhere."""
+        return None
+
     def forward(self, images: Tensor) -> Features:
         """Encode images.
 
@@ -238,9 +242,11 @@ class Encoder(nn.Module):
     def _make_quick(self, keep: bool) -> _Quick:
         with torch.inference_mode(False), torch.no_grad():
             weights = Snapshot([self.backbone])
-            return (self.precision, weights.keep() if keep else weights), *self._copy_network()
+            if keep:
+                weights.keep()
+            return (self.precision, weights), *self._copy_network(weights)
 
-    def _copy_network(self) -> tuple[nn.Module, torch.dtype]:
+    def _copy_network(self, weights: Snapshot) -> tuple[nn.Module, torch.dtype]:
         side = self.transform.size
         image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 0.5
         image = image.contiguous(memory_format=torch.channels_last)
@@ -250,7 +256,8 @@ class Encoder(nn.Module):
 
         warn_if_emulated("encoder.precision", self.precision)
         bf16 = resolve(self.precision) == BF16
-        return quick_copy(self.backbone, run, bf16=bf16, chains=self.chains())
+        keep = self.keep_folded(weights)
+        return quick_copy(self.backbone, run, bf16=bf16, chains=self.chains(), keep=keep)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the quick copy; a copied or unpickled encoder makes its own."""

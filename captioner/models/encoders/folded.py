@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ Run = Callable[[nn.Module], Tensor]
 Chain = tuple[str, str, str | None]
 """The names of a convolution, of the normalization after it and of the activation after that."""
 
+Keep = Callable[[str, Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+"""Returns the folded weights of a dtype from where they are kept, or makes and keeps them."""
+
 # Activations that oneDNN computes with the convolution: their names in oneDNN, and parameters.
 _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
     nn.Identity: ("none", []),
@@ -48,7 +52,12 @@ _FUSED: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 def quick_copy(
-    network: nn.Module, run: Run, *, bf16: bool, chains: list[Chain] | None = None
+    network: nn.Module,
+    run: Run,
+    *,
+    bf16: bool,
+    chains: list[Chain] | None = None,
+    keep: Keep | None = None,
 ) -> tuple[nn.Module, torch.dtype]:
     """Make a faster copy of a network for evaluation.
 
@@ -58,6 +67,7 @@ def quick_copy(
             of the network's parameters.
         bf16: compute in bfloat16.
         chains: what to fold, if it is known; then the copy is not compared.
+        keep: where the folded weights are kept, if the chains are known.
 
     Returns:
         the copy, or the network itself if its copy has other features; and the dtype in which it
@@ -65,11 +75,13 @@ def quick_copy(
     """
     if chains is not None:
         dtype = torch.bfloat16 if bf16 else torch.float32
-        return _fold(network, chains, dtype), dtype
+        keep = keep or _made_now
+        weights = keep(str(dtype).removeprefix("torch."), partial(_fold, network, chains, dtype))
+        return _folded(network, chains, weights).to(dtype), dtype
     if not bf16 and not any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
         return network, torch.float32
     expected, chains = _observe(network, run)
-    folded = _fold(network, chains, torch.float32)
+    folded = _folded(network, chains, _fold(network, chains, torch.float32))
     if not _agrees(folded, run, expected, tolerance=1e-3):
         folded = network
     if bf16:
@@ -85,21 +97,14 @@ class FusedConv(nn.Module):
 
     Args:
         conv: the convolution; the padding of timm's Conv2dSame depends on the size of its input.
-        norm: the normalization after it, in eval mode.
+        weight: W', [D, D' / groups, k, k].
+        bias: b', [D].
         act: a module whose class is in _FUSED.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: Any, act: nn.Module) -> None:
+    def __init__(self, conv: nn.Conv2d, weight: Tensor, bias: Tensor, act: nn.Module) -> None:
         super().__init__()
-        scale = (norm.running_var.double() + norm.eps).rsqrt()  # [D]
-        shift = -norm.running_mean.double() * scale
-        if conv.bias is not None:
-            shift = shift + conv.bias.double() * scale
-        if norm.affine:
-            scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
-        weight = conv.weight.double() * scale[:, None, None, None]  # [D, D' / groups, k, k]
-        self.weight = _frozen(weight.to(conv.weight).contiguous(memory_format=torch.channels_last))
-        self.bias = _frozen(shift.to(conv.weight))
+        self.weight, self.bias = _frozen(weight), _frozen(bias)
         self.act, (self.name, self.numbers) = act, _FUSED[type(act)]
         self.same = type(conv).__name__ == "Conv2dSame"
         self.padding = [0, 0] if self.same else [int(zeros) for zeros in conv.padding]
@@ -208,8 +213,37 @@ def _own_act(norm: nn.Module) -> nn.Module | None:
     return act if isinstance(act, nn.Module) else None
 
 
-def _fold(network: nn.Module, chains: list[Chain], dtype: torch.dtype) -> nn.Module:
-    """A copy in which each chain is one FusedConv, in a dtype."""
+def _made_now(dtype: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Keep nothing."""
+    return make()
+
+
+def _fold(network: nn.Module, chains: list[Chain], dtype: torch.dtype) -> dict[str, Tensor]:
+    """W' and b' of each chain, computed in float64, by the name of its convolution."""
+    folded: dict[str, Tensor] = {}
+    for conv_name, norm_name, _ in chains:
+        conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
+        assert isinstance(conv, nn.Conv2d)
+        weight, bias = _fold_one(conv, norm)
+        folded |= {f"{conv_name}.weight": weight.to(dtype), f"{conv_name}.bias": bias.to(dtype)}
+    return folded
+
+
+def _fold_one(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
+    """W' in channels_last and b', in the dtype of the convolution."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()  # [D]
+    shift = -norm.running_mean.double() * scale
+    if conv.bias is not None:
+        shift = shift + conv.bias.double() * scale
+    if norm.affine:
+        scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+    weight = conv.weight.double() * scale[:, None, None, None]  # [D, D' / groups, k, k]
+    dtype = conv.weight.dtype
+    return weight.to(dtype).contiguous(memory_format=torch.channels_last), shift.to(dtype)
+
+
+def _folded(network: nn.Module, chains: list[Chain], weights: dict[str, Tensor]) -> nn.Module:
+    """A copy in which each chain is one FusedConv."""
     replaced = [network.get_submodule(name) for chain in chains for name in chain[:2]]
     shared = {id(module): module for module in replaced}  # not copied
     folded = copy.deepcopy(network, shared).eval()  # copies of traced networks lose their mode
@@ -219,12 +253,13 @@ def _fold(network: nn.Module, chains: list[Chain], dtype: torch.dtype) -> nn.Mod
         act = own or (folded.get_submodule(act_name) if act_name else nn.Identity())
         fits = type(act) in _FUSED
         assert isinstance(conv, nn.Conv2d)
-        fused = FusedConv(conv, norm, act if fits else nn.Identity()).to(dtype)
+        weight, bias = weights[f"{conv_name}.weight"], weights[f"{conv_name}.bias"]
+        fused = FusedConv(conv, weight, bias, act if fits else nn.Identity())
         folded.set_submodule(conv_name, fused)
         folded.set_submodule(norm_name, nn.Identity() if fits or own is None else own)
         if act_name and fits:
             folded.set_submodule(act_name, nn.Identity())
-    return folded.to(dtype)
+    return folded
 
 
 def _agrees(network: nn.Module, run: Run, expected: Tensor, *, tolerance: float) -> bool:

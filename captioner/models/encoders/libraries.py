@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,16 @@ from captioner.models.encoders.efficientnet_lite import (
     FEATURES,
     EfficientNetLite,
     fill,
+    has_bundled_weights,
     load_bundled,
     size_of,
 )
 from captioner.models.encoders.encoder import Encoder
-from captioner.models.encoders.folded import Chain
+from captioner.models.encoders.folded import Chain, Keep
+from captioner.models.encoders.kept import Kept, kept
 from captioner.models.encoders.pixels import PixelEncoder
 from captioner.models.features import Features
+from captioner.models.snapshot import Snapshot
 from captioner.transforms import Transform
 
 
@@ -41,6 +44,12 @@ class BundledEncoder(Encoder):
     Several networks, their names joined by +, encode the same image, and their features are
     concatenated: pooled [B, ΣD] and grid [B, P, ΣD].
     """
+
+    _files: Sequence[Kept] = ()  # from which `fill` took the weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the files: a copy has weights of its own."""
+        return {**super().__getstate__(), "_files": ()}
 
     def build(
         self, network: str, *, weights: bool, image_size: int | None
@@ -69,16 +78,43 @@ class BundledEncoder(Encoder):
     def _part(self, name: str, weights: bool) -> EfficientNetLite:
         """One network without its classifier, and without values if they are set later."""
         if self.pretrained and not weights:
-            return EfficientNetLite(size_of(name)).eval()
+            with torch.device("meta"):
+                return EfficientNetLite(size_of(name)).eval()
         part = load_bundled(name, pretrained=weights)
         part.classifier = nn.Identity()
         return part
 
     def fill(self) -> None:
         """Load the weights from the installed packages."""
-        for part, name in zip(_parts(self.backbone), self.network.split("+"), strict=True):
-            fill(part, name)
+        self._files = [fill(part, name) for part, name in self._named_parts()]
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def keep_folded(self, weights: Snapshot) -> Keep | None:
+        """In the cache, under a name with the checksum of the weights, if nothing changed them."""
+        if weights.checksum is None:
+            return None
+
+        def keep(dtype: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+            name = f"{self.network}-{dtype}-{weights.checksum}"
+            folded = kept(name, make, only_if=self._is_original)
+            if folded.memory is not None and self._is_mapped():
+                for file in self._files:  # the copy is used from now on
+                    file.release()
+            return folded.tensors
+
+        return keep
+
+    def _is_original(self) -> bool:
+        """Whether the weights are those of the installed packages."""
+        return all(has_bundled_weights(part, name) for part, name in self._named_parts())
+
+    def _is_mapped(self) -> bool:
+        """Whether the weights are still the tensors of the files."""
+        pairs = zip(self._files, _parts(self.backbone))
+        return all(file.holds(part.state_dict().values()) for file, part in pairs)
+
+    def _named_parts(self) -> list[tuple[EfficientNetLite, str]]:
+        return list(zip(_parts(self.backbone), self.network.split("+"), strict=True))
 
     def extract(self, network: nn.Module, images: Tensor) -> Features:
         """Compute the features of one network, or of several."""

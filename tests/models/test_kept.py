@@ -1,0 +1,135 @@
+"""Weights kept in the cache: equal, whole or made again, and never those of changed networks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from captioner.models.encoders.kept import FOLDER, kept, version_of
+from captioner.models.encoders.libraries import build_encoder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def some_tensors() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(5, 3, 2, 4, generator=generator)
+    return {
+        "conv.weight": weight.contiguous(memory_format=torch.channels_last),
+        "conv.bias": torch.randn(5, generator=generator).bfloat16(),
+        "count": torch.tensor(7),
+    }
+
+
+def refuse() -> dict[str, Tensor]:
+    raise AssertionError("it is kept already")
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name], other[name]) and one[name].dtype == other[name].dtype for name in one
+    )
+
+
+def test_tensors_are_made_once() -> None:
+    made = kept("some", some_tensors)
+    again = kept("some", refuse)
+    assert made.memory is not None and again.memory is not None
+    assert equal(made.tensors, some_tensors()) and equal(again.tensors, some_tensors())
+    assert again.tensors["conv.weight"].is_contiguous(memory_format=torch.channels_last)
+    assert again.holds(made.tensors.values()) is False
+    again.release()
+    assert equal(again.tensors, some_tensors())
+
+
+def test_a_change_of_a_tensor_does_not_change_the_file() -> None:
+    kept("some", some_tensors).tensors["conv.weight"].zero_()
+    assert equal(kept("some", refuse).tensors, some_tensors())
+
+
+@pytest.mark.parametrize("damage", ["bit", "end", "header", "length", "empty", "dtype"])
+def test_a_damaged_file_is_made_again(home: Path, damage: str) -> None:
+    kept("some", some_tensors)
+    path = home / FOLDER / "some.safetensors"
+    data = path.read_bytes()
+    data = {
+        "bit": data[:-3] + bytes([data[-3] ^ 4]) + data[-2:],
+        "end": data[:-8],
+        "header": data[:8] + b"[" + data[9:],
+        "length": b"\xff" * 8 + data[8:],
+        "empty": b"",
+        "dtype": data.replace(b'"I64"', b'"U64"'),
+    }[damage]
+    path.write_bytes(data)
+    with pytest.raises(AssertionError, match="kept already"):
+        kept("some", refuse)
+    assert equal(kept("some", some_tensors).tensors, some_tensors())
+    assert equal(kept("some", refuse).tensors, some_tensors())
+
+
+def test_without_a_folder_for_the_cache_nothing_is_kept(home: Path) -> None:
+    home.write_text("a file")
+    found = kept("some", some_tensors)
+    assert found.memory is None and equal(found.tensors, some_tensors())
+
+
+def test_a_replaced_file_has_another_version(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(b"one")
+    before = version_of(file)
+    assert version_of(file) == before
+    file.write_bytes(b"three")
+    assert version_of(file) != before
+
+
+# Encoders -----------------------------------------------------------------------------------------
+
+
+def loaded():
+    encoder = build_encoder(
+        library="bundled", network="efficientnet_lite0", image_size=64, initialise=False
+    )
+    encoder.fill()
+    return encoder
+
+
+def files(home: Path) -> list[str]:
+    return sorted(path.name[:26] for path in (home / FOLDER).iterdir())
+
+
+def test_a_copy_with_kept_weights_computes_the_same_features(home: Path) -> None:
+    images = torch.rand(2, 3, 64, 64)
+    first, second, unfolded = loaded(), loaded(), loaded()
+    unfolded.trainable = True  # no quick copy
+    results = []
+    for encoder in (first, second):
+        encoder.make_ready()
+        results.append(encoder(images))
+    assert len(files(home)) == 2 and "efficientnet_lite0-float32" in files(home)
+    assert torch.equal(results[0].pooled, results[1].pooled)
+    assert torch.equal(results[0].grid, results[1].grid)
+    with torch.no_grad():
+        assert torch.allclose(results[0].pooled, unfolded(images).pooled, atol=1e-4)
+    reference = build_encoder(library="bundled", network="efficientnet_lite0", image_size=64)
+    assert equal(dict(second.state_dict()), dict(reference.state_dict()))  # also after `release`
+
+
+def test_changes_of_the_weights_are_seen_and_not_kept(home: Path) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    plain, changed = loaded(), loaded()
+    changed.backbone.conv_stem.weight.data[0] = 0.0  # torch does not count this
+    for encoder in (plain, changed):
+        encoder.make_ready()
+    assert len(files(home)) == 2
+    assert not torch.equal(plain(images).pooled, changed(images).pooled)
+    assert not changed.backbone.conv_stem.weight[0].any()
+    again = loaded()
+    again.make_ready()
+    again.backbone.conv_stem.weight.data[0] = 0.0
+    again.make_ready()
+    assert torch.equal(again(images).pooled, changed(images).pooled)
