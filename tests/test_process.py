@@ -82,3 +82,16 @@ except SystemExit:
         [sys.executable, "-c", program], env=variables, capture_output=True, text=True
     )
     assert done.stdout.endswith("\n5000 False\n")
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"), [("captioner, torch", "5000"), ("torch, captioner", "None")]
+)
+def test_the_package_sets_limits_unless_torch_is_loaded(order: str, expected: str) -> None:
+    program = f"import os, {order}; print(os.environ.get('GOMP_SPINCOUNT'))"
+    settings = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    variables = {name: value for name, value in os.environ.items() if name not in settings}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == expected

@@ -35,7 +35,7 @@ from captioner.checkpoints import bundle
 from captioner.config import Config
 from captioner.files import whole_file
 from captioner.metrics.novelty import CaptionHashes
-from captioner.models.captioning import CaptioningModel, build_model
+from captioner.models.captioning import CaptioningModel, Undrawn, build_model
 from captioner.models.precision import stored
 from captioner.old_names import modernized
 from captioner.process import is_out_of_memory
@@ -94,12 +94,13 @@ class Checkpoint:
         encoder = dict(self.config["encoder"])
         if "precision" in encoder:
             encoder["precision"] = stored(encoder["precision"], "encoder.precision")
-        model = build_model(
-            encoder,
-            self.config["decoder"],
-            vocabulary_size=len(self.tokenizer.vocabulary),
-            initialise=False,
-        )
+        with Undrawn():
+            model = build_model(
+                encoder,
+                self.config["decoder"],
+                vocabulary_size=len(self.tokenizer.vocabulary),
+                initialise=False,
+            )
         if self.without_encoder:
             model.encoder.fill()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -76,16 +75,14 @@ def build_model(
         encoder: the arguments of ``build_encoder``.
         decoder: ``name``, of a decoder in ``DECODERS``, and its arguments.
         vocabulary_size: V.
-        initialise: draw the decoder's weights and load the encoder's; False if a checkpoint
-            replaces them: then they have no values, and no random number is drawn.
+        initialise: load pretrained encoder weights; False if a checkpoint replaces them.
 
     Raises:
         ValueError: an unknown name, an option the component does not have, a value out of range.
     """
     built = make(build_encoder, "encoder", encoder, initialise=initialise)
     sizes = {"vocabulary_size": vocabulary_size, "feature_size": built.feature_size}
-    with nullcontext() if initialise else _Undrawn():
-        return CaptioningModel(built, build_decoder(decoder, **sizes))
+    return CaptioningModel(built, build_decoder(decoder, **sizes))
 
 
 def build_decoder(
@@ -108,8 +105,11 @@ def build_decoder(
     return made
 
 
-class _Undrawn(TorchFunctionMode):
-    """Within it, weights are not drawn at random; those of a large vocabulary take 50 ms."""
+class Undrawn(TorchFunctionMode):
+    """A context in which models are built without drawing their weights, to be loaded afterwards.
+
+    Those of a large vocabulary would take 50 ms.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

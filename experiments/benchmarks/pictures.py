@@ -10,7 +10,8 @@ speed of a large matrix product; for features and folders, the encoder on all co
 
     python experiments/benchmarks/pictures.py RUN FOLDER
 
-With --only input (or encoder, features, folder) only these tasks are measured.
+With --only input (or encoder, features, folder) only these tasks are measured. RUN may be a bundled
+model, such as flickr8k.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ from paired import (
     compare,
     finish,
     make_parser,
+    positive,
     product,
     report_value,
     run_guarded,
@@ -62,9 +65,13 @@ GOALS = {
     "encoder, 256 images": 4,
     "folder, beam 5": 8,
     "folder, compared with the encoder alone": 0.85,
+    "folder, default decoding": 8,
+    "folder, default decoding, compared with the encoder alone": 0.9,
 }
+BEAM = {"beam_size": 5, "consensus": 0.0}
 WORDS = "input, encoder, features, folder"
-MANY = 256  # images
+MANY = 256
+"""Default number of images."""
 HELP, MEMORY = 0.3, 3  # seconds of captioner --help, GiB
 
 
@@ -160,30 +167,30 @@ def encoder_tasks(encoder: Encoder, quick: Encoder, files: Sequence[str]) -> dic
     return {
         "encoder, one image": Task(eager(floats[:1]), ours(pixels[:1]), halves, of_image),
         "encoder, 8 images": Task(eager(floats[:8]), ours(pixels[:8]), halves, 8 * of_image),
-        "encoder, 256 images": Task(eager(floats), ours(pixels), halves, count * of_image),
-        "encoder, 256 images, compared with channels-last": Task(
+        f"encoder, {count} images": Task(eager(floats), ours(pixels), halves, count * of_image),
+        f"encoder, {count} images, compared with channels-last": Task(
             eager(wide, torch.channels_last), ours(pixels), halves, count * of_image
         ),
-        "encoder in fp32, 256 images": Task(
+        f"encoder in fp32, {count} images": Task(
             eager(floats), ours(pixels, encoder), singles, count * of_image
         ),
     }
 
 
 def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> dict[str, Task]:
-    """From files to captions, with beam search of 5."""
+    """From files to captions, with beam search of 5 and as the model decodes by default."""
     usual = usual_transform(encoder)
     network = encoder.build(encoder.network, weights=encoder.pretrained, image_size=None)[0].eval()
     pixels = torch.stack([own_pixels(encoder, file) for file in files])
 
-    def naive() -> None:
+    def naive(**decoding: Any) -> None:
         model._steppers.clear()  # tables do not pay off for single images
         for file in files:
             features = encoder.extract(network, usual(file)[None])
-            model.caption_features([features], beam_size=5)
+            model.caption_features([features], **decoding)
 
-    def folder() -> None:
-        captions = model.caption_each(files, beam_size=5)
+    def folder(**decoding: Any) -> None:
+        captions = model.caption_each(files, **decoding)
         assert not any(isinstance(caption, Exception) for caption in captions)
 
     def features() -> None:
@@ -202,34 +209,22 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
             encoded,
             fraction,
         ),
-        "folder, beam 5": Task(naive, folder, encoded, fraction),
-        "folder, compared with the encoder alone": Task(encoded, folder, encoded, fraction),
+        "folder, beam 5": Task(partial(naive, **BEAM), partial(folder, **BEAM), encoded, fraction),
+        "folder, compared with the encoder alone": Task(
+            encoded, partial(folder, **BEAM), encoded, fraction
+        ),
+        "folder, default decoding": Task(naive, folder, encoded, fraction),
+        "folder, default decoding, compared with the encoder alone": Task(
+            encoded, folder, encoded, fraction
+        ),
     }
 
 
-COLD = """
-import time; times = [time.perf_counter()]
-def lap(name): times.append(time.perf_counter()); print(name, times[-1] - times[-2])
-import captioner.verbs.caption_files, timm; lap("imports")
-from captioner import load; model = load({run!r}, device="cpu"); lap("weights")
-images = [model.prepare({file!r})]; lap("reading the image")
-model.encoders[0].precision = "auto"; model.encoders[0].computes_in; lap("folded copy")
-features = model.encode(images); lap("encode")
-model.caption_features(features, beam_size=5); lap("decode")
-"""
-
-
-def cold_start(run: str, file: str) -> dict[str, float]:
-    """Seconds of each step to the first caption in a new process, and of --help."""
-    code = COLD.format(run=run, file=file)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    seconds = {}
-    for line in done.stdout.splitlines():
-        name, _, value = line.rpartition(" ")
-        seconds[name] = float(value)
+def seconds_of_help() -> float:
+    """Seconds of `captioner --help` in a new process."""
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "captioner", "--help"], capture_output=True, check=True)
-    return {**seconds, "captioner --help": time.perf_counter() - started}
+    return time.perf_counter() - started
 
 
 def time_of_others() -> float:
@@ -282,11 +277,16 @@ def main() -> None:
     arguments.add_argument(
         "--only", metavar="WORD", default="", help="only tasks whose name starts with this"
     )
+    arguments.add_argument(
+        "--images", type=positive, default=MANY, help="how many; default %(default)s"
+    )
     options = arguments.parse_args()
     every = list(find_images([options.folder]))
-    files = every[:: max(1, len(every) // MANY)][:MANY]
-    if len(files) < MANY:
-        raise ValueError(f"{options.folder}: {len(files)} images; at least {MANY} are needed")
+    files = every[:: max(1, len(every) // options.images)][: options.images]
+    if len(files) < options.images:
+        raise ValueError(
+            f"{options.folder}: {len(files)} images; give more, or a smaller number with --images"
+        )
     model, plain = (captioner.load(options.run, device="cpu") for _ in range(2))
     quick, encoder = model.encoders[0], plain.encoders[0]
     quick.precision, encoder.precision = "auto", "fp32"
@@ -318,13 +318,8 @@ def main() -> None:
         if "input".startswith(options.only):
             rows += [compare_pixels(encoder, name, paths) for name, paths in pictures.items()]
     if not options.only:
-        cold = [cold_start(options.run, files[0]) for _ in range(options.rounds)]
-        for step in cold[0]:
-            value = statistics.median(seconds[step] for seconds in cold)
-            if step == "captioner --help":
-                rows.append(report_value(step, value, "s", goal=HELP))
-            else:
-                rows.append(report_value(f"first caption: {step}", value, "s"))
+        value = statistics.median(seconds_of_help() for _ in range(options.rounds))
+        rows.append(report_value("captioner --help", value, "s", goal=HELP))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows.append(report_value("peak memory", peak, "GiB", goal=MEMORY))
     finish(about, rows, options.json)

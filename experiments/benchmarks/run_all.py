@@ -54,6 +54,7 @@ SCRIPTS = {
     "training_step": Script(("--flickr8k", ROOT), keeps_memory=True),
     "decoding": Script((RUN,)),
     "pictures": Script((RUN, ROOT)),
+    "first_caption": Script((ROOT,)),
     "growth": Script((ROOT,), (1,), rounds=False, needs="matplotlib"),
     "scoring": Script(("--flickr8k", ROOT), (1,), needs="java"),
 }

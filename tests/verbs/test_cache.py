@@ -134,6 +134,17 @@ def test_clearing_keeps_other_files(encoder, photos, home, capsys) -> None:
     assert again.encoded == 3
 
 
+def test_kept_networks_are_counted_and_cleared(home, capsys) -> None:
+    file = home / "networks" / "some.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(2_500_000))
+    assert main(["cache"]) == 0
+    assert f"no features, and networks, 2.5 MB, in {home}" in capsys.readouterr().err
+    assert main(["cache", "clear", "--yes", "--older-than", "1"]) == 0 and file.exists()
+    assert main(["cache", "clear", "--yes"]) == 0 and not file.exists()
+    assert "cleared no features, and networks, 2.5 MB," in capsys.readouterr().out
+
+
 def test_it_asks_on_a_terminal_and_refuses_elsewhere(
     encoder, photos, home, capsys, monkeypatch
 ) -> None:
