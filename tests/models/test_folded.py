@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from captioner.data.features import fingerprint
 from captioner.models import precision
 from captioner.models.encoders.encoder import AT_ONCE, Encoder
-from captioner.models.encoders.folded import FusedConv, quick_copy
+from captioner.models.encoders.folded import FusedConv, fold, quick_copy
 from captioner.models.encoders.libraries import build_encoder
 from captioner.models.features import Features
 
@@ -74,7 +74,7 @@ def test_folding_is_exact(act: nn.Module, affine: bool, monkeypatch: pytest.Monk
     norm.running_mean.normal_()  # type: ignore[union-attr]
     norm.running_var.uniform_(0.1, 2)  # type: ignore[union-attr]
     images = 5 * torch.randn(3, 6, 11, 13, dtype=torch.float64)
-    fused = FusedConv(conv, norm, act)
+    fused = FusedConv(conv, *fold(conv, norm), act)
     expected = act(norm(conv(images)))
     quickly = copy.deepcopy(fused).float()(images.float())
     torch.testing.assert_close(quickly.double(), expected, rtol=1e-4, atol=1e-5)
@@ -92,7 +92,7 @@ def test_padding_is_that_of_timm(kernel: int, stride: int, size: tuple[int, int]
     norm = nn.BatchNorm2d(4).eval()
     images = torch.randn(2, 3, *size)
     expected = norm(conv(images))
-    fused = FusedConv(conv, norm, nn.Identity())
+    fused = FusedConv(conv, *fold(conv, norm), nn.Identity())
     torch.testing.assert_close(fused(images), expected, rtol=1e-4, atol=1e-5)
 
 

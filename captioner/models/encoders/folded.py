@@ -224,12 +224,12 @@ def _fold(network: nn.Module, chains: list[Chain], dtype: torch.dtype) -> dict[s
     for conv_name, norm_name, _ in chains:
         conv, norm = network.get_submodule(conv_name), network.get_submodule(norm_name)
         assert isinstance(conv, nn.Conv2d)
-        weight, bias = _fold_one(conv, norm)
+        weight, bias = fold(conv, norm)
         folded |= {f"{conv_name}.weight": weight.to(dtype), f"{conv_name}.bias": bias.to(dtype)}
     return folded
 
 
-def _fold_one(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
+def fold(conv: nn.Conv2d, norm: Any) -> tuple[Tensor, Tensor]:
     """W' in channels_last and b', in the dtype of the convolution."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()  # [D]
     shift = -norm.running_mean.double() * scale
