@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1] / "captioner"
 LEVELS = (
     ("cli", "__main__"),
     ("verbs",),
+    ("doctor",),
     ("report", "inspection", "evaluation"),
     ("api", "training"),
     ("tracing",),

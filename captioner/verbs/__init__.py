@@ -17,6 +17,7 @@ VERBS: dict[str, str] = {
     "report": "write one HTML page about an evaluation",
     "data": "draw, describe and check datasets",
     "cache": "list and clear cached features of images",
+    "doctor": "say what is installed, and whether a run, model or dataset is intact",
     "completion": "tab completion for bash, zsh and fish",
 }
 """Verb -> its description."""

