@@ -190,6 +190,8 @@ def test_wrong_inputs_get_one_line(run, mixed, tmp_path, capsys) -> None:
     fails(capsys, "evaluate", run, "decoding=baem", says="did you mean beam")
     fails(capsys, "evaluate", run, "--metrics", "blue", says="did you mean bleu")
     fails(capsys, "train", "experiment=dmeo", says="did you mean demo")
+    fails(capsys, "train", "experimant=demo", says="(did you mean experiment?)")
+    fails(capsys, "evaluate", "flikr8k", says="(did you mean flickr8k?)")
     fails(capsys, "train", "traning.lr=1", says="did you mean training")
     fails(
         capsys, "data", "stats", "optimizer.lr=3", says="optimizer.lr=3: changes nothing in a data"
@@ -254,6 +256,14 @@ def test_an_unknown_verb_or_flag_is_a_usage_error(capsys) -> None:
         ("caption a.jpg --form", "caption --format: needs a value"),
         ("caption a.jpg --b 3", "caption: --b may be --batch-size, --beam-size"),
         ("evaluate x --split dve", "(did you mean dev?); see captioner evaluate --help"),
+        (
+            "evaluate x --beam-size 3",
+            "--beam-size is not a flag; write decoding.beam_size=3;",
+        ),
+        (
+            "evaluate x --top-p=0.9",
+            "--top-p is not a flag; write decoding.top_p=0.9; see",
+        ),
         ("compare x --resample 1k", "compare --resamples: '1k' is not a whole number; see"),
         ("cache --older-than long", "cache --older-than: 'long' is not a number; see"),
         ("completion fihs", "(did you mean fish?); see captioner completion --help"),

@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.config.values import near_miss
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -66,7 +68,8 @@ def default() -> Path:
 
 def unknown(name: str | Path) -> FileNotFoundError:
     """The error for a name that is neither a path nor a bundled model."""
-    return FileNotFoundError(f"{name}: no such run folder or checkpoint; {_list_names()}")
+    near = near_miss(str(name), names(), cutoff=0.7)
+    return FileNotFoundError(f"{name}: no such run folder or checkpoint; {_list_names()}{near}")
 
 
 def _list_names() -> str:

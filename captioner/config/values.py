@@ -62,11 +62,12 @@ def unknown_key(
     """
     names = [str(name) for name in names]
     prefix, whose = (f"{group}.", f"{choice or group} has") if group else ("", "there are")
+    candidates = names if group else [*names, "experiment"]  # chosen, but not an option
     hint = (
         hint
-        or near_miss(key, names, prefix, cutoff=0.8)
+        or near_miss(key, candidates, prefix, cutoff=0.8)
         or same_name(key, leaves)
-        or near_miss(key, names, prefix)
+        or near_miss(key, candidates, prefix)
     )
     return ValueError(f"{prefix}{key} is not an option; {whose} {', '.join(names)}{hint}")
 

@@ -21,7 +21,7 @@ from captioner.files import partial, to_json, write_whole
 from captioner.images import HEIC_EXTRA, RARE_SUFFIXES, unreadable_suffixes
 from captioner.process import encode_names
 from captioner.progress import progress_bar
-from captioner.verbs.terminal import TEXTS, new_folder, require_output, wrote
+from captioner.verbs.terminal import TEXTS, fail, new_folder, require_output, wrote
 
 
 def caption_files(
@@ -50,16 +50,17 @@ def caption_files(
         the exit status: 1 if a file could not be captioned; it is named on standard error.
 
     Raises:
-        FileNotFoundError: a file does not exist, or a folder has no images.
+        FileNotFoundError: no path has an image.
         ValueError: the checkpoint or an option is not accepted.
     """
     if batch_size < 1:
         raise ValueError(f"--batch-size={batch_size} is not accepted; choose 1 or more")
-    files = list(find_images(paths))
+    files, failed = _find_all(paths)
     require_output(output, TEXTS, files)
     captioner = Captioner.load(model, device=device)
     captioner.decoding(**decoding)  # errors are raised before the work starts
-    failed: list[str] = []
+    for message in failed:
+        fail(message)
     with progress_bar("captioning", len(files), wanted=len(files) > 1) as advance:
         rows = _caption(captioner, files, batch_size, decoding, failed, advance)
         _write(_FORMATS[format](rows), output)
@@ -88,11 +89,32 @@ def _write_file(texts: Iterable[str], output: str) -> None:
         raise
 
 
+def _find_all(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The image files of paths, and an error for each path that has none.
+
+    Raises:
+        FileNotFoundError: no path has an image.
+        ValueError: an option that is written like an override.
+    """
+    files, failed = dict[str, None](), []
+    for path in paths:
+        try:
+            files |= dict.fromkeys(find_images([path]))
+        except FileNotFoundError as error:
+            failed.append(str(error))
+    if not files:
+        for message in failed[:-1]:
+            fail(message)
+        raise FileNotFoundError(failed[-1])
+    return list(files), failed
+
+
 def find_images(paths: Sequence[str]) -> Iterator[str]:
     """Yield the image files of paths (see ``caption_files``), each once, in order.
 
     Raises:
         FileNotFoundError: a file does not exist, or a folder has no images.
+        ValueError: an option that is written like an override.
     """
     yielded: set[str] = set()
     for path in paths:
@@ -113,11 +135,12 @@ def _find_files(path: str) -> Iterable[str]:
         return [path]
     matches = sorted(glob.glob(path, recursive=True))
     if not matches:
+        error = f"{path}: no such file or folder, and no file matches it as a pattern"
         flag = re.match(r"\+*(?:decoding\.)?(\w+)=(.*)", path)
-        hint = f"; options are flags here: --{flag[1].replace('_', '-')} {flag[2]}" if flag else ""
-        raise FileNotFoundError(
-            f"{path}: no such file or folder, and no file matches it as a pattern{hint}"
-        )
+        if flag:
+            name = flag[1].replace("_", "-")
+            raise ValueError(f"{error}; options are flags here: --{name} {flag[2]}")
+        raise FileNotFoundError(error)
     files = [match for match in matches if Path(match).is_file()]
     if not files:
         raise FileNotFoundError(f"{path}: matches folders only; name one without a pattern")

@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "  captioner evaluate runs/a runs/b decoding=beam decoding.ensemble=log_probability\n"
         "  captioner evaluate runs/demo decoding=top_p decoding.captions=5 decoding.seed=1\n",
     )
+    parser.decodes = True
     add = parser.add_argument
     add(
         "runs",

@@ -25,10 +25,25 @@ def warn(message: str) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with one-line errors and tab completion; expands ``~/`` if the shell does not."""
+    """A parser with one-line errors and tab completion; expands ``~/`` if the shell does not.
+
+    Attributes:
+        decodes: whether the options of decoding are overrides, ``decoding.beam_size=3``; then they
+            are suggested for flags such as ``--beam-size``.
+    """
+
+    decodes = False
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong as one line and exit with status 2."""
+        unknown = re.match(r"unrecognized arguments: --([\w-]+)(?:[= ](\S+))?", message)
+        if self.decodes and unknown:
+            from captioner.decoding.options import OPTIONS
+
+            name = unknown[1].replace("-", "_")
+            if name in OPTIONS:
+                override = f"decoding.{name}={unknown[2] or '...'}"
+                message = f"--{unknown[1]} is not a flag; write {override}"
         flags = [flag for action in self._actions for flag in action.option_strings]
         usage_error(self.prog, message, flags)
 

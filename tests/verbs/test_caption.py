@@ -261,8 +261,22 @@ def test_flags_may_be_between_paths(run, pictures, tmp_path, capsys) -> None:
 
 
 def test_an_override_among_the_paths_gets_the_name_of_its_flag() -> None:
-    with pytest.raises(FileNotFoundError, match="options are flags here: --beam-size 3$"):
+    with pytest.raises(ValueError, match="options are flags here: --beam-size 3$"):
         list(caption_files.find_images(["decoding.beam_size=3"]))
+
+
+def test_absent_files_are_named_and_the_others_captioned(run, scenes, tmp_path, capsys) -> None:
+    photo = str(scenes / "images" / "test_00000.png")
+    absent = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    command = ["caption", absent[0], photo, absent[1], "--model", str(run)]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{photo}: ") and printed.out.count("\n") == 1
+    for path in absent:
+        assert f"captioner: error: {path}: no such file or folder" in printed.err
+    assert main(["caption", *absent, "--model", str(run)]) == 1
+    printed = capsys.readouterr()
+    assert not printed.out and all(path in printed.err for path in absent)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
