@@ -31,7 +31,9 @@ from typing import Any, NamedTuple
 import torch
 from paired import (
     LARGE,
+    Pair,
     compare,
+    compare_times,
     finish,
     make_parser,
     positive,
@@ -220,6 +222,18 @@ def folder_tasks(model: Captioner, encoder: Encoder, files: Sequence[str]) -> di
     }
 
 
+def decoding_row(model: Captioner, files: Sequence[str], rounds: int) -> dict[str, Any]:
+    """Default decoding as a fraction of encoding, and of this its matrix products alone."""
+    images = [model.prepare(file) for file in files[:32]]
+    features = model.encode(images)
+    tasks = {
+        "encode": lambda: model.encode(images),
+        "decode": lambda: model.caption_features(features),
+    }
+    name = "default decoding, compared with encoding, 32 images"
+    return compare_times(tasks, [Pair(name, "decode", "encode")], rounds)[0]
+
+
 def seconds_of_help() -> float:
     """Seconds of `captioner --help` in a new process."""
     started = time.perf_counter()
@@ -315,6 +329,8 @@ def main() -> None:
             )
         rounds = [measure(tasks) for _ in with_progress(range(options.rounds + 1), "rounds")][1:]
         rows += [row(name, [r[name] for r in rounds]) for name in tasks]
+        if "folder".startswith(options.only):
+            rows.append(decoding_row(model, files, options.rounds))
         if "input".startswith(options.only):
             rows += [compare_pixels(encoder, name, paths) for name, paths in pictures.items()]
     if not options.only:
