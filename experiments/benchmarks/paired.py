@@ -335,8 +335,10 @@ class Pair(NamedTuple):
     """Whether captioner's task multiplies in bfloat16."""
 
 
-FIRST = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "_linear_pointwise": 0}
+FIRST = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1}
 """Index of the first of the two factors among the arguments."""
+LINEAR = {"linear": 0, "_linear_pointwise": 0}
+"""The same for x W^T: the second factor is [N, K]."""
 
 
 class Products(TorchDispatchMode):
@@ -348,9 +350,10 @@ class Products(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name = function.overloadpacket.__name__
-        if name in FIRST:
-            a, b = args[FIRST[name] :][:2]  # [..., M, K], [..., K, N]; the last has [N, K]
-            self.flops += 2 * a.numel() * b.shape[0 if name == "_linear_pointwise" else -1]
+        first = {**FIRST, **LINEAR}.get(name)
+        if first is not None:
+            a, b = args[first:][:2]  # [..., M, K], [..., K, N]
+            self.flops += 2 * a.numel() * b.shape[0 if name in LINEAR else -1]
         return function(*args, **(kwargs or {}))
 
 
