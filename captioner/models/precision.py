@@ -51,6 +51,16 @@ def multiplies_bf16(device: str = "cpu") -> bool:
     )
 
 
+def multiplies_in_tf32() -> bool:
+    """Whether torch may use TF32 for products of float32 on CUDA."""
+    precision = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
+    if precision is None:  # torch before 2.9
+        return bool(torch.backends.cuda.matmul.allow_tf32)
+    if precision == "none":  # then the setting of all operations holds
+        precision = getattr(torch.backends, "fp32_precision", "none")
+    return bool(precision == "tf32")
+
+
 def instructions() -> str:
     """The instruction set to which the user limits oneDNN, in lower case; "" if there is none."""
     return next((os.environ[name].lower() for name in _LIMITS if os.environ.get(name)), "")

@@ -9,6 +9,7 @@ is off, as torch leaves it. Captions must be equal, or tied: with scores that di
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from captioner.decoding.search import Hypothesis
 from captioner.generation import generate, make_steppers
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
+from captioner.models.recurrence.fused import CHOICE
 from captioner.models.recurrence.unroll import Recurrence
 from captioner.tokenizers import build_tokenizer
 from captioner.training.losses import cross_entropy
@@ -28,6 +30,12 @@ from captioner.training.losses import cross_entropy
 FP32, BF16, TIE = 1e-5, 2e-2, 1e-5
 SIZES = (5, 4, 4, 4, 3, 1)
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+NO_TRITON = pytest.mark.skipif(not find_spec("triton"), reason="triton is not installed")
+LOOPS = [
+    ("cpu", "plain"),
+    *(pytest.param("cuda", name, marks=NO_GPU) for name in ("plain", "graphs")),
+    pytest.param("cuda", "triton", marks=[NO_GPU, NO_TRITON]),
+]
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NO_GPU)])
 DECODERS = [
     name for name in EVERY if name.split()[1:2] == ["lstm"] or name.startswith("transformer")
@@ -55,20 +63,22 @@ def everything(
     return [outputs, *last.values(), *torch.autograd.grad(loss, given)]
 
 
-@DEVICES
+@pytest.mark.parametrize(("device", "loop"), LOOPS)
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("cell", BASIC)
 def test_the_recurrence_equals_the_readable_loop_in_float64(
-    cell: str, half: bool, device: str
+    cell: str, half: bool, device: str, loop: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(CHOICE, loop)
     exact = Recurrence(cell=cell, input_size=37, hidden_size=45, layers=2).double()
     inputs, weights = (torch.randn(sum(SIZES), n, dtype=torch.float64) for n in (37, 45))
     ours = copy.deepcopy(exact).float().to(device)
-    given = (value.float().to(device) for value in (inputs, weights))
-    results = everything(ours, *given, fused=True, half=half)
+    given = [value.float().to(device) for value in (inputs, weights)]
     expected = everything(exact, inputs, weights, fused=False)
-    for result, right in zip(results, expected, strict=True):
-        close(result, right, BF16 if half else FP32)
+    for _ in range(2):  # a graph is captured, and then used again
+        results = everything(ours, *given, fused=True, half=half)
+        for result, right in zip(results, expected, strict=True):
+            close(result, right, BF16 if half else FP32)
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -19,13 +19,16 @@ gradients are equal.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from captioner.models.matmul import add_product, product
+from captioner.models.recurrence import graphs
 from captioner.models.recurrence.cells import Cell, State
 from captioner.models.recurrence.loops import LOOPS, before_each
 from captioner.models.sites import Observe, unobserved
@@ -87,6 +90,53 @@ def obstacle(cell: Cell, inputs: Tensor) -> str | None:
     return None
 
 
+CHOICE = "CAPTIONER_CUDA_LOOP"
+"""The environment variable that selects the loop on CUDA: a name in ``CHOICES``."""
+
+CHOICES = ("plain", "triton", "graphs")
+"""The loops on CUDA: of ``loops.py``; with Triton, where it is installed; and the latter, or else
+the former, as CUDA graphs in training. The first is the default until a GPU has measured them."""
+
+
+def loop_of(cell: Cell, tensor: Tensor) -> Any:
+    """The loop that computes a cell, for the device and the dtype of a tensor.
+
+    Raises:
+        ValueError: ``CHOICE`` is not in ``CHOICES``.
+    """
+    if tensor.device.type == "cuda" and _chosen() != "plain" and find_spec("triton"):
+        from captioner.models.recurrence import triton_loops
+
+        if tensor.dtype in triton_loops.DTYPES:
+            return triton_loops.LOOPS[type(cell)]
+    return LOOPS[type(cell)]
+
+
+def _chosen() -> str:
+    chosen = os.environ.get(CHOICE, CHOICES[0])
+    if chosen not in CHOICES:
+        raise ValueError(f"{CHOICE}={chosen!r} is not known; choose {', '.join(CHOICES)}")
+    return chosen
+
+
+def loop_for(setting: _Setting, learns: bool, *given: Any) -> Any:
+    """The loop for a sequence: that of the cell, or a CUDA graph of it.
+
+    Args:
+        setting: of the sequence.
+        learns: whether a gradient is needed.
+        given: sums, w_h, b_h and the state.
+    """
+    cell, sums = setting.cell, given[0]
+    loop = loop_of(cell, sums)
+    on_cuda = sums.device.type == "cuda" and _chosen() == "graphs"
+    if not (on_cuda and learns) or torch.is_inference_mode_enabled():
+        return loop
+    if torch.cuda.is_current_stream_capturing():  # the whole step is being captured
+        return loop
+    return graphs.GRAPHS.loop(loop, type(cell), given, setting.sizes)
+
+
 def _dtype(inputs: Tensor) -> torch.dtype:
     """The dtype of the products: that of the inputs, or autocast's."""
     device = inputs.device.type
@@ -109,11 +159,13 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, setting: _Setting, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        device = tensors[0].device.type
+        with torch.autocast(device, enabled=False), torch.cuda.device_of(tensors[0]):
             x, w_x, b_x, w_h, b_h = (t if t is None else t.to(setting.dtype) for t in tensors[:5])
             sums = add_product(b_x, x, w_x.t())  # [N, gates * H]
-            loop = LOOPS[type(setting.cell)]
-            outputs, last, kept = loop.forward(sums, w_h, b_h, tensors[5:], setting.sizes)
+            given = (sums, w_h, b_h, tensors[5:])
+            ctx.loop = loop_for(setting, any(ctx.needs_input_grad), *given)
+            outputs, last, kept = ctx.loop.forward(*given, setting.sizes)
         ctx.setting, ctx.given = setting, len(tensors)
         ctx.save_for_backward(*tensors, x, w_x, w_h, outputs, *kept)
         return (outputs, *last)
@@ -126,8 +178,7 @@ class _Sequence(torch.autograd.Function):
             return (None, *_differentiable(setting, tensors, gradients, needed))
         x, w_x, w_h, outputs, *kept = ctx.saved_tensors[ctx.given :]
         with torch.autocast(x.device.type, enabled=False):
-            loop = LOOPS[type(setting.cell)]
-            of_x, of_h, of_state = loop.backward(
+            of_x, of_h, of_state = ctx.loop.backward(
                 kept, outputs, w_h, tensors[5:], gradients, setting.sizes
             )
             before = before_each(tensors[5], outputs, setting.sizes)

@@ -1,6 +1,8 @@
 """The fused loops, compared with the readable loop and torch.nn; packing; the loss in place."""
 
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from captioner.data.batches import pad
 from captioner.models.packing import IGNORED, Packing
+from captioner.models.recurrence import fused
 from captioner.models.recurrence.cells import GRU, RNN
+from captioner.models.recurrence.fused import CHOICE, loop_of
 from captioner.models.recurrence.loops import LOOPS, _tanh_
 from captioner.models.recurrence.table import CELLS
 from captioner.models.recurrence.unroll import Recurrence
@@ -134,6 +138,22 @@ def test_the_readable_loop_is_used_if_the_fused_one_cannot_be(
     parts = ("has hooks", "Louder has no loop", "torch.float16")
     assert len(reasons) == 3
     assert all(part in reason for part, reason in zip(parts, reasons))
+
+
+def test_the_loop_on_cuda_is_chosen_by_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu: Any = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    cell = GRU(input_size=E, hidden_size=H)
+    monkeypatch.delenv(CHOICE, raising=False)
+    assert loop_of(cell, on_gpu) is LOOPS[GRU]
+    monkeypatch.setenv(CHOICE, "triton")
+    assert loop_of(cell, torch.zeros(1)) is LOOPS[GRU]  # on the CPU
+    monkeypatch.setattr(fused, "find_spec", lambda name: None)
+    assert loop_of(cell, on_gpu) is LOOPS[GRU]  # Triton is not installed
+    monkeypatch.setenv(CHOICE, "fast")
+    with pytest.raises(
+        ValueError, match="CAPTIONER_CUDA_LOOP='fast' is not known; choose plain, triton, graphs"
+    ):
+        loop_of(cell, on_gpu)
 
 
 def test_torch_func_uses_the_readable_loop() -> None:
