@@ -29,7 +29,7 @@ from captioner.images import Picture, as_several, is_picture, open_image, read_c
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.decoder import Stepper
-from captioner.models.features import Features
+from captioner.models.features import Features, on_device
 from captioner.models.precision import resolve, stored
 from captioner.models.snapshot import Snapshot
 from captioner.tokenizers import Tokenizer
@@ -274,7 +274,7 @@ class Captioner:
     @torch.no_grad()
     def encode(self, images: Sequence[Sequence[Tensor]]) -> list[Features]:
         """Compute the features of B prepared images with each of the encoders."""
-        batches = [stack_pixels(batch).to(self.device) for batch in zip(*images)]
+        batches = [on_device(stack_pixels(batch), self.device) for batch in zip(*images)]
         return [encoder(batch) for encoder, batch in zip(self.encoders, batches)]
 
     def caption_features(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captioner.data.records import Record
-from captioner.models.features import Features
-from captioner.models.packing import IGNORED
+from captioner.models.features import Features, on_device
+from captioner.models.packing import IGNORED, Packing
 from captioner.tokenizers import Tokenizer
 
 
@@ -44,6 +44,7 @@ class Batch(NamedTuple):
         targets: [R, T], the token ids and <end>, then IGNORED.
         records: of the images, B of them.
         share: the sizes of the whole batch if other ranks have the rest of it; None otherwise.
+        lengths: number of targets of each caption, [R], on the CPU; None: counted when needed.
     """
 
     source: Tensor | Features
@@ -52,15 +53,40 @@ class Batch(NamedTuple):
     targets: Tensor
     records: list[Record]
     share: Share | None = None
+    lengths: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """Move the tensors to another device."""
+        """Move the tensors to another device, except the lengths, which the CPU needs."""
+        source = self.source
         return self._replace(
-            source=self.source.to(device),
-            rows=self.rows.to(device),
-            inputs=self.inputs.to(device),
-            targets=self.targets.to(device),
+            source=source.to(device) if isinstance(source, Features) else on_device(source, device),
+            rows=on_device(self.rows, device),
+            inputs=on_device(self.inputs, device),
+            targets=on_device(self.targets, device),
+            lengths=self._lengths(),
         )
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory; the data loaders call it if the device is a GPU."""
+        return self._replace(
+            source=self.source.pin_memory(),
+            rows=self.rows.pin_memory(),
+            inputs=self.inputs.pin_memory(),
+            targets=self.targets.pin_memory(),
+        )
+
+    def packing(self, part: slice = slice(None), *, left_out: int = 0) -> Packing:
+        """The packing of the captions, or a part of them, without the last targets.
+
+        Args:
+            part: of the captions.
+            left_out: number of targets that are left out at the end of each caption.
+        """
+        return Packing.of(self._lengths()[part] - left_out, self.targets.device)
+
+    def _lengths(self) -> Tensor:
+        """The number of targets of each caption, [R]."""
+        return (self.targets != IGNORED).sum(1) if self.lengths is None else self.lengths
 
 
 def pad(captions: Sequence[Sequence[int]], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:

@@ -248,7 +248,7 @@ class CaptionDataModule(lightning.LightningDataModule):
         )
         rank, ranks = self._place()
         batches = self.training if ranks == 1 else RankBatches(self.training, rank, ranks)
-        return TrainingLoader(batches, order, workers=self.workers)
+        return TrainingLoader(batches, order, workers=self.workers, pins=self._pins())
 
     def val_dataloader(self) -> DataLoader[Batch]:
         rank, ranks = self._place()
@@ -259,7 +259,12 @@ class CaptionDataModule(lightning.LightningDataModule):
             self.trainer.limit_val_batches = limit
         order = InOrder(len(self.dev), DEV_BATCH, rank=rank, ranks=ranks, limit=limit)
         return image_loader(
-            self.dev, self.tokenizer, self.dev_pictures, order=order, workers=self.workers
+            self.dev,
+            self.tokenizer,
+            self.dev_pictures,
+            order=order,
+            workers=self.workers,
+            pins=self._pins(),
         )
 
     def dev_batches(self, limit: int | float = 1.0) -> int:
@@ -279,6 +284,10 @@ class CaptionDataModule(lightning.LightningDataModule):
                 "choose a whole number of batches"
             )
         return limited
+
+    def _pins(self) -> bool:
+        """Whether batches are copied to a GPU."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _place(self) -> tuple[int, int]:
         """The rank of this process, and the number of ranks."""

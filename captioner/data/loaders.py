@@ -170,6 +170,7 @@ class TrainingLoader(DataLoader[Batch]):
         sampler: Bucketed,
         *,
         workers: int,
+        pins: bool = False,
     ) -> None:
         # Without its own generator, every epoch would use the global one.
         super().__init__(
@@ -177,6 +178,7 @@ class TrainingLoader(DataLoader[Batch]):
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
+            pin_memory=pins,
             generator=torch.Generator().manual_seed(sampler.seed),
         )
         self.order = sampler
@@ -208,6 +210,7 @@ def image_loader(
     *,
     order: InOrder | None = None,
     workers: int = 0,
+    pins: bool = False,
 ) -> DataLoader[Batch]:
     """Load batches of whole images.
 
@@ -217,11 +220,13 @@ def image_loader(
         pictures: returns the images or features.
         order: of the batches; None: the order of the records, DEV_BATCH at a time.
         workers: processes that read images; 0 reads in the main process.
+        pins: return batches in pinned memory, for a GPU.
     """
     return DataLoader(
         WholeImages(records, tokenizer, pictures),
         batch_size=None,
         sampler=order or InOrder(len(records), DEV_BATCH),
         num_workers=workers,
+        pin_memory=pins,
         generator=torch.Generator(),
     )

@@ -32,7 +32,9 @@ import torch
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Cores that this process may use."""
 READERS = min(4, CORES)
-"""Threads that read images."""
+"""Threads that read images for encoders on the CPU."""
+READERS_FOR_GPU = min(16, CORES)
+"""Threads that read images for an encoder on another device, which does not use the cores."""
 MOST_ENCODERS = 4
 """Maximum number of batches that are encoded in parallel on a CPU."""
 
@@ -143,7 +145,8 @@ def encoding_pipeline(device: torch.device, *, cached: bool = False) -> Iterator
             stack.callback(pool.shutdown, wait=False, cancel_futures=True)
             return pool
 
-        readers, encoding, consumer = start(READERS), start(encoders), start(1)
+        read_by = READERS if device.type == "cpu" else READERS_FOR_GPU
+        readers, encoding, consumer = start(read_by), start(encoders), start(1)
         _limit_cores({encoding: (encoders, 1), consumer: (1, cores_left)})
         yield EncodingPipeline(readers, encoding, consumer, side_by_side=encoders)
 

@@ -8,6 +8,16 @@ import torch
 from torch import Tensor
 
 
+def on_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; the CPU does not wait for a copy to a GPU.
+
+    Such a copy is made from memory that the system cannot move (pinned), while the GPU computes.
+    """
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Features(NamedTuple):
     """The output of an encoder for B images.
 
@@ -25,4 +35,10 @@ class Features(NamedTuple):
 
     def to(self, device: torch.device | str) -> Features:
         """The features on another device."""
-        return Features(self.pooled.to(device), None if self.grid is None else self.grid.to(device))
+        grid = None if self.grid is None else on_device(self.grid, device)
+        return Features(on_device(self.pooled, device), grid)
+
+    def pin_memory(self) -> Features:
+        """The features in pinned memory, from which they are copied to a GPU."""
+        grid = None if self.grid is None else self.grid.pin_memory()
+        return Features(self.pooled.pin_memory(), grid)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from captioner.models.features import on_device
+
 
 class Packing(NamedTuple):
     """The positions of the N real tokens of B captions in a padded batch, in packed order.
@@ -35,8 +37,12 @@ class Packing(NamedTuple):
     steps: Tensor
 
     @classmethod
-    def of(cls, lengths: Tensor) -> Packing:
+    def of(cls, lengths: Tensor, device: torch.device | None = None) -> Packing:
         """The packing of captions with these lengths, [B], each at least 1.
+
+        Args:
+            lengths: on the CPU, if nothing is to wait for a GPU: the sizes are computed from them.
+            device: of the tensors of the packing; None: that of the lengths.
 
         Raises:
             ValueError: a caption without tokens.
@@ -48,7 +54,16 @@ class Packing(NamedTuple):
         lengths, order = lengths.sort(descending=True, stable=True)
         real = torch.arange(int(lengths[0]), device=lengths.device)[:, None] < lengths  # [T, B]
         steps, places = real.nonzero(as_tuple=True)  # [N], step by step
-        return cls(order, tuple(real.sum(1).tolist()), order[places], steps)
+        packing = cls(order, tuple(real.sum(1).tolist()), order[places], steps)
+        return packing if device is None else packing.to(device)
+
+    def to(self, device: torch.device) -> Packing:
+        """The packing on another device, with a single copy."""
+        if self.order.device == device:
+            return self
+        tensors = torch.cat([self.order, self.rows, self.steps])  # [B + 2 N]
+        parts = on_device(tensors, device).split([len(self.order), *2 * [len(self.rows)]])
+        return Packing(parts[0], self.sizes, parts[1], parts[2])
 
     @classmethod
     def whole(cls, inputs: Tensor) -> Packing:

@@ -76,7 +76,7 @@ def build_callbacks(
     if samples:
         callbacks.append(SampleCaptions(folder / SAMPLES, samples))
     if progress and sys.stderr.isatty():
-        callbacks.append(RichProgressBar())
+        callbacks.append(ProgressBar())
     if patience:
         callbacks.append(Patience(monitor, patience))
     if keep:
@@ -226,6 +226,19 @@ def _set_generators(state: dict[str, Any]) -> None:
     numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
     version, words, gauss_next = state["python"]
     random.setstate((version, tuple(words), gauss_next))
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's progress bar; it reads the loss from a GPU only when the logs are written."""
+
+    _values: dict[str, Any] | None = None
+
+    def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        """The values to show: those of the last row of the logs if the device is not a CPU."""
+        waits = trainer.strategy.root_device.type != "cpu" and trainer.training
+        if self._values is None or not waits or not trainer.global_step % trainer.log_every_n_steps:
+            self._values = dict(super().get_metrics(trainer, pl_module))
+        return self._values
 
 
 class EpochLine(Callback):

@@ -103,6 +103,7 @@ class LitCaptioner(lightning.LightningModule):
         self.own_captions: CaptionHashes | None = None
         self.dev_scores: dict[str, float] = {}
         self._dev: list[DevBatch] = []
+        self._sum: Tensor | float = 0.0  # of the losses that were not checked yet, on a GPU
 
     # Training ---------------------------------------------------------------------------------
 
@@ -110,15 +111,29 @@ class LitCaptioner(lightning.LightningModule):
         done = min(1.0, self.global_step / self.optimization.schedule.total_steps)
         loss, logs = self.objective.outcome(self.model, batch, done)
         total, logs = _mean_over_ranks(loss, logs, batch)
-        if not torch.isfinite(total):
-            raise NonFiniteLoss(
-                f"the loss is {total.item()} at step {self.global_step}; nothing was overwritten. "
-                "Lower optimizer.lr, set trainer.gradient_clip_val, or check the data with "
-                "`captioner data check`; resume=RUN resumes from the last checkpoint, if any"
-            )
+        self._require_finite(total)
         self.log("train_loss", total, prog_bar=True)
         self.log_dict(logs)
         return loss
+
+    def _require_finite(self, loss: Tensor) -> None:
+        """Raise if the loss is not finite.
+
+        A GPU is asked only when the logs are written: until it answers, it has nothing to do.
+        Checkpoints check the weights in any case.
+        """
+        if loss.device.type != "cpu":
+            self._sum = loss.detach() + self._sum  # remains infinite or NaN
+            trainer: Any = self.trainer
+            if (self.global_step + 1) % trainer.log_every_n_steps:
+                return
+            loss, self._sum = self._sum, 0.0
+        if not torch.isfinite(loss):
+            raise NonFiniteLoss(
+                f"the loss is {loss.item()} at step {self.global_step}; nothing was overwritten. "
+                "Lower optimizer.lr, set trainer.gradient_clip_val, or check the data with "
+                "`captioner data check`; resume=RUN resumes from the last checkpoint, if any"
+            )
 
     def on_train_batch_end(self, *unused: Any) -> None:
         if 0 <= self.trainer.max_steps <= self.global_step:

@@ -12,7 +12,6 @@ from captioner.metrics.diversity import repeated_bigrams
 from captioner.metrics.scores import score
 from captioner.models.decoders.decoder import Decoder
 from captioner.models.features import Features
-from captioner.models.packing import IGNORED, Packing
 from captioner.tokenizers import Tokenizer
 from captioner.training.losses import cross_entropy
 
@@ -55,7 +54,7 @@ def dev_losses(
     losses, tokens = [0.0] * min(images, 2), 0
     for first in range(0, len(batch.rows), captions):
         part = slice(first, first + captions)
-        packing = Packing.of((batch.targets[part] != IGNORED).sum(1))
+        packing = batch.packing(part)
         targets = packing.pack(batch.targets[part])  # [N], without padding
         for shift in range(len(losses)):
             rows = (batch.rows[part] + shift) % images

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from captioner.models.features import on_device
 from captioner.models.precision import multiplies_in_tf32
 from captioner.models.recurrence.cells import GRU, LSTM, RNN, Cell
 from captioner.models.recurrence.loops import Gradients
@@ -106,9 +107,7 @@ class Places(NamedTuple):
         batch = torch.arange(sizes[0])
         lengths = (real[:, None] > batch).sum(0)  # [B]
         places = torch.cat([starts[steps] + rows, starts[lengths - 1] + batch])
-        if device.type == "cuda":
-            places = places.pin_memory().to(device, non_blocking=True)
-        tokens, last = places.split([len(steps), sizes[0]])
+        tokens, last = on_device(places, device).split([len(steps), sizes[0]])
         return cls(tokens, last)
 
 

@@ -20,7 +20,7 @@ from captioner.decoding.options import DecodingOptions
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.decoder import Decoder
 from captioner.models.features import Features
-from captioner.models.packing import IGNORED, Packing
+from captioner.models.packing import Packing
 from captioner.tokenizers import Tokenizer, Vocabulary
 from captioner.training.losses import cross_entropy, doubly_stochastic
 from captioner.training.objectives.objective import Objective, Outcome
@@ -79,7 +79,7 @@ class CrossEntropy(Objective):
 
     def outcome(self, model: CaptioningModel, batch: Batch, done: float) -> Outcome:
         left_out = 0 if self.end_token else 1  # the last target, <end>
-        packing = Packing.of((batch.targets != IGNORED).sum(1) - left_out)
+        packing = batch.packing(left_out=left_out)
         features = model.encode(batch.source)
         whole = batch.share
         fraction = self.scheduled_sampling * done

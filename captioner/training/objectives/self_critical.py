@@ -42,8 +42,8 @@ from captioner.metrics.diversity import repeated_bigrams
 from captioner.metrics.ngrams import Integers
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.decoder import Decoder
-from captioner.models.features import Features
-from captioner.models.packing import IGNORED, Packing
+from captioner.models.features import Features, on_device
+from captioner.models.packing import Packing
 from captioner.tokenizers import END, Tokenizer
 from captioner.training import ranks
 from captioner.training.losses import cross_entropy, policy_gradient
@@ -225,18 +225,18 @@ class SelfCritical(Objective):
         """
         device = features.pooled.device
         inputs, targets = (
-            t.to(device) for t in pad([sample.tokens for sample in samples], self.tokenizer)
+            on_device(t, device) for t in pad([sample.tokens for sample in samples], self.tokenizer)
         )
         # With <end>, except for truncated samples.
-        lengths = torch.tensor([len(sample.log_probs) for sample in samples], device=device)
-        packing = Packing.of(lengths)
+        lengths = torch.tensor([len(sample.log_probs) for sample in samples])
+        packing = Packing.of(lengths, device)
         rows = torch.arange(len(features.pooled), device=device).repeat_interleave(self.samples)
         logits = decoder(features.rows(rows), inputs, packing)  # [N, V]
         if self.temperature != 1:
             logits = logits / self.temperature
         with torch.no_grad():  # these entries have no gradient
             logits[:, list(self._banned)] = -torch.inf
-        weights = torch.from_numpy(advantages).float().to(device)[packing.rows]  # [N]
+        weights = on_device(torch.from_numpy(advantages).float(), device)[packing.rows]  # [N]
         tokens = packing.pack(targets)  # [N]
         captions = len(samples) if captions is None else captions
         return policy_gradient(logits, tokens, weights, captions=captions, in_place=True)
@@ -253,7 +253,7 @@ def leave_one_out(rewards: Rows) -> Rows:
 
 def _reference_loss(decoder: Decoder, features: Features, batch: Batch) -> Tensor:
     """The mean cross-entropy per token of the reference captions."""
-    packing = Packing.of((batch.targets != IGNORED).sum(1))
+    packing = batch.packing()
     logits = decoder(features.rows(batch.rows), batch.inputs, packing)
     targets = packing.pack(batch.targets)
     tokens = None if batch.share is None else batch.share.words
