@@ -15,6 +15,7 @@ SCRIPTS = sorted(FOLDER.glob("**/*.py"))
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_imports_of_scripts_exist(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.syspath_prepend(script.parent.parent)
     monkeypatch.syspath_prepend(script.parent)
     tree = ast.parse(script.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
