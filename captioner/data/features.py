@@ -245,5 +245,6 @@ def _encode(
 def _list_unreadable(lines: list[str], most: int = 20) -> str:
     count = "1 image" if len(lines) == 1 else f"{len(lines)} images"
     more = [f"... and {len(lines) - most} more"] if len(lines) > most else []
-    first = f"{count} cannot be read (all others are cached); repair or remove:"
+    advice = "repair or remove, or skip with data.on_bad_image=skip"
+    first = f"{count} cannot be read (all others are cached); {advice}:"
     return "\n  ".join([first, *lines[:most], *more])

@@ -6,11 +6,16 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from captioner.config import pick
+from captioner.config import pick, unknown
 from captioner.data import readers, tables
 from captioner.data.records import SPLITS, Dataset, Record
+from captioner.data.unreadable import without_unreadable
 
 __all__ = ["DATASETS", "SPLITS", "Dataset", "Reader", "Record", "read_records"]
+
+
+STOP, SKIP = ON_BAD_IMAGE = ("stop", "skip")
+"""What to do about an image that cannot be read."""
 
 
 class Reader(Protocol):
@@ -50,6 +55,7 @@ def read_records(
     images: str | None = None,
     holdout: float = 0.1,
     encoding: str = "utf-8",
+    on_bad_image: str = STOP,
 ) -> Dataset:
     """Read a dataset.
 
@@ -63,6 +69,8 @@ def read_records(
             [0, 0.5); a hash of the image's id decides, and small datasets always have a few dev
             images: see `captioner.data.record_builder`.
         encoding: of the caption files.
+        on_bad_image: "stop" at an image that cannot be read, when it is needed; or "skip" it: all
+            images are opened now, and those that cannot be read are not among the records.
 
     Returns:
         the records, and warnings about the files.
@@ -72,4 +80,7 @@ def read_records(
         ValueError: an argument is not known, or a file has the wrong content.
     """
     reader, folder = pick(DATASETS, format, "data.format"), Path(os.path.expanduser(root))
-    return reader(folder, captions=captions, images=images, holdout=holdout, encoding=encoding)
+    if on_bad_image not in ON_BAD_IMAGE:
+        raise unknown("data.on_bad_image", on_bad_image, ON_BAD_IMAGE)
+    dataset = reader(folder, captions=captions, images=images, holdout=holdout, encoding=encoding)
+    return without_unreadable(dataset) if on_bad_image == SKIP else dataset

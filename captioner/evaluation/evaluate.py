@@ -29,9 +29,10 @@ from captioner.data.loaders import DEV_BATCH
 from captioner.data.pipeline import encoding_pipeline
 from captioner.data.read import read_records
 from captioner.data.records import Dataset, Record
+from captioner.data.unreadable import UNREADABLE
 from captioner.data.views import View
 from captioner.evaluation.contact_sheet import Rows, contact_sheet, missing_letters
-from captioner.files import write_whole
+from captioner.files import to_json, write_whole
 from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.scores import Scores, score
@@ -57,6 +58,8 @@ class Evaluation:
         scores: with their signature.
         seconds: duration of the captioning.
         config: data, split and decoding.
+        skipped: images of the dataset that could not be read, with the reasons
+            (data.on_bad_image=skip).
     """
 
     records: Sequence[Record]
@@ -64,13 +67,19 @@ class Evaluation:
     scores: Scores
     seconds: float
     config: Config = field(default_factory=dict)
+    skipped: Sequence[str] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of scores.json."""
+        skipped = {"skipped_images": list(self.skipped)} if self.skipped else {}
+        return {**self.scores.as_dict(), **skipped}
 
     def write(self, folder: Path, *, sheet: int = 12) -> list[Path]:
         """Write scores.json, captions.jsonl, statistics.npz, config.yaml and a contact sheet."""
         rows = [_row(record, caption) for record, caption in zip(self.records, self.captions)]
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         return [
-            write_whole(folder / runs.SCORES, self.scores.to_json()),
+            write_whole(folder / runs.SCORES, to_json(self.as_dict(), indent=2) + "\n"),
             write_whole(folder / runs.CAPTIONS, lines),
             self.scores.statistics.save(folder / runs.STATISTICS),
             write_whole(folder / runs.CONFIG, _yaml(self.config)),
@@ -129,7 +138,8 @@ def evaluate(
     if NOVELTY in scores.missing:
         scores = replace(scores, missing={**scores.missing, NOVELTY: _UNKNOWN})
     config = anchored({"data": dict(data), "split": split, "decoding": dict(decoding)})
-    return Evaluation(records, captions, scores, seconds, config)
+    skipped = dataset.places.get(UNREADABLE, ())
+    return Evaluation(records, captions, scores, seconds, config, skipped)
 
 
 def _caption_all(

@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     folder = result_folder(captioner, decoding, data, split)
     paths = [*result.write(folder), *write_config(captioner)]
     if options.format == "json":
-        return print_json({**result.scores.as_dict(), "files": [str(path) for path in paths]})
+        return print_json({**result.as_dict(), "files": [str(path) for path in paths]})
     _print(result, split, paths)
     return 0
 
@@ -114,6 +114,8 @@ def _print(result: Evaluation, split: str, paths: Sequence[Path]) -> None:
         {name: f"{value:.2f}" for name, value in result.scores.values.items()},
     )
     print(result.scores.signature)
+    for image in result.skipped:
+        print(f"skipped {image}")
     for metric, reason in result.scores.missing.items():
         print(f"no {metric}: {reason}")
     for path in paths:

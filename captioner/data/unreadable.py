@@ -1,0 +1,50 @@
+"""Leave out the images that cannot be read."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+from captioner.data.records import Dataset
+from captioner.images import open_image
+from captioner.progress import progress_bar
+
+UNREADABLE = "unreadable image, skipped"
+"""The warning of a dataset that counts them; its places are the images with the reason."""
+
+
+def without_unreadable(dataset: Dataset) -> Dataset:
+    """Open all images of a dataset, and return it without those that cannot be read.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    paths = [record.image for record in dataset.records]
+    bar = progress_bar("opening images", len(paths))
+    faults = []
+    # Decoding releases the GIL, so threads share the work.
+    with bar as advance, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for fault in pool.map(_fault, paths):
+            faults.append(fault)
+            advance(1)
+    bad = [f"{r.image_id}: {fault}" for r, fault in zip(dataset.records, faults) if fault]
+    if not bad:
+        return dataset
+    if len(bad) == len(paths):
+        raise ValueError(f"data.on_bad_image=skip: no image can be read; the first is {bad[0]}")
+    return replace(
+        dataset,
+        records=tuple(r for r, fault in zip(dataset.records, faults) if not fault),
+        warnings={**dataset.warnings, UNREADABLE: len(bad)},
+        places={**dataset.places, UNREADABLE: tuple(bad)},
+    )
+
+
+def _fault(path: str) -> str:
+    """Why an image cannot be read; "" if it can. A large JPEG is decoded at a reduced size."""
+    try:
+        open_image(path, shorter=1)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
