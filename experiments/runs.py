@@ -69,13 +69,21 @@ def evaluation(run: Path, split: str, label: str | None = None) -> Path | None:
         return None
 
 
-def evaluate(run: Path, split: str, decoding: str | None = None, label: str | None = None) -> None:
+def evaluate(
+    run: Path,
+    split: str,
+    decoding: str | None = None,
+    label: str | None = None,
+    metrics: str | None = None,
+) -> None:
     """Evaluate a run, if this was not done yet.
 
     Args:
         run, split, label: as for ``evaluation``.
         decoding: its name in conf/decoding; None: that of the run.
+        metrics: as for `captioner evaluate`; None: all.
     """
     if evaluation(run, split, label) is None:
         own = [] if decoding is None else [f"decoding={decoding}"]
+        own += [] if metrics is None else ["--metrics", metrics]
         call("evaluate", str(run), f"data.split={split}", *own)

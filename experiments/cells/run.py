@@ -167,7 +167,7 @@ def _runs(data: Data, cell: str, size: int, options: argparse.Namespace) -> list
         run = folder / f"{cell}-{size}-seed{seed}"
         own = [f"decoder.cell={cell}", f"decoder.hidden_size={size}", f"seed={seed}"]
         trained(run, [*data.overrides, *root, *own, *options.override])
-        evaluate(run, data.split)
+        evaluate(run, data.split, metrics="bleu,cider-d")  # others need java
         runs.append(run)
     return runs
 
