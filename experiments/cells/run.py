@@ -303,6 +303,7 @@ def _draw(results: dict[str, Any], path: Path) -> None:
         1, len(matchings), figsize=(6.4 * len(matchings), 4.4), sharey=True, squeeze=False
     )
     for axis, matching in zip(axes[0], matchings):
+        axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
         for cell, row in results[matching].items():
             style = {"rnn": "-.", "irnn": "-.", "gru": "--", "gru_reset_first": "--", "mgu": "--"}
             name = "dC" if "dC" in row["gradients"][0] else "dh"
