@@ -19,8 +19,10 @@ from captioner import __version__
 from captioner.files import cache_home
 from captioner.process import processor
 from captioner.runs import (
+    CHECKPOINTS,
     CONFIG,
     COSTS,
+    EVALUATION,
     LAST,
     checkpoint_file,
     epoch_files,
@@ -218,7 +220,7 @@ def _run(run: Path) -> Iterator[Finding]:
             yield finding
             intact += [file] * (finding.state == OK)
     if not files:
-        yield Finding("checkpoints", PROBLEM, "there is none", "start the training again")
+        yield Finding(CHECKPOINTS, PROBLEM, "there is none", "start the training again")
     if (run / COSTS).is_file():
         yield Finding("training", OK, "has ended")
     elif files:
@@ -236,7 +238,7 @@ def _evaluation(folder: Path) -> Finding:
         result = read_result(folder)
         return f"{result.label}: intact"
 
-    return _tried(f"evaluation/{folder.parent.name}", look, "captioner evaluate makes it again")
+    return _tried(f"{EVALUATION}/{folder.parent.name}", look, "captioner evaluate makes it again")
 
 
 def _data_of(file: Path) -> Finding:
