@@ -57,6 +57,11 @@ VARIABLE = "CAPTIONER_RUN_DIR"
 """Names the claimed folder to the other processes of a training."""
 
 _OWN = (CHECKPOINTS, CONFIG, LOGS, SAMPLES, COSTS)
+_WRITTEN = (
+    *(*_OWN, EVALUATION, REPORT, f"{CHECKPOINTS}/*", f"{LOGS}/*", f"{LOGS}/csv/*"),
+    *(f"{EVALUATION}/*", f"{EVALUATION}/*/*", f"{EVALUATION}/*/*/*"),
+)
+"""The files and folders in a run folder, or in that of an evaluation, that are written to."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
@@ -187,6 +192,25 @@ def _no_evaluation(run: Path, name: str | Path, split: str | None) -> FileNotFou
     return FileNotFoundError(f"{run}: has {found}; make one with: {command}")
 
 
+def require_closed(run: Path) -> None:
+    """Check that nothing that is written into a run or evaluation folder lands outside of it.
+
+    The folder may come from a stranger, with symbolic links in it; it may be a link itself.
+
+    Raises:
+        ValueError: a link leads out of the folder.
+    """
+    inside = run.resolve()
+    for pattern in _WRITTEN:
+        for path in run.glob(pattern):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise ValueError(
+                    f"{path}: a symbolic link that leads out of {run}, so nothing is written "
+                    "there; replace it by what it links to, or move the whole folder and link to "
+                    "that"
+                )
+
+
 # Claiming -------------------------------------------------------------------------------------
 
 
@@ -213,6 +237,7 @@ class Claim:
 
         Raises:
             Taken: another training has claimed it; or it has a run, which is not resumed.
+            ValueError: a symbolic link in it leads out of it.
             OSError: the folder cannot be made.
         """
         folder = self.folder
@@ -220,6 +245,7 @@ class Claim:
         self._made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            require_closed(folder)
             self._lock = _locked(folder)
             self._before = set(os.listdir(folder))
             if not resumes:
@@ -227,7 +253,7 @@ class Claim:
         except OSError as error:
             self._give_up()
             raise OSError(error.errno, error.strerror, f"run_dir={folder}") from None
-        except Taken:
+        except ValueError:
             self._give_up()
             raise
         return self

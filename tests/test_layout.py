@@ -26,7 +26,7 @@ LEVELS = (
     ("decoding", "metrics"),
     ("images", "transforms"),
     ("runs", "files", "config", "overrides", "parts", "progress", "process")
-    + ("old_names", "torch_optimizers"),
+    + ("old_names", "torch_optimizers", "plain_data", "limits"),
 )
 """The packages and single modules of captioner, from the top: each imports those below it, and of
 its own level those from which no import leads back."""

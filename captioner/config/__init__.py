@@ -16,6 +16,7 @@ from captioner.config.composition import (
     compose_base,
     override,
     plain,
+    to_yaml,
 )
 from captioner.config.keys import has
 from captioner.config.loading import conf_folder, groups, hydra_loader, options
@@ -46,6 +47,7 @@ __all__ = [
     "override",
     "pick",
     "plain",
+    "to_yaml",
     "unknown",
     "unknown_key",
 ]

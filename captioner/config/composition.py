@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -340,7 +341,7 @@ def override(
     result = _with_choices(config, choices, search, config_dir)
     for group, values in (extra or {}).items():
         result[group] = {**result[group], **values}
-    tree = OmegaConf.create(result)
+    tree = OmegaConf.create(literal(result))
     for change in changes:
         key = change.key_or_group
         if key not in choices and not key.startswith("hydra."):
@@ -381,6 +382,22 @@ def _changed(values: Any, before: Any, after: Any) -> Any:
     if set(before) != set(after):
         return after
     return {**values, **{k: _changed(values.get(k), before[k], after[k]) for k in after}}
+
+
+def literal(tree: Any) -> Any:
+    """Plain data in which OmegaConf resolves nothing: each ``${`` of a text is escaped."""
+    if isinstance(tree, dict):
+        return {key: literal(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [literal(value) for value in tree]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", tree) if isinstance(tree, str) else tree
+
+
+def to_yaml(config: Config) -> str:
+    """A configuration as YAML, from which OmegaConf reads the same values."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(literal(config)))
 
 
 def plain(config: Any) -> Config:

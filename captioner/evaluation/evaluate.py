@@ -22,7 +22,7 @@ from captioner.api import Caption, Captioner, image_key
 from captioner.checkpoints.bundle import MODEL
 from captioner.checkpoints.checkpoint import run_folder
 from captioner.checkpoints.places import anchored, data_name
-from captioner.config import Config, make
+from captioner.config import Config, make, to_yaml
 from captioner.data.cache import cache_home
 from captioner.data.features import CachedFeatures, cache_features
 from captioner.data.loaders import DEV_BATCH
@@ -82,7 +82,7 @@ class Evaluation:
             write_whole(folder / runs.SCORES, to_json(self.as_dict(), indent=2) + "\n"),
             write_whole(folder / runs.CAPTIONS, lines),
             self.scores.statistics.save(folder / runs.STATISTICS),
-            write_whole(folder / runs.CONFIG, _yaml(self.config)),
+            write_whole(folder / runs.CONFIG, to_yaml(self.config)),
             write_whole(folder / runs.SHEET, contact_sheet(self._cells(sheet))),
         ]
 
@@ -239,13 +239,7 @@ def write_config(captioner: Captioner) -> list[Path]:
     path = captioner.paths[0]
     if path.name != MODEL:
         return []
-    return [write_whole(run_folder(path) / runs.CONFIG, _yaml(captioner.config))]
-
-
-def _yaml(config: Config) -> str:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(config))
+    return [write_whole(run_folder(path) / runs.CONFIG, to_yaml(captioner.config))]
 
 
 def cached_features(

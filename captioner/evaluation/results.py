@@ -17,6 +17,7 @@ from captioner.checkpoints import bundle
 from captioner.metrics.signature import Signature, from_json
 from captioner.metrics.statistics import Statistics
 from captioner.old_names import modernized
+from captioner.plain_data import read_json, read_yaml, require_config
 from captioner.runs import CONFIG, SCORES, STATISTICS
 
 MAY_DIFFER = ("decoding", "captioner", "training")
@@ -80,7 +81,8 @@ class Result:
     @property
     def seed(self) -> int | None:
         """The seed of the training, if it is known."""
-        return None if self.config is None else self.config.get("seed")
+        seed = None if self.config is None else self.config.get("seed")
+        return seed if isinstance(seed, int) else None
 
 
 @dataclass(frozen=True)
@@ -161,13 +163,14 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
 
 
 def _read_scores(file: Path, advice: str) -> dict[str, Any]:
+    fault = f"damaged, or of an older version; {advice}"
+    content = read_json(file, fault=fault)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         scores = {str(name): float(value) for name, value in content["scores"].items()}
         missing = {str(name): str(text) for name, text in content.get("missing", {}).items()}
         signature, signatures = from_json(content)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file}: damaged, or of an older version; {advice}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
+        raise ValueError(f"{file}: {fault}") from None
     return {
         "scores": scores,
         "signatures": signatures,
@@ -177,18 +180,12 @@ def _read_scores(file: Path, advice: str) -> dict[str, Any]:
 
 
 def _read_config(folder: Path | None) -> dict[str, Any] | None:
-    import yaml
-
     file = folder / CONFIG if folder else None
     if file is None or not file.is_file():
         return None
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise ValueError(
-            f"{file}: not valid YAML; restore it, or copy the evaluation to another folder"
-        ) from None
-    return modernized(content) if isinstance(content, dict) else None
+    fault = "not valid YAML; restore it, or copy the evaluation to another folder"
+    content = read_yaml(file, fault=fault)
+    return modernized(require_config(content, file)) if isinstance(content, dict) else None
 
 
 # Systems --------------------------------------------------------------------------------------
@@ -304,7 +301,7 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     options = {key: value for key, value in config.items() if key not in _SEED_KEYS}
     start, seed = options.get("resume_weights"), config.get("seed")
     if isinstance(start, str):
-        options["resume_weights"] = re.sub(rf"seed{seed}(?!\d)", "seed", start)
+        options["resume_weights"] = re.sub(rf"seed{re.escape(str(seed))}(?!\d)", "seed", start)
     return _flat(options)
 
 

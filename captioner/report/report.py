@@ -22,7 +22,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from captioner import __version__
+from captioner import __version__, runs
 from captioner.evaluation.results import read_result
 from captioner.files import write_whole
 from captioner.metrics.diversity import NOVELTY
@@ -83,6 +83,8 @@ def report(
     if data_root is not None and not Path(os.path.expanduser(data_root)).is_dir():
         raise FileNotFoundError(f"{data_root}: no such folder; give the root of the dataset")
     result = read_result(Path(path), split=split, decoding=decoding)
+    for folder in (Path(path), result.folder):
+        runs.require_closed(folder)
     rows = read_captions(result)
     view = View(result, rows, read_surroundings(result, rows, data_root=data_root), images)
     return write_whole(output or result.folder / REPORT, page(view))

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from captioner.checkpoints.places import anchored
+from captioner.checkpoints.places import anchored, confined
 from captioner.config import Config, compose, override
 from captioner.metrics.novelty import CaptionHashes
 from captioner.overrides import Override, parse
@@ -69,7 +69,7 @@ def resumed(
     """The configuration with which a run is resumed.
 
     Args:
-        saved: the configuration in its checkpoint.
+        saved: the configuration in its checkpoint; see `confined`.
         overrides: ``key=value`` as typed, or as parsed; ``resume`` and those of Hydra are ignored.
         run: the run as the user named it, for errors.
         folder: its run folder.
@@ -82,8 +82,8 @@ def resumed(
         ValueError: an option that cannot change when a run is resumed has another value than that
             of the run.
     """
-    saved = anchored(saved)
     named = {change.key_or_group: change for change in parse(overrides)}
+    saved = confined(anchored(saved), named)
     _require_same_places(saved, named, run, folder)
     ignored = {"resume", "run_dir", "resume_weights"}
     changes = [

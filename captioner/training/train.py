@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as lightning
-from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import Logger
 
 from captioner.checkpoints import checkpoint
 from captioner.checkpoints.checkpoint import Checkpoint
 from captioner.checkpoints.places import anchored
-from captioner.config import Config, make
+from captioner.config import Config, make, to_yaml
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.read import read_records
 from captioner.data.records import Dataset
@@ -188,7 +187,7 @@ def _train(
     if not start.resumes:
         _prepare_new(module, dataset, data, start, config)
     if ranks.first():
-        write_whole(folder / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_whole(folder / CONFIG, to_yaml(config))
     introduce(dataset, data, module, folder, report)
     _prepare_data(data, module, trainer, start)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]

@@ -33,12 +33,15 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(argv)
     plug_in(options)
 
+    from captioner import runs as run_folders
     from captioner.api import Captioner
+    from captioner.checkpoints.checkpoint import run_folder
     from captioner.evaluation.evaluate import evaluate, result_folder, write_config
 
     metrics = parse_metrics(options.metrics)
     runs, overrides = _runs_and_overrides(parser, options)
     captioner = Captioner.load(runs, device=options.device)
+    run_folders.require_closed(run_folder(captioner.paths[0]))
     data, decoding, loader = _composed(captioner, overrides, options)
     split = data.pop("split")
     result = evaluate(
@@ -75,9 +78,12 @@ def _composed(
     captioner: Captioner, overrides: Sequence[str], options: argparse.Namespace
 ) -> tuple[Config, Config, Config]:
     """The model's data (with a split), decoding and loader options, changed by the overrides."""
+    from captioner.checkpoints.places import confined
     from captioner.config import override
+    from captioner.overrides import parse
 
-    base = {key: captioner.config[key] for key in ("data", "loader")}
+    named = [change.key_or_group for change in parse(overrides)]
+    base = confined({key: captioner.config[key] for key in ("data", "loader")}, named)
     base["decoding"] = captioner.options.as_dict()
     extra = {"data": {"split": options.split or "dev"}}  # an option of only this verb
     groups = override(base, overrides, config_dir=options.config_dir, extra=extra)

@@ -136,11 +136,14 @@ def _collect(options: argparse.Namespace) -> int:
     require_output(options.output, (".safetensors",), [options.source])
 
     from captioner.api import Captioner
+    from captioner.checkpoints.places import confined
     from captioner.config import override
     from captioner.inspection.collecting import collect
+    from captioner.overrides import parse
 
     captioner = Captioner.load(options.source, device=options.device or "auto")
-    base = {group: captioner.config[group] for group in ("data", "loader")}
+    named = [change.key_or_group for change in parse(options.overrides)]
+    base = confined({group: captioner.config[group] for group in ("data", "loader")}, named)
     groups = override(base, options.overrides, config_dir=options.config_dir)
     chosen = _given(options, "split", "references", "limit")
     table = collect(captioner, data=groups["data"], loader=groups["loader"], **chosen)  # type: ignore[arg-type]

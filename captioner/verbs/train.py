@@ -213,6 +213,7 @@ def _resume(options: argparse.Namespace, command: Sequence[str]) -> int | None:
     Returns:
         the exit status; None if ``resume`` names no run (``resume=null``).
     """
+    from captioner.config import to_yaml
     from captioner.overrides import parse
     from captioner.training.duration import require_epochs
     from captioner.training.resuming import resumed
@@ -227,9 +228,7 @@ def _resume(options: argparse.Namespace, command: Sequence[str]) -> int | None:
     config_dir = options.config_dir
     config = resumed(last.config, changes, run=str(named), folder=folder, config_dir=config_dir)
     if options.cfg:
-        from omegaconf import OmegaConf
-
-        print(OmegaConf.to_yaml(OmegaConf.create(config)), end="")
+        print(to_yaml(config), end="")
         return 0
     require_epochs(last.lightning, config["trainer"])  # before anything slow
     _train(config, folder, command, resume=last)
