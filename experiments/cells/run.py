@@ -121,7 +121,8 @@ def _made(options: argparse.Namespace) -> dict[str, Any]:
         "commit": commit(),
         "version": captioner.__version__,
         "torch": torch.__version__,
-        "machine": f"{processor()}, {torch.get_num_threads()} thread(s)",
+        "machine": f"{processor()}, {torch.get_num_threads()} thread"
+        + "s" * (torch.get_num_threads() > 1),
         "seeds": options.seeds,
     }
 
