@@ -19,7 +19,7 @@ from captioner import limits
 _CONTAINERS = (dict, list, tuple)
 _SCALARS = (str, int, float, bool, type(None))
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_SOURCE = "captioner writes no such file: get it again from where it came"
+_SOURCE = "no such file is written by captioner: get it again from where it came"
 
 
 def read_text(path: Path, *, most: int) -> str:

@@ -19,7 +19,6 @@ the same block and a decoder only (``captioner.checkpoints.bundle``), are read h
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -377,7 +376,7 @@ def average(paths: Sequence[Path], output: Path) -> None:
     """
     if len(paths) < 2:
         raise ValueError(f"{len(paths)} checkpoint to average; give two or more")
-    if os.path.lexists(output):  # also a symbolic link to nothing: its target would be written
+    if output.is_file() or output.is_dir():
         raise ValueError(f"{output} already exists; delete it, or choose another --output")
     checkpoints = [read(path) for path in paths]
     first = checkpoints[0]

@@ -153,8 +153,8 @@ class WholeImages(Dataset[Batch]):
     def __getitem__(self, key: Key) -> Batch:
         epoch, places = key
         if not places:
-            empty = torch.empty(0, dtype=torch.long)
-            return Batch(torch.empty(0), empty, empty, empty, [])
+            empty = torch.empty(0, 1, dtype=torch.long)
+            return Batch(torch.empty(0), empty[:, 0], empty, empty, [])
         records = [self.records[place] for place in places]
         captions = [[self.tokenizer.encode(text) for text in r.captions] for r in records]
         source = self.pictures(records, [(epoch, place) for place in places])

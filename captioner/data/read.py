@@ -14,7 +14,8 @@ from captioner.data.unreadable import without_unreadable
 __all__ = ["DATASETS", "SPLITS", "Dataset", "Reader", "Record", "read_records"]
 
 
-STOP, SKIP = ON_BAD_IMAGE = ("stop", "skip")
+STOP, SKIP = "stop", "skip"
+ON_BAD_IMAGE = ("stop", "skip")
 """What to do about an image that cannot be read."""
 
 

@@ -28,6 +28,7 @@ from captioner.verbs.table_names import METRICS, names_in
 TABLES: dict[str, str] = {
     "callbacks.monitor": "training/callbacks.py:MONITORS",
     "data.format": "data/read.py:DATASETS",
+    "data.on_bad_image": "data/read.py:ON_BAD_IMAGE",
     "decoder.cell": "models/recurrence/table.py:CELLS",
     "decoder.image": "models/decoders/show_tell.py:IMAGES",
     "decoder.name": "models/decoders/table.py:DECODERS",
