@@ -30,7 +30,9 @@ def run(argv: Sequence[str]) -> int:
     paths = [path for run in options.runs for path in checkpoint.average_files(run)]
     output = Path(options.output) if options.output else paths[0].parent / "average.ckpt"
     if options.output is None and output.is_symlink():  # perhaps to a place outside of the run
-        raise ValueError(f"{output} already exists as a link; delete it, or choose another --output")
+        raise ValueError(
+            f"{output} already exists as a link; delete it, or choose another --output"
+        )
     created = new_folder(output)
     checkpoint.average(paths, output)
     print(f"averaged {', '.join(path.name for path in paths)}\n{wrote(output, created)}")
