@@ -90,6 +90,8 @@ def examine(place: str) -> Iterator[Finding]:
     """
     from captioner.checkpoints import bundle
 
+    if not place:
+        raise FileNotFoundError("'' is an empty path; name a run, a model or a dataset")
     path = Path(place)
     if path.is_dir() and ((path / CONFIG).is_file() or find_checkpoint(path) is not None):
         return _run(path)

@@ -294,6 +294,8 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"{text!r} is not a list of numbers; write 3, 1,4 or 2-5")
+        if dash and int(last) < int(first):
+            raise ValueError(f"{text!r} has no number; write the smaller one first, {last}-{first}")
         numbers.extend(range(int(first), int(last or first) + 1))
     return tuple(numbers)
 

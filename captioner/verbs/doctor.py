@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.doctor import PROBLEM, examine, examine_machine
 
-    findings = list(examine(options.place) if options.place else examine_machine())
+    findings = list(examine_machine() if options.place is None else examine(options.place))
     if options.json:
         print_json([finding.as_dict() for finding in findings])
     else:

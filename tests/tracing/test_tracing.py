@@ -310,7 +310,7 @@ def test_edits_are_read_from_text_and_from_json(text: str, edit: AnyEdit) -> Non
 @pytest.mark.parametrize(
     "text",
     ["cell.memory", "memory=0", "cell.memory@x=0", "cell.memory=much", "reset=often", "reset=0"]
-    + ["cell.memory@3-=0"],
+    + ["cell.memory@3-=0", "cell.memory@8-6=0", "cell.memory[20-3]=0"],
 )
 def test_texts_that_are_no_edit_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write|not accepted") as error:

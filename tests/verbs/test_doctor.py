@@ -134,3 +134,5 @@ def test_the_layout_and_the_faults_of_a_dataset_are_found(tmp_path: Path, capsys
 def test_what_is_not_there_is_an_error(capsys) -> None:
     assert main(["doctor", "runs/none"]) == 1
     assert "runs/none: no run folder, checkpoint, bundled model (" in capsys.readouterr().err
+    assert main(["doctor", ""]) == 1
+    assert "'' is an empty path" in capsys.readouterr().err
