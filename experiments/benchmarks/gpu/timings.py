@@ -25,6 +25,7 @@ from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.decoders.up_down import UpDown
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
+from captioner.models.precision import multiplies_bf16
 from captioner.models.recurrence.unroll import Recurrence
 from captioner.training.objectives.cross_entropy import CrossEntropy
 
@@ -51,11 +52,12 @@ def recurrence(sizes: Sizes, device: torch.device) -> Rows:
     Both sides multiply in the same precision: cuDNN uses TF32 unless it is turned off.
     """
     width = sizes.hidden
+    halves = ("bf16",) if multiplies_bf16(device.type) else ()
     for batch in sizes.batches:
         words = draw_lengths(batch, more=2)  # X_0 and <start>
         packing = Packing.of(words, device)
         longest = int(words.max())
-        for precision in ("fp32", "tf32", "bf16"):
+        for precision in ("fp32", "tf32", *halves):
             half = precision == "bf16"
             peer = nn.LSTM(width, width, batch_first=True).to(device)
             ours = Recurrence(cell="lstm", input_size=width, hidden_size=width).to(device)
