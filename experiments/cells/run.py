@@ -72,7 +72,6 @@ DATA = {
             "experiment=flickr8k_quick",
             "decoder.hidden_size=256",
             "decoder.embedding_size=256",
-            "trainer.max_epochs=3",
         ),
         "dev",
         2543,
