@@ -1,10 +1,11 @@
 # make demo: install, train on the built-in dataset, evaluate, caption.
-# make test: ruff, mypy and all tests. make test-avx2: the numerical tests, restricted to AVX2.
+# make test: ruff, mypy and all tests but the slow ones. make test-avx2: the numerical tests, restricted to AVX2.
+# make battery: all tests of reliability, the slow ones as well; writes the table in docs/reliability.md.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: install demo test test-avx2 clean
+.PHONY: install demo test test-avx2 battery clean
 
 install: .venv/.installed
 
@@ -29,6 +30,10 @@ test: .venv/.tested
 test-avx2: .venv/.tested
 	ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 \
 	$(BIN)/python -m pytest -n auto --dist loadfile $$(grep -rl torch tests --include='test_*.py')
+
+battery: .venv/.tested
+	$(BIN)/python -m pytest -m reliability -n auto --dist worksteal --hypothesis-profile battery \
+	--reliability-page docs/reliability.md
 
 .venv/.tested: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'

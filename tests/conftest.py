@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from hydra._internal.hydra import Hydra
+from support.battery import Battery
 
 TINY = (
     "encoder=test_resnet",
@@ -31,9 +32,15 @@ TINY = (
 """Overrides that make a training of a second or two, with an untrained encoder."""
 
 
-# No test may depend on time: machines are slow, or busy.
-slow = [hypothesis.HealthCheck.too_slow]
-hypothesis.settings.register_profile("any", deadline=None, suppress_health_check=slow)
+# No test may depend on time: machines are slow, or busy. Nor on chance: a failure can be repeated.
+for name, examples in {"any": 100, "battery": 500}.items():
+    hypothesis.settings.register_profile(
+        name,
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
 hypothesis.settings.load_profile("any")
 
 torch.set_num_threads(1)  # small sizes: a second thread only waits
@@ -47,6 +54,16 @@ LONGEST = """
     training/test_self_critical evaluation/test_evaluate
 """.split()
 """The files that take longest, longest first."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--reliability-page FILE: where the table of the battery is written."""
+    parser.addoption("--reliability-page", type=Path, help="page whose table is replaced")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count the cases of the battery."""
+    config.pluginmanager.register(Battery())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -225,11 +225,13 @@ def cores():
     torch.set_num_threads(before)
 
 
+@pytest.mark.reliability("shared objects")
 def test_the_number_of_threads_of_the_caller_is_unchanged(cores, model, photos) -> None:
     model.caption(photos, batch_size=2)
     assert cores() == (2, 3)
 
 
+@pytest.mark.reliability("shared objects")
 def test_the_number_of_threads_is_unchanged_after_an_exception(
     cores, model, photos, monkeypatch
 ) -> None:
@@ -247,6 +249,7 @@ def test_the_number_of_threads_is_unchanged_after_an_exception(
     assert cores() == (2, 3)
 
 
+@pytest.mark.reliability("shared objects")
 def test_the_number_of_threads_is_unchanged_if_calls_overlap(cores, model, photos) -> None:
     expected = [caption.text for caption in model.caption(photos)]
     first, second = (model.caption_each(photos, batch_size=2) for _ in range(2))
@@ -259,6 +262,7 @@ def test_the_number_of_threads_is_unchanged_if_calls_overlap(cores, model, photo
     assert cores() == (2, 3)
 
 
+@pytest.mark.reliability("shared objects")
 def test_settings_and_random_states_of_the_caller_are_unchanged(model, photos) -> None:
     def settings():
         return (
@@ -280,6 +284,7 @@ def test_settings_and_random_states_of_the_caller_are_unchanged(model, photos) -
     assert settings() == before
 
 
+@pytest.mark.reliability("shared objects")
 def test_threads_may_share_a_captioner(run, photos) -> None:
     options = [{}, {"beam_size": 3}, {"temperature": 1.0, "seed": 3}, {"max_length": 4}]
     expected = [
@@ -306,6 +311,7 @@ COPIES = {
 }
 
 
+@pytest.mark.reliability("shared objects")
 @pytest.mark.parametrize("name", COPIES)
 @pytest.mark.parametrize("used", [False, True])
 def test_a_copy_gives_the_same_captions_and_has_its_own_weights(name, used, run, photos) -> None:

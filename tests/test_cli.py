@@ -341,6 +341,7 @@ def test_data_stats_and_check_never_draw(tmp_path, capsys, monkeypatch) -> None:
     assert not Path("datasets").exists()
 
 
+@pytest.mark.reliability("damaged files")
 def test_data_check_fails_on_a_broken_image(scenes, tmp_path, capsys, monkeypatch) -> None:
     import shutil
 

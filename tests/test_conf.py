@@ -196,6 +196,7 @@ def test_overrides_of_a_checkpoint_do_not_change_other_options() -> None:
         config.override(trained, ["decoding.beam_size=1,3"])
 
 
+@pytest.mark.reliability("files decide nothing")
 def test_nothing_in_conf_names_code() -> None:
     for path in Path(CONF).rglob("*.yaml"):
         assert "_target_" not in path.read_text(encoding="utf-8")

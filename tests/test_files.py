@@ -18,6 +18,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.reliability("interrupted")
 def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch) -> None:
     path = write_whole(tmp_path / "deep" / "文.txt", "vier\r\nfünf")
     assert path.read_bytes() == "vier\r\nfünf".encode()
@@ -95,6 +96,7 @@ def test_a_folder_is_refused_before_any_work(tmp_path) -> None:
     assert not taken
 
 
+@pytest.mark.reliability("interrupted")
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_incomplete_file_may_be_kept(error, tmp_path) -> None:
     path = tmp_path / "a.csv"

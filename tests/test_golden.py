@@ -40,6 +40,7 @@ def test_losses_scores_and_captions_have_not_changed(tmp_path) -> None:
     assert compared > 1000
 
 
+@pytest.mark.reliability("versions")
 def test_an_old_checkpoint_loads_and_resumes(tmp_path, scenes) -> None:
 
     folder = tmp_path / "old"

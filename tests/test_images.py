@@ -77,6 +77,7 @@ def test_arrays_are_converted_like_files(pixels, color) -> None:
     assert image.getpixel((4, 3)) == color
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -170,6 +171,7 @@ def test_without_pillow_heif_the_error_says_how_to_install_it(no_heif, tmp_path)
     assert {".heic", ".heif"} <= unreadable_suffixes()
 
 
+@pytest.mark.reliability("damaged files")
 def test_out_of_memory_is_not_reported_as_damage(tmp_path, monkeypatch) -> None:
     path = tmp_path / "large.png"
     path.write_bytes(png(PIXELS))

@@ -46,6 +46,7 @@ def test_the_allocator_is_unchanged_on_other_systems(monkeypatch: pytest.MonkeyP
     assert process.keep_memory() is False
 
 
+@pytest.mark.reliability("shared objects")
 def test_caches_of_onednn_are_bounded_unless_set_by_the_user(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -56,6 +57,7 @@ def test_caches_of_onednn_are_bounded_unless_set_by_the_user(
     assert os.environ == {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "7"}
 
 
+@pytest.mark.reliability("shared objects")
 @pytest.mark.parametrize(
     ("given", "set_by_us"),
     [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
@@ -84,6 +86,7 @@ except SystemExit:
     assert done.stdout.endswith("\n5000 False\n")
 
 
+@pytest.mark.reliability("shared objects")
 @pytest.mark.parametrize(
     ("order", "expected"), [("captioner, torch", "5000"), ("torch, captioner", "None")]
 )

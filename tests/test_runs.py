@@ -25,6 +25,7 @@ def elsewhere(folder: Path) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.reliability("processes")
 def test_a_folder_claimed_by_another_process_is_refused_until_it_ends(tmp_path) -> None:
     folder = tmp_path / "run"
     with elsewhere(folder) as process:
@@ -40,6 +41,7 @@ def test_a_folder_claimed_by_another_process_is_refused_until_it_ends(tmp_path) 
     assert sorted(os.listdir(folder)) == ["checkpoints"]
 
 
+@pytest.mark.reliability("processes")
 def test_two_trainings_in_the_same_second_get_two_folders(tmp_path) -> None:
     date = tmp_path / "2026-11-28_05-47-20"
     with elsewhere(date) as process:
@@ -53,6 +55,7 @@ def test_two_trainings_in_the_same_second_get_two_folders(tmp_path) -> None:
         assert fourth.folder == date
 
 
+@pytest.mark.reliability("processes")
 def test_without_locks_the_checkpoint_folder_is_the_claim(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(runs, "_locked", lambda folder: None)
     with claimed(tmp_path / "run") as claim:
@@ -72,6 +75,7 @@ def test_a_folder_with_a_checkpoint_is_resumed_or_refused(tmp_path) -> None:
     assert last.read_bytes() == b"weights"
 
 
+@pytest.mark.reliability("interrupted")
 def test_a_failed_start_leaves_nothing(tmp_path) -> None:
     with pytest.raises(ValueError), claimed(tmp_path / "new" / "deep" / "run") as claim:
         (claim.folder / "config.yaml").write_text("seed: 1\n")
@@ -80,6 +84,7 @@ def test_a_failed_start_leaves_nothing(tmp_path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.reliability("interrupted")
 def test_files_from_before_a_failed_start_are_kept(tmp_path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mine").write_text("precious")
@@ -92,6 +97,7 @@ def test_files_from_before_a_failed_start_are_kept(tmp_path) -> None:
     assert (tmp_path / "logs" / "mine").read_text() == "precious"
 
 
+@pytest.mark.reliability("interrupted")
 def test_a_failure_after_training_keeps_the_folder(tmp_path) -> None:
     with pytest.raises(ValueError), claimed(tmp_path / "run") as claim:
         (claim.folder / "config.yaml").write_text("seed: 1\n")
@@ -100,6 +106,7 @@ def test_a_failure_after_training_keeps_the_folder(tmp_path) -> None:
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
+@pytest.mark.reliability("processes")
 def test_other_processes_of_one_training_share_the_claim(tmp_path, monkeypatch) -> None:
     with claimed(tmp_path / "2026-11-28_05-47-20") as first:
         assert os.environ[runs.VARIABLE] == str(first.folder)

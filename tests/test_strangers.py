@@ -26,6 +26,8 @@ from captioner.evaluation.results import read_result
 from captioner.runs import LAST
 from captioner.training.train import train
 
+pytestmark = pytest.mark.reliability("files decide nothing")
+
 SECRET = "the-secret-of-this-machine"
 PLANTED = "${oc.env:CAPTIONER_TEST_SECRET}"
 

@@ -84,6 +84,7 @@ def test_ids_outside_the_vocabulary_are_refused(id: int) -> None:
         Vocabulary.build([["a"]]).word(id)
 
 
+@pytest.mark.reliability("shared objects")
 def test_a_vocabulary_can_be_pickled() -> None:
     vocabulary = Vocabulary.build([["a", "b"]])
     again = pickle.loads(pickle.dumps(vocabulary))
@@ -307,6 +308,7 @@ def test_a_stored_tokenizer_is_the_same(name: str, captions: list[str]) -> None:
 SPECIALS = [PAD, START, END, UNKNOWN]
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize(
     ("data", "says"),
     [

@@ -68,6 +68,7 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(again), image)
 
 
+@pytest.mark.reliability("damaged files")
 def test_broken_exif_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     Image.new("RGB", (9, 6), "green").save(path, exif=b"Exif\0\0nonsense, not a TIFF header")

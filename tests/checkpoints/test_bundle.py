@@ -128,6 +128,7 @@ def test_evaluations_with_the_same_decoding_are_included(run, tmp_path) -> None:
     assert captioner.load(made).options.beam_size == 3
 
 
+@pytest.mark.reliability("interrupted")
 def test_a_bundle_is_written_atomically(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(export, "card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -249,6 +250,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("place", [0, 20, -1])
 def test_a_changed_byte_of_the_weights_is_detected(home, place: int) -> None:
     flip(home / "tiny" / bundle.WEIGHTS, place)
@@ -256,6 +258,7 @@ def test_a_changed_byte_of_the_weights_is_detected(home, place: int) -> None:
         captioner.load("tiny")
 
 
+@pytest.mark.reliability("damaged files")
 def test_damaged_and_newer_files_get_one_line(home) -> None:
     folder = home / "tiny"
     original = (folder / bundle.MODEL).read_text()
@@ -393,6 +396,7 @@ def test_the_chinese_bundled_model_writes_chinese() -> None:
     assert sum(file.stat().st_size for file in files) < 8_000_000
 
 
+@pytest.mark.reliability("damaged files")
 def test_unreadable_models_do_not_hide_the_others(home, monkeypatch, capsys) -> None:
     (Path("runs") / "locked" / "checkpoints").mkdir(parents=True)
     find = checkpoint.find

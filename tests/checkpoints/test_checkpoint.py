@@ -61,6 +61,7 @@ def test_a_run_folder_means_its_best_checkpoint(run) -> None:
     assert checkpoint.run_folder(checkpoint.find(run)) == run
 
 
+@pytest.mark.reliability("damaged files")
 def test_out_of_memory_is_not_reported_as_a_truncated_file(run, monkeypatch) -> None:
     def fail(*unused, **options):
         torch.empty(2**60, dtype=torch.uint8)  # torch's own error, whatever its message is
@@ -71,6 +72,7 @@ def test_out_of_memory_is_not_reported_as_a_truncated_file(run, monkeypatch) -> 
     assert explain(error.value).startswith("out of memory")
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("size", [0, 1, 100, 5000, -100])
 def test_a_truncated_file_gets_one_line(run, tmp_path, size: int) -> None:
     content = checkpoint.find(run).read_bytes()
@@ -81,6 +83,7 @@ def test_a_truncated_file_gets_one_line(run, tmp_path, size: int) -> None:
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.reliability("damaged files")
 def test_a_zip_of_something_else_gets_one_line(tmp_path) -> None:
     path = tmp_path / "holiday.ckpt"
     with zipfile.ZipFile(path, "w") as archive:
@@ -89,6 +92,7 @@ def test_a_zip_of_something_else_gets_one_line(tmp_path) -> None:
         checkpoint.read(path)
 
 
+@pytest.mark.reliability("damaged files")
 def test_a_text_file_gets_one_line(tmp_path) -> None:
     path = tmp_path / "notes.ckpt"
     path.write_text("these are notes\n" * 40)
@@ -96,6 +100,7 @@ def test_a_text_file_gets_one_line(tmp_path) -> None:
         checkpoint.read(path)
 
 
+@pytest.mark.reliability("damaged files")
 def test_weights_of_another_framework_get_one_line(tmp_path) -> None:
     path = tmp_path / "foreign.pt"
     torch.save({"state_dict": {"layer.weight": torch.zeros(2, 3)}}, path)
@@ -103,6 +108,7 @@ def test_weights_of_another_framework_get_one_line(tmp_path) -> None:
         checkpoint.read(path)
 
 
+@pytest.mark.reliability("versions")
 def test_a_newer_format_gets_one_line(run, tmp_path) -> None:
     path = changed(checkpoint.find(run), tmp_path / "new.ckpt", format=99, version="9.9")
     with pytest.raises(ValueError, match=r"format 99, written by captioner 9\.9.*upgrade"):
@@ -116,6 +122,7 @@ class Evil:
         return os.system, ("touch /tmp/captioner_was_here",)
 
 
+@pytest.mark.reliability("files decide nothing")
 @pytest.mark.parametrize("kind", ["pickle", "torch"])
 def test_code_in_a_checkpoint_is_not_executed(tmp_path, kind: str) -> None:
     path, trace = tmp_path / "evil.ckpt", Path("/tmp/captioner_was_here")
@@ -129,6 +136,7 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path, kind: str) -> None:
     assert not trace.exists()
 
 
+@pytest.mark.reliability("files decide nothing")
 @pytest.mark.parametrize(
     ("group", "values", "says"),
     [
@@ -146,6 +154,7 @@ def test_a_configuration_in_a_checkpoint_cannot_name_code(run, tmp_path, group, 
         captioner.load(path)
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("entry", ["tokenizer", "transform", "scores", "config"])
 def test_a_damaged_block_gets_one_line(run, tmp_path, entry: str) -> None:
     path = changed(checkpoint.find(run), tmp_path / "bad.ckpt", **{entry: "?"})
@@ -161,6 +170,7 @@ def test_a_missing_checkpoint_is_an_error(tmp_path) -> None:
         captioner.load(tmp_path)
 
 
+@pytest.mark.reliability("interrupted")
 def test_a_failed_save_keeps_the_old_file(tmp_path) -> None:
     path = tmp_path / "last.ckpt"
     writer = WholeFiles()
@@ -172,6 +182,7 @@ def test_a_failed_save_keeps_the_old_file(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.reliability("disks")
 def test_a_full_disk_is_reported_and_keeps_the_old_file(tmp_path) -> None:
     """In a process that may write 3 MB; torch's own message would be another."""
     resource = pytest.importorskip("resource")
@@ -189,6 +200,7 @@ def test_a_full_disk_is_reported_and_keeps_the_old_file(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("sums", [True, False])
 def test_a_flipped_bit_is_detected(tmp_path, run, sums: bool) -> None:
     """Whatever the process has set for torch's checksums."""

@@ -17,6 +17,8 @@ import captioner
 from captioner import api
 from captioner.models.encoders import encoder
 
+pytestmark = pytest.mark.reliability("shared objects")
+
 
 @pytest.fixture
 def model(run):

@@ -16,6 +16,8 @@ from captioner.data.read import read_records
 from captioner.data.records import Dataset, Record
 from captioner.verbs.data import print_report
 
+pytestmark = pytest.mark.reliability("damaged files")
+
 
 def printed(print_value, value) -> str:
     console = Console(file=io.StringIO(), width=160)

@@ -13,6 +13,8 @@ from PIL import Image
 from captioner.data.encodings import decode, likely_encodings
 from captioner.data.read import read_records
 
+pytestmark = pytest.mark.reliability("damaged files")
+
 TEXTS = [
     ("gb18030", "一个盒子"),
     ("gb18030", "两个男孩在公园里踢足球，一只狗在看着他们"),

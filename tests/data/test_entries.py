@@ -99,6 +99,7 @@ def test_text_and_comment_next_to_a_caption_are_ignored_with_a_warning(tmp_path:
     assert dataset.warnings == {"'text' next to 'caption', not read as a caption": 2}
 
 
+@pytest.mark.reliability("damaged files")
 def test_lone_surrogates_are_removed_and_counted(tmp_path: Path) -> None:
     touch(tmp_path, PEOPLE)
     lines = [
@@ -116,6 +117,7 @@ def test_lone_surrogates_are_removed_and_counted(tmp_path: Path) -> None:
     "".join(place for places in dataset.places.values() for place in places).encode("utf-8")
 
 
+@pytest.mark.reliability("damaged files")
 def test_accents_are_composed_and_replacement_characters_counted(tmp_path: Path) -> None:
     touch(tmp_path, ["cafe\u0301.png", "1.png"])  # as a Mac writes file names
     rows = {"caf\u00e9.png": ["a cafe\u0301"], "1.png": ["a caf\ufffd", "the man\x92s dog"]}
@@ -129,6 +131,7 @@ def test_accents_are_composed_and_replacement_characters_counted(tmp_path: Path)
 # COCO -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.reliability("damaged files")
 def test_an_ambiguous_image_id_is_an_error_with_its_places(tmp_path: Path) -> None:
     names = [f"{count}.png" for count in range(4)]
     touch(tmp_path, names)
@@ -142,6 +145,7 @@ def test_an_ambiguous_image_id_is_an_error_with_its_places(tmp_path: Path) -> No
         assert "data.captions=[a.json,b.json]" in str(error.value)
 
 
+@pytest.mark.reliability("damaged files")
 def test_a_repeated_but_unambiguous_image_id_is_accepted(tmp_path: Path) -> None:
     touch(tmp_path, ["0.png", "1.png", "2.png"])
     images = [(1, "0.png"), (1, "0.png"), (2, "1.png"), (2, "2.png"), (3, "2.png")]
@@ -151,6 +155,7 @@ def test_a_repeated_but_unambiguous_image_id_is_accepted(tmp_path: Path) -> None
     assert dataset.warnings == {"image without captions": 1}
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize(
     ("images", "annotations", "fault"),
     [

@@ -118,6 +118,7 @@ def test_pooled_features_are_read_from_a_cache_with_grids(
     check(cached, images)
 
 
+@pytest.mark.reliability("interrupted")
 @pytest.mark.parametrize("name", ["index", "pooled.f16", "grid.f16"])
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.47, 0.63, 0.999])
 def test_the_cache_is_repaired_after_a_kill_at_any_byte(
@@ -132,6 +133,7 @@ def test_the_cache_is_repaired_after_a_kill_at_any_byte(
     assert fill(tmp_path, images, grid=True)[1] == 0
 
 
+@pytest.mark.reliability("interrupted")
 def test_an_interrupt_keeps_the_encoded_batches(images: list[str], tmp_path: Path) -> None:
     encoder = Small(network="small")
     encoder.register_forward_pre_hook(interrupt_at(views.View(images[6]).pixels(encoder.transform)))
@@ -227,6 +229,7 @@ def test_grids_are_reduced_only_to_half_their_width_or_less(components: int | No
     assert whitening_of(decoder) is None
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("damage", list(DAMAGE))
 def test_a_damaged_index_never_gives_wrong_features(
     damage: str, images: list[str], tmp_path: Path
@@ -241,6 +244,7 @@ def test_a_damaged_index_never_gives_wrong_features(
     check(cached, images)
 
 
+@pytest.mark.reliability("damaged files")
 def test_broken_images_are_listed_after_the_others_are_cached(
     images: list[str], tmp_path: Path
 ) -> None:
@@ -290,6 +294,7 @@ def test_images_are_read_a_few_batches_ahead(
     assert all(count <= 5 * 2 + 2 * number for number, count in enumerate(ahead))
 
 
+@pytest.mark.reliability("shared objects")
 def test_the_pickle_contains_no_features(images: list[str], tmp_path: Path) -> None:
     cached, _ = fill(tmp_path, images, grid=True)
     check(cached, images)
@@ -298,6 +303,7 @@ def test_the_pickle_contains_no_features(images: list[str], tmp_path: Path) -> N
     check(pickle.loads(sent), images)
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("scale", [1e-7, 1e6, float("nan")])
 def test_features_that_do_not_fit_into_float16_are_refused(
     scale: float, images: list[str], tmp_path: Path
@@ -310,6 +316,7 @@ def test_features_that_do_not_fit_into_float16_are_refused(
         cache_features(encoder, images, tmp_path, progress=False)
 
 
+@pytest.mark.reliability("disks")
 def test_too_little_disk_space_is_an_error_before_encoding(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +339,7 @@ def test_a_trainable_encoder_is_cached_in_eval_mode(images: list[str], tmp_path:
     torch.testing.assert_close(cached.get(images).pooled, live.pooled, rtol=2**-10, atol=1e-6)
 
 
+@pytest.mark.reliability("processes")
 def test_two_threads_encode_each_image_once(images: list[str], tmp_path: Path) -> None:
     counts: list[int] = []
     both = threading.Barrier(2)
@@ -350,6 +358,7 @@ def test_two_threads_encode_each_image_once(images: list[str], tmp_path: Path) -
     assert sum(counts) == 11
 
 
+@pytest.mark.reliability("processes")
 def test_a_second_process_finishes_the_work_of_a_killed_one(
     images: list[str], tmp_path: Path
 ) -> None:

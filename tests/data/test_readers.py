@@ -74,6 +74,7 @@ def test_flickr_without_a_training_list_trains_on_what_is_left(tmp_path):
     assert splits_of(dataset) == {"b.jpg": "dev", "a.jpg": "train", "c.jpg": "test"}
 
 
+@pytest.mark.reliability("damaged files")
 def test_flickr_mends_counts_and_survives_the_faults_of_releases(tmp_path):
     touch(tmp_path / "Flicker8k_Dataset", ["a.jpg", "b.jpg", "bare.jpg", "blank.jpg"])
     token = (
@@ -145,6 +146,7 @@ def test_kaggle_reads_quoted_commas_and_official_split_lists(tmp_path):
     assert splits_of(listed) == {"a.jpg": "test", "b.jpg": "train"}
 
 
+@pytest.mark.reliability("damaged files")
 def test_kaggle_reads_flickr30k_with_its_broken_row(tmp_path):
     touch(tmp_path / "flickr30k_images" / "flickr30k_images", ["1.jpg", "2199200615.jpg"])
     (tmp_path / "flickr30k_images" / "results.csv").write_text(
@@ -283,6 +285,7 @@ def test_table_reads_rows_columns_and_splits_with_any_delimiter(tmp_path, mark):
     assert dataset.records[0].image == str(tmp_path / "root" / "images" / "a.jpg")
 
 
+@pytest.mark.reliability("damaged files")
 def test_table_repairs_captions_without_quotes(tmp_path):
     touch(tmp_path, ["a.jpg", "b.jpg"])
     (tmp_path / "captions.csv").write_text(
@@ -299,6 +302,7 @@ def test_table_repairs_captions_without_quotes(tmp_path):
     }
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [
@@ -349,6 +353,7 @@ def test_json_reads_lists_and_json_lines(tmp_path, lines):
     }
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -375,6 +380,7 @@ def test_errors_of_json_name_the_place(tmp_path, text, fault):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("format", ["karpathy", "coco"])
 @pytest.mark.parametrize("text", ["[]", "{}", '{"images": 3}', '{"images": [4]}'])
 def test_json_of_another_format_is_an_error(tmp_path, format, text):
@@ -438,6 +444,7 @@ def test_shapes_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     assert splits_of(first) == {"images/0.png": "dev"}
 
 
+@pytest.mark.reliability("files decide nothing")
 def test_shapes_are_drawn_only_into_the_default_folder(tmp_path):
     root = tmp_path / "not there"
     with pytest.raises(FileNotFoundError, match=f"captioner data draw 'data.root={root}'$"):
@@ -445,6 +452,7 @@ def test_shapes_are_drawn_only_into_the_default_folder(tmp_path):
     assert not root.exists()
 
 
+@pytest.mark.reliability("damaged files")
 def test_text_in_another_encoding_is_an_error_with_a_suggestion(tmp_path):
     touch(tmp_path / "images", ["a.jpg"])
     token = "a.jpg#0\tA cat .\na.jpg#1\tA café .\n"

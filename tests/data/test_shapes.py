@@ -307,6 +307,7 @@ def test_exactness_of_captions(caption: str, exact: bool) -> None:
     assert is_exact(caption, references) is exact
 
 
+@pytest.mark.reliability("interrupted")
 def test_interrupted_drawing_leaves_no_captions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,8 @@ from PIL import Image
 from captioner.cli import main
 from captioner.data.read import read_records
 
+pytestmark = pytest.mark.reliability("damaged files")
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:

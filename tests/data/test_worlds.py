@@ -216,6 +216,7 @@ def test_the_positions_of_the_pixel_encoder_add_up_to_its_pooled_feature() -> No
     assert not columns[:, :, :4].any()
 
 
+@pytest.mark.reliability("files decide nothing")
 def test_a_missing_world_is_drawn_only_in_the_default_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = "datasets/worlds/counting"

@@ -165,6 +165,7 @@ def test_wrong_inputs_get_one_line(runs, tmp_path, capsys) -> None:
     assert "resamples=150 cannot show anything in 5 tests" in capsys.readouterr().err
 
 
+@pytest.mark.reliability("damaged files")
 def test_damaged_files_get_one_line(tmp_path, capsys) -> None:
     runs = [evaluation(tmp_path / str(index), system(index)) for index in range(5)]
     folders = [run / "evaluation" / "toys-dev" / "greedy" for run in runs]
@@ -189,6 +190,7 @@ def test_damaged_files_get_one_line(tmp_path, capsys) -> None:
     fails(capsys, runs[4], says="not valid YAML")
 
 
+@pytest.mark.reliability("files decide nothing")
 def test_an_object_in_the_statistics_is_not_unpickled(tmp_path, capsys) -> None:
     run = evaluation(tmp_path / "run", system(1))
     file = run / "evaluation" / "toys-dev" / "greedy" / "statistics.npz"

@@ -28,6 +28,7 @@ from captioner.training.train import train
 CAPTIONS = st.lists(st.lists(st.sampled_from(["a", "dog", "ab", "b", "狗"]), max_size=3))
 
 
+@pytest.mark.reliability("properties")
 @given(CAPTIONS, CAPTIONS)
 def test_hashes_behave_like_a_set_of_captions(known: list, queries: list) -> None:
     hashes, captions = CaptionHashes.of(known), {tuple(words) for words in known}
@@ -117,6 +118,7 @@ def forgetful(run: Path, folder: Path) -> Path:
     return folder / "old.ckpt"
 
 
+@pytest.mark.reliability("versions")
 def test_an_older_checkpoint_knows_only_its_own_data(run, scenes, other, tmp_path) -> None:
     old = forgetful(run, tmp_path)
     evaluation, scores = evaluated(old)

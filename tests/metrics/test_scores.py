@@ -133,6 +133,7 @@ texts = st.lists(st.sampled_from(WORDS), max_size=7)
 images = st.tuples(texts, st.lists(texts, min_size=1, max_size=3))
 
 
+@pytest.mark.reliability("properties")
 @settings(max_examples=150)
 @given(
     st.lists(images, min_size=1, max_size=4).filter(

@@ -77,6 +77,7 @@ def test_files_without_fields_are_read() -> None:
     assert from_old_text("tok:ptb|decoding:max9-ban.max7_x").options == {"max_length": 9}
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize(
     "content",
     [{}, {"fields": {}}, {"fields": {"common": [], "metrics": {}}}, {"signature": 3}]

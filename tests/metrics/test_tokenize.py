@@ -201,12 +201,14 @@ def test_captions_of_flickr8k_are_split_as_by_coco_caption() -> None:
     assert wrong == []
 
 
+@pytest.mark.reliability("properties")
 @given(st.lists(st.sampled_from(["a", "Dog", "cannot", "gonna", "I", " ", ",", ".", "s"])))
 def test_fast_path_for_plain_captions_equals_slow_path(parts: list[str]) -> None:
     for text in (" ".join(parts), "".join(parts), " ".join([*parts, "."])):
         assert ptb_words(text) == _ptb_tokens(text)
 
 
+@pytest.mark.reliability("properties")
 @given(st.text(max_size=60))
 def test_any_text_gives_lower_case_words_without_blanks(text: str) -> None:
     for word in ptb_words(text):
@@ -215,6 +217,7 @@ def test_any_text_gives_lower_case_words_without_blanks(text: str) -> None:
         assert word == word.lower()
 
 
+@pytest.mark.reliability("properties")
 @given(st.lists(st.sampled_from(["a", "dog", "runs", "fast", "über", "red"]), max_size=9))
 def test_plain_words_are_unchanged(words: list[str]) -> None:
     assert ptb_words("  ".join(words)) == words
@@ -256,6 +259,7 @@ def test_characters(text: str, expected: str) -> None:
     assert characters(text) == expected.split()
 
 
+@pytest.mark.reliability("properties")
 @given(st.text(alphabet="一二三犬。，Ab1 -", max_size=30))
 def test_characters_lose_nothing_but_punctuation(text: str) -> None:
     signs = "".join(sign for sign in text.lower() if sign not in "。， -")
@@ -288,6 +292,7 @@ def test_the_signature_says_if_clusters_were_split() -> None:
     assert score(["हिन्दी"], [["हिन्दी"]]).signature.units is None
 
 
+@pytest.mark.reliability("properties")
 @pytest.mark.parametrize("collects", [True, False])
 def test_splitting_many_texts_gives_the_same_and_restores_garbage_collection(
     collects: bool,

@@ -109,6 +109,7 @@ class Forked(nn.Module):
         return maps + self.act(self.norm(maps))
 
 
+@pytest.mark.reliability("shared objects")
 def test_a_copy_with_other_features_is_discarded() -> None:
     network = Forked().eval()
     image = torch.randn(1, 3, 9, 9)
@@ -200,6 +201,7 @@ def test_changed_weights_change_the_features() -> None:
     assert torch.equal(encoder(images).pooled, first)
 
 
+@pytest.mark.reliability("shared objects")
 def test_the_quick_copy_is_not_pickled_or_copied() -> None:
     encoder = stirred("timm", "test_resnet")
     names, random = list(encoder.state_dict()), torch.get_rng_state()

@@ -52,6 +52,7 @@ def test_a_change_of_a_tensor_does_not_change_the_file() -> None:
     assert equal(kept("some", refuse).tensors, some_tensors())
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("damage", ["bit", "end", "header", "length", "empty", "dtype"])
 def test_a_damaged_file_is_made_again(home: Path, damage: str) -> None:
     kept("some", some_tensors)
@@ -102,6 +103,7 @@ def files(home: Path) -> list[str]:
     return sorted(path.name[:26] for path in (home / FOLDER).iterdir())
 
 
+@pytest.mark.reliability("shared objects")
 def test_a_copy_with_kept_weights_computes_the_same_features(home: Path) -> None:
     images = torch.rand(2, 3, 64, 64)
     first, second, unfolded = loaded(), loaded(), loaded()
@@ -119,6 +121,7 @@ def test_a_copy_with_kept_weights_computes_the_same_features(home: Path) -> None
     assert equal(dict(second.state_dict()), dict(reference.state_dict()))  # also after `release`
 
 
+@pytest.mark.reliability("shared objects")
 def test_changes_of_the_weights_are_seen_and_not_kept(home: Path) -> None:
     images = torch.rand(1, 3, 64, 64)
     plain, changed = loaded(), loaded()

@@ -154,6 +154,7 @@ def test_the_page_is_accessible(evaluated: Path, tmp_path: Path) -> None:
     assert page.all("input")[0]["aria-label"]
 
 
+@pytest.mark.reliability("files decide nothing")
 def test_captions_are_escaped(folder: Path) -> None:
     rewrite(
         folder,
@@ -167,6 +168,7 @@ def test_captions_are_escaped(folder: Path) -> None:
     assert all(image["src"].startswith("data:image/jpeg") for image in page.all("img"))
 
 
+@pytest.mark.reliability("files decide nothing")
 def test_names_are_escaped(folder: Path) -> None:
     path = folder / "evaluation" / "shapes-dev" / "greedy" / "scores.json"
     content = json.loads(path.read_text())
@@ -244,6 +246,7 @@ def test_without_run_log_or_scores_of_images_the_rest_is_shown(
     assert "Wrong count" in page.text
 
 
+@pytest.mark.reliability("damaged files")
 def test_a_broken_picture_is_left_out(folder: Path, scenes: Path, tmp_path: Path) -> None:
     root = shutil.copytree(scenes, tmp_path / "shapes")
     for path in (root / "images").glob("dev_0000[0-6].png"):

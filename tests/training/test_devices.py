@@ -112,6 +112,7 @@ def two_processes(tiny, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.reliability("processes")
 @pytest.mark.parametrize("name", ["cross_entropy", "scst"])
 def test_two_processes_train_as_one_does(tiny, two_processes, tmp_path, name: str) -> None:
     alone = two_ranks.run(name, tiny, tmp_path)
@@ -127,6 +128,7 @@ def test_two_processes_train_as_one_does(tiny, two_processes, tmp_path, name: st
     assert samples[0] == samples[1]
 
 
+@pytest.mark.reliability("processes")
 def test_two_processes_resume_exactly(two_processes) -> None:
     whole, cut = (
         checkpoint.read(two_processes / name / "checkpoints" / "last.ckpt").lightning
@@ -145,6 +147,7 @@ def test_two_processes_resume_exactly(two_processes) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*(one.values() for one in averages)))
 
 
+@pytest.mark.reliability("processes")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the other process in /proc")
 @pytest.mark.parametrize(
     ("number", "to_first", "status", "message"),
@@ -192,6 +195,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.reliability("processes")
 def test_torchrun_and_a_script_train_as_one_process_does(tiny, tmp_path) -> None:
     options = [*tiny, "trainer.max_epochs=1", "decoder.dropout=0", "trainer.precision=32-true"]
     train(compose(options), tmp_path / "one")

@@ -141,6 +141,7 @@ def test_a_run_with_resume_weights_keeps_its_inherited_groups(saved) -> None:
     assert config == start
 
 
+@pytest.mark.reliability("versions")
 def test_an_older_run_accepts_an_option_that_it_lacks(saved) -> None:
     old = {**saved, "trainer": {"max_epochs": 6, "precision": "32-true"}}
     assert resume_config(old, "trainer.max_epochs=8")["trainer"] == {

@@ -95,6 +95,7 @@ def test_an_option_that_no_job_has_is_refused_before_the_sweep(
     assert not folder.exists()
 
 
+@pytest.mark.reliability("interrupted")
 def test_a_sweep_that_does_not_start_leaves_no_folder(tmp_path, capsys, monkeypatch) -> None:
     folder = tmp_path / "sweep"
 

@@ -38,6 +38,7 @@ def weights_and_optimizer(folder: Path) -> list[torch.Tensor]:
 
 
 # 24 images with five captions in batches of 20: an epoch has 6 steps.
+@pytest.mark.reliability("interrupted")
 @pytest.mark.parametrize(
     ("workers", "crash", "saved"), [(0, 4, 3), (0, 9, 9), (0, 8, 6), (2, 5, 3)]
 )
@@ -66,6 +67,7 @@ def test_an_interrupted_run_resumes_exactly(
     assert spent["minutes"] >= 0 < spent["peak_memory_gib"] < 64
 
 
+@pytest.mark.reliability("interrupted")
 def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, cut_short) -> None:
     live = ("loader.cache=false", "loader.augment=true", "encoder.trainable=true")
     config = compose(
@@ -80,6 +82,7 @@ def test_resuming_is_exact_with_augmented_live_images(tiny, tmp_path, cut_short)
     assert all(torch.equal(whole[name], cut[name]) for name in whole)  # the average of the weights
 
 
+@pytest.mark.reliability("interrupted")
 def test_a_resumed_run_reads_the_same_features(tiny, tmp_path, monkeypatch) -> None:
     """They come from the pretrained encoder, although a resumed model is built without weights."""
     seen, original = [], CaptionDataModule.setup
@@ -184,6 +187,7 @@ def test_a_folder_that_contains_a_run_is_refused(tiny, run) -> None:
     assert (run / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+@pytest.mark.reliability("damaged files")
 def test_a_loss_that_is_not_finite_stops_the_training_and_overwrites_nothing(
     tiny, tmp_path, monkeypatch
 ) -> None:
@@ -204,6 +208,7 @@ def test_a_loss_that_is_not_finite_stops_the_training_and_overwrites_nothing(
     assert all(torch.isfinite(t).all() for t in kept.weights.values() if t.is_floating_point())
 
 
+@pytest.mark.reliability("damaged files")
 def test_weights_that_are_not_finite_are_never_saved(tiny, run, tmp_path) -> None:
     module = LitCaptioner.load_from_checkpoint(run)
     with torch.no_grad():

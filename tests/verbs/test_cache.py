@@ -107,6 +107,7 @@ def test_a_missing_folder_is_an_error(job, tmp_path, capsys) -> None:
     assert capsys.readouterr() == ("", message)
 
 
+@pytest.mark.reliability("versions")
 def test_features_of_an_earlier_version_are_listed_and_cleared(encoder, photos, home) -> None:
     folder = fill(encoder, photos, home).folder
     for name in (cache.ABOUT, cache.USED):

@@ -205,6 +205,7 @@ def test_a_folder_created_for_the_output_is_named(
         assert capsys.readouterr() == ("", message)
 
 
+@pytest.mark.reliability("interrupted")
 @pytest.mark.parametrize("form", ["text", "csv", "json"])
 def test_captions_before_a_failure_are_kept_in_a_partial_file(
     form, run, pictures, tmp_path, capsys, monkeypatch

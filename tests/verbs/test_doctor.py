@@ -51,6 +51,7 @@ def test_missing_packages_are_named_with_what_they_would_give(capsys, monkeypatc
     assert found["torchvision"]["state"] == "note"
 
 
+@pytest.mark.reliability("disks")
 def test_a_full_disk_and_a_folder_without_permission_are_found(capsys, monkeypatch) -> None:
     usage = shutil.disk_usage("/")._replace(free=10**9)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
@@ -69,6 +70,7 @@ def test_a_sound_run_is_only_looked_at(own: Path, capsys) -> None:
     assert content(own) == before
 
 
+@pytest.mark.reliability("damaged files")
 def test_a_damaged_checkpoint_is_found(own: Path, capsys) -> None:
     file = own / "checkpoints" / "last.ckpt"
     data = bytearray(file.read_bytes())
@@ -80,6 +82,7 @@ def test_a_damaged_checkpoint_is_found(own: Path, capsys) -> None:
     assert findings(capsys, str(file))[0] == 1
 
 
+@pytest.mark.reliability("interrupted")
 def test_an_interrupted_run_is_noted(own: Path, capsys) -> None:
     (own / "costs.json").unlink()
     status, found = findings(capsys, str(own))
@@ -92,6 +95,7 @@ def test_an_interrupted_run_is_noted(own: Path, capsys) -> None:
     assert status == 1 and found["checkpoints"]["state"] == "problem"
 
 
+@pytest.mark.reliability("damaged files")
 def test_changed_and_absent_data_are_found(own: Path, scenes: Path, capsys, monkeypatch) -> None:
     from captioner.data import read
 
@@ -116,6 +120,7 @@ def test_changed_and_absent_data_are_found(own: Path, scenes: Path, capsys, monk
     assert "is drawn when it is needed" in findings(capsys, str(own))[1]["data"]["value"]
 
 
+@pytest.mark.reliability("damaged files")
 def test_the_layout_and_the_faults_of_a_dataset_are_found(tmp_path: Path, capsys) -> None:
     for name in ("一", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")

@@ -48,6 +48,7 @@ def error_of(capsys) -> str:
 
 
 # 24 images of five captions in batches of 20 are 6 steps an epoch.
+@pytest.mark.reliability("interrupted")
 @pytest.mark.parametrize(
     ("step", "says"),
     [
@@ -66,6 +67,7 @@ def test_an_interrupt_says_whether_the_run_can_be_resumed(
     assert run.exists() is (step > 0)
 
 
+@pytest.mark.reliability("interrupted")
 def test_an_interrupt_while_features_are_cached_leaves_no_run(
     tiny, tmp_path, monkeypatch, capsys
 ) -> None:
@@ -75,6 +77,7 @@ def test_an_interrupt_while_features_are_cached_leaves_no_run(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_removed_during_training_is_named(
     tiny, scenes, tmp_path, at_step, capsys, workers: int
@@ -88,6 +91,7 @@ def test_an_image_removed_during_training_is_named(
     assert "no such file" in error.lower()
 
 
+@pytest.mark.reliability("disks")
 def test_a_full_disk_is_reported_and_nothing_is_lost(tiny, tmp_path, monkeypatch, capsys) -> None:
     original = checkpoint._save
     written = []
@@ -111,6 +115,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(tiny, tmp_path, monkeypatch
     assert checkpoint.read(checkpoint.find(run, name=LAST)).lightning["epoch"] == 0
 
 
+@pytest.mark.reliability("damaged files")
 def test_a_damaged_checkpoint_is_not_resumed(run, tmp_path, capsys) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     last = copy / "checkpoints" / "last.ckpt"
@@ -252,6 +257,7 @@ def test_resolved_trainer_options_are_recorded(tiny, tmp_path) -> None:
     assert "max_epochs: 300" in (run.folder / "config.yaml").read_text()
 
 
+@pytest.mark.reliability("disks")
 def test_a_disk_that_is_full_before_the_first_checkpoint_leaves_no_run(
     tiny, tmp_path, monkeypatch, capsys
 ) -> None:

@@ -91,6 +91,7 @@ def test_an_unexpected_error_is_one_line_unless_a_traceback_is_requested(
         cli.main(["models"])
 
 
+@pytest.mark.reliability("interrupted")
 def test_sigterm_raises_keyboard_interrupt_and_its_handler_is_restored(monkeypatch, capsys) -> None:
     unwound = []
 
