@@ -113,6 +113,32 @@ def write_folder(folder: Path, files: Mapping[str, bytes | str]) -> Path:
     return folder
 
 
+def walk(
+    top: str | Path, *, followlinks: bool = False
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As ``os.walk``, which before Python 3.12 recurses: folders may be nested as deep as they are.
+
+    Args:
+        top: the folder.
+        followlinks: whether links to folders are followed.
+
+    Yields:
+        a folder, the names of its subfolders, which may be removed from the list, and of its files.
+    """
+    waiting = [str(top)]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:  # not readable, or longer than the system accepts
+            continue
+        is_folder = {name: os.path.isdir(os.path.join(folder, name)) for name in names}
+        below = [name for name in names if is_folder[name]]
+        yield folder, below, [name for name in names if not is_folder[name]]
+        paths = (os.path.join(folder, name) for name in reversed(below))
+        waiting += [path for path in paths if followlinks or not os.path.islink(path)]
+
+
 def partial(path: str | Path) -> Path:
     """The path under which ``whole_file`` keeps an incomplete file."""
     target = Path(os.path.realpath(path))

@@ -22,3 +22,29 @@ CONFIG_BYTES = 2**16
 
 JSON_BYTES = 2**24
 """Size of a JSON file: model.json with 500,000 words has 10 MB. Lists take 30 times their text."""
+
+CAPTIONS_BYTES = 2**29
+"""Size of captions.jsonl: that of a million images has 400 MB."""
+
+PICKLE_BYTES = 2**23
+"""Size of the plain data in a checkpoint: ours have 70 kB, with 250,000 words 5 MB. Torch's
+unpickler takes a second for 2 MB of the worst data, which become 150 MB in memory."""
+
+VALUES = 200_000
+"""Lists and dicts in a checkpoint: ours have a few hundred, some for each parameter."""
+
+WORDS = 250_000
+"""Words of a vocabulary: those of COCO's captions are 27,000 without any threshold."""
+
+INFLATED_BYTES, INFLATION = 2**26, 100
+"""Size of the content of a compressed file, and how many times the file's own size it may have
+if it is larger: rows of statistics have 2 to 20 times, a bomb has 1,000."""
+
+ELEMENTS = 2**31
+"""Elements of a decoder's weights: 8 GiB in float32, 200 times those of the largest recipe."""
+
+IMAGE_SIDE = 4096
+"""Pixels of the side of an encoder's input: the largest networks take about 1,000."""
+
+DECODED = 10_000
+"""Tokens of a caption, and captions of an image."""

@@ -193,7 +193,7 @@ def _too_deep(place: str | Path) -> ValueError:
 
 
 def _too_many(place: str | Path, most: int) -> ValueError:
-    return ValueError(f"{place}: its configuration has more than {most:,} values; {_SOURCE}")
+    return ValueError(f"{place}: has more than {most:,} values; {_SOURCE}")
 
 
 def _type(value: Any) -> str:

@@ -21,6 +21,7 @@ from functools import cache
 from typing import Any, ClassVar
 
 from captioner.config import pick
+from captioner.limits import WORDS
 from captioner.metrics.tokenize import characters, composed, ptb_words
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
@@ -40,7 +41,8 @@ class Vocabulary:
         never_generated: the ids that decoding never emits: all special ones but <end>.
 
     Raises:
-        ValueError: a token is missing, is not a string, is blank, or occurs twice.
+        ValueError: a token is missing, is not a string, is blank, or occurs twice; or there are
+            more than WORDS.
     """
 
     words: tuple[str, ...]
@@ -60,11 +62,16 @@ class Vocabulary:
                 f"a vocabulary starts with {list(first)!r}; it must start with "
                 f"{', '.join(self.special)}: build it with Vocabulary.build"
             )
+        if len(self.words) > WORDS:
+            raise ValueError(
+                f"a vocabulary has {len(self.words):,} tokens; at most {WORDS:,} are accepted: "
+                "raise tokenizer.min_count"
+            )
         for index, word in enumerate(self.words):
             if not isinstance(word, str) or word.split() != [word]:
                 raise ValueError(
-                    f"token {index} of the vocabulary is {word!r}; tokens are strings without "
-                    "spaces"
+                    f"token {index} of the vocabulary is {repr(word)[:80]}; tokens are "
+                    "strings without spaces"
                 )
         ids = {word: index for index, word in enumerate(self.words)}
         if len(ids) < len(self.words):

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from captioner.images import open_image
+from captioner.limits import IMAGE_SIDE
 
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -48,7 +49,7 @@ class Transform:
     """The evaluation transform of a network, as plain data.
 
     Args:
-        size: S, side of the square input in pixels, at least 1.
+        size: S, side of the square input in pixels, 1 to IMAGE_SIDE.
         crop: fraction of the resized shorter side that the center crop keeps, in (0, 1].
         interpolation: "bicubic" or "bilinear", with antialiasing as Pillow does it.
         mean: of red, green and blue in [0, 1].
@@ -65,19 +66,26 @@ class Transform:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f"transform size={self.size} is not positive; give pixels, say 224")
-        if not 0 < self.crop <= 1:
-            raise ValueError(f"transform crop={self.crop} is not in (0, 1]; 0.875 is usual")
+        if type(self.size) is not int or not 1 <= self.size <= IMAGE_SIDE:
+            raise ValueError(
+                f"transform size={self.size!r} is not accepted; give 1 to {IMAGE_SIDE} pixels, "
+                "say 224"
+            )
+        if not 0 < self.crop <= 1 or self.shorter > 2 * IMAGE_SIDE:
+            raise ValueError(
+                f"transform crop={self.crop} is not in (0, 1], or very small; 0.875 is usual"
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(
                 f"transform interpolation={self.interpolation!r} is not known; "
                 f"choose {' or '.join(INTERPOLATIONS)}"
             )
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
             raise ValueError(
                 f"transform mean={self.mean}, std={self.std}: give three values each, std above 0"
             )
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
+            raise ValueError(f"transform mean={self.mean}, std={self.std}: give finite values")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Transform one image.
@@ -166,7 +174,7 @@ class Transform:
         expected = set(cls.__dataclass_fields__)
         if set(values) != expected:
             raise ValueError(
-                f"transform has the fields {sorted(values)}; expected {sorted(expected)}"
+                f"transform has the fields {str(sorted(values))[:200]}; expected {sorted(expected)}"
             )
         mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         return cls(**{**values, "mean": mean, "std": std})

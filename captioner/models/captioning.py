@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captioner.config import make, pick
+from captioner.limits import ELEMENTS
 from captioner.models.decoders.decoder import Attends, Decoder
 from captioner.models.decoders.table import DECODERS
 from captioner.models.encoders.encoder import Encoder
@@ -68,6 +71,7 @@ def build_model(
     *,
     vocabulary_size: int,
     initialise: bool = True,
+    elements: int = ELEMENTS,
 ) -> CaptioningModel:
     """Build a captioning model from two groups of a configuration.
 
@@ -76,17 +80,23 @@ def build_model(
         decoder: ``name``, of a decoder in ``DECODERS``, and its arguments.
         vocabulary_size: V.
         initialise: load pretrained encoder weights; False if a checkpoint replaces them.
+        elements: the maximum number of elements of the decoder's weights.
 
     Raises:
-        ValueError: an unknown name, an option the component does not have, a value out of range.
+        ValueError: an unknown name, an option the component does not have, a value out of range, or
+            a decoder with more elements.
     """
     built = make(build_encoder, "encoder", encoder, initialise=initialise)
     sizes = {"vocabulary_size": vocabulary_size, "feature_size": built.feature_size}
-    return CaptioningModel(built, build_decoder(decoder, **sizes))
+    return CaptioningModel(built, build_decoder(decoder, **sizes, elements=elements))
 
 
 def build_decoder(
-    decoder: Mapping[str, Any], *, vocabulary_size: int, feature_size: int
+    decoder: Mapping[str, Any],
+    *,
+    vocabulary_size: int,
+    feature_size: int,
+    elements: int = ELEMENTS,
 ) -> Decoder:
     """Build a decoder with random weights; see ``build_model``.
 
@@ -94,13 +104,14 @@ def build_decoder(
         feature_size: D of its encoder.
     """
     options = dict(decoder)
-    name = options.pop("name")
+    name = options.pop("name", None)
     component = pick(DECODERS, name, "decoder.name", Decoder)
     if "cell" in options:
         pick(CELLS, options["cell"], "decoder.cell", Cell)
     _check_sizes(options)
     sizes = {"vocabulary_size": vocabulary_size, "feature_size": feature_size}
-    made = make(component, "decoder", options, **sizes)
+    with _Bounded(options, elements):
+        made = make(component, "decoder", options, **sizes)
     require_interface(made, Decoder, f"decoder.name={name}")
     return made
 
@@ -118,6 +129,49 @@ class Undrawn(TorchFunctionMode):
         if func.__name__.endswith(("uniform_", "normal_", "orthogonal_")):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+_FACTORIES = (
+    torch.empty,
+    torch.zeros,
+    torch.ones,
+    torch.rand,
+    torch.randn,
+    torch.arange,
+    torch.eye,
+)
+_SPARE = 2**22
+"""Elements that constructors use for buffers and on the way, in addition to the weights."""
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses tensors that are larger than all weights together, before memory is allocated.
+
+    Args:
+        options: of the decoder, for the error.
+        elements: of its weights.
+    """
+
+    def __init__(self, options: Mapping[str, Any], elements: int) -> None:
+        super().__init__()
+        self.options, self.most = options, elements
+        self.left = 2 * elements + _SPARE  # constructors make some tensors twice
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in _FACTORIES:
+            size = (kwargs or {}).get("size", args)
+            size = size[0] if size and isinstance(size[0], (tuple, list)) else size
+            self.left -= math.prod(n for n in size if isinstance(n, int))
+            if self.left < 0:
+                sizes = {n: v for n, v in self.options.items() if n in _SIZES}
+                given = ", ".join(f"decoder.{name}={value}" for name, value in sizes.items())
+                raise ValueError(
+                    f"{given} need more than the {self.most:,} weights that there are or may be; "
+                    "choose smaller sizes"
+                )
+        return func(*args, **(kwargs or {}))
 
 
 _SIZES = (

@@ -7,7 +7,6 @@ the one that the model was trained on has the training captions.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,10 @@ from captioner.config import Config, make
 from captioner.data.read import read_records
 from captioner.data.records import Dataset
 from captioner.evaluation.results import Result
+from captioner.limits import CAPTIONS_BYTES
 from captioner.metrics.diversity import NOVELTY
 from captioner.metrics.novelty import CaptionHashes
+from captioner.plain_data import parse_json, read_text
 from captioner.runs import CAPTIONS
 
 _DATA = ("pictures", "training captions")
@@ -53,19 +54,19 @@ def read_captions(result: Result) -> list[CaptionRow]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; {_AGAIN}")
     try:
-        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        lines = read_text(path, most=CAPTIONS_BYTES).rstrip("\n").split("\n")
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not text in UTF-8; {_AGAIN}") from None
     for number, line in enumerate(lines, start=1):
+        place = f"{path}, line {number}"
+        fault = f"not an image with its caption and references; {_AGAIN}"
+        row = parse_json(line, place, fault=fault)
         try:
-            row = json.loads(line)
             texts = (row["image"], row["caption"], *row["references"])
             if len(texts) < 3 or not all(isinstance(text, str) for text in texts):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{path}, line {number}: not an image with its caption and references; {_AGAIN}"
-            ) from None
+        except (LookupError, TypeError):
+            raise ValueError(f"{place}: {fault}") from None
         rows.append(CaptionRow(texts[0], texts[1], texts[2:]))
     if tuple(row.image for row in rows) != result.statistics.images:
         raise ValueError(f"{path}: of other images than the statistics; {_AGAIN}")

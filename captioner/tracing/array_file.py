@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from captioner.files import write_whole
+from captioner.plain_data import parse_json
 
 Arrays = dict[str, np.ndarray]
 
@@ -72,7 +73,7 @@ class ArrayFile:
             raise ValueError(f"{path} is not {self.name}: {error}") from None
         if header is None:
             raise ValueError(f"{path} is a safetensors file, but not {self.name}")
-        values = json.loads(header)
-        if values.pop("format") != self.format:
+        values = parse_json(header, str(path), fault=f"not {self.name}: its header is damaged")
+        if not isinstance(values, dict) or values.pop("format", None) != self.format:
             raise ValueError(f"{path} is {self.name} of a newer format; upgrade captioner")
         return values, arrays

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from captioner.files import write_whole
+from captioner.plain_data import read_json
 from captioner.runs import COSTS
 
 EVERY = 50  # steps between two measurements of the memory
@@ -66,9 +67,9 @@ class Costs(Callback):
     def _before(self) -> tuple[float, float]:
         """Minutes and bytes of a run that is resumed, otherwise 0."""
         try:
-            spent = json.loads(self.file.read_text(encoding="utf-8"))
+            spent = read_json(self.file, fault="")
             return float(spent["minutes"]), float(spent["peak_memory_gib"]) * 2**30
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
             return 0.0, 0.0
 
 

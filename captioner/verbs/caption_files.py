@@ -17,7 +17,7 @@ from typing import Any
 
 from captioner.api import Caption, Captioner
 from captioner.data.layout import IMAGE_SUFFIXES
-from captioner.files import partial, to_json, write_whole
+from captioner.files import partial, to_json, walk, write_whole
 from captioner.images import HEIC_EXTRA, RARE_SUFFIXES, unreadable_suffixes
 from captioner.process import encode_names
 from captioner.progress import progress_bar
@@ -187,15 +187,15 @@ def _find_in_folder(path: str) -> list[str]:
 
 def _walk(path: str) -> Iterator[Path]:
     """Yield the files in a folder and its subfolders, each once; targets of links come last."""
-    visited: set[str] = set()
+    visited: set[tuple[int, int]] = set()
     folders = [path]
     while folders:
-        for folder, names, files in os.walk(folders.pop(0)):
-            real = os.path.realpath(folder)
-            if real in visited:
+        for folder, names, files in walk(folders.pop(0)):
+            status = os.stat(folder)
+            if (here := (status.st_dev, status.st_ino)) in visited:
                 names.clear()
                 continue
-            visited.add(real)
+            visited.add(here)
             folders += [os.path.join(folder, n) for n in names if Path(folder, n).is_symlink()]
             yield from (Path(folder, name) for name in files)
 

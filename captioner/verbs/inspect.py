@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from captioner.plain_data import read_json
 from captioner.verbs.attribution import add_attribution, print_attribution
 from captioner.verbs.decoding_flags import add_decoding, decoding_of
 from captioner.verbs.inspect_tables import (
@@ -223,10 +223,7 @@ def _edits(options: argparse.Namespace) -> list[AnyEdit]:
     if not options.edits:
         return parsed
     path = Path(options.edits)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    values = read_json(path, fault=f"is not JSON; write a list of edits, such as {EXAMPLE}")
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise ValueError(f"{path} is not a list of edits, such as {EXAMPLE}")
     return [edits.from_dict(value) for value in values] + parsed

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from captioner.config import unknown
+from captioner.limits import IMAGE_SIDE
 from captioner.models.encoders.folded import Chain, Keep, quick_copy
 from captioner.models.encoders.stages import stages
 from captioner.models.features import Features
@@ -333,7 +334,9 @@ def _check_options(precision: str, image_size: int | None, crop: float | None) -
     """Raise for a value that no encoder accepts."""
     if precision not in PRECISIONS:
         raise unknown("encoder.precision", precision, PRECISIONS)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"encoder.image_size={image_size} is not accepted; choose 1 or more")
+    if image_size is not None and not 1 <= image_size <= IMAGE_SIDE:
+        raise ValueError(
+            f"encoder.image_size={image_size} is not accepted; choose 1 to {IMAGE_SIDE} pixels"
+        )
     if crop is not None and not 0 < crop <= 1:
         raise ValueError(f"encoder.crop={crop} is not accepted; choose a fraction in (0, 1]")
