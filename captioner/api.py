@@ -11,12 +11,13 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioner.checkpoints import bundle, checkpoint
 from captioner.config import Config, make
@@ -234,14 +235,14 @@ class Captioner:
         self.make_ready()
         numbered = enumerate(map(_content_or_error, several_images))
         with encoding_pipeline(self.device) as pipeline:
-            batches = pipeline.encode(numbered, self._read, self.encode, batch_size=batch_size)
+            encode = [partial(self._encode_part, *part) for part in self._parts()]
+            batches = pipeline.encode(numbered, self._read, encode, batch_size=batch_size)
             for batch in batches:
                 captions: Iterator[Caption] = iter(())
-                if batch.features is not None:
+                if batch.features:
+                    features = self._of_encoders(batch.features)
                     captions = iter(
-                        pipeline.call(
-                            self.caption_features, batch.features, keys=batch.keys, **options
-                        )
+                        pipeline.call(self.caption_features, features, keys=batch.keys, **options)
                     )
                 for result in batch.results:
                     yield result if isinstance(result, (ValueError, OSError)) else next(captions)
@@ -271,11 +272,30 @@ class Captioner:
         opened = open_image(image, shorter=shorter)
         return [encoder.transform.pixels(opened) for encoder in self.encoders]
 
-    @torch.no_grad()
     def encode(self, images: Sequence[Sequence[Tensor]]) -> list[Features]:
         """Compute the features of B prepared images with each of the encoders."""
-        batches = [on_device(stack_pixels(batch), self.device) for batch in zip(*images)]
-        return [encoder(batch) for encoder, batch in zip(self.encoders, batches)]
+        return self._of_encoders([self._encode_part(*part, images) for part in self._parts()])
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """The networks, by the index of their encoder and their index in it."""
+        return [
+            (index, part)
+            for index, encoder in enumerate(self.encoders)
+            for part in range(len(encoder.parts(encoder.backbone)))
+        ]
+
+    @torch.no_grad()
+    def _encode_part(self, index: int, part: int, images: Sequence[Sequence[Tensor]]) -> Features:
+        """Compute the features of B prepared images with one network of an encoder."""
+        pixels = on_device(stack_pixels([image[index] for image in images]), self.device)
+        return self.encoders[index](pixels, part)
+
+    def _of_encoders(self, features: Sequence[Features]) -> list[Features]:
+        """The features of each encoder, from those of its networks."""
+        of: list[list[Features]] = [[] for _ in self.encoders]
+        for (index, _), part in zip(self._parts(), features):
+            of[index].append(part)
+        return [Features.concatenated(parts) for parts in of]
 
     def caption_features(
         self, features: Sequence[Features], *, keys: Sequence[int] | None = None, **options: Any
@@ -371,7 +391,7 @@ class Captioner:
         Making them takes as long as one caption. They are used for a single image as well, so that
         captions and scores do not depend, to the last digit, on earlier calls.
         """
-        decoders = [model.decoder for model in self.models]
+        decoders = [cast(nn.Module, model.decoder) for model in self.models]
         with _STEPPERS_LOCK:
             weights, steppers = self._steppers.get(decoding.precision, (None, []))
             if weights is None or not weights.same(decoders):

@@ -235,16 +235,16 @@ def test_the_number_of_threads_of_the_caller_is_unchanged(cores, model, photos) 
 def test_the_number_of_threads_is_unchanged_after_an_exception(
     cores, model, photos, monkeypatch
 ) -> None:
-    def fail(images):
+    def fail(*_):
         raise RuntimeError("broken network")
 
-    monkeypatch.setattr(model, "encode", fail)
+    monkeypatch.setattr(model.encoders[0], "forward", fail)
     with pytest.raises(RuntimeError, match="broken network"):
         model.caption(photos, batch_size=2)
     assert cores() == (2, 3)
     monkeypatch.undo()
     monkeypatch.setattr("captioner.data.pipeline._limit_thread", fail)  # while threads start
-    with pytest.raises(TypeError):
+    with pytest.raises(RuntimeError):
         model.caption(photos, batch_size=2)
     assert cores() == (2, 3)
 

@@ -230,9 +230,8 @@ def _encode(
     with bar as advance, _evaluating(encoder) as device, encoding_pipeline(device) as pipeline:
         encoder.make_ready()  # otherwise each thread would wait for it
         try:
-            for batch in pipeline.encode(missing.items(), read, encode, batch_size=batch_size):
-                if batch.features is not None:
-                    waiting.append((batch.keys, batch.features))
+            for batch in pipeline.encode(missing.items(), read, [encode], batch_size=batch_size):
+                waiting += [(batch.keys, features) for features in batch.features]
                 unreadable += map(str, batch.errors)
                 advance(len(batch.results))
                 if len(waiting) * batch_size >= _WRITTEN_AT_ONCE:

@@ -4,7 +4,7 @@ Threads read the files ahead, batches are encoded in parallel, and the features 
 the order of the images:
 
     with encoding_pipeline(device) as pipeline:
-        for batch in pipeline.encode(images, read, encode, batch_size=8):
+        for batch in pipeline.encode(images, read, [encode], batch_size=8):
             pipeline.call(write, batch.keys, batch.features)
 
 Reading images and the large operations of a network release the GIL, so threads are sufficient. On
@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -51,11 +51,12 @@ class EncodedBatch(Generic[Key, Encoded]):
 
     Args:
         results: for each image its key, or the error if it cannot be read.
-        features: of the readable images, one row per key; None if there are none.
+        features: of the readable images, one row per key, from each of the functions that encode;
+            empty if no image is readable.
     """
 
     results: list[Key | ValueError | OSError]
-    features: Encoded | None
+    features: list[Encoded]
 
     @property
     def keys(self) -> list[Key]:
@@ -93,7 +94,7 @@ class EncodingPipeline:
         self,
         items: Iterable[Item],
         read: Callable[[Item], tuple[Key, Pixels]],
-        encode: Callable[[list[Pixels]], Encoded],
+        encode: Sequence[Callable[[list[Pixels]], Encoded]],
         *,
         batch_size: int,
     ) -> Iterator[EncodedBatch[Key, Encoded]]:
@@ -103,7 +104,8 @@ class EncodingPipeline:
             items: any number; they are taken a few batches ahead, in the caller's thread.
             read: returns the key that identifies an image, and its pixels; a ValueError or OSError
                 that it raises becomes the result instead of the key.
-            encode: computes the features of a batch of pixels; sets its own gradient mode.
+            encode: functions, at least one, each of which computes features of a batch of pixels;
+                they set their own gradient mode, and run at the same time.
             batch_size: images in a batch, at least 1; the last batch has the rest.
 
         Yields:
@@ -117,7 +119,11 @@ class EncodingPipeline:
             self._readers, partial(_read, read), items, ahead=(1 + count) * batch_size
         )
         batches = _split_batches(images, batch_size)
-        yield from _map_ahead(self._encoders, partial(_encode, encode), batches, ahead=count)
+        tasks = ((function, batch) for batch in batches for function in encode)
+        encoded = _map_ahead(self._encoders, _encode, tasks, ahead=count)
+        while parts := list(islice(encoded, len(encode))):
+            features = [part for _, part in parts if part is not None]
+            yield EncodedBatch(parts[0][0], features)
 
     def call(self, function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
         """Call a function with the cores that the encoders do not use, and return its result."""
@@ -198,11 +204,15 @@ def _read(
 
 
 def _encode(
-    encode: Callable[[list[Pixels]], Encoded],
-    images: list[tuple[Key | ValueError | OSError, Pixels | None]],
-) -> EncodedBatch[Key, Encoded]:
+    task: tuple[
+        Callable[[list[Pixels]], Encoded],
+        list[tuple[Key | ValueError | OSError, Pixels | None]],
+    ],
+) -> tuple[list[Key | ValueError | OSError], Encoded | None]:
+    """The keys, or errors, of a batch, and its features from one of the functions."""
+    encode, images = task
     pixels = [pixels for _, pixels in images if pixels is not None]
-    return EncodedBatch([key for key, _ in images], encode(pixels) if pixels else None)
+    return [key for key, _ in images], encode(pixels) if pixels else None
 
 
 def _map_ahead(

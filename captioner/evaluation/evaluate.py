@@ -292,8 +292,8 @@ def over_records(
 
     captioner.make_ready()
     with encoding_pipeline(captioner.device, cached=None not in cached) as pipeline:
-        for batch in pipeline.encode(records, read, encode, batch_size=DEV_BATCH):
+        for batch in pipeline.encode(records, read, [encode], batch_size=DEV_BATCH):
             for error in batch.errors:
                 raise error
-            if batch.features is not None:
-                yield pipeline.call(work, batch.features, batch.keys)
+            for features in batch.features:
+                yield pipeline.call(work, features, batch.keys)

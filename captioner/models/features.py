@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,15 @@ class Features(NamedTuple):
 
     pooled: Tensor
     grid: Tensor | None = None
+
+    @staticmethod
+    def concatenated(parts: Sequence[Features]) -> Features:
+        """The features of several networks of the same images: [B, ΣD] and [B, P, ΣD]."""
+        if len(parts) == 1:
+            return parts[0]
+        grids = [part.grid for part in parts if part.grid is not None]
+        pooled = torch.cat([part.pooled for part in parts], dim=1)
+        return Features(pooled, torch.cat(grids, dim=2) if grids else None)
 
     def rows(self, index: Tensor | slice) -> Features:
         """The features of some images, selected by a LongTensor or a slice."""

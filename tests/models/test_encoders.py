@@ -489,3 +489,19 @@ def test_wrong_stages_and_crops_are_errors(options: dict, says: str) -> None:
     given = {"library": "bundled", "network": "efficientnet_lite0", "pretrained": False, **options}
     with pytest.raises(ValueError, match=says):
         build_encoder(**given)
+
+
+def test_networks_side_by_side_can_run_on_their_own() -> None:
+    encoder = build_encoder(
+        library="bundled",
+        network="efficientnet_lite0+efficientnet_lite1",
+        pretrained=False,
+        image_size=64,
+    )
+    images = torch.rand(9, 3, 64, 64)
+    both = encoder(images)
+    parts = [encoder(images, part) for part in range(len(encoder.parts(encoder.backbone)))]
+    assert [part.pooled.shape for part in parts] == [(9, 1280), (9, 1280)]
+    joined = Features.concatenated(parts)
+    assert torch.equal(joined.pooled, both.pooled)
+    assert torch.equal(joined.grid, both.grid)

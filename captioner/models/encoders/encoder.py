@@ -10,7 +10,7 @@ for VGG and MobileNetV3, in which further layers increase the width before the c
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -155,6 +155,13 @@ class Encoder(nn.Module):
         """Compute features of images [B, 3, S, S] with self.backbone or a copy of it."""
         raise NotImplementedError
 
+    def parts(self, network: nn.Module) -> Sequence[nn.Module]:
+        """The networks, in self.backbone or a copy of it, whose features `extract` concatenates.
+
+        Each can be given to `extract` by itself, so that they can run at the same time.
+        """
+        return [network]
+
     def chains(self) -> list[Chain] | None:
         """The chains that a quick copy folds, if they are known; None: they are observed."""
         return None
@@ -163,11 +170,12 @@ class Encoder(nn.Module):
         """Where a quick copy's folded weights are kept, if ``chains`` are known; None: nowhere."""
         return None
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(self, images: Tensor, part: int | None = None) -> Features:
         """Encode images.
 
         Args:
             images: [B, 3, S, S], float32 as `transform` makes them, or uint8 as its `pixels`.
+            part: compute only the features of one of its ``parts``, whose index this is.
 
         Returns:
             pooled [B, D] and grid [B, P, D]; without gradients if the encoder is frozen.
@@ -179,14 +187,16 @@ class Encoder(nn.Module):
             network, dtype = self._running()
             again = learns and self.gradient_checkpointing
             size = AT_ONCE if again or network is not self.backbone else max(1, len(images))
+            if part is not None:
+                network = self.parts(network)[part]
             encode = (
                 partial(checkpoint, self._encode, use_reentrant=False) if again else self._encode
             )
-            parts = [encode(network, dtype, part) for part in images.split(size)]
-        if len(parts) == 1:
-            return parts[0]
-        grid = None if parts[0].grid is None else torch.cat([part.grid for part in parts])  # type: ignore[misc]
-        return Features(torch.cat([part.pooled for part in parts]), grid)  # [B, D], [B, P, D]
+            few = [encode(network, dtype, images) for images in images.split(size)]
+        if len(few) == 1:
+            return few[0]
+        grid = None if few[0].grid is None else torch.cat([some.grid for some in few])  # type: ignore[misc]
+        return Features(torch.cat([some.pooled for some in few]), grid)  # [B, D], [B, P, D]
 
     def _encode(self, network: nn.Module, dtype: torch.dtype, images: Tensor) -> Features:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -210,7 +220,10 @@ class Encoder(nn.Module):
         takes longer than encoding a small image.
         """
         quick = self._quick
-        if quick is not None and not quick[0][1].same([self.backbone]):
+        if quick is not None:
+            precision, weights = quick[0]
+            if precision == self.precision and weights.same([self.backbone]):
+                return
             self._quick = None
         self._running(keep=True)
 
@@ -221,12 +234,13 @@ class Encoder(nn.Module):
         weight or the precision has changed. An unfrozen encoder also uses it when no gradients are
         needed, so that validation has the same results as the loaded checkpoint.
         """
-        weights = chain(self.backbone.parameters(), self.backbone.buffers())
-        learns = self.trainable or (self.unfrozen and torch.is_grad_enabled())
-        if learns or any(weight.device.type != "cpu" for weight in weights):
+        if self.trainable or (self.unfrozen and torch.is_grad_enabled()):
             return self.backbone, torch.float32
         quick = self._quick  # read once: another thread may replace it
         if self._is_stale(quick):
+            weights = chain(self.backbone.parameters(), self.backbone.buffers())
+            if any(weight.device.type != "cpu" for weight in weights):
+                return self.backbone, torch.float32
             with _MAKING:  # only one thread makes it
                 quick = self._quick
                 if self._is_stale(quick):

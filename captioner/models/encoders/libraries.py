@@ -121,11 +121,11 @@ class BundledEncoder(Encoder):
         if self.stage is not None:
             return _of_grid(_parts(network)[0].forward_stage(images, self.stage))
         parts = [_of_grid(part.forward_features(images)) for part in _parts(network)]
-        if len(parts) == 1:
-            return parts[0]
-        pooled = torch.cat([part.pooled for part in parts], dim=1)  # [B, ΣD]
-        grids = [part.grid for part in parts if part.grid is not None]
-        return Features(pooled, torch.cat(grids, dim=2))  # [B, P, ΣD]
+        return Features.concatenated(parts)
+
+    def parts(self, network: nn.Module) -> Sequence[nn.Module]:
+        """Its networks."""
+        return _parts(network)
 
     def stage_sizes(self) -> list[int]:
         """D of each stage of a single network."""
