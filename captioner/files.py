@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
+import itertools
 import json
 import os
 import re
@@ -137,6 +139,23 @@ def walk(
         yield folder, below, [name for name in names if not is_folder[name]]
         paths = (os.path.join(folder, name) for name in reversed(below))
         waiting += [path for path in paths if followlinks or not os.path.islink(path)]
+
+
+def near_file(path: Path) -> str:
+    """`` (did you mean PATH?)`` for the nearest name in the folder of a path that does not exist.
+
+    Empty if none is near, or the folder does not exist either.
+    """
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry in itertools.islice(entries, _SCANNED)]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f" (did you mean {path.with_name(near[0])}?)" if near else ""
+
+
+_SCANNED = 10_000
 
 
 def partial(path: str | Path) -> Path:

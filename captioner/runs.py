@@ -32,6 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from captioner.files import near_file
 from captioner.process import is_first
 
 CONFIG = "config.yaml"
@@ -161,7 +162,8 @@ def find_evaluation(
         ValueError: it is the folder of a sweep, or a file with another name.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such run folder, evaluation folder or {SCORES}")
+        missing = f"{path}: no such run folder, evaluation folder or {SCORES}"
+        raise FileNotFoundError(missing + near_file(path))
     if path.is_file() and path.name != SCORES:
         raise ValueError(f"{path}: not a run, an evaluation folder or a {SCORES}")
     if path.is_file():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from captioner import files
-from captioner.files import partial, to_json, whole_file, write_whole
+from captioner.files import near_file, partial, to_json, whole_file, write_whole
 
 
 def names(folder: Path) -> list[str]:
@@ -124,3 +124,12 @@ def test_errors_name_the_requested_file(tmp_path, monkeypatch) -> None:
     with pytest.raises(OSError) as caught, whole_file(tmp_path / "a.txt") as file:
         file.write(b"x")
     assert caught.value.filename == str(tmp_path / "a.txt")
+
+
+def test_a_path_that_does_not_exist_is_compared_with_its_neighbors(tmp_path: Path) -> None:
+    (tmp_path / "lstm-192-seed1").mkdir()
+    (tmp_path / "别的").touch()
+    suggestion = f" (did you mean {tmp_path / 'lstm-192-seed1'}?)"
+    assert near_file(tmp_path / "lstn-192-seed1") == suggestion
+    assert near_file(tmp_path / "demo") == ""
+    assert near_file(tmp_path / "absent" / "lstm-192-seed1") == ""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.config.values import near_miss
+from captioner.files import near_file
 from captioner.plain_data import read_json
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def default() -> Path:
 
 def unknown(name: str | Path) -> FileNotFoundError:
     """The error for a name that is neither a path nor a bundled model."""
-    near = near_miss(str(name), names(), cutoff=0.7)
+    near = near_miss(str(name), names(), cutoff=0.7) or near_file(Path(name))
     return FileNotFoundError(f"{name}: no such run folder or checkpoint; {_list_names()}{near}")
 
 

@@ -32,7 +32,7 @@ from captioner import __version__, runs
 from captioner.checkpoints import bundle
 from captioner.checkpoints.archive import load, require_weights
 from captioner.config import Config
-from captioner.files import whole_file
+from captioner.files import near_file, whole_file
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, Undrawn, build_model
 from captioner.models.precision import stored
@@ -192,7 +192,7 @@ def find(path: str | Path, *, name: str = BEST) -> Path:
     if not path.exists() and name == BEST:
         raise bundle.unknown(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such run folder or checkpoint")
+        raise FileNotFoundError(f"{path}: no such run folder or checkpoint{near_file(path)}")
     raise FileNotFoundError(
         f"{path}: has no checkpoint; give a run folder (with {CHECKPOINTS}/{name}) or a .ckpt file"
     )

@@ -210,6 +210,8 @@ def readings(
                 f"word={number} is not accepted; the caption has words 1 to {len(tokens)}"
             )
     other = None if rather_than is None else _one_word(captioner, rather_than)
+    if words and other is not None and other in (tokens[number - 1] for number in words):
+        raise ValueError(f"rather_than={rather_than!r} is the word itself; give another word")
     decoder = in_float64(captioner.model.decoder)
     weight = next(decoder.parameters())
     features = features_of(captioner, image, weight)

@@ -27,6 +27,7 @@ from captioner.inspection.attribution import DEFAULT, Attribution, attribute, re
 from captioner.inspection.tables import GATES, summary_headings, summary_row
 from captioner.report.page import Picture, rendered
 from captioner.report.view import detect_language
+from captioner.tracing.edits import AnyEdit
 from captioner.tracing.trace import Array, Trace
 
 GATE_TITLES = {
@@ -43,7 +44,14 @@ GATE_TITLES = {
 PARTS = ("cell.kept", "cell.written")
 
 
-def write_page(captioner: Captioner, trace: Trace, image: AnyImage, path: str | Path) -> Path:
+def write_page(
+    captioner: Captioner,
+    trace: Trace,
+    image: AnyImage,
+    path: str | Path,
+    *,
+    edits: Sequence[AnyEdit] = (),
+) -> Path:
     """Write the page.
 
     Args:
@@ -51,6 +59,8 @@ def write_page(captioner: Captioner, trace: Trace, image: AnyImage, path: str | 
         trace: of that model.
         image: that was traced.
         path: of the file.
+        edits: with which the trace was made. Without them, the page of an edited trace does not
+            show what each word depends on.
 
     Returns:
         the path.
@@ -61,7 +71,7 @@ def write_page(captioner: Captioner, trace: Trace, image: AnyImage, path: str | 
     """
     if any(":" in site for site in trace.sites):
         raise ValueError("an ensemble has no page; load one model")
-    maps = None if "attention.weights" in trace else _maps(captioner, trace, image)
+    maps = None if "attention.weights" in trace else _maps(captioner, trace, image, edits)
     return write_whole(path, page(trace, cropped(captioner, image), maps))
 
 
@@ -239,13 +249,13 @@ def _attention(trace: Trace) -> dict[str, Any] | None:
     }
 
 
-def _maps(captioner: Captioner, trace: Trace, image: AnyImage) -> list[Attribution] | None:
-    """What each word depends on; None if values were changed, or nothing can be attributed."""
-    if trace.edits:
-        return None
+def _maps(
+    captioner: Captioner, trace: Trace, image: AnyImage, edits: Sequence[AnyEdit]
+) -> list[Attribution] | None:
+    """What each word depends on; None if nothing can be attributed."""
     try:
-        questions = readings(captioner, image, trace)
-    except ValueError:  # the pooled feature is not the mean of the grid
+        questions = readings(captioner, image, trace, edits=edits)
+    except ValueError:  # unknown edits, or the pooled feature is not the mean of the grid
         return None
     return [attribute(one, DEFAULT, captioner.tokenizer.vocabulary) for one in questions]
 

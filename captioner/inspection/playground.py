@@ -25,6 +25,7 @@ from captioner.models.decoders.show_attend_tell import ShowAttendTell
 from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.features import Features
 from captioner.models.recurrence.cells import GRU, LSTM, RNN, Cell
+from captioner.progress import progress_bar
 from captioner.report.page import rendered
 from captioner.report.view import detect_language
 
@@ -62,7 +63,7 @@ def playground(
     """The HTML of the page; see ``write_playground``."""
     values = {
         "models": [_model(one, name) for one, name in zip(captioners, names)],
-        "pictures": [_picture(captioners, photo) for photo in photos],
+        "pictures": _pictures(captioners, photos),
     }
     kinds = ", ".join(f"{name}: {_describe(one)}" for one, name in zip(captioners, names))
     return rendered(
@@ -160,6 +161,17 @@ def encode_tensor(tensor: Tensor) -> dict[str, Any]:
     bits, raw = (16, half.tobytes()) if exact else (32, values.astype("<f4").tobytes())
     encoded = base64.b64encode(raw).decode()
     return {"shape": list(values.shape), "bits": bits, "bytes": encoded}
+
+
+def _pictures(
+    captioners: Sequence[Captioner], photos: Sequence[str | Path]
+) -> list[dict[str, Any]]:
+    pictures = []
+    with progress_bar("encoding images", len(photos)) as advance:
+        for photo in photos:
+            pictures.append(_picture(captioners, photo))
+            advance(1)
+    return pictures
 
 
 def _picture(captioners: Sequence[Captioner], photo: str | Path) -> dict[str, Any]:

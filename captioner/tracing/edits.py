@@ -43,7 +43,8 @@ class Edit:
         units: an index of the last dimension, or several; None: all.
 
     Raises:
-        ValueError: a number below 0, or a gate that is set to a value outside 0 to 1.
+        ValueError: a number below 0, a value that is not finite, or a gate that is set to a value
+            outside 0 to 1.
     """
 
     site: str
@@ -54,6 +55,8 @@ class Edit:
     kind: ClassVar[str]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.site, str):
+            raise ValueError(f"site={self.site!r} of an edit is not a name, such as cell.memory")
         for name in ("step", "layer", "units"):
             value = getattr(self, name)
             numbers = value if isinstance(value, Sequence) else [] if value is None else [value]
@@ -119,7 +122,7 @@ class Set(Edit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        values = self.value if isinstance(self.value, Sequence) else [self.value]
+        values = _finite(self.value, self.site)
         if self.site.endswith("gate") and not all(0 <= value <= 1 for value in values):
             raise ValueError(f"{self.site}={self.value} is not accepted; a gate is between 0 and 1")
 
@@ -134,8 +137,24 @@ class Add(Edit):
     value: float | Sequence[float]
     kind = "add"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _finite(self.value, self.site)
+
     def become(self, value: Tensor, other: Tensor | None) -> Tensor:
         return value + value.new_tensor(self.value)
+
+
+def _finite(value: Any, site: str) -> list[float]:
+    """The numbers of a value, each of which must be finite."""
+    plain = value.tolist() if hasattr(value, "tolist") else value  # of numpy or torch
+    numbers = list(plain) if isinstance(plain, (list, tuple)) else [plain]
+    if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
+        raise ValueError(
+            f"value={value!r} of an edit of {site} is not accepted; give a finite number, or one "
+            "for each unit"
+        )
+    return numbers
 
 
 @dataclass(frozen=True)

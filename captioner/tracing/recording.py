@@ -60,21 +60,11 @@ class Recording:
     """Observes one model while it generates captions of B images.
 
     Args:
-        stepper: of the model.
-        edits: the changes; those with a Swap need `others`.
-        others: for each image that an edit swaps with, by its number in `swaps`, its features, with
-            one row.
-        swaps: for each edit, the number of the other image; None where it has none.
+        edited: the steps of the model, with edits or none.
     """
 
-    def __init__(
-        self,
-        stepper: Stepper,
-        edits: Sequence[AnyEdit] = (),
-        others: Sequence[Features] = (),
-        swaps: Sequence[int | None] = (),
-    ) -> None:
-        self.edited = EditedSteps(stepper, edits, others, swaps)
+    def __init__(self, edited: EditedSteps) -> None:
+        self.edited = edited
         self.steps: list[_Step] = []
         self.image: dict[str, Tensor] = {}
 

@@ -22,6 +22,7 @@ from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.decoder import Stepper
 from captioner.models.features import Features
 from captioner.tokenizers import Tokenizer
+from captioner.tracing.editing import EditedSteps
 from captioner.tracing.edits import AnyEdit, check_sites
 from captioner.tracing.recording import Path, Recording, unapplied
 from captioner.tracing.trace import Array, Trace, split_memory
@@ -55,7 +56,7 @@ class Traced:
         """A new Recording of each model."""
         others = self.others or [()] * len(self.models)
         return [
-            Recording(stepper, self.edits, of_model, self.swaps)
+            Recording(EditedSteps(stepper, self.edits, of_model, self.swaps))
             for stepper, of_model in zip(self.steppers, others)
         ]
 

@@ -124,6 +124,9 @@ def _print_one(one: Attribution, checks: Checks) -> None:
 
 def _print_map(values: np.ndarray) -> None:
     """The contributions of the positions as a square, row by row, if they are one."""
+    if not values.any():
+        print("the image: no contribution; it is the mean image")
+        return
     side = math.isqrt(len(values))
     print("the image:")
     for row in values.reshape(side if side * side == len(values) else 1, -1):

@@ -83,7 +83,8 @@ def _show_trace(captioner: Captioner, options: argparse.Namespace, decoding: Any
         from captioner.inspection.page import write_page
 
         made = new_folder(options.output)
-        print(wrote(write_page(captioner, trace, photo, options.output), made), file=sys.stderr)
+        path = write_page(captioner, trace, photo, options.output, edits=edits)
+        print(wrote(path, made), file=sys.stderr)
     if options.equations:
         return print_equations(captioner, trace, options)
     if options.json:
@@ -226,7 +227,10 @@ def _edits(options: argparse.Namespace) -> list[AnyEdit]:
     values = read_json(path, fault=f"is not JSON; write a list of edits, such as {EXAMPLE}")
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise ValueError(f"{path} is not a list of edits, such as {EXAMPLE}")
-    return [edits.from_dict(value) for value in values] + parsed
+    try:
+        return [edits.from_dict(value) for value in values] + parsed
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 EXAMPLE = '[{"edit": "set", "site": "cell.forget_gate", "value": 0, "step": 3}]'

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from captioner.inspection.attribution import METHODS, attribute, integrated_gradients
 from captioner.inspection.attribution_checks import check, curves, rank_correlation
 from captioner.inspection.reading import Inputs, Reading, in_float64, randomized
-from captioner.models.decoders.decoder import Stepper
 from captioner.models.decoders.standardize import Standardize
 from captioner.models.features import Features
 from captioner.models.sites import Observe, unobserved
 from captioner.tokenizers import Vocabulary
-from captioner.tracing.editing import number_swaps
+from captioner.tracing.editing import edited
 from captioner.tracing.edits import Add, AnyEdit, Reset, Set, Swap, Zero
 from captioner.tracing.recording import Recording
 
@@ -235,9 +234,7 @@ def edits_of(variant: str) -> list[AnyEdit]:
 
 def in_an_edited_run(one: Reading, edits: list[AnyEdit], grid: Tensor) -> Tensor:
     """The logits of the last step, by the recording of a trace: [V]."""
-    images, swaps = number_swaps(edits)
-    decoder: Any = one.decoder
-    recording = Recording(Stepper(decoder.start, decoder.step), edits, images, swaps)
+    recording = Recording(edited(one.decoder, edits))
     state = recording.wrapped.start(Features(grid.mean(1), grid))
     for token in BEFORE:
         logits, state = recording.wrapped.step(torch.tensor([token]), state)

@@ -91,9 +91,20 @@ def test_without_attention_the_page_has_the_attribution_of_each_word(run, scenes
         assert words == pytest.approx(expected.words.sum(), abs=0.01)
         assert len(values) == shown["side"] ** 2
 
-    edited = loaded.trace(photo, edits=[Reset(every=2)])
-    text = write_page(loaded, edited, photo, tmp_path / "edited.html").read_text(encoding="utf-8")
-    assert data(text)["attribution"] is None
+
+def test_the_page_of_an_edited_trace_has_its_attribution_if_the_edits_are_given(
+    run, scenes, tmp_path
+) -> None:
+    photo = sorted((scenes / "images").glob("test_*.png"))[0]
+    loaded, edits = captioner.load(run), [Reset(every=2)]
+    edited = loaded.trace(photo, edits=edits)
+    path = write_page(loaded, edited, photo, tmp_path / "edited.html")
+    assert data(path.read_text(encoding="utf-8"))["attribution"] is None
+    path = write_page(loaded, edited, photo, tmp_path / "edited.html", edits=edits)
+    shown = data(path.read_text(encoding="utf-8"))["attribution"]
+    [*_, last] = readings(loaded, photo, edited, edits=edits)
+    expected = attribute(last, DEFAULT, loaded.tokenizer.vocabulary)
+    assert shown["maps"][-1] == pytest.approx(expected.map.tolist(), abs=1e-4)
 
 
 def test_an_ensemble_has_no_page(run, scenes, tmp_path) -> None:

@@ -179,6 +179,16 @@ def test_attribution_has_a_row_per_word_and_its_checks(run, photo, caption, caps
         found["value"] - found["baseline"], abs=0.05
     )
     assert found["checks"]["error"] == found["error"]
+    same = [*map(str, arguments[:-1]), caption.words[1]]
+    assert main(["inspect", *same]) == 1
+    assert "is the word itself" in capsys.readouterr().err
+
+
+def test_a_wrong_edit_in_a_file_is_told_with_its_file(run, photo, tmp_path, capsys) -> None:
+    edits = tmp_path / "edits.json"
+    edits.write_text('[{"edit": "set", "site": "cell.memory", "value": "much"}]')
+    assert main(["inspect", photo, "--model", str(run), "--edits", str(edits)]) == 1
+    assert f"{edits}: " in capsys.readouterr().err
 
 
 def test_flags_of_attribution_that_mean_nothing_are_refused(run, photo, capsys) -> None:
