@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from captioner import limits
+from captioner import __version__, limits
 
 _CONTAINERS = (dict, list, tuple)
 _SCALARS = (str, int, float, bool, type(None))
@@ -113,6 +113,38 @@ def read_yaml(path: Path, *, fault: str) -> Any:
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError, TypeError):  # of a date or number that cannot be
         raise ValueError(f"{path}: {fault}") from None
+
+
+def require_format(
+    place: str | Path, kind: str, *, found: Any, written_by: Any, reads: int
+) -> None:
+    """Check the number of the format of a file.
+
+    Args:
+        place: the file, for errors.
+        kind: of the file, for errors: "a trace".
+        found: the number in the file.
+        written_by: the version of captioner in the file; None if it is not known.
+        reads: the number that this version reads.
+
+    Raises:
+        ValueError: it is another number; with the version that is needed.
+    """
+    if type(found) is int and found == reads:
+        return
+    if type(found) is not int or found < reads:
+        raise ValueError(f"{place}: damaged {kind} (format {_short(found)})")
+    raise ValueError(
+        f"{place}: {kind} of format {_short(found)}, written by captioner {_short(written_by)}; "
+        f"this is {__version__} and reads format {reads}: upgrade to that version or a later one"
+    )
+
+
+def _short(value: Any) -> str:
+    """A value from a file, on one line: a text as it is, anything else as Python writes it."""
+    plain = isinstance(value, str) and value.isprintable()
+    text = value if plain else repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def require_config(config: Any, place: str | Path) -> dict[str, Any]:

@@ -75,7 +75,8 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path, capsys) -> None:
     assert done.returncode == 0, done.stderr
     folder = run / "evaluation" / "shapes-test" / "beam2-lp0.7"
     scores = json.loads((folder / "scores.json").read_text())
-    assert set(scores) == {"scores", "signatures", "signature", "fields", "missing"}
+    named = {"signatures", "signature", "fields"}
+    assert set(scores) == {"scores", "format", "version", *named, "missing"}
     assert {"BLEU-4", "ROUGE-L", "CIDEr-D"} <= set(scores["scores"]) == set(scores["signatures"])
     assert "|decoding:beam2-lp0.7|" in scores["signature"]
     assert "|split:test|" in scores["signatures"]["CIDEr-D"]

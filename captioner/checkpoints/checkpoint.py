@@ -3,7 +3,7 @@
 Besides what Lightning stores (weights, optimizer, progress), a checkpoint has a ``captioner``
 block:
 
-    format      1; a file with a higher number is refused
+    format      1; a file with a higher number is refused (docs/versioning.md)
     version     of the package that wrote it
     config      the composed configuration, as plain data
     tokenizer   its name and vocabulary, as plain data
@@ -37,7 +37,7 @@ from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, Undrawn, build_model
 from captioner.models.precision import stored
 from captioner.old_names import modernized
-from captioner.plain_data import require_config
+from captioner.plain_data import require_config, require_format
 from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 from captioner.transforms import Transform
@@ -285,12 +285,13 @@ def _block(path: Path, content: Any) -> dict[str, Any]:
 
 def _require_format(path: Path, captioner: Mapping[str, Any]) -> None:
     """Raise ValueError for a captioner block of a newer version."""
-    if captioner["format"] != FORMAT:
-        raise ValueError(
-            f"{path}: checkpoint format {captioner['format']!r}, written by captioner "
-            f"{captioner.get('version')}; this is {__version__} and reads format {FORMAT}: "
-            "upgrade it"
-        )
+    require_format(
+        path,
+        "checkpoint",
+        found=captioner["format"],
+        written_by=captioner.get("version"),
+        reads=FORMAT,
+    )
 
 
 def _parse_block(

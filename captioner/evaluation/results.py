@@ -14,10 +14,10 @@ from typing import Any
 
 from captioner import runs
 from captioner.checkpoints import bundle
-from captioner.metrics.signature import Signature, from_json
+from captioner.metrics.signature import FORMAT, Signature, from_json
 from captioner.metrics.statistics import Statistics
 from captioner.old_names import modernized
-from captioner.plain_data import read_json, read_yaml, require_config
+from captioner.plain_data import read_json, read_yaml, require_config, require_format
 from captioner.runs import CONFIG, SCORES, STATISTICS
 
 MAY_DIFFER = ("decoding", "captioner", "training")
@@ -165,6 +165,11 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
 def _read_scores(file: Path, advice: str) -> dict[str, Any]:
     fault = f"damaged, or of an older version; {advice}"
     content = read_json(file, fault=fault)
+    try:
+        found, written_by = content.get("format", FORMAT), content.get("version")
+    except AttributeError:
+        raise ValueError(f"{file}: {fault}") from None
+    require_format(file, "scores", found=found, written_by=written_by, reads=FORMAT)
     try:
         scores = {str(name): float(value) for name, value in content["scores"].items()}
         missing = {str(name): str(text) for name, text in content.get("missing", {}).items()}

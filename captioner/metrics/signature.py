@@ -173,6 +173,9 @@ def reference_hash(images: Iterable[str], references: Iterable[Sequence[str]]) -
 
 # In scores.json -------------------------------------------------------------------------------
 
+FORMAT = 1
+"""Of scores.json; a file without a number has this one, and may lack the fields."""
+
 
 def to_json(common: Signature, signatures: Mapping[str, Signature]) -> dict[str, Any]:
     """The signatures of an evaluation as scores.json has them: as text and as fields.
@@ -186,6 +189,8 @@ def to_json(common: Signature, signatures: Mapping[str, Signature]) -> dict[str,
         for name, signature in signatures.items()
     }
     return {
+        "format": FORMAT,
+        "version": common.version,
         "signatures": {name: str(signature) for name, signature in signatures.items()},
         "signature": str(common),
         "fields": {"common": common.as_fields(), "metrics": own},

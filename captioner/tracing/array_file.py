@@ -13,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from captioner import __version__
 from captioner.files import write_whole
-from captioner.plain_data import parse_json
+from captioner.plain_data import parse_json, require_format
 
 Arrays = dict[str, np.ndarray]
+VERSION = "captioner.version"
+"""In the header: the version of captioner that wrote the file."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class ArrayFile:
 
         if Path(path).is_file():
             self.read(path)
-        header = {self.key: json.dumps({"format": self.format, **values})}
+        header = {self.key: json.dumps({"format": self.format, **values}), VERSION: __version__}
         whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         return write_whole(path, save(whole, metadata=header))
 
@@ -67,13 +70,16 @@ class ArrayFile:
             raise FileNotFoundError(f"{path}: no such file")
         try:
             with safe_open(path, framework="numpy") as file:
-                header = (file.metadata() or {}).get(self.key)
+                metadata = file.metadata() or {}
                 arrays = {name: file.get_tensor(name) for name in sorted(file.keys())}
         except SafetensorError as error:
             raise ValueError(f"{path} is not {self.name}: {error}") from None
-        if header is None:
+        if self.key not in metadata:
             raise ValueError(f"{path} is a safetensors file, but not {self.name}")
-        values = parse_json(header, str(path), fault=f"not {self.name}: its header is damaged")
-        if not isinstance(values, dict) or values.pop("format", None) != self.format:
-            raise ValueError(f"{path} is {self.name} of a newer format; upgrade captioner")
+        fault = f"not {self.name}: its header is damaged"
+        values = parse_json(metadata[self.key], str(path), fault=fault)
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: {fault}")
+        written_by, found = metadata.get(VERSION), values.pop("format", None)
+        require_format(path, self.name, found=found, written_by=written_by, reads=self.format)
         return values, arrays

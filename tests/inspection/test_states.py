@@ -175,7 +175,7 @@ def test_other_files_are_no_tables(tmp_path) -> None:
     for path, says in (
         (text, "is not a table of states"),
         (other, "but not a table of states"),
-        (newer, "of a newer format"),
+        (newer, "of format 2, written by captioner"),
     ):
         with pytest.raises(ValueError, match=says):
             StateTable.load(path)
