@@ -9,7 +9,9 @@ import torch
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "benchmarks"
 CPU = torch.device("cpu")
-PARTS = ("recurrences are right", "recurrence", "step", "whole training", "decoding")
+PARTS = (
+    *("recurrences are right", "recurrence", "step", "attention", "whole training", "decoding"),
+)
 
 
 @pytest.fixture

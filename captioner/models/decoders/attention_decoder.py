@@ -11,17 +11,20 @@ and the gradients of its weights are computed after the loop (``deferred_gradien
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from captioner.models.decoders.attention import Attention
+from captioner.models.decoders.attention_graphs import AttentionGraphs
 from captioner.models.decoders.decoder import State, Stepper, refreshing
 from captioner.models.decoders.deferred_gradients import deferred
 from captioner.models.decoders.standardize import Positions
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
+from captioner.models.recurrence.fused import graphs_on
 from captioner.models.sites import Observe, unobserved
 from captioner.models.weight_layout import laid_out
 
@@ -52,6 +55,8 @@ class Attending(nn.Module):
     uses_grid = True
     defers = True
     """Whether the gradients of the weights in the loop are computed after it, in one product."""
+    graphs: AttentionGraphs | None = None
+    """The CUDA graphs of the loop, if there are any."""
 
     def __init__(
         self,
@@ -88,6 +93,10 @@ class Attending(nn.Module):
             self.output.weight = self.words.weight
         nn.init.uniform_(self.words.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the graphs: a copy has weights of its own."""
+        return {**self.__dict__, "graphs": None}
 
     # Defined by subclasses --------------------------------------------------------------------
 
@@ -176,16 +185,36 @@ class Attending(nn.Module):
         return self.answer(results, words), weights
 
     def _loop(self, projected: Tensor, state: State, packing: Packing) -> tuple[Tensor, Tensor]:
-        """All steps of packed words; the batch shrinks as captions end -> [N, ...] and [N, P]."""
+        """All steps of packed words: projected [N, ...] -> results [N, ...], weights [N, P]."""
         state = {name: tensor[packing.order] for name, tensor in state.items()}
-        rows, results, weights = len(packing.order), [], []
+        if graphs_on(projected):
+            graphs = self.graphs = self.graphs or AttentionGraphs()
+            results = graphs.loop(self, projected, state, packing.sizes)
+            if results is not None:
+                return results
         matrices = [state["image.values"]]
         with deferred(packing.sizes, projected.device, matrices) if self.defers else nullcontext():
-            for step_input in projected.split(packing.sizes):  # [rows of this step, ...]
-                if len(step_input) < rows:  # only if needed: the gradient of a slice has full size
-                    rows = len(step_input)
-                    state = {name: tensor[:rows] for name, tensor in state.items()}
-                result, step_weights, state = self.advance(step_input, state)
-                results.append(result)
-                weights.append(step_weights)
-        return torch.cat(results), torch.cat(weights)  # [N, ...], [N, P]
+            return self.loop(projected, state, packing.sizes)
+
+    def loop(
+        self, projected: Tensor, state: State, sizes: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """All steps; the batch shrinks as captions end.
+
+        Args:
+            projected: words, packed step by step, [N, ...].
+            state: before <start>, rows sorted, longest first.
+            sizes: rows of each step.
+
+        Returns:
+            results of ``advance`` [N, ...], and attention weights [N, P].
+        """
+        rows, results, weights = sizes[0], [], []
+        for step_input in projected.split(sizes):  # [rows of this step, ...]
+            if len(step_input) < rows:  # only if needed: the gradient of a slice has full size
+                rows = len(step_input)
+                state = {name: tensor[:rows] for name, tensor in state.items()}
+            result, step_weights, state = self.advance(step_input, state)
+            results.append(result)
+            weights.append(step_weights)
+        return torch.cat(results), torch.cat(weights)

@@ -129,12 +129,23 @@ def loop_for(setting: _Setting, learns: bool, *given: Any) -> Any:
     """
     cell, sums = setting.cell, given[0]
     loop = loop_of(cell, sums)
-    on_cuda = sums.device.type == "cuda" and _chosen() == "graphs"
-    if not (on_cuda and learns) or torch.is_inference_mode_enabled():
-        return loop
-    if torch.cuda.is_current_stream_capturing():  # the whole step is being captured
+    if not graphs_on(sums, learns=learns):
         return loop
     return graphs.GRAPHS.loop(loop, type(cell), given, setting.sizes)
+
+
+def graphs_on(tensor: Tensor, *, learns: bool | None = None) -> bool:
+    """Whether the loop over these inputs is to be a CUDA graph.
+
+    Args:
+        tensor: of the inputs.
+        learns: whether a gradient is needed; None: if gradients are enabled.
+    """
+    if tensor.device.type != "cuda" or _chosen() != "graphs" or torch.is_inference_mode_enabled():
+        return False
+    if not (torch.is_grad_enabled() if learns is None else learns):
+        return False
+    return not torch.cuda.is_current_stream_capturing()  # the whole step is being captured
 
 
 def _dtype(inputs: Tensor) -> torch.dtype:

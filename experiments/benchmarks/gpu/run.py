@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[Sizes, torch.device], Iterable[dict[str, Any]]]] = {
     "captions are right": checks.captions,
     "recurrence": timings.recurrence,
     "step": timings.step,
+    "attention": timings.attention,
     "whole training": timings.whole_training,
     "decoding": timings.decoding,
     "features": timings.features,

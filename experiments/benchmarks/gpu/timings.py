@@ -17,17 +17,22 @@ from workload import Sizes, draw_batch, draw_lengths, loops, take_turns, tf32, w
 import captioner
 from captioner.data.batches import Batch
 from captioner.data.features import cache_features
+from captioner.data.records import Record
 from captioner.data.shapes import draw
 from captioner.decoding.decode import decode
 from captioner.decoding.options import DecodingOptions
 from captioner.models.captioning import CaptioningModel
+from captioner.models.decoders.show_attend_tell import ShowAttendTell
 from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.decoders.up_down import UpDown
 from captioner.models.features import Features
 from captioner.models.packing import IGNORED, Packing
 from captioner.models.precision import multiplies_bf16
 from captioner.models.recurrence.unroll import Recurrence
+from captioner.tokenizers import build_tokenizer
 from captioner.training.objectives.cross_entropy import CrossEntropy
+from captioner.training.objectives.objective import Objective
+from captioner.training.objectives.self_critical import SelfCritical
 
 Rows = Iterator[dict[str, Any]]
 
@@ -128,10 +133,19 @@ def _tutorial_step(sizes: Sizes, device: torch.device, batch: Batch, words: Tens
     return work
 
 
-def _our_step(decoder: nn.Module, batch: Batch, *, half: bool) -> Callable[[], Any]:
+CROSS_ENTROPY = CrossEntropy(None, None)  # type: ignore[arg-type]
+
+
+def _our_step(
+    decoder: nn.Module,
+    batch: Batch,
+    objective: Objective = CROSS_ENTROPY,
+    *,
+    half: bool,
+) -> Callable[[], Any]:
     """A step as in ``LitCaptioner``: the loss is not read."""
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=1e-3, fused=True)
-    objective, model = CrossEntropy(None, None), CaptioningModel(nn.Identity(), decoder)  # type: ignore[arg-type]
+    model = CaptioningModel(nn.Identity(), decoder)  # type: ignore[arg-type]
 
     def work() -> None:
         with torch.autocast(batch.targets.device.type, torch.bfloat16, enabled=half):
@@ -155,32 +169,81 @@ def _show_tell(sizes: Sizes) -> ShowTell:
 
 
 def step(sizes: Sizes, device: torch.device) -> Rows:
-    """A training step of X_0 beside the tutorial's; that of Up-Down alone."""
+    """A training step of X_0 beside the tutorial's."""
     for count in sizes.steps:
         words = draw_lengths(count, more=1, seed=1)  # <end>
         source, inputs, targets = draw_batch(words, sizes)
-        batch = Batch(source, torch.arange(count), inputs, targets, []).to(device)
-        pooled = batch._replace(source=Features(batch.source.pooled))
+        source = Features(source.pooled)
+        pooled = Batch(source, torch.arange(count), inputs, targets, []).to(device)
         tasks = {"tutorial": _tutorial_step(sizes, device, pooled, words)}
         ways = [(name, half) for name in loops(device) for half in (False, True)]
         for name, half in ways:
             work = _our_step(_show_tell(sizes).to(device), pooled, half=half)
             tasks[f"{name}, {half}"] = with_loop(name, work)
-        attending = UpDown(
-            vocabulary_size=sizes.vocabulary,
-            feature_size=sizes.features,
-            embedding_size=sizes.hidden,
-            hidden_size=sizes.hidden,
-            score="dot",
-            dropout=0.0,
-        )
-        tasks["Up-Down"] = _our_step(attending.to(device), batch, half=True)
         seconds = take_turns(tasks, sizes, device)
         for name, half in ways:
             label = f"step B={count}, {'bf16' if half else 'fp32'}, {name} / tutorial fp32"
             own = seconds[f"{name}, {half}"]
             yield compare(label, own, seconds["tutorial"], times=False, goal=0.35)
-        yield report_value(f"step B={count}, bf16, Up-Down", min(seconds["Up-Down"]), "s")
+
+
+ATTENDING = {"soft attention": ShowAttendTell, "Up-Down": UpDown}
+
+
+def attention(sizes: Sizes, device: torch.device) -> Rows:
+    """Steps of decoders with attention, by cross-entropy and self-critical, and by graphs."""
+    count, half = sizes.steps[0], multiplies_bf16(device.type)
+    words = draw_lengths(count, more=1, seed=1)  # <end>
+    source, inputs, targets = draw_batch(words, sizes)
+    batch = Batch(source, torch.arange(count), inputs, targets, []).to(device)
+    rewarded, records = _rewards(sizes, targets)
+    for name, kind in ATTENDING.items():
+        for objective, given in (
+            (CROSS_ENTROPY, batch),
+            (rewarded, batch._replace(records=records)),
+        ):
+            tasks = {}
+            for loop in {"plain", "graphs"}.intersection(loops(device)):
+                decoder = _attending(kind, sizes).to(device)
+                tasks[loop] = with_loop(loop, _our_step(decoder, given, objective, half=half))
+            seconds = take_turns(tasks, sizes, device)
+            label = f"{name}, B={count}{', self-critical' if objective is rewarded else ''}"
+            yield report_value(f"{label}, plain", min(seconds["plain"]), "s")
+            if "graphs" in seconds:
+                yield compare(
+                    f"{label}, graphs / plain",
+                    seconds["graphs"],
+                    seconds["plain"],
+                    times=False,
+                    goal=0.5,
+                )
+
+
+def _attending(kind: Any, sizes: Sizes) -> nn.Module:
+    decoder: nn.Module = kind(
+        vocabulary_size=sizes.vocabulary,
+        feature_size=sizes.features,
+        embedding_size=sizes.hidden,
+        hidden_size=sizes.hidden,
+        score="dot",
+        dropout=0.0,
+    )
+    return decoder
+
+
+def _rewards(sizes: Sizes, targets: Tensor) -> tuple[SelfCritical, list[Record]]:
+    """The objective with these captions as references, one for each image, and their records."""
+    tokenizer = build_tokenizer(
+        [" ".join(f"w{number}" for number in range(4, sizes.vocabulary))], name="word", min_count=1
+    )
+    records = [
+        Record("", str(row), (" ".join(f"w{n}" for n in caption if n != IGNORED),), "train")
+        for row, caption in enumerate(targets.tolist())
+    ]
+    longest = DecodingOptions(max_length=targets.shape[1])
+    objective = SelfCritical(tokenizer, longest, temperature=0.3)
+    objective.prepare(records)
+    return objective, records
 
 
 def decoding(sizes: Sizes, device: torch.device) -> Rows:
