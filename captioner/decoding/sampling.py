@@ -111,22 +111,25 @@ def _generate(
     uniform = torch.from_numpy(numbers).to(device(state))
     generated: list[list[int]] = [[] for _ in range(captions)]
     log_probs: list[list[float]] = [[] for _ in range(captions)]
-    live = torch.arange(captions, device=device(state))  # the caption of each row
-    history = live.new_empty(captions, 0)  # [R, t]
+    live = list(range(captions))  # the caption of each row
+    history = torch.empty(captions, 0, dtype=torch.long, device=device(state))  # [R, t]
     for step in range(longest):
         next_log_probs, state = read(history, state)
-        tokens = choose(next_log_probs, uniform[live, step])  # [R]
-        values = next_log_probs.gather(1, tokens[:, None]).squeeze(1)
-        for caption, token, value in zip(live.tolist(), tokens.tolist(), values.tolist()):
-            generated[caption].append(token)
+        tokens = choose(next_log_probs, uniform[:, step])[:, None]  # [R, 1]
+        drawn = torch.cat([tokens.double(), next_log_probs.gather(1, tokens).double()], dim=1)
+        ids, values = zip(*drawn.tolist())  # the only copy from the device
+        for caption, token, value in zip(live, ids, values):
+            generated[caption].append(int(token))
             log_probs[caption].append(value)
-        history = torch.cat([history, tokens[:, None]], dim=1)
-        unfinished = (tokens != end).nonzero().squeeze(1)
-        if len(unfinished) == 0:
+        history = torch.cat([history, tokens], dim=1)
+        unfinished = [row for row, token in enumerate(ids) if token != end]
+        if not unfinished:
             break
-        if len(unfinished) < len(tokens):
-            live, history = live[unfinished], history[unfinished]
-            state = rows(state, unfinished, images=unfinished // per_image)
+        if len(unfinished) < len(live):
+            live = [live[row] for row in unfinished]
+            kept = torch.tensor(unfinished, device=history.device)
+            uniform, history = uniform[kept], history[kept]
+            state = rows(state, kept, images=kept // per_image)
             per_image = 1  # images now have different numbers of rows: each row gets its own image
     return [_hypothesis(*caption, end) for caption in zip(generated, log_probs)]
 
