@@ -5,7 +5,8 @@ A bundle is a folder of four files:
     model.safetensors   the decoder's weights in float16; safetensors holds tensors and nothing else
     model.json          the ``captioner`` block of a checkpoint (format, version, configuration,
                         vocabulary, transform, dev scores), the date on which it was ``made``, its
-                        ``evaluations`` with signatures, and the ``sha256`` of the weights
+                        ``evaluations`` with signatures, the ``sha256`` of the weights, the
+                        ``training_sha256`` of training.npy, and a ``checksum`` of all of this
     training.npy        hashes of the captions it was trained on, for novelty; optional
     card.md             the model card
 
@@ -17,6 +18,8 @@ named NAME wherever a run folder is accepted; others are named by their path.
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +107,22 @@ def read_model(folder: Path) -> dict[str, Any]:
     content = read_json(path, fault=fault)
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path}: {fault}")
+    if content.get("checksum") not in (None, checksum(content)):
+        raise ValueError(
+            f"{path}: damaged, or edited (its checksum is wrong); export or install it again, or "
+            'remove the line "checksum"'
+        )
     return content
+
+
+def checksum(model: Mapping[str, Any]) -> str:
+    """The SHA-256 of the content of model.json without its checksum; earlier versions wrote none.
+
+    Args:
+        model: the content; the order of keys makes no difference.
+    """
+    content = {name: value for name, value in model.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -137,8 +155,12 @@ def read_weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
         ) from None
 
 
-def read_training(folder: Path) -> CaptionHashes | None:
+def read_training(folder: Path, model: Mapping[str, Any]) -> CaptionHashes | None:
     """Load the hashes of the captions the model was trained on; None if there is no such file.
+
+    Args:
+        folder: of the bundle.
+        model: the content of its model.json.
 
     Raises:
         ValueError: the file is damaged.
@@ -151,7 +173,11 @@ def read_training(folder: Path) -> CaptionHashes | None:
     if not path.is_file():
         return None
     try:
-        hashes = numpy.load(path, allow_pickle=False)
+        data = path.read_bytes()
+        expected = model.get("training_sha256")  # earlier versions wrote none
+        if expected is not None and hashlib.sha256(data).hexdigest() != expected:
+            raise ValueError
+        hashes = numpy.load(io.BytesIO(data), allow_pickle=False)
         if hashes.dtype != numpy.uint64 or hashes.ndim != 1:
             raise ValueError
     except (ValueError, OSError, EOFError, MemoryError):  # the last one of a false size

@@ -214,7 +214,7 @@ def read(path: str | Path) -> Checkpoint:
         _require_format(path, model)
         weights = bundle.read_weights(path.parent, model)
         require_weights(path.with_name(bundle.WEIGHTS), weights)
-        training = bundle.read_training(path.parent)
+        training = bundle.read_training(path.parent, model)
         return replace(_parse_block(path, model, weights, lightning={}), training=training)
     content = load(path)
     captioner = _block(path, content)
@@ -238,7 +238,7 @@ def read_block(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not a checkpoint of this package, or is damaged.
     """
-    return require_block(path, _block(path, load(path, mmap=True)))
+    return require_block(path, _block(path, load(path, values=False)))
 
 
 def require_block(path: Path, captioner: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def own_hashes(captioner: Mapping[str, Any]) -> CaptionHashes | None:
 
 
 def _hashes(tensor: Tensor | None) -> CaptionHashes | None:
-    return None if tensor is None else CaptionHashes(tensor.numpy().view("u8"))
+    return None if tensor is None else CaptionHashes(tensor.numpy().view("u8").copy())
 
 
 def average_files(path: str | Path) -> list[Path]:

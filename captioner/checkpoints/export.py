@@ -54,19 +54,20 @@ def export_bundle(
     options = make(DecodingOptions, "decoding", decoding or trained.config["decoding"])
     tensors, same = _remove_duplicates(_decoder_weights(trained))
     weights = save(tensors)
-    content = {
-        **_block(trained, options),
-        "same": same,
-        "sha256": hashlib.sha256(weights).hexdigest(),
-    }
-    files: dict[str, bytes | str] = {
-        bundle.WEIGHTS: weights,
-        bundle.MODEL: json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-        bundle.CARD: card(folder.name, content, len(weights)),
-    }
+    content = {**_block(trained, options), "same": same, "sha256": _sha256(weights)}
+    files: dict[str, bytes | str] = {bundle.WEIGHTS: weights}
     if trained.training is not None:
-        files[bundle.TRAINING] = _to_npy(trained.training.hashes)
+        hashes = _to_npy(trained.training.hashes)
+        files[bundle.TRAINING] = hashes
+        content["training_sha256"] = _sha256(hashes)
+    content["checksum"] = bundle.checksum(content)
+    files[bundle.MODEL] = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    files[bundle.CARD] = card(folder.name, content, len(weights))
     return write_folder(folder, files)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _require_new(folder: Path) -> None:

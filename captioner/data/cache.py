@@ -28,7 +28,10 @@ NETWORKS = "networks"
 """The subfolder with the kept weights of networks."""
 INDEX, ABOUT, USED, LOCK = "index", "encoder.json", "used", "lock"
 _NAME = re.compile(r"[0-9a-f]{16}(-grid)?")
-_CONTENT = re.compile(r"index|encoder\.json|(pooled|grid(-[0-9a-f]+)?)\.f16|\.[0-9a-f]+\.tmp")
+_CONTENT = re.compile(
+    r"index|encoder\.json|sums-(pooled|grid(-[0-9a-f]+)?)|(pooled|grid(-[0-9a-f]+)?)\.f16"
+    r"|\.[0-9a-f]+\.tmp"
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from captioner.data import cache
-from captioner.data.feature_store import ENTRY_BYTES, exclusive, require_room, to_float16
+from captioner.data.feature_store import (
+    ENTRY_BYTES,
+    CheckedRows,
+    exclusive,
+    require_room,
+    row_sums,
+    sums_file,
+    to_float16,
+)
 from captioner.files import write_whole
 from captioner.models.decoders.standardize import Standardize
 from captioner.models.features import Features
@@ -53,7 +61,7 @@ class CachedFeatures:
         self._rows = rows
         self._use = use
         self._used = 1 + max((max(views) for views in rows.values()), default=-1)  # rows of files
-        self._maps: dict[str, np.ndarray] = {}
+        self._maps: dict[str, CheckedRows] = {}
         self._grid = ("grid", feature_size)  # name of the file, and size of a position
         self._reduced_rows: np.ndarray | None = None  # those in a file of components, ascending
 
@@ -84,7 +92,7 @@ class CachedFeatures:
             float32 features: pooled [B, D], and grid [B, P, D], or [B, P, components], or None.
 
         Raises:
-            ValueError: an image was not cached.
+            ValueError: an image was not cached, or its features are damaged.
         """
         numbers = [0] * len(images) if views is None else views
         try:
@@ -131,7 +139,8 @@ class CachedFeatures:
         return reduced
 
     def _reduce(self, rows: np.ndarray, whitening: Standardize, file: Path, progress: bool) -> None:
-        require_room(self.folder, len(rows), 2 * self.positions * whitening.width)
+        width, sums = 2 * self.positions * whitening.width, list[bytes]()
+        require_room(self.folder, len(rows), width)
         for temporary in self.folder.glob(".*.tmp"):  # of a killed process
             temporary.unlink()
         device = whitening.mean.device
@@ -141,10 +150,13 @@ class CachedFeatures:
             with torch.inference_mode():
                 grid = self._read("grid", part, (self.positions, self.feature_size))
                 advance(len(part))
-                return to_float16(whitening(grid.to(device)))
+                values = to_float16(whitening(grid.to(device)))
+            sums.append(row_sums(values, width))
+            return values
 
         with progress_bar("reducing grids", len(rows), wanted=progress) as advance:
             write_whole(file, map(reduce, range(0, len(rows), _REDUCED_AT_ONCE)))
+        write_whole(sums_file(file), sums)
 
     def _read(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> Tensor:
         if not len(rows):
@@ -154,5 +166,5 @@ class CachedFeatures:
             if self._reduced_rows is not None and name != "pooled":
                 count = len(self._reduced_rows)
             file = self.folder / f"{name}.f16"
-            self._maps[name] = np.memmap(file, "<f2", "r", shape=(count, *shape))
-        return torch.from_numpy(self._maps[name][rows]).float()
+            self._maps[name] = CheckedRows(file, count, shape)
+        return torch.from_numpy(self._maps[name].read(rows)).float()

@@ -5,9 +5,11 @@
     grid.f16       P x D float16 values a row, if grids are cached
     encoder.json   a description of the encoder, for ``captioner cache``
     grid-*.f16     P x components principal components of the grids (`CachedFeatures.components`)
+    sums-*         the CRC-32 of each row of pooled, grid and grid-*, 4 bytes a row
 
-The first three only grow. A row is valid when its index entry is written, after the values: the
-unfinished rows of a killed process are removed by the next process that writes.
+The files of rows only grow. A row is valid when its index entry is written, after the values: the
+unfinished rows of a killed process are removed by the next process that writes. Its values are
+compared with their checksum when they are first read; caches of earlier versions have none.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ import hashlib
 import logging
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +31,7 @@ from captioner.data import cache
 from captioner.models.features import Features
 
 KEY_BYTES, CHECKSUM_BYTES = 16, 8  # of an index entry
+SUM_BYTES = 4
 ENTRY_BYTES = cache.ENTRY_BYTES
 assert ENTRY_BYTES == KEY_BYTES + CHECKSUM_BYTES
 _LOG = logging.getLogger(__name__)
@@ -67,7 +72,19 @@ class FeatureStore:
         for name, width in self.widths.items():
             with open(self.folder / name, "ab") as file:
                 file.truncate(count * width)
+            if name != cache.INDEX:
+                self._complete_sums(name, count)
         return self.rows()
+
+    def _complete_sums(self, name: str, count: int) -> None:
+        """Remove the checksums of unfinished rows, and add those that earlier versions lack."""
+        width, sums = self.widths[name], sums_file(self.folder / name)
+        present = min(sums.stat().st_size // SUM_BYTES if sums.exists() else 0, count)
+        with open(sums, "ab") as file, open(self.folder / name, "rb") as values:
+            file.truncate(present * SUM_BYTES)
+            values.seek(present * width)
+            for _ in range(present, count):
+                file.write(row_sums(values.read(width), width))
 
     def require_room(self, count: int) -> None:
         """Raise ValueError if the disk cannot hold this number of additional rows."""
@@ -83,7 +100,9 @@ class FeatureStore:
         for name in self.widths.keys() - {cache.INDEX}:
             field = name.removesuffix(".f16")
             parts = (to_float16(getattr(features, field)) for _, features in batches)
-            self._write(name, b"".join(parts))
+            values = b"".join(parts)
+            self._write(name, values)
+            self._write(sums_file(Path(name)).name, row_sums(values, self.widths[name]))
         keys = enumerate((key for batch, _ in batches for key in batch), first)
         self._write(cache.INDEX, b"".join(_index_entry(row, key) for row, key in keys))
 
@@ -92,6 +111,55 @@ class FeatureStore:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())  # a power cut must not keep the index and lose the values
+
+
+class CheckedRows:
+    """The rows of a memory-mapped file of float16; each is checked when it is first read.
+
+    Args:
+        file: of the values; rows without a checksum beside it are not checked.
+        count: number of rows.
+        shape: of a row.
+    """
+
+    def __init__(self, file: Path, count: int, shape: tuple[int, ...]) -> None:
+        self._file = file
+        self._values = np.memmap(file, "<f2", "r", shape=(count, *shape))
+        sums = sums_file(file)
+        self._sums = np.fromfile(sums, "<u4", count) if sums.is_file() else np.empty(0, "<u4")
+        self._unchecked = np.arange(count) < len(self._sums)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of some rows.
+
+        Raises:
+            ValueError: the values of a row have changed since they were written.
+        """
+        values = self._values[rows]
+        for place in np.flatnonzero(self._unchecked[rows]):
+            if zlib.crc32(values[place]) != self._sums[rows[place]]:
+                raise ValueError(
+                    f"{self._file}: damaged (row {rows[place]} has another checksum); delete "
+                    f"{self._file.parent}, and its features are computed again"
+                )
+        self._unchecked[rows] = False
+        return values
+
+
+def sums_file(file: Path) -> Path:
+    """The file with the checksums of the rows of a file of values."""
+    return file.with_name(f"sums-{file.stem}")
+
+
+def row_sums(values: bytes, width: int) -> bytes:
+    """The checksums of rows.
+
+    Args:
+        values: of the rows.
+        width: bytes a row.
+    """
+    rows = (values[at : at + width] for at in range(0, len(values), width))
+    return b"".join(zlib.crc32(row).to_bytes(SUM_BYTES, "little") for row in rows)
 
 
 def _index_entry(row: int, key: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 import time
@@ -355,6 +356,7 @@ class WholeFiles(TorchCheckpointIO):
         self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         resumed, self.resumed = self.resumed, None
-        if resumed is not None and Path(path) == resumed.path:
-            return resumed.lightning
-        return read(path).lightning
+        if resumed is None or Path(path) != resumed.path:
+            resumed = read(path)
+        # The optimizer keeps its tensors: copies, as those of the file are mapped into memory.
+        return copy.deepcopy(resumed.lightning)

@@ -261,8 +261,9 @@ def test_a_changed_byte_of_the_weights_is_detected(home, place: int) -> None:
 @pytest.mark.reliability("damaged files")
 def test_damaged_and_newer_files_get_one_line(home) -> None:
     folder = home / "tiny"
-    original = (folder / bundle.MODEL).read_text()
-    content = json.loads(original)
+    content = json.loads((folder / bundle.MODEL).read_text())
+    del content["checksum"]  # as of an earlier version
+    original = json.dumps(content)
     del content["config"]["decoder"]
     broken = {
         "model.json: damaged, or not a model": original[:-9],

@@ -10,6 +10,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -119,7 +120,7 @@ def test_pooled_features_are_read_from_a_cache_with_grids(
 
 
 @pytest.mark.reliability("interrupted")
-@pytest.mark.parametrize("name", ["index", "pooled.f16", "grid.f16"])
+@pytest.mark.parametrize("name", ["index", "pooled.f16", "grid.f16", "sums-pooled", "sums-grid"])
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.47, 0.63, 0.999])
 def test_the_cache_is_repaired_after_a_kill_at_any_byte(
     name: str, kept: float, images: list[str], tmp_path: Path
@@ -128,7 +129,7 @@ def test_the_cache_is_repaired_after_a_kill_at_any_byte(
     file = folder_of(tmp_path) / name
     os.truncate(file, int(file.stat().st_size * kept))
     cached, encoded = fill(tmp_path, images, grid=True)
-    assert encoded == 11 - int(11 * kept)
+    assert encoded == (0 if name.startswith("sums") else 11 - int(11 * kept))
     check(cached, images)
     assert fill(tmp_path, images, grid=True)[1] == 0
 
@@ -156,6 +157,58 @@ def interrupt_at(pixels: Tensor) -> Callable[..., None]:
 
 def swap(data: bytes) -> bytes:
     return data[24:48] + data[:24] + data[48:]
+
+
+@pytest.mark.reliability("damaged files")
+@pytest.mark.parametrize(
+    "name",
+    ["index", "pooled.f16", "grid.f16", "grid-*.f16", "sums-pooled", "sums-grid", "sums-grid-*"],
+)
+def test_a_flipped_bit_never_gives_other_features(
+    name: str, images: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    def read() -> list[Tensor]:
+        cached, _ = fill(tmp_path / "cache", images, grid=True)
+        grids = [part.get(images).grid for part in (cached, cached.components(whitening))]
+        return [cached.get(images).pooled, *grids]
+
+    record_property("cases", 200)
+    whitening = Standardize(SIZE, 2)
+    cached, _ = fill(tmp_path / "cache", images, grid=True)
+    whitening.fit(cached.get(images).grid.flatten(0, 1))
+    expected, folder, random = read(), folder_of(tmp_path / "cache"), Random(0)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    (file,) = folder.glob(name)
+    faults = []
+    for _ in range(200):
+        data = bytearray(before[file])
+        data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+        file.write_bytes(data)
+        try:
+            if not all(map(torch.equal, read(), expected)):
+                faults.append("other features")
+        except ValueError as error:
+            if "damaged (row" not in str(error) or "\n" in str(error):
+                faults.append(str(error))
+        for path in folder.iterdir():
+            path.write_bytes(before[path]) if path in before else path.unlink()
+    assert faults == []
+
+
+def test_a_cache_of_an_earlier_version_gets_checksums_when_it_grows(
+    images: list[str], tmp_path: Path
+) -> None:
+    fill(tmp_path, images[:8], grid=True)
+    files = sorted(folder_of(tmp_path).glob("sums-*"))
+    first = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
+    cached, encoded = fill(tmp_path, images[:8], grid=True)
+    assert encoded == 0 and not any(file.exists() for file in files)
+    check(cached, images[:8])
+    check(fill(tmp_path, images, grid=True)[0], images)
+    assert [file.read_bytes()[: 4 * 8] for file in files] == first
+    assert {file.stat().st_size for file in files} == {4 * 11}
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {

@@ -164,7 +164,7 @@ def test_bundles_and_averages_contain_the_hashes(run, tmp_path) -> None:
 
 
 def test_the_bundled_model_knows_its_30000_captions() -> None:
-    known = bundle.read_training(bundle.default())
+    known = bundle.read_training(bundle.default(), {})
     assert known is not None and len(known) == 29_789
     assert (bundle.default() / bundle.TRAINING).stat().st_size < 300_000
 

@@ -80,7 +80,7 @@ def test_it_lists_encoders_images_size_and_last_use(encoder, photos, home, capsy
         assert entry["encoder"].startswith("efficientnet_lite0, 32 px")
         assert "stage 2" in entry["encoder"]
         assert before <= datetime.fromisoformat(entry["last_use"]) <= datetime.now()
-    pooled = 3 * (cache.ENTRY_BYTES + 2 * encoder.feature_size)
+    pooled = 3 * (cache.ENTRY_BYTES + 2 * encoder.feature_size + 4)  # and a checksum
     about = Path(by_kind[False]["folder"], cache.ABOUT).stat().st_size
     assert by_kind[False]["size"] == pooled + about
     assert main(["cache"]) == 0
