@@ -21,11 +21,13 @@ from captioner import limits
 from captioner.checkpoints import bundle, checkpoint
 from captioner.checkpoints.inventory import inventory
 from captioner.cli import main
+from captioner.config import compose
 from captioner.data.readers import read_folder
 from captioner.evaluation.results import read_result
 from captioner.files import walk
 from captioner.metrics.statistics import Statistics
-from captioner.models.captioning import build_model
+from captioner.models.captioning import build_decoder, build_model
+from captioner.models.decoders.table import DECODERS
 from captioner.plain_data import read_json
 from captioner.report.sources import read_captions
 from captioner.tokenizers import Vocabulary
@@ -190,9 +192,9 @@ def repacked(folder: Path, compression: int, size: int = 0, pickled: bytes = b""
 
 
 def append_zeros(path: Path, name: str, head: bytes = b"") -> None:
-    """Append 300 MB that are compressed to 0.3 MB."""
+    """Append 300 MB that are compressed to 1.3 MB."""
     with (
-        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive,
+        zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
         archive.open(name, "w", force_zip64=True) as file,
     ):
         file.write(head)
@@ -382,6 +384,23 @@ def test_a_model_is_bounded_where_it_is_built() -> None:
         build_model(encoder, decoder, vocabulary_size=9)
 
 
+@pytest.mark.parametrize("name", list(DECODERS))
+def test_no_size_of_a_decoder_fills_the_memory(name, little_memory, record_property) -> None:
+    options = compose([f"decoder={name}"])["decoder"]
+    sizes = [key for key, value in options.items() if type(value) is int]
+    record_property("cases", 3 * len(sizes))
+    accepted = []
+    for key in sizes:
+        for size in (10**9, 0, -1):
+            changed = {**options, key: size}
+            try:
+                build_decoder(changed, vocabulary_size=50, feature_size=16, elements=10**7)
+                accepted.append(f"decoder.{key}={size}")
+            except ValueError as error:
+                assert f"decoder.{key}={size}" in str(error)
+    assert accepted == []
+
+
 @pytest.fixture
 def deep(tmp_path: Path) -> Iterator[Path]:
     """1,500 folders, one in the other, with an image and its caption in the last one."""
@@ -401,6 +420,7 @@ def deep(tmp_path: Path) -> Iterator[Path]:
     os.chdir(here)
 
 
+@pytest.mark.slow
 def test_folders_of_any_depth_are_searched(deep) -> None:
     options = {"captions": None, "images": None, "holdout": 0.1, "encoding": "utf-8"}
     assert sum(1 for _ in walk(deep)) == 1500

@@ -131,15 +131,7 @@ class Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-_FACTORIES = (
-    torch.empty,
-    torch.zeros,
-    torch.ones,
-    torch.rand,
-    torch.randn,
-    torch.arange,
-    torch.eye,
-)
+_FACTORIES = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.arange)
 _SPARE = 2**22
 """Elements that constructors use for buffers and on the way, in addition to the weights."""
 
@@ -165,7 +157,7 @@ class _Bounded(TorchFunctionMode):
             size = size[0] if size and isinstance(size[0], (tuple, list)) else size
             self.left -= math.prod(n for n in size if isinstance(n, int))
             if self.left < 0:
-                sizes = {n: v for n, v in self.options.items() if n in _SIZES}
+                sizes = {n: v for n, v in self.options.items() if type(v) is int}
                 given = ", ".join(f"decoder.{name}={value}" for name, value in sizes.items())
                 raise ValueError(
                     f"{given} need more than the {self.most:,} weights that there are or may be; "
