@@ -51,7 +51,7 @@ LONGEST = """
     training/test_devices test_golden test_cli models/decoders/test_learning test_conf
     training/test_sweeps models/decoders/test_decoders verbs/test_endings training/test_train
     training/test_resuming models/test_encoders training/test_unfreezing test_api
-    training/test_self_critical evaluation/test_evaluate
+    training/test_self_critical evaluation/test_evaluate checkpoints/test_flipped_bits
 """.split()
 """The files that take longest, longest first."""
 
