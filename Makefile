@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: install demo test test-avx2 battery clean
+.PHONY: install demo test test-avx2 battery audit clean
 
 install: .venv/.installed
 
@@ -34,6 +34,12 @@ test-avx2: .venv/.tested
 battery: .venv/.tested
 	$(BIN)/python -m pytest -m reliability -n auto --dist worksteal --hypothesis-profile battery \
 	--reliability-page docs/reliability.md
+
+# Known vulnerabilities of the locked dependencies; no error if the database or the index cannot be reached.
+audit: .venv/.installed
+	test -d .venv/audit || $(BIN)/python -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet 'pip-audit>=2.10,<3' || true
+	.venv/audit/bin/python .ci/audit.py requirements-lock.txt
 
 .venv/.tested: .venv/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,6 +32,7 @@ from captioner.models.decoders.decoder import Stepper
 from captioner.models.features import Features, on_device
 from captioner.models.precision import resolve, stored
 from captioner.models.snapshot import Snapshot
+from captioner.process import ForkedLock
 from captioner.tokenizers import Tokenizer
 from captioner.tracing.editing import number_swaps
 from captioner.tracing.edits import AnyEdit, require_edits
@@ -40,7 +40,7 @@ from captioner.tracing.trace import Trace
 from captioner.tracing.tracing import Traced, trace_generation, trace_reading
 from captioner.transforms import stack_pixels
 
-_STEPPERS_LOCK = threading.Lock()
+_STEPPERS_LOCK = ForkedLock()
 
 
 @dataclass(frozen=True)

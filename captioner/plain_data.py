@@ -10,11 +10,22 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from captioner import __version__, limits
+
+NUMPY_DAMAGES = (
+    *(ValueError, TypeError, KeyError, EOFError, OverflowError, MemoryError, SyntaxError),
+    *(NotImplementedError, RuntimeError, struct.error, tokenize.TokenError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What ``numpy.load`` raises for a damaged file: its header is a Python literal, or a zip."""
 
 _CONTAINERS = (dict, list, tuple)
 _SCALARS = (str, int, float, bool, type(None))
@@ -133,18 +144,23 @@ def require_format(
     if type(found) is int and found == reads:
         return
     if type(found) is not int or found < reads:
-        raise ValueError(f"{place}: damaged {kind} (format {_short(found)})")
+        raise ValueError(f"{place}: damaged {kind} (format {shortened(found)})")
+    version = _version(written_by)
     raise ValueError(
-        f"{place}: {kind} of format {_short(found)}, written by captioner {_short(written_by)}; "
+        f"{place}: {kind} of format {shortened(found)}, written by captioner {version}; "
         f"this is {__version__} and reads format {reads}: upgrade to that version or a later one"
     )
 
 
-def _short(value: Any) -> str:
-    """A value from a file, on one line: a text as it is, anything else as Python writes it."""
-    plain = isinstance(value, str) and value.isprintable()
-    text = value if plain else repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
+def _version(text: Any) -> str:
+    plain = isinstance(text, str) and len(text) <= 40 and text.isprintable()
+    return text if plain else shortened(text)
+
+
+def shortened(value: Any, most: int = 60) -> str:
+    """A value from a file as Python writes it, on one line of about `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def require_config(config: Any, place: str | Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -70,6 +71,27 @@ def prepare() -> None:
         bound_caches()
         bound_spinning()
         keep_memory()
+
+
+class ForkedLock:
+    """A lock that is free in a forked process, whichever thread held it when the process forked.
+
+    What it guards must be valid at any moment: the forked process may find it half made.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *unused: object) -> None:
+        self._lock.release()
 
 
 def processor() -> str:

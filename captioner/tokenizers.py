@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from captioner.config import pick
 from captioner.limits import WORDS
 from captioner.metrics.tokenize import characters, composed, ptb_words
+from captioner.plain_data import shortened
 
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unk>"
 
@@ -59,7 +60,7 @@ class Vocabulary:
         first = self.words[: self.special_count]
         if first != self.special:
             raise ValueError(
-                f"a vocabulary starts with {list(first)!r}; it must start with "
+                f"a vocabulary starts with {shortened(list(first))}; it must start with "
                 f"{', '.join(self.special)}: build it with Vocabulary.build"
             )
         if len(self.words) > WORDS:
@@ -77,7 +78,7 @@ class Vocabulary:
         if len(ids) < len(self.words):
             word, count = Counter(self.words).most_common(1)[0]
             raise ValueError(
-                f"the vocabulary has {word!r} {count} times; each token must occur once"
+                f"the vocabulary has {shortened(word)} {count} times; each token must occur once"
             )
         # No text is encoded as a special token.
         object.__setattr__(self, "_ids", {w: i for w, i in ids.items() if w not in self.special})

@@ -1,6 +1,9 @@
 """A wheel, an installation elsewhere, and a plain clone: all find conf/ and work."""
 
+import configparser
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from captioner.checkpoints import bundle
 from captioner.checkpoints.export import export_bundle
@@ -128,3 +132,54 @@ def run_best(folder: Path) -> Path:
     from captioner.checkpoints.checkpoint import find
 
     return find(folder)
+
+
+# Locked dependencies ------------------------------------------------------------------------------
+
+
+def test_locked_versions_are_within_the_bounds_and_have_hashes() -> None:
+    text = (ROOT / "requirements-lock.txt").read_text(encoding="utf-8")
+    entries = re.findall(r"^([\w.-]+)==(\S+) \\\n((?: +--hash=\S+(?: \\)?\n)+)", text, flags=re.M)
+    names = re.findall(r"^[\w.-]+==", text, flags=re.M)
+    assert len(entries) == len(names) > 50
+    assert all("--hash=sha256:" in hashes for _, _, hashes in entries)
+    locked = {name: version for name, version, _ in entries}
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    required = [Requirement(line) for line in lines_of(settings["options"]["install_requires"])]
+    assert len(required) > 10
+    assert [r for r in required if not r.specifier.contains(locked[r.name])] == []
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def audit():
+    """The module .ci/audit.py."""
+    spec = importlib.util.spec_from_file_location("audit", ROOT / ".ci" / "audit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_audit_fails_for_vulnerabilities_alone() -> None:
+    sound = {"name": "a", "version": "1", "vulns": []}
+    skipped = {"name": "b", "skip_reason": "not found"}
+    found = {"id": "CVE-1", "fix_versions": ["2.1"]}
+    lines, status = audit().summarize({"dependencies": [sound, skipped]})
+    assert status == 0 and lines == [
+        "1 of 2 packages checked, 0 known vulnerabilities; not in the database, or it cannot be "
+        "reached: b"
+    ]
+    lines, status = audit().summarize({"dependencies": [skipped]})
+    assert status == 0 and lines == ["nothing was checked: the database cannot be reached"]
+    lines, status = audit().summarize({"dependencies": [{**sound, "vulns": [found]}]})
+    assert status == 1 and lines[0] == "a 1: CVE-1, fixed in 2.1"
+
+
+def test_an_audit_that_cannot_run_is_no_failure(monkeypatch, capsys) -> None:
+    module = audit()
+    monkeypatch.setattr(module, "AUDIT", ("no_such_module",))
+    assert module.main("requirements-lock.txt") == 0
+    assert "not audited: " in capsys.readouterr().out

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.config.values import near_miss
 from captioner.files import near_file
-from captioner.plain_data import read_json
+from captioner.plain_data import NUMPY_DAMAGES, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,6 +180,6 @@ def read_training(folder: Path, model: Mapping[str, Any]) -> CaptionHashes | Non
         hashes = numpy.load(io.BytesIO(data), allow_pickle=False)
         if hashes.dtype != numpy.uint64 or hashes.ndim != 1:
             raise ValueError
-    except (ValueError, OSError, EOFError, MemoryError):  # the last one of a false size
+    except (*NUMPY_DAMAGES, OSError):
         raise ValueError(f"{path}: damaged; export or install the model again") from None
     return CaptionHashes(hashes)

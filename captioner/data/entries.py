@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from captioner.plain_data import shortened
+
 Entry = Mapping[str, Any]
 
 IMAGE_NAMES = (
@@ -47,6 +49,10 @@ def caption_keys(keys: Iterable[str]) -> tuple[list[str], list[str]]:
     return (present[0], [key for kind in present[1:] for key in kind]) if present else ([], [])
 
 
+MOST_NAMES = 20
+"""Of the keys or columns that an error lists."""
+
+
 def missing(what: str, unit: str, names: Iterable[str], place: str) -> ValueError:
     """The error for an entry or a table without "image" or "caption"; it lists the present names.
 
@@ -56,7 +62,9 @@ def missing(what: str, unit: str, names: Iterable[str], place: str) -> ValueErro
         names: the present keys or columns.
         place: the file and line.
     """
-    present = ", ".join(map(repr, names)) or "nothing"
+    known = [shortened(name) for name in names]
+    present = ", ".join(known[:MOST_NAMES]) or "nothing"
+    present += f" and {len(known) - MOST_NAMES:,} others" if len(known) > MOST_NAMES else ""
     accepted = (
         ", ".join(IMAGE_NAMES) if what == "image" else "caption(s), sentence(s), text, comment"
     )

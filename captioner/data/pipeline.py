@@ -29,6 +29,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from captioner.process import ForkedLock
+
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 """Cores that this process may use."""
 READERS = min(4, CORES)
@@ -157,7 +159,7 @@ def encoding_pipeline(device: torch.device, *, cached: bool = False) -> Iterator
         yield EncodingPipeline(readers, encoding, consumer, side_by_side=encoders)
 
 
-_LIMITING = threading.Lock()
+_LIMITING = ForkedLock()
 
 
 def _limit_cores(pools: dict[ThreadPoolExecutor, tuple[int, int]]) -> None:

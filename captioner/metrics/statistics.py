@@ -20,6 +20,7 @@ from captioner.files import write_whole
 from captioner.limits import INFLATED_BYTES, INFLATION
 from captioner.metrics.corpus import Rows
 from captioner.metrics.table import FAMILIES
+from captioner.plain_data import NUMPY_DAMAGES
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Statistics:
             with numpy.load(path, allow_pickle=False) as content:
                 rows = {name: content[name] for name in FAMILIES if name in content}
                 images = tuple(str(image) for image in content["images"])
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except NUMPY_DAMAGES:
             raise ValueError(
                 f"{path}: not the statistics of a score, or damaged; run captioner evaluate again"
             ) from None

@@ -26,10 +26,16 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from captioner.plain_data import read_json, shortened
+
+MOST_NUMBERS = 100_000
+"""Steps or units that a range may name; no model has as many."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,16 @@ class Edit:
 
     def __post_init__(self) -> None:
         if not isinstance(self.site, str):
-            raise ValueError(f"site={self.site!r} of an edit is not a name, such as cell.memory")
+            raise ValueError(
+                f"site={shortened(self.site)} of an edit is not a name, such as cell.memory"
+            )
         for name in ("step", "layer", "units"):
             value = getattr(self, name)
             numbers = value if isinstance(value, Sequence) else [] if value is None else [value]
             if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
                 raise ValueError(
-                    f"{name}={value!r} of an edit of {self.site} is not accepted; choose whole "
-                    "numbers ≥ 0, or None for all"
+                    f"{name}={shortened(value)} of an edit of {_named(self.site)} is not accepted; "
+                    "choose whole numbers ≥ 0, or None for all"
                 )
 
     def concerns(self, site: str, step: int, layer: int | None) -> bool:
@@ -151,8 +159,8 @@ def _finite(value: Any, site: str) -> list[float]:
     numbers = list(plain) if isinstance(plain, (list, tuple)) else [plain]
     if not all(isinstance(n, (int, float)) and math.isfinite(n) for n in numbers):
         raise ValueError(
-            f"value={value!r} of an edit of {site} is not accepted; give a finite number, or one "
-            "for each unit"
+            f"value={shortened(value)} of an edit of {_named(site)} is not accepted; give a finite "
+            "number, or one for each unit"
         )
     return numbers
 
@@ -204,7 +212,9 @@ class Reset:
 
     def __post_init__(self) -> None:
         if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"Reset(every={self.every!r}) is not accepted; choose 1 or more")
+            raise ValueError(
+                f"Reset(every={shortened(self.every)}) is not accepted; choose 1 or more"
+            )
 
     def concerns(self, site: str, step: int, layer: int | None) -> bool:
         """Whether it changes a value: of h_{t-1} or C_{t-1} at the right steps."""
@@ -233,13 +243,30 @@ def from_dict(values: Mapping[str, Any]) -> AnyEdit:
     """
     arguments = dict(values)
     name = arguments.pop("edit", None)
-    if name not in EDITS:
-        raise ValueError(f"edit={name!r} is not known; choose {', '.join(EDITS)}")
+    if not isinstance(name, str) or name not in EDITS:
+        raise ValueError(f"edit={shortened(name)} is not known; choose {', '.join(EDITS)}")
     try:
         return EDITS[name](**arguments)
     except TypeError:
         names = ", ".join(f.name for f in fields(EDITS[name]))
-        raise ValueError(f"edit {dict(values)} is not accepted; {name} has {names}") from None
+        given = shortened(dict(values))
+        raise ValueError(f"edit {given} is not accepted; {name} has {names}") from None
+
+
+def read(path: Path) -> list[AnyEdit]:
+    """Read the edits in a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a list of edits.
+    """
+    values = read_json(path, fault=f"is not JSON; write a list of edits, such as {EXAMPLE}")
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise ValueError(f"{path} is not a list of edits, such as {EXAMPLE}")
+    try:
+        return [from_dict(value) for value in values]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def as_text(values: Mapping[str, Any]) -> str:
@@ -266,6 +293,7 @@ _TEXT = re.compile(
     r"(?P<site>[a-z_0-9]+\.[a-z_0-9]+)(?:\[(?P<units>[\d,-]+)\])?(?:/(?P<layer>\d+))?"
     r"(?:@(?P<step>[\d,-]+))?(?P<plus>\+?)=(?P<value>.+)"
 )
+EXAMPLE = '[{"edit": "set", "site": "cell.forget_gate", "value": 0, "step": 3}]'
 FORM = (
     "SITE[UNITS]/LAYER@STEPS=VALUE, such as cell.forget_gate@3=0, cell.memory[17]+=2, "
     "cell.hidden=from:b.jpg or reset=4"
@@ -280,16 +308,18 @@ def parse(text: str) -> AnyEdit:
     """
     if text.startswith("reset="):
         every = text.removeprefix("reset=")
-        if not every.isdecimal():
-            raise ValueError(f"--edit {text}: {every!r} is not a number of words; write reset=4")
+        if not _is_number(every):
+            raise ValueError(
+                f"--edit {_named(text)}: {shortened(every)} is not a number of words; write reset=4"
+            )
         return Reset(every=int(every))
     match = _TEXT.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"--edit {text}: write {FORM}")
+        raise ValueError(f"--edit {_named(text)}: write {FORM}")
     selected: dict[str, Any] = {
         "step": _numbers(match["step"]),
         "units": _numbers(match["units"]),
-        "layer": int(match["layer"]) if match["layer"] else None,
+        "layer": (_numbers(match["layer"]) or [None])[0],
     }
     value = match["value"]
     if value.startswith("from:"):
@@ -297,9 +327,13 @@ def parse(text: str) -> AnyEdit:
     try:
         numbers = [float(number) for number in value.split(",")]
     except ValueError:
-        raise ValueError(f"--edit {text}: {value!r} is not a number; write {FORM}") from None
+        raise ValueError(
+            f"--edit {_named(text)}: {shortened(value)} is not a number; write {FORM}"
+        ) from None
     if not all(map(math.isfinite, numbers)):
-        raise ValueError(f"--edit {text}: {value!r} is not accepted; give a finite number")
+        raise ValueError(
+            f"--edit {_named(text)}: {shortened(value)} is not accepted; give a finite number"
+        )
     kind = Add if match["plus"] else Set
     return kind(match["site"], numbers if len(numbers) > 1 else numbers[0], **selected)
 
@@ -311,12 +345,26 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"{text!r} is not a list of numbers; write 3, 1,4 or 2-5")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            raise ValueError(f"{shortened(text)} is not a list of numbers; write 3, 1,4 or 2-5")
         if dash and int(last) < int(first):
-            raise ValueError(f"{text!r} has no number; write the smaller one first, {last}-{first}")
+            raise ValueError(
+                f"{shortened(text)} has no number; write the smaller one first, {last}-{first}"
+            )
+        if int(last or first) - int(first) >= MOST_NUMBERS:
+            raise ValueError(
+                f"{part!r} has more than {MOST_NUMBERS:,} numbers; write a shorter range"
+            )
         numbers.extend(range(int(first), int(last or first) + 1))
     return tuple(numbers)
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= 9
+
+
+def _named(text: str) -> str:
+    return text if len(text) <= 200 and text.isprintable() else shortened(text, 200)
 
 
 def require_edits(edits: object) -> None:

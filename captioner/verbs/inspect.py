@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.plain_data import read_json
 from captioner.verbs.attribution import add_attribution, print_attribution
 from captioner.verbs.decoding_flags import add_decoding, decoding_of
 from captioner.verbs.inspect_tables import (
@@ -221,19 +220,7 @@ def _edits(options: argparse.Namespace) -> list[AnyEdit]:
     from captioner.tracing import edits
 
     parsed = [edits.parse(text) for text in options.edit]
-    if not options.edits:
-        return parsed
-    path = Path(options.edits)
-    values = read_json(path, fault=f"is not JSON; write a list of edits, such as {EXAMPLE}")
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise ValueError(f"{path} is not a list of edits, such as {EXAMPLE}")
-    try:
-        return [edits.from_dict(value) for value in values] + parsed
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
-EXAMPLE = '[{"edit": "set", "site": "cell.forget_gate", "value": 0, "step": 3}]'
+    return [*edits.read(Path(options.edits)), *parsed] if options.edits else parsed
 
 
 def _write_playground(options: argparse.Namespace) -> int:

@@ -9,7 +9,6 @@ for VGG and MobileNetV3, in which further layers increase the width before the c
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,14 +27,14 @@ from captioner.models.features import Features
 from captioner.models.precision import BF16, PRECISIONS, resolve, warn_if_emulated
 from captioner.models.snapshot import Snapshot
 from captioner.models.torch_internals import running_norms
-from captioner.process import is_out_of_memory
+from captioner.process import ForkedLock, is_out_of_memory
 from captioner.transforms import Transform
 
 AT_ONCE = 8  # images per batch: their feature maps fit into the cache of a CPU
 
 _Quick = tuple[tuple[str, Snapshot], nn.Module, torch.dtype]
 """The precision and weights from which a quick copy was made, the copy, and its dtype."""
-_MAKING = threading.Lock()
+_MAKING = ForkedLock()
 
 
 class Encoder(nn.Module):
