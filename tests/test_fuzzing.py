@@ -154,7 +154,7 @@ PARSERS: dict[str, Parser] = {
     ),
     "model.safetensors": Parser(BUNDLE[1], golden(*BUNDLE), read_weights),
     "training.npy": Parser(
-        BUNDLE[2], golden(*BUNDLE), lambda folder: bundle.read_training(folder / "bundle")
+        BUNDLE[2], golden(*BUNDLE), lambda folder: bundle.read_training(folder / "bundle", {})
     ),
     "last.ckpt": Parser(
         "last.ckpt", unpacked, lambda folder: checkpoint.read(folder / "last.ckpt")

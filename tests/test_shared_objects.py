@@ -334,3 +334,19 @@ def test_a_trainer_leaves_the_settings_to_the_caller(unusual, tiny, tmp_path) ->
     after = settings()
     assert trainer.global_step == 2
     assert {**after, "random": None} == {**before, "random": None}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_model_does_not_depend_on_the_default_type_of_the_caller(dtype, expected) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert captions(load()) == expected
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_a_model_may_be_used_in_any_mode_of_torch(expected) -> None:
+    for mode in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            assert captions(load()) == expected

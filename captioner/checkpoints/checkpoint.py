@@ -110,6 +110,7 @@ class Checkpoint:
                     t.numel() for n, t in self.weights.items() if n.startswith("decoder.")
                 ),
             )
+        model.to(torch.float32)  # not the caller's default, such as float64
         if self.without_encoder:
             model.encoder.fill()
         try:

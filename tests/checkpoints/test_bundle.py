@@ -268,7 +268,7 @@ def test_damaged_and_newer_files_get_one_line(home) -> None:
     broken = {
         "model.json: damaged, or not a model": original[:-9],
         "not a model; export": "[1, 2]",
-        "checkpoint format 99, written by": original.replace('"format": 1', '"format": 99', 1),
+        "checkpoint of format 99, written by": original.replace('"format": 1', '"format": 99', 1),
         "its configuration is incomplete": json.dumps(content),
     }
     for says, text in broken.items():
