@@ -53,7 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         complete(_top_parser())
     print_any_name()
     try:
-        with _sigterm_as_interrupt(), _plain_warnings(), logs_on_stderr(), _flushed_output():
+        with (
+            _interruptible(exits=argv is None),
+            _plain_warnings(),
+            logs_on_stderr(),
+            _flushed_output(),
+        ):
             if arguments and arguments[0] in VERBS:
                 verb = importlib.import_module(f"captioner.verbs.{arguments[0]}")
                 return int(verb.run(arguments[1:]))
@@ -70,20 +75,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM, which schedulers and ``kill`` send, raises KeyboardInterrupt as Ctrl-C does."""
+def _interruptible(*, exits: bool) -> Iterator[None]:
+    """Ctrl-C, and SIGTERM, which schedulers and ``kill`` send, raise KeyboardInterrupt once.
+
+    While the command then ends, a second signal is ignored: it would interrupt the cleaning up. A
+    third one ends the process at once.
+
+    Args:
+        exits: the process exits after the block, so that Ctrl-C stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    received: list[int] = []
 
-    def end(*unused: object) -> None:
-        raise KeyboardInterrupt("terminated (SIGTERM)")
+    def end(number: int, _: object) -> None:
+        received.append(number)
+        if len(received) == 1:
+            raise KeyboardInterrupt(*["terminated (SIGTERM)"] * (number == signal.SIGTERM))
+        if len(received) > 2:
+            os._exit(130)
 
-    before = signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if received and exits:
+            before[signal.SIGINT] = signal.SIG_IGN
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

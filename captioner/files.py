@@ -24,6 +24,11 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def format_bytes(count: int) -> str:
+    """A size in MB or GB."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 def write_whole(
     path: str | Path, data: bytes | str | Iterable[bytes], *, keep: bool = False
 ) -> Path:
@@ -51,6 +56,23 @@ def write_whole(
     return Path(path)
 
 
+def append(path: str | Path, text: str) -> None:
+    """Append a text to a file; if the disk is full, nothing is appended.
+
+    Raises:
+        OSError: the file cannot be written to, or the disk is full.
+    """
+    rest = memoryview(text.encode("utf-8", "backslashreplace"))
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError as error:
+            file.truncate(before)
+            raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 @contextmanager
 def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears under its name only when it is complete.
@@ -73,9 +95,10 @@ def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
         return
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")  # short: names are limited
+    file = _open_temporary(target.parent, path)
+    temporary = Path(file.name)
     try:
-        with open(temporary, "xb") as file:
+        with file:
             _copy_permissions(file, target)
             yield file
             file.flush()
@@ -105,13 +128,15 @@ def write_folder(folder: Path, files: Mapping[str, bytes | str]) -> Path:
     Raises:
         OSError: the folder exists, cannot be written to, or the disk is full.
     """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary, lock = _make_temporary(folder.parent)
     try:
         for name, data in files.items():
             write_whole(temporary / name, data)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
     return folder
 
 
@@ -156,6 +181,76 @@ def near_file(path: Path) -> str:
 
 
 _SCANNED = 10_000
+
+
+# Temporary files ------------------------------------------------------------------------------
+
+# Each is locked as long as its process writes it, so that those of killed processes are recognized:
+# the next process that writes into the folder removes them. Without locks they stay.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+
+
+def _temporary_name() -> str:
+    return f".{secrets.token_hex(8)}.tmp"  # short: the length of names is limited
+
+
+def _open_temporary(folder: Path, target: Path) -> IO[bytes]:
+    """Make a temporary file in a folder, and remove those of killed processes."""
+    remove_abandoned(folder)
+    while True:
+        path = folder / _temporary_name()
+        try:
+            file = open(path, "xb")  # noqa: SIM115
+        except OSError as error:
+            _set_file_name(error, target, path)
+            raise
+        _lock(file.fileno())
+        if os.fstat(file.fileno()).st_nlink:  # else it was removed before it was locked
+            return file
+        file.close()
+
+
+def _make_temporary(folder: Path) -> tuple[Path, int]:
+    """Make a temporary folder in a folder; returns it, and a descriptor that holds its lock."""
+    remove_abandoned(folder)
+    while True:
+        path = folder / _temporary_name()
+        path.mkdir()
+        descriptor = os.open(path, os.O_RDONLY)
+        _lock(descriptor)
+        if path.exists():
+            return path, descriptor
+        os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files and folders in a folder whose processes were killed."""
+    names: list[str] = []
+    with suppress(OSError):  # a folder that may be written to, but not read
+        names = os.listdir(folder)
+    for path in (folder / name for name in names if _TEMPORARY.fullmatch(name)):
+        with suppress(OSError):  # another process removes it, or may not write to it
+            is_folder = path.is_dir()
+            descriptor = os.open(path, os.O_NOFOLLOW | (os.O_RDONLY if is_folder else os.O_RDWR))
+            try:
+                if _lock(descriptor):
+                    shutil.rmtree(path) if is_folder else path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file or folder; False if another process has, or if there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+# Streams, permissions and errors ----------------------------------------------------------------
 
 
 def partial(path: str | Path) -> Path:

@@ -27,7 +27,7 @@ _OBJECTIVE = (
 )
 _OPTIMIZER = ("lr", "encoder_lr", "weight_decay")
 _SCHEDULE = {"warmup": "warmup", "plateau_factor": "factor", "plateau_patience": "patience"}
-KEPT = ("word_vectors", "freeze_words", "unfreeze_at", "unfreeze_stages")
+KEPT = ("word_vectors", "freeze_words", "unfreeze_at", "unfreeze_stages", "skip_bad_steps")
 """The options that the group ``training`` still has."""
 
 NAMES: dict[str, str] = {

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from captioner.files import near_file
+from captioner.files import near_file, remove_abandoned
 from captioner.process import is_first
 
 CONFIG = "config.yaml"
@@ -84,6 +84,17 @@ def epoch_files(run: Path) -> list[Path]:
     return sorted((run / CHECKPOINTS).glob("epoch-*.ckpt"))
 
 
+def checkpoint_files(run: Path) -> list[Path]:
+    """All checkpoints in a run folder, in order of their names."""
+    return sorted((run / CHECKPOINTS).glob("*.ckpt"))
+
+
+def kept_epochs(run: Path) -> dict[int, Path]:
+    """The checkpoints of epochs that a run folder has kept, by the number of the epoch."""
+    named = ((re.fullmatch(r"epoch-(\d+)\.ckpt", file.name), file) for file in epoch_files(run))
+    return {int(match[1]): file for match, file in named if match}
+
+
 def find_checkpoint(path: Path, name: str = BEST) -> Path | None:
     """The checkpoint of a run folder, or of its folder of checkpoints; None without any.
 
@@ -98,6 +109,11 @@ def find_checkpoint(path: Path, name: str = BEST) -> Path | None:
 def checkpoint_run(file: Path) -> Path:
     """The run folder of a checkpoint file; the file's folder if it is not in a run."""
     return file.parent.parent if file.parent.name == CHECKPOINTS else file.parent
+
+
+def is_unstarted(run: Path) -> bool:
+    """Whether a folder is that of a training that was killed before its first checkpoint."""
+    return (run / CHECKPOINTS).is_dir() and not checkpoint_files(run)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -249,6 +265,9 @@ class Claim:
             folder.mkdir(parents=True, exist_ok=True)
             require_closed(folder)
             self._lock = _locked(folder)
+            for place in (folder, folder / CHECKPOINTS, *folder.glob(f"{LOGS}/csv/version_*")):
+                if place.is_dir():
+                    remove_abandoned(place)
             self._before = set(os.listdir(folder))
             if not resumes:
                 self._require_new()
@@ -268,11 +287,9 @@ class Claim:
         try:
             (self.folder / CHECKPOINTS).mkdir()
         except FileExistsError:
-            if os.listdir(self.folder / CHECKPOINTS):
-                raise Taken(
-                    f"run_dir={self.folder} already has a run: resume={self.folder} resumes "
-                    "it, or choose another run_dir"
-                ) from None
+            existing = sorted(os.listdir(self.folder / CHECKPOINTS))
+            if existing:
+                raise _has_run(self.folder, existing) from None
             if (
                 self._lock is None
             ):  # a lock means that the run was killed before its first checkpoint
@@ -289,7 +306,7 @@ class Claim:
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        return any((self.folder / CHECKPOINTS).glob("*.ckpt"))
+        return bool(checkpoint_files(self.folder))
 
     def discard(self) -> None:
         """Remove the files of this training, and the folder if it is empty then."""
@@ -328,12 +345,10 @@ def claimed(folder: Path, *, resumes: bool = False) -> Iterator[Claim]:
     os.environ[VARIABLE] = os.path.abspath(claim.folder)
     try:
         yield claim
-    except OSError:  # a full disk, for example: without a checkpoint nothing can be resumed
-        if is_first() and not claim.has_checkpoint():
-            claim.discard()
-        raise
-    except BaseException:
-        if not claim.keep and is_first():
+    except BaseException as error:
+        # A full disk, for example: without a checkpoint nothing can be resumed.
+        empty = isinstance(error, OSError) and not claim.has_checkpoint()
+        if is_first() and (empty or not claim.keep):
             claim.discard()
         raise
     finally:
@@ -369,6 +384,19 @@ def _locked(folder: Path) -> int | None:
         os.close(handle)
         return None
     return handle
+
+
+def _has_run(folder: Path, checkpoints: list[str]) -> Taken:
+    if LAST in checkpoints:
+        return Taken(
+            f"run_dir={folder} already has a run: resume={folder} resumes it, or choose another "
+            "run_dir"
+        )
+    return Taken(
+        f"run_dir={folder} already has a run, with {', '.join(checkpoints)} but without {LAST}, so "
+        f"it cannot be resumed; choose another run_dir (resume_weights={folder} starts from its "
+        "weights)"
+    )
 
 
 def _busy(folder: Path) -> Taken:

@@ -1,6 +1,7 @@
 """Files are written completely or not at all."""
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -11,7 +12,14 @@ from typing import Any
 import pytest
 
 from captioner import files
-from captioner.files import near_file, partial, to_json, whole_file, write_whole
+from captioner.files import (
+    near_file,
+    partial,
+    to_json,
+    whole_file,
+    write_folder,
+    write_whole,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -133,3 +141,38 @@ def test_a_path_that_does_not_exist_is_compared_with_its_neighbors(tmp_path: Pat
     assert near_file(tmp_path / "lstn-192-seed1") == suggestion
     assert near_file(tmp_path / "demo") == ""
     assert near_file(tmp_path / "absent" / "lstm-192-seed1") == ""
+
+
+@pytest.mark.reliability("interrupted")
+def test_temporary_files_of_killed_processes_are_removed(tmp_path) -> None:
+    """Those of running processes, and names of another kind, stay."""
+    before = {".0123456789abcdef.tmp", ".fedcba9876543210.tmp", "mine.tmp", ".0123.tmp"}
+    for name in before:
+        (tmp_path / name).write_bytes(b"half")
+    folder = tmp_path / ".00000000000000ff.tmp"
+    (folder / "below").mkdir(parents=True)
+    (tmp_path / ".1111111111111111.tmp").symlink_to(tmp_path / "mine.tmp")
+    with open(tmp_path / ".fedcba9876543210.tmp") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        with whole_file(tmp_path / "now") as first:
+            first.write(b"1")
+            write_whole(tmp_path / "other", b"2")
+    left = before - {".0123456789abcdef.tmp"} | {"now", "other", ".1111111111111111.tmp"}
+    assert set(names(tmp_path)) == left
+    assert [(tmp_path / name).read_bytes() for name in ("now", "other")] == [b"1", b"2"]
+    assert (tmp_path / "mine.tmp").read_bytes() == b"half"
+
+
+@pytest.mark.reliability("interrupted")
+def test_a_folder_that_is_written_whole_leaves_nothing_else(tmp_path, monkeypatch) -> None:
+    write_folder(tmp_path / "new" / "folder", {"a": b"1", "b": "2"})
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "new",
+        "new/folder",
+        "new/folder/a",
+        "new/folder/b",
+    ]
+    with pytest.raises(OSError):
+        write_folder(tmp_path / "new" / "folder", {"a": b"3"})
+    assert (tmp_path / "new" / "folder" / "a").read_bytes() == b"1"
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["folder"]

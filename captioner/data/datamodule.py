@@ -34,6 +34,7 @@ from captioner.data.loaders import (
 from captioner.data.records import Dataset, Record
 from captioner.data.samplers import Bucketed, InOrder
 from captioner.data.views import other_views
+from captioner.data.worker_files import explained
 from captioner.models.decoders.standardize import Standardize
 from captioner.models.encoders.encoder import Encoder
 from captioner.models.features import Features
@@ -115,6 +116,7 @@ class CaptionDataModule(lightning.LightningDataModule):
 
     Attributes:
         caching: what `setup` has cached; None if nothing is cached.
+        reserved: bytes on the disk that the cached features must leave free.
 
     Raises:
         ValueError: a value is out of range, or options exclude each other.
@@ -151,10 +153,13 @@ class CaptionDataModule(lightning.LightningDataModule):
         self.caches, self.grid, self.repeats = caches, grid, repeats
         self.cache_folder = cache_folder
         self.caching: CachingSummary | None = None
+        self.reserved = 0
         self.dev = dataset.split("dev")
-        self.dev_pictures = Pictures(encoder)
+        self.dev_pictures = Pictures(encoder, workers=workers)
         augmentation = Augmentation(seed=seed) if augment else None
-        self.train_pictures = Pictures(encoder, augmentation, views=views, seed=seed)
+        self.train_pictures = Pictures(
+            encoder, augmentation, views=views, seed=seed, workers=workers
+        )
         self.pairs = TrainingPairs(
             dataset.split("train"), tokenizer, self.train_pictures, max_words=max_words
         )
@@ -184,6 +189,7 @@ class CaptionDataModule(lightning.LightningDataModule):
             cache_home(self.cache_folder),
             others=other_views(train, views) if views > 1 else [],
             grid=self.grid,
+            reserved=self.reserved,
         )
         self._read_from(cached)
         seconds = time.monotonic() - started
@@ -205,6 +211,10 @@ class CaptionDataModule(lightning.LightningDataModule):
         cached = self.dev_pictures.cached.components(whitening)
         self._read_from(cached)
         return cached
+
+    def explained(self, error: RuntimeError) -> Exception:
+        """The error of a dead worker process as one that names the image that it was reading."""
+        return explained(error, [self.train_pictures.files, self.dev_pictures.files])
 
     def read_live(self) -> None:
         """Read images from their files from now on, for an encoder that is now trained."""

@@ -28,12 +28,14 @@ import torch
 from torch import Tensor
 
 from captioner.data import cache
+from captioner.files import format_bytes
 from captioner.models.features import Features
 
 KEY_BYTES, CHECKSUM_BYTES = 16, 8  # of an index entry
 SUM_BYTES = 4
 ENTRY_BYTES = cache.ENTRY_BYTES
 assert ENTRY_BYTES == KEY_BYTES + CHECKSUM_BYTES
+_WORTH_A_LINE = 10**6  # bytes
 _LOG = logging.getLogger(__name__)
 
 
@@ -86,9 +88,9 @@ class FeatureStore:
             for _ in range(present, count):
                 file.write(row_sums(values.read(width), width))
 
-    def require_room(self, count: int) -> None:
-        """Raise ValueError if the disk cannot hold this number of additional rows."""
-        require_room(self.folder, count, sum(self.widths.values()))
+    def require_room(self, count: int, reserved: int = 0) -> None:
+        """Say what this number of additional rows takes; ValueError if the disk cannot hold it."""
+        require_room(self.folder, count, sum(self.widths.values()), reserved)
 
     def append(self, batches: Sequence[tuple[Sequence[bytes], Features]]) -> None:
         """Write the rows of some batches, and then their index entries.
@@ -107,10 +109,13 @@ class FeatureStore:
         self._write(cache.INDEX, b"".join(_index_entry(row, key) for row, key in keys))
 
     def _write(self, name: str, data: bytes) -> None:
-        with open(self.folder / name, "ab") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a power cut must not keep the index and lose the values
+        try:
+            with open(self.folder / name, "ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # a power cut must not keep the index and lose the values
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder / name)) from None
 
 
 class CheckedRows:
@@ -168,23 +173,29 @@ def _index_entry(row: int, key: bytes) -> bytes:
     return key + checksum.digest()
 
 
-def require_room(folder: Path, count: int, width: int) -> None:
-    """Check that the disk has space for the features of images.
+def require_room(folder: Path, count: int, width: int, reserved: int = 0) -> None:
+    """Check that the disk has space for the features of images, and log what they take, from 1 MB.
 
     Args:
         folder: of the features.
         count: number of images.
         width: bytes per image.
+        reserved: bytes that must stay free, for checkpoints.
 
     Raises:
         ValueError: the disk has less free space.
     """
     needed, free = count * width, shutil.disk_usage(folder).free
-    if needed > free:
+    room = f"{format_bytes(needed)} in {folder}"
+    if needed + reserved > free:
+        more = f", and the checkpoints {format_bytes(reserved)}" if reserved else ""
         raise ValueError(
-            f"{folder}: {count} images need {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are "
-            "free; free some space, or choose another folder for the cache"
+            f"the features of {count} images need {room}{more}, but {format_bytes(free)} are free; "
+            "free some space, choose another folder (loader.cache_folder or $CAPTIONER_CACHE), or "
+            "read the images each time (loader.cache=false)"
         )
+    if needed >= _WORTH_A_LINE:
+        _LOG.info("the features of %d images take %s, %s are free", count, room, format_bytes(free))
 
 
 def to_float16(values: Tensor | None) -> bytes:

@@ -67,6 +67,7 @@ def cache_features(
     grid: bool = False,
     batch_size: int | None = None,
     progress: bool = True,
+    reserved: int = 0,
 ) -> CachedFeatures:
     """Encode the images that are not in the cache yet, and open the cache.
 
@@ -83,6 +84,7 @@ def cache_features(
         batch_size: images in a batch; None: 8 on a CPU, where they are fastest because their maps
             stay in its cache, and 64 on other devices.
         progress: show a progress bar.
+        reserved: bytes on the disk that must stay free.
 
     Returns:
         the features of all images.
@@ -97,7 +99,7 @@ def cache_features(
     use = cache.Use(store.folder)
     on_cpu = next(encoder.parameters()).device.type == "cpu"
     size = batch_size or (8 if on_cpu else 64)
-    encoded, errors = _complete(encoder, keys, store, size, progress)
+    encoded, errors = _complete(encoder, keys, store, size, progress, reserved)
     unreadable += errors
     if unreadable:
         raise ValueError(_list_unreadable(list(dict.fromkeys(unreadable))))
@@ -118,6 +120,7 @@ def _complete(
     store: FeatureStore,
     batch_size: int,
     progress: bool,
+    reserved: int,
 ) -> tuple[int, list[str]]:
     """Encode the views that a store does not have.
 
@@ -129,7 +132,7 @@ def _complete(
     with exclusive(store.folder):
         rows = store.repair()
         missing = {key: view for view, key in keys.items() if key not in rows}
-        store.require_room(len(missing))
+        store.require_room(len(missing), reserved)
         return len(missing), _encode(encoder, missing, store, batch_size, progress)
 
 

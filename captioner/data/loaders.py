@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -19,6 +20,7 @@ from captioner.data.features import CachedFeatures
 from captioner.data.records import Record
 from captioner.data.samplers import Bucketed, InOrder, Key
 from captioner.data.views import names_a_side, sample_view
+from captioner.data.worker_files import WorkerFiles
 from captioner.images import open_image
 from captioner.models.encoders.encoder import Encoder
 from captioner.tokenizers import Tokenizer
@@ -36,6 +38,10 @@ class Pictures:
         augmentation: applied to images that are read for training.
         views: number of cached views of each image, one of which is sampled.
         seed: random seed of the sampling.
+        workers: number of processes that read images.
+
+    Attributes:
+        files: the files that they read.
     """
 
     cached: CachedFeatures | None = None
@@ -47,7 +53,9 @@ class Pictures:
         *,
         views: int = 1,
         seed: int = 0,
+        workers: int = 0,
     ) -> None:
+        self.files = WorkerFiles(workers)
         self.transform = encoder.transform
         self.augmentation = augmentation
         self.views, self.seed = views, seed
@@ -62,14 +70,20 @@ class Pictures:
             return self.cached.get(paths, views)
         if self.augmentation is None:
             shorter = self.transform.shorter
-            images = (open_image(record.image, shorter=shorter) for record in records)
+            images = (self._open(record, shorter) for record in records)
             return stack_pixels([self.transform.pixels(image) for image in images])
         return torch.stack([self._augment(record, key) for record, key in zip(records, keys)])
 
     def _augment(self, record: Record, key: tuple[int, int]) -> Tensor:
         assert self.augmentation is not None
         mirrors = not names_a_side(record.captions)
-        return self.augmentation(open_image(record.image), self.transform, *key, mirrors=mirrors)
+        return self.augmentation(self._open(record), self.transform, *key, mirrors=mirrors)
+
+    def _open(self, record: Record, shorter: int | None = None) -> Image.Image:
+        self.files.note(record.image)
+        image = open_image(record.image, shorter=shorter)
+        self.files.note("")
+        return image
 
 
 class TrainingPairs(Dataset[Batch]):

@@ -45,7 +45,8 @@ def read_log(run: Path) -> dict[str, Points]:
     columns: dict[str, dict[float, float]] = {name: {} for name in COLUMNS}
     for file in metric_files(run):
         with file.open(encoding="utf-8", errors="replace", newline="") as lines:
-            for row in csv.DictReader(lines):
+            whole = (line for line in lines if line.endswith("\n"))  # not half of a last one
+            for row in csv.DictReader(whole):
                 step = _number(row.get("step"))
                 for name, points in columns.items():
                     value = _number(row.get(name))

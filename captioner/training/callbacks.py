@@ -1,31 +1,24 @@
-"""Training callbacks: checkpoints, exact resuming, sample captions, and warnings."""
+"""Training callbacks: the average of the weights, sample captions, and warnings."""
 
 from __future__ import annotations
 
-import copy
-import random
+import os
 import sys
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.callbacks import (
-    Callback,
-    RichProgressBar,
-)
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from captioner.checkpoints.checkpoint import Checkpoint, read, write
 from captioner.config import Config, unknown
-from captioner.files import to_json
-from captioner.runs import LAST, SAMPLES, checkpoint_file
-from captioner.training import ranks
+from captioner.files import append, to_json
+from captioner.runs import SAMPLES
+from captioner.training.saving import LastCheckpoint, RandomState
 from captioner.training.selection import BestCheckpoint, KeptEpochs, Patience
 
 MONITORS = ("dev_bleu4", "dev_cider")
@@ -161,74 +154,6 @@ def _fill(module: lightning.LightningModule, values: dict[str, Tensor]) -> None:
         weight.copy_(values[name])
 
 
-class LastCheckpoint(Callback):
-    """Writes last.ckpt, from which a run resumes exactly as if it had never stopped."""
-
-    def __init__(self, folder: Path, every: int) -> None:
-        self.path = checkpoint_file(folder, LAST)
-        self.every = every
-        self._saved_at = 0
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
-        step = trainer.global_step
-        if step and step % self.every == 0 and step != self._saved_at:
-            self._saved_at = step
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, *unused: Any) -> None:
-        self._saved_at = trainer.global_step
-        trainer.save_checkpoint(self.path)
-
-
-class RandomState(Callback):
-    """Stores every random generator of every rank in the checkpoint, as tensors and plain lists.
-
-    Rank 0 draws the same numbers as a single process; the other ranks have seeds of their own. A
-    resumed run restores the generators of all ranks.
-    """
-
-    def __init__(self) -> None:
-        self._restored: list[dict[str, Any]] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        first, *others = ranks.gather(_generators())
-        return {**first, "others": others} if others else first
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._restored = [state, *state.get("others", [])]
-
-    def on_train_start(self, trainer: lightning.Trainer, *unused: Any) -> None:
-        rank = ranks.number()
-        if rank < len(self._restored):
-            _set_generators(self._restored[rank])
-        elif rank:
-            offset = 1_000_003 * rank + trainer.global_step
-            lightning.seed_everything((torch.initial_seed() + offset) % 2**32, verbose=False)
-        self._restored = []
-
-
-def _generators() -> dict[str, Any]:
-    """The state of every generator of this process."""
-    kind, keys, position, has_gauss, gauss = numpy.random.get_state(legacy=True)
-    version, words, gauss_next = random.getstate()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, [int(key) for key in keys], position, has_gauss, gauss],
-        "python": [version, list(words), gauss_next],
-    }
-
-
-def _set_generators(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([generator.cpu() for generator in state["cuda"]])
-    kind, keys, *rest = state["numpy"]
-    numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
-    version, words, gauss_next = state["python"]
-    random.setstate((version, tuple(words), gauss_next))
-
-
 class ProgressBar(RichProgressBar):
     """Lightning's progress bar; it reads the loss from a GPU only when the logs are written."""
 
@@ -309,10 +234,25 @@ class ImageMatters(Callback):
 
 
 class SampleCaptions(Callback):
-    """Appends a few dev captions to a file at each validation, and logs them to TensorBoard."""
+    """Appends a few dev captions to a file at each validation, and logs them to TensorBoard.
+
+    A resumed run removes the captions that were appended after its checkpoint was written.
+    """
 
     def __init__(self, path: Path, count: int) -> None:
         self.path, self.count = path, count
+        self._resumed: int | None = None  # bytes of the file when the checkpoint was written
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.path.stat().st_size if self.path.exists() else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._resumed = state["bytes"]
+
+    def on_train_start(self, trainer: lightning.Trainer, *unused: Any) -> None:
+        size = 0 if trainer.ckpt_path is None else self._resumed  # None: of an older version
+        if trainer.is_global_zero and size is not None and self.path.exists():
+            os.truncate(self.path, min(size, self.path.stat().st_size))
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -327,36 +267,9 @@ class SampleCaptions(Callback):
             for image, caption, references in module.dev_captions[: self.count]
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(to_json(row) + "\n" for row in rows)
+        append(self.path, "".join(to_json(row) + "\n" for row in rows))
         text = "\n\n".join(f"{row['image']}: **{row['caption']}**" for row in rows)
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("dev captions", text, trainer.global_step)
-
-
-class WholeFiles(TorchCheckpointIO):
-    """Lightning's checkpoint files, written completely or not at all, read without executing code.
-
-    Args:
-        resumed: a checkpoint that has already been read, so that it is not read again.
-    """
-
-    def __init__(self, resumed: Checkpoint | None = None) -> None:
-        super().__init__()
-        self.resumed = resumed
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
-        write(checkpoint, path)
-
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        resumed, self.resumed = self.resumed, None
-        if resumed is None or Path(path) != resumed.path:
-            resumed = read(path)
-        # The optimizer keeps its tensors: copies, as those of the file are mapped into memory.
-        return copy.deepcopy(resumed.lightning)

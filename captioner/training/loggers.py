@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 from captioner.config import Config
+from captioner.files import append, write_whole
 from captioner.process import is_first
 from captioner.runs import LOGS
 
@@ -39,7 +45,7 @@ def build_loggers(
     """
     loggers: list[Logger] = []
     if csv:
-        loggers.append(CSVLogger(folder / LOGS, name="csv"))
+        loggers.append(WholeCSVLogger(folder / LOGS, name="csv"))
     if tensorboard:
         if importlib.util.find_spec("tensorboard"):
             # without hp_metric, which would always be -1
@@ -55,6 +61,73 @@ def build_loggers(
     if wandb:
         loggers.append(_build_wandb(folder, report, project))
     return loggers
+
+
+class WholeCSVLogger(CSVLogger):
+    """Lightning's CSV log, of which a killed training leaves all complete rows."""
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Rows:
+        if self._experiment is None:
+            os.makedirs(self.root_dir, exist_ok=True)
+            self._experiment = Rows(log_dir=self.log_dir)
+        return self._experiment  # type: ignore[return-value]
+
+
+class Rows(ExperimentWriter):
+    """The rows of a CSV log."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir=log_dir)
+        self.rows: list[dict[str, Any]] = []
+        self._ahead: dict[str, Any] | None = None
+
+    def log_ahead(self, metrics: dict[str, Any], step: int) -> None:
+        """Log a row that Lightning will log again, which is then ignored."""
+        super().log_metrics(metrics, step)
+        self._ahead = self.metrics[-1]
+
+    def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
+        super().log_metrics(metrics_dict, step)
+        if self.metrics[-1] == self._ahead:
+            self.metrics.pop()
+            self._ahead = None
+
+    def save(self) -> None:
+        """Append the new rows in one write; if they have new columns, write the whole file."""
+        new, self.metrics = self.metrics, []
+        self.rows += new
+        columns = sorted({*self.metrics_keys, *(name for row in new for name in row)})
+        if columns != self.metrics_keys:
+            self.metrics_keys = columns
+            write_whole(self.metrics_file_path, self._text(self.rows, header=True))
+        elif new:
+            append(self.metrics_file_path, self._text(new, header=False))
+
+    def _text(self, rows: list[dict[str, Any]], *, header: bool) -> str:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.metrics_keys)
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+
+def log_step(trainer: Any) -> None:
+    """Log the step that has just been done to the CSV log, as Lightning does after its callbacks.
+
+    A callback that writes a checkpoint calls it: a run that resumes from there does not repeat the
+    step.
+    """
+    if trainer.global_step % trainer.log_every_n_steps:
+        return
+    metrics = trainer.callback_metrics.items()  # also learning rates, and scores of validations
+    row = {name: value.item() for name, value in metrics if name.startswith("train_")}
+    for logger in trainer.loggers:
+        if isinstance(logger, WholeCSVLogger):
+            row["epoch"] = trainer.current_epoch
+            logger.experiment.log_ahead(row, trainer.global_step - 1)
 
 
 def log_configuration(loggers: Iterable[Logger], config: Config) -> None:

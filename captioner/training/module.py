@@ -26,6 +26,7 @@ from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel
 from captioner.tokenizers import Tokenizer
 from captioner.training import ranks
+from captioner.training.bad_steps import NonFiniteLoss
 from captioner.training.callbacks import monitored
 from captioner.training.objectives.objective import Objective
 from captioner.training.objectives.table import build_objective
@@ -58,10 +59,6 @@ def build_module(
     objective = build_objective(config["objective"], tokenizer, decoding)
     optimization = build_optimization(config, model, total_steps)
     return LitCaptioner(model, tokenizer, config, decoding, objective, optimization)
-
-
-class NonFiniteLoss(ValueError):
-    """The loss or a weight is no longer a finite number."""
 
 
 class LitCaptioner(lightning.LightningModule):
@@ -117,11 +114,13 @@ class LitCaptioner(lightning.LightningModule):
         return loss
 
     def _require_finite(self, loss: Tensor) -> None:
-        """Raise if the loss is not finite.
+        """Raise if the loss is not finite, unless such steps are skipped (`SkippedSteps`).
 
         A GPU is asked only when the logs are written: until it answers, it has nothing to do.
         Checkpoints check the weights in any case.
         """
+        if self.config["training"].get("skip_bad_steps"):
+            return
         if loss.device.type != "cpu":
             self._sum = loss.detach() + self._sum  # remains infinite or NaN
             trainer: Any = self.trainer
@@ -132,7 +131,8 @@ class LitCaptioner(lightning.LightningModule):
             raise NonFiniteLoss(
                 f"the loss is {loss.item()} at step {self.global_step}; nothing was overwritten. "
                 "Lower optimizer.lr, set trainer.gradient_clip_val, or check the data with "
-                "`captioner data check`; resume=RUN resumes from the last checkpoint, if any"
+                "`captioner data check`; training.skip_bad_steps=N skips up to N such steps; "
+                "resume=RUN resumes from the last checkpoint"
             )
 
     def on_train_batch_end(self, *unused: Any) -> None:

@@ -35,12 +35,24 @@ class LearnedWeights:
         unfreeze_at: number of epochs after which a frozen encoder is trained, or a fraction of all
             epochs; from then on images are read from their files. None: never.
         unfreeze_stages: number of its last stages that are trained, from 1; None: all.
+        skip_bad_steps: number of steps that may be skipped because the loss or the gradient is not
+            finite (``SkippedSteps``, which ``train`` adds), from 0.
+
+    Raises:
+        ValueError: ``skip_bad_steps`` is out of range.
     """
 
     word_vectors: str | None = None
     freeze_words: bool = False
     unfreeze_at: int | float | None = None
     unfreeze_stages: int | None = None
+    skip_bad_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.skip_bad_steps < 0:
+            raise ValueError(
+                f"training.skip_bad_steps={self.skip_bad_steps} is not accepted; choose 0 or more"
+            )
 
     def freeze(self, model: CaptioningModel) -> None:
         """Freeze the decoder's embedding if ``freeze_words`` is set."""

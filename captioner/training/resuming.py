@@ -34,6 +34,7 @@ CHANGEABLE = (
     "data.root",
     "data.captions",
     "data.images",
+    "training.skip_bad_steps",
     "encoder.precision",
     "encoder.gradient_checkpointing",
 )
@@ -45,7 +46,7 @@ _FIXED = ("objective.name",)
 
 _SUMMARY = (
     "trainer.*, decoding.*, logger.*, callbacks.* except monitor and ema, loader.workers and "
-    "cache, data.root, encoder.precision and the options of the objective"
+    "cache, data.root, training.skip_bad_steps, encoder.precision and the options of the objective"
 )
 
 _GROWING = (
@@ -54,6 +55,7 @@ _GROWING = (
     "logger",
     "callbacks",
     "loader",
+    "training",
 )  # an older run may lack options of these groups
 _INHERITED = ("tokenizer", "encoder", "decoder")  # from the run that resume_weights names
 

@@ -61,6 +61,9 @@ class BestCheckpoint(Checkpoint):
 class KeptEpochs(Checkpoint):
     """Keeps epoch-NN.ckpt of the best epochs, counted from 1 as in the output.
 
+    Of all files and the current epoch, the best stay. So an epoch that is repeated, because the run
+    was interrupted before last.ckpt was written, leaves the same files as if it had run once.
+
     Args:
         folder: the run folder.
         monitor: see `rank`.
@@ -69,27 +72,24 @@ class KeptEpochs(Checkpoint):
 
     def __init__(self, folder: Path, monitor: str, count: int) -> None:
         self.folder, self.monitor, self.count = folder, monitor, count
-        self.ranks: dict[Path, Rank] = {}
+        self.ranks: dict[int, Rank] = {}
 
     def setup(self, *unused: Any, **named: Any) -> None:
-        files = runs.epoch_files(self.folder)
-        self.ranks = {file: _rank_of(file, self.monitor) for file in files}
+        files = runs.kept_epochs(self.folder)
+        self.ranks = {epoch: _rank_of(file, self.monitor) for epoch, file in files.items()}
 
     def on_validation_end(self, trainer: lightning.Trainer, module: Any) -> None:
         if trainer.sanity_checking:
             return
-        file = runs.epoch_file(self.folder, trainer.current_epoch + 1)
-        now = rank(module.dev_scores, self.monitor)
-        others = {other: value for other, value in self.ranks.items() if other != file}
-        if len(others) >= self.count and now <= min(others.values()):
-            return
-        trainer.save_checkpoint(file, weights_only=True)
-        self.ranks = {**others, file: now}
-        if len(others) >= self.count:
-            worst = min(others, key=others.__getitem__)
-            del self.ranks[worst]
+        now = trainer.current_epoch + 1
+        ranks = {**self.ranks, now: rank(module.dev_scores, self.monitor)}
+        best = sorted(ranks, key=lambda epoch: (ranks[epoch], -epoch), reverse=True)[: self.count]
+        if now in best:
+            trainer.save_checkpoint(runs.epoch_file(self.folder, now), weights_only=True)
+        for epoch in ranks.keys() - best:
             if trainer.is_global_zero:
-                worst.unlink(missing_ok=True)
+                runs.epoch_file(self.folder, epoch).unlink(missing_ok=True)
+        self.ranks = {epoch: ranks[epoch] for epoch in best}
 
 
 class Patience(Callback):

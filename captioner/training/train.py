@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import secrets
+import signal
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from captioner.data.datamodule import CaptionDataModule
 from captioner.data.read import read_records
 from captioner.data.records import Dataset
 from captioner.decoding.options import DecodingOptions
-from captioner.files import write_whole
+from captioner.files import cache_home, write_whole
 from captioner.models.captioning import CaptioningModel
 from captioner.models.decoders.standardize import whitening_of
 from captioner.models.precision import (
@@ -42,8 +43,10 @@ from captioner.models.precision import (
 from captioner.runs import CONFIG, LAST, Claim, checkpoint_file, claimed
 from captioner.tokenizers import Tokenizer
 from captioner.training import ranks
-from captioner.training.callbacks import WholeFiles, build_callbacks, monitored
+from captioner.training.bad_steps import NonFiniteLoss, SkippedSteps
+from captioner.training.callbacks import build_callbacks, monitored
 from captioner.training.costs import Costs
+from captioner.training.disk_space import checkpoint_bytes, on_same_disk, require_space
 from captioner.training.duration import plural, require_batches, require_epochs, resolve_length
 from captioner.training.introduction import fill_embedding, introduce
 from captioner.training.launcher import (
@@ -54,9 +57,10 @@ from captioner.training.launcher import (
     started_here,
 )
 from captioner.training.loggers import build_loggers, close, log_configuration
-from captioner.training.module import LitCaptioner, NonFiniteLoss, build_module
+from captioner.training.module import LitCaptioner, build_module
 from captioner.training.objectives.objective import Degenerate
 from captioner.training.objectives.table import objective_class
+from captioner.training.saving import WholeFiles
 from captioner.training.selection import Patience
 from captioner.training.start import Start, hash_captions, inherit, read_start, read_weights
 from captioner.training.trainer import TrainerOptions, build_trainer, optimizer_steps, require_end
@@ -189,6 +193,8 @@ def _train(
     if ranks.first():
         write_whole(folder / CONFIG, to_yaml(config))
     introduce(dataset, data, module, folder, report)
+    if ranks.first():
+        _require_space(folder, module, data, config["callbacks"], report)
     _prepare_data(data, module, trainer, start)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
     with start_ranks(trainer, folder, launch):
@@ -237,6 +243,8 @@ def _build_trainer(
 ) -> lightning.Trainer:
     callbacks = make(build_callbacks, "callbacks", config["callbacks"], folder)
     callbacks += [LearningRateMonitor("step")] if loggers else []
+    skipped = config["training"].get("skip_bad_steps")
+    callbacks += [SkippedSteps(skipped)] if skipped else []
     files = WholeFiles(start.checkpoint if start.resumes else None)
     options = make(TrainerOptions, "trainer", config["trainer"])
     return build_trainer(options, folder, callbacks, loggers, files)
@@ -254,6 +262,16 @@ def _prepare_data(
     if data.caching is not None:
         module.report(str(data.caching))
     module.objective.prepare(data.training_records)
+
+
+def _require_space(
+    folder: Path, module: LitCaptioner, data: CaptionDataModule, callbacks: Config, report: Report
+) -> None:
+    """Check that the disk can hold the checkpoints, and the features if they are on the same."""
+    ema, keep = callbacks.get("ema", 0.0), callbacks.get("keep", 0)
+    more = require_space(folder, checkpoint_bytes(module, ema=ema, keep=keep), report)
+    if data.caches and on_same_disk(folder, cache_home(data.cache_folder)):
+        data.reserved = more
 
 
 def _fit_decoder(
@@ -279,9 +297,11 @@ def _fit(
 
     Raises:
         KeyboardInterrupt: the training was interrupted, which Lightning turns into SystemExit.
+        ValueError: a worker process has died while it read an image.
     """
     resumed = start.checkpoint if start.resumes else None
     path = None if resumed is None else resumed.path
+    handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, data, ckpt_path=path, weights_only=True)
     except SystemExit as leaving:
@@ -289,6 +309,11 @@ def _fit(
         if not isinstance(interruption, KeyboardInterrupt):
             raise
         raise KeyboardInterrupt(*interruption.args) from None
+    except RuntimeError as error:
+        raise data.explained(error) from error.__cause__
+    finally:  # after an interruption, Lightning leaves Ctrl-C ignored
+        if signal.getsignal(signal.SIGINT) is not handler:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _result(folder: Path, config: Config, trainer: lightning.Trainer) -> TrainedRun:
@@ -299,8 +324,14 @@ def _result(folder: Path, config: Config, trainer: lightning.Trainer) -> Trained
 
 
 def _ending(trainer: lightning.Trainer) -> str:
-    """The reason why a training has ended."""
+    """The reason why a training has ended, and how many steps were skipped."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    skipped = sum(call.count for call in callbacks if isinstance(call, SkippedSteps))
+    more = f"; {plural(skipped, 'step was', 'steps were')} skipped" if skipped else ""
+    return f"{_reason(trainer, callbacks)}{more}"
+
+
+def _reason(trainer: lightning.Trainer, callbacks: list[Any]) -> str:
     exhausted = [call for call in callbacks if isinstance(call, Patience) and call.exhausted]
     if exhausted:
         validations = plural(exhausted[0].patience, "validation", "validations")
@@ -316,10 +347,9 @@ def _ending(trainer: lightning.Trainer) -> str:
 def _interruption(claim: Claim, error: KeyboardInterrupt) -> str:
     """What remains of an interrupted training, and how to continue it."""
     reason, folder = str(error) or "interrupted", claim.folder
-    if checkpoint_file(folder, LAST).is_file():
+    if claim.keep and checkpoint_file(folder, LAST).is_file():
         return f"{reason}; `captioner train resume={folder}` resumes from the last checkpoint"
-    remains = f"{folder} contains only the logs" if claim.keep else "no run folder is left"
-    return f"{reason} before the first checkpoint: there is nothing to resume, {remains}"
+    return f"{reason} before the first step: there is nothing to resume, no run folder is left"
 
 
 def _seed(seed: Any, report: Report) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from captioner.process import is_first, this_program
-from captioner.runs import JOBS, LAST, SWEEP
+from captioner.runs import JOBS, LAST, SWEEP, is_unstarted
 from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import Parser, fail, print_table, short, usage_error
 
@@ -256,6 +256,11 @@ def _last_checkpoint(named: str, changes: Sequence[Override]) -> tuple[Checkpoin
         raise ValueError(
             f"resume={named}: a bundled model has no optimizer to continue with; "
             f"resume_weights={named} starts another training from its weights"
+        )
+    if is_unstarted(Path(named)):
+        raise ValueError(
+            f"resume={named}: this run ended before its first step, so there is nothing to resume; "
+            f"start it again with the command that started it and run_dir={named}"
         )
     last = checkpoint.read(checkpoint.find(named, name=LAST))
     folder = checkpoint.run_folder(last.path)

@@ -15,8 +15,8 @@ from torch.serialization import get_crc32_options, set_crc32_options
 import captioner
 from captioner.checkpoints import checkpoint
 from captioner.runs import LAST
-from captioner.training.callbacks import WholeFiles
 from captioner.training.module import LitCaptioner
+from captioner.training.saving import WholeFiles
 from captioner.verbs.failures import explain
 
 

@@ -18,7 +18,7 @@ import captioner
 from captioner.checkpoints import bundle, checkpoint, export
 from captioner.cli import main
 from captioner.runs import LAST
-from captioner.training.callbacks import WholeFiles
+from captioner.training.saving import WholeFiles
 
 pytestmark = pytest.mark.reliability("damaged files")
 

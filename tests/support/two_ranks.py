@@ -13,9 +13,9 @@ from captioner.data import datamodule
 from captioner.data.batches import Batch
 from captioner.runs import LAST
 from captioner.training import ranks
-from captioner.training.callbacks import WholeFiles
 from captioner.training.launcher import Launch, start_ranks
 from captioner.training.module import LitCaptioner
+from captioner.training.saving import WholeFiles
 from captioner.training.train import quieten, train
 from captioner.training.trainer import TrainerOptions, build_trainer
 

@@ -20,7 +20,8 @@ from captioner.data.samplers import Bucketed, InOrder
 from captioner.data.shapes import draw
 from captioner.runs import LAST
 from captioner.training import ranks
-from captioner.training.callbacks import ImageMatters, WholeFiles
+from captioner.training.callbacks import ImageMatters
+from captioner.training.saving import WholeFiles
 from captioner.training.schedules import ENDLESS
 from captioner.training.train import train
 from captioner.training.trainer import (

@@ -2,14 +2,19 @@
 
 import csv
 import errno
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+from torch.utils.data import get_worker_info
 
 from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.config import compose
+from captioner.data import loaders
 from captioner.runs import LAST
 from captioner.training.duration import resolve_length
 from captioner.training.module import LitCaptioner
@@ -52,8 +57,8 @@ def error_of(capsys) -> str:
 @pytest.mark.parametrize(
     ("step", "says"),
     [
-        (0, "interrupted before the first checkpoint: there is nothing to resume, no run folder"),
-        (2, "interrupted before the first checkpoint: there is nothing to resume, {} contains"),
+        (0, "interrupted before the first step: there is nothing to resume, no run folder"),
+        (2, "interrupted; `captioner train resume={}` resumes from the last checkpoint"),
         (7, "interrupted; `captioner train resume={}` resumes from the last checkpoint"),
     ],
 )
@@ -73,7 +78,7 @@ def test_an_interrupt_while_features_are_cached_leaves_no_run(
 ) -> None:
     monkeypatch.setattr("captioner.data.datamodule.cache_features", lambda *a, **b: interrupt())
     assert command(tiny, tmp_path / "run") == 130
-    assert "before the first checkpoint" in error_of(capsys)
+    assert "before the first step" in error_of(capsys)
     assert not (tmp_path / "run").exists()
 
 
@@ -89,6 +94,28 @@ def test_an_image_removed_during_training_is_named(
     error = error_of(capsys)
     assert error.startswith(str(root / "images"))
     assert "no such file" in error.lower()
+
+
+@pytest.mark.reliability("limits")
+@pytest.mark.parametrize("image", ["train_00007.png", "dev_00005.png"])
+def test_a_dead_worker_names_the_image_that_it_was_reading(
+    tiny, tmp_path, monkeypatch, capsys, image: str
+) -> None:
+    """As the system kills a process if the memory is full, or a decoder crashes."""
+    original = loaders.open_image
+
+    def die(path, **options):
+        if Path(path).name == image and get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(path, **options)
+
+    monkeypatch.setattr(loaders, "open_image", die)
+    live = ("loader.cache=false", "loader.workers=2", "encoder.trainable=true")
+    assert command(tiny, tmp_path / "run", *live) == 1
+    error = error_of(capsys)
+    ended = r"(is killed by signal: Killed|exited unexpectedly)"
+    assert re.match(rf"\S+/images/{image}: a worker process \(\d+\) {ended} while it", error)
+    assert error.endswith("needs more memory than there is; try loader.workers=0")
 
 
 @pytest.mark.reliability("disks")

@@ -1,0 +1,173 @@
+"""Trainings that are killed at a given moment: at one of their writes, or at any time.
+
+A training runs in a forked child of the test, which has imported everything already, so that a case
+takes a second. Python's audit events tell every file that it opens for writing, renames or removes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from captioner import runs
+from captioner.checkpoints import checkpoint
+from captioner.cli import main
+from captioner.report.curves import read_log
+
+_CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link")
+
+
+class Moments:
+    """Counts the changes of files below a folder, and calls a function at one of them.
+
+    Args:
+        root: of the files.
+        at: the number of the moment, from 0; None: never.
+        happen: what happens right before this change, and before all later ones that need space;
+            called with the path.
+    """
+
+    def __init__(self, root: Path, at: int | None, happen: Callable[[str], object]) -> None:
+        self.root, self.at, self.happen = str(root), at, happen
+        self.names: list[str] = []
+        self._fsync = os.fsync
+
+    def watch(self) -> None:
+        """Watch this process until it ends: audit hooks cannot be removed."""
+        sys.addaudithook(self._audit)
+        os.fsync = self._sync  # type: ignore[assignment]  # it has no audit event
+
+    def _audit(self, event: str, values: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = values
+            if flags & (os.O_WRONLY | os.O_RDWR) and not flags & os.O_DIRECTORY:
+                self._moment("open", path)
+        elif event in _CHANGES and os.path.lexists(values[0]) is not (event == "os.mkdir"):
+            self._moment(event.removeprefix("os."), values[0])
+
+    def _sync(self, file: int) -> None:
+        self._moment("fsync", os.readlink(f"/proc/self/fd/{file}"))
+        self._fsync(file)
+
+    def _moment(self, name: str, path: object) -> None:
+        path = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
+        path = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
+        if not path.startswith(self.root):
+            return
+        number = len(self.names)
+        self.names.append(f"{name} {path.removeprefix(self.root).lstrip('/')}")
+        needs_space = name in ("open", "mkdir", "fsync")
+        if self.at is not None and (number == self.at or (number > self.at and needs_space)):
+            self.happen(path)
+
+
+def kill(_: str) -> None:
+    """End this process as the system does when memory is exhausted, or a battery is empty."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def full(path: str) -> None:
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+
+def start(
+    job: Callable[[], object],
+    log: Path,
+    root: Path | None = None,
+    at: int | None = None,
+    happen: Callable[[str], object] = kill,
+) -> int:
+    """Run a function in a forked child, and return its process id.
+
+    Args:
+        job: its result is the exit status; None: 0.
+        log: the file that gets the output of the child; beside it the names of its moments.
+        root: the folder whose moments are counted; None: none.
+        at: the moment at which something happens; None: never.
+        happen: what happens.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        return child
+    status, moments = 1, Moments(root or log, at, happen)
+    try:
+        with log.open("ab", buffering=0) as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+        if root is not None:
+            moments.watch()
+        status = int(job() or 0)  # type: ignore[call-overload]
+        log.with_suffix(".moments").write_text("\n".join(moments.names), encoding="utf-8")
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def finish(child: int) -> int:
+    """Wait for a child; its exit status, negative for the signal that has ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def command(
+    arguments: Sequence[str],
+    root: Path,
+    at: int | None,
+    log: Path,
+    happen: Callable[[str], object] = kill,
+) -> tuple[int, str]:
+    """Run a command line in a child, in which something happens at a moment.
+
+    Returns:
+        the exit status, and the names of all moments, if the child was not killed.
+    """
+    names = log.with_suffix(".moments")
+    names.unlink(missing_ok=True)
+    status = finish(start(lambda: main(arguments), log, root, at, happen))
+    return status, names.read_text(encoding="utf-8") if names.exists() else ""
+
+
+def final_state(run: Path) -> dict[str, Any]:
+    """What a finished training leaves, except times: all values, and the names of all files."""
+    files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file())
+    state: dict[str, Any] = {
+        "files": [name for name in files if not name.startswith(f"{runs.LOGS}/csv")],
+        "log": read_log(run),
+        "samples": (run / runs.SAMPLES).read_text(encoding="utf-8"),
+        "config": (run / runs.CONFIG).read_text(encoding="utf-8"),
+    }
+    for path in (run / runs.CHECKPOINTS).glob("*.ckpt"):
+        content = checkpoint.read(path).lightning
+        state[path.name] = {key: content[key] for key in content.keys() - {"loops"}}
+    return state
+
+
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """The places where two states differ in any bit."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        same = one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+        return [] if same else [place]
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted({*one, *other}, key=str)
+        parts = (differences(one.get(k), other.get(k), f"{place}/{k}") for k in keys)
+    elif isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        if len(one) != len(other):
+            return [f"{place}: {one!r:.300} and {other!r:.300}"]
+        parts = (differences(a, b, f"{place}/{i}") for i, (a, b) in enumerate(zip(one, other)))
+    else:
+        return [] if one == other else [f"{place}: {one!r:.200} and {other!r:.200}"]
+    return [line for part in parts for line in part]

@@ -1,0 +1,187 @@
+"""A training that is killed at any moment resumes to the bit, and leaves nothing behind.
+
+Of a short training, every moment at which a file is opened, synchronized, renamed or removed is
+found; the training is then killed at each of them, resumed, and compared with one that was not.
+"""
+
+import itertools
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.moments import command, differences, final_state, finish, start
+
+from captioner.cli import main
+from captioner.data.shapes import draw
+from captioner.runs import LAST, checkpoint_file
+
+pytestmark = pytest.mark.reliability("interrupted")
+
+OPTIONS = (
+    "encoder=test_resnet",
+    "encoder.pretrained=false",
+    "encoder.image_size=32",
+    "decoder.embedding_size=16",
+    "decoder.hidden_size=24",
+    "decoder.dropout=0.1",
+    "loader.batch_size=20",
+    "optimizer.lr=0.01",
+    "callbacks.ema=0.9",
+    "callbacks.keep=1",
+    "callbacks.samples=2",
+    "callbacks.save_every=2",
+    "callbacks.progress=false",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "logger.tensorboard=false",
+)
+"""Two epochs of six steps, with everything that a run folder may have."""
+
+
+class Training:
+    """A training with its cache and run below a folder; every time it starts from nothing.
+
+    Attributes:
+        root: the folder, with the run in ``run``.
+        log: what the processes print.
+        state: that of the run after an uninterrupted training.
+        moments: the names of the moments of that training.
+    """
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.root, self.run, self.log = folder / "work", folder / "work" / "run", folder / "log"
+        self.start = ["train", *OPTIONS, f"data.root={data}", f"run_dir={self.run}"]
+        self.clear()
+        assert main(self.start) == 0  # so that all modules are loaded before children are forked
+        status, names = self.killed_at(None)
+        assert status == 0, self.log.read_text()
+        self.state, self.moments = final_state(self.run), names.splitlines()
+
+    def clear(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
+        self.root.mkdir()
+        self.log.write_bytes(b"")
+        os.environ["CAPTIONER_CACHE"] = str(self.root / "cache")
+
+    def killed_at(self, moment: int | None) -> tuple[int, str]:
+        """Start and be killed at a moment; exit status, and the names of moments."""
+        self.clear()
+        return command(self.start, self.root, moment, self.log)
+
+    def next_command(self) -> list[str]:
+        """What the user types after an interruption: resume, or start again."""
+        if checkpoint_file(self.run, LAST).is_file():
+            return ["train", f"resume={self.run}"]
+        return self.start
+
+    def problems(self) -> list[str]:
+        """Complete an interrupted training; a line for each difference from the other one."""
+        status = finish(start(lambda: main(self.next_command()), self.log))
+        said = self.log.read_text(encoding="utf-8", errors="replace")
+        if status and "error: 2 epochs are done" not in said:
+            return [f"exit status {status}: {said[-600:]}"]
+        left = [str(path) for path in self.root.rglob(".*") if path.is_file()]
+        return left + differences(self.state, final_state(self.run))
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory) -> Iterator[Training]:
+    before = os.environ["CAPTIONER_CACHE"]
+    folder = tmp_path_factory.mktemp("moments")
+    data = draw(folder / "shapes", train=24, dev=8, test=6, size=48, progress=False).parent
+    yield Training(folder, data)
+    os.environ["CAPTIONER_CACHE"] = before
+
+
+PARTS = 10
+"""The moments are tested in parts, the first of which is fast enough for every run."""
+
+
+@pytest.mark.parametrize(
+    "part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))]
+)
+def test_a_training_killed_at_any_write_resumes_to_the_bit(
+    training, record_property, part: int
+) -> None:
+    assert len(training.moments) > 80
+    moments = range(len(training.moments))[part::PARTS]
+    bad = []
+    for moment in moments:
+        status, _ = training.killed_at(moment)
+        assert status == -signal.SIGKILL, training.log.read_text()
+        lines = training.problems()
+        bad += [f"{moment}, before {training.moments[moment]}: {line}" for line in lines[:4]]
+    record_property("cases", len(moments))
+    assert not bad, "\n".join(bad)
+
+
+@pytest.mark.slow
+def test_a_training_killed_at_random_times_resumes_to_the_bit(training, record_property) -> None:
+    """Fifty times kill -9 while it starts, trains or resumes, up to three times for a training."""
+    times, kills, bad = random.Random(7), 0, []
+    training.clear()
+    began = time.monotonic()
+    assert finish(start(lambda: main(training.start), training.log)) == 0
+    longest = time.monotonic() - began
+    while kills < 50:
+        training.clear()
+        for _ in range(times.randrange(1, 4)):
+            child = start(lambda: main(training.next_command()), training.log)
+            time.sleep(times.uniform(0, longest))
+            os.kill(child, signal.SIGKILL)
+            kills += finish(child) == -signal.SIGKILL
+        bad += training.problems()[:4]
+    record_property("cases", kills)
+    assert not bad, "\n".join(bad)
+
+
+def test_a_training_killed_before_its_first_step_is_started_again(training) -> None:
+    """There is nothing to resume; the message says what to do."""
+    first = next(n for n, name in enumerate(training.moments) if name.startswith("open cache/"))
+    training.killed_at(first)
+    assert training.run.is_dir()
+    assert finish(start(lambda: main(["train", f"resume={training.run}"]), training.log)) == 1
+    assert training.log.read_text().splitlines()[-1] == (
+        f"captioner: error: resume={training.run}: this run ended before its first step, so there "
+        "is nothing to resume; start it again with the command that started it and "
+        f"run_dir={training.run}"
+    )
+    assert training.problems() == []
+
+
+def test_half_a_line_of_the_samples_is_removed(training) -> None:
+    written = [n for n, name in enumerate(training.moments) if name == "open run/samples.jsonl"]
+    training.killed_at(written[1])
+    with (training.run / "samples.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "ima')
+    assert training.problems() == []
+
+
+def test_a_drawing_that_is_killed_is_drawn_again(tmp_path, record_property) -> None:
+    """The table is written last, so a dataset without all images is never read."""
+    counts = {"train": 3, "dev": 2, "test": 1, "size": 32, "progress": False}
+    expected = {path.name: path.read_bytes() for path in _files(draw(tmp_path / "a", **counts))}
+    folder = tmp_path / "work"
+    for moment in itertools.count():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        job: Callable[[], Any] = lambda: draw(folder / "data", **counts) and 0  # noqa: E731
+        status = finish(start(job, tmp_path / "log", folder, moment))
+        assert (folder / "data" / "captions.jsonl").exists() is (status == 0)
+        files = _files(draw(folder / "data", **counts))
+        assert {path.name: path.read_bytes() for path in files} == expected, moment
+        if status == 0:
+            break
+    record_property("cases", moment)
+    assert moment > 8
+
+
+def _files(table: Path) -> list[Path]:
+    return sorted(path for path in table.parent.rglob("*") if path.is_file())
