@@ -169,9 +169,9 @@ def test_if_a_process_is_killed_the_other_ends_with_one_line(
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
         text=True,
     )
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    samples = tmp_path / "run" / "samples.jsonl"  # of the first epoch
     until = time.monotonic() + 240
-    while not last.is_file() and first.poll() is None and time.monotonic() < until:
+    while not samples.is_file() and first.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
     os.kill(first.pid if to_first else int(children[0]), number)
