@@ -383,7 +383,9 @@ def restore_tokenizer(data: Mapping[str, Any]) -> Tokenizer:
         ValueError: an entry is missing, unknown, or of the wrong type.
     """
     if not isinstance(data, Mapping) or set(data) != {"name", "words"}:
-        entries = sorted(map(str, data)) if isinstance(data, Mapping) else type(data).__name__
+        entries = (
+            shortened(sorted(map(str, data))) if isinstance(data, Mapping) else type(data).__name__
+        )
         raise ValueError(f"a stored tokenizer has the entries name and words, not {entries}")
     name, words = data["name"], data["words"]
     if not isinstance(name, str) or not isinstance(words, (list, tuple)):

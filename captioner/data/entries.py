@@ -231,8 +231,8 @@ def parse_json(text: str, place: str, line: int = 1) -> Any:
         raise ValueError(f"{place}: JSON nested too deeply for a caption file") from None
     except _Repeated as error:
         raise ValueError(
-            f"{place}: the key {str(error)!r} is repeated in one object, where JSON keeps the "
-            "last one only; put its captions into one list"
+            f"{place}: the key {shortened(str(error))} is repeated in one object, where JSON keeps "
+            "the last one only; put its captions into one list"
         ) from None
 
 

@@ -47,6 +47,7 @@ from captioner.data.layout import (
 from captioner.data.record_builder import NO_TAB, UNLISTED, RecordBuilder
 from captioner.data.records import Dataset
 from captioner.files import walk
+from captioner.plain_data import shortened
 
 Captions = str | Sequence[str] | None
 
@@ -355,7 +356,7 @@ def require_split(name: str, place: str) -> str:
     """
     if (split := standard_split(name)) is None:
         raise ValueError(
-            f"{place}: split={name!r} is not known; write train, dev or test "
+            f"{place}: split={shortened(name)} is not known; write train, dev or test "
             "(restval, training, val, valid, validation and testing are accepted too)"
         )
     return split

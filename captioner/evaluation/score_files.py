@@ -29,7 +29,7 @@ from captioner.data.tables import table_rows
 from captioner.files import write_whole
 from captioner.metrics.scores import CONTEXT, Scores, score
 from captioner.metrics.signature import Signature, from_json, image_hash
-from captioner.plain_data import read_json
+from captioner.plain_data import read_json, shortened
 from captioner.runs import CAPTIONS, SCORES, STATISTICS
 
 # The id comes first, so that COCO's results match COCO's annotations.
@@ -164,7 +164,8 @@ def matched(
             raise ValueError(f"{row.place}: no caption; write rows such as {_SHAPE}")
         if row.image in rows:
             raise ValueError(
-                f"{row.place}: image {row.image!r} has a caption already; give one per image"
+                f"{row.place}: image {shortened(row.image)} has a caption already; "
+                "give one per image"
             )
         rows[row.image] = row
     if references is None:
@@ -266,7 +267,7 @@ def _row(content: Entry, place: str) -> Row:
     texts = [*_list(content, "references", place), *several]
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"{place}: {text!r} is not a caption; captions are texts")
+            raise ValueError(f"{place}: {shortened(text)} is not a caption; captions are texts")
     texts = [remove_surrogates(text) for text in texts]
     return Row(
         place,
@@ -290,7 +291,7 @@ def _other_names(content: Entry, file: str) -> tuple[str, ...]:
 def _list(content: Mapping[str, Any], name: str, place: str) -> list[Any]:
     value = content.get(name) or []
     if not isinstance(value, list):
-        raise ValueError(f"{place}: {name!r} is {value!r}; give a list")
+        raise ValueError(f"{place}: {name!r} is {shortened(value)}; give a list")
     return value
 
 
@@ -302,11 +303,11 @@ def _as_references(row: Row) -> tuple[str, ...]:
 def _references_beside(row: Row) -> tuple[str, ...]:
     if not row.references:
         raise ValueError(
-            f"{row.place}: image {row.image!r} has no references; put them next to the caption, or "
-            "give a file of references: captioner score FILE REFERENCES"
+            f"{row.place}: image {shortened(row.image)} has no references; put them next to the "
+            "caption, or give a file of references: captioner score FILE REFERENCES"
         )
     return row.references
 
 
 def _count(images: Sequence[str], all_images: Iterable[str]) -> str:
-    return f"{len(images)} of {len(list(all_images))} images (first {images[0]!r})"
+    return f"{len(images)} of {len(list(all_images))} images (first {shortened(images[0])})"

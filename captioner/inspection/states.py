@@ -137,5 +137,7 @@ class StateTable:
             ValueError: it is not a table of states, or one of a newer format.
         """
         values, arrays = FILE.read(path)
-        reads = tuple(map(tuple, values["reads"]))
-        return cls(tuple(values["images"]), reads, arrays, values["model"], values["data"])
+        with FILE.damages(path):
+            reads = tuple(map(tuple, values["reads"]))
+            model, data = dict(values["model"]), dict(values["data"])
+            return cls(tuple(values["images"]), reads, arrays, model, data)

@@ -6,7 +6,8 @@ Reading one needs neither a model nor torch, and executes nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class ArrayFile:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: it is of another kind, or of a newer format.
+            ValueError: it is of another kind, damaged, or of a newer format.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -83,3 +84,11 @@ class ArrayFile:
         written_by, found = metadata.get(VERSION), values.pop("format", None)
         require_format(path, self.name, found=found, written_by=written_by, reads=self.format)
         return values, arrays
+
+    @contextmanager
+    def damages(self, path: str | Path) -> Iterator[None]:
+        """Raise ValueError for errors of building an object from the values of a file."""
+        try:
+            yield
+        except (TypeError, LookupError, AttributeError, ValueError):
+            raise ValueError(f"{path} is not {self.name}: its header is damaged") from None

@@ -139,7 +139,10 @@ class Trace:
             ValueError: it is not a trace, or one of a newer format.
         """
         values, arrays = FILE.read(path)
-        return _from_plain(values, arrays, "")
+        with FILE.damages(path):
+            trace = _from_plain(values, arrays, "")
+            trace.as_dict()
+            return trace
 
     def frame(self, sites: Sequence[str] | None = None) -> pandas.DataFrame:
         """Return a pandas table with one row per value.
