@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from captioner.config.values import near_miss
 from captioner.files import near_file
-from captioner.plain_data import NUMPY_DAMAGES, read_json
+from captioner.plain_data import NUMPY_DAMAGES, read_json, require_format
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).parents[1] / "bundled"
 WEIGHTS, MODEL, CARD, TRAINING = "model.safetensors", "model.json", "card.md", "training.npy"
+FORMAT = 1
+"""Of the ``captioner`` block, in a bundle and in a checkpoint."""
 DEFAULT = "flickr8k"
 """The model that is used if none is named."""
 LARGEST = 15_500_000
@@ -98,7 +100,7 @@ def read_model(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: it does not exist.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or of a newer format.
     """
     path = folder / MODEL
     if not path.is_file():
@@ -107,12 +109,19 @@ def read_model(folder: Path) -> dict[str, Any]:
     content = read_json(path, fault=fault)
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError(f"{path}: {fault}")
+    require_block_format(path, content)
     if content.get("checksum") not in (None, checksum(content)):
         raise ValueError(
             f"{path}: damaged, or edited (its checksum is wrong); export or install it again, or "
             'remove the line "checksum"'
         )
     return content
+
+
+def require_block_format(path: Path, block: Mapping[str, Any]) -> None:
+    """Raise ValueError for a ``captioner`` block of a newer format."""
+    found, written_by = block["format"], block.get("version")
+    require_format(path, "checkpoint", found=found, written_by=written_by, reads=FORMAT)
 
 
 def checksum(model: Mapping[str, Any]) -> str:

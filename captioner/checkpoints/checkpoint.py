@@ -37,12 +37,11 @@ from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, Undrawn, build_model
 from captioner.models.precision import stored
 from captioner.old_names import modernized
-from captioner.plain_data import require_config, require_format
+from captioner.plain_data import require_config
 from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 from captioner.transforms import Transform
 
-FORMAT = 1
 PREFIX = "model."
 GROUPS = (
     *("data", "loader", "encoder", "decoder", "decoding"),
@@ -154,7 +153,7 @@ def block(
     """Make the ``captioner`` block of a checkpoint: plain data and at most two tensors."""
     hashes = {"training": training, "own": own if config.get("resume_weights") else None}
     return {
-        "format": FORMAT,
+        "format": bundle.FORMAT,
         "version": __version__,
         "config": config,
         "tokenizer": tokenizer.as_dict(),
@@ -212,7 +211,6 @@ def read(path: str | Path) -> Checkpoint:
     path = find(path)
     if path.name == bundle.MODEL:
         model = bundle.read_model(path.parent)
-        _require_format(path, model)
         weights = bundle.read_weights(path.parent, model)
         require_weights(path.with_name(bundle.WEIGHTS), weights)
         training = bundle.read_training(path.parent, model)
@@ -253,7 +251,7 @@ def require_block(path: Path, captioner: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it is of a newer format, the configuration is not plain data or incomplete, or
             a score is not a number.
     """
-    _require_format(path, captioner)
+    bundle.require_block_format(path, captioner)
     config = modernized(require_config(captioner.get("config"), path))
     if not all(isinstance(config.get(g), dict) for g in GROUPS):
         raise ValueError(f"{path}: damaged captioner checkpoint (its configuration is incomplete)")
@@ -282,17 +280,6 @@ def _block(path: Path, content: Any) -> dict[str, Any]:
             fault = f"{name} of its training is {repr(value)[:60]}"
             raise ValueError(f"{path}: damaged captioner checkpoint ({fault})")
     return captioner
-
-
-def _require_format(path: Path, captioner: Mapping[str, Any]) -> None:
-    """Raise ValueError for a captioner block of a newer version."""
-    require_format(
-        path,
-        "checkpoint",
-        found=captioner["format"],
-        written_by=captioner.get("version"),
-        reads=FORMAT,
-    )
 
 
 def _parse_block(

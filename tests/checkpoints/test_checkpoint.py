@@ -13,7 +13,7 @@ import torch
 from torch.serialization import get_crc32_options, set_crc32_options
 
 import captioner
-from captioner.checkpoints import checkpoint
+from captioner.checkpoints import bundle, checkpoint
 from captioner.runs import LAST
 from captioner.training.module import LitCaptioner
 from captioner.training.saving import WholeFiles
@@ -47,7 +47,7 @@ def test_a_copied_checkpoint_is_sufficient(run, scenes, tmp_path, monkeypatch) -
 def test_a_checkpoint_contains_plain_data_and_its_scores(run) -> None:
     content = torch.load(checkpoint.find(run), weights_only=True)
     block = content["captioner"]
-    assert block["format"] == checkpoint.FORMAT
+    assert block["format"] == bundle.FORMAT
     assert block["version"] == captioner.__version__
     assert type(block["config"]) is dict
     assert block["config"]["decoder"]["hidden_size"] == 64
