@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.moments import command, differences, final_state, finish, start
+from support.moments import command, differences, final_state, finish, full, kill, start
 
 from captioner.cli import main
 from captioner.data.shapes import draw
@@ -164,7 +164,8 @@ def test_half_a_line_of_the_samples_is_removed(training) -> None:
     assert training.problems() == []
 
 
-def test_a_drawing_that_is_killed_is_drawn_again(tmp_path, record_property) -> None:
+@pytest.mark.parametrize("happen", [kill, full])
+def test_a_drawing_that_is_killed_is_drawn_again(tmp_path, record_property, happen) -> None:
     """The table is written last, so a dataset without all images is never read."""
     counts = {"train": 3, "dev": 2, "test": 1, "size": 32, "progress": False}
     expected = {path.name: path.read_bytes() for path in _files(draw(tmp_path / "a", **counts))}
@@ -173,7 +174,7 @@ def test_a_drawing_that_is_killed_is_drawn_again(tmp_path, record_property) -> N
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         job: Callable[[], Any] = lambda: draw(folder / "data", **counts) and 0  # noqa: E731
-        status = finish(start(job, tmp_path / "log", folder, moment))
+        status = finish(start(job, tmp_path / "log", folder, moment, happen))
         assert (folder / "data" / "captions.jsonl").exists() is (status == 0)
         files = _files(draw(folder / "data", **counts))
         assert {path.name: path.read_bytes() for path in files} == expected, moment
