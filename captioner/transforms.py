@@ -27,6 +27,7 @@ from torch import Tensor
 
 from captioner.images import open_image
 from captioner.limits import IMAGE_SIDE
+from captioner.plain_data import shortened
 
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -68,24 +69,27 @@ class Transform:
     def __post_init__(self) -> None:
         if type(self.size) is not int or not 1 <= self.size <= IMAGE_SIDE:
             raise ValueError(
-                f"transform size={self.size!r} is not accepted; give 1 to {IMAGE_SIDE} pixels, "
-                "say 224"
+                f"transform size={shortened(self.size)} is not accepted; "
+                f"give 1 to {IMAGE_SIDE} pixels, say 224"
             )
         if not 0 < self.crop <= 1 or self.shorter > 2 * IMAGE_SIDE:
             raise ValueError(
-                f"transform crop={self.crop} is not in (0, 1], or very small; 0.875 is usual"
+                f"transform crop={shortened(self.crop)} is not in (0, 1], or very small; "
+                "0.875 is usual"
             )
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(
-                f"transform interpolation={self.interpolation!r} is not known; "
+                f"transform interpolation={shortened(self.interpolation)} is not known; "
                 f"choose {' or '.join(INTERPOLATIONS)}"
             )
         if len(self.mean) != 3 or len(self.std) != 3 or not min(self.std) > 0:
             raise ValueError(
-                f"transform mean={self.mean}, std={self.std}: give three values each, std above 0"
+                f"transform mean={shortened(self.mean)}, std={shortened(self.std)}: "
+                "give three values each, std above 0"
             )
         if not all(math.isfinite(value) for value in (*self.mean, *self.std)):
-            raise ValueError(f"transform mean={self.mean}, std={self.std}: give finite values")
+            mean, std = shortened(self.mean), shortened(self.std)
+            raise ValueError(f"transform mean={mean}, std={std}: give finite values")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Transform one image.
