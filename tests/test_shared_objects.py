@@ -1,8 +1,10 @@
 """A Captioner that threads use first at once, copied, forked, interrupted; the caller's settings.
 
 ``tests/checkpoints/test_sharing.py`` and ``tests/test_api.py`` have more of one that is in use.
+captioner is imported first: a new process that imports this module needs its guard of torchvision.
 """
 
+import captioner  # noqa: I001
 import copy
 import gzip
 import multiprocessing
@@ -26,7 +28,6 @@ import pytorch_lightning
 import torch
 from PIL import Image, ImageFile
 
-import captioner
 from captioner.config import compose, make
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.read import read_records
