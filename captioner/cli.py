@@ -14,12 +14,14 @@ import signal
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from captioner import __version__
 from captioner.process import (
+    interruption_of,
     logs_on_stderr,
     print_any_name,
 )
@@ -71,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
+        interruption = interruption_of(error)
+        if interruption is not None:
+            return fail(str(interruption) or "interrupted", 130)
         return fail(explain(error))
 
 
@@ -79,7 +84,8 @@ def _interruptible(*, exits: bool) -> Iterator[None]:
     """Ctrl-C, and SIGTERM, which schedulers and ``kill`` send, raise KeyboardInterrupt once.
 
     While the command then ends, a second signal is ignored: it would interrupt the cleaning up. A
-    third one ends the process at once.
+    third one ends the process at once. If a library catches the exception and goes on, it is raised
+    again.
 
     Args:
         exits: the process exits after the block, so that Ctrl-C stays ignored.
@@ -88,22 +94,39 @@ def _interruptible(*, exits: bool) -> Iterator[None]:
         yield
         return
     received: list[int] = []
+    raised: list[weakref.ref[_Interruption]] = []
 
     def end(number: int, _: object) -> None:
         received.append(number)
-        if len(received) == 1:
-            raise KeyboardInterrupt(*["terminated (SIGTERM)"] * (number == signal.SIGTERM))
         if len(received) > 2:
             os._exit(130)
+        if len(received) == 1:
+            error = _Interruption(*["terminated (SIGTERM)"] * (number == signal.SIGTERM))
+            raised[:] = [weakref.ref(error, caught)]
+            try:
+                raise error
+            finally:
+                del error  # it has this frame in its traceback
+
+    def caught(_: object) -> None:  # nobody has the exception any more
+        number = received[0]
+        received.clear()
+        # Not here: an exception of this function would be lost as well.
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
+        raised.clear()  # the command has ended: the exception may go
         if received and exits:
             before[signal.SIGINT] = signal.SIG_IGN
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Interruption(KeyboardInterrupt):
+    """As KeyboardInterrupt, and can be referred to weakly."""
 
 
 @contextmanager

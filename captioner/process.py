@@ -94,6 +94,18 @@ class ForkedLock:
         self._lock.release()
 
 
+def interruption_of(error: BaseException) -> KeyboardInterrupt | None:
+    """The Ctrl-C from which an error comes; None if it comes from none.
+
+    A library that is interrupted may raise another error: torch.save that it cannot close a file,
+    Lightning SystemExit.
+    """
+    context: BaseException | None = error
+    while context is not None and not isinstance(context, KeyboardInterrupt):
+        context = context.__cause__ or context.__context__
+    return context
+
+
 def processor() -> str:
     """The name of the processor; the machine's architecture if the system does not tell."""
     try:

@@ -418,11 +418,11 @@ def write(content: dict[str, Any], path: str | Path) -> None:
 
 
 def _save(content: dict[str, Any], file: IO[bytes]) -> None:
-    """torch.save; on a full disk or Ctrl-C it raises that, not the error of closing the archive."""
+    """torch.save; on a full disk it raises that, not the error of closing the archive."""
     try:
         torch.save(content, file)
     except RuntimeError as error:
-        if isinstance(error.__context__, OSError | KeyboardInterrupt):
+        if isinstance(error.__context__, OSError):
             raise error.__context__ from None
         raise
 

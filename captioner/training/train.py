@@ -40,6 +40,7 @@ from captioner.models.precision import (
     resolve_trainer,
     warn_if_emulated,
 )
+from captioner.process import interruption_of
 from captioner.runs import CONFIG, LAST, Claim, checkpoint_file, claimed
 from captioner.tokenizers import Tokenizer
 from captioner.training import ranks
@@ -162,8 +163,11 @@ def _claimed(
         config = {**config, "run_dir": str(claim.folder), "seed": seed}
         try:
             return _train(config, claim, start, launch, report)
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(_interruption(claim, error)) from None
+        except BaseException as error:
+            interruption = interruption_of(error)
+            if interruption is None:
+                raise
+            raise KeyboardInterrupt(_interruption(claim, interruption)) from None
 
 
 def _train(
@@ -296,7 +300,7 @@ def _fit(
     """Train with Lightning.
 
     Raises:
-        KeyboardInterrupt: the training was interrupted, which Lightning turns into SystemExit.
+        SystemExit: the training was interrupted: Lightning raises it.
         ValueError: a worker process has died while it read an image.
     """
     resumed = start.checkpoint if start.resumes else None
@@ -304,11 +308,6 @@ def _fit(
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, data, ckpt_path=path, weights_only=True)
-    except SystemExit as leaving:
-        interruption = leaving.__context__
-        if not isinstance(interruption, KeyboardInterrupt):
-            raise
-        raise KeyboardInterrupt(*interruption.args) from None
     except RuntimeError as error:
         raise data.explained(error) from error.__cause__
     finally:  # after an interruption, Lightning leaves Ctrl-C ignored

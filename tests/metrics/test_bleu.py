@@ -178,6 +178,8 @@ def test_the_signature_says_how_scores_were_computed() -> None:
     content = scores.as_dict()
     fields = content.pop("fields")
     assert content == {
+        "format": 1,
+        "version": captioner.__version__,
         "scores": scores.values,
         "signatures": texts,
         "signature": str(scores.signature),

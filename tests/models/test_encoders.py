@@ -457,8 +457,12 @@ def test_an_earlier_stage_gives_finer_and_less_abstract_maps() -> None:
     assert encoder.transform.crop == 1.0
 
 
-def test_out_of_memory_is_not_reported_as_a_wrong_image_size() -> None:
+def test_out_of_memory_is_not_reported_as_a_wrong_image_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Of 256 TiB; torch gives up at once."""
+    for module in ("models.encoders.encoder", "transforms"):
+        monkeypatch.setattr(f"captioner.{module}.IMAGE_SIDE", 2**23)
     with pytest.raises(RuntimeError, match="allocate memory|out of memory") as error:
         small("timm", "test_resnet", image_size=2**22)
     assert not isinstance(error.value, ValueError)

@@ -109,7 +109,8 @@ def test_everything_that_is_moved_can_be_pinned(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_loss_is_read_when_logs_are_written() -> None:
     trainer = SimpleNamespace(log_every_n_steps=3)
-    module: Any = SimpleNamespace(global_step=0, trainer=trainer, _sum=0.0)
+    config = {"training": {"skip_bad_steps": 0}}
+    module: Any = SimpleNamespace(global_step=0, trainer=trainer, config=config, _sum=0.0)
     for step in range(2):
         module.global_step = step
         LitCaptioner._require_finite(module, torch.zeros((), device=META))

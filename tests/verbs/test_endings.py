@@ -188,7 +188,7 @@ def test_without_validation_the_last_checkpoint_is_used(
         ("decoder.layers=1000000000", "decoder.layers=1000000000 is not accepted; choose 1000"),
         ("decoder.layers=-1", "decoder.layers=-1 is not accepted; choose 1 or more"),
         ("decoder.dropout=2", "decoder.dropout=2 is not accepted"),
-        ("decoder.hidden_size=100000000000", "out of memory"),
+        ("decoder.hidden_size=100000000000", "decoder.regions=1, decoder.embedding_size=16"),
         ("run_dir=", "run_dir='' is not accepted"),
         ("run_dir=null", "run_dir=None is not accepted"),
     ],

@@ -103,6 +103,40 @@ def test_a_third_signal_ends_a_command_that_does_not_end(monkeypatch, tmp_path) 
     assert (tmp_path / "log").read_text() == ""
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_not_lost_if_a_library_catches_it(monkeypatch, tmp_path, number) -> None:
+    started = tmp_path / "started"
+
+    def run(_: object) -> int:
+        try:
+            started.touch()
+            signal.pause()
+        except BaseException:
+            pass
+        time.sleep(60)
+        return 0
+
+    monkeypatch.setattr("captioner.verbs.models.run", run)
+    child = start(lambda: cli.main(["models"]), tmp_path / "log")
+    wait_for(started, child)
+    os.kill(child, number)
+    assert finish(child) == 130
+    reason = "interrupted" if number == signal.SIGINT else "terminated (SIGTERM)"
+    assert (tmp_path / "log").read_text() == f"captioner: error: {reason}\n"
+
+
+def test_an_error_that_a_signal_causes_is_told_as_an_interruption(monkeypatch, capsys) -> None:
+    def run(_: object) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("unexpected pos 64 vs 0")  # noqa: B904
+
+    monkeypatch.setattr("captioner.verbs.models.run", run)
+    assert cli.main(["models"]) == 130
+    assert capsys.readouterr().err == "captioner: error: interrupted\n"
+
+
 def test_a_training_in_a_program_leaves_its_handlers(tiny, tmp_path, monkeypatch) -> None:
     """Lightning ignores Ctrl-C from the first one on; then no later one could end the program."""
     from captioner.config import compose
