@@ -51,8 +51,9 @@ class Caption:
         text: the caption.
         words: its tokens, as strings.
         log_probs: log probability of each token, and of <end> if it was reached.
-        score: the value by which it was ranked: the sum of log_probs divided by a power of their
-            number, or, with consensus, the mean similarity to the other captions.
+        score: the value by which a beam ranked it: the sum of log_probs divided by a power of their
+            number; the sum if it is greedy or sampled; with consensus, the mean similarity to the
+            other captions.
         finished: whether <end> was reached within max_length.
         missing: the required_words that it does not contain.
         broken: options that could not be satisfied because they left no possible token.

@@ -85,9 +85,8 @@ PARTS = 10
 """The writes are tested in parts, the first of which is fast enough for every run."""
 
 
-@pytest.mark.parametrize(
-    "part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
 def test_a_training_on_a_full_disk_loses_nothing(place, record_property, part: int) -> None:
     """At each of its writes; with space again it completes to the bit."""
     expected, bad, saved = final_state(place.run), [], place.root / "whole"

@@ -73,7 +73,7 @@ def test_outside(): pass
 """
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.slow)])
 def test_cases_are_counted_with_any_number_of_workers(workers: str, tmp_path: Path) -> None:
     (tmp_path / "test_example.py").write_text(EXAMPLE)
     page = tmp_path / "page.md"

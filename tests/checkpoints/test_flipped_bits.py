@@ -104,6 +104,7 @@ def test_of_a_checkpoint(places, tmp_path, record_property) -> None:
     assert wrong(path, places, lambda: content(checkpoint.read(path))) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("places", ANYWHERE)
 def test_of_the_last_checkpoint_from_which_a_run_resumes(
     places, run, tmp_path, record_property

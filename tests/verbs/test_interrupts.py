@@ -39,7 +39,9 @@ def errors(log: Path) -> list[str]:
 @pytest.mark.parametrize(
     "signals", [[signal.SIGINT] * 2, [signal.SIGINT, signal.SIGTERM], [signal.SIGTERM] * 2]
 )
-@pytest.mark.parametrize("pause", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize(
+    "pause", [0.02, *(pytest.param(pause, marks=pytest.mark.slow) for pause in (0.0, 0.1))]
+)
 def test_a_second_signal_prints_nothing_more(tiny, tmp_path, signals, pause: float) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = ["train", *tiny, *ENDLESS, f"run_dir={run}"]
@@ -58,6 +60,7 @@ def test_a_second_signal_prints_nothing_more(tiny, tmp_path, signals, pause: flo
     assert not list(run.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_the_process_of_the_program_exits_without_a_word(tiny, tmp_path) -> None:
     """The second signal comes while Python ends."""
     run = tmp_path / "run"
