@@ -154,7 +154,7 @@ def test_two_processes_resume_exactly(two_processes) -> None:
     ("number", "to_first", "status", "message"),
     [
         (signal.SIGKILL, False, 1, ("rank 1", "SIGKILL")),
-        (signal.SIGTERM, True, 130, ("terminated (SIGTERM)",)),
+        pytest.param(signal.SIGTERM, True, 130, ("terminated (SIGTERM)",), marks=pytest.mark.slow),
     ],
 )
 def test_if_a_process_is_killed_the_other_ends_with_one_line(
@@ -196,6 +196,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.reliability("processes")
 def test_torchrun_and_a_script_train_as_one_process_does(tiny, tmp_path) -> None:
     options = [*tiny, "trainer.max_epochs=1", "decoder.dropout=0", "trainer.precision=32-true"]

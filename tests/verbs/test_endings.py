@@ -97,7 +97,9 @@ def test_an_image_removed_during_training_is_named(
 
 
 @pytest.mark.reliability("limits")
-@pytest.mark.parametrize("image", ["train_00007.png", "dev_00005.png"])
+@pytest.mark.parametrize(
+    "image", ["train_00007.png", pytest.param("dev_00005.png", marks=pytest.mark.slow)]
+)
 def test_a_dead_worker_names_the_image_that_it_was_reading(
     tiny, tmp_path, monkeypatch, capsys, image: str
 ) -> None:
