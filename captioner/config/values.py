@@ -37,8 +37,10 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
         choices: the known names; the error suggests the nearest one.
     """
     names = [str(choice) for choice in choices]
+    text = repr(value)
+    shown = text if len(text) <= 80 else f"{text[:80]}..."
     return ValueError(
-        f"{what}={value!r} is not known; choose {', '.join(names)}{near_miss(str(value), names)}"
+        f"{what}={shown} is not known; choose {', '.join(names)}{near_miss(str(value), names)}"
     )
 
 

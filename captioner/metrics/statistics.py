@@ -77,7 +77,7 @@ class Statistics:
             raise ValueError(
                 f"{path}: not the statistics of a score, or damaged; run captioner evaluate again"
             ) from None
-        if not rows or any(array.shape[:1] != (len(images),) for array in rows.values()):
+        if not rows or any(numpy.shape(array)[:1] != (len(images),) for array in rows.values()):
             raise ValueError(f"{path}: damaged statistics; run captioner evaluate again")
         return cls(images, rows)
 

@@ -132,7 +132,8 @@ class Set(Edit):
         super().__post_init__()
         values = _finite(self.value, self.site)
         if self.site.endswith("gate") and not all(0 <= value <= 1 for value in values):
-            raise ValueError(f"{self.site}={self.value} is not accepted; a gate is between 0 and 1")
+            wrong = next(value for value in values if not 0 <= value <= 1)
+            raise ValueError(f"{self.site}={wrong} is not accepted; a gate is between 0 and 1")
 
     def become(self, value: Tensor, other: Tensor | None) -> Tensor:
         return value.new_tensor(self.value).expand_as(value)
