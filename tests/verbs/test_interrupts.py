@@ -66,18 +66,21 @@ def test_the_process_of_the_program_exits_without_a_word(tiny, tmp_path) -> None
     run = tmp_path / "run"
     command = [sys.executable, "-m", "captioner", "train", *tiny, *ENDLESS, f"run_dir={run}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    wait_for(run / "samples.jsonl", process.pid)
-    process.send_signal(signal.SIGINT)
-    assert process.stderr is not None
-    line = process.stderr.readline().decode()
-    while not line.startswith("captioner: error: interrupted; `captioner train resume="):
-        line = process.stderr.readline().decode()
-        assert line
-    for _ in range(20):
+    try:
+        wait_for(run / "samples.jsonl", process.pid)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.02)
-    assert process.wait() == 130
-    assert process.stderr.read() == b""
+        assert process.stderr is not None
+        line = process.stderr.readline().decode()
+        while not line.startswith("captioner: error: interrupted; `captioner train resume="):
+            line = process.stderr.readline().decode()
+            assert line
+        for _ in range(20):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        assert process.wait() == 130
+        assert process.stderr.read() == b""
+    finally:
+        process.kill()  # the training is endless
 
 
 def test_a_third_signal_ends_a_command_that_does_not_end(monkeypatch, tmp_path) -> None:
