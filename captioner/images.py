@@ -102,6 +102,15 @@ def open_image(source: Picture, *, shorter: int | None = None) -> Image.Image:
         raise ValueError(f"{name}: cannot be read ({error})") from None
 
 
+def find_fault(path: str) -> str:
+    """Why an image file cannot be read; "" if it can. A large JPEG is decoded at a reduced size."""
+    try:
+        open_image(path, shorter=1)
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
+
+
 def read_content(source: Any) -> Any:
     """Return the content of an open file; anything else unchanged.
 

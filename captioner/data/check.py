@@ -105,13 +105,11 @@ def _collect_places(dataset: Dataset, *warnings: str) -> tuple[str, ...]:
 
 def _inspect(path: str) -> tuple[bytes, str]:
     """Return the digest of an image file, and the reason why it cannot be read or ""."""
-    from captioner.images import open_image
+    from captioner.images import find_fault
 
-    try:
-        open_image(path)
-        return hashlib.sha1(Path(path).read_bytes(), usedforsecurity=False).digest(), ""
-    except (OSError, ValueError) as error:
-        return b"", str(error)
+    fault = find_fault(path)
+    content = b"" if fault else Path(path).read_bytes()
+    return hashlib.sha1(content, usedforsecurity=False).digest(), fault
 
 
 def _name_images(groups: Iterable[Sequence[Record]]) -> tuple[tuple[str, ...], ...]:

@@ -85,7 +85,7 @@ def captions_of(entry: Entry, place: str) -> list[str]:
         if isinstance(value, dict):
             value = next((value[key] for key in ("raw", "caption", "text") if key in value), value)
         if not isinstance(value, str) and value is not None:
-            raise ValueError(f"{place}: captions must be texts, got {str(value)[:60]}")
+            raise ValueError(f"{place}: captions must be texts, got {shortened(value)}")
         texts.append(value or "")
     return texts
 
@@ -177,7 +177,7 @@ def _coco_id(entry: Entry, key: str, place: str) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise ValueError(f"{place}: {key!r} must be a number or a text, got {str(value)[:60]}")
+        raise ValueError(f"{place}: {key!r} must be a number or a text, got {shortened(value)}")
     return str(value)
 
 
@@ -203,7 +203,7 @@ def text_of(entry: Entry, key: str, place: str) -> str:
     """
     value = entry.get(key)
     if not isinstance(value, str):
-        raise ValueError(f"{place}: {key!r} must be a text, got {str(value)[:60]}")
+        raise ValueError(f"{place}: {key!r} must be a text, got {shortened(value)}")
     return value
 
 
@@ -283,5 +283,5 @@ def _is_object_list(value: Any) -> bool:
 
 def _require_object(entry: Any, place: str) -> tuple[str, Entry]:
     if not isinstance(entry, dict):
-        raise ValueError(f"{place}: expected an object like {_SHAPE}, got {str(entry)[:60]}")
+        raise ValueError(f"{place}: expected an object like {_SHAPE}, got {shortened(entry)}")
     return place, entry

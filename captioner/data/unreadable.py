@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from captioner.data.records import Dataset
-from captioner.images import open_image
+from captioner.images import find_fault
 from captioner.progress import progress_bar
 
 UNREADABLE = "unreadable image, skipped"
@@ -25,7 +25,7 @@ def without_unreadable(dataset: Dataset) -> Dataset:
     faults = []
     # Decoding releases the GIL, so threads share the work.
     with bar as advance, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for fault in pool.map(_fault, paths):
+        for fault in pool.map(find_fault, paths):
             faults.append(fault)
             advance(1)
     bad = [f"{r.image_id}: {fault}" for r, fault in zip(dataset.records, faults) if fault]
@@ -39,12 +39,3 @@ def without_unreadable(dataset: Dataset) -> Dataset:
         warnings={**dataset.warnings, UNREADABLE: len(bad)},
         places={**dataset.places, UNREADABLE: tuple(bad)},
     )
-
-
-def _fault(path: str) -> str:
-    """Why an image cannot be read; "" if it can. A large JPEG is decoded at a reduced size."""
-    try:
-        open_image(path, shorter=1)
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""
