@@ -276,6 +276,13 @@ def test_an_unknown_verb_or_flag_is_a_usage_error(capsys) -> None:
         ("train --max-epochs 3", "train: --max-epochs is not a flag; write trainer.max_epochs=3; "),
         ("train --max_epochs=4", "train: --max_epochs is not a flag; write trainer.max_epochs=4; "),
         ("train --seed", "train: --seed is not a flag; write seed=...; see captioner train --help"),
+        ("train --experiment demo", "--experiment is not a flag; write experiment=demo; see"),
+        (
+            "train --decoder=up_down",
+            "--decoder is not a flag; write decoder=up_down; see",
+        ),
+        ("train --data-root photos", "--data-root is not a flag; write data.root=photos; see"),
+        ("train --data.root photos", "--data.root is not a flag; write data.root=photos; see"),
         ("train --multirum", "train: --multirum is not an option (did you mean --multirun?); see"),
     ],
 )

@@ -70,21 +70,23 @@ def _hydra_options(argv: Sequence[str]) -> argparse.Namespace:
     from hydra._internal.utils import get_args_parser
 
     parser = get_args_parser()
+    parser.allow_abbrev = False  # --experiment would be --experimental-rerun
     flags = [flag for action in parser._actions for flag in action.option_strings]
     parser.error = lambda message: _usage_error(message, argv, flags)  # type: ignore[method-assign]
     return parser.parse_intermixed_args(argv)
 
 
 def _usage_error(message: str, argv: Sequence[str], flags: Sequence[str]) -> NoReturn:
-    """End with a usage error; a flag that is the name of an option is an override here."""
-    from captioner.config import compose_all
+    """End with a usage error; a flag that is the name of an option or group is an override here."""
+    from captioner.config import compose_all, groups
     from captioner.config.keys import leaves
 
-    unknown = re.match(r"unrecognized arguments: --([\w-]+)", message)
+    unknown = re.match(r"unrecognized arguments: --([\w.-]+)", message)
     if unknown:
         name, value = unknown[1].replace("-", "_"), _flag_value(f"--{unknown[1]}", argv)
-        known = leaves(compose_all(()))
-        keys = [key for key in known if key == name] or [k for k in known if k.endswith(f".{name}")]
+        known = dict.fromkeys([*leaves(compose_all(())), *groups()])
+        keys = [key for key in known if name in (key, key.replace(".", "_"))]
+        keys = keys or [key for key in known if key.endswith(f".{name}")]
         overrides = " or ".join(f"{key}={value}" for key in keys)
         message = f"--{unknown[1]} is not a flag; write {overrides}" if keys else message
     usage_error("captioner train", message, flags)
