@@ -191,7 +191,7 @@ def require_config(config: Any, place: str | Path) -> dict[str, Any]:
         pairs = container.items() if isinstance(container, dict) else enumerate(container)
         for key, value in pairs:
             if not isinstance(value, _CONTAINERS):
-                _require_scalar(value, str(key), place)
+                _require_scalar(value, shortened(key), place)
     return config
 
 
@@ -206,7 +206,7 @@ def _require_scalar(value: Any, key: str, place: str | Path) -> None:
         fault = f"is a whole number of {value.bit_length()} bits; at most 63 are accepted"
     else:
         return
-    raise ValueError(f"{place}: in its configuration {key[:60]} {fault}; {_SOURCE}")
+    raise ValueError(f"{place}: in its configuration {key} {fault}; {_SOURCE}")
 
 
 def containers(tree: Any, place: str | Path, *, most: int) -> Iterator[Any]:

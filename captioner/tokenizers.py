@@ -71,7 +71,7 @@ class Vocabulary:
         for index, word in enumerate(self.words):
             if not isinstance(word, str) or word.split() != [word]:
                 raise ValueError(
-                    f"token {index} of the vocabulary is {repr(word)[:80]}; tokens are "
+                    f"token {index} of the vocabulary is {shortened(word)}; tokens are "
                     "strings without spaces"
                 )
         ids = {word: index for index, word in enumerate(self.words)}

@@ -177,9 +177,8 @@ class Transform:
         """
         expected = set(cls.__dataclass_fields__)
         if set(values) != expected:
-            raise ValueError(
-                f"transform has the fields {str(sorted(values))[:200]}; expected {sorted(expected)}"
-            )
+            fields = shortened(sorted(values), 200)
+            raise ValueError(f"transform has the fields {fields}; expected {sorted(expected)}")
         mean, std = (tuple(float(v) for v in values[name]) for name in ("mean", "std"))
         return cls(**{**values, "mean": mean, "std": std})
 

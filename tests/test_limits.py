@@ -91,7 +91,7 @@ PHOTO = str(Path(__file__).parents[1] / "docs" / "demo.png")
         ({"decoder": {"hidden_size": 10**30}}, "whole number of 100 bits"),
         ({"decoder": {"name": ["x"]}}, "decoder.name"),
         ({"encoder": {"image_size": 10**6}}, "encoder.image_size=1000000 is not accepted"),
-        ({"encoder": {"network": "x" * 10**5}}, "network has 100,000 characters"),
+        ({"encoder": {"network": "x" * 10**5}}, "'network' has 100,000 characters"),
         ({"encoder": 7}, "its configuration is incomplete"),
         ({"decoding": {"max_length": 10**9}}, "max_length=1000000000"),
         ({"decoding": {"captions": 10**9}}, "captions=1000000000"),
@@ -106,7 +106,7 @@ PHOTO = str(Path(__file__).parents[1] / "docs" / "demo.png")
         ({"transform": {"crop": 1e-9}}, "transform crop=1e-09 is not in (0, 1], or very small"),
         ({"tokenizer": {"words": 7}}, "words, not str and int"),
         ({"tokenizer": {"words": ["<pad>", "<start>", "<end>", "<unk>", DEEP]}}, "weights and"),
-        ({"scores": {"dev_bleu4": "high"}}, "the score dev_bleu4 is 'high', not a number"),
+        ({"scores": {"dev_bleu4": "high"}}, "the score 'dev_bleu4' is 'high', not a number"),
         ({"scores": None}, "damaged captioner checkpoint"),
         ({"data": {"root": json.loads(DEEP)}}, "nested more than 32 levels deep"),
         ({"data": {"root": b"x"}}, "calls encode, which captioner never does"),
@@ -150,7 +150,7 @@ def test_strange_states_of_an_optimizer_are_refused(tmp_path, capsys, little_mem
     content = torch.load(HONEST, weights_only=True)
     content["optimizer_states"] = [{"state": {0: {"exp_avg": torch.zeros(1).expand(10**12)}}}]
     line = refused(capsys, "train", f"resume={written(tmp_path, content)}")
-    assert "exp_avg has 1,000,000,000,000 values" in line
+    assert "'exp_avg' has 1,000,000,000,000 values" in line
 
 
 @pytest.mark.parametrize(

@@ -249,10 +249,10 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         ("a: " + "x" * 2**16, "has more than 0.0625 MiB"),
         ("seed: " + "9" * 5000, "not valid YAML"),
         ("seed: 2026-99-99", "not valid YAML"),
-        ("seed: " + "9" * 400, "seed is a whole number of 1329 bits"),
-        ("seed: 2026-01-01", "seed is of the type date"),
+        ("seed: " + "9" * 400, "'seed' is a whole number of 1329 bits"),
+        ("seed: 2026-01-01", "'seed' is of the type date"),
         ("1: 2", "has a key that is of the type int"),
-        ('root: "\\e]0;title"', "root has a control character"),
+        ('root: "\\e]0;title"', "'root' has a control character"),
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
     ],
 )

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from captioner import limits
-from captioner.plain_data import containers
+from captioner.plain_data import containers, shortened
 from captioner.process import is_out_of_memory
 
 _AGAIN = "copy it again from where it came, or train again"
@@ -143,7 +143,7 @@ def _require_dense(path: Path, content: Any) -> None:
                 fault = "and others have more values than the file"
             else:
                 continue
-            raise _Damaged(f"{path}: {str(name)[:80]} {fault}; {_AGAIN}")
+            raise _Damaged(f"{path}: {shortened(name)} {fault}; {_AGAIN}")
 
 
 def require_weights(path: Path, weights: Any) -> dict[str, Tensor]:
@@ -161,11 +161,11 @@ def require_weights(path: Path, weights: Any) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             kind = type(tensor).__name__
-            raise ValueError(f"{path}: the weight {str(name)[:80]} is {kind}; {_AGAIN}")
+            raise ValueError(f"{path}: the weight {shortened(name)} is {kind}; {_AGAIN}")
         # The sum takes as long as reading them, but may overflow although all values are finite.
         if not math.isfinite(tensor.sum()) and not tensor.isfinite().all():
             raise ValueError(
-                f"{path}: {name[:80]} has values that are not finite; take another checkpoint of "
-                "the run, or train again"
+                f"{path}: {shortened(name)} has values that are not finite; "
+                "take another checkpoint of the run, or train again"
             )
     return weights

@@ -37,7 +37,7 @@ from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, Undrawn, build_model
 from captioner.models.precision import stored
 from captioner.old_names import modernized
-from captioner.plain_data import require_config
+from captioner.plain_data import require_config, shortened
 from captioner.runs import BEST, CHECKPOINTS
 from captioner.tokenizers import Tokenizer, restore_tokenizer
 from captioner.transforms import Transform
@@ -261,8 +261,8 @@ def require_block(path: Path, captioner: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in scores.items():
         if not isinstance(value, float) and not (type(value) is int and abs(value) < 2**63):
             raise ValueError(
-                f"{path}: damaged captioner checkpoint (the score {str(name)[:60]} is "
-                f"{str(value)[:60]!r}, not a number)"
+                f"{path}: damaged captioner checkpoint (the score {shortened(name)} is "
+                f"{shortened(value)}, not a number)"
             )
     scores = {str(name): float(value) for name, value in scores.items()}
     return {**captioner, "config": config, "scores": scores}
@@ -277,7 +277,7 @@ def _block(path: Path, content: Any) -> dict[str, Any]:
         value = content.get(name, kind())
         parts = value if isinstance(value, list) else getattr(value, "values", list)()
         if not isinstance(value, kind) or not all(isinstance(part, dict) for part in parts):
-            fault = f"{name} of its training is {repr(value)[:60]}"
+            fault = f"{name} of its training is {shortened(value)}"
             raise ValueError(f"{path}: damaged captioner checkpoint ({fault})")
     return captioner
 
@@ -308,7 +308,7 @@ def _parse_block(
             own=own_hashes(captioner),
         )
     except (LookupError, TypeError, AttributeError, RuntimeError) as error:
-        reason = repr(error)[:200]
+        reason = shortened(error, 200)
         raise ValueError(f"{path}: damaged captioner checkpoint ({reason})") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from captioner import parts
+from captioner.plain_data import shortened
 
 Config = dict[str, Any]
 """A composed configuration as plain data: dicts, lists, strings, numbers, booleans and None."""
@@ -37,10 +38,9 @@ def unknown(what: str, value: object, choices: Iterable[str]) -> ValueError:
         choices: the known names; the error suggests the nearest one.
     """
     names = [str(choice) for choice in choices]
-    text = repr(value)
-    shown = text if len(text) <= 80 else f"{text[:80]}..."
     return ValueError(
-        f"{what}={shown} is not known; choose {', '.join(names)}{near_miss(str(value), names)}"
+        f"{what}={shortened(value)} is not known; choose {', '.join(names)}"
+        f"{near_miss(str(value), names)}"
     )
 
 
