@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -45,6 +46,11 @@ OPTIONAL: Mapping[str, tuple[str, str]] = {
 """Module -> what it gives, and what pip installs."""
 DRAWN = ("shapes", "worlds")
 """Layouts of datasets that reading would draw if they did not exist."""
+_ACCEPTED = "a run folder, a checkpoint, a bundled model or the folder of a dataset"
+_LAYOUTS = (
+    "docs/your-photographs.md: how to write captions for photographs; datasets/README.md: all "
+    "layouts"
+)
 _SPACE = 5e9
 """Free bytes below which a folder is noted: the cached grids of Flickr8k take 4 GB per view."""
 
@@ -87,14 +93,21 @@ def examine(place: str) -> Iterator[Finding]:
 
     Raises:
         FileNotFoundError: it is none of them.
+        ValueError: it is an image.
     """
     from captioner.checkpoints import bundle
+    from captioner.data.layout import IMAGE_SUFFIXES
 
     if not place:
         raise FileNotFoundError("'' is an empty path; name a run, a model or a dataset")
     path = Path(place)
     if path.is_dir() and ((path / CONFIG).is_file() or find_checkpoint(path) is not None):
         return _run(path)
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        raise ValueError(
+            f"{place} is an image; doctor examines {_ACCEPTED}: to caption it: "
+            f"captioner caption {shlex.quote(place)}"
+        )
     if path.is_file() or bundle.find(place) is not None or (path / bundle.MODEL).is_file():
         return _model(place)
     if path.is_dir():
@@ -298,13 +311,14 @@ def _data(folder: Path) -> Iterator[Finding]:
         yield Finding("layout", OK, f"data.format={name}: {sizes} images")
         report = check(dataset)
         if report.sound:
-            yield Finding("files", OK, f"{report.images:,} images can be read")
+            repeated = "; repeated ones are intended in this drawn world" if report.repeated else ""
+            yield Finding("files", OK, f"{report.images:,} images can be read{repeated}")
         else:
             advice = f"captioner data check data.format={name} data.root={folder} lists them"
             yield Finding("files", PROBLEM, _faults(report.as_dict()), advice)
         return
     value = f"{folder} has the layout of none of {', '.join(failed)}"
-    yield Finding("layout", PROBLEM, value, "docs/your-photographs.md describes the layouts")
+    yield Finding("layout", PROBLEM, value, _LAYOUTS)
 
 
 def _faults(report: Mapping[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from captioner.data.record_builder import ABSENT, ABSENT_IMAGE, BLANK, DAMAGED, UNCAPTIONED
 from captioner.data.records import Dataset, Record
+from captioner.data.worlds import is_world
 from captioner.progress import progress_bar
 
 
@@ -27,6 +28,8 @@ class Report:
         leaks: groups of byte-identical images in different splits, each named `split/image`;
             scores on such images measure memorization.
         duplicates: groups of byte-identical images within one split: harmless, but counted twice.
+        repeated: images of a drawn world that are equal to another one, as intended: they are
+            neither leaks nor duplicates.
         damaged: places in the caption file where a caption, or a part of one, was lost.
         reader_warnings: what the reader skipped or repaired, and how often; "oddities" in JSON.
         places: for each of these warnings, the images or lines where it occurred.
@@ -43,6 +46,7 @@ class Report:
     reader_warnings: Mapping[str, int]
     places: Mapping[str, tuple[str, ...]]
     fit_warnings: tuple[str, ...] = ()
+    repeated: int = 0
 
     @property
     def sound(self) -> bool:
@@ -82,6 +86,9 @@ def check(dataset: Dataset, *, fit_warnings: Sequence[str] = (), progress: bool 
             else:
                 same.setdefault(digest, []).append(record)
     groups = [group for group in same.values() if len(group) > 1]
+    repeated = 0
+    if is_world(dataset.records):
+        repeated, groups = sum(map(len, groups)), []
     leaks = [group for group in groups if len({record.split for record in group}) > 1]
     return Report(
         images=len(paths),
@@ -94,6 +101,7 @@ def check(dataset: Dataset, *, fit_warnings: Sequence[str] = (), progress: bool 
         reader_warnings=dict(dataset.warnings),
         places=dict(dataset.places),
         fit_warnings=tuple(fit_warnings),
+        repeated=repeated,
     )
 
 

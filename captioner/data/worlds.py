@@ -12,8 +12,9 @@ The name of a dataset's folder is that of its world.
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from captioner.config import pick
 from captioner.data import idioms, other_inputs
-from captioner.data.records import SPLITS
+from captioner.data.records import SPLITS, Record
 from captioner.data.symbols import Pair, blank, encode
 from captioner.files import write_whole
 
@@ -218,11 +219,22 @@ def draw(root: Path, *, seed: int = 0) -> Path:
     table.unlink(missing_ok=True)  # absent while images are drawn
     (root / "images").mkdir(parents=True, exist_ok=True)
     lines = []
-    counts = COUNTS | MORE.get(root.name, {})
-    for split in SPLITS:
-        for number, (pixels, caption) in zip(range(counts[split]), pairs):
-            image = f"images/{split}_{number:04d}.png"
-            Image.fromarray(pixels).save(root / image)
-            entry = {"image": image, "captions": [caption], "split": split}
-            lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
+    for (image, split), (pixels, caption) in zip(_images(root.name), pairs):
+        Image.fromarray(pixels).save(root / image)
+        entry = {"image": image, "captions": [caption], "split": split}
+        lines.append(json.dumps(entry, ensure_ascii=False) + "\n")
     return write_whole(table, "".join(lines))
+
+
+def is_world(records: Sequence[Record]) -> bool:
+    """Whether records are those of a world, by the names of the folder and of all files."""
+    name = Path(os.path.abspath(records[0].image)).parents[1].name if records else ""
+    names = [(record.image_id, record.split) for record in records]
+    return name in WORLDS and names == list(_images(name))
+
+
+def _images(world: str) -> Iterator[tuple[str, str]]:
+    """The path below the root, and the split, of each image of a world."""
+    counts = COUNTS | MORE.get(world, {})
+    for split in SPLITS:
+        yield from ((f"images/{split}_{number:04d}.png", split) for number in range(counts[split]))

@@ -6,6 +6,7 @@ import os
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -150,23 +151,34 @@ def print_report(report: Report, console: Console | None = None) -> None:
     findings: dict[str, Sequence[str]] = {
         "broken": list(report.broken.values()),
         "missing": report.missing,
-        "the same in two splits": [" = ".join(group) for group in report.leaks],
-        "twice in a split": [" = ".join(group) for group in report.duplicates],
+        "the same in two splits": [_join_equal(group) for group in report.leaks],
+        "twice in a split": [_join_equal(group) for group in report.duplicates],
         "without captions, or with a blank one": report.uncaptioned,
         "damaged in the caption file": report.damaged,
     }
     for finding, names in findings.items():
         more = [f"and {len(names) - LISTED_NAMES:,} more"] if len(names) > LISTED_NAMES else []
         rows.append((finding, f"{len(names):,}", "\n".join([*names[:LISTED_NAMES], *more])))
+    if report.repeated:
+        rows.append(("the same, as intended in this drawn world", f"{report.repeated:,}", ""))
     print_rows(rows, ("finding", "how many", "which"), no_wrap=(2,), console=console)
     _print_reader_warnings(report.reader_warnings, console, report.places)
     _print_fit_warnings(report.fit_warnings, console)
-    verdict = (
-        "sound"
-        if report.sound
-        else "not sound: repair or remove the files and captions named above"
-    )
-    console.print(f"The dataset is {verdict}.", highlight=False)
+    console.print(f"The dataset is {_verdict(report)}.", highlight=False)
+
+
+def _join_equal(group: Sequence[str]) -> str:
+    """The names of equal images, at most LISTED_NAMES of them."""
+    more = [f"{len(group) - LISTED_NAMES:,} more"] if len(group) > LISTED_NAMES else []
+    return " = ".join([*group[:LISTED_NAMES], *more])
+
+
+def _verdict(report: Report) -> str:
+    if report.sound:
+        return "sound"
+    if replace(report, fit_warnings=()).sound:
+        return "sound, but not for these options: see the warnings"
+    return "not sound: repair or remove the files and captions named above"
 
 
 def _parser() -> ArgumentParser:

@@ -14,6 +14,7 @@ from captioner.cli import main
 from captioner.data.check import check
 from captioner.data.read import read_records
 from captioner.data.records import Dataset, Record
+from captioner.data.worlds import draw
 from captioner.verbs.data import print_report
 
 pytestmark = pytest.mark.reliability("damaged files")
@@ -62,6 +63,26 @@ def folder(tmp_path: Path) -> Path:
     ]
     (tmp_path / "captions.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     return tmp_path
+
+
+def test_a_drawn_world_may_repeat_its_inputs(tmp_path, capsys) -> None:
+    """Its images are all blank, in every split."""
+    root = f"data.root={draw(tmp_path / 'sports').parent}"
+    assert main(["data", "check", "data=worlds", root, "tokenizer=character"]) == 0
+    printed_rows = capsys.readouterr().out.splitlines()
+    assert "the same, as intended in this drawn world\t260\t" in printed_rows
+    assert printed_rows[-1] == "The dataset is sound."
+    assert main(["data", "check", "data=worlds", root]) == 1
+    *_, warning, verdict = capsys.readouterr().out.splitlines()
+    assert "set tokenizer=character" in warning
+    assert verdict == "The dataset is sound, but not for these options: see the warnings."
+
+
+def test_of_many_equal_images_the_first_are_named(tmp_path) -> None:
+    root = draw(tmp_path / "sports").parent.rename(tmp_path / "photos")
+    report = check(read_records(format="json", root=str(root)), progress=False)
+    (line,) = (line for line in printed(print_report, report).splitlines() if " = " in line)
+    assert "train_0019.png = 240 more" in line and "train_0020.png" not in line
 
 
 def test_check_finds_every_known_error(folder):

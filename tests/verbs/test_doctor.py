@@ -134,6 +134,28 @@ def test_the_layout_and_the_faults_of_a_dataset_are_found(tmp_path: Path, capsys
     empty.mkdir()
     status, found = findings(capsys, str(empty))
     assert status == 1 and "the layout of none of flickr" in found["layout"]["value"]
+    assert "docs/your-photographs.md" in found["layout"]["advice"]
+
+
+def test_a_drawn_world_is_sound_although_its_inputs_are_repeated(tmp_path: Path, capsys) -> None:
+    from captioner.data import worlds
+
+    root = tmp_path / "sports"
+    worlds.draw(root)
+    status, found = findings(capsys, str(root))
+    assert status == 0 and "260 images can be read; repeated" in found["files"]["value"]
+    root = root.rename(tmp_path / "photos")  # no name of a world
+    status, found = findings(capsys, str(root))
+    assert status == 1 and found["files"]["value"] == "1 leaks"
+
+
+def test_a_photograph_is_answered_with_the_command_that_captions_it(tmp_path: Path, capsys) -> None:
+    photo = tmp_path / "my photo.JPG"
+    Image.new("RGB", (8, 8)).save(photo)
+    assert main(["doctor", str(photo)]) == 1
+    error = capsys.readouterr().err
+    assert "a run folder, a checkpoint, a bundled model or the folder of a dataset" in error
+    assert error.endswith(f"captioner caption '{photo}'\n") and error.count("\n") == 1
 
 
 def test_what_is_not_there_is_an_error(capsys) -> None:
