@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from captioner.config import Config, unknown
+from captioner.data.records import Record
 from captioner.files import append, to_json
 from captioner.runs import SAMPLES
 from captioner.training.saving import LastCheckpoint, RandomState
@@ -203,8 +205,8 @@ class ImageMatters(Callback):
 
     Two values are checked after every epoch except the first: the dev loss of captions with a wrong
     image, which must be higher than with their own image, and the percentage of distinct captions.
-    A decoder that has become a plain language model fails both checks. With a single dev image
-    nothing is checked.
+    A decoder that has become a plain language model fails both checks. With a single dev image, or
+    if all are equal (a dataset without images has blank ones), nothing is checked.
 
     Args:
         least_gain: minimum relative increase of the dev loss with the wrong image.
@@ -224,13 +226,24 @@ class ImageMatters(Callback):
             return
         gain = float(scores["dev_loss_shuffled"] / scores["dev_loss"]) - 1
         distinct = float(scores["dev_distinct"])
-        if gain < self.least_gain or distinct < self.least_distinct:
+        ignored = gain < self.least_gain or distinct < self.least_distinct
+        if ignored and _differ(trainer.datamodule.dev):  # type: ignore[attr-defined]
             warnings.warn(
                 f"the captions hardly depend on the images: the wrong image raises the dev loss by "
                 f"{100 * gain:.1f} %, and {distinct:.0f} % of the captions are distinct. Check the "
                 "encoder, its transform and optimizer.lr",
                 stacklevel=2,
             )
+
+
+def _differ(records: Sequence[Record]) -> bool:
+    """Whether the files of the images are not all equal, as far as they can be read."""
+    contents = (Path(record.image).read_bytes() for record in records)
+    try:
+        first = next(contents)
+        return any(content != first for content in contents)
+    except OSError:  # deleted after their features were cached
+        return True
 
 
 class SampleCaptions(Callback):

@@ -1,10 +1,15 @@
 """Training: exact resuming, stopping at errors, and the content of a run folder."""
 
 import json
+import logging
 import math
+import os
+import random
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -293,21 +298,33 @@ def test_the_loss_without_the_end_is_that_of_the_words_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "shuffled", "distinct", "warns"),
-    [(2.0, 2.5, 40, False), (2.0, 2.001, 40, True), (2.0, 2.5, 1, True)],
+    ("loss", "shuffled", "distinct", "dev", "warns"),
+    [
+        (2.0, 2.5, 40, "ab", False),
+        (2.0, 2.001, 40, "ab", True),
+        (2.0, 2.5, 1, "ab", True),
+        (2.0, 2.0, 1, "aa", False),  # the images are equal: a dataset without images
+        (2.0, 2.0, 1, "ac", True),  # the second one was deleted
+    ],
 )
-def test_a_model_that_ignores_the_image_gives_a_warning(loss, shuffled, distinct, warns) -> None:
+def test_a_model_that_ignores_the_image_gives_a_warning(
+    loss, shuffled, distinct, dev, warns, tmp_path
+) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(name)
     metrics = {"dev_loss": loss, "dev_loss_shuffled": shuffled, "dev_distinct": distinct}
     trainer = SimpleNamespace(
         sanity_checking=False,
         current_epoch=3,
+        datamodule=SimpleNamespace(dev=[SimpleNamespace(image=str(tmp_path / n)) for n in dev]),
         callback_metrics={name: torch.tensor(float(value)) for name, value in metrics.items()},
     )
-    if warns:
-        with pytest.warns(UserWarning, match="hardly depend on the images"):
-            ImageMatters().on_validation_end(trainer, None)
-    else:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         ImageMatters().on_validation_end(trainer, None)
+    assert [str(w.message).partition(":")[0] for w in caught] == [
+        "the captions hardly depend on the images"
+    ] * warns
 
 
 def test_batches_contain_captions_of_similar_length_and_depend_on_seed_and_epoch() -> None:
@@ -413,3 +430,38 @@ def test_the_dev_loss_does_not_depend_on_the_number_of_captions_at_once(run) -> 
     for part_losses, count in others:
         assert part_losses == pytest.approx(whole, rel=1e-5)
         assert count == words
+
+
+def settings() -> dict[str, object]:
+    """What a caller of `train` may have set."""
+    return {
+        "python": random.getstate(),
+        "numpy": str(np.random.get_state()),
+        "torch": torch.get_rng_state().tolist(),
+        "warnings": list(warnings.filters),
+        "threads": torch.get_num_threads(),
+        "environment": dict(os.environ),
+        "levels": [
+            logging.getLogger(name).level for name in ("pytorch_lightning", "lightning.fabric")
+        ],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "type": torch.get_default_dtype(),
+    }
+
+
+@pytest.mark.reliability("shared objects")
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_training_leaves_the_settings_of_its_caller(fails, tiny, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    for generator in (random.seed, np.random.seed, torch.manual_seed):
+        generator(3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="of the caller")
+        before = settings()
+        if fails:
+            monkeypatch.setattr(LitCaptioner, "training_step", lambda *arguments: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                train(compose(tiny), tmp_path / "run")
+        else:
+            train(compose([*tiny, "trainer.max_epochs=1"]), tmp_path / "run")
+        assert settings() == before
