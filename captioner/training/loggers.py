@@ -82,25 +82,31 @@ class Rows(ExperimentWriter):
         super().__init__(log_dir=log_dir)
         self.rows: list[dict[str, Any]] = []
         self._ahead: dict[str, Any] | None = None
+        self._completed = False  # a row that may be in the file has got more values
 
     def log_ahead(self, metrics: dict[str, Any], step: int) -> None:
-        """Log a row that Lightning will log again, which is then ignored."""
+        """Log a row that Lightning will log again, perhaps with more values: it remains one."""
         super().log_metrics(metrics, step)
         self._ahead = self.metrics[-1]
 
     def log_metrics(self, metrics_dict: dict[str, Any], step: int | None = None) -> None:
         super().log_metrics(metrics_dict, step)
-        if self.metrics[-1] == self._ahead:
-            self.metrics.pop()
-            self._ahead = None
+        ahead, row = self._ahead, self.metrics[-1]
+        if ahead is None or row["step"] != ahead["step"] or not ahead.keys() <= row.keys():
+            return
+        self.metrics.pop()
+        self._completed |= row.keys() > ahead.keys()
+        ahead.update(row)
+        self._ahead = None
 
     def save(self) -> None:
-        """Append the new rows in one write; if they have new columns, write the whole file."""
+        """Append the new rows in one write; if others have changed, write the whole file."""
         new, self.metrics = self.metrics, []
         self.rows += new
-        columns = sorted({*self.metrics_keys, *(name for row in new for name in row)})
-        if columns != self.metrics_keys:
-            self.metrics_keys = columns
+        rows = self.rows if self._completed else new
+        columns = sorted({*self.metrics_keys, *(name for row in rows for name in row)})
+        if columns != self.metrics_keys or self._completed:
+            self.metrics_keys, self._completed = columns, False
             write_whole(self.metrics_file_path, self._text(self.rows, header=True))
         elif new:
             append(self.metrics_file_path, self._text(new, header=False))
@@ -122,8 +128,8 @@ def log_step(trainer: Any) -> None:
     """
     if trainer.global_step % trainer.log_every_n_steps:
         return
-    metrics = trainer.callback_metrics.items()  # also learning rates, and scores of validations
-    row = {name: value.item() for name, value in metrics if name.startswith("train_")}
+    metrics = trainer.callback_metrics  # also learning rates, and scores of validations
+    row = {name: metrics[name].item() for name in trainer.lightning_module.logged}
     for logger in trainer.loggers:
         if isinstance(logger, WholeCSVLogger):
             row["epoch"] = trainer.current_epoch

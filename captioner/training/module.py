@@ -77,6 +77,7 @@ class LitCaptioner(lightning.LightningModule):
         training_captions: hashes of all captions that the model has learned from; None if unknown.
         own_captions: hashes of those of the run's own dataset; None if unknown.
         dev_scores: the scores of the last validation, by name.
+        logged: the names of the values that the last step has logged.
 
     Raises:
         ValueError: an option of the objective does not fit the model.
@@ -99,6 +100,7 @@ class LitCaptioner(lightning.LightningModule):
         self.training_captions: CaptionHashes | None = None
         self.own_captions: CaptionHashes | None = None
         self.dev_scores: dict[str, float] = {}
+        self.logged: tuple[str, ...] = ()
         self._dev: list[DevBatch] = []
         self._sum: Tensor | float = 0.0  # of the losses that were not checked yet, on a GPU
 
@@ -111,6 +113,7 @@ class LitCaptioner(lightning.LightningModule):
         self._require_finite(total)
         self.log("train_loss", total, prog_bar=True)
         self.log_dict(logs)
+        self.logged = ("train_loss", *logs)
         return loss
 
     def _require_finite(self, loss: Tensor) -> None:

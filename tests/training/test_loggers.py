@@ -1,11 +1,17 @@
 """The arguments of the loggers, and when Weights & Biases is online."""
 
+import csv
+import math
+from pathlib import Path
+
 import pytest
 import yaml
 from pytorch_lightning.loggers import WandbLogger
 
 from captioner.config import compose
-from captioner.training.loggers import build_loggers
+from captioner.training.loggers import Rows, build_loggers
+from captioner.training.module import LitCaptioner
+from captioner.training.objectives.cross_entropy import CrossEntropy
 from captioner.training.train import train
 
 
@@ -67,3 +73,46 @@ def test_a_training_without_loggers_runs(tiny, tmp_path) -> None:
     run = train(compose([*tiny, "trainer.max_epochs=1", "logger.csv=false"]), tmp_path / "run")
     assert not (run.folder / "logs").exists()
     assert run.scores
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "logs" / "csv" / "version_0" / "metrics.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["train_loss"]]
+
+
+def test_values_of_an_own_objective_and_callback_are_in_every_row(
+    tiny, tmp_path, monkeypatch
+) -> None:
+    """Also at the steps where last.ckpt is written; their names are any."""
+    outcome, finish = CrossEntropy.outcome, LitCaptioner.on_before_zero_grad
+
+    def with_value(self, *arguments):
+        loss, logs = outcome(self, *arguments)
+        return loss, {**logs, "my_value": loss.detach() * 0 + math.nan}
+
+    def with_late_value(self, optimizer):
+        self.log("late_value", float(self.global_step))
+        return finish(self, optimizer)
+
+    monkeypatch.setattr(CrossEntropy, "outcome", with_value)
+    monkeypatch.setattr(LitCaptioner, "on_before_zero_grad", with_late_value)
+    run = train(compose([*tiny, "callbacks.save_every=1"]), tmp_path / "run")
+    rows = rows_of(run.folder)
+    assert [int(row["step"]) for row in rows] == list(range(len(rows))) and len(rows) > 4
+    assert {row["my_value"] for row in rows} == {"nan"}
+    assert [float(row["late_value"]) for row in rows] == list(range(len(rows)))
+
+
+def test_a_row_that_was_logged_ahead_gets_the_values_that_follow(tmp_path) -> None:
+    rows = Rows(str(tmp_path))
+    rows.log_metrics({"lr": 0.5}, 0)
+    rows.log_ahead({"train_loss": 2.0}, 0)
+    rows.save()  # with a checkpoint
+    rows.log_metrics({"other": 7.0}, 0)  # by a callback, of the same step
+    rows.log_metrics({"train_loss": 2.0, "late_value": 3.0}, 0)
+    rows.save()
+    rows.log_metrics({"train_loss": 1.0}, 1)
+    rows.save()
+    text = Path(rows.metrics_file_path).read_text().splitlines()
+    assert text[0] == "late_value,lr,other,step,train_loss"
+    assert text[1:] == [",0.5,,0,", "3.0,,,0,2.0", ",,7.0,0,", ",,,1,1.0"]
