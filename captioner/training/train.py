@@ -11,7 +11,6 @@ import math
 import os
 import secrets
 import signal
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +49,7 @@ from captioner.training.costs import Costs
 from captioner.training.disk_space import checkpoint_bytes, on_same_disk, require_space
 from captioner.training.duration import plural, require_batches, require_epochs, resolve_length
 from captioner.training.introduction import fill_embedding, introduce
+from captioner.training.isolation import isolated
 from captioner.training.launcher import (
     Launch,
     RankLost,
@@ -123,6 +123,7 @@ def train(
     """Train a captioner and create a run folder: checkpoints, configuration, logs, sample captions.
 
     With several devices it starts the other processes, which exit when it returns (``launcher``).
+    The random generators and other settings of the caller are left as they were (``isolation``).
 
     Args:
         config: a composed configuration, as plain data.
@@ -146,9 +147,8 @@ def train(
         Degenerate: the captions of a self-critical training have become meaningless.
         RankLost: another process of this training has ended.
     """
-    quieten()
     report = report if ranks.first() else log.debug
-    with ranks.muted():
+    with isolated(), ranks.muted():
         config = anchored(resolved(config, report))
         start = read_start(config, resume, weights)
         require_epochs(start.progress, config["trainer"])
@@ -391,19 +391,3 @@ def resolved(config: Config, report: Report = log.info) -> Config:
         if copied or name != "encoder":
             warn_if_emulated(f"{name}.precision", group["precision"], device, report)
     return {**config, **groups}
-
-
-def quieten() -> None:
-    """Hide the advertisements and hints of Lightning, but not its warnings."""
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r".*does not have many workers.*",
-        r"Found \d+ module\(s\) in eval mode.*",  # intended for a frozen encoder
-        r".*Checkpoint directory .* exists and is not empty.*",
-        r".*dirpath has changed.*",
-        r".*isinstance\(treespec, LeafSpec\).*",
-        r".*`broadcast_buffers` is deprecated.*",  # older versions of torch lack the new name
-        r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # all ranks log one value
-    ):
-        warnings.filterwarnings("ignore", message=message)

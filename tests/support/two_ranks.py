@@ -13,10 +13,11 @@ from captioner.data import datamodule
 from captioner.data.batches import Batch
 from captioner.runs import LAST
 from captioner.training import ranks
+from captioner.training.isolation import isolated
 from captioner.training.launcher import Launch, start_ranks
 from captioner.training.module import LitCaptioner
 from captioner.training.saving import WholeFiles
-from captioner.training.train import quieten, train
+from captioner.training.train import train
 from captioner.training.trainer import TrainerOptions, build_trainer
 
 # At a rate of 0 the weights do not change, so every step can be compared. Of 120 captions in
@@ -96,7 +97,11 @@ def batch_of(key: tuple[int, list[int]]) -> Batch:
 
 
 def main(folder: Path, tiny: tuple[str, ...]) -> None:
-    quieten()
+    with isolated():
+        _main(folder, tiny)
+
+
+def _main(folder: Path, tiny: tuple[str, ...]) -> None:
     options = TrainerOptions(accelerator="cpu", devices=2)
     trainer = build_trainer(options, folder, [], [], WholeFiles())
     command = [sys.executable, __file__, str(folder), *tiny]
