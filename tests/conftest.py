@@ -123,6 +123,25 @@ def _compose_once() -> None:
 _compose_once()
 
 
+def _ask_for_no_mode() -> None:
+    """Hydra composes a job's configuration once more to read ``hydra.mode``, which ours leaves out.
+
+    It still does if an override, or a folder of YAML files beside the package's, may set it.
+    """
+    original = Hydra.get_mode
+
+    def get_mode(self: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        places = self.config_loader.get_search_path().get_path()
+        own = [place.provider for place in places if place.provider not in ("hydra", "main")]
+        may_be_set = own != ["schema"] or any("hydra." in line for line in overrides)
+        return original(self, config_name, overrides) if may_be_set else None
+
+    Hydra.get_mode = get_mode  # type: ignore[method-assign]
+
+
+_ask_for_no_mode()
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -181,6 +181,9 @@ NAMED = [
 ]
 
 
+LONG = [pytest.mark.slow, pytest.mark.reliability("versions")]
+
+
 @pytest.fixture
 def trained(monkeypatch) -> list[dict]:
     """The configurations that the verb would train."""
@@ -215,8 +218,8 @@ def test_a_run_of_yaml_with_old_names_warns_once_of_each(tmp_path, trained) -> N
     [
         ([], ("optimizer.lr", [0.1, 0.2])),  # what the command line sets wins
         ([], ("schedule.patience", [3, 4])),  # only the schedule that the YAML chooses has it
-        (["schedule.patience=5"], ("seed", [1, 2])),
-        (["schedule=linear"], ("seed", [1, 2])),
+        pytest.param(["schedule.patience=5"], ("seed", [1, 2]), marks=LONG),
+        pytest.param(["schedule=linear"], ("seed", [1, 2]), marks=LONG),
     ],
 )
 def test_a_sweep_of_yaml_with_old_names_warns_once_of_each(tmp_path, trained, more, swept) -> None:
