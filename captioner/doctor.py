@@ -105,7 +105,7 @@ def examine(place: str) -> Iterator[Finding]:
         return _run(path)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(
-            f"{place} is an image; doctor examines {_ACCEPTED}: to caption it: "
+            f"{place} is an image, but doctor examines {_ACCEPTED}; to caption it: "
             f"captioner caption {shlex.quote(place)}"
         )
     if path.is_file() or bundle.find(place) is not None or (path / bundle.MODEL).is_file():
