@@ -1,6 +1,7 @@
 """Options, values, flags and verbs in messages and help texts exist."""
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,14 +42,14 @@ def leaves() -> dict[str, object]:
 
 
 def test_every_override_that_is_advised_exists(leaves) -> None:
-    groups = "|".join(config.groups())
-    named = re.compile(rf"(?<![\w./-])((?:{groups})(?:\.[a-z0-9_]+)*)=([\w.-]*)")
+    groups, options = config.groups(), functools.cache(config.options)
+    named = re.compile(rf"(?<![\w./-])((?:{'|'.join(groups)})(?:\.[a-z0-9_]+)*)=([\w.-]*)")
     advised = set()
     for place, text in texts():
         for key, value in named.findall(text):
             advised.add((key, value))
-            if key in config.groups():
-                known = not re.fullmatch("[a-z][a-z0-9_]+", value) or value in config.options(key)
+            if key in groups:
+                known = not re.fullmatch("[a-z][a-z0-9_]+", value) or value in options(key)
                 assert known, f"{place}: {key}={value}"
                 continue
             assert key in leaves or key in ELSEWHERE, f"{place}: {key}={value}"
