@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor, nn
 
 from captioner.training import ranks
+from captioner.training.restoring import require_like
 
 
 class NonFiniteLoss(ValueError):
@@ -41,6 +42,7 @@ class SkippedSteps(Callback):
         return {"count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        require_like(state["count"], 0, "the number of skipped steps")
         self.count = state["count"]
 
     def on_train_batch_start(self, trainer: lightning.Trainer, module: Any, *unused: Any) -> None:

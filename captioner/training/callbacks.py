@@ -20,6 +20,7 @@ from captioner.config import Config, unknown
 from captioner.data.records import Record
 from captioner.files import append, to_json
 from captioner.runs import SAMPLES
+from captioner.training.restoring import require_average, require_like
 from captioner.training.saving import LastCheckpoint, RandomState
 from captioner.training.selection import BestCheckpoint, KeptEpochs, Patience
 
@@ -106,9 +107,11 @@ class WeightAverage(Callback):
         return {"average": self.average, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        require_like(state["steps"], 0, "steps of callbacks.ema")
         self.average, self._steps = dict(state["average"]), state["steps"]
 
     def on_train_start(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        require_average(self.average, dict(module.named_parameters()))
         start = {**_learned(module), **self.average}
         devices = {name: weight.device for name, weight in module.named_parameters()}
         self.average = {n: weight.to(devices[n]).clone() for n, weight in start.items()}
@@ -260,6 +263,7 @@ class SampleCaptions(Callback):
         return {"bytes": self.path.stat().st_size if self.path.exists() else 0}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        require_like(state["bytes"], 0, f"the size of {SAMPLES}")
         self._resumed = state["bytes"]
 
     def on_train_start(self, trainer: lightning.Trainer, *unused: Any) -> None:

@@ -15,6 +15,7 @@ With forty photographs an epoch is one step. A model with random weights then re
 after about 200 steps, one that starts from trained weights after a few."""
 
 
+_FROM_ONE = ("accumulate_grad_batches", "log_every_n_steps")
 _ABOVE_ZERO = (
     *("max_epochs", "limit_train_batches"),
     *("accumulate_grad_batches", "check_val_every_n_epoch"),
@@ -94,11 +95,20 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, A
     Raises:
         ValueError: says what to set.
     """
+    _require_counts(trainer)
     max_epochs, max_steps = trainer["max_epochs"], trainer.get("max_steps", -1)
     if checkpoint is None or max_epochs is None:
         return
-    loop = checkpoint.get("loops", {}).get("fit_loop", {})
-    done = loop.get("epoch_progress", {}).get("current", {}).get("processed", 0)
+    done: Any = checkpoint.get("loops", {})
+    for name in ("fit_loop", "epoch_progress", "current"):
+        done = done.get(name, {})
+        if not isinstance(done, dict):
+            raise ValueError(
+                f"damaged captioner checkpoint ({name} of its training is {done!r:.60})"
+            )
+    done = done.get("processed", 0)
+    if type(done) is not int:
+        raise ValueError(f"damaged captioner checkpoint ({done!r:.60} epochs are done)")
     if not 0 <= max_epochs <= done:
         return
     reached, also = plural(done, "epoch is", "epochs are") + " done", ""
@@ -110,6 +120,19 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, A
         f"{reached}, and trainer.max_epochs={max_epochs}: "
         f"set trainer.max_epochs above {done}{also} to continue"
     )
+
+
+def _require_counts(trainer: Mapping[str, Any]) -> None:
+    for name, least in (
+        ("max_epochs", -1),
+        ("max_steps", -1),
+        *dict.fromkeys(_FROM_ONE, 1).items(),
+    ):
+        value = trainer.get(name)
+        if value is not None and (type(value) is not int or value < least):
+            raise ValueError(
+                f"trainer.{name}={value!r:.60} is not accepted; choose a whole number from {least}"
+            )
 
 
 def plural(count: int, singular: str, others: str) -> str:

@@ -12,6 +12,10 @@ watches its children, and each child its parent.
 Lightning's handler of SIGTERM would leave the ranks waiting as well: it communicates with the other
 ranks from within the operation that the signal interrupts. So the handler that the process had
 before stays in use (``OwnHandler``).
+
+Ctrl-C in a terminal goes to all processes. Until the others are ready, the first one waits for them
+at a pipe, which a signal interrupts, unlike a collective operation. A process that is being started
+receives signals when it can end without a traceback (``receive_signals``), and it prints nothing.
 """
 
 from __future__ import annotations
@@ -33,10 +37,15 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 
+from captioner.process import interruption_of
 from captioner.training import ranks
 
 PARENT = "CAPTIONER_PARENT"
 """Environment variable with the id of the process that started this process."""
+READY = "CAPTIONER_READY"
+"""Environment variable with the descriptor of a pipe; a process writes to it when it is ready."""
+
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 
 INTERVAL = 0.5  # seconds between two checks of the other processes
 GRACE = 5.0  # seconds that a process has to end by itself after another one has ended
@@ -88,6 +97,7 @@ def start_ranks(trainer: lightning.Trainer, folder: Path, launch: Launch) -> Ite
     trainer.callbacks.append(OwnHandler(signal.SIGTERM))  # type: ignore[attr-defined]
     try:
         watch.start()
+        watch.ready()
         with _default_action(signal.SIGTERM):
             trainer.strategy.setup_environment()
         yield
@@ -138,6 +148,22 @@ def _restore(environment: dict[str, str]) -> None:
     os.environ.update(environment)
 
 
+def receive_signals() -> None:
+    """Receive the signals that a process of another rank has not received since it was started."""
+    if started_here() and threading.current_thread() is threading.main_thread():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Signals that arrive within the block are received after it; processes inherit this."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def started_here() -> bool:
     """Whether another process of this training has started this process."""
     return PARENT in os.environ
@@ -169,11 +195,13 @@ def _watch_for(strategy: DDPStrategy, launch: Launch) -> _Watch:
     if command is None:
         command = _own_command()
         _scripts_started += 1
-    return _Parent(_start(strategy, command), launch.report)
+    return _Parent(*_start(strategy, command), launch.report)
 
 
-def _start(strategy: DDPStrategy, command: Sequence[str]) -> dict[int, subprocess.Popen[bytes]]:
-    """The other processes of this machine, by rank."""
+def _start(
+    strategy: DDPStrategy, command: Sequence[str]
+) -> tuple[dict[int, subprocess.Popen[bytes]], int]:
+    """The other processes of this machine, by rank, and a pipe that ends when all are ready."""
     cluster = strategy.cluster_environment
     assert cluster is not None
     processes, node = strategy.num_processes, cluster.node_rank()
@@ -184,14 +212,20 @@ def _start(strategy: DDPStrategy, command: Sequence[str]) -> dict[int, subproces
         LOCAL_RANK="0",
         WORLD_SIZE=str(processes * strategy.num_nodes),
     )
-    return {
-        node * processes + local_rank: subprocess.Popen(
-            command,
-            env={**os.environ, "LOCAL_RANK": str(local_rank), PARENT: str(os.getpid())},
-            stdin=subprocess.DEVNULL,
-        )
-        for local_rank in range(1, processes)
-    }
+    pipe, end = os.pipe()
+    own = {PARENT: str(os.getpid()), READY: str(end)}
+    with _blocked_signals():
+        children = {
+            node * processes + local_rank: subprocess.Popen(
+                command,
+                env={**os.environ, "LOCAL_RANK": str(local_rank), **own},
+                stdin=subprocess.DEVNULL,
+                pass_fds=(end,),
+            )
+            for local_rank in range(1, processes)
+        }
+    os.close(end)
+    return children, pipe
 
 
 _scripts_started = 0
@@ -258,6 +292,9 @@ class _Watch(threading.Thread):
         """A text that names the rank that has ended, and how; None if all ranks run."""
         return None
 
+    def ready(self) -> None:
+        """Wait until the processes that this one has started are ready to communicate."""
+
     def run(self) -> None:
         while not self._over.wait(INTERVAL):
             lost = self.lost()
@@ -288,18 +325,28 @@ class _Parent(_Watch):
     owns = True
 
     def __init__(
-        self, children: dict[int, subprocess.Popen[bytes]], report: Callable[[str], object]
+        self,
+        children: dict[int, subprocess.Popen[bytes]],
+        pipe: int,
+        report: Callable[[str], object],
     ) -> None:
         super().__init__(report)
-        self.children = children
+        self.children, self._pipe, self._starting = children, pipe, len(children)
+
+    def ready(self) -> None:
+        try:
+            while os.read(self._pipe, 1):  # at its end, all have closed it, or have ended
+                self._starting -= 1
+        finally:
+            os.close(self._pipe)
+        if self._starting:
+            raise RankLost(_message(_wait_for(self.lost) or "another rank was ended", None))
 
     def lost(self) -> str | None:
         for rank, child in self.children.items():
             status = child.poll()
-            if status is not None and status < 0:
-                return f"rank {rank} (process {child.pid}) was ended by {_signal(-status)}"
             if status is not None:
-                return f"rank {rank} (process {child.pid}) ended with exit status {status}"
+                return f"rank {rank} (process {child.pid}) {_ended(status)}"
         return None
 
     def explain(self, error: BaseException, folder: Path) -> None:
@@ -326,12 +373,17 @@ class _Child(_Watch):
         super().__init__(report)
         self.parent = parent
 
+    def ready(self) -> None:
+        pipe = int(os.environ[READY])
+        os.write(pipe, b"1")
+        os.close(pipe)
+
     def lost(self) -> str | None:
         return None if os.getppid() == self.parent else f"rank 0 (process {self.parent}) was ended"
 
     def explain(self, error: BaseException, folder: Path) -> None:
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):
-            raise SystemExit(130) from None
+        if interruption_of(error) is not None:
+            return
         lost = _wait_for(
             self.lost
         )  # a parent with the same error kills this process while it waits
@@ -360,8 +412,13 @@ def _message(lost: str, folder: Path | None) -> str:
     return f"{lost}, which ended the training{advice}"
 
 
-def _signal(number: int) -> str:
+def _ended(status: int) -> str:
+    """How a process has ended, by its exit status; negative: by that signal."""
+    if status == 130:  # of the command line
+        return "was interrupted"
+    if status >= 0:
+        return f"ended with exit status {status}"
     try:
-        return signal.Signals(number).name
+        return f"was ended by {signal.Signals(-status).name}"
     except ValueError:
-        return f"signal {number}"
+        return f"was ended by signal {-status}"

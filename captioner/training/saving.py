@@ -17,6 +17,7 @@ from captioner.checkpoints.checkpoint import Checkpoint, read, write
 from captioner.runs import LAST, checkpoint_file
 from captioner.training import ranks
 from captioner.training.loggers import log_step
+from captioner.training.restoring import require_like
 
 
 class LastCheckpoint(callbacks.Checkpoint):
@@ -70,6 +71,8 @@ class RandomState(callbacks.Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._restored = [state, *state.get("others", [])]
+        for generators in self._restored:
+            _require_generators(generators)
 
     def on_train_start(self, trainer: lightning.Trainer, *unused: Any) -> None:
         rank = ranks.number()
@@ -101,6 +104,16 @@ def _set_generators(state: dict[str, Any]) -> None:
     numpy.random.set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
     version, words, gauss_next = state["python"]
     random.setstate((version, tuple(words), gauss_next))
+
+
+def _require_generators(state: dict[str, Any]) -> None:
+    """Raise an error for a state that no generator can have."""
+    torch.Generator().set_state(state["torch"].cpu())
+    require_like([generator.dtype == torch.uint8 for generator in state["cuda"]], [], "cuda")
+    kind, keys, *rest = state["numpy"]
+    numpy.random.RandomState().set_state((kind, numpy.array(keys, dtype=numpy.uint32), *rest))
+    version, words, gauss_next = state["python"]
+    random.Random().setstate((version, tuple(words), gauss_next))
 
 
 class WholeFiles(TorchCheckpointIO):

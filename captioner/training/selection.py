@@ -20,6 +20,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from captioner import runs
 from captioner.checkpoints.checkpoint import read_block
+from captioner.training.restoring import require_like
 
 Rank = tuple[float, ...]
 
@@ -114,6 +115,9 @@ class Patience(Callback):
         return {"best": None if self.best is None else list(self.best), "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        require_like(state["waited"], 0, "the number of validations without a better one")
+        if state["best"] is not None:
+            require_like(state["best"], [0.0] * 3, "the best score")
         self.best = None if state["best"] is None else tuple(state["best"])
         self.waited = state["waited"]
 

@@ -6,6 +6,7 @@ objective and optimization in a module (``module.py``), callbacks, loggers and L
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -53,6 +54,7 @@ from captioner.training.isolation import isolated
 from captioner.training.launcher import (
     Launch,
     RankLost,
+    receive_signals,
     require_startable,
     start_ranks,
     started_here,
@@ -61,6 +63,7 @@ from captioner.training.loggers import build_loggers, close, log_configuration
 from captioner.training.module import LitCaptioner, build_module
 from captioner.training.objectives.objective import Degenerate
 from captioner.training.objectives.table import objective_class
+from captioner.training.restoring import RestoredState
 from captioner.training.saving import WholeFiles
 from captioner.training.selection import Patience
 from captioner.training.start import Start, hash_captions, inherit, read_start, read_weights
@@ -162,11 +165,14 @@ def _claimed(
         seed = _seed(config["seed"], report)
         config = {**config, "run_dir": str(claim.folder), "seed": seed}
         try:
+            receive_signals()
             return _train(config, claim, start, launch, report)
         except BaseException as error:
             interruption = interruption_of(error)
             if interruption is None:
                 raise
+            if not ranks.first():  # which says the same
+                raise SystemExit(130) from None
             raise KeyboardInterrupt(_interruption(claim, interruption)) from None
 
 
@@ -249,7 +255,9 @@ def _build_trainer(
     callbacks += [LearningRateMonitor("step")] if loggers else []
     skipped = config["training"].get("skip_bad_steps")
     callbacks += [SkippedSteps(skipped)] if skipped else []
-    files = WholeFiles(start.checkpoint if start.resumes else None)
+    resumed = start.checkpoint if start.resumes else None
+    callbacks = [RestoredState(resumed), *callbacks] if resumed is not None else callbacks
+    files = WholeFiles(resumed)
     options = make(TrainerOptions, "trainer", config["trainer"])
     return build_trainer(options, folder, callbacks, loggers, files)
 
@@ -301,13 +309,17 @@ def _fit(
 
     Raises:
         SystemExit: the training was interrupted: Lightning raises it.
-        ValueError: a worker process has died while it read an image.
+        ValueError: a worker process has died while it read an image, or the state of a resumed
+            training is damaged.
     """
     resumed = start.checkpoint if start.resumes else None
     path = None if resumed is None else resumed.path
     handler = signal.getsignal(signal.SIGINT)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    restored = [call for call in callbacks if isinstance(call, RestoredState)]
     try:
-        trainer.fit(module, data, ckpt_path=path, weights_only=True)
+        with restored[0].explained() if restored else contextlib.nullcontext():
+            trainer.fit(module, data, ckpt_path=path, weights_only=True)
     except RuntimeError as error:
         raise data.explained(error) from error.__cause__
     finally:  # after an interruption, Lightning leaves Ctrl-C ignored

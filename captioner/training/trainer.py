@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -29,6 +30,9 @@ from captioner.training.schedules import ENDLESS, schedule_class
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_true")
 """Strategies for several devices, each of which holds all weights."""
+
+_PROCESSES, _NODES = 16, 1024
+"""Most processes of a machine, unless it has more cores, and most machines of a training."""
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 
@@ -185,8 +189,15 @@ def _require_devices(accelerator: str, devices: int | str, num_nodes: int) -> No
             f"trainer.devices={devices!r} is not accepted; choose a number from 1, a list "
             "('0,2'), or auto"
         )
+    most = max(_PROCESSES, os.cpu_count() or 1)
+    if str(devices).isdigit() and int(devices) > most:
+        raise ValueError(
+            f"trainer.devices={devices} is not accepted; choose at most {most} on this machine"
+        )
     if num_nodes < 1:
         raise ValueError(f"trainer.num_nodes={num_nodes} is not accepted; choose 1 or more")
+    if num_nodes > _NODES:
+        raise ValueError(f"trainer.num_nodes={num_nodes} is not accepted; choose at most {_NODES}")
 
 
 def optimizer_steps(batches: int, trainer: lightning.Trainer) -> int:

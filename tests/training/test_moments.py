@@ -15,80 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.moments import command, differences, final_state, finish, full, kill, start
+from support.moments import Training, finish, full, kill, start
 
 from captioner.cli import main
 from captioner.data.shapes import draw
-from captioner.runs import LAST, checkpoint_file
 
 pytestmark = pytest.mark.reliability("interrupted")
-
-OPTIONS = (
-    "encoder=test_resnet",
-    "encoder.pretrained=false",
-    "encoder.image_size=32",
-    "decoder.embedding_size=16",
-    "decoder.hidden_size=24",
-    "decoder.dropout=0.1",
-    "loader.batch_size=20",
-    "optimizer.lr=0.01",
-    "callbacks.ema=0.9",
-    "callbacks.keep=1",
-    "callbacks.samples=2",
-    "callbacks.save_every=2",
-    "callbacks.progress=false",
-    "trainer.max_epochs=2",
-    "trainer.accelerator=cpu",
-    "trainer.log_every_n_steps=1",
-    "logger.tensorboard=false",
-)
-"""Two epochs of six steps, with everything that a run folder may have."""
-
-
-class Training:
-    """A training with its cache and run below a folder; every time it starts from nothing.
-
-    Attributes:
-        root: the folder, with the run in ``run``.
-        log: what the processes print.
-        state: that of the run after an uninterrupted training.
-        moments: the names of the moments of that training.
-    """
-
-    def __init__(self, folder: Path, data: Path) -> None:
-        self.root, self.run, self.log = folder / "work", folder / "work" / "run", folder / "log"
-        self.start = ["train", *OPTIONS, f"data.root={data}", f"run_dir={self.run}"]
-        self.clear()
-        assert main(self.start) == 0  # so that all modules are loaded before children are forked
-        status, names = self.killed_at(None)
-        assert status == 0, self.log.read_text()
-        self.state, self.moments = final_state(self.run), names.splitlines()
-
-    def clear(self) -> None:
-        shutil.rmtree(self.root, ignore_errors=True)
-        self.root.mkdir()
-        self.log.write_bytes(b"")
-        os.environ["CAPTIONER_CACHE"] = str(self.root / "cache")
-
-    def killed_at(self, moment: int | None) -> tuple[int, str]:
-        """Start and be killed at a moment; exit status, and the names of moments."""
-        self.clear()
-        return command(self.start, self.root, moment, self.log)
-
-    def next_command(self) -> list[str]:
-        """What the user types after an interruption: resume, or start again."""
-        if checkpoint_file(self.run, LAST).is_file():
-            return ["train", f"resume={self.run}"]
-        return self.start
-
-    def problems(self) -> list[str]:
-        """Complete an interrupted training; a line for each difference from the other one."""
-        status = finish(start(lambda: main(self.next_command()), self.log))
-        said = self.log.read_text(encoding="utf-8", errors="replace")
-        if status and "error: 2 epochs are done" not in said:
-            return [f"exit status {status}: {said[-600:]}"]
-        left = [str(path) for path in self.root.rglob(".*") if path.is_file()]
-        return left + differences(self.state, final_state(self.run))
 
 
 @pytest.fixture(scope="module")
