@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,6 +22,8 @@ from captioner.data.feature_store import require_room
 from captioner.files import append, write_whole
 from captioner.metrics import java
 from captioner.runs import CAPTIONS, LAST, checkpoint_file, evaluation_folder
+from captioner.training.isolation import isolated
+from captioner.training.loggers import build_loggers
 from captioner.training.module import LitCaptioner
 
 pytestmark = pytest.mark.reliability("disks")
@@ -293,6 +296,21 @@ def test_a_disk_that_fills_up_during_a_training(tiny, disk, monkeypatch, capsys)
     resumed, whole = (final_state(place / name) for name in ("run", "whole"))
     assert not differences(whole["last.ckpt"]["state_dict"], resumed["last.ckpt"]["state_dict"])
     assert (whole["log"], whole["samples"]) == (resumed["log"], resumed["samples"])
+
+
+def test_a_log_of_tensorboard_on_a_full_disk_prints_nothing(disk, monkeypatch) -> None:
+    """Its thread fails, and the next write raises the error, which ends the training."""
+    pytest.importorskip("tensorboard")
+    place, printed = disk("size=64k"), list[object]()
+    monkeypatch.setattr(threading, "excepthook", printed.append)
+    with isolated():
+        (logger,) = build_loggers(place / "run", print, csv=False)
+        (place / "filler").write_bytes(bytes(2**16 - 3 * 2**12))
+        with pytest.raises(OSError, match="No space left"):
+            for step in range(100):
+                logger.experiment.add_text("caption", "a " * 1000, step)
+                logger.experiment.flush()
+    assert not printed
 
 
 def test_a_disk_that_is_read_only(tiny, run, disk, capsys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,17 +33,21 @@ def isolated() -> Iterator[None]:
 
     These are the states of the random generators of Python, numpy and torch (on GPUs only if they
     were in use before), the filters of warnings, the levels of Lightning's loggers, and the
-    environment variables of the seed.
+    environment variables of the seed. A thread of TensorBoard that fails prints nothing: the next
+    write to its log raises the same error.
     """
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     seeds = {name: os.environ.get(name) for name in _SEEDS}
     states = random.getstate(), numpy.random.get_state()
+    hook = threading.excepthook
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with warnings.catch_warnings(), torch.random.fork_rng(gpus):
         try:
             _quieten()
+            threading.excepthook = lambda error: None if _is_raised_again(error) else hook(error)
             yield
         finally:
+            threading.excepthook = hook
             random.setstate(states[0])
             numpy.random.set_state(states[1])
             for name, level in levels.items():
@@ -50,6 +55,10 @@ def isolated() -> Iterator[None]:
             for name, seed in seeds.items():
                 os.environ.pop(name, None)
                 os.environ.update({} if seed is None else {name: seed})
+
+
+def _is_raised_again(error: threading.ExceptHookArgs) -> bool:
+    return type(error.thread).__module__.startswith("tensorboard.")
 
 
 def _quieten() -> None:
