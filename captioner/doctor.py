@@ -22,13 +22,13 @@ from captioner.process import processor
 from captioner.runs import (
     CHECKPOINTS,
     CONFIG,
-    COSTS,
     EVALUATION,
     LAST,
     checkpoint_file,
     epoch_files,
     evaluations,
     find_checkpoint,
+    has_ended,
 )
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
@@ -236,7 +236,7 @@ def _run(run: Path) -> Iterator[Finding]:
             intact += [file] * (finding.state == OK)
     if not files:
         yield Finding(CHECKPOINTS, PROBLEM, "there is none", "start the training again")
-    if (run / COSTS).is_file():
+    if has_ended(run):
         yield Finding("training", OK, "has ended")
     elif files:
         advice = f"captioner train resume={run} continues it"

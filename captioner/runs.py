@@ -33,6 +33,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from captioner.files import near_file, remove_abandoned
+from captioner.plain_data import read_json, read_yaml
 from captioner.process import is_first
 
 CONFIG = "config.yaml"
@@ -114,6 +115,22 @@ def checkpoint_run(file: Path) -> Path:
 def is_unstarted(run: Path) -> bool:
     """Whether a folder is that of a training that was killed before its first checkpoint."""
     return (run / CHECKPOINTS).is_dir() and not checkpoint_files(run)
+
+
+def has_ended(run: Path) -> bool:
+    """Whether the training of a run has come to its end: it is not running or interrupted.
+
+    Older costs do not say so; then, and if the training was killed in its last moment, it has ended
+    if all its epochs are done.
+    """
+    try:
+        costs = read_json(run / COSTS, fault="damaged")
+        if costs.get("ended") is True:
+            return True
+        epochs = read_yaml(run / CONFIG, fault="damaged")["trainer"]["max_epochs"]
+        return costs["epochs"] >= epochs >= 0
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False
 
 
 def find_runs(folder: Path) -> list[Path]:

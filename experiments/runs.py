@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from captioner.runs import COSTS, LAST, checkpoint_file, find_evaluation
+from captioner.runs import LAST, checkpoint_file, find_evaluation, has_ended
 
 HERE = Path(__file__).resolve().parent
 
@@ -49,7 +49,7 @@ def trained(run: Path, overrides: Sequence[str]) -> Path:
         run: the folder.
         overrides: of `captioner train`, without run_dir.
     """
-    if not (run / COSTS).is_file():  # written when a training ends
+    if not has_ended(run):
         started = checkpoint_file(run, LAST).is_file()
         call("train", *([f"resume={run}"] if started else [*overrides, f"run_dir={run}"]))
     return run

@@ -44,7 +44,10 @@ def test_a_run_is_trained_resumed_and_evaluated_once(
     last.touch()
     runs.trained(run, ["experiment=demo", "seed=2"])
     assert called[1:] == [("train", f"resume={run}")]
-    (run / COSTS).touch()
+    (run / COSTS).write_text('{"epochs": 2, "ended": false}')  # written after every epoch
+    runs.trained(run, ["experiment=demo"])
+    assert called.pop() == ("train", f"resume={run}")
+    (run / COSTS).write_text('{"epochs": 2, "ended": true}')
     assert runs.trained(run, ["experiment=demo"]) == run
     runs.evaluate(run, "dev", "beam3", "beam3-lp0.7")
     runs.evaluate(run, "test")

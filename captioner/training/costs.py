@@ -22,13 +22,14 @@ EVERY = 50  # steps between two measurements of the memory
 
 
 class Costs(Callback):
-    """Measures the cost of a training and writes it to a file after every epoch.
+    """Measures the cost of a training and writes it to a file after every epoch, and at the end.
 
     Keys of the file: minutes (of training and validation, without the computation of cached
     features, and without the time of a killed process after its last epoch), epochs,
     peak_memory_gib (of the process, without memory-mapped files; on a GPU, of the GPU),
-    learned_parameters, all_parameters, threads, processes, torch. With several devices, memory and
-    threads are those of the first process, which writes the file.
+    learned_parameters, all_parameters, threads, processes, torch, and ended: whether the training
+    has come to its end (``captioner.runs.has_ended``). With several devices, memory and threads are
+    those of the first process, which writes the file.
 
     Args:
         folder: the run folder; a resumed run adds to the values in its file.
@@ -48,19 +49,27 @@ class Costs(Callback):
             self.peak = max(self.peak, memory())
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: Any) -> None:
+        self._write(trainer, epochs=trainer.current_epoch + 1, ended=False)
+
+    def on_train_end(self, trainer: lightning.Trainer, _: Any) -> None:
+        """Not called if the training is interrupted, or ends with an error."""
+        self._write(trainer, epochs=trainer.current_epoch, ended=True)
+
+    def _write(self, trainer: lightning.Trainer, *, epochs: int, ended: bool) -> None:
         if not trainer.is_global_zero:
             return
         self.peak = max(self.peak, memory())
         parameters = list(self.module.parameters())
         spent: dict[str, Any] = {
             "minutes": round(self.before + (time.monotonic() - self.started) / 60, 2),
-            "epochs": trainer.current_epoch + 1,
+            "epochs": epochs,
             "peak_memory_gib": round(self.peak / 2**30, 2),
             "learned_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "all_parameters": sum(p.numel() for p in parameters),
             "threads": torch.get_num_threads(),
             "processes": trainer.world_size,
             "torch": torch.__version__,
+            "ended": ended,
         }
         write_whole(self.file, json.dumps(spent, indent=2) + "\n")
 

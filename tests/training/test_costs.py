@@ -4,9 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from captioner.config import compose
+from captioner.runs import CONFIG, COSTS, LAST, checkpoint_file, has_ended
+from captioner.training.module import LitCaptioner
+from captioner.training.train import train
 
 STATUS = Path("/proc/self/status")
 
@@ -43,3 +49,42 @@ def test_costs_are_written_to_a_file(run) -> None:
     assert 0.05 < spent["peak_memory_gib"] < 16
     assert 0 < spent["learned_parameters"] < spent["all_parameters"]
     assert spent["threads"] == torch.get_num_threads()
+    assert spent["ended"] and has_ended(run)
+
+
+def test_an_interrupted_training_has_not_ended(tiny, tmp_path, monkeypatch) -> None:
+    """Nor has one that was killed after an epoch; one that stopped early has."""
+    original = LitCaptioner.training_step
+
+    def interrupt(self: LitCaptioner, batch: Any, index: int) -> Any:
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return original(self, batch, index)
+
+    config = compose([*tiny, "trainer.max_epochs=3", "callbacks.patience=1", "optimizer.lr=0"])
+    with monkeypatch.context() as patch:
+        patch.setattr(LitCaptioner, "training_step", interrupt)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / COSTS).read_text())["epochs"] == 1
+    assert not has_ended(tmp_path / "run")
+    train(config, tmp_path / "run", resume=checkpoint_file(tmp_path / "run", LAST))
+    assert json.loads((tmp_path / "run" / COSTS).read_text())["epochs"] == 2
+    assert has_ended(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("costs", "ended"),
+    [
+        ('{"epochs": 3}', True),
+        ('{"epochs": 2}', False),
+        ('{"epochs": 3, "ended": false}', True),  # killed before its last moment
+        ('{"epochs": "3"}', False),
+        ("[]", False),
+        ("", False),
+    ],
+)
+def test_older_and_damaged_costs(tmp_path, costs: str, ended: bool) -> None:
+    (tmp_path / COSTS).write_text(costs)
+    (tmp_path / CONFIG).write_text("trainer: {max_epochs: 3}")
+    assert has_ended(tmp_path) is ended
