@@ -1,4 +1,4 @@
-"""Atomic writing of files, the folder of the cache, and JSON that can always be printed."""
+"""Atomic writing of files, reading of regular ones, the folder of the cache, printable JSON."""
 
 from __future__ import annotations
 
@@ -113,6 +113,39 @@ def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_regular(path: str | Path) -> IO[bytes]:
+    """Open a file for reading, unless it is a folder, pipe, socket or device, which may never end.
+
+    Raises:
+        OSError: it does not exist, or cannot be read.
+        ValueError: it is no regular file.
+    """
+    require_regular(path)
+    return open(path, "rb")
+
+
+def require_regular(path: str | Path) -> None:
+    """Raise ValueError for a path that exists and is no regular file, nor a link to one."""
+    kind = special_kind(path)
+    if kind:
+        raise ValueError(
+            f"{path}: {kind}, not a file that can be read to its end; replace it by a copy of the "
+            "file, or remove it"
+        )
+
+
+def special_kind(path: str | Path) -> str:
+    """What a path is if it is no regular file: "a folder", "a pipe"; "" if it is one or missing."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):  # opening it reports the error
+        return ""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
 
 def write_folder(folder: Path, files: Mapping[str, bytes | str]) -> Path:

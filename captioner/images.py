@@ -16,6 +16,8 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from captioner import limits
+
 # Decoders of rarer formats are less tested against damaged or hostile files. JPEG includes MPO.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 RARE_SUFFIXES = {".heic": "HEIF", ".heif": "HEIF", ".avif": "AVIF"}
@@ -115,7 +117,7 @@ def read_content(source: Any) -> Any:
     """Return the content of an open file; anything else unchanged.
 
     Raises:
-        ValueError: the file is closed, or was opened in text mode.
+        ValueError: the file is closed, was opened in text mode, or is too large.
     """
     if not hasattr(source, "read") or isinstance(source, (Image.Image, os.PathLike)):
         return source
@@ -128,10 +130,27 @@ def read_content(source: Any) -> Any:
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{name}: {reason}; caption it while it is open") from None
-    content = source.read()
-    if not isinstance(content, (bytes, bytearray)):
-        raise ValueError(f"{name}: was opened in text mode; open it with mode 'rb'")
-    return content
+    return _read_bounded(source, name)
+
+
+def _read_bounded(file: Any, name: str) -> bytes:
+    """The rest of an open file, which may have no end: a device, a pipe or a connection."""
+    parts, size = [], 0
+    while part := file.read(_PART):
+        if not isinstance(part, (bytes, bytearray)):
+            raise ValueError(f"{name}: was opened in text mode; open it with mode 'rb'")
+        parts.append(part)
+        size += len(part)
+        if size > limits.IMAGE_BYTES:
+            raise ValueError(
+                f"{name}: has more than {limits.IMAGE_BYTES / 2**20:,.0f} MiB, which no image has; "
+                "give an image file"
+            )
+    return b"".join(parts)
+
+
+_PART = 2**20
+"""Bytes that are read at once."""
 
 
 def _file_name(file: Any) -> str:

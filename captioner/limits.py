@@ -48,3 +48,7 @@ IMAGE_SIDE = 4096
 
 DECODED = 10_000
 """Tokens of a caption, and captions of an image."""
+
+IMAGE_BYTES = 2**30
+"""Size of an image that is read from an open file: 8 bytes for each of the 89 million pixels that
+Pillow accepts are 720 MB."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner import __version__, limits
+from captioner.files import open_regular
 
 NUMPY_DAMAGES = (
     *(ValueError, TypeError, KeyError, EOFError, OverflowError, MemoryError, SyntaxError),
@@ -44,9 +45,7 @@ def read_text(path: Path, *, most: int) -> str:
         OSError: it cannot be read.
         ValueError: it is larger, is a device or a pipe, or is not UTF-8 (UnicodeDecodeError).
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: not a file that can be read to its end; {_SOURCE}")
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise ValueError(f"{path}: has more than {most / 2**20:,.3g} MiB; {_SOURCE}")

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from captioner.files import near_file, remove_abandoned
+from captioner.files import near_file, remove_abandoned, special_kind
 from captioner.plain_data import read_json, read_yaml
 from captioner.process import is_first
 
@@ -60,10 +60,13 @@ VARIABLE = "CAPTIONER_RUN_DIR"
 
 _OWN = (CHECKPOINTS, CONFIG, LOGS, SAMPLES, COSTS)
 _WRITTEN = (
-    *(*_OWN, EVALUATION, REPORT, f"{CHECKPOINTS}/*", f"{LOGS}/*", f"{LOGS}/csv/*"),
+    *(*_OWN, EVALUATION, REPORT, f"{CHECKPOINTS}/*"),
+    *(f"{LOGS}/*", f"{LOGS}/csv/*", f"{LOGS}/csv/*/*", f"{LOGS}/tensorboard/*"),
     *(f"{EVALUATION}/*", f"{EVALUATION}/*/*", f"{EVALUATION}/*/*/*"),
 )
 """The files and folders in a run folder, or in that of an evaluation, that are written to."""
+_FILES = ("metrics.csv", CONFIG, SAMPLES, COSTS, SCORES, CAPTIONS, STATISTICS, SHEET, REPORT)
+"""Names of files in them, other than checkpoints."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
 
@@ -101,10 +104,11 @@ def find_checkpoint(path: Path, name: str = BEST) -> Path | None:
 
     Args:
         path: the folder.
-        name: the checkpoint that is wanted; if it is missing, LAST is used.
+        name: the checkpoint that is wanted; if it is missing, LAST is used; if it is there but no
+            file, it is an error when it is read.
     """
     places = (checkpoint_file(path, name), path / name, checkpoint_file(path, LAST), path / LAST)
-    return next((file for file in places if file.is_file()), None)
+    return next((file for file in places if os.path.lexists(file)), None)
 
 
 def checkpoint_run(file: Path) -> Path:
@@ -228,12 +232,14 @@ def _no_evaluation(run: Path, name: str | Path, split: str | None) -> FileNotFou
 
 
 def require_closed(run: Path) -> None:
-    """Check that nothing that is written into a run or evaluation folder lands outside of it.
+    """Check that what is written into a run or evaluation folder becomes files inside of it.
 
-    The folder may come from a stranger, with symbolic links in it; it may be a link itself.
+    The folder may come from a stranger, with symbolic links, pipes and devices in it; it may be a
+    link itself.
 
     Raises:
-        ValueError: a link leads out of the folder.
+        ValueError: a link leads out of the folder; a pipe, socket, device or folder has the place
+            of a file.
     """
     inside = run.resolve()
     for pattern in _WRITTEN:
@@ -244,6 +250,10 @@ def require_closed(run: Path) -> None:
                     "there; replace it by what it links to, or move the whole folder and link to "
                     "that"
                 )
+            kind = special_kind(path)
+            is_file = path.name in _FILES or path.suffix == ".ckpt"
+            if kind and (is_file or kind != "a folder"):
+                raise ValueError(f"{path}: {kind}, which no run has there; remove it")
 
 
 # Claiming -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from captioner import images
+from captioner import images, limits
 from captioner.images import open_image, unreadable_suffixes
 
 PIXELS = numpy.random.default_rng(0).integers(0, 256, (7, 9, 3), numpy.uint8)
@@ -20,6 +21,32 @@ def png(pixels: numpy.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+class Endless(io.RawIOBase):
+    """A device or connection that never ends."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        return len(buffer)
+
+
+@pytest.mark.reliability("limits")
+def test_a_file_without_an_end_is_not_read_into_memory(monkeypatch) -> None:
+    monkeypatch.setattr(limits, "IMAGE_BYTES", 3 * 2**20)
+    tracemalloc.start()
+    for file in (Endless(), io.BufferedReader(Endless())):
+        with pytest.raises(ValueError, match="has more than 3 MiB, which no image has") as error:
+            open_image(file)
+        assert "\n" not in str(error.value)
+    assert tracemalloc.get_traced_memory()[1] < 12 * 2**20
+    tracemalloc.stop()
+
+
+def test_the_limit_is_above_every_image_that_pillow_accepts() -> None:
+    assert 8 * Image.MAX_IMAGE_PIXELS < limits.IMAGE_BYTES
 
 
 class Unseekable(io.BytesIO):

@@ -6,7 +6,9 @@ would leave a mark there.
 
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +165,72 @@ def test_nothing_is_written_through_links_that_lead_out(
     error = capfd.readouterr().err
     assert error.count("\n") == 1
     assert "symbolic link that leads out of" in error or "already exists" in error
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """An error after a minute: who opens a pipe waits for the other end."""
+
+    def fail(*unused: object) -> None:
+        raise AssertionError("waits for a pipe")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def make_socket(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as end:
+        end.bind(os.path.relpath(place))  # the length of its name is limited
+
+
+SPECIAL: dict[str, tuple[Callable[[Path], object], str]] = {
+    "pipe": (os.mkfifo, "a pipe"),
+    "socket": (make_socket, "a socket"),
+    "link to a device": (lambda place: place.symlink_to("/dev/zero"), ""),
+    "folder": (os.mkdir, "a folder"),
+}
+GREEDY = "evaluation/shapes-dev/greedy"
+SPECIAL_PLACES = {
+    "resume": (
+        *("config.yaml", "costs.json", "samples.jsonl", "checkpoints/best.ckpt"),
+        *("checkpoints/last.ckpt", "checkpoints/epoch-01.ckpt", "checkpoints/epoch-09.ckpt"),
+        "logs/csv/version_0/metrics.csv",
+    ),
+    "report": (
+        *("logs/csv/version_0/metrics.csv", "config.yaml", f"{GREEDY}/report.html"),
+        *(f"{GREEDY}/{name}" for name in ("captions.jsonl", "statistics.npz", "config.yaml")),
+    ),
+    "compare": ("config.yaml", f"{GREEDY}/scores.json", f"{GREEDY}/statistics.npz"),
+    "evaluate": ("config.yaml", "checkpoints/best.ckpt", f"{GREEDY}/sheet.png"),
+    "average": ("checkpoints/epoch-01.ckpt",),
+    "caption": ("checkpoints/best.ckpt",),
+}
+
+
+@pytest.mark.parametrize("verb", SPECIAL_PLACES)
+def test_no_command_waits_for_a_pipe_or_reads_a_device(
+    verb, honest, scenes, outside, tmp_path, capfd, no_waiting, record_property
+) -> None:
+    words = {"parent": tmp_path, "honest": honest}
+    words["image"] = next((scenes / "images").glob("*.png"))
+    wrong, cases = [], [(kind, place) for kind in SPECIAL for place in SPECIAL_PLACES[verb]]
+    for number, (kind, name) in enumerate(cases):
+        words["run"] = folder = tmp_path / f"{verb}-{number}"
+        shutil.copytree(honest, folder)
+        place = folder / name
+        place.unlink(missing_ok=True)
+        SPECIAL[kind][0](place)
+        before = files(outside, honest)
+        status = main([word.format_map(words) for word in VERBS[verb]])
+        error = capfd.readouterr().err
+        told = name in error and (SPECIAL[kind][1] in error or "has no checkpoint" in error)
+        if status != 1 or error.count("\n") != 1 or not told or files(outside, honest) != before:
+            wrong.append((kind, name, status, error))
+    record_property("cases", len(cases))
+    assert not wrong, wrong
 
 
 def test_links_within_a_run_and_to_it_are_followed(honest, tmp_path) -> None:

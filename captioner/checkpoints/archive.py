@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from captioner import limits
+from captioner.files import require_regular
 from captioner.plain_data import containers, shortened
 from captioner.process import is_out_of_memory
 
@@ -49,8 +50,10 @@ def load(path: Path, *, values: bool = True) -> Any:
         values: compare the checksums of the values of tensors as well as of the plain data.
 
     Raises:
-        ValueError: it is not a checkpoint, is damaged, or has what captioner does not write.
+        ValueError: it is not a checkpoint or no regular file, is damaged, or has what captioner
+            does not write.
     """
+    require_regular(path)
     try:
         _check_parts(path, values=values)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

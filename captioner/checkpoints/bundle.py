@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.config.values import near_miss
-from captioner.files import near_file
+from captioner.files import near_file, require_regular
 from captioner.plain_data import NUMPY_DAMAGES, read_json, require_format
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def read_model(folder: Path) -> dict[str, Any]:
         ValueError: it is damaged, or of a newer format.
     """
     path = folder / MODEL
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; a bundle has {WEIGHTS} and {MODEL}")
     fault = "damaged, or not a model; export or install it again"
     content = read_json(path, fault=fault)
@@ -149,8 +149,9 @@ def read_weights(folder: Path, model: Mapping[str, Any]) -> dict[str, Tensor]:
     from safetensors.torch import load
 
     path = folder / WEIGHTS
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; a bundle has {WEIGHTS} and {MODEL}")
+    require_regular(path)
     data = path.read_bytes()
     try:
         if hashlib.sha256(data).hexdigest() != model.get("sha256"):
@@ -179,8 +180,9 @@ def read_training(folder: Path, model: Mapping[str, Any]) -> CaptionHashes | Non
     from captioner.metrics.novelty import CaptionHashes
 
     path = folder / TRAINING
-    if not path.is_file():
+    if not path.exists():
         return None
+    require_regular(path)
     try:
         data = path.read_bytes()
         expected = model.get("training_sha256")  # earlier versions wrote none

@@ -32,7 +32,7 @@ from captioner import __version__, runs
 from captioner.checkpoints import bundle
 from captioner.checkpoints.archive import load, require_weights
 from captioner.config import Config
-from captioner.files import near_file, whole_file
+from captioner.files import near_file, require_regular, whole_file
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, Undrawn, build_model
 from captioner.models.precision import stored
@@ -174,12 +174,15 @@ def find(path: str | Path, *, name: str = BEST) -> Path:
 
     Raises:
         FileNotFoundError: there is no such folder or file, or the folder has no checkpoint.
+        ValueError: it is a pipe, a socket or a device.
     """
     if not str(path):
         raise FileNotFoundError(
             "'' is an empty path; give a run folder, a .ckpt file, or the name of a bundled model"
         )
     name_or_path, path = path, Path(path)
+    if not path.is_dir():
+        require_regular(path)
     if path.is_file():
         return path.with_name(bundle.MODEL) if path.name == bundle.WEIGHTS else path
     file = runs.find_checkpoint(path, name)

@@ -143,7 +143,7 @@ def read_result(path: Path, *, split: str | None = None, decoding: str | None = 
     folder = find_result(path, split=split, decoding=decoding)
     advice = "run captioner evaluate again"
     content = _read_scores(folder / SCORES, advice)
-    if not (folder / STATISTICS).is_file():
+    if not (folder / STATISTICS).exists():
         raise FileNotFoundError(f"{folder}: has no {STATISTICS}, which intervals need; {advice}")
     try:
         statistics = Statistics.load(folder / STATISTICS)
@@ -186,7 +186,7 @@ def _read_scores(file: Path, advice: str) -> dict[str, Any]:
 
 def _read_config(folder: Path | None) -> dict[str, Any] | None:
     file = folder / CONFIG if folder else None
-    if file is None or not file.is_file():
+    if file is None or not file.exists():
         return None
     fault = "not valid YAML; restore it, or copy the evaluation to another folder"
     content = read_yaml(file, fault=fault)

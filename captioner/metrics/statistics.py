@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy
 
-from captioner.files import write_whole
+from captioner.files import require_regular, write_whole
 from captioner.limits import INFLATED_BYTES, INFLATION
 from captioner.metrics.corpus import Rows
 from captioner.metrics.table import FAMILIES
@@ -68,6 +68,7 @@ class Statistics:
             FileNotFoundError: no such file.
             ValueError: the file is of another kind, or damaged.
         """
+        require_regular(path)
         try:
             _require_size(path)
             with numpy.load(path, allow_pickle=False) as content:

@@ -10,10 +10,12 @@ import csv
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from io import TextIOWrapper
 from pathlib import Path
 
 from markupsafe import Markup
 
+from captioner.files import open_regular
 from captioner.runs import metric_files
 
 Points = list[tuple[float, float]]
@@ -41,10 +43,15 @@ def read_log(run: Path) -> dict[str, Points]:
     Returns:
         column -> (step, value) in order; columns without a finite value are omitted; if a step was
         logged twice, its last value is used.
+
+    Raises:
+        ValueError: a file is a pipe, a device or a folder.
     """
     columns: dict[str, dict[float, float]] = {name: {} for name in COLUMNS}
     for file in metric_files(run):
-        with file.open(encoding="utf-8", errors="replace", newline="") as lines:
+        with TextIOWrapper(
+            open_regular(file), encoding="utf-8", errors="replace", newline=""
+        ) as lines:
             whole = (line for line in lines if line.endswith("\n"))  # not half of a last one
             for row in csv.DictReader(whole):
                 step = _number(row.get("step"))

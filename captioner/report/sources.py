@@ -51,7 +51,7 @@ def read_captions(result: Result) -> list[CaptionRow]:
         ValueError: they are damaged, or the statistics are of other images.
     """
     path, rows = result.folder / CAPTIONS, []
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such file; {_AGAIN}")
     try:
         lines = read_text(path, most=CAPTIONS_BYTES).rstrip("\n").split("\n")
