@@ -14,22 +14,31 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner import __version__
 from captioner.files import cache_home
 from captioner.process import processor
 from captioner.runs import (
+    CAPTIONS,
     CHECKPOINTS,
     CONFIG,
+    COSTS,
     EVALUATION,
     LAST,
+    SCORES,
+    STATISTICS,
     checkpoint_file,
+    checkpoint_run,
     epoch_files,
     evaluations,
     find_checkpoint,
     has_ended,
+    require_closed,
 )
+
+if TYPE_CHECKING:
+    from captioner.checkpoints.checkpoint import Checkpoint
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 
@@ -47,6 +56,8 @@ OPTIONAL: Mapping[str, tuple[str, str]] = {
 DRAWN = ("shapes", "worlds")
 """Layouts of datasets that reading would draw if they did not exist."""
 _ACCEPTED = "a run folder, a checkpoint, a bundled model or the folder of a dataset"
+_TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token", ".yaml")
+"""Suffixes of the files of datasets and runs that are no checkpoints."""
 _LAYOUTS = (
     "docs/your-photographs.md: how to write captions for photographs; datasets/README.md: all "
     "layouts"
@@ -93,7 +104,7 @@ def examine(place: str) -> Iterator[Finding]:
 
     Raises:
         FileNotFoundError: it is none of them.
-        ValueError: it is an image.
+        ValueError: it is an image or a file of captions.
     """
     from captioner.checkpoints import bundle
     from captioner.data.layout import IMAGE_SUFFIXES
@@ -101,15 +112,21 @@ def examine(place: str) -> Iterator[Finding]:
     if not place:
         raise FileNotFoundError("'' is an empty path; name a run, a model or a dataset")
     path = Path(place)
-    if path.is_dir() and ((path / CONFIG).is_file() or find_checkpoint(path) is not None):
-        return _run(path)
+    found = find_checkpoint(path)
+    if path.is_dir() and (os.path.lexists(path / CONFIG) or found is not None):
+        return _run(path if found is None else checkpoint_run(found))
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         raise ValueError(
             f"{place} is an image, but doctor examines {_ACCEPTED}; to caption it: "
             f"captioner caption {shlex.quote(place)}"
         )
+    if path.is_file() and path.suffix.lower() in _TEXTS and path.name != bundle.MODEL:
+        raise ValueError(
+            f"{place} is a file of captions or settings, but doctor examines {_ACCEPTED}; to "
+            f"examine its folder: captioner doctor {shlex.quote(str(path.parent))}"
+        )
     if path.is_file() or bundle.find(place) is not None or (path / bundle.MODEL).is_file():
-        return _model(place)
+        return iter([_model(place)[0]])
     if path.is_dir():
         return _data(path)
     raise FileNotFoundError(
@@ -120,8 +137,12 @@ def examine(place: str) -> Iterator[Finding]:
 
 def _tried(name: str, look: Callable[[], str], advice: str) -> Finding:
     """A finding that is a problem if looking fails; the error says what was found."""
+    from captioner.plain_data import NewerFormat
+
     try:
         return Finding(name, OK, look())
+    except NewerFormat as error:
+        return Finding(name, PROBLEM, " ".join(str(error).split()), "upgrade captioner")
     except (OSError, ValueError) as error:
         return Finding(name, PROBLEM, " ".join(str(error).split()), advice)
 
@@ -184,7 +205,7 @@ def _bundled() -> Iterator[Finding]:
     for network in SIZES:
         yield _tried(network, lambda network=network: bundled_file(network).name, "")  # type: ignore[misc]
     for name in bundle.names():
-        yield from _model(name)
+        yield _model(name)[0]
 
 
 def _cache() -> Finding:
@@ -212,60 +233,106 @@ def _optional(module: str) -> Finding:
 # A run, a model, a dataset ------------------------------------------------------------------------
 
 
-def _model(place: str) -> Iterator[Finding]:
-    """Whether a bundled model or a checkpoint file is intact."""
-    from captioner.checkpoints import checkpoint
+def _model(place: str) -> tuple[Finding, Checkpoint | None]:
+    """Whether a bundled model or a checkpoint file is intact, and its content if it is."""
+    from captioner.checkpoints import bundle, checkpoint
+
+    contents: list[Checkpoint] = []
 
     def look() -> str:
         read = checkpoint.read(place)
+        contents.append(read)
         distinct = {weight.data_ptr(): weight.numel() for weight in read.weights.values()}
-        count = sum(distinct.values())
-        return f"{read.config['decoder']['name']}, {count / 1e6:.1f} million weights, intact"
+        size = f"{sum(distinct.values()) / 1e6:.1f} million weights"
+        files = [read.path]
+        if read.path.name == bundle.MODEL:
+            parts = (bundle.MODEL, bundle.WEIGHTS, bundle.TRAINING)
+            files = [file for file in map(read.path.with_name, parts) if file.exists()]
+        names = ", ".join(file.name for file in files)
+        return f"{read.config['decoder']['name']}, {size}; {names}: intact"
 
-    yield _tried(Path(place).name, look, "copy the file again, or train again")
+    finding = _tried(Path(place).name, look, "copy the file again, or train again")
+    return finding, contents[0] if contents else None
 
 
 def _run(run: Path) -> Iterator[Finding]:
     """Whether a run's files can be read, whether it has ended, and whether its data are as then."""
     found = [find_checkpoint(run), *epoch_files(run), checkpoint_file(run, LAST)]
-    files = list(dict.fromkeys(file for file in found if file is not None and file.is_file()))
-    intact = []
+    files = list(dict.fromkeys(file for file in found if file and os.path.lexists(file)))
+    read: dict[str, Checkpoint] = {}
     for file in files:
-        for finding in _model(str(file)):
-            yield finding
-            intact += [file] * (finding.state == OK)
+        finding, content = _model(str(file))
+        yield finding
+        if content is not None:
+            read[file.name] = content
     if not files:
         yield Finding(CHECKPOINTS, PROBLEM, "there is none", "start the training again")
-    if has_ended(run):
-        yield Finding("training", OK, "has ended")
-    elif files:
-        advice = f"captioner train resume={run} continues it"
-        yield Finding("training", NOTE, "was interrupted, or still runs", advice)
+    yield from _settings(run)
+    if files:
+        yield _training(run, read.get(LAST))
     yield from map(_evaluation, evaluations(run))
-    if intact:
-        yield _data_of(intact[0])
+    if read:
+        yield _data_of(next(iter(read.values())))
+
+
+def _settings(run: Path) -> Iterator[Finding]:
+    """Whether the configuration and the costs of a run can be read, and where its links lead."""
+    from captioner.plain_data import read_json, read_yaml, require_config
+
+    def closed() -> str:
+        require_closed(run)
+        return "no link leads out of the run, and no pipe or device has the place of a file"
+
+    def config() -> str:
+        require_config(read_yaml(run / CONFIG, fault="not valid YAML"), run / CONFIG)
+        return "can be read"
+
+    def costs() -> str:
+        if not isinstance(read_json(run / COSTS, fault="not valid JSON"), dict):
+            raise ValueError(f"{run / COSTS}: not the costs of a training")
+        return "can be read"
+
+    refused = f"evaluate and resume refuse {run} until then"
+    yield _tried("links", closed, refused)
+    again = f"remove it; captioner train resume={run} --cfg job prints it"
+    for name, look, advice in ((CONFIG, config, again), (COSTS, costs, "remove it")):
+        if os.path.lexists(run / name):
+            yield _tried(name, look, advice)
+
+
+def _training(run: Path, last: Checkpoint | None) -> Finding:
+    """Whether the training of a run has ended, or can be resumed from its last checkpoint."""
+    if has_ended(run):
+        return Finding("training", OK, "has ended")
+    value = "was interrupted, or still runs"
+    if last is not None and "optimizer_states" in last.lightning:
+        return Finding("training", NOTE, value, f"captioner train resume={run} continues it")
+    reason = f"no intact {LAST}" if last is None else f"only weights in {LAST}"
+    advice = f"captioner train resume_weights={run} starts another training from its weights"
+    state = PROBLEM if os.path.lexists(checkpoint_file(run, LAST)) else NOTE
+    return Finding("training", state, f"{value}; it cannot be resumed: {reason}", advice)
 
 
 def _evaluation(folder: Path) -> Finding:
     from captioner.evaluation.results import read_result
+    from captioner.report.sources import read_captions
 
     def look() -> str:
         result = read_result(folder)
-        return f"{result.label}: intact"
+        read_captions(result)
+        return f"{result.label}: {SCORES}, {STATISTICS} and {CAPTIONS} are intact"
 
     return _tried(f"{EVALUATION}/{folder.parent.name}", look, "captioner evaluate makes it again")
 
 
-def _data_of(file: Path) -> Finding:
+def _data_of(trained: Checkpoint) -> Finding:
     """Whether the training captions of a run are still those of its dataset."""
-    from captioner.checkpoints import checkpoint
     from captioner.config import make
     from captioner.data.read import read_records
     from captioner.data.readers import SCENES
     from captioner.metrics.novelty import CaptionHashes
     from captioner.metrics.tokenize import TOKENIZE
 
-    trained = checkpoint.read(file)
     data = dict(trained.config["data"])
     root, drawn = data["root"], data["format"] in DRAWN
     if drawn and data.get("captions") is None:

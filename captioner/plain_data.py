@@ -125,6 +125,10 @@ def read_yaml(path: Path, *, fault: str) -> Any:
         raise ValueError(f"{path}: {fault}") from None
 
 
+class NewerFormat(ValueError):
+    """A file that a later version of captioner has written."""
+
+
 def require_format(
     place: str | Path, kind: str, *, found: Any, written_by: Any, reads: int
 ) -> None:
@@ -138,14 +142,15 @@ def require_format(
         reads: the number that this version reads.
 
     Raises:
-        ValueError: it is another number; with the version that is needed.
+        NewerFormat: it is a higher number; with the version that is needed.
+        ValueError: it is another one.
     """
     if type(found) is int and found == reads:
         return
     if type(found) is not int or found < reads:
         raise ValueError(f"{place}: damaged {kind} (format {shortened(found)})")
     version = _version(written_by)
-    raise ValueError(
+    raise NewerFormat(
         f"{place}: {kind} of format {shortened(found)}, written by captioner {version}; "
         f"this is {__version__} and reads format {reads}: upgrade to that version or a later one"
     )

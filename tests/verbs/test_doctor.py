@@ -3,14 +3,26 @@
 import dataclasses
 import functools
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from captioner import doctor
+from captioner.checkpoints import checkpoint
 from captioner.cli import main
+
+
+@pytest.fixture(scope="module")
+def evaluated(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the run with an evaluation."""
+    folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("evaluated") / "run"))
+    assert main(["evaluate", str(folder), "--metrics", "bleu"]) == 0
+    return folder
 
 
 @pytest.fixture
@@ -93,6 +105,118 @@ def test_an_interrupted_run_is_noted(own: Path, capsys) -> None:
         file.unlink()
     status, found = findings(capsys, str(own))
     assert status == 1 and found["checkpoints"]["state"] == "problem"
+
+
+LAUGHS = b"a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+BYTES = b"\x00\xff\xfe"
+
+
+def a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def one_line_less(file: Path) -> None:
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+
+
+def holds(content: bytes) -> Callable[[Path], object]:
+    return lambda file: file.write_bytes(content)
+
+
+def only_weights(file: Path) -> None:
+    shutil.copy(file.with_name("best.ckpt"), file)
+    costs = file.parents[1] / "costs.json"
+    costs.write_text(json.dumps({**json.loads(costs.read_text()), "ended": False, "epochs": 1}))
+
+
+GREEDY = "evaluation/shapes-dev/greedy"
+DAMAGES: list[tuple[str, Callable[[Path], object] | None, str]] = [
+    # a file, what is done to it (None: moved out of the run and linked to), the problem's name
+    (f"{GREEDY}/captions.jsonl", a_pipe, "evaluation/shapes-dev"),
+    (f"{GREEDY}/captions.jsonl", holds(b"{}\n"), "evaluation/shapes-dev"),
+    (f"{GREEDY}/captions.jsonl", holds(BYTES), "evaluation/shapes-dev"),
+    (f"{GREEDY}/captions.jsonl", one_line_less, "evaluation/shapes-dev"),
+    (f"{GREEDY}/captions.jsonl", Path.unlink, "evaluation/shapes-dev"),
+    (f"{GREEDY}/statistics.npz", a_pipe, "evaluation/shapes-dev"),
+    ("checkpoints/best.ckpt", a_pipe, "best.ckpt"),
+    ("checkpoints/best.ckpt", a_folder, "best.ckpt"),
+    ("checkpoints/last.ckpt", a_pipe, "last.ckpt"),
+    ("checkpoints/last.ckpt", a_folder, "last.ckpt"),
+    ("checkpoints/last.ckpt", only_weights, "training"),
+    ("config.yaml", holds(BYTES), "config.yaml"),
+    ("config.yaml", holds(b"- a\n- list\n"), "config.yaml"),
+    ("config.yaml", holds(LAUGHS), "config.yaml"),
+    ("config.yaml", a_pipe, "config.yaml"),
+    ("costs.json", holds(b"[]"), "costs.json"),
+    ("costs.json", a_pipe, "costs.json"),
+    ("logs/csv/version_0/metrics.csv", a_pipe, "links"),
+    *((place, None, "links") for place in ("logs", "evaluation", "samples.jsonl")),
+]
+
+
+@pytest.mark.reliability("damaged files")
+def test_damages_of_a_run_are_found(
+    evaluated: Path, tmp_path: Path, capsys, record_property
+) -> None:
+    wrong = []
+    for number, (place, damage, name) in enumerate(DAMAGES):
+        folder = tmp_path / f"run-{number}"
+        shutil.copytree(evaluated, folder)
+        if damage is None:
+            (folder / place).rename(tmp_path / f"outside-{number}")
+            (folder / place).symlink_to(tmp_path / f"outside-{number}")
+        else:
+            damage(folder / place)
+        status, found = findings(capsys, str(folder))
+        problem = found.get(name, {"state": "", "advice": ""})
+        if status != 1 or problem["state"] != "problem" or not problem["advice"]:
+            wrong.append((place, getattr(damage, "__name__", ""), name, status, found))
+    record_property("cases", len(DAMAGES))
+    assert not wrong, wrong
+
+
+def test_what_is_intact_is_named(evaluated: Path, capsys) -> None:
+    status, found = findings(capsys, str(evaluated))
+    assert status == 0, found
+    assert found["best.ckpt"]["value"].endswith("; best.ckpt: intact")
+    scores = found["evaluation/shapes-dev"]["value"]
+    assert scores == "greedy: scores.json, statistics.npz and captions.jsonl are intact"
+    assert {"config.yaml", "costs.json", "links"} <= found.keys()
+    status, found = findings(capsys, "flickr8k")
+    names = "model.json, model.safetensors, training.npy"
+    assert found["flickr8k"]["value"].endswith(f"; {names}: intact")
+
+
+def test_the_folder_of_checkpoints_is_that_of_its_run(own: Path, capsys) -> None:
+    _, whole = findings(capsys, str(own))
+    assert findings(capsys, str(own / "checkpoints")) == (0, whole)
+    assert whole["training"]["value"] == "has ended"
+
+
+@pytest.mark.reliability("versions")
+def test_the_advice_for_a_newer_format_is_to_upgrade(own: Path, capsys) -> None:
+    file = own / "checkpoints" / "last.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["captioner"] |= {"format": 99, "version": "9.9"}
+    checkpoint.write(content, file)
+    found = findings(capsys, str(own))[1]["last.ckpt"]
+    assert "written by captioner 9.9" in found["value"]
+    assert found["advice"] == "upgrade captioner"
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "dataset.json", "captions.CSV", "config.yaml"])
+def test_a_caption_file_is_answered_with_its_folder(name, tmp_path: Path, capsys) -> None:
+    (tmp_path / name).write_text("image,caption\na.png,a dog\n")
+    assert main(["doctor", str(tmp_path / name)]) == 1
+    error = capsys.readouterr().err
+    assert "a run folder, a checkpoint, a bundled model or the folder of a dataset" in error
+    assert error.endswith(f"captioner doctor {tmp_path}\n") and error.count("\n") == 1
 
 
 @pytest.mark.reliability("damaged files")
