@@ -36,10 +36,17 @@ def anchored(config: Config) -> Config:
 
     Exceptions are the default paths of the built-in datasets, and ``resume_weights`` with the name
     of a bundled model.
+
+    Raises:
+        ValueError: a path is empty, which would be the current folder.
     """
     result = dict(config)
     for group, key in _PLACES:
         values = result.get(group) or {}
+        if isinstance(values.get(key), str) and not values[key].strip():
+            raise ValueError(
+                f"{group}.{key}={values[key]!r} is not accepted; give a path, or leave it out"
+            )
         if isinstance(values.get(key), str) and not _is_drawn(values):
             result[group] = {**values, key: absolute(values[key])}
     start = result.get("resume_weights")
@@ -74,6 +81,25 @@ def confined(config: Config, named: Collection[str]) -> Config:
                 stacklevel=2,
             )
     return result
+
+
+def require_apart(run: Path, data: Mapping[str, Any]) -> None:
+    """Refuse to train into the folder of the dataset or of its images.
+
+    Args:
+        run: the run folder.
+        data: the arguments of ``read_records``.
+
+    Raises:
+        ValueError: they are the same folder.
+    """
+    root = Path(os.path.expanduser(data["root"]))
+    folders = {"dataset": root, "images": root / os.path.expanduser(data.get("images") or "")}
+    for name, folder in folders.items():
+        if Path(os.path.expanduser(run)).resolve() == folder.resolve():
+            raise ValueError(
+                f"run_dir={run} is the folder of the {name}; choose another one, such as runs/NAME"
+            )
 
 
 def _is_drawn(data: Mapping[str, Any]) -> bool:

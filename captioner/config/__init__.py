@@ -26,6 +26,7 @@ from captioner.config.values import (
     check_range,
     make,
     pick,
+    require_plain,
     unknown,
     unknown_key,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "override",
     "pick",
     "plain",
+    "require_plain",
     "to_yaml",
     "unknown",
     "unknown_key",

@@ -7,7 +7,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from captioner import parts
@@ -104,6 +104,48 @@ def check_range(option: str, value: float, high: float = math.inf) -> None:
         raise ValueError(f"{option}={value} is not accepted; choose a number from 0{most}")
 
 
+def require_plain(config: Any) -> None:
+    """Check that a configuration is plain data with finite numbers.
+
+    Args:
+        config: dicts and lists of texts, numbers, booleans and None.
+
+    Raises:
+        ValueError: a part has another type, or a number is infinite or NaN; it names the option.
+    """
+    for key, value in _leaves(config, ""):
+        if type(value) not in (str, int, float, bool, type(None)):
+            raise ValueError(
+                f"the configuration{key and f' has {key}, which'} is a {type(value).__name__}, not "
+                "plain data; pass captioner.config.compose([...]), or of an OmegaConf tree "
+                "OmegaConf.to_container(config, resolve=True)"
+            )
+    require_finite(config)
+
+
+def require_finite(values: Any, group: str = "") -> None:
+    """Check that all numbers of a configuration, or of a group, are finite.
+
+    Raises:
+        ValueError: one is not; it names the option.
+    """
+    for key, value in _leaves(values, group):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key}={value} is not accepted; choose a finite number")
+
+
+def _leaves(values: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """The dotted key and the value of each option, and of each element of a list."""
+    if type(values) is dict:
+        for name, value in values.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif type(values) in (list, tuple):
+        for value in values:
+            yield from _leaves(value, key)
+    else:
+        yield key, values
+
+
 def pick(
     table: Mapping[str, _Made], name: str, what: str, interface: type[Any] | None = None
 ) -> _Made:
@@ -162,8 +204,9 @@ def make(
 
     Raises:
         ValueError: the component does not have an option, an option is missing, or its value has
-            the wrong type.
+            the wrong type or is infinite or NaN.
     """
+    require_finite(dict(values), group)
     target = component.__init__ if inspect.isclass(component) else component
     hints = typing.get_type_hints(target)
     names = [name for name in arguments(component) if name not in given]

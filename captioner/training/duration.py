@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,12 @@ With forty photographs an epoch is one step. A model with random weights then re
 after about 200 steps, one that starts from trained weights after a few."""
 
 
+_TIME = re.compile(r"(?!0+:00:00:00)\d{1,6}:\d\d:\d\d:\d\d")
+"""A trainer.max_time above 0, as Lightning reads it; 999999 days are the most."""
+
+_UNLIMITED = ("max_epochs", "max_steps")
 _FROM_ONE = ("accumulate_grad_batches", "log_every_n_steps")
-_ABOVE_ZERO = (
-    *("max_epochs", "limit_train_batches"),
-    *("accumulate_grad_batches", "check_val_every_n_epoch"),
-)
+_ABOVE_ZERO = ("limit_train_batches", "accumulate_grad_batches", "check_val_every_n_epoch")
 
 
 def resolve_length(trainer: Mapping[str, Any], batches: int, *, new: bool) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def resolve_length(trainer: Mapping[str, Any], batches: int, *, new: bool) -> di
     """
     for name in _ABOVE_ZERO:
         value = trainer.get(name)
-        if isinstance(value, int | float) and (value == 0 or (value < 0 and name != "max_epochs")):
+        if isinstance(value, int | float) and value <= 0:
             raise ValueError(f"trainer.{name}={value} is not accepted; choose a number above 0")
     steps = steps_of(trainer, batches)
     log_every = min(trainer.get("log_every_n_steps", 50), steps)
@@ -86,7 +88,7 @@ def require_batches(trainer: Mapping[str, Any], *, train: int, val: int) -> None
 
 
 def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, Any]) -> None:
-    """Refuse to resume a training whose epochs are all done.
+    """Refuse a length of which nothing is trained, and to resume when all epochs are done.
 
     Args:
         checkpoint: as Lightning wrote it; None if the training is new.
@@ -96,6 +98,7 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, A
         ValueError: says what to set.
     """
     _require_counts(trainer)
+    _require_time(trainer.get("max_time"))
     max_epochs, max_steps = trainer["max_epochs"], trainer.get("max_steps", -1)
     if checkpoint is None or max_epochs is None:
         return
@@ -123,16 +126,23 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, A
 
 
 def _require_counts(trainer: Mapping[str, Any]) -> None:
-    for name, least in (
-        ("max_epochs", -1),
-        ("max_steps", -1),
-        *dict.fromkeys(_FROM_ONE, 1).items(),
-    ):
-        value = trainer.get(name)
-        if value is not None and (type(value) is not int or value < least):
-            raise ValueError(
-                f"trainer.{name}={value!r:.60} is not accepted; choose a whole number from {least}"
-            )
+    for name in (*_UNLIMITED, *_FROM_ONE):
+        value, unlimited = trainer.get(name), name in _UNLIMITED
+        if value is None or (type(value) is int and (value >= 1 or (unlimited and value == -1))):
+            continue
+        more = ", or -1 for no limit" if unlimited else ""
+        raise ValueError(
+            f"trainer.{name}={value!r:.60} is not accepted; choose a whole number from 1{more}"
+        )
+
+
+def _require_time(value: Any) -> None:
+    if value is None or (isinstance(value, str) and _TIME.fullmatch(value.strip())):
+        return
+    raise ValueError(
+        f"trainer.max_time={value!r:.60} is not accepted; choose days:hours:minutes:seconds above "
+        "0, such as 00:08:00:00 for eight hours"
+    )
 
 
 def plural(count: int, singular: str, others: str) -> str:

@@ -23,8 +23,8 @@ from pytorch_lightning.loggers import Logger
 
 from captioner.checkpoints import checkpoint
 from captioner.checkpoints.checkpoint import Checkpoint
-from captioner.checkpoints.places import anchored
-from captioner.config import Config, make, to_yaml
+from captioner.checkpoints.places import anchored, require_apart
+from captioner.config import Config, make, require_plain, to_yaml
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.read import read_records
 from captioner.data.records import Dataset
@@ -129,7 +129,7 @@ def train(
     The random generators and other settings of the caller are left as they were (``isolation``).
 
     Args:
-        config: a composed configuration, as plain data.
+        config: a composed configuration, as plain data: the result of ``captioner.config.compose``.
         folder: the run folder; it must not contain a run yet, unless that run is resumed. The
             result gives the folder that is used: see ``runs.claimed``.
         resume: the checkpoint to continue from, exactly as if the run had never stopped: its file,
@@ -143,18 +143,22 @@ def train(
             if RankLost cannot be raised.
 
     Raises:
-        ValueError: an option that does not fit, or a folder that already holds a run.
+        ValueError: an option that does not fit, a configuration that is not plain data, or a folder
+            that already holds a run or is that of the dataset.
         OSError: the folder cannot be created, or the disk is full.
         FileNotFoundError: the data do not exist.
         NonFiniteLoss: the loss or a weight became infinite or NaN.
         Degenerate: the captions of a self-critical training have become meaningless.
         RankLost: another process of this training has ended.
     """
+    require_plain(config)
     report = report if ranks.first() else log.debug
     with isolated(), ranks.muted():
         config = anchored(resolved(config, report))
         start = read_start(config, resume, weights)
         require_epochs(start.progress, config["trainer"])
+        if not start.resumes:
+            require_apart(folder, config["data"])
         return _claimed(config, folder, start, Launch(command, report_error), report)
 
 

@@ -2,13 +2,16 @@
 
 import csv
 import errno
+import math
 import os
 import re
 import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from torch.utils.data import get_worker_info
 
 from captioner.checkpoints import checkpoint
@@ -180,7 +183,18 @@ def test_without_validation_the_last_checkpoint_is_used(
             "trainer.limit_train_batches=0.01",
             "trainer.limit_train_batches=0.01 of 6 batches is",
         ),
-        ("trainer.max_epochs=0", "trainer.max_epochs=0 is not accepted; choose a number above 0"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0 is not accepted; choose a whole number fr"),
+        ("trainer.max_steps=0", "trainer.max_steps=0 is not accepted; choose a whole number fro"),
+        ("trainer.max_time=abc", "trainer.max_time='abc' is not accepted; choose days:hours:minu"),
+        ("trainer.max_time=00:00:00:00", "trainer.max_time='00:00:00:00' is not accepted; choose"),
+        ("optimizer.lr=inf", "optimizer.lr=inf is not accepted; choose a finite number"),
+        ("optimizer.lr=nan", "optimizer.lr=nan is not accepted; choose a finite number"),
+        ("decoder.dropout=nan", "decoder.dropout=nan is not accepted; choose a finite number"),
+        (
+            "loader.cache_folder=",
+            "loader.cache_folder='' is not accepted; give a path, or leave it",
+        ),
+        ("data.root=", "data.root='' is not accepted; give a path, or leave it out"),
         ("trainer.limit_train_batches=0", "trainer.limit_train_batches=0 is not accepted"),
         ("trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0 is not accepted"),
         ("trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0 is not accepted"),
@@ -202,6 +216,46 @@ def test_a_training_that_cannot_start_gets_one_line_and_leaves_nothing(
     assert command(tiny, Path("run"), option) == 1
     assert error_of(capsys).startswith(says)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["", "images"])
+def test_a_training_into_the_folder_of_its_dataset_is_refused(
+    tiny, scenes, capsys, folder: str
+) -> None:
+    before = sorted(scenes.rglob("*"))
+    images = ["data.images=images"] if folder else []
+    assert command(tiny, scenes / folder, *images) == 1
+    assert error_of(capsys).startswith(f"run_dir={scenes / folder} is the folder of the ")
+    assert sorted(scenes.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            OmegaConf.create,
+            "the configuration is a DictConfig, not plain data; pass captioner.conf",
+        ),
+        (
+            lambda config: {**config, "data": OmegaConf.create(config["data"])},
+            "the configuration has data, which is a DictConfig, not plain data",
+        ),
+        (
+            lambda config: {**config, "optimizer": {"lr": np.float64(0.1)}},
+            "the configuration has optimizer.lr, which is a float64, not plain data",
+        ),
+        (
+            lambda config: {**config, "optimizer": {"betas": [0.9, math.inf]}},
+            "optimizer.betas=inf is not accepted",
+        ),
+    ],
+)
+def test_a_configuration_that_is_not_plain_data_is_refused_at_the_start(
+    tiny, tmp_path, change, says: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        train(change(compose(tiny)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unset_seed_is_drawn_and_recorded(tiny, tmp_path, capsys) -> None:
