@@ -40,6 +40,9 @@ LARGEST = 2**31 - 1  # mallopt takes an int
 THRESHOLDS = (2**30, 2**25)
 
 
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 # oneDNN, which multiplies bfloat16 and, on some processors, float32, keeps a kernel and its
 # workspace for every shape it has computed. Packed batches have hundreds of shapes: 1,024, the
 # default, take gigabytes.
@@ -164,6 +167,14 @@ def logs_on_stderr() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+def printable(text: str) -> str:
+    """A text with its control characters as Python writes them, so that it stays on one line.
+
+    A file name may contain them, and they can break or forge lines in a terminal or a pipe.
+    """
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def encode_names(text: str) -> bytes:

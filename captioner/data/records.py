@@ -39,11 +39,14 @@ class Dataset:
         records: in the order of the file.
         warnings: what was skipped or repaired, and how often: `{"caption of an absent image": 5}`.
         places: for each warning the images or lines where it occurred, each once.
+        unreadable: for each split its images that could not be read, with the reasons, if they are
+            skipped (data.on_bad_image).
     """
 
     records: tuple[Record, ...]
     warnings: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unreadable: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def split(self, name: str) -> tuple[Record, ...]:
         """Return the records of one split, in the order of the file.

@@ -6,7 +6,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from captioner.data.records import Dataset
+from captioner.data.records import SPLITS, Dataset
 from captioner.images import find_fault
 from captioner.progress import progress_bar
 
@@ -28,14 +28,16 @@ def without_unreadable(dataset: Dataset) -> Dataset:
         for fault in pool.map(find_fault, paths):
             faults.append(fault)
             advance(1)
-    bad = [f"{r.image_id}: {fault}" for r, fault in zip(dataset.records, faults) if fault]
+    pairs = list(zip(dataset.records, faults))
+    bad = [(record.split, f"{record.image_id}: {fault}") for record, fault in pairs if fault]
     if not bad:
         return dataset
     if len(bad) == len(paths):
-        raise ValueError(f"data.on_bad_image=skip: no image can be read; the first is {bad[0]}")
+        raise ValueError(f"data.on_bad_image=skip: no image can be read; the first is {bad[0][1]}")
     return replace(
         dataset,
-        records=tuple(r for r, fault in zip(dataset.records, faults) if not fault),
+        records=tuple(r for r, fault in pairs if not fault),
         warnings={**dataset.warnings, UNREADABLE: len(bad)},
-        places={**dataset.places, UNREADABLE: tuple(bad)},
+        places={**dataset.places, UNREADABLE: tuple(place for _, place in bad)},
+        unreadable={name: tuple(p for split, p in bad if split == name) for name in SPLITS},
     )

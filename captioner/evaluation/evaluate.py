@@ -29,7 +29,6 @@ from captioner.data.loaders import DEV_BATCH
 from captioner.data.pipeline import encoding_pipeline
 from captioner.data.read import read_records
 from captioner.data.records import Dataset, Record
-from captioner.data.unreadable import UNREADABLE
 from captioner.data.views import View
 from captioner.evaluation.contact_sheet import Rows, contact_sheet, missing_letters
 from captioner.files import to_json, write_whole
@@ -58,7 +57,7 @@ class Evaluation:
         scores: with their signature.
         seconds: duration of the captioning.
         config: data, split and decoding.
-        skipped: images of the dataset that could not be read, with the reasons
+        skipped: images of the split that could not be read, with the reasons
             (data.on_bad_image=skip).
     """
 
@@ -138,7 +137,7 @@ def evaluate(
     if NOVELTY in scores.missing:
         scores = replace(scores, missing={**scores.missing, NOVELTY: _UNKNOWN})
     config = anchored({"data": dict(data), "split": split, "decoding": dict(decoding)})
-    skipped = dataset.places.get(UNREADABLE, ())
+    skipped = dataset.unreadable.get(split, ())
     return Evaluation(records, captions, scores, seconds, config, skipped)
 
 

@@ -8,9 +8,14 @@ from pathlib import Path
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.fit_warnings import length_warnings, tokenizer_warnings
 from captioner.data.records import Dataset
+from captioner.data.unreadable import UNREADABLE
 from captioner.models.precision import AUTO, BF16, device_of, resolve
+from captioner.process import printable
 from captioner.training import word_vectors
 from captioner.training.module import LitCaptioner
+
+_NAMED = 3
+"""Number of skipped images that are named."""
 
 
 def introduce(
@@ -31,6 +36,12 @@ def introduce(
     """
     for warning, count in dataset.warnings.items():
         report(f"data: {warning}: {count}")
+        if warning == UNREADABLE:
+            places = dataset.places[warning]
+            for place in places[:_NAMED]:
+                report(f"  {printable(place)}")
+            if len(places) > _NAMED:
+                report(f"  and {len(places) - _NAMED} more: `captioner data check` names them")
     texts = (text for record in dataset.split("train") for text in record.captions)
     lengths, max_words = data.pairs.whole_lengths, module.config["loader"]["max_words"]
     for line in (

@@ -1,6 +1,7 @@
 """Images that cannot be read: a training and an evaluation stop at them, or skip and list them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,17 @@ def test_an_evaluation_lists_what_it_skipped(run: Path, root: Path, capsys, tmp_
     ]
 
 
+@pytest.mark.parametrize(("split", "names"), [("train", ["7"]), ("dev", []), ("test", ["3"])])
+def test_an_evaluation_lists_only_the_images_of_its_split(
+    run: Path, root: Path, capsys, tmp_path: Path, split: str, names: list[str]
+) -> None:
+    copied = tmp_path / "model.ckpt"
+    copied.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
+    data = ["data=folder", f"data.root={root}", "data.holdout=0.3", f"data.split={split}"]
+    assert main(["evaluate", str(copied), *data, "data.on_bad_image=skip"]) == 0
+    assert re.findall(r"skipped (\d)\.jpg: ", capsys.readouterr().out) == names
+
+
 def test_a_training_skips_them(root: Path, tiny, tmp_path: Path, capsys) -> None:
     data = ["data=folder", f"data.root={root}", "data.holdout=0.3"]
     own = [o for o in tiny if not o.startswith("data")]
@@ -82,4 +94,18 @@ def test_a_training_skips_them(root: Path, tiny, tmp_path: Path, capsys) -> None
     assert main(command) == 1
     assert "or skip with data.on_bad_image=skip: " in capsys.readouterr().err
     assert main([*command, "data.on_bad_image=skip"]) == 0
-    assert "data: unreadable image, skipped: 2" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    count = lines.index("data: unreadable image, skipped: 2")
+    assert lines[count + 1].startswith("  3.jpg: ") and lines[count + 2].startswith("  7.jpg: ")
+
+
+def test_a_training_names_the_first_of_many(root: Path, tiny, tmp_path: Path, capsys) -> None:
+    for number in range(20, 25):
+        (root / f"{number}.jpg").write_text("no image")
+        (root / f"{number}.txt").write_text("a dog\n")
+    own = [o for o in tiny if not o.startswith("data")]
+    data = ["data=folder", f"data.root={root}", "data.holdout=0.3", "data.on_bad_image=skip"]
+    assert main(["train", *own, *data, f"run_dir={tmp_path / 'run'}", "trainer.max_epochs=1"]) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall(r"^  \d+\.jpg: ", printed, re.MULTILINE)) == 3
+    assert "  and 4 more: `captioner data check` names them" in printed
