@@ -294,7 +294,7 @@ def _settings(run: Path) -> Iterator[Finding]:
 
     refused = f"evaluate and resume refuse {run} until then"
     yield _tried("links", closed, refused)
-    again = f"remove it; captioner train resume={run} --cfg job prints it"
+    again = f"remove it; captioner train {shlex.quote(f'resume={run}')} --cfg job prints it"
     for name, look, advice in ((CONFIG, config, again), (COSTS, costs, "remove it")):
         if os.path.lexists(run / name):
             yield _tried(name, look, advice)
@@ -306,9 +306,11 @@ def _training(run: Path, last: Checkpoint | None) -> Finding:
         return Finding("training", OK, "has ended")
     value = "was interrupted, or still runs"
     if last is not None and "optimizer_states" in last.lightning:
-        return Finding("training", NOTE, value, f"captioner train resume={run} continues it")
+        command = f"captioner train {shlex.quote(f'resume={run}')}"
+        return Finding("training", NOTE, value, f"{command} continues it")
     reason = f"no intact {LAST}" if last is None else f"only weights in {LAST}"
-    advice = f"captioner train resume_weights={run} starts another training from its weights"
+    command = f"captioner train {shlex.quote(f'resume_weights={run}')}"
+    advice = f"{command} starts another training from its weights"
     state = PROBLEM if os.path.lexists(checkpoint_file(run, LAST)) else NOTE
     return Finding("training", state, f"{value}; it cannot be resumed: {reason}", advice)
 
@@ -381,7 +383,8 @@ def _data(folder: Path) -> Iterator[Finding]:
             repeated = "; repeated ones are intended in this drawn world" if report.repeated else ""
             yield Finding("files", OK, f"{report.images:,} images can be read{repeated}")
         else:
-            advice = f"captioner data check data.format={name} data.root={folder} lists them"
+            root = shlex.quote(f"data.root={folder}")
+            advice = f"captioner data check data.format={name} {root} lists them"
             yield Finding("files", PROBLEM, _faults(report.as_dict()), advice)
         return
     value = f"{folder} has the layout of none of {', '.join(failed)}"

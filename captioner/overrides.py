@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -105,6 +106,11 @@ def quote(text: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def shell_word(key: str, value: Any) -> str:
+    """The override as one word of a shell, for advice to copy: ``'data.root=My Data'``."""
+    return shlex.quote(f"{key}={value}")
 
 
 def line_of(key: str, value: Any) -> str:

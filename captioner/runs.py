@@ -416,13 +416,13 @@ def _locked(folder: Path) -> int | None:
 def _has_run(folder: Path, checkpoints: list[str]) -> Taken:
     if LAST in checkpoints:
         return Taken(
-            f"run_dir={folder} already has a run: resume={folder} resumes it, or choose another "
-            "run_dir"
+            f"run_dir={folder} already has a run: {shlex.quote(f'resume={folder}')} resumes it, or "
+            "choose another run_dir"
         )
     return Taken(
         f"run_dir={folder} already has a run, with {', '.join(checkpoints)} but without {LAST}, so "
-        f"it cannot be resumed; choose another run_dir (resume_weights={folder} starts from its "
-        "weights)"
+        f"it cannot be resumed; choose another run_dir "
+        f"({shlex.quote(f'resume_weights={folder}')} starts from its weights)"
     )
 
 

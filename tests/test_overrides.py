@@ -1,11 +1,12 @@
 """Overrides as typed: values that Hydra's grammar refuses are quoted, others are unchanged."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from captioner import config
-from captioner.overrides import as_hydra_reads, parse
+from captioner.overrides import as_hydra_reads, parse, shell_word
 
 VALUES = [
     # typed, the value
@@ -104,3 +105,19 @@ def test_odd_paths_reach_the_configuration(tmp_path) -> None:
     changed = config.override(trained, [f"data.root={root}", "decoding.prefix=a, b (c)"])
     assert changed["data"]["root"] == str(root)
     assert changed["decoding"]["prefix"] == "a, b (c)"
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "图-[x]", "a,b=c", "it's $HOME {x}", "(1) \\ #2", "-x", "~y"]
+)
+def test_an_advised_override_can_be_pasted_into_a_shell(tmp_path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    command = f"printf %s {shell_word('resume', folder)}"
+    typed = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+    [change] = parse([typed])
+    assert change.value() == str(folder)
+
+
+def test_plain_words_are_not_quoted() -> None:
+    assert shell_word("resume", "/runs/a-1") == "resume=/runs/a-1"

@@ -75,6 +75,17 @@ def test_a_folder_with_a_checkpoint_is_resumed_or_refused(tmp_path) -> None:
     assert last.read_bytes() == b"weights"
 
 
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_the_advice_about_a_taken_folder_can_be_pasted(tmp_path, name: str) -> None:
+    folder = tmp_path / "a b 图-[x]"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / name).write_bytes(b"weights")
+    with pytest.raises(Taken) as raised, claimed(folder):
+        pass
+    key = "resume" if name == "last.ckpt" else "resume_weights"
+    assert f"'{key}={folder}'" in str(raised.value)
+
+
 @pytest.mark.reliability("interrupted")
 def test_a_failed_start_leaves_nothing(tmp_path) -> None:
     with pytest.raises(ValueError), claimed(tmp_path / "new" / "deep" / "run") as claim:

@@ -17,6 +17,7 @@ from typing import Any
 
 from captioner.checkpoints import bundle
 from captioner.config import Config
+from captioner.overrides import shell_word
 from captioner.process import is_first
 
 _PLACES = (("data", "root"), ("loader", "cache_folder"), ("training", "word_vectors"))
@@ -73,7 +74,7 @@ def confined(config: Config, named: Collection[str]) -> Config:
         if values.get(key, harmless) == harmless:
             continue
         result[group] = {**values, key: harmless}
-        option = f"{group}.{key}={values[key]}"
+        option = shell_word(f"{group}.{key}", values[key])
         if not {group, f"{group}.{key}"} & {*named} and is_first():
             warnings.warn(
                 f"{option} of the checkpoint is not used, because it writes outside of the run "

@@ -37,6 +37,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.strategies import DDPStrategy
 
+from captioner.overrides import shell_word
 from captioner.process import interruption_of
 from captioner.training import ranks
 
@@ -408,8 +409,10 @@ def _is_of_another_rank(error: BaseException) -> bool:
 
 
 def _message(lost: str, folder: Path | None) -> str:
-    advice = "" if folder is None else f"; resume={folder} resumes from the last checkpoint, if any"
-    return f"{lost}, which ended the training{advice}"
+    ended = f"{lost}, which ended the training"
+    if folder is None:
+        return ended
+    return f"{ended}; {shell_word('resume', folder)} resumes from the last checkpoint, if any"
 
 
 def _ended(status: int) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from captioner.checkpoints.checkpoint import Checkpoint
+from captioner.overrides import shell_word
 from captioner.process import interruption_of, is_out_of_memory
 
 _LARGEST = 2**40
@@ -73,11 +74,12 @@ class RestoredState(Callback):
             lost = interruption_of(error) is not None or "gloo" in str(error).lower()
             if self._restored or lost or is_out_of_memory(error):
                 raise
+            weights = shell_word("resume_weights", self.checkpoint.path)
             reason = str(error) if isinstance(error, ValueError) else repr(error)
             raise ValueError(
                 f"{self.checkpoint.path}: its training cannot be resumed, because its state is "
-                f"damaged ({' '.join(reason.split())[:200]}); resume_weights={self.checkpoint.path}"
-                " starts another training from its weights"
+                f"damaged ({' '.join(reason.split())[:200]}); {weights} starts another training "
+                "from its weights"
             ) from error
 
 

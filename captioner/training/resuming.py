@@ -16,7 +16,7 @@ from typing import Any
 from captioner.checkpoints.places import anchored, confined
 from captioner.config import Config, compose, override
 from captioner.metrics.novelty import CaptionHashes
-from captioner.overrides import Override, parse
+from captioner.overrides import Override, parse, shell_word
 
 CHANGEABLE = (
     "trainer.*",
@@ -118,7 +118,8 @@ def _require_same_places(saved: Config, named: Mapping[str, Any], run: str, fold
     if place is not None and Path(os.path.expanduser(str(place))).resolve() != folder.resolve():
         raise ValueError(
             f"run_dir={place} cannot be combined with resume={run}, which continues in {folder}; "
-            f"leave run_dir out, or start another run from its weights: resume_weights={run}"
+            "leave run_dir out, or start another run from its weights: "
+            f"{shell_word('resume_weights', run)}"
         )
 
 
@@ -150,7 +151,7 @@ def require_same_captions(
         raise ValueError(
             f"data.root={root} has other training captions than resume={run} was trained on: "
             f"{new:,} are new, {gone:,} are missing; set data.root=... to its data, or start "
-            f"another run on these with resume_weights={run}"
+            f"another run on these with {shell_word('resume_weights', run)}"
         )
 
 
@@ -171,8 +172,8 @@ def _require_same_choices(
 
 def _advice(run: str) -> str:
     return (
-        f"when resuming, only {_SUMMARY} can be changed; resume_weights={run} starts another "
-        "training from its weights"
+        f"when resuming, only {_SUMMARY} can be changed; "
+        f"{shell_word('resume_weights', run)} starts another training from its weights"
     )
 
 

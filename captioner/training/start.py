@@ -16,7 +16,7 @@ from captioner.metrics.novelty import CaptionHashes
 from captioner.metrics.tokenize import TOKENIZE
 from captioner.models.captioning import CaptioningModel, build_model
 from captioner.models.precision import stored
-from captioner.overrides import Override, parse
+from captioner.overrides import Override, parse, shell_word
 from captioner.tokenizers import Tokenizer, build_tokenizer
 from captioner.training.objectives.table import objective_class
 from captioner.training.resuming import require_same_captions
@@ -166,7 +166,7 @@ def read_start(
     if before is not now:
         raise ValueError(
             f"resume={source.path} continues with the objective it was trained with; start another "
-            f"run with resume_weights={source.path} and a run_dir of its own"
+            f"run with {shell_word('resume_weights', source.path)} and a run_dir of its own"
         )
     return Start(source, resumes=True)
 

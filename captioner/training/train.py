@@ -40,6 +40,7 @@ from captioner.models.precision import (
     resolve_trainer,
     warn_if_emulated,
 )
+from captioner.overrides import shell_word
 from captioner.process import interruption_of
 from captioner.runs import CONFIG, LAST, Claim, checkpoint_file, claimed
 from captioner.tokenizers import Tokenizer
@@ -363,7 +364,8 @@ def _interruption(claim: Claim, error: KeyboardInterrupt) -> str:
     """What remains of an interrupted training, and how to continue it."""
     reason, folder = str(error) or "interrupted", claim.folder
     if claim.keep and checkpoint_file(folder, LAST).is_file():
-        return f"{reason}; `captioner train resume={folder}` resumes from the last checkpoint"
+        command = f"captioner train {shell_word('resume', folder)}"
+        return f"{reason}; `{command}` resumes from the last checkpoint"
     return f"{reason} before the first step: there is nothing to resume, no run folder is left"
 
 

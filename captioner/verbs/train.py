@@ -80,6 +80,7 @@ def _usage_error(message: str, argv: Sequence[str], flags: Sequence[str]) -> NoR
     """End with a usage error; a flag that is the name of an option or group is an override here."""
     from captioner.config import compose_all, groups
     from captioner.config.keys import leaves
+    from captioner.overrides import shell_word
 
     unknown = re.match(r"unrecognized arguments: --([\w.-]+)", message)
     if unknown:
@@ -87,7 +88,7 @@ def _usage_error(message: str, argv: Sequence[str], flags: Sequence[str]) -> NoR
         known = dict.fromkeys([*leaves(compose_all(())), *groups()])
         keys = [key for key in known if name in (key, key.replace(".", "_"))]
         keys = keys or [key for key in known if key.endswith(f".{name}")]
-        overrides = " or ".join(f"{key}={value}" for key in keys)
+        overrides = " or ".join(shell_word(key, value) for key in keys)
         message = f"--{unknown[1]} is not a flag; write {overrides}" if keys else message
     usage_error("captioner train", message, flags)
 
@@ -250,6 +251,7 @@ def _last_checkpoint(named: str, changes: Sequence[Override]) -> tuple[Checkpoin
     """
     from captioner import parts
     from captioner.checkpoints import bundle, checkpoint
+    from captioner.overrides import shell_word
 
     for change in changes:
         if not change.is_sweep_override() and parts.is_own(change.value()):
@@ -257,19 +259,20 @@ def _last_checkpoint(named: str, changes: Sequence[Override]) -> tuple[Checkpoin
     if bundle.find(named) is not None and not Path(named).exists():
         raise ValueError(
             f"resume={named}: a bundled model has no optimizer to continue with; "
-            f"resume_weights={named} starts another training from its weights"
+            f"{shell_word('resume_weights', named)} starts another training from its weights"
         )
     if is_unstarted(Path(named)):
         raise ValueError(
             f"resume={named}: this run ended before its first step, so there is nothing to resume; "
-            f"start it again with the command that started it and run_dir={named}"
+            f"start it again with the command that started it and {shell_word('run_dir', named)}"
         )
     last = checkpoint.read(checkpoint.find(named, name=LAST))
     folder = checkpoint.run_folder(last.path)
     if "optimizer_states" not in last.lightning:
         raise ValueError(
-            f"resume={named}: {last.path.name} contains only weights; resume={folder} continues "
-            f"from {LAST}, resume_weights={named} starts another training from it"
+            f"resume={named}: {last.path.name} contains only weights; "
+            f"{shell_word('resume', folder)} continues from {LAST}, "
+            f"{shell_word('resume_weights', named)} starts another training from it"
         )
     return last, folder
 
