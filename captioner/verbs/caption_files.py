@@ -7,6 +7,7 @@ import glob
 import io
 import os
 import re
+import shlex
 import sys
 import textwrap
 from collections import Counter
@@ -19,9 +20,9 @@ from captioner.api import Caption, Captioner
 from captioner.data.layout import IMAGE_SUFFIXES
 from captioner.files import partial, to_json, walk, write_whole
 from captioner.images import HEIC_EXTRA, RARE_SUFFIXES, unreadable_suffixes
-from captioner.process import encode_names
+from captioner.process import encode_names, printable
 from captioner.progress import progress_bar
-from captioner.verbs.terminal import TEXTS, fail, new_folder, require_output, wrote
+from captioner.verbs.terminal import TEXTS, fail, new_folder, note, require_output, wrote
 
 
 def caption_files(
@@ -85,7 +86,7 @@ def _write_file(texts: Iterable[str], output: str) -> None:
         write_whole(output, map(encode_names, texts), keep=True)
     except BaseException:
         if partial(output).exists():
-            print(f"captioner: note: the captions so far are in {partial(output)}", file=sys.stderr)
+            note(f"the captions so far are in {partial(output)}")
         raise
 
 
@@ -139,7 +140,8 @@ def _find_files(path: str) -> Iterable[str]:
         flag = re.match(r"\+*(?:decoding\.)?(\w+)=(.*)", path)
         if flag:
             name = flag[1].replace("_", "-")
-            raise ValueError(f"{error}; options are flags here: --{name} {flag[2]}")
+            value = shlex.quote(flag[2])
+            raise ValueError(f"{error}; options are flags here: --{name} {value}")
         raise FileNotFoundError(error)
     files = [match for match in matches if Path(match).is_file()]
     if not files:
@@ -181,7 +183,7 @@ def _find_in_folder(path: str) -> list[str]:
             + (f", but {counts}{extra}" if skipped else "")
         )
     if skipped:
-        print(f"captioner: note: {path}: {counts} skipped{extra}", file=sys.stderr)
+        note(f"{path}: {counts} skipped{extra}")
     return images
 
 
@@ -219,11 +221,11 @@ def _caption(
     for name, caption in zip(files, chain.from_iterable(results)):
         advance(1)
         if not isinstance(caption, Caption):
-            print(f"captioner: error: {caption}", file=sys.stderr)
+            fail(printable(str(caption)))
             failed.append(name)
             continue
         if caption.note:
-            print(f"captioner: note: {name}: {caption.note}", file=sys.stderr)
+            note(f"{name}: {caption.note}")
         yield name, caption
 
 
@@ -233,7 +235,7 @@ Rows = Iterable[tuple[str, Caption]]
 
 def _as_text(rows: Rows) -> Iterator[str]:
     for path, caption in _all_captions(rows):
-        yield f"{path}: {caption.text}\n"
+        yield printable(f"{path}: {caption.text}") + "\n"
 
 
 def _as_json(rows: Rows) -> Iterator[str]:

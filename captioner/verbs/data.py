@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from captioner.process import printable
 from captioner.verbs.terminal import add_config_dir, build_parser, print_json, short
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _print_reader_warnings(
     places: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
     for warning, times in warnings.items():
-        place = f" (first: {places[warning][0]})" if places.get(warning) else ""
+        place = f" (first: {printable(places[warning][0])})" if places.get(warning) else ""
         console.print(
             f"{times:,} x {warning}{place}", markup=False, highlight=False, soft_wrap=True
         )
@@ -158,7 +159,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     }
     for finding, names in findings.items():
         more = [f"and {len(names) - LISTED_NAMES:,} more"] if len(names) > LISTED_NAMES else []
-        rows.append((finding, f"{len(names):,}", "\n".join([*names[:LISTED_NAMES], *more])))
+        listed = map(printable, names[:LISTED_NAMES])
+        rows.append((finding, f"{len(names):,}", "\n".join([*listed, *more])))
     if report.repeated:
         rows.append(("the same, as intended in this drawn world", f"{report.repeated:,}", ""))
     print_rows(rows, ("finding", "how many", "which"), no_wrap=(2,), console=console)

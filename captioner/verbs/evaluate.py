@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from captioner.process import printable
 from captioner.verbs.terminal import (
     add_config_dir,
     add_metrics,
@@ -121,7 +122,7 @@ def _print(result: Evaluation, split: str, paths: Sequence[Path]) -> None:
     )
     print(result.scores.signature)
     for image in result.skipped:
-        print(f"skipped {image}")
+        print(f"skipped {printable(image)}")
     for metric, reason in result.scores.missing.items():
         print(f"no {metric}: {reason}")
     for path in paths:

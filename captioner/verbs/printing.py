@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
+from captioner.process import printable
+
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
 
@@ -36,6 +38,7 @@ def print_rows(
     from rich.console import Console
 
     console = console or Console()
+    rows = [[_printable_lines(cell) for cell in row] for row in rows]
     if not console.is_terminal:
         for row in [headings, *rows] if headings else rows:
             line = "\t".join(" ".join(cell.replace("\n", ", ").split()) for cell in row)
@@ -46,6 +49,10 @@ def print_rows(
         _print_list(rows, headings, console)
     else:
         _print_table(rows, headings, right, unfolded, console)
+
+
+def _printable_lines(cell: str) -> str:
+    return "\n".join(printable(line.replace("\t", " ")) for line in cell.split("\n"))
 
 
 def _least_width(rows: Sequence[Sequence[str]], unfolded: Collection[int]) -> int:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from captioner.process import printable
 from captioner.verbs.table_names import METRICS, names_in
 
 
 def fail(message: str, status: int = 1) -> int:
     """Print an error as one line and return the exit status."""
-    print("captioner: error: " + " ".join(message.split()), file=sys.stderr)
+    print("captioner: error: " + printable(" ".join(message.split())), file=sys.stderr)
     return status
 
 
 def warn(message: str) -> None:
     """Print a warning as one line."""
-    print("captioner: warning: " + " ".join(message.split()), file=sys.stderr)
+    print("captioner: warning: " + printable(" ".join(message.split())), file=sys.stderr)
+
+
+def note(message: str) -> None:
+    """Print a note as one line."""
+    print("captioner: note: " + printable(message), file=sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,6 +40,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     decodes = False
+    _words: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong as one line and exit with status 2."""
@@ -42,8 +50,11 @@ class Parser(argparse.ArgumentParser):
 
             name = unknown[1].replace("-", "_")
             if name in OPTIONS:
-                override = f"decoding.{name}={unknown[2] or '...'}"
+                override = shlex.quote(f"decoding.{name}={unknown[2] or '...'}")
                 message = f"--{unknown[1]} is not a flag; write {override}"
+        files = [word for word in self._words if word[:1] == "-" and os.path.lexists(word)]
+        if files:
+            message = f"{files[0]} begins with -; write {shlex.quote(f'./{files[0]}')}"
         flags = [flag for action in self._actions for flag in action.option_strings]
         usage_error(self.prog, message, flags)
 
@@ -66,7 +77,9 @@ class Parser(argparse.ArgumentParser):
         # bash does not expand `--output=~/x`, zsh does not expand a completed path
         home = os.path.expanduser("~").replace("\\", r"\\")
         words = sys.argv[1:] if args is None else args
-        return [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", word) for word in words]
+        expanded = [re.sub(r"^(--[\w-]+=)?~(?=/|$)", rf"\g<1>{home}", word) for word in words]
+        self._words = expanded
+        return expanded
 
 
 def usage_error(program: str, message: str, flags: Sequence[str] = ()) -> NoReturn:
@@ -187,11 +200,11 @@ def print_json(value: Any) -> int:
 
 
 def short(path: Path) -> str:
-    """A path relative to the current folder, if it is in it."""
+    """A path to print, relative to the current folder if it is in it."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return printable(str(path.resolve().relative_to(Path.cwd())))
     except ValueError:
-        return str(path)
+        return printable(str(path))
 
 
 def wrote(path: str | Path, created: Path | None = None) -> str:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -259,6 +260,35 @@ def test_flags_may_be_between_paths(run, pictures, tmp_path, capsys) -> None:
         assert main(list(map(str, argv))) == 0
         out = capsys.readouterr().out
         assert [line.partition(": ")[0] for line in out.splitlines()] == [str(a), str(b)]
+
+
+@pytest.mark.parametrize(
+    ("words", "file"), [(["-x.png"], "-x.png"), (["a.png", "-mé(1).png"], "-mé(1).png")]
+)
+def test_a_file_that_begins_with_a_hyphen_gets_its_path(
+    tmp_path, capsys, monkeypatch, words: list[str], file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(SystemExit) as ended:
+        main(["caption", *words])
+    assert ended.value.code == 2
+    advised = shlex.split(capsys.readouterr().err.partition("write ")[2].partition("; see")[0])
+    assert advised == [f"./{file}"]
+
+
+def test_control_characters_of_a_name_are_escaped_in_text(run, pictures, capsys) -> None:
+    name = "x\ncaptioner: error: forged\x1b[2J.png"
+    (pictures / name).write_bytes((pictures / "a.png").read_bytes())
+    (pictures / f"bad {name}").write_bytes(b"no image")
+    capsys.readouterr()
+    assert caption(run, pictures / name, pictures / f"bad {name}") == 1
+    printed = capsys.readouterr()
+    [line], [error] = printed.out.splitlines(), printed.err.splitlines()
+    assert "/x\\ncaptioner: error: forged\\x1b[2J.png: " in line
+    assert "/bad x\\ncaptioner: error: forged\\x1b[2J.png" in error
+    assert caption(run, pictures / name, "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["image"] == str(pictures / name)
 
 
 def test_an_override_among_the_paths_gets_the_name_of_its_flag() -> None:

@@ -46,6 +46,14 @@ def test_a_cell_cannot_break_its_line(capsys) -> None:
     assert capsys.readouterr().out == "a, b\tc d\n"
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_cell_cannot_control_the_terminal(terminal: bool) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, force_terminal=terminal, color_system=None)
+    print_rows([["a\x1b[2Jb", "c\rd"]], console=console)
+    assert "a\\x1b[2Jb" in file.getvalue() and "\x1b" not in file.getvalue()
+
+
 @pytest.mark.parametrize("width", [40, 70, 80, 85, 86, 87, 88, 120])
 def test_a_name_is_never_folded(width: int) -> None:
     lines = printed(width, terminal=True, no_wrap=(0,))
