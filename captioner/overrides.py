@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from captioner.old_names import Warn, renamed, warn_renamed
+from captioner.plain_data import shortened
 
 Override = Any
 """Hydra's ``Override``, whose ``value()`` is of any type that plain data has, or a sweep."""
@@ -77,8 +78,9 @@ def parse(
             changes += parser.parse_overrides([present])
         except HydraException:
             raise ValueError(
-                f"{line!r} is not an override; write key=value, such as optimizer.lr=1e-3 or "
-                "decoder.cell=gru, and a text with special characters in quotes: 'key=\"a {b}\"'"
+                f"{shortened(line, 200)} is not an override; write key=value, such as "
+                "optimizer.lr=1e-3 or decoder.cell=gru, and a text with special characters in "
+                "quotes: 'key=\"a {b}\"'"
             ) from None
     return changes
 

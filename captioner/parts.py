@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +38,7 @@ _SET_HERE = (
 
 def is_own(name: object) -> bool:
     """Whether a name is that of a user's class, ``package.module:Class``."""
-    return isinstance(name, str) and ":" in name
+    return isinstance(name, str) and ":" in name and len(name) <= 200 and name.isprintable()
 
 
 def plug_in(module: str) -> None:
@@ -91,7 +92,7 @@ def find_class(name: str, option: str) -> type[Any]:
     if module not in sys.modules:
         raise ValueError(
             f"{option}={name} is the user's own class, which no checkpoint may import: name it "
-            f"again with --plugin {module} (in Python: import {module} first)"
+            f"again with --plugin {shlex.quote(module)} (in Python: import {module} first)"
         )
     value = getattr(sys.modules[module], attribute, None)
     if not inspect.isclass(value):

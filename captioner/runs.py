@@ -124,13 +124,13 @@ def is_unstarted(run: Path) -> bool:
 def has_ended(run: Path) -> bool:
     """Whether the training of a run has come to its end: it is not running or interrupted.
 
-    Older costs do not say so; then, and if the training was killed in its last moment, it has ended
-    if all its epochs are done.
+    Older costs do not say so; then it has ended if all its epochs are done. A training that is
+    killed between its last two writes, costs and last checkpoint, counts as ended.
     """
     try:
         costs = read_json(run / COSTS, fault="damaged")
-        if costs.get("ended") is True:
-            return True
+        if type(costs.get("ended")) is bool:
+            return costs["ended"]
         epochs = read_yaml(run / CONFIG, fault="damaged")["trainer"]["max_epochs"]
         return costs["epochs"] >= epochs >= 0
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

@@ -103,6 +103,14 @@ def test_classes_named_by_a_checkpoint_must_satisfy_the_interface(name: str) -> 
         config.pick(DECODERS, name, "decoder.name", Decoder)
 
 
+@pytest.mark.parametrize("name", ["m" * 100_000 + ":Cell", "a\nb:Cell", "m; echo 1:Cell"])
+def test_a_strange_name_in_a_checkpoint_gets_one_short_line(name: str) -> None:
+    with pytest.raises(ValueError, match="tokenizer.name=") as caught:
+        config.pick(TOKENIZERS, name, "tokenizer.name")
+    said = str(caught.value)
+    assert len(said) < 400 and "\n" not in said and "--plugin m; echo" not in said
+
+
 @pytest.mark.parametrize("table", [CELLS, ENCODERS, TOKENIZERS, OBJECTIVES])
 def test_a_class_must_inherit_from_the_base_of_its_table(table: dict) -> None:
     with pytest.raises(

@@ -22,14 +22,14 @@ EVERY = 50  # steps between two measurements of the memory
 
 
 class Costs(Callback):
-    """Measures the cost of a training and writes it to a file after every epoch, and at the end.
+    """Measures the cost of a training and writes it to a file after every epoch.
 
     Keys of the file: minutes (of training and validation, without the computation of cached
     features, and without the time of a killed process after its last epoch), epochs,
     peak_memory_gib (of the process, without memory-mapped files; on a GPU, of the GPU),
-    learned_parameters, all_parameters, threads, processes, torch, and ended: whether the training
-    has come to its end (``captioner.runs.has_ended``). With several devices, memory and threads are
-    those of the first process, which writes the file.
+    learned_parameters, all_parameters, threads, processes, torch, and ended: whether this epoch was
+    the last one (``captioner.runs.has_ended``). With several devices, memory and threads are those
+    of the first process, which writes the file.
 
     Args:
         folder: the run folder; a resumed run adds to the values in its file.
@@ -49,27 +49,20 @@ class Costs(Callback):
             self.peak = max(self.peak, memory())
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, _: Any) -> None:
-        self._write(trainer, epochs=trainer.current_epoch + 1, ended=False)
-
-    def on_train_end(self, trainer: lightning.Trainer, _: Any) -> None:
-        """Not called if the training is interrupted, or ends with an error."""
-        self._write(trainer, epochs=trainer.current_epoch, ended=True)
-
-    def _write(self, trainer: lightning.Trainer, *, epochs: int, ended: bool) -> None:
         if not trainer.is_global_zero:
             return
         self.peak = max(self.peak, memory())
         parameters = list(self.module.parameters())
         spent: dict[str, Any] = {
             "minutes": round(self.before + (time.monotonic() - self.started) / 60, 2),
-            "epochs": epochs,
+            "epochs": trainer.current_epoch + 1,
             "peak_memory_gib": round(self.peak / 2**30, 2),
             "learned_parameters": sum(p.numel() for p in parameters if p.requires_grad),
             "all_parameters": sum(p.numel() for p in parameters),
             "threads": torch.get_num_threads(),
             "processes": trainer.world_size,
             "torch": torch.__version__,
-            "ended": ended,
+            "ended": _is_last_epoch(trainer),
         }
         write_whole(self.file, json.dumps(spent, indent=2) + "\n")
 
@@ -80,6 +73,13 @@ class Costs(Callback):
             return float(spent["minutes"]), float(spent["peak_memory_gib"]) * 2**30
         except (OSError, ValueError, LookupError, TypeError, ArithmeticError):
             return 0.0, 0.0
+
+
+def _is_last_epoch(trainer: lightning.Trainer) -> bool:
+    """Whether no epoch follows, because of max_epochs, max_steps, or a callback (patience)."""
+    epochs, steps = trainer.max_epochs, trainer.max_steps
+    done = epochs is not None and 0 <= epochs <= trainer.current_epoch + 1
+    return trainer.should_stop or done or 0 <= steps <= trainer.global_step
 
 
 def memory() -> float:

@@ -78,7 +78,8 @@ def test_an_interrupted_training_has_not_ended(tiny, tmp_path, monkeypatch) -> N
     [
         ('{"epochs": 3}', True),
         ('{"epochs": 2}', False),
-        ('{"epochs": 3, "ended": false}', True),  # killed before its last moment
+        ('{"epochs": 2, "ended": true}', True),  # by patience
+        ('{"epochs": 3, "ended": false}', False),  # resumed with more epochs
         ('{"epochs": "3"}', False),
         ("[]", False),
         ("", False),
