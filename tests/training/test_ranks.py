@@ -130,7 +130,7 @@ def says(number: signal.Signals, ranks: Sequence[int], run: Path) -> tuple[int, 
 
 
 RANKS = ([0], [1], [0, 1])
-FAST = ((signal.SIGINT, [0, 1]), (signal.SIGKILL, [1]))
+FAST = ((signal.SIGINT, [0, 1]),)
 EVERY = [
     pytest.param(number, ranks, marks=[] if (number, ranks) in FAST else pytest.mark.slow)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
