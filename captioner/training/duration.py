@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from captioner.plain_data import shortened
+
 EPOCHS, STEPS, STEPS_BETWEEN = 15, 300, 20
 """Defaults if neither trainer.max_epochs nor trainer.max_steps is set: EPOCHS epochs or, from
 random weights, at least STEPS optimizer steps, with a validation after each epoch or, if epochs are
@@ -107,11 +109,11 @@ def require_epochs(checkpoint: Mapping[str, Any] | None, trainer: Mapping[str, A
         done = done.get(name, {})
         if not isinstance(done, dict):
             raise ValueError(
-                f"damaged captioner checkpoint ({name} of its training is {done!r:.60})"
+                f"damaged captioner checkpoint ({name} of its training is {shortened(done)})"
             )
     done = done.get("processed", 0)
     if type(done) is not int:
-        raise ValueError(f"damaged captioner checkpoint ({done!r:.60} epochs are done)")
+        raise ValueError(f"damaged captioner checkpoint ({shortened(done)} epochs are done)")
     if not 0 <= max_epochs <= done:
         return
     reached, also = plural(done, "epoch is", "epochs are") + " done", ""
@@ -132,7 +134,7 @@ def _require_counts(trainer: Mapping[str, Any]) -> None:
             continue
         more = ", or -1 for no limit" if unlimited else ""
         raise ValueError(
-            f"trainer.{name}={value!r:.60} is not accepted; choose a whole number from 1{more}"
+            f"trainer.{name}={shortened(value)} is not accepted; choose a whole number from 1{more}"
         )
 
 
@@ -140,8 +142,8 @@ def _require_time(value: Any) -> None:
     if value is None or (isinstance(value, str) and _TIME.fullmatch(value.strip())):
         return
     raise ValueError(
-        f"trainer.max_time={value!r:.60} is not accepted; choose days:hours:minutes:seconds above "
-        "0, such as 00:08:00:00 for eight hours"
+        f"trainer.max_time={shortened(value)} is not accepted; choose "
+        "days:hours:minutes:seconds above 0, such as 00:08:00:00 for eight hours"
     )
 
 

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from captioner.checkpoints.checkpoint import Checkpoint
 from captioner.overrides import shell_word
+from captioner.plain_data import shortened
 from captioner.process import interruption_of, is_out_of_memory
 
 _LARGEST = 2**40
@@ -96,9 +97,9 @@ def require_optimizer(stored: Mapping[str, Any], optimizer: Optimizer) -> None:
     groups: Any = stored.get("param_groups")
     states: Any = stored.get("state")
     scalars, used = _scalar_states(optimizer), set[int]()
-    _require(isinstance(states, dict), f"the states of the optimizer are {_short(states)}")
+    _require(isinstance(states, dict), f"the states of the optimizer are {shortened(states)}")
     same = isinstance(groups, list) and len(groups) == len(optimizer.param_groups)
-    _require(same, f"the groups of the optimizer are {_short(groups)}")
+    _require(same, f"the groups of the optimizer are {shortened(groups)}")
     for group, new in zip(groups, optimizer.param_groups):
         numbers = _require_group(group, new)
         for number, parameter in zip(numbers, new["params"]):
@@ -112,7 +113,7 @@ def require_optimizer(stored: Mapping[str, Any], optimizer: Optimizer) -> None:
 
 def _require_group(stored: Any, new: Mapping[str, Any]) -> list[int]:
     """Check the options of a group of parameters; returns the numbers of the parameters."""
-    _require(isinstance(stored, dict), f"a group of the optimizer is {_short(stored)}")
+    _require(isinstance(stored, dict), f"a group of the optimizer is {shortened(stored)}")
     numbers = stored.get("params")
     same = isinstance(numbers, list) and len(numbers) == len(new["params"])
     _require(same and all(type(n) is int for n in numbers), "it has another number of parameters")
@@ -122,14 +123,14 @@ def _require_group(stored: Any, new: Mapping[str, Any]) -> list[int]:
             continue
         after = stored.get(name)
         if name in _IMPLEMENTATION:
-            _require(after in (None, False, True), f"{name} of the optimizer is {_short(after)}")
+            _require(after in (None, False, True), f"{name} of the optimizer is {shortened(after)}")
         else:
             require_like(after, value, f"{name} of the optimizer")
         if isinstance(value, bool) and name not in _IMPLEMENTATION:
-            _require(after is value, f"{name} of the optimizer is {_short(after)}")
+            _require(after is value, f"{name} of the optimizer is {shortened(after)}")
         numbers_in = after if isinstance(after, (list, tuple)) else [after]
         low = any(isinstance(n, float) and not 0 <= n < math.inf for n in numbers_in)
-        _require(not low, f"{name} of the optimizer is {_short(after)}")
+        _require(not low, f"{name} of the optimizer is {shortened(after)}")
     return list(numbers)
 
 
@@ -141,7 +142,7 @@ def _require_moments(stored: Any, parameter: Tensor, scalars: Mapping[str, bool]
     )
     for name, value in kept.items():
         tensor = torch.tensor(float(value)) if type(value) in (int, float) else value
-        _require(isinstance(tensor, Tensor), f"{name} of the optimizer is {_short(value)}")
+        _require(isinstance(tensor, Tensor), f"{name} of the optimizer is {shortened(value)}")
         shape = torch.Size() if scalars[name] else parameter.shape
         _require(tensor.shape == shape, f"{name} of the optimizer has shape {[*tensor.shape]}")
         finite = tensor.is_floating_point() or scalars[name]
@@ -174,7 +175,7 @@ def require_schedule(stored: Mapping[str, Any], schedule: Any) -> None:
     new = schedule.state_dict()
     for name in stored.keys() - new.keys():  # of another version of torch
         other = not isinstance(name, str) or hasattr(schedule, name)
-        _require(not other, f"the schedule has {_short(name)}")
+        _require(not other, f"the schedule has {shortened(name)}")
     require_like({name: stored.get(name) for name in new.keys() & stored.keys()}, new, "schedule")
 
 
@@ -200,7 +201,7 @@ def require_average(average: Mapping[str, Any], weights: Mapping[str, Tensor]) -
         same = isinstance(tensor, Tensor) and name in weights
         same = same and tensor.shape == weights[name].shape and tensor.is_floating_point()
         finite = same and bool(tensor.isfinite().all())
-        _require(finite, f"the average of {_short(name)} is not that of a weight")
+        _require(finite, f"the average of {shortened(name)} is not that of a weight")
 
 
 def require_like(stored: Any, new: Any, name: str, *, more: bool = False) -> None:
@@ -215,7 +216,7 @@ def require_like(stored: Any, new: Any, name: str, *, more: bool = False) -> Non
     Raises:
         StateError: it has other types, is NaN, or is negative or huge and a count.
     """
-    fault = f"{name} is {_short(stored)}"
+    fault = f"{name} is {shortened(stored)}"
     if isinstance(new, dict):
         _require(isinstance(stored, dict), fault)
         _require(more or stored.keys() <= new.keys(), fault)
@@ -237,7 +238,3 @@ def require_like(stored: Any, new: Any, name: str, *, more: bool = False) -> Non
 def _require(condition: object, fault: str) -> None:
     if not condition:
         raise StateError(fault)
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:60]
