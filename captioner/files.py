@@ -95,24 +95,24 @@ def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
         return
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     target.parent.mkdir(parents=True, exist_ok=True)
-    file = _open_temporary(target.parent, path)
-    temporary = Path(file.name)
+    names: list[Path] = []
     try:
-        with file:
+        with _open_temporary(target.parent, names) as file:
             _copy_permissions(file, target)
             yield file
             file.flush()
             os.fsync(file.fileno())  # a power cut must not keep the name and lose the content
-        os.replace(temporary, target)
+        os.replace(names[-1], target)
     except BaseException as error:
-        if keep and temporary.exists() and temporary.stat().st_size:
+        if keep and names and names[-1].exists() and names[-1].stat().st_size:
             with suppress(OSError):
-                os.replace(temporary, partial(path))
-        if isinstance(error, OSError):
-            _set_file_name(error, path, temporary)
+                os.replace(names[-1], partial(path))
+        if isinstance(error, OSError) and names:
+            _set_file_name(error, path, names[-1])
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in names:
+            temporary.unlink(missing_ok=True)
 
 
 def open_regular(path: str | Path) -> IO[bytes]:
@@ -162,14 +162,15 @@ def write_folder(folder: Path, files: Mapping[str, bytes | str]) -> Path:
         OSError: the folder exists, cannot be written to, or the disk is full.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, lock = _make_temporary(folder.parent)
+    names: list[Path] = []
     try:
-        for name, data in files.items():
-            write_whole(temporary / name, data)
-        os.rename(temporary, folder)
+        with _temporary_folder(folder.parent, names):
+            for name, data in files.items():
+                write_whole(names[-1] / name, data)
+            os.rename(names[-1], folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        for temporary in names:
+            shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -227,33 +228,36 @@ def _temporary_name() -> str:
     return f".{secrets.token_hex(8)}.tmp"  # short: the length of names is limited
 
 
-def _open_temporary(folder: Path, target: Path) -> IO[bytes]:
-    """Make a temporary file in a folder, and remove those of killed processes."""
+def _open_temporary(folder: Path, names: list[Path]) -> IO[bytes]:
+    """Open a temporary file in a folder, and remove those of killed processes.
+
+    Its name is appended to `names` before it exists: a signal may come at any time.
+    """
     remove_abandoned(folder)
     while True:
-        path = folder / _temporary_name()
-        try:
-            file = open(path, "xb")  # noqa: SIM115
-        except OSError as error:
-            _set_file_name(error, target, path)
-            raise
+        names.append(folder / _temporary_name())
+        file = open(names[-1], "xb")  # noqa: SIM115
         _lock(file.fileno())
         if os.fstat(file.fileno()).st_nlink:  # else it was removed before it was locked
             return file
         file.close()
 
 
-def _make_temporary(folder: Path) -> tuple[Path, int]:
-    """Make a temporary folder in a folder; returns it, and a descriptor that holds its lock."""
+@contextmanager
+def _temporary_folder(folder: Path, names: list[Path]) -> Iterator[None]:
+    """Make a temporary folder in a folder, and hold its lock; its name as above."""
     remove_abandoned(folder)
     while True:
-        path = folder / _temporary_name()
-        path.mkdir()
-        descriptor = os.open(path, os.O_RDONLY)
-        _lock(descriptor)
-        if path.exists():
-            return path, descriptor
-        os.close(descriptor)
+        names.append(folder / _temporary_name())
+        names[-1].mkdir()
+        descriptor = os.open(names[-1], os.O_RDONLY)
+        try:
+            _lock(descriptor)
+            if names[-1].exists():
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,52 @@ def test_a_file_is_written_completely_or_not_at_all(tmp_path, monkeypatch) -> No
         write_whole(path, "lost")
     assert path.read_bytes() == b"\x00six"
     assert names(path.parent) == ["文.txt"]
+
+
+@pytest.mark.reliability("interrupted")
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_an_interruption_at_any_line_leaves_nothing_else(tmp_path, record_property, what) -> None:
+    """Signals are handled between two lines."""
+
+    def write() -> None:
+        if what == "file":
+            write_whole(tmp_path / "a", "new")
+        else:
+            write_folder(tmp_path / "folder", {"a": "new"})
+
+    def lines_until(last: int) -> int:
+        """Write, with an interruption at a line; how many lines were executed."""
+        count = 0
+
+        def trace(frame: Any, event: str, _: Any) -> Any:
+            nonlocal count
+            if frame.f_code.co_filename != files.__file__:
+                return None
+            if event == "line":
+                count += 1
+                if count == last:
+                    raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            write()
+        finally:
+            sys.settrace(before)
+        return count
+
+    (tmp_path / "a").write_text("old")
+    written, lines = [], lines_until(-1)
+    for number in range(1, lines + 1):
+        shutil.rmtree(tmp_path / "folder", ignore_errors=True)
+        (tmp_path / "a").write_text("old")
+        with pytest.raises(KeyboardInterrupt):
+            lines_until(number)
+        written.append((tmp_path / "folder").exists() or (tmp_path / "a").read_text() == "new")
+        assert set(names(tmp_path)) <= {"a", "folder"}, number
+    assert lines > 15 and written[0] is False and written[-1] is True
+    record_property("cases", lines)
 
 
 def test_lone_surrogates_are_escaped_as_in_json(tmp_path) -> None:
