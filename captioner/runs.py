@@ -60,12 +60,15 @@ VARIABLE = "CAPTIONER_RUN_DIR"
 
 _OWN = (CHECKPOINTS, CONFIG, LOGS, SAMPLES, COSTS)
 _WRITTEN = (
-    *(*_OWN, EVALUATION, REPORT, f"{CHECKPOINTS}/*"),
+    *(*_OWN, EVALUATION, REPORT, JOBS, SWEEP, f"{CHECKPOINTS}/*"),
     *(f"{LOGS}/*", f"{LOGS}/csv/*", f"{LOGS}/csv/*/*", f"{LOGS}/tensorboard/*"),
     *(f"{EVALUATION}/*", f"{EVALUATION}/*/*", f"{EVALUATION}/*/*/*"),
 )
-"""The files and folders in a run folder, or in that of an evaluation, that are written to."""
-_FILES = ("metrics.csv", CONFIG, SAMPLES, COSTS, SCORES, CAPTIONS, STATISTICS, SHEET, REPORT)
+"""The files and folders in the folder of a run, an evaluation or a sweep that are written to."""
+_FILES = (
+    *("metrics.csv", CONFIG, SAMPLES, COSTS, SCORES, CAPTIONS, STATISTICS, SHEET, REPORT),
+    *(JOBS, SWEEP),
+)
 """Names of files in them, other than checkpoints."""
 _DATE = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 
@@ -232,7 +235,7 @@ def _no_evaluation(run: Path, name: str | Path, split: str | None) -> FileNotFou
 
 
 def require_closed(run: Path) -> None:
-    """Check that what is written into a run or evaluation folder becomes files inside of it.
+    """Check that what is written into the folder of a run, evaluation or sweep stays inside of it.
 
     The folder may come from a stranger, with symbolic links, pipes and devices in it; it may be a
     link itself.

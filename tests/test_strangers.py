@@ -233,6 +233,19 @@ def test_no_command_waits_for_a_pipe_or_reads_a_device(
     assert not wrong, wrong
 
 
+@pytest.mark.parametrize("name", ["jobs.jsonl", "multirun.yaml"])
+def test_a_sweep_writes_into_its_own_files(name, tmp_path, capsys, no_waiting) -> None:
+    (tmp_path / "other").write_text("mine")
+    kinds = {**SPECIAL, "link": (lambda place: place.symlink_to(tmp_path / "other"), "a symbolic")}
+    for kind, (make, said) in kinds.items():
+        (tmp_path / kind).mkdir()
+        make(tmp_path / kind / name)
+        assert main(["train", "-m", "seed=1,2", f"run_dir={tmp_path / kind}"]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"{kind}/{name}: " in error and said in error
+    assert (tmp_path / "other").read_text() == "mine"
+
+
 def test_links_within_a_run_and_to_it_are_followed(honest, tmp_path) -> None:
     shutil.copytree(honest, tmp_path / "moved")
     (tmp_path / "name").symlink_to(tmp_path / "moved")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from captioner.process import is_first, this_program
-from captioner.runs import JOBS, LAST, SWEEP, is_unstarted
+from captioner.runs import JOBS, LAST, SWEEP, is_unstarted, require_closed
 from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import Parser, fail, print_table, short, usage_error
 
@@ -301,6 +301,7 @@ def _sweep(
     own_flags = [flag for flag in flags if flag not in ("-m", "--multirun")]
     command = [*this_program(), "train", *own_parts, *own_flags]
     more, folder = sweep_overrides(changes, config_dir)
+    require_closed(folder)
     jobs, new = folder / JOBS, not folder.exists()
     before = jobs.stat().st_size if jobs.is_file() else 0
     try:
