@@ -23,7 +23,6 @@ demo: install
 test: .venv/.tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The test files that use torch, restricted to AVX2: no AVX-512, no bfloat16 instructions.

@@ -48,7 +48,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start
 
 FOLDER = Path(__file__).parent
 LONGEST = """
-    training/test_devices test_golden test_disks training/test_moments test_cli
+    test_types training/test_devices test_golden test_disks training/test_moments test_cli
     models/decoders/test_learning test_conf
     training/test_sweeps models/decoders/test_decoders verbs/test_endings training/test_train
     training/test_resuming models/test_encoders training/test_unfreezing test_api

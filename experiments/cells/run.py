@@ -301,8 +301,9 @@ def _draw(results: dict[str, Any], path: Path) -> None:
 
     matchings = [name for name in results if name != "made"]
     across, axes = pyplot.subplots(
-        1, len(matchings), figsize=(6.4 * len(matchings), 4.4), sharey=True, squeeze=False
-    )
+        1, len(matchings), figsize=(6.4 * len(matchings), 4.9), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     for axis, matching in zip(axes[0], matchings):
         axis.set_prop_cycle(color=pyplot.get_cmap("tab20").colors)
         for cell, row in results[matching].items():
@@ -311,8 +312,8 @@ def _draw(results: dict[str, Any], path: Path) -> None:
             axis.plot(_mean(row, name), style.get(cell, "-"), label=cell)
         axis.set(title=TITLES[matching], xlabel="distance t - k in steps", yscale="log")
     axes[0][0].set_ylabel("|dL_t / dC_k|, or h, relative to distance 0")
-    axes[0][-1].legend(fontsize=7, ncol=2)
-    across.tight_layout()
+    lines, names = axes[0][-1].get_legend_handles_labels()
+    across.legend(lines, names, fontsize=8, ncol=4 * len(matchings), loc="outside lower center")
     across.savefig(path, dpi=110)
     each = _draw_each(results[matchings[0]], pyplot)
     each.savefig(path.with_stem(f"{path.stem}-each"), dpi=110)
