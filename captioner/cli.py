@@ -84,8 +84,9 @@ def _interruptible(*, exits: bool) -> Iterator[None]:
     """Ctrl-C, and SIGTERM, which schedulers and ``kill`` send, raise KeyboardInterrupt once.
 
     While the command then ends, a second signal is ignored: it would interrupt the cleaning up. A
-    third one ends the process at once. If a library catches the exception and goes on, it is raised
-    again.
+    third one ends the process at once. If a library catches the exception and goes on, or Python
+    drops it because it was raised in a finalizer or a callback of the garbage collector, it is
+    raised again.
 
     Args:
         exits: the process exits after the block, so that Ctrl-C stays ignored.
@@ -95,6 +96,7 @@ def _interruptible(*, exits: bool) -> Iterator[None]:
         return
     received: list[int] = []
     raised: list[weakref.ref[_Interruption]] = []
+    ended = threading.Event()
 
     def end(number: int, _: object) -> None:
         received.append(number)
@@ -112,13 +114,24 @@ def _interruptible(*, exits: bool) -> Iterator[None]:
         number = received[0]
         received.clear()
         # Not here: an exception of this function would be lost as well.
-        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+        threading.Thread(target=again, args=(number,), daemon=True).start()
+
+    def again(number: int) -> None:  # until it is noticed: a pause may begin just after the signal
+        while not (ended.wait(0.05) or received):
+            os.kill(os.getpid(), number)
+
+    def dropped(lost: sys.UnraisableHookArgs) -> None:  # others print it, or keep it for ever
+        if not isinstance(lost.exc_value, _Interruption):
+            hook(lost)
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook, sys.unraisablehook = sys.unraisablehook, dropped
     try:
         yield
     finally:
+        ended.set()
         raised.clear()  # the command has ended: the exception may go
+        sys.unraisablehook = hook
         if received and exits:
             before[signal.SIGINT] = signal.SIG_IGN
         for number, handler in before.items():

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM, once or more often: one line, no remains, and a run that can be resumed."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -127,6 +128,26 @@ def test_a_signal_is_not_lost_if_a_library_catches_it(monkeypatch, tmp_path, num
     wait_for(started, child)
     os.kill(child, number)
     assert finish(child) == 130
+    reason = "interrupted" if number == signal.SIGINT else "terminated (SIGTERM)"
+    assert (tmp_path / "log").read_text() == f"captioner: error: {reason}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_not_lost_in_the_garbage_collector(monkeypatch, tmp_path, number) -> None:
+    """Python drops what its callbacks raise, and pytest keeps what was dropped."""
+
+    def interrupt(*unused: object) -> None:
+        gc.callbacks.remove(interrupt)
+        signal.raise_signal(number)
+
+    def run(_: object) -> int:
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        time.sleep(60)
+        return 0
+
+    monkeypatch.setattr("captioner.verbs.models.run", run)
+    assert finish(start(lambda: cli.main(["models"]), tmp_path / "log")) == 130
     reason = "interrupted" if number == signal.SIGINT else "terminated (SIGTERM)"
     assert (tmp_path / "log").read_text() == f"captioner: error: {reason}\n"
 
