@@ -64,7 +64,7 @@ def test_another_value_is_refused(root: Path) -> None:
 def test_an_evaluation_lists_what_it_skipped(run: Path, root: Path, capsys, tmp_path) -> None:
     copied = tmp_path / "model.ckpt"
     copied.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
-    data = ["data=folder", f"data.root={root}", "data.split=train"]
+    data = ["data=folder", f"data.root={root}", "data.split=train", "--metrics", "bleu"]
     assert main(["evaluate", str(copied), *data]) == 1
     assert "3.jpg" in capsys.readouterr().err
     assert main(["evaluate", str(copied), *data, "data.on_bad_image=skip"]) == 0
@@ -83,7 +83,8 @@ def test_an_evaluation_lists_only_the_images_of_its_split(
     copied = tmp_path / "model.ckpt"
     copied.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
     data = ["data=folder", f"data.root={root}", "data.holdout=0.3", f"data.split={split}"]
-    assert main(["evaluate", str(copied), *data, "data.on_bad_image=skip"]) == 0
+    more = ["data.on_bad_image=skip", "--metrics", "bleu"]
+    assert main(["evaluate", str(copied), *data, *more]) == 0
     assert re.findall(r"skipped (\d)\.jpg: ", capsys.readouterr().out) == names
 
 

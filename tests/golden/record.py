@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -129,19 +129,23 @@ def evaluate(*arguments: str) -> dict[str, Any]:
     return {"scores": told["scores"], "captions": [one["caption"] for one in lines]}
 
 
-def record(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Each case with what it gives."""
+def record(
+    folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[str, Any]]:
+    """Each wanted training and all that follows, with what it gives."""
     data = draw(folder / "shapes", seed=0, train=24, dev=8, test=6, size=48, progress=False).parent
     root = f"data.root={data}"
-    for cell in CELLS:
-        yield f"cell {cell}", train(folder / cell, *TINY, root, NARROW, f"decoder.cell={cell}")
-    for name, overrides in TRAININGS.items():
-        yield f"training {name}", train(folder / name, *TINY, root, *overrides)
+    trainings = {f"cell {cell}": (NARROW, f"decoder.cell={cell}") for cell in CELLS}
+    trainings |= {f"training {name}": overrides for name, overrides in TRAININGS.items()}
+    for name, overrides in trainings.items():
+        if wanted(name):
+            yield name, train(folder / name.partition(" ")[2], *TINY, root, *overrides)
     start = ("training=scst", f"resume_weights={folder / 'lstm'}", "training.least_distinct=0")
     rewards = ("training.rewards.bleu4=0.5", "training.cross_entropy_weight=0.2")
     for name, more in {"scst": (), "scst mixed": rewards}.items():
         overrides = (*TINY, root, "training.lr=0.001", NARROW, *start, "training.most_endless=100")
-        yield f"training {name}", train(folder / name, *overrides, *more)
+        if wanted(f"training {name}"):
+            yield f"training {name}", train(folder / name, *overrides, *more)
     learned = folder / "learned"
     longer = ("encoder=efficientnet_lite0", "encoder.image_size=64", "trainer.max_epochs=12")
     narrow = ("decoder.hidden_size=64", "decoder.embedding_size=48")

@@ -32,7 +32,7 @@ def training(tmp_path_factory) -> Iterator[Training]:
     os.environ["CAPTIONER_CACHE"] = before
 
 
-PARTS = 10
+PARTS = 20
 """The moments are tested in parts, the first of which is fast enough for every run."""
 
 

@@ -129,16 +129,9 @@ def says(number: signal.Signals, ranks: Sequence[int], run: Path) -> tuple[int, 
     return 1, [rf"rank 1 \(process \d+\) was {ended}, which ended the training; {resumes} .*"]
 
 
-RANKS = ([0], [1], [0, 1])
-FAST = ((signal.SIGINT, [0, 1]),)
-EVERY = [
-    pytest.param(number, ranks, marks=[] if (number, ranks) in FAST else pytest.mark.slow)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-    for ranks in RANKS
-]
-
-
-@pytest.mark.parametrize(("number", "ranks"), EVERY)
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [[0], [1], [0, 1]])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_all_ranks_with_one_line(
     training, record_property, number: signal.Signals, ranks: Sequence[int]
 ) -> None:

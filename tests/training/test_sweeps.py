@@ -52,7 +52,6 @@ def untrained(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("given", "fails"),
     [
-        (["decoder=show_tell,transformer"], {"transformer": "embedding_size"}),
         (["decoder=transformer,show_tell"], {"transformer": "embedding_size"}),
         (["decoder=glob(*)"], {"transformer": "embedding_size"}),
         (["decoder=show_tell,up_down", "+decoder.score=dot"], {"show_tell": "score"}),
