@@ -30,7 +30,11 @@ def format_bytes(count: int) -> str:
 
 
 def write_whole(
-    path: str | Path, data: bytes | str | Iterable[bytes], *, keep: bool = False
+    path: str | Path,
+    data: bytes | str | Iterable[bytes],
+    *,
+    keep: bool = False,
+    durable: bool = True,
 ) -> Path:
     """Write a file atomically: a crash never leaves a part of it.
 
@@ -39,7 +43,7 @@ def write_whole(
         data: its content. A text is written as UTF-8, with its line ends unchanged, and with lone
             surrogates (also for bytes of a file name that are not UTF-8) escaped as in JSON,
             ``\\udce9``; bytes may be an iterable of parts.
-        keep: see ``whole_file``.
+        keep, durable: see ``whole_file``.
 
     Returns:
         the path.
@@ -48,7 +52,7 @@ def write_whole(
         OSError: the folder cannot be written to, or the disk is full; the old file is untouched.
     """
     data = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
-    with whole_file(path, keep=keep) as file:
+    with whole_file(path, keep=keep, durable=durable) as file:
         for part in [data] if isinstance(data, bytes) else data:
             file.write(part)
             if keep:
@@ -74,7 +78,9 @@ def append(path: str | Path, text: str) -> None:
 
 
 @contextmanager
-def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
+def whole_file(
+    path: str | Path, *, keep: bool = False, durable: bool = True
+) -> Iterator[IO[bytes]]:
     """Open a file for writing that appears under its name only when it is complete.
 
     The bytes go to a temporary file in the same folder, which then replaces the file and has its
@@ -84,6 +90,8 @@ def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
     Args:
         path: the file to write or replace.
         keep: after a failure, keep what was written, under the name of ``partial``.
+        durable: wait until the disk has it. Otherwise a power cut may damage the file, which its
+            reader must notice.
 
     Raises:
         OSError: the folder cannot be written to, or the disk is full; the old file is untouched.
@@ -101,7 +109,8 @@ def whole_file(path: str | Path, *, keep: bool = False) -> Iterator[IO[bytes]]:
             _copy_permissions(file, target)
             yield file
             file.flush()
-            os.fsync(file.fileno())  # a power cut must not keep the name and lose the content
+            if durable:  # a power cut must not keep the name and lose the content
+                os.fsync(file.fileno())
         os.replace(names[-1], target)
     except BaseException as error:
         if keep and names and names[-1].exists() and names[-1].stat().st_size:

@@ -71,8 +71,7 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path, capsys) -> None:
 
     metrics = ["--metrics", "bleu,rouge-l,cider-d,diversity"]
     beam = ["decoding=beam", "decoding.beam_size=2"]
-    done = command("evaluate", run, "data.split=test", *beam, *metrics)
-    assert done.returncode == 0, done.stderr
+    assert main(["evaluate", str(run), "data.split=test", *beam, *metrics]) == 0
     folder = run / "evaluation" / "shapes-test" / "beam2-lp0.7"
     scores = json.loads((folder / "scores.json").read_text())
     named = {"signatures", "signature", "fields"}
@@ -94,18 +93,17 @@ def test_a_run_from_end_to_end(tiny, scenes, tmp_path, capsys) -> None:
     fails(capsys, "train", *tiny, f"run_dir={run}", says="already has a run")
 
 
-def test_multirun_trains_every_cell(tiny, tmp_path) -> None:
-    cells = "decoder.cell=rnn,gru,lstm"
+def test_multirun_trains_with_each_value(tiny, tmp_path) -> None:
+    cells = "decoder.cell=rnn,lstm"
     sweep = ["-m", *tiny, "trainer.max_epochs=1", cells, f"hydra.sweep.dir={tmp_path}"]
     assert main(["train", *sweep]) == 0
     runs = sorted(path for path in tmp_path.iterdir() if path.is_dir())
     assert [run.name for run in runs] == [
         "0_decoder.cell=rnn",
-        "1_decoder.cell=gru",
-        "2_decoder.cell=lstm",
+        "1_decoder.cell=lstm",
     ]
     cells = [captioner.load(run).config["decoder"]["cell"] for run in runs]
-    assert cells == ["rnn", "gru", "lstm"]
+    assert cells == ["rnn", "lstm"]
 
 
 def test_cfg_job_prints_the_configuration() -> None:

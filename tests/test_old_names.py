@@ -217,7 +217,7 @@ def test_a_run_of_yaml_with_old_names_warns_once_of_each(tmp_path, trained) -> N
     ("more", "swept"),
     [
         ([], ("optimizer.lr", [0.1, 0.2])),  # what the command line sets wins
-        ([], ("schedule.patience", [3, 4])),  # only the schedule that the YAML chooses has it
+        pytest.param([], ("schedule.patience", [3, 4]), marks=LONG),  # only that schedule has it
         pytest.param(["schedule.patience=5"], ("seed", [1, 2]), marks=LONG),
         pytest.param(["schedule=linear"], ("seed", [1, 2]), marks=LONG),
     ],

@@ -127,7 +127,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("part", list(CASES))
+SLOW = ("optimizer", "RandomState")
+PARTS = [pytest.param(p, marks=[pytest.mark.slow] if p in SLOW else []) for p in CASES]
+
+
+@pytest.mark.parametrize("part", PARTS)
 def test_a_strange_state_gets_one_line_and_nothing_is_lost(
     trained, tmp_path, capsys, record_property, part: str
 ) -> None:

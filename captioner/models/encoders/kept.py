@@ -96,7 +96,8 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
     stored = {name: _stored(tensor).contiguous() for name, tensor in tensors.items()}
-    write_whole(path, save(stored, {"format": _FORMAT, "checksum": _checksum(tensors)}))
+    data = save(stored, {"format": _FORMAT, "checksum": _checksum(tensors)})
+    write_whole(path, data, durable=False)  # damage is noticed
 
 
 def _read(path: Path) -> Kept | None:
