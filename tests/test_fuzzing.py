@@ -41,7 +41,7 @@ from captioner.training import word_vectors
 
 pytestmark = pytest.mark.reliability("fuzzing")
 GOLDEN = Path(__file__).parent / "golden" / "versions" / captioner.__version__
-SECONDS, SECONDS_OF_LAYOUT, HANGS, MEMORY = 36, 12, 60, 2**30
+SECONDS, SECONDS_OF_LAYOUT, HANGS, MEMORY = 34, 10, 60, 2**30
 """Seconds for a parser in the battery, for a layout of data, and after which a case hangs; bytes
 that a parser may take."""
 
