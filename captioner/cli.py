@@ -96,7 +96,7 @@ def _interruptible(*, exits: bool) -> Iterator[None]:
         return
     received: list[int] = []
     raised: list[weakref.ref[_Interruption]] = []
-    ended = threading.Event()
+    ended, threads = threading.Event(), list[threading.Thread]()
 
     def end(number: int, _: object) -> None:
         received.append(number)
@@ -114,7 +114,9 @@ def _interruptible(*, exits: bool) -> Iterator[None]:
         number = received[0]
         received.clear()
         # Not here: an exception of this function would be lost as well.
-        threading.Thread(target=again, args=(number,), daemon=True).start()
+        thread = threading.Thread(target=again, args=(number,), daemon=True)
+        thread.start()
+        threads.append(thread)
 
     def again(number: int) -> None:  # until it is noticed: a pause may begin just after the signal
         while not (ended.wait(0.05) or received):
@@ -130,6 +132,8 @@ def _interruptible(*, exits: bool) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        for thread in threads:  # none sends a signal later
+            thread.join()
         raised.clear()  # the command has ended: the exception may go
         sys.unraisablehook = hook
         if received and exits:

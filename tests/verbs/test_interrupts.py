@@ -141,6 +141,8 @@ def test_a_signal_is_not_lost_in_the_garbage_collector(monkeypatch, tmp_path, nu
         signal.raise_signal(number)
 
     def run(_: object) -> int:
+        gc.collect()
+        gc.freeze()  # so that no finalizer of another test runs with the next one
         gc.callbacks.append(interrupt)
         gc.collect()
         time.sleep(60)
