@@ -34,6 +34,7 @@ from captioner.models import matmul
 from captioner.models.precision import instructions, multiplies_bf16
 from captioner.process import keep_memory
 from captioner.progress import progress_bar
+from captioner.verbs.caption_files import find_images
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -88,6 +89,16 @@ def read_captions(folder: str | None) -> list[str]:
     lines = (root / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
     pairs = [line.split("\t") for line in lines if "\t" in line]
     return [text for name, text in pairs if name.partition("#")[0] in training]
+
+
+def find_photographs(folder: str, count: int) -> list[str]:
+    """`count` images of a folder, evenly spread over its names; the option is --images."""
+    every = [str(path) for path in find_images([folder])]
+    if len(every) < count:
+        raise ValueError(
+            f"{folder}: {len(every)} images; give more, or a smaller number with --images"
+        )
+    return every[:: max(1, len(every) // count)][:count]
 
 
 def draw_lengths(folder: str | None, count: int, *, more: int) -> torch.Tensor:

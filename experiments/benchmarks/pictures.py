@@ -34,6 +34,7 @@ from paired import (
     Pair,
     compare,
     compare_times,
+    find_photographs,
     finish,
     make_parser,
     positive,
@@ -51,7 +52,6 @@ from captioner.api import Captioner
 from captioner.data.features import cache_features
 from captioner.models.encoders.encoder import Encoder
 from captioner.transforms import open_image
-from captioner.verbs.caption_files import find_images
 
 SIZES = {
     "500 x 375": (500, 375),
@@ -295,12 +295,7 @@ def main() -> None:
         "--images", type=positive, default=MANY, help="how many; default %(default)s"
     )
     options = arguments.parse_args()
-    every = list(find_images([options.folder]))
-    files = every[:: max(1, len(every) // options.images)][: options.images]
-    if len(files) < options.images:
-        raise ValueError(
-            f"{options.folder}: {len(files)} images; give more, or a smaller number with --images"
-        )
+    files = find_photographs(options.folder, options.images)
     model, plain = (captioner.load(options.run, device="cpu") for _ in range(2))
     quick, encoder = model.encoders[0], plain.encoders[0]
     quick.precision, encoder.precision = "auto", "fp32"

@@ -14,11 +14,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from paired import compare, finish, make_parser, positive, run_guarded, start, take_turns
+from paired import (
+    compare,
+    find_photographs,
+    finish,
+    make_parser,
+    positive,
+    run_guarded,
+    start,
+    take_turns,
+)
 
 import captioner
 from captioner.api import Captioner
-from captioner.verbs.caption_files import find_images
 
 DECODINGS: dict[str, dict[str, Any]] = {
     "consensus of 20": {"beam_size": 20, "length_penalty": 0.7, "consensus": 5.0},
@@ -42,12 +50,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", default=[], help="a smaller one, or several")
     parser.add_argument("--images", type=positive, default=64, help="how many; default %(default)s")
     options = parser.parse_args()
-    every = [str(path) for path in find_images([options.folder])]
-    files = every[:: max(1, len(every) // options.images)][: options.images]
-    if len(files) < options.images:
-        raise ValueError(
-            f"{options.folder}: {len(files)} images; give more, or a smaller number with --images"
-        )
+    files = find_photographs(options.folder, options.images)
     about = start(options, images=len(files))
     tasks: dict[str, Callable[[], None]] = {}
     for name in [BUNDLED, *options.model]:
