@@ -10,7 +10,8 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -32,7 +33,7 @@ from captioner.models.decoders.decoder import Stepper
 from captioner.models.features import Features, on_device
 from captioner.models.precision import resolve, stored
 from captioner.models.snapshot import Snapshot
-from captioner.process import ForkedLock
+from captioner.process import ForkedLock, release_memory
 from captioner.tokenizers import Tokenizer
 from captioner.tracing.editing import number_swaps
 from captioner.tracing.edits import AnyEdit, require_edits
@@ -236,7 +237,7 @@ class Captioner:
         self.make_ready()
         numbered = enumerate(map(_content_or_error, several_images))
         with encoding_pipeline(self.device) as pipeline:
-            encode = [partial(self._encode_part, *part) for part in self._parts()]
+            encode = [partial(self._encode_part, *part) for part in self._parts]
             batches = pipeline.encode(numbered, self._read, encode, batch_size=batch_size)
             for batch in batches:
                 captions: Iterator[Caption] = iter(())
@@ -275,15 +276,20 @@ class Captioner:
 
     def encode(self, images: Sequence[Sequence[Tensor]]) -> list[Features]:
         """Compute the features of B prepared images with each of the encoders."""
-        return self._of_encoders([self._encode_part(*part, images) for part in self._parts()])
+        return self._of_encoders([self._encode_part(*part, images) for part in self._parts])
 
+    @cached_property
     def _parts(self) -> list[tuple[int, int]]:
-        """The networks, by the index of their encoder and their index in it."""
-        return [
-            (index, part)
+        """The networks, by the index of their encoder and their index in it.
+
+        The largest comes first, so that several cores finish an image at about the same time.
+        """
+        sizes = {
+            (index, part): sum(weight.numel() for weight in network.parameters())
             for index, encoder in enumerate(self.encoders)
-            for part in range(len(encoder.parts(encoder.backbone)))
-        ]
+            for part, network in enumerate(encoder.parts(encoder.backbone))
+        }
+        return sorted(sizes, key=lambda part: -sizes[part])
 
     @torch.no_grad()
     def _encode_part(self, index: int, part: int, images: Sequence[Sequence[Tensor]]) -> Features:
@@ -292,9 +298,9 @@ class Captioner:
         return self.encoders[index](pixels, part)
 
     def _of_encoders(self, features: Sequence[Features]) -> list[Features]:
-        """The features of each encoder, from those of its networks."""
+        """The features of each encoder, from those of its networks, in the order of ``_parts``."""
         of: list[list[Features]] = [[] for _ in self.encoders]
-        for (index, _), part in zip(self._parts(), features):
+        for (index, _), part in sorted(zip(self._parts, features), key=itemgetter(0)):
             of[index].append(part)
         return [Features.concatenated(parts) for parts in of]
 
@@ -396,6 +402,7 @@ class Captioner:
         with _STEPPERS_LOCK:
             weights, steppers = self._steppers.get(decoding.precision, (None, []))
             if weights is None or not weights.same(decoders):
+                release_memory()  # of the threads that encode
                 weights = Snapshot(decoders).keep()
                 steppers = make_steppers(self.models, decoding)
                 self._steppers[decoding.precision] = weights, steppers

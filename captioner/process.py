@@ -127,11 +127,25 @@ def keep_memory() -> bool:
     """
     if os.environ.get(SWITCH) != "1" or any(name in os.environ for name in OWN):
         return False
-    if sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+    if not _has_glibc():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     mapped = any(mallopt(M_MMAP_THRESHOLD, size) for size in THRESHOLDS)
     return bool(mallopt(M_TRIM_THRESHOLD, LARGEST)) and mapped
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system now, unless it is to be kept.
+
+    glibc has a pool of memory for each thread, and what one thread has freed no other can use.
+    """
+    kept = os.environ.get(SWITCH) == "1" or any(name in os.environ for name in OWN)
+    if _has_glibc() and not kept:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _has_glibc() -> bool:
+    return sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
 
 
 NAMES = "captioner.names"

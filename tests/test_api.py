@@ -187,6 +187,27 @@ def test_batches_encoded_side_by_side_stay_in_order(model, photos, monkeypatch) 
     assert [caption.text for caption in model.caption_each(photos, batch_size=1)] == expected
 
 
+def test_the_largest_network_begins_and_features_keep_their_order(photos) -> None:
+    model = captioner.load("flickr8k")
+    (encoder,) = model.encoders
+    sizes = [sum(w.numel() for w in network.parameters()) for network in encoder.backbone.networks]
+    assert sorted(sizes) == sizes  # named from the smallest to the largest
+    prepared = [model.prepare(path) for path in photos[:2]]
+    (features,) = model.encode(prepared)
+    together = encoder(torch.stack([pixels for (pixels,) in prepared]))
+    assert torch.equal(features.pooled, together.pooled)
+    assert torch.equal(features.grid, together.grid)
+    started = []
+
+    def encode(index, part, images):
+        started.append(part)
+        return type(model)._encode_part(model, index, part, images)
+
+    model._encode_part = encode
+    model.encode(prepared)
+    assert started == [2, 1, 0]
+
+
 @pytest.mark.parametrize(("cores", "left"), [(2, 1), (6, 2), (16, 3)])
 def test_decoding_uses_the_cores_that_encoders_do_not_use(
     cores, left, model, photos, monkeypatch

@@ -44,6 +44,40 @@ def test_the_allocator_is_unchanged_on_other_systems(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(process.ctypes, "CDLL", None)  # fails if it is called
     assert process.keep_memory() is False
+    process.release_memory()
+
+
+RELEASED = """
+import threading, numpy
+from captioner.process import release_memory
+
+def resident():  # pages
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1])
+
+def use():
+    parts = [numpy.ones(10_000) for _ in range(200)]  # 16 MB, 3,900 pages
+    rest.append(numpy.ones(10_000))  # above them: the pool cannot shrink
+    del parts
+
+rest = []
+thread = threading.Thread(target=use)
+thread.start()
+thread.join()
+before = resident()
+release_memory()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="only glibc is asked")
+def test_freed_memory_is_released_unless_it_is_to_be_kept() -> None:
+    def released(**environment: str) -> int:
+        command, variables = [sys.executable, "-c", RELEASED], {**os.environ, **environment}
+        return int(subprocess.check_output(command, env=variables, text=True))
+
+    assert released() > 3_000
+    assert released(CAPTIONER_KEEP_MEMORY="1") < 100
 
 
 @pytest.mark.reliability("shared objects")

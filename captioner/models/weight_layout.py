@@ -6,6 +6,9 @@ block layout of oneDNN; done at every step, this would take up to half of the ti
 in float32 if oneDNN computes its products as well (``matmul.py``). Otherwise the matrix is stored
 by columns, which also saves up to half of the time; a gap after each column prevents columns of
 2,048 values from competing for the same cache lines.
+
+Each matrix is rearranged when it is first used: some are not, because the products of all words
+with them are kept (``word_table.py``).
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from captioner.models.matmul import PLAIN, by_onednn
 from captioner.models.torch_internals import (
@@ -29,15 +33,19 @@ SomeModule = TypeVar("SomeModule", bound=nn.Module)
 
 GAP = 16
 """Values between two columns of a matrix: one cache line in float32."""
+AT_ONCE = 512
+"""Rows of a matrix that are stored by columns together."""
 
 
 @torch.no_grad()
 def laid_out(module: SomeModule) -> SomeModule:
     """A copy without gradients that gives the same results; under autocast, in its dtype.
 
-    Weights whose layout stays the same are shared with the module.
+    Weights whose layout stays the same, and buffers, are shared with the module.
     """
-    shared = {id(w): nn.Parameter(w.detach(), requires_grad=False) for w in module.parameters()}
+    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
+    for weight in module.parameters():
+        shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
     copied = copy.deepcopy(module, shared)
     for name, linear in list(copied.named_modules()):
         if type(linear) not in PLAIN:
@@ -49,17 +57,44 @@ def laid_out(module: SomeModule) -> SomeModule:
             copied.set_submodule(name, Packed(linear, dtype))
         elif cast:
             linear.to(dtype)
-        else:
-            linear.weight = nn.Parameter(_by_columns(linear.weight), requires_grad=False)
+        elif not has_hooks(linear):
+            copied.set_submodule(name, ByColumns(linear))
     return copied
+
+
+class ByColumns(nn.Module):
+    """W x + b with W stored column by column: [..., input] -> [..., output].
+
+    Args:
+        linear: a layer in any dtype.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.bias = linear.bias
+        self._rows = linear.weight.detach()
+        self._columns: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """W, [output, input]."""
+        if self._columns is None:
+            self._columns = _by_columns(self._rows)
+        return self._columns
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
 
 
 def _by_columns(weight: Tensor) -> Tensor:
     """The same matrix [output, input], stored column by column with gaps between them."""
     output, inputs = weight.shape
-    # Copying directly into the columns with gaps would take four times as long.
-    columns = weight.t().contiguous()  # [input, output]
-    return weight.new_empty(inputs, output + GAP)[:, :output].copy_(columns).t()
+    columns = weight.new_empty(inputs, output + GAP)[:, :output]
+    # Some rows at a time: copying directly into the columns with gaps would take four times as
+    # long, and to transpose all of them first, twice the memory.
+    for part, rows in zip(columns.split(AT_ONCE, dim=1), weight.split(AT_ONCE)):
+        part.copy_(rows.t().contiguous())
+    return columns.t()
 
 
 class Packed(nn.Module):
@@ -73,11 +108,13 @@ class Packed(nn.Module):
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = linear.weight.detach().to(dtype)  # unpacked, for code that reads it
-        self.packed = pack_weight(self.weight)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self._packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return onednn_linear(x.to(self.weight.dtype), self.packed, self.bias)
+        if self._packed is None:
+            self._packed = pack_weight(self.weight)
+        return onednn_linear(x.to(self.weight.dtype), self._packed, self.bias)
 
 
 def _packs(linear: nn.Linear, dtype: torch.dtype) -> bool:

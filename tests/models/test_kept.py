@@ -1,5 +1,6 @@
 """Weights kept in the cache: equal, whole or made again, and never those of changed networks."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from captioner.models.encoders.kept import FOLDER, kept, version_of
 from captioner.models.encoders.libraries import build_encoder
+from captioner.models.snapshot import Snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +54,67 @@ def test_a_change_of_a_tensor_does_not_change_the_file() -> None:
     assert equal(kept("some", refuse).tensors, some_tensors())
 
 
+KNOWS_PAGES = pytest.mark.skipif(
+    not os.access("/proc/self/pagemap", os.R_OK), reason="the system tells nothing of pages"
+)
+
+
+def large() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(50_000, generator=generator) for name in "ab"}  # 49 pages each
+
+
+@KNOWS_PAGES
+@pytest.mark.reliability("shared objects")
+def test_a_written_value_is_noticed_wherever_it_is_and_however_it_is_written() -> None:
+    def one(values: Tensor) -> None:
+        values.data[-1] = 1.0
+
+    def through_numpy(values: Tensor) -> None:
+        values.numpy()[len(values) // 2] += 1.0
+
+    def the_same_value(values: Tensor) -> None:
+        values[0] = float(values[0])
+
+    def from_a_file(values: Tensor) -> None:
+        with open("/dev/zero", "rb", buffering=0) as file:
+            file.readinto(values.numpy()[7:9])  # the system writes it
+
+    for write in (one, through_numpy, the_same_value, from_a_file):
+        for name in "ab":
+            found = kept("large", large)
+            assert found.unwritten()
+            assert equal(found.tensors, large()) and found.unwritten()  # reading is no change
+            found.release()
+            assert found.unwritten()
+            write(found.tensors[name])
+            assert not found.unwritten()
+
+
+@KNOWS_PAGES
+def test_a_value_that_another_process_writes_is_its_own() -> None:
+    found = kept("large", large)
+    child = os.fork()
+    if not child:
+        found.tensors["a"][3] = 0.0
+        os._exit(found.unwritten())
+    assert os.waitpid(child, 0)[1] == 0
+    assert found.unwritten() and equal(found.tensors, large())
+
+
+@pytest.mark.parametrize("pages", ["missing", b"", b"short", "folder"])
+def test_where_the_system_tells_nothing_of_pages_it_is_not_known(
+    pages: str | bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, path = kept("large", large), tmp_path / "pages"
+    if pages == "folder":
+        path.mkdir()
+    elif isinstance(pages, bytes):
+        path.write_bytes(pages)
+    monkeypatch.setattr("captioner.models.encoders.kept._PAGES", path)
+    assert not found.unwritten()
+
+
 @pytest.mark.reliability("damaged files")
 @pytest.mark.parametrize("damage", ["bit", "end", "header", "length", "empty", "dtype"])
 def test_a_damaged_file_is_made_again(home: Path, damage: str) -> None:
@@ -77,6 +140,7 @@ def test_without_a_folder_for_the_cache_nothing_is_kept(home: Path) -> None:
     home.write_text("a file")
     found = kept("some", some_tensors)
     assert found.memory is None and equal(found.tensors, some_tensors())
+    assert not found.unwritten()
 
 
 def test_a_replaced_file_has_another_version(tmp_path: Path) -> None:
@@ -136,3 +200,32 @@ def test_changes_of_the_weights_are_seen_and_not_kept(home: Path) -> None:
     again.backbone.conv_stem.weight.data[0] = 0.0
     again.make_ready()
     assert torch.equal(again(images).pooled, changed(images).pooled)
+
+
+@pytest.mark.parametrize("pages", [True, False])
+def test_weights_are_compared_only_if_they_may_have_changed(
+    pages: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not pages:
+        monkeypatch.setattr("captioner.models.encoders.kept._PAGES", Path("missing"))
+    loaded().make_ready()
+    encoder, compared = loaded(), 0
+    encoder.make_ready()
+    original = Snapshot.same
+
+    def same(self: Snapshot, modules: list) -> bool:
+        nonlocal compared
+        compared += 1
+        return original(self, modules)
+
+    monkeypatch.setattr(Snapshot, "same", same)
+    quick = encoder._quick
+    encoder.make_ready()
+    known = pages and os.access("/proc/self/pagemap", os.R_OK)
+    assert compared == (not known) and encoder._quick is quick
+    encoder.backbone.blocks[3][0].conv_pw.weight.data[0] += 0.0  # written, with the same value
+    encoder.make_ready()
+    assert compared == 1 + (not known) and encoder._quick is quick
+    encoder.backbone.blocks[3][0].conv_pw.weight.data[0] += 1.0
+    encoder.make_ready()
+    assert encoder._quick is not quick

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from itertools import product as every
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from captioner.models import matmul
+from captioner.models import matmul, weight_layout
 from captioner.models.decoders.show_tell import ShowTell
 from captioner.models.matmul import Linear, add_product, affine, product
 from captioner.models.weight_layout import Packed, laid_out
@@ -146,6 +147,29 @@ def test_a_decoder_is_packed_if_onednn_multiplies(onednn: bool) -> None:
     assert isinstance(copied.output, Packed) is onednn
     h = torch.randn(5, 8)
     assert torch.allclose(copied.output(h), decoder.output(h), atol=1e-5)
+
+
+def test_weights_are_rearranged_when_they_are_first_used(
+    onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rearranged: list[torch.Size] = []
+    for name in ("pack_weight", "_by_columns"):
+        original = getattr(weight_layout, name)
+
+        def rearrange(weight: torch.Tensor, original: Any = original) -> torch.Tensor:
+            rearranged.append(weight.shape)
+            return original(weight)
+
+        monkeypatch.setattr(weight_layout, name, rearrange)
+    layers = nn.ModuleList([Linear(5, 7), Linear(7, 600)])
+    layers.register_buffer("constant", torch.zeros(3))
+    copied, x = laid_out(layers), torch.randn(2, 7)
+    assert copied.constant is layers.constant
+    assert rearranged == []
+    for _ in range(2):
+        assert torch.allclose(copied[1](x), layers[1](x), atol=1e-5)
+    assert rearranged == [(600, 7)]
+    assert torch.equal(copied[1].weight, layers[1].weight)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from captioner.models.decoders.attention_graphs import AttentionGraphs
 from captioner.models.decoders.decoder import State, Stepper, refreshing
 from captioner.models.decoders.deferred_gradients import deferred
 from captioner.models.decoders.standardize import Positions
+from captioner.models.decoders.word_table import WordTable
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
@@ -148,19 +149,19 @@ class Attending(nn.Module):
         return self.answer(result, words, observe), state
 
     def stepper(self) -> Stepper:
-        """``start`` and ``step`` for decoding: the embedding is projected once, for all V words."""
+        """``start`` and ``step`` for decoding: each word is projected once."""
         return refreshing(self, self._make_stepper)
 
     @torch.no_grad()
     def _make_stepper(self) -> Stepper:
-        table = self.project(self.words.weight)  # [V, ...]
+        table = WordTable(self.project, self.words.weight)
         copied = laid_out(self)
 
         @torch.no_grad()
         def step(
             tokens: Tensor, state: State, observe: Observe = unobserved
         ) -> tuple[Tensor, State]:
-            result, _, state = copied.advance(table.index_select(0, tokens), state, observe)
+            result, _, state = copied.advance(table[tokens], state, observe)
             return copied.answer(result, self.words(tokens), observe), state
 
         return Stepper(torch.no_grad()(copied.start), step)

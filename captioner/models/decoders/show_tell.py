@@ -34,6 +34,7 @@ from torch.nn import functional
 from captioner.config import pick, unknown
 from captioner.models.decoders.decoder import State, Stepper, refreshing
 from captioner.models.decoders.standardize import Standardize, with_image
+from captioner.models.decoders.word_table import WordTable
 from captioner.models.features import Features
 from captioner.models.matmul import Linear
 from captioner.models.packing import Packing
@@ -174,15 +175,12 @@ class ShowTell(nn.Module):
         return self._logits(h, observe), state
 
     def stepper(self) -> Stepper:
-        """``start`` and ``step`` for decoding: all V words are projected once.
-
-        The projected input of a word is then a row of a table [V, gates * H].
-        """
+        """``start`` and ``step`` for decoding: each word is projected once."""
         return refreshing(self, self._make_stepper)
 
     @torch.no_grad()
     def _make_stepper(self) -> Stepper:
-        table = self._project(self.words.weight)  # [V, gates * H]
+        table = WordTable(self._project, self.words.weight)  # of rows [gates * H]
         copied = laid_out(self)
         advance = partial(copied.recurrence.advance, step_cell=self.recurrence.quickest())
 
@@ -190,7 +188,7 @@ class ShowTell(nn.Module):
         def step(
             tokens: Tensor, state: State, observe: Observe = unobserved
         ) -> tuple[Tensor, State]:
-            h, state = copied._advance(table.index_select(0, tokens), state, observe, advance)
+            h, state = copied._advance(table[tokens], state, observe, advance)
             return copied._logits(h, observe), state
 
         return Stepper(torch.no_grad()(copied.start), step)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,9 @@ FOLDER = "networks"
 _FORMAT = "1"
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64}
 _LARGEST_HEADER = 10_000_000
+_PAGES = Path("/proc/self/pagemap")  # a number for each page of the process
+_PAGE = np.dtype(np.uint64)
+_PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,26 @@ class Kept:
         """Whether tensors are those of the file and not copies."""
         own = {tensor.data_ptr() for tensor in self.tensors.values()}
         return all(tensor.data_ptr() in own for tensor in tensors)
+
+    def unwritten(self) -> bool:
+        """Whether the tensors surely have the values of the file, without reading any.
+
+        A page that is written becomes the process's own, of which Linux tells
+        (https://docs.kernel.org/admin-guide/mm/pagemap.html). False: it does not tell, or a page
+        was written.
+        """
+        if self.memory is None:
+            return False
+        first = np.frombuffer(self.memory, np.uint8).ctypes.data // mmap.PAGESIZE
+        size = -(-len(self.memory) // mmap.PAGESIZE) * _PAGE.itemsize
+        try:
+            with _PAGES.open("rb", buffering=0) as file:
+                file.seek(first * _PAGE.itemsize)
+                pages = np.frombuffer(file.read(size), _PAGE)
+        except OSError:
+            return False
+        exists = pages & (_PRESENT | _SWAPPED) != 0
+        return pages.nbytes == size and not np.any(exists & (pages & _OF_FILE == 0))
 
     def release(self) -> None:
         """Give the memory back to the system: the values are read from the file when they are used.

@@ -46,10 +46,11 @@ class BundledEncoder(Encoder):
     """
 
     _files: Sequence[Kept] = ()  # from which `fill` took the weights
+    _mapped: Snapshot | None = None  # the weights, while they are the tensors of the files
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the files: a copy has weights of its own."""
-        return {**super().__getstate__(), "_files": ()}
+        return {**super().__getstate__(), "_files": (), "_mapped": None}
 
     def build(
         self, network: str, *, weights: bool, image_size: int | None
@@ -98,11 +99,16 @@ class BundledEncoder(Encoder):
             name = f"{self.network}-{dtype}-{weights.checksum}"
             folded = kept(name, make, only_if=self._is_original)
             if folded.memory is not None and self._is_mapped():
+                self._mapped = weights
                 for file in self._files:  # the copy is used from now on
                     file.release()
             return folded.tensors
 
         return keep
+
+    def unwritten(self, weights: Snapshot) -> bool:
+        """Whether they were the tensors of the files, and no file's memory was written."""
+        return weights is self._mapped and all(file.unwritten() for file in self._files)
 
     def _is_original(self) -> bool:
         """Whether the weights are those of the installed packages."""
