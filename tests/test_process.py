@@ -132,3 +132,50 @@ def test_the_package_sets_limits_unless_torch_is_loaded(order: str, expected: st
         [sys.executable, "-c", program], env=variables, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == expected
+
+
+IMPORTED = """
+import gc, json, sys, types, weakref
+import captioner
+{before}
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+
+old = weakref.ref(Cycle())
+enabled = gc.isenabled()
+assert old() is not None and gc.get_freeze_count() == 0
+import torch
+assert gc.isenabled() is enabled and old() is None
+frozen = gc.get_freeze_count()
+loader = torch.__spec__.loader
+assert type(loader).__name__ == "SourceFileLoader" and "exec_module" not in vars(loader)
+new = weakref.ref(Cycle())
+gc.collect()
+assert new() is None and gc.get_freeze_count() == frozen
+print(frozen)
+"""
+
+
+@pytest.mark.parametrize("before", ["", "gc.disable()"])
+@pytest.mark.reliability("shared objects")
+def test_objects_of_torch_are_not_collected_and_others_are(before: str) -> None:
+    program = [sys.executable, "-c", IMPORTED.format(before=before)]
+    assert int(subprocess.check_output(program, text=True)) > 100_000
+
+
+def test_if_torch_is_loaded_the_collector_is_left_as_it_is() -> None:
+    program = "import gc, torch, captioner.api; print(gc.get_freeze_count())"
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "0\n"
+
+
+def test_a_failed_import_leaves_the_collector_enabled(tmp_path) -> None:
+    (tmp_path / "torch.py").write_text("import gc\nassert gc.isenabled()\n")
+    program = (
+        "import gc, captioner\n"
+        "try:\n    import torch\nexcept AssertionError:\n    print(gc.isenabled())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    assert subprocess.check_output(command, text=True, env=environment) == "True\n"
