@@ -1,7 +1,7 @@
 """Settings of the process: its memory, its threads, what it prints, and its rank.
 
-They must be made before torch is loaded. The caches of oneDNN are bounded, and so is the time that
-OpenMP threads wait actively. Optionally, glibc keeps freed memory.
+They must be made before torch is loaded. The caches of oneDNN are bounded, and so are the pools of
+glibc and the time that OpenMP threads wait actively. Optionally, glibc keeps freed memory.
 
 By default, glibc maps each large block again and unmaps it when it is freed, so that every training
 step pays for the same pages again. With both thresholds raised, freed memory is kept for the next
@@ -35,7 +35,7 @@ from typing import Any
 
 SWITCH = "CAPTIONER_KEEP_MEMORY"
 OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # malloc.h
 LARGEST = 2**31 - 1  # mallopt takes an int
 # Older versions of glibc accept at most half a heap.
 THRESHOLDS = (2**30, 2**25)
@@ -69,11 +69,26 @@ def bound_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
+def bound_pools() -> bool:
+    """Let glibc have one pool of memory per core, unless the user has configured it; did it?
+
+    Its default is eight, and what was freed in one pool no other can use. No more threads than
+    there are cores compute at the same time.
+    """
+    if not _has_glibc() or any(
+        name in os.environ for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
+    ):
+        return False
+    cores = len(os.sched_getaffinity(0))
+    return bool(ctypes.CDLL(None).mallopt(M_ARENA_MAX, cores))
+
+
 def prepare() -> None:
     """Make all settings, unless torch is loaded: it would not see them. The package calls this."""
     if "torch" not in sys.modules:
         bound_caches()
         bound_spinning()
+        bound_pools()
         keep_memory()
 
 
@@ -136,10 +151,7 @@ def keep_memory() -> bool:
 
 
 def release_memory() -> None:
-    """Give freed memory back to the system now, unless it is to be kept.
-
-    glibc has a pool of memory for each thread, and what one thread has freed no other can use.
-    """
+    """Give freed memory back to the system now, unless it is to be kept."""
     kept = os.environ.get(SWITCH) == "1" or any(name in os.environ for name in OWN)
     if _has_glibc() and not kept:
         ctypes.CDLL(None).malloc_trim(0)

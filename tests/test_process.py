@@ -44,7 +44,44 @@ def test_the_allocator_is_unchanged_on_other_systems(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(process.ctypes, "CDLL", None)  # fails if it is called
     assert process.keep_memory() is False
+    assert process.bound_pools() is False
     process.release_memory()
+
+
+POOLS = """
+import ctypes, os, threading
+import captioner
+
+started = threading.Barrier(20)
+
+def use():
+    blocks.append(bytearray(100_000))
+    started.wait()
+
+blocks = []
+threads = [threading.Thread(target=use) for _ in range(20)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.fopen.restype = libc.fdopen.restype = ctypes.c_void_p
+stream = libc.fopen(b"/dev/stdout", b"w")
+libc.malloc_info(0, ctypes.c_void_p(stream))
+libc.fclose(ctypes.c_void_p(stream))
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="only glibc is asked")
+def test_there_are_no_more_pools_of_memory_than_cores_unless_set_by_the_user() -> None:
+    def pools(**environment: str) -> int:
+        command, variables = [sys.executable, "-c", POOLS], {**os.environ, **environment}
+        return subprocess.check_output(command, env=variables, text=True).count("<heap nr=")
+
+    cores = len(os.sched_getaffinity(0))
+    assert pools() <= cores
+    if cores < 15:
+        assert pools(MALLOC_ARENA_MAX="16") > cores
 
 
 RELEASED = """
