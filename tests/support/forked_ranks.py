@@ -12,24 +12,35 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from captioner.cli import main
+from captioner.training import launcher
+
+
+def train(command: Sequence[str]) -> int:
+    """Run `captioner train` with the arguments of a command line; its exit status."""
+    return main(command[command.index("train") :])
 
 
 class ForkedRank:
-    """Replaces ``subprocess.Popen`` in ``launcher``: runs `captioner train` in a forked process.
+    """Replaces ``subprocess.Popen`` in ``launcher``: runs a command in a forked process.
 
     Args:
-        command: the command line, of which everything from "train" on is run.
+        command: the command line.
         env: the environment of the process.
     """
 
     started: Callable[[], object] = staticmethod(lambda: None)
     """Called in the new process, before anything else."""
+    run: Callable[[Sequence[str]], object] = staticmethod(train)
+    """Called with the command line; its result is the exit status, None: 0."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], **unused: Any) -> None:
         self.returncode: int | None = None
@@ -37,7 +48,7 @@ class ForkedRank:
         sys.stderr.flush()
         self.pid = os.fork()
         if self.pid == 0:
-            _become(command[command.index("train") :], env)
+            _become(command, env)
 
     def poll(self) -> int | None:
         if self.returncode is None:
@@ -58,7 +69,19 @@ class ForkedRank:
         os.kill(self.pid, signal.SIGKILL)
 
 
-def _become(arguments: Sequence[str], env: Mapping[str, str]) -> None:
+@contextmanager
+def forked_ranks(run: Callable[[Sequence[str]], object] = train) -> Iterator[None]:
+    """Within the block, the second process of a training is a `ForkedRank`, with this `run`."""
+    with pytest.MonkeyPatch.context() as patch:
+        forking = SimpleNamespace(**{**vars(subprocess), "Popen": ForkedRank})
+        patch.setattr(launcher, "subprocess", forking)
+        patch.setattr(ForkedRank, "started", ForkedRank.started)
+        patch.setattr(ForkedRank, "run", run)
+        patch.setattr(launcher, "INTERVAL", launcher.INTERVAL / 10)  # forked ranks end at once
+        yield
+
+
+def _become(command: Sequence[str], env: Mapping[str, str]) -> None:
     """Run a command line in this process, with an environment, and exit."""
     status = 1
     try:
@@ -68,7 +91,7 @@ def _become(arguments: Sequence[str], env: Mapping[str, str]) -> None:
         GlobalHydra.instance().clear()  # the first process is within a job of Hydra
         os.environ.clear()
         os.environ.update(env)
-        status = main(arguments)
+        status = int(ForkedRank.run(command) or 0)  # type: ignore[call-overload]
     except SystemExit as error:
         status = int(error.code or 0)
     except BaseException:

@@ -1,7 +1,8 @@
 """Trainings that are killed at a given moment: at one of their writes, or at any time.
 
 A training runs in a forked child of the test, which has imported everything already, so that a case
-takes a second. Python's audit events tell every file that it opens for writing, renames or removes.
+takes half a second. Python's audit events tell every file that it opens for writing, renames or
+removes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import torch
 from captioner import runs
 from captioner.checkpoints import checkpoint
 from captioner.cli import main
+from captioner.data.shapes import draw
 from captioner.report.curves import read_log
 from captioner.runs import LAST, checkpoint_file
 
@@ -32,12 +36,14 @@ class Moments:
 
     Args:
         root: of the files.
-        at: the number of the moment, from 0; None: never.
-        happen: what happens right before this change, and before all later ones that need space;
-            called with the path.
+        at: the number of the moment, from 0, or the numbers of several; None: never.
+        happen: what happens right before this change, and after a single moment before all later
+            ones that need space; called with the path.
     """
 
-    def __init__(self, root: Path, at: int | None, happen: Callable[[str], object]) -> None:
+    def __init__(
+        self, root: Path, at: int | Collection[int] | None, happen: Callable[[str], object]
+    ) -> None:
         self.root, self.at, self.happen = str(root), at, happen
         self.names: list[str] = []
         self._fsync = os.fsync
@@ -66,9 +72,13 @@ class Moments:
             return
         number = len(self.names)
         self.names.append(f"{name} {path.removeprefix(self.root).lstrip('/')}")
-        needs_space = name in ("open", "mkdir", "fsync")
-        if self.at is not None and (number == self.at or (number > self.at and needs_space)):
+        if self._is_at(number, needs_space=name in ("open", "mkdir", "fsync")):
             self.happen(path)
+
+    def _is_at(self, number: int, *, needs_space: bool) -> bool:
+        if isinstance(self.at, Collection):
+            return number in self.at
+        return self.at is not None and (number == self.at or (number > self.at and needs_space))
 
 
 def kill(_: str) -> None:
@@ -81,37 +91,30 @@ def full(path: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
-def start(
-    job: Callable[[], object],
-    log: Path,
-    root: Path | None = None,
-    at: int | None = None,
-    happen: Callable[[str], object] = kill,
-) -> int:
+def start(job: Callable[[], object], log: Path, moments: Moments | None = None) -> int:
     """Run a function in a forked child, and return its process id.
 
     Args:
         job: its result is the exit status; None: 0.
         log: the file that gets the output of the child; beside it the names of its moments.
-        root: the folder whose moments are counted; None: none.
-        at: the moment at which something happens; None: never.
-        happen: what happens.
+        moments: what happens to the child; None: nothing.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child:
         return child
-    status, moments = 1, Moments(root or log, at, happen)
+    status = 1
     try:
         with log.open("ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
-        if root is not None:
+        if moments is not None:
             moments.watch()
         status = int(job() or 0)  # type: ignore[call-overload]
-        log.with_suffix(".moments").write_text("\n".join(moments.names), encoding="utf-8")
+        names = [] if moments is None else moments.names
+        log.with_suffix(".moments").write_text("\n".join(names), encoding="utf-8")
     except BaseException:
         traceback.print_exc()
     finally:
@@ -125,13 +128,7 @@ def finish(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def command(
-    arguments: Sequence[str],
-    root: Path,
-    at: int | None,
-    log: Path,
-    happen: Callable[[str], object] = kill,
-) -> tuple[int, str]:
+def command(arguments: Sequence[str], log: Path, moments: Moments) -> tuple[int, str]:
     """Run a command line in a child, in which something happens at a moment.
 
     Returns:
@@ -139,8 +136,49 @@ def command(
     """
     names = log.with_suffix(".moments")
     names.unlink(missing_ok=True)
-    status = finish(start(lambda: main(arguments), log, root, at, happen))
+    status = finish(start(lambda: main(arguments), log, moments))
     return status, names.read_text(encoding="utf-8") if names.exists() else ""
+
+
+@contextmanager
+def filling_disk(
+    root: Path, log: Path
+) -> Iterator[Callable[[Sequence[str], int], tuple[int, list[str]]]]:
+    """Within the block, commands can be run on a disk that is full from a moment on.
+
+    A single child runs them all, so that a case takes no longer than its command.
+
+    Args:
+        root: the folder whose moments are counted.
+        log: the file that gets the output.
+
+    Yields:
+        a function that runs a command line with a moment; it returns the exit status and the names
+        of the moments of this command.
+    """
+    ours, theirs = Pipe()
+    watched = Moments(root, None, full)
+
+    def serve() -> None:
+        ours.close()
+        with suppress(EOFError):
+            while True:
+                arguments, watched.at = theirs.recv()
+                watched.names.clear()
+                theirs.send((main(arguments), watched.names))
+
+    def run(arguments: Sequence[str], moment: int) -> tuple[int, list[str]]:
+        log.write_bytes(b"")
+        ours.send((arguments, moment))
+        return ours.recv()
+
+    child = start(serve, log, watched)
+    theirs.close()
+    try:
+        yield run
+    finally:
+        ours.close()
+        finish(child)
 
 
 def final_state(run: Path) -> dict[str, Any]:
@@ -176,9 +214,7 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
 
 
 OPTIONS = (
-    "encoder=test_resnet",
-    "encoder.pretrained=false",
-    "encoder.image_size=32",
+    "encoder=pixels",
     "decoder.embedding_size=16",
     "decoder.hidden_size=24",
     "decoder.dropout=0.1",
@@ -194,11 +230,13 @@ OPTIONS = (
     "trainer.log_every_n_steps=1",
     "logger.tensorboard=false",
 )
-"""Two epochs of six steps, with everything that a run folder may have."""
+"""Two epochs, with everything that a run folder may have."""
 
 
 class Training:
     """A training with its cache and run below a folder; every time it starts from nothing.
+
+    It has two epochs of three steps and no network but the decoder: it takes a quarter of a second.
 
     Attributes:
         root: the folder, with the run in ``run``.
@@ -207,12 +245,13 @@ class Training:
         moments: the names of the moments of that training.
     """
 
-    def __init__(self, folder: Path, data: Path, *more: str) -> None:
+    def __init__(self, folder: Path, *more: str) -> None:
+        data = draw(folder / "shapes", train=12, dev=4, test=2, size=48, progress=False).parent
         self.root, self.run, self.log = folder / "work", folder / "work" / "run", folder / "log"
         self.start = ["train", *OPTIONS, *more, f"data.root={data}", f"run_dir={self.run}"]
         self.clear()
-        # So that all modules are loaded before children are forked.
-        assert main([*self.start, "trainer.devices=1"]) == 0
+        # Modules are loaded and the configuration is composed before children are forked.
+        assert main(self.start) == 0
         status, names = self.killed_at(None)
         assert status == 0, self.log.read_text()
         self.state, self.moments = final_state(self.run), names.splitlines()
@@ -228,7 +267,45 @@ class Training:
     ) -> tuple[int, str]:
         """Start and be killed at a moment; exit status, and the names of moments."""
         self.clear()
-        return command(self.start, self.root, moment, self.log, happen)
+        return command(self.start, self.log, Moments(self.root, moment, happen))
+
+    def kills(self, moments: Collection[int]) -> Iterator[int]:
+        """Start once, and be killed at several moments.
+
+        At each of them the training forks and waits, and the fork, a process in the middle of the
+        same write, is killed. Until the next moment is asked for, ``root`` is a copy of what it
+        left: files that no living process holds open or has locked.
+
+        Yields:
+            the moment.
+        """
+        self.clear()
+        ours, theirs = Pipe()
+        aside = self.root.with_name("aside")
+
+        def fork(path: str) -> None:
+            ours.close()
+            victim = os.fork()
+            if victim == 0:
+                kill(path)
+            theirs.send(finish(victim))
+            theirs.recv()
+
+        watched = Moments(self.root, moments, fork)
+        child = start(lambda: main(self.start), self.log, watched)
+        theirs.close()
+        with ours:
+            for moment in sorted(moments):
+                assert ours.recv() == -signal.SIGKILL
+                self.root.rename(aside)
+                shutil.copytree(aside, self.root, symlinks=True)
+                self.log.write_bytes(b"")
+                yield moment
+                shutil.rmtree(self.root)
+                aside.rename(self.root)
+                ours.send("go on")
+        assert finish(child) == 0, self.log.read_text()
+        assert not differences(self.state, final_state(self.run))
 
     def next_command(self) -> list[str]:
         """What the user types after an interruption: resume, or start again."""
@@ -236,9 +313,18 @@ class Training:
             return ["train", f"resume={self.run}"]
         return self.start
 
+    def complete(self) -> int:
+        """Complete an interrupted training in this process; the exit status."""
+        with (
+            self.log.open("a", buffering=1, encoding="utf-8") as log,
+            redirect_stdout(log),
+            redirect_stderr(log),
+        ):
+            return main(self.next_command())
+
     def problems(self) -> list[str]:
         """Complete an interrupted training; a line for each difference from the other one."""
-        status = finish(start(lambda: main(self.next_command()), self.log))
+        status = self.complete()
         said = self.log.read_text(encoding="utf-8", errors="replace")
         if status and "error: 2 epochs are done" not in said:
             return [f"exit status {status}: {said[-600:]}"]

@@ -1,12 +1,10 @@
-"""A script that is run by two processes, and by one: the trained weights must be the same."""
+"""Trainings by two processes, and by one: the trained weights must be the same."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import captioner  # noqa: F401
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
 from captioner.data import datamodule
@@ -97,6 +95,7 @@ def batch_of(key: tuple[int, list[int]]) -> Batch:
 
 
 def main(folder: Path, tiny: tuple[str, ...]) -> None:
+    """Train all cases; the second process is forked, and calls this function as well."""
     with isolated():
         _main(folder, tiny)
 
@@ -104,8 +103,7 @@ def main(folder: Path, tiny: tuple[str, ...]) -> None:
 def _main(folder: Path, tiny: tuple[str, ...]) -> None:
     options = TrainerOptions(accelerator="cpu", devices=2)
     trainer = build_trainer(options, folder, [], [], WholeFiles())
-    command = [sys.executable, __file__, str(folder), *tiny]
-    with start_ranks(trainer, folder, Launch(command, print)):
+    with start_ranks(trainer, folder, Launch(["two ranks"], print)):
         for name in CASES:
             steps = run(name, tiny, folder)
             if ranks.first():
@@ -113,8 +111,3 @@ def _main(folder: Path, tiny: tuple[str, ...]) -> None:
         cut_and_resume(tiny, folder)
     with (folder / "after").open("a") as file:  # the other process does not reach this line
         file.write("once\n")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(Path(sys.argv[1]), tuple(sys.argv[2:]))

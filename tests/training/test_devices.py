@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import two_ranks
+from support.forked_ranks import forked_ranks
+from support.moments import finish, start
 
 from captioner.checkpoints import checkpoint
 from captioner.config import compose
@@ -103,12 +105,11 @@ def test_a_single_dev_image_has_no_shuffled_loss(tiny, tmp_path) -> None:
 def two_processes(tiny, tmp_path_factory) -> Path:
     """The folder of the runs in ``two_ranks.CASES``, trained by two processes."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, two_ranks.__file__, str(folder), *tiny]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert (
-        ended.stdout.count("parameters to learn") == 5
-    )  # five trainings, each printed by one process
+    log = folder / "log"
+    with forked_ranks(run=lambda command: two_ranks.main(folder, tiny)):
+        assert finish(start(lambda: two_ranks.main(folder, tiny), log)) == 0, log.read_text()
+    # Five trainings, each printed by one process.
+    assert log.read_text().count("parameters to learn") == 5
     assert (folder / "after").read_text() == "once\n"
     return folder
 
@@ -150,16 +151,8 @@ def test_two_processes_resume_exactly(two_processes) -> None:
 
 @pytest.mark.reliability("processes")
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the other process in /proc")
-@pytest.mark.parametrize(
-    ("number", "to_first", "status", "message"),
-    [
-        (signal.SIGKILL, False, 1, ("rank 1", "SIGKILL")),
-        pytest.param(signal.SIGTERM, True, 130, ("terminated (SIGTERM)",), marks=pytest.mark.slow),
-    ],
-)
-def test_if_a_process_is_killed_the_other_ends_with_one_line(
-    tiny, tmp_path, number, to_first: bool, status: int, message: tuple[str, ...]
-) -> None:
+def test_if_a_process_is_killed_the_other_ends_with_one_line(tiny, tmp_path) -> None:
+    """Of two processes that are started as a user starts them; ``test_ranks`` has other signals."""
     several = ("trainer.devices=2", "trainer.max_epochs=9999", "callbacks.patience=0")
     options = [*tiny, *several, f"run_dir={tmp_path / 'run'}"]
     first = subprocess.Popen(
@@ -174,12 +167,12 @@ def test_if_a_process_is_killed_the_other_ends_with_one_line(
     while not samples.is_file() and first.poll() is None and time.monotonic() < until:
         time.sleep(0.1)
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
-    os.kill(first.pid if to_first else int(children[0]), number)
+    os.kill(int(children[0]), signal.SIGKILL)
     _, errors = first.communicate(timeout=120)
-    assert first.returncode == status
+    assert first.returncode == 1
     lines = [line for line in errors.splitlines() if "hardly depend" not in line]
     assert len(lines) == 1
-    assert all(part in lines[0] for part in message)
+    assert all(part in lines[0] for part in ("rank 1", "SIGKILL"))
     assert f"resume={tmp_path / 'run'}" in lines[0]
 
 
