@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gc
 import math
 import os
 import re
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from torch.utils.data import get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from captioner.checkpoints import checkpoint
 from captioner.cli import main
@@ -115,12 +118,16 @@ def test_a_dead_worker_names_the_image_that_it_was_reading(
         return original(path, **options)
 
     monkeypatch.setattr(loaders, "open_image", die)
+    # Seconds in which torch waits for a worker, before it looks whether it lives and when it ends.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)
     live = ("loader.cache=false", "loader.workers=2", "encoder.trainable=true")
     assert command(tiny, tmp_path / "run", *live) == 1
     error = error_of(capsys)
     ended = r"(is killed by signal: Killed|exited unexpectedly)"
     assert re.match(rf"\S+/images/{image}: a worker process \(\d+\) {ended} while it", error)
     assert error.endswith("needs more memory than there is; try loader.workers=0")
+    gc.collect()  # the loader ends its workers now
 
 
 @pytest.mark.reliability("disks")
