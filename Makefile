@@ -31,8 +31,8 @@ test-avx2: .venv/.tested
 	$(BIN)/python -m pytest -n auto --dist loadfile $$(grep -rl torch tests --include='test_*.py')
 
 battery: .venv/.tested
-	$(BIN)/python -m pytest tests -m reliability -n auto --dist worksteal --hypothesis-profile battery \
-	--reliability-page=docs/reliability.md
+	$(BIN)/python -m pytest -m reliability -n auto --dist worksteal --hypothesis-profile battery \
+	--reliability-page=docs/reliability.md $$(grep -rl mark.reliability tests --include='test_*.py')
 
 # Known vulnerabilities of the locked dependencies; no error if the database or the index cannot be reached.
 audit: .venv/.installed

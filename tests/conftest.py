@@ -67,12 +67,26 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Battery())
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest files first: a worker that starts one last works alone at the end."""
+@pytest.hookimpl(trylast=True)  # of the tests that are selected
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Start the longest files first: a worker that starts one last works alone at the end.
+
+    With ``--dist worksteal`` each worker begins with a part of the list, of which others take the
+    end when they have nothing left to do; each part begins with its share of the longest tests.
+    """
     places = {FOLDER / f"{name}.py": place for place, name in enumerate(LONGEST)}
     missing = [path for path in places if not path.is_file()]
     assert not missing, missing
     items.sort(key=lambda item: places.get(item.path, len(places)))
+    count = getattr(config, "workerinput", {}).get("workercount", 1)
+    long = [item for item in items if item.get_closest_marker("minute")]
+    rest = [item for item in items if item not in long]
+    cuts = [len(rest) * worker // count for worker in range(count + 1)]
+    items[:] = [
+        item
+        for worker in range(count)
+        for item in (*long[worker::count], *rest[cuts[worker] : cuts[worker + 1]])
+    ]
 
 
 def _use_libyaml() -> None:
