@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -306,6 +307,16 @@ class Training:
                 ours.send("go on")
         assert finish(child) == 0, self.log.read_text()
         assert not differences(self.state, final_state(self.run))
+
+    def shortest(self, count: int) -> float:
+        """The seconds that an uninterrupted training takes, at least: the machine may be busy."""
+        seconds = []
+        for _ in range(count):
+            self.clear()
+            began = time.monotonic()
+            assert finish(start(lambda: main(self.start), self.log)) == 0, self.log.read_text()
+            seconds.append(time.monotonic() - began)
+        return min(seconds)
 
     def next_command(self) -> list[str]:
         """What the user types after an interruption: resume, or start again."""
