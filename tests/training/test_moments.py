@@ -53,11 +53,11 @@ def test_a_training_killed_at_any_write_resumes_to_the_bit(
 
 @pytest.mark.slow
 def test_a_training_killed_at_random_times_resumes_to_the_bit(training, record_property) -> None:
-    """Fifty times kill -9 while it starts, trains or resumes, up to three times for a training."""
+    """Fifty times kill -9 while it starts, trains or resumes, up to four times for a training."""
     times, kills, bad, seconds = random.Random(7), 0, [], training.shortest(3)
     while kills < 50:
         training.clear()
-        for _ in range(times.randrange(1, 4)):
+        for _ in range(times.randrange(1, 5)):
             child = start(lambda: main(training.next_command()), training.log)
             time.sleep(times.uniform(0, seconds))
             os.kill(child, signal.SIGKILL)

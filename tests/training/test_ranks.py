@@ -22,6 +22,7 @@ from support.moments import Moments, Training, command, final_state, finish, kil
 
 from captioner.cli import main
 from captioner.runs import metric_files
+from captioner.training import launcher
 
 pytestmark = [
     pytest.mark.reliability("processes"),
@@ -149,12 +150,15 @@ def test_a_signal_ends_all_ranks_with_one_line(
 
 
 @pytest.mark.slow
-def test_ranks_killed_at_random_times_resume_to_the_bit(training, record_property) -> None:
-    """Ten times kill -9 of one rank, also while the ranks start, up to twice for a training."""
+def test_ranks_killed_at_random_times_resume_to_the_bit(
+    training, record_property, monkeypatch
+) -> None:
+    """Ten times kill -9 of one rank, also while both start, up to three times for a training."""
+    monkeypatch.setattr(launcher, "GRACE", 1.0)  # the other one may wait for a connection
     times, kills, bad, seconds = random.Random(11), 0, [], training.shortest(2)
     while kills < 10:
         training.clear()
-        for _ in range(times.randrange(1, 3)):
+        for _ in range(times.randrange(1, 4)):
             training.second.write_text("")
             first = start(lambda: main(training.next_command()), training.log)
             time.sleep(times.uniform(0, seconds))
