@@ -283,6 +283,7 @@ class Training:
         self.clear()
         ours, theirs = Pipe()
         aside = self.root.with_name("aside")
+        shutil.rmtree(aside, ignore_errors=True)  # of a test that has failed
 
         def fork(path: str) -> None:
             ours.close()
