@@ -1,5 +1,6 @@
 """Weights kept in the cache: equal, whole or made again, and never those of changed networks."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -229,3 +230,15 @@ def test_weights_are_compared_only_if_they_may_have_changed(
     encoder.backbone.blocks[3][0].conv_pw.weight.data[0] += 1.0
     encoder.make_ready()
     assert encoder._quick is not quick
+
+
+def test_changes_of_weights_that_are_not_of_a_file_are_seen(home: Path) -> None:
+    encoder = build_encoder(library="bundled", network="efficientnet_lite0", image_size=64)
+    copied = copy.deepcopy(loaded())
+    for each in (encoder, copied):
+        each.make_ready()
+        each.make_ready()
+        before = each(images := torch.rand(1, 3, 64, 64)).pooled
+        each.backbone.conv_stem.weight.data[0] = 0.0
+        each.make_ready()
+        assert not torch.equal(each(images).pooled, before)

@@ -117,7 +117,9 @@ class BundledEncoder(Encoder):
     def _is_mapped(self) -> bool:
         """Whether the weights are still the tensors of the files."""
         pairs = zip(self._files, _parts(self.backbone))
-        return all(file.holds(part.state_dict().values()) for file, part in pairs)
+        return bool(self._files) and all(
+            file.holds(part.state_dict().values()) for file, part in pairs
+        )
 
     def _named_parts(self) -> list[tuple[EfficientNetLite, str]]:
         return list(zip(_parts(self.backbone), self.network.split("+"), strict=True))
