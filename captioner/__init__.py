@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from captioner.process import prepare, watch_imports
+from captioner.process import guard_torchvision, prepare
 
 if TYPE_CHECKING:
     from captioner.api import Captioner
@@ -25,7 +25,7 @@ __all__ = ["__version__", "load"]
 
 
 prepare()
-watch_imports()
+guard_torchvision()
 
 
 def load(

@@ -21,6 +21,7 @@ from typing import Any
 
 from captioner import __version__
 from captioner.process import (
+    freeze_torch,
     interruption_of,
     logs_on_stderr,
     print_any_name,
@@ -54,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         complete(_top_parser())
     print_any_name()
+    if argv is None:
+        freeze_torch()
+    if argv is None and sys.stdout is None:
+        return fail("standard output is closed; send it to a file, or to /dev/null")
     try:
         with (
             _interruptible(exits=argv is None),

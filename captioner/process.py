@@ -282,14 +282,32 @@ class _TorchvisionGuard(importlib.abc.MetaPathFinder):
         return None
 
 
-class _TorchImporter(importlib.abc.MetaPathFinder):
-    """Imports torch without Python's garbage collector, which then leaves torch's objects alone.
+def guard_torchvision() -> None:
+    """Let torchvision be imported with a build of torch that its compiled operators do not fit.
+
+    Called by the package itself, since torchvision may be imported before any of its modules.
+    """
+    _watch(_TorchvisionGuard)
+
+
+def freeze_torch() -> None:
+    """When torch is imported, take its objects from Python's garbage collector for ever.
 
     They are some 250,000, and stay as long as the process. The collector would go through all of
-    them several times while torch and other modules are imported, and once more at the end, which
-    takes a quarter of the time of a first caption. Garbage from before is collected first, and what
-    is created later is collected as usual.
+    them several times while modules are imported, and once more at the end, which takes a quarter
+    of the time of a first caption. All other objects that exist by then are taken as well, so this
+    is for a process that does nothing before: the command line.
     """
+    _watch(_TorchImporter)
+
+
+def _watch(kind: type[importlib.abc.MetaPathFinder]) -> None:
+    if not any(isinstance(finder, kind) for finder in sys.meta_path):
+        sys.meta_path.insert(0, kind())
+
+
+class _TorchImporter(importlib.abc.MetaPathFinder):
+    """Imports torch while the garbage collector pauses, and freezes what it would look at."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -303,32 +321,14 @@ class _TorchImporter(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 del loader.exec_module
-                with _uncollected():
+                enabled = gc.isenabled()
+                gc.disable()
+                try:
                     execute(module)
+                    gc.freeze()
+                finally:
+                    if enabled:
+                        gc.enable()
 
             loader.exec_module = exec_module
         return spec
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """The collector never looks at the objects that exist after the block."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-        gc.freeze()
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def watch_imports() -> None:
-    """Import torch faster, and torchvision with a build of torch that does not fit its operators.
-
-    Called by the package itself, since both may be imported before any of its modules.
-    """
-    for kind in (_TorchvisionGuard, _TorchImporter):
-        if not any(isinstance(finder, kind) for finder in sys.meta_path):
-            sys.meta_path.insert(0, kind())

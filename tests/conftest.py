@@ -33,7 +33,7 @@ TINY = (
 
 
 # No test may depend on time: machines are slow, or busy. Nor on chance: a failure can be repeated.
-for name, examples in {"any": 100, "battery": 400}.items():
+for name, examples in {"any": 100, "battery": 300}.items():
     hypothesis.settings.register_profile(
         name,
         max_examples=examples,

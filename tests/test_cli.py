@@ -473,3 +473,10 @@ def test_average_writes_a_checkpoint_that_other_verbs_accept(run, scenes, tmp_pa
     fails(capsys, "average", run, says="kept no epochs to average")
     fails(capsys, "average", scenes, says="has no checkpoint; give a run folder")
     fails(capsys, "average", *copies, says="average.ckpt already exists")
+
+
+def test_a_closed_standard_output_is_an_error_in_one_line() -> None:
+    command = f"exec {sys.executable} -m captioner models >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert "standard output is closed; send it to a file" in done.stderr

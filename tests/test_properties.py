@@ -1,6 +1,6 @@
 """Properties that hold for any input: tokenizers, readers, metrics, decoding, the run folder.
 
-``make test`` tries 25 examples of each, ``make battery`` 400; both are the same every time.
+``make test`` tries 25 examples of each, ``make battery`` 300; both are the same every time.
 """
 
 import shutil

@@ -209,7 +209,7 @@ def lines(model: Any) -> int:
     return counting.count
 
 
-@pytest.mark.parametrize("points", [5, pytest.param(80, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("points", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_it_can_be_used_after_an_interrupt_at_any_line(points: int, record_property) -> None:
     expected, shared = use(load()), load()
     counts = lines(shared), lines(shared)  # at first use, and in use

@@ -1,18 +1,18 @@
-"""Detect whether weights have changed since a copy or a table was made from them."""
+"""Detect whether weights or hooks have changed since a copy or a table was made from them."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import math
 import operator
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from captioner.models.torch_internals import version
+from captioner.models.torch_internals import forward_hooks, version
 
 
 class Snapshot:
@@ -33,7 +33,7 @@ class Snapshot:
             (entries, list(entries.values()))
             for root in modules
             for module in root.modules()
-            for entries in (module._modules, module._parameters, module._buffers)
+            for entries in _parts(module)
         ]
         # Keeps them alive: no other tensor gets their addresses.
         self._tensors = [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
@@ -58,7 +58,7 @@ class Snapshot:
         return checksum(self._values) if len(self._values) == len(self._tensors) else None
 
     def counted(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether the modules have the same tensors, without a change that torch counts."""
+        """Whether the modules have the same tensors and hooks, without a change torch counts."""
         return (
             _are(modules, self._modules)
             and all(_are(entries.values(), before) for entries, before in self._entries)
@@ -76,14 +76,20 @@ class Snapshot:
         )
 
 
+def _parts(module: nn.Module) -> list[dict[Any, Any]]:
+    """The dictionaries with the parts of a module that decide what it computes."""
+    parts: list[dict[Any, Any]] = [module._modules, module._parameters, module._buffers]
+    return parts + forward_hooks(module)
+
+
 def _are(now: Collection[object], before: Collection[object]) -> bool:
     """Whether two collections contain the same objects in the same order."""
     return len(now) == len(before) and all(map(operator.is_, now, before))
 
 
-def _counts(tensors: Iterable[Tensor]) -> list[tuple[int, int, torch.dtype, torch.device]]:
+def _counts(tensors: Iterable[Tensor]) -> list[tuple[object, ...]]:
     """Values of which at least one differs after a tensor is changed or replaced."""
-    return [(version(t), t.data_ptr(), t.dtype, t.device) for t in tensors]
+    return [(version(t), t.data_ptr(), t.dtype, t.device, t.shape, t.stride()) for t in tensors]
 
 
 def checksum(values: Iterable[np.ndarray]) -> str:
@@ -95,10 +101,13 @@ def checksum(values: Iterable[np.ndarray]) -> str:
 
 
 def sums(tensor: Tensor) -> np.ndarray:
-    """The sums of the rows and of the columns of a tensor's bits, as 64-bit words in a square.
+    """A hash of a tensor's bits: two sums per 16,384 words of 64 bits, and the bytes of the rest.
 
-    Another value at one place changes both, and two values that change places at least one. They
-    take little memory and are read at the speed of the memory.
+    Multilinear hashing (Lemire and Kaser, "Strongly universal string hashing is fast", The Computer
+    Journal 2014): each word is multiplied by a factor of its place, and the products are added
+    modulo 2^64. As the highest bit of a word is only the highest bit of its product, the high
+    halves are added once more by themselves. Another value in one word always changes a sum; with
+    random factors, other values in several words do so with a probability of at least 1 - 2^-32.
     """
     return _sums(_words(tensor))
 
@@ -107,12 +116,12 @@ class _Words(NamedTuple):
     """The bits of a tensor, in its own memory if it is dense and on the CPU, otherwise in a copy.
 
     Attributes:
-        square: 64-bit words, about as many rows as columns.
-        rest: bytes that do not fill a row.
+        words: of 64 bits.
+        rest: bytes that do not fill a word.
         address: of the first byte.
     """
 
-    square: np.ndarray
+    words: np.ndarray
     rest: np.ndarray
     address: int
 
@@ -122,12 +131,36 @@ def _words(tensor: Tensor) -> _Words:
     if not tensor.is_contiguous() and tensor.ndim == 4:
         tensor = tensor.permute(0, 2, 3, 1)  # the memory order of channels_last: nothing is copied
     data = tensor.reshape(-1).cpu().view(torch.uint8).numpy()
-    words = data[: len(data) // 8 * 8].view(np.int64)
-    width = max(1, math.isqrt(len(words)))
-    square = words[: len(words) // width * width].reshape(-1, width)
-    return _Words(square, data[square.size * 8 :], data.ctypes.data)
+    whole = len(data) // 8 * 8
+    return _Words(data[:whole].view(np.uint64), data[whole:], data.ctypes.data)
 
 
-def _sums(words: _Words) -> np.ndarray:
-    square, rest, _ = words
-    return np.concatenate([square.sum(0), square.sum(1), rest.astype(np.int64)])
+_BLOCK = 16_384
+"""Words that are added: they, their factors and their products fit into the cache of a core."""
+
+
+def _sums(of: _Words) -> np.ndarray:
+    words, rest, _ = of
+    totals = []
+    products = np.empty(min(len(words), _BLOCK), np.uint64)
+    for first in range(0, len(words), _BLOCK):
+        block = words[first : first + _BLOCK]
+        product, (of_word, of_half) = products[: len(block)], _factors()[:, : len(block)]
+        np.multiply(block, of_word, out=product)
+        totals.append(product.sum())
+        np.right_shift(block, np.uint64(32), out=product)
+        product *= of_half
+        totals.append(product.sum())
+    return np.concatenate([np.array(totals, np.uint64), rest.astype(np.uint64)])
+
+
+@functools.cache
+def _factors() -> np.ndarray:
+    """Odd numbers of 64 random bits, the same ones on every machine, [2, _BLOCK].
+
+    By splitmix64 (Steele, Lea and Flood, OOPSLA 2014).
+    """
+    x = np.arange(1, 2 * _BLOCK + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) | np.uint64(1)).reshape(2, _BLOCK)

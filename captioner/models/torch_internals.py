@@ -139,6 +139,12 @@ def has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name, True) for name in _HOOKS)
 
 
+def forward_hooks(module: nn.Module) -> list[dict[Any, Any]]:
+    """The dictionaries with the hooks of a module that are called when it computes."""
+    hooks = (getattr(module, name, None) for name in ("_forward_hooks", "_forward_pre_hooks"))
+    return [of_kind for of_kind in hooks if of_kind is not None]
+
+
 # Counting changes ---------------------------------------------------------------------------------
 
 _new_numbers = itertools.count(1)

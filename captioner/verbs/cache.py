@@ -45,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
 
     from captioner.data.cache import cache_home
 
+    if options.folder == "":
+        raise ValueError("--folder='' is empty; give a folder, or leave it out for the default")
     home = cache_home(options.folder)
     if options.folder is not None and not home.is_dir():
         raise FileNotFoundError(f"--folder={options.folder}: no such folder")

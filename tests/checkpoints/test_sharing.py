@@ -90,6 +90,20 @@ def test_loaded_weights_and_new_layers_take_effect(run, model, photos) -> None:
     assert captions_of(model, photos[:3]) == before
 
 
+@pytest.mark.reliability("shared objects")
+@pytest.mark.parametrize("part", ["decoder.output", "encoder.backbone.conv_head"])
+def test_hooks_take_effect_as_long_as_they_are_registered(model, photos, part) -> None:
+    before = captions_of(model, photos[:3])
+    layer, calls = model.model.get_submodule(part), []
+    for _ in range(2):
+        hook = layer.register_forward_hook(lambda *_: calls.append(1))
+        captions_of(model, photos[:1])
+        assert calls
+        hook.remove()
+        calls.clear()
+        assert captions_of(model, photos[:3]) == before and not calls
+
+
 def test_changed_types_take_effect(model, photos) -> None:
     before = captions_of(model, photos[:3])
     model.model.decoder.double()

@@ -137,6 +137,47 @@ def test_a_damaged_file_is_made_again(home: Path, damage: str) -> None:
     assert equal(kept("some", refuse).tensors, some_tensors())
 
 
+@pytest.mark.reliability("damaged files")
+def test_a_file_under_the_name_of_another_one_is_made_again(home: Path) -> None:
+    kept("some", some_tensors)
+    kept("large", large)
+    (home / FOLDER / "large.safetensors").replace(home / FOLDER / "some.safetensors")
+    assert equal(kept("some", some_tensors).tensors, some_tensors())
+    assert equal(kept("some", refuse).tensors, some_tensors())
+
+
+@pytest.mark.reliability("files decide nothing")
+@pytest.mark.parametrize("target", ["file", "nothing", "folder", "pipe"])
+def test_nothing_is_written_through_a_link_or_read_from_a_pipe(
+    home: Path, tmp_path: Path, target: str
+) -> None:
+    (home / FOLDER).mkdir(parents=True)
+    path, thesis = home / FOLDER / "some.safetensors", tmp_path / "thesis.txt"
+    if target == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(thesis)
+    if target == "file":
+        thesis.write_text("mine")
+    elif target == "folder":
+        thesis.mkdir()
+    for _ in range(2):
+        found = kept("some", some_tensors)
+        assert found.memory is None and equal(found.tensors, some_tensors())
+    assert target == "pipe" or path.is_symlink()
+    assert [path] == list((home / FOLDER).iterdir())
+    assert thesis.exists() is (target in ("file", "folder"))
+    assert target != "file" or thesis.read_text() == "mine"
+
+
+def test_a_link_to_a_file_that_is_whole_is_read(home: Path, tmp_path: Path) -> None:
+    kept("some", some_tensors)
+    path = home / FOLDER / "some.safetensors"
+    path.replace(tmp_path / "shared")
+    path.symlink_to(tmp_path / "shared")
+    assert equal(kept("some", refuse).tensors, some_tensors())
+
+
 def test_without_a_folder_for_the_cache_nothing_is_kept(home: Path) -> None:
     home.write_text("a file")
     found = kept("some", some_tensors)
@@ -242,3 +283,46 @@ def test_changes_of_weights_that_are_not_of_a_file_are_seen(home: Path) -> None:
         each.backbone.conv_stem.weight.data[0] = 0.0
         each.make_ready()
         assert not torch.equal(each(images).pooled, before)
+
+
+def signs(weight: Tensor) -> None:
+    weight.data[1::2] *= -1
+
+
+def doubled(weight: Tensor) -> None:
+    with torch.no_grad():
+        weight[1::2] *= 2
+
+
+@pytest.mark.reliability("shared objects")
+@pytest.mark.parametrize("change", [signs, doubled])
+def test_a_change_before_the_first_use_is_neither_lost_nor_confused(change, home: Path) -> None:
+    images = torch.rand(1, 3, 64, 64)
+    plain = loaded()
+    plain.make_ready()  # keeps the folded weights
+    for name in ("bn1.weight", "bn1.bias", "blocks.0.0.bn1.weight", "conv_stem.weight"):
+        encoder = loaded()
+        weight = encoder.backbone.get_parameter(name)
+        change(weight)
+        changed = weight.clone()
+        encoder.make_ready()
+        assert torch.equal(weight, changed)
+        assert not torch.equal(encoder(images).pooled, plain(images).pooled)
+
+
+@pytest.mark.reliability("shared objects")
+def test_hooks_are_called_as_long_as_they_are_registered(home: Path) -> None:
+    images, calls = torch.rand(1, 3, 64, 64), []
+    encoder = loaded()
+    before = encoder(images).pooled
+    for _ in range(2):
+        encoder.make_ready()
+        hook = encoder.backbone.conv_head.register_forward_hook(
+            lambda module, given, result: calls.append(1) or 2 * result
+        )
+        encoder.make_ready()
+        doubled = encoder(images).pooled
+        assert len(calls) == 1 and not torch.allclose(doubled, before, rtol=0.1)
+        hook.remove()
+        calls.clear()
+        assert torch.equal(encoder(images).pooled, before) and not calls

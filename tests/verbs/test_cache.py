@@ -203,3 +203,8 @@ def test_listing_needs_no_torch(home) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_empty_folder_is_not_the_default(home, capsys) -> None:
+    assert main(["cache", "clear", "--folder", "", "--yes"]) == 1
+    assert "--folder='' is empty; give a folder" in capsys.readouterr().err

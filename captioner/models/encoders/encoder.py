@@ -26,7 +26,7 @@ from captioner.models.encoders.stages import stages
 from captioner.models.features import Features
 from captioner.models.precision import BF16, PRECISIONS, resolve, warn_if_emulated
 from captioner.models.snapshot import Snapshot
-from captioner.models.torch_internals import running_norms
+from captioner.models.torch_internals import has_hooks, running_norms
 from captioner.process import ForkedLock, is_out_of_memory
 from captioner.transforms import Transform
 
@@ -270,6 +270,8 @@ class Encoder(nn.Module):
             return (self.precision, weights), *self._copy_network(weights)
 
     def _copy_network(self, weights: Snapshot) -> tuple[nn.Module, torch.dtype]:
+        if any(map(has_hooks, self.backbone.modules())):  # a copy would not call them
+            return self.backbone, torch.float32
         side = self.transform.size
         image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)) - 0.5
         image = image.contiguous(memory_format=torch.channels_last)

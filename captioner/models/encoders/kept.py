@@ -9,6 +9,7 @@ a damaged file is ignored and written again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -22,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from captioner.files import cache_home, write_whole
+from captioner.files import cache_home, special_kind, write_whole
 from captioner.models.snapshot import checksum, sums
 
 log = logging.getLogger(__name__)
 
 FOLDER = "networks"
-_FORMAT = "1"
+_FORMAT = "2"
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I64": torch.int64}
 _LARGEST_HEADER = 10_000_000
 _PAGES = Path("/proc/self/pagemap")  # a number for each page of the process
@@ -103,7 +104,7 @@ def kept(
         try:
             if only_if():
                 _write(path, made)
-        except OSError as error:  # a full disk, or a folder that is read-only
+        except OSError as error:  # a full disk, a folder that is read-only, a link
             log.debug("%s is not kept: %s", path, error)
         found = _read(path) or Kept(made)  # mapped: the process does not hold them twice
     return found
@@ -120,16 +121,19 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
     stored = {name: _stored(tensor).contiguous() for name, tensor in tensors.items()}
-    data = save(stored, {"format": _FORMAT, "checksum": _checksum(tensors)})
-    write_whole(path, data, durable=False)  # damage is noticed
+    if path.is_symlink() or special_kind(path):
+        raise OSError(errno.EEXIST, "is a link or no regular file", str(path))
+    write_whole(path, save(stored, _about(path, tensors)), durable=False)  # damage is noticed
 
 
 def _read(path: Path) -> Kept | None:
     """The content of a file; None if there is no such file, or it is damaged."""
+    if special_kind(path):  # a pipe would be waited for
+        return None
     try:
         with path.open("rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        found = Kept(_tensors(memory), memory)
+        found = Kept(_tensors(path, memory), memory)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         if path.is_file():
             log.debug("%s is damaged, and made again: %s", path, error)
@@ -138,7 +142,7 @@ def _read(path: Path) -> Kept | None:
     return found
 
 
-def _tensors(memory: mmap.mmap) -> dict[str, Tensor]:
+def _tensors(path: Path, memory: mmap.mmap) -> dict[str, Tensor]:
     """The tensors of a mapped file: the length of a JSON header, the header, their values."""
     length = int.from_bytes(memory[:8], "little")
     if length > _LARGEST_HEADER:
@@ -146,8 +150,8 @@ def _tensors(memory: mmap.mmap) -> dict[str, Tensor]:
     header: dict[str, Any] = json.loads(memory[8 : 8 + length])
     about = header.pop("__metadata__")
     tensors = {name: _tensor(memory, 8 + length, entry) for name, entry in header.items()}
-    if about != {"format": _FORMAT, "checksum": _checksum(tensors)}:
-        raise ValueError("its checksum differs")
+    if about != _about(path, tensors):
+        raise ValueError("its checksum, or its name, differs")
     return tensors
 
 
@@ -158,8 +162,10 @@ def _tensor(memory: mmap.mmap, start: int, entry: Mapping[str, Any]) -> Tensor:
     return _restored(values.view(shape))
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    return checksum(sums(tensors[name]) for name in sorted(tensors))
+def _about(path: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
+    """What the header says: a file under another name has the tensors of another network."""
+    total = checksum(sums(tensors[name]) for name in sorted(tensors))
+    return {"format": _FORMAT, "name": path.stem, "checksum": total}
 
 
 def _stored(tensor: Tensor) -> Tensor:
