@@ -41,9 +41,12 @@ AT_ONCE = 512
 def laid_out(module: SomeModule) -> SomeModule:
     """A copy without gradients that gives the same results; under autocast, in its dtype.
 
-    Weights whose layout stays the same, and buffers, are shared with the module.
+    Weights whose layout stays the same, buffers, and weights that a hook computes (pruning, weight
+    normalization) are shared with the module.
     """
-    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in module.buffers()}
+    others = (value for part in module.modules() for value in vars(part).values())
+    shared = {id(value): value for value in others if isinstance(value, Tensor)}
+    shared |= {id(buffer): buffer for buffer in module.buffers()}
     for weight in module.parameters():
         shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False)
     copied = copy.deepcopy(module, shared)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from captioner.models import matmul, weight_layout
@@ -137,6 +138,18 @@ def test_a_layer_with_hooks_is_not_packed() -> None:
     x = torch.randn(2, 5)
     assert torch.allclose(copied(x), layer(x), atol=1e-5)
     assert len(seen) == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("named", ["prune", "weight_norm", "spectral_norm"])
+def test_weights_that_a_hook_computes(named: str) -> None:
+    layer, x = nn.Sequential(Linear(5, 7)), torch.randn(2, 5)
+    if named == "prune":
+        prune.random_unstructured(layer[0], "weight", amount=0.5)
+    else:
+        getattr(nn.utils, named)(layer[0])
+    layer.eval()
+    assert torch.allclose(laid_out(layer)(x), layer(x), atol=1e-5)
 
 
 def test_a_decoder_is_packed_if_onednn_multiplies(onednn: bool) -> None:
