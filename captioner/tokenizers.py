@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, ClassVar
 
 from captioner.config import pick
@@ -105,15 +105,15 @@ class Vocabulary:
         """All tokens except the special ones, the most frequent first."""
         return self.words[self.special_count :]
 
-    @property
-    def rarity(self) -> list[float]:
+    @cached_property
+    def rarity(self) -> tuple[float, ...]:
         """The weight of each token by its rarity: log(1 + rank), 0 for the special tokens.
 
         Tokens are sorted by frequency, which falls as 1 / rank (Zipf, 1949): log rank approximates
         -log p without any counts.
         """
         first = self.special_count
-        return [math.log(max(1, id - first + 2)) for id in range(len(self.words))]
+        return tuple(math.log(max(1, id - first + 2)) for id in range(len(self.words)))
 
     @classmethod
     def build(cls, sentences: Iterable[Sequence[str]], *, min_count: int = 1) -> Vocabulary:
