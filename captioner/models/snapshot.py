@@ -6,6 +6,7 @@ import functools
 import hashlib
 import operator
 from collections.abc import Collection, Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,12 +30,10 @@ class Snapshot:
         self._modules = list(modules)
         # What the modules consist of, in torch's own dictionaries: to walk through a network with
         # parameters() takes as long as some of its layers.
-        self._entries = [
-            (entries, list(entries.values()))
-            for root in modules
-            for module in root.modules()
-            for entries in _parts(module)
+        self._parts = [
+            part for root in modules for module in root.modules() for part in _parts(module)
         ]
+        self._sizes, self._entries = list(map(len, self._parts)), _entries(self._parts)
         # Keeps them alive: no other tensor gets their addresses.
         self._tensors = [tensor for m in modules for tensor in (*m.parameters(), *m.buffers())]
         self._counts = _counts(self._tensors)
@@ -61,7 +60,8 @@ class Snapshot:
         """Whether the modules have the same tensors and hooks, without a change torch counts."""
         return (
             _are(modules, self._modules)
-            and all(_are(entries.values(), before) for entries, before in self._entries)
+            and list(map(len, self._parts)) == self._sizes
+            and _are(_entries(self._parts), self._entries)
             and _counts(self._tensors) == self._counts
         )
 
@@ -76,10 +76,17 @@ class Snapshot:
         )
 
 
+_VALUES = operator.methodcaller("values")
+
+
 def _parts(module: nn.Module) -> list[dict[Any, Any]]:
     """The dictionaries with the parts of a module that decide what it computes."""
     parts: list[dict[Any, Any]] = [module._modules, module._parameters, module._buffers]
     return parts + forward_hooks(module)
+
+
+def _entries(parts: Iterable[dict[Any, Any]]) -> list[Any]:
+    return list(chain.from_iterable(map(_VALUES, parts)))
 
 
 def _are(now: Collection[object], before: Collection[object]) -> bool:
