@@ -113,6 +113,17 @@ def find_fault(path: str) -> str:
     return ""
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file is an image by its beginning; the rest may be damaged."""
+    try:
+        _open(path).close()
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def read_content(source: Any) -> Any:
     """Return the content of an open file; anything else unchanged.
 

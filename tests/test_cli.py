@@ -343,6 +343,8 @@ def test_data_stats_and_check_never_draw(tmp_path, capsys, monkeypatch) -> None:
         fails(capsys, "data", job, "data.root=nope", says=f"{draws}nope")
         fails(capsys, "data", job, says=f"{draws}datasets/shapes")
     fails(capsys, "train", "experiment=debug", "data.root=nope", says=draws)
+    layout = "another dataset needs its layout as well, such as data=flickr8k"
+    fails(capsys, "data", "stats", "data.root=nope", says=layout)
     assert not Path("nope").exists()
     assert not Path("datasets").exists()
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from captioner import limits
 from captioner.files import require_regular
+from captioner.images import is_image
 from captioner.plain_data import containers, shortened
 from captioner.process import is_out_of_memory
 
@@ -67,6 +68,11 @@ def load(path: Path, *, values: bool = True) -> Any:
     except Exception as error:  # torch and zipfile raise almost any for a damaged file
         if is_out_of_memory(error):
             raise
+        if is_image(path):
+            raise ValueError(
+                f"{path}: an image, not a checkpoint; give a run folder, a .ckpt file, or the name "
+                "of a bundled model (captioner caption takes images)"
+            ) from None
         raise ValueError(
             f"{path}: not a checkpoint, or a truncated one; copy it again or train again"
         ) from None

@@ -32,6 +32,7 @@ from captioner import __version__, runs
 from captioner.checkpoints import bundle
 from captioner.checkpoints.archive import load, require_weights
 from captioner.config import Config
+from captioner.config.values import near_miss
 from captioner.files import near_file, require_regular, whole_file
 from captioner.metrics.novelty import CaptionHashes
 from captioner.models.captioning import CaptioningModel, Undrawn, build_model
@@ -195,7 +196,9 @@ def find(path: str | Path, *, name: str = BEST) -> Path:
     if not path.exists() and name == BEST:
         raise bundle.unknown(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such run folder or checkpoint{near_file(path)}")
+        others = set(bundle.names()) - {str(path)}
+        near = near_file(path) or near_miss(str(path), sorted(others), cutoff=0.7)
+        raise FileNotFoundError(f"{path}: no such run folder or checkpoint{near}")
     raise FileNotFoundError(
         f"{path}: has no checkpoint; give a run folder (with {CHECKPOINTS}/{name}) or a .ckpt file"
     )

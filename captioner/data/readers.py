@@ -295,6 +295,7 @@ def read_shapes(
         raise FileNotFoundError(
             f"data.root={str(root)!r} has no {SCENES}; draw the scenes with: captioner data draw "
             + shlex.quote(f"data.root={root}")
+            + "; another dataset needs its layout as well, such as data=flickr8k"
         )
     captions = captions or SCENES
     return read_json(root, captions=captions, images=images, holdout=holdout, encoding=encoding)

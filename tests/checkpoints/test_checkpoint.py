@@ -6,10 +6,12 @@ import pickle
 import shutil
 import struct
 import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch.serialization import get_crc32_options, set_crc32_options
 
 import captioner
@@ -97,6 +99,16 @@ def test_a_text_file_gets_one_line(tmp_path) -> None:
     path = tmp_path / "notes.ckpt"
     path.write_text("these are notes\n" * 40)
     with pytest.raises(ValueError, match="not a c"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("size", [-1, 800])
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "renamed.ckpt"])
+def test_an_image_is_called_an_image(tmp_path, name: str, size: int) -> None:
+    path, content = tmp_path / name, BytesIO()
+    Image.effect_noise((130, 120), 50).save(content, "JPEG" if name.endswith("jpg") else "PNG")
+    path.write_bytes(content.getvalue()[:size])
+    with pytest.raises(ValueError, match=r": an image, not a checkpoint; give a run folder, a "):
         checkpoint.read(path)
 
 

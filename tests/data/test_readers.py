@@ -447,7 +447,7 @@ def test_shapes_are_drawn_once_and_then_read(tmp_path, monkeypatch):
 @pytest.mark.reliability("files decide nothing")
 def test_shapes_are_drawn_only_into_the_default_folder(tmp_path):
     root = tmp_path / "not there"
-    with pytest.raises(FileNotFoundError, match=f"captioner data draw 'data.root={root}'$"):
+    with pytest.raises(FileNotFoundError, match=f"captioner data draw 'data.root={root}'; another"):
         read_records(format="shapes", root=str(root))
     assert not root.exists()
 
