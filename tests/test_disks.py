@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 from support.moments import Training, differences, filling_disk, final_state
 
+from captioner.checkpoints import checkpoint
 from captioner.cli import main
 from captioner.data.datamodule import CaptionDataModule
 from captioner.data.feature_store import require_room
 from captioner.files import append, write_whole
 from captioner.metrics import java
 from captioner.runs import CAPTIONS, evaluation_folder
+from captioner.training.disk_space import require_space
 from captioner.training.isolation import isolated
 from captioner.training.loggers import build_loggers
 from captioner.training.module import LitCaptioner
@@ -189,6 +191,27 @@ def test_a_training_says_what_its_checkpoints_and_features_take(tiny, tmp_path, 
     assert taken < float(promised[1]) < 3 * taken
 
 
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_run_whose_files_do_not_fit_twice_is_not_resumed(
+    run, tmp_path, monkeypatch, capsys, keep: int
+) -> None:
+    """Beside last.ckpt, which stays mapped, there are a new one and the one that replaces it."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in copy.rglob("*.ckpt")}
+    needed = 2 * (copy / "checkpoints/last.ckpt").stat().st_size
+    needed += keep * (copy / "checkpoints/best.ckpt").stat().st_size
+    free_bytes(monkeypatch, needed - 1)
+    resume = ["train", f"resume={copy}", "trainer.max_epochs=16", f"callbacks.keep={keep}"]
+    assert main(resume) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    advice = ["or move the run folder to another disk"]
+    advice += ["move the run folder to another disk, or lower callbacks.keep"]
+    assert f"run_dir={copy}: the checkpoints need up to " in error and error.endswith(advice[keep])
+    assert {path: path.read_bytes() for path in copy.rglob("*.ckpt")} == before
+    free_bytes(monkeypatch, round(1.05 * needed))
+    assert main(resume) == 0
+
+
 def test_the_cache_says_what_it_will_take(tmp_path, caplog) -> None:
     with caplog.at_level("INFO", "captioner"):
         require_room(tmp_path, count=1000, width=25_000)
@@ -260,6 +283,44 @@ def disk(tmp_path) -> Iterator[Callable[[str], Path]]:
 
     yield mount
     subprocess.run(["umount", "--lazy", str(folder)], capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (),
+        ("callbacks.keep=2", "callbacks.ema=0.9"),
+        ("optimizer.amsgrad=true",),
+        ("optimizer=sgd",),
+        ("loader.cache=false", "training.unfreeze_at=1"),
+    ],
+)
+def test_the_checkpoints_take_what_a_training_has_said(
+    tiny, tmp_path, disk, monkeypatch, more: tuple[str, ...]
+) -> None:
+    """A new training and a resumed one; measured when each checkpoint is complete."""
+    place, original, free, said = disk("size=99m"), checkpoint._save, list[int](), list[int]()
+
+    def save(content, file) -> None:
+        original(content, file)
+        file.flush()
+        free.append(shutil.disk_usage(place).free)
+
+    def say(run, *arguments, **options) -> int:
+        free[:] = [shutil.disk_usage(place).free]
+        said.append(require_space(run, *arguments, **options))
+        return said[-1]
+
+    monkeypatch.setattr(checkpoint, "_save", save)
+    monkeypatch.setattr("captioner.training.train.require_space", say)
+    cache = f"loader.cache_folder={tmp_path}/cache"
+    arguments = ["train", *tiny, *more, cache, f"run_dir={place}/run", "callbacks.save_every=2"]
+    resume = ["train", f"resume={place}/run", cache, "trainer.max_epochs=6"]
+    for command in (arguments, resume):
+        assert main(command) == 0
+        taken = free[0] - min(free)
+        assert 0.9 * said[-1] < taken < said[-1]
+    assert len(said) == 2
 
 
 def test_a_disk_that_fills_up_during_a_training(tiny, disk, monkeypatch, capsys) -> None:

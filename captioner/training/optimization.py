@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from captioner import torch_optimizers
 from captioner.config import Config, check_range, make, pick, unknown_key
 from captioner.models.captioning import CaptioningModel
+from captioner.training.restoring import scalar_states
 from captioner.training.schedules import Schedule, build_schedule
 from captioner.training.unfreezing import Unfreezing
 
@@ -122,6 +123,14 @@ class Optimization:
         firsts = (self._first_step(group["params"][0]) for group in groups)
         rates: list[Any] = [partial(self.schedule.rate, first=first or 0) for first in firsts]
         return optimizer, LambdaLR(optimizer, rates)
+
+    def moments(self) -> int:
+        """How many tensors of its shape the optimizer stores for a weight: two for Adam."""
+        optimizer = self._build([{"params": [nn.Parameter(torch.zeros(1))]}], fused=False)
+        try:
+            return sum(not scalar for scalar in scalar_states(optimizer).values())
+        except TypeError:  # one of the user's own, whose step needs a closure
+            return 2
 
     def parameter_groups(self, model: CaptioningModel) -> list[dict[str, Any]]:
         """The trained weights with learning rate and weight decay, as torch expects them."""

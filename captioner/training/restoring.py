@@ -96,7 +96,7 @@ def require_optimizer(stored: Mapping[str, Any], optimizer: Optimizer) -> None:
     """
     groups: Any = stored.get("param_groups")
     states: Any = stored.get("state")
-    scalars, used = _scalar_states(optimizer), set[int]()
+    scalars, used = scalar_states(optimizer), set[int]()
     _require(isinstance(states, dict), f"the states of the optimizer are {shortened(states)}")
     same = isinstance(groups, list) and len(groups) == len(optimizer.param_groups)
     _require(same, f"the groups of the optimizer are {shortened(groups)}")
@@ -150,7 +150,7 @@ def _require_moments(stored: Any, parameter: Tensor, scalars: Mapping[str, bool]
         _require(finite, f"{name} of the optimizer has values that are not finite numbers")
 
 
-def _scalar_states(optimizer: Optimizer) -> dict[str, bool]:
+def scalar_states(optimizer: Optimizer) -> dict[str, bool]:
     """The names of what an optimizer stores for a parameter, and whether each is one number."""
     accepted = inspect.signature(type(optimizer)).parameters.keys() - {*_IMPLEMENTATION, "params"}
     options = {k: v for k, v in optimizer.param_groups[0].items() if k in accepted}

@@ -48,7 +48,7 @@ from captioner.training import ranks
 from captioner.training.bad_steps import NonFiniteLoss, SkippedSteps
 from captioner.training.callbacks import build_callbacks, monitored
 from captioner.training.costs import Costs
-from captioner.training.disk_space import checkpoint_bytes, on_same_disk, require_space
+from captioner.training.disk_space import checkpoint_sizes, on_same_disk, require_space
 from captioner.training.duration import plural, require_batches, require_epochs, resolve_length
 from captioner.training.introduction import fill_embedding, introduce
 from captioner.training.isolation import isolated
@@ -209,7 +209,7 @@ def _train(
         write_whole(folder / CONFIG, to_yaml(config))
     introduce(dataset, data, module, folder, report)
     if ranks.first():
-        _require_space(folder, module, data, config["callbacks"], report)
+        _require_space(folder, module, data, start, report)
     _prepare_data(data, module, trainer, start)
     trainer.callbacks.append(Costs(folder, module))  # type: ignore[attr-defined]
     with start_ranks(trainer, folder, launch):
@@ -282,11 +282,13 @@ def _prepare_data(
 
 
 def _require_space(
-    folder: Path, module: LitCaptioner, data: CaptionDataModule, callbacks: Config, report: Report
+    folder: Path, module: LitCaptioner, data: CaptionDataModule, start: Start, report: Report
 ) -> None:
     """Check that the disk can hold the checkpoints, and the features if they are on the same."""
+    callbacks = module.config["callbacks"]
     ema, keep = callbacks.get("ema", 0.0), callbacks.get("keep", 0)
-    more = require_space(folder, checkpoint_bytes(module, ema=ema, keep=keep), report)
+    sizes = checkpoint_sizes(module, ema=ema, keep=keep)
+    more = require_space(folder, sizes, report, resumes=start.resumes)
     if data.caches and on_same_disk(folder, cache_home(data.cache_folder)):
         data.reserved = more
 
