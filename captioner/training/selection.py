@@ -19,7 +19,8 @@ import pytorch_lightning as lightning
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
 from captioner import runs
-from captioner.checkpoints.checkpoint import read_block
+from captioner.checkpoints.checkpoint import read, read_block
+from captioner.overrides import shell_word
 from captioner.training.restoring import require_like
 
 Rank = tuple[float, ...]
@@ -130,6 +131,29 @@ class Patience(Callback):
             return
         self.waited += 1
         trainer.should_stop = trainer.should_stop or self.exhausted
+
+
+def require_whole(run: Path, *, keep: int) -> None:
+    """Check the checkpoints that a resumed run compares its epochs with, before it trains any.
+
+    Args:
+        run: the run folder.
+        keep: ``callbacks.keep``; with 0 the epochs that are there are not read.
+
+    Raises:
+        ValueError: one is damaged.
+    """
+    best, epochs = runs.checkpoint_file(run), runs.kept_epochs(run).values()
+    for file in (best, *(epochs if keep else ())):
+        try:
+            if file.is_file():
+                read(file)
+        except ValueError as error:
+            fault = str(error).removeprefix(str(file)).partition("; ")[0]
+            raise ValueError(
+                f"{file}{fault}; copy it again from where it came, or remove it: then "
+                f"{shell_word('resume', run)} selects among the epochs that follow"
+            ) from None
 
 
 def _rank_of(file: Path, monitor: str) -> Rank:

@@ -66,7 +66,7 @@ from captioner.training.objectives.objective import Degenerate
 from captioner.training.objectives.table import objective_class
 from captioner.training.restoring import RestoredState
 from captioner.training.saving import WholeFiles
-from captioner.training.selection import Patience
+from captioner.training.selection import Patience, require_whole
 from captioner.training.start import Start, hash_captions, inherit, read_start, read_weights
 from captioner.training.trainer import TrainerOptions, build_trainer, optimizer_steps, require_end
 
@@ -186,7 +186,9 @@ def _train(
 ) -> TrainedRun:
     folder = claim.folder
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    dataset = make(read_records, "data", config["data"])
+    if start.resumes:
+        require_whole(folder, keep=config["callbacks"].get("keep", 0))
+    dataset = _read_dataset(config, start)
     model, tokenizer = start.build(config, dataset, report)
     data = _build_data(config, dataset, tokenizer, model)
     config = {
@@ -235,6 +237,22 @@ def _prepare_new(
         fill_embedding(module, data, word_vectors, module.report)
         if module.objective.needs_start is not None:
             module.report(module.objective.needs_start)
+
+
+def _read_dataset(config: Config, start: Start) -> Dataset:
+    """The dataset; a run that is resumed needs its own, so no other is advised."""
+    data, own = config["data"], start.checkpoint if start.resumes else None
+    try:
+        return make(read_records, "data", data)
+    except FileNotFoundError as error:
+        before = None if own is None else anchored({"data": own.config["data"]})["data"]
+        if own is None or before is None or data["root"] == before["root"]:
+            raise
+        raise FileNotFoundError(
+            f"{str(error).partition('; ')[0]}; resume={checkpoint.run_folder(own.path)} continues "
+            f"on the data it was trained on (data.format={before['format']}), which were in "
+            f"{before['root']}: leave data.root out, or give the folder that they are in now"
+        ) from None
 
 
 def _build_data(

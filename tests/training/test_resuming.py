@@ -193,6 +193,22 @@ def test_the_first_command_with_resume_resumes_a_run_of_a_sweep(
     assert config["resume"] is None
 
 
+@pytest.mark.parametrize("folder", ["absent", "another dataset"])
+def test_the_data_of_a_run_are_not_drawn_in_another_folder(
+    run, tmp_path, capsys, folder: str
+) -> None:
+    if folder == "another dataset":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "captions.txt").touch()
+    before = checkpoint.read(run).config["data"]["root"]
+    other = f"data.root={tmp_path / folder}"
+    assert main(["train", f"resume={run}", "trainer.max_epochs=16", other]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"data.root='{tmp_path / folder}' has no captions.jsonl; resume={run} continues" in error
+    assert f"(data.format=shapes), which were in {before}: leave data.root out" in error
+    assert "draw" not in error
+
+
 def test_a_finished_training_is_refused_before_data_are_read(run, capsys, monkeypatch) -> None:
     monkeypatch.setattr("captioner.training.train", lambda *_, **__: 1 / 0)
     assert main(["train", f"resume={run}", "trainer.max_epochs=3"]) == 1

@@ -166,6 +166,31 @@ def test_a_damaged_checkpoint_is_not_resumed(run, tmp_path, capsys) -> None:
     assert last.read_bytes() == data
 
 
+@pytest.mark.reliability("damaged files")
+@pytest.mark.parametrize("name", ["best.ckpt", "epoch-03.ckpt"])
+def test_a_run_with_another_damaged_checkpoint_is_refused_before_it_trains(
+    run, tmp_path, capsys, monkeypatch, name: str
+) -> None:
+    """One flipped bit of its weights."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    file, last = (copy / "checkpoints" / each for each in (name, "last.ckpt"))
+    data = bytearray((copy / "checkpoints" / "best.ckpt").read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    before = last.read_bytes()
+    resume = ["train", f"resume={copy}", "trainer.max_epochs=16", "callbacks.keep=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LitCaptioner, "training_step", lambda *unused: 1 / 0)
+        assert main(resume) == 1
+    error = error_of(capsys)
+    assert error.startswith(f"{file}: damaged (the checksum of ")
+    assert error.endswith(f"or remove it: then resume={copy} selects among the epochs that follow")
+    assert last.read_bytes() == before
+    file.unlink()
+    assert main(resume) == 0
+    assert name != "best.ckpt" or checkpoint.read(copy).lightning["epoch"] == 15
+
+
 @pytest.mark.parametrize(
     "option", ["trainer.limit_val_batches=0", "trainer.check_val_every_n_epoch=5"]
 )
