@@ -3,6 +3,8 @@
 A resumed run continues exactly as if it had never stopped: optimizer, schedule and the order of
 batches are those of its checkpoint. Some options may change: new values are used and recorded. Any
 other option is refused if its value differs from that of the run.
+
+A sweep that is started again resumes its jobs as well (`earlier`); then no option may change.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from captioner.checkpoints import checkpoint
+from captioner.checkpoints.checkpoint import Checkpoint
 from captioner.checkpoints.places import anchored, confined
 from captioner.config import Config, compose, override
 from captioner.metrics.novelty import CaptionHashes
 from captioner.overrides import Override, parse, shell_word
+from captioner.runs import LAST, checkpoint_file
 
 CHANGEABLE = (
     "trainer.*",
@@ -58,6 +63,9 @@ _GROWING = (
     "training",
 )  # an older run may lack options of these groups
 _INHERITED = ("tokenizer", "encoder", "decoder")  # from the run that resume_weights names
+
+_DECIDED = ("run_dir", "resume", "trainer.log_every_n_steps")
+"""Options that a run records with another value than it was given."""
 
 
 def resumed(
@@ -106,6 +114,34 @@ def resumed(
         old, new = saved.get(group, {}), wanted.get(group, {})
         wanted[group] = {k: v for k, v in new.items() if k in old or v != whole[group].get(k)}
     return {**wanted, "run_dir": saved.get("run_dir", str(folder))}
+
+
+def earlier(config: Config, folder: Path) -> Checkpoint | None:
+    """The last checkpoint of a job that an earlier command has trained, or has begun to train.
+
+    Args:
+        config: the configuration of the job, with its precisions resolved.
+        folder: its run folder.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        ValueError: it is damaged, or of a training with other options.
+    """
+    file = checkpoint_file(folder, LAST)
+    if not file.is_file():
+        return None
+    last = checkpoint.read(file)
+    before, now = _leaves(last.config), _leaves(anchored(config))
+    for key in sorted(before.keys() & now.keys() - {*_DECIDED}):
+        if now[key] not in (None, before[key]):  # null: its value was decided by the training
+            raise ValueError(
+                f"{key}={now[key]} differs from the run that is in {folder}, which has "
+                f"{before[key]}; choose another run_dir, or continue that run with "
+                f"{shell_word('resume', folder)}"
+            )
+    return last
 
 
 def _require_same_places(saved: Config, named: Mapping[str, Any], run: str, folder: Path) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -21,7 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from captioner import old_names
-from captioner.config import checked, compose_all, compose_base, has
+from captioner.config import checked, compose_all, compose_base, has, hydra_loader
 from captioner.overrides import Override, quote
 
 REFUSED = "refused"
@@ -142,6 +143,26 @@ def sweep_overrides(
     if searches and "hydra.sweeper.direction" not in named:
         more.append("hydra.sweeper.direction=maximize")
     return more, Path(folder)
+
+
+def count_jobs(
+    lines: Sequence[str], changes: Sequence[Override], config_dir: str | Path | None = None
+) -> int | None:
+    """How many jobs a sweep has; None for a search, whose sweeper decides it.
+
+    Args:
+        lines: the overrides as Hydra gets them, see `for_each_job`.
+        changes: overrides, as returned by ``config.checked``.
+        config_dir: a folder with the user's own options.
+    """
+    sweeper = compose_base(changes, config_dir=config_dir).hydra.sweeper
+    if not sweeper._target_.endswith("BasicSweeper"):
+        return None
+    own = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
+    with hydra_loader() as loader:
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*own, *lines])
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+    return len(jobs)
 
 
 def for_each_job(changes: Sequence[Override], config_dir: str | Path | None = None) -> list[str]:

@@ -79,6 +79,7 @@ __all__ = [
     "inherit",
     "read_weights",
     "resolved",
+    "result_of",
     "train",
 ]
 
@@ -223,7 +224,7 @@ def _train(
         finally:
             claim.keep = claim.keep or trainer.global_step > 0
             close(loggers)
-    return _result(folder, config, trainer)
+    return result_of(folder, config, _ending(trainer))
 
 
 def _prepare_new(
@@ -352,11 +353,21 @@ def _fit(
             signal.signal(signal.SIGINT, handler)
 
 
-def _result(folder: Path, config: Config, trainer: lightning.Trainer) -> TrainedRun:
+def result_of(folder: Path, config: Config, ending: str) -> TrainedRun:
+    """The result of a training that has ended.
+
+    Args:
+        folder: the run folder.
+        config: the configuration of the run.
+        ending: why the training ended, as text.
+
+    Raises:
+        ValueError: its best checkpoint is damaged.
+    """
     best = checkpoint.find(folder)
     content = checkpoint.read(best)
     epoch = content.lightning.get("epoch", 0) + 1
-    return TrainedRun(folder, best, content.scores, monitored(config), epoch, _ending(trainer))
+    return TrainedRun(folder, best, content.scores, monitored(config), epoch, ending)
 
 
 def _ending(trainer: lightning.Trainer) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import sys
 import traceback
@@ -16,8 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from captioner.process import is_first, this_program
-from captioner.runs import JOBS, LAST, SWEEP, is_unstarted, require_closed
+from captioner.files import write_whole
+from captioner.process import interruption_of, is_first, this_program
+from captioner.runs import (
+    JOBS,
+    LAST,
+    SWEEP,
+    find_checkpoint,
+    has_ended,
+    is_unstarted,
+    require_closed,
+)
 from captioner.verbs.failures import TRACEBACK, explain
 from captioner.verbs.terminal import Parser, fail, print_table, short, usage_error
 
@@ -29,6 +39,35 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> int:
     """A Hydra application: its flags and overrides, see ``captioner train --help``."""
+    try:
+        return _run(argv)
+    except BaseException as error:
+        reason = interruption_of(error)
+        if reason is None or str(reason) not in _REASONS or not is_first():
+            raise
+        # The training says more itself, from the moment on at which it has its folder.
+        raise KeyboardInterrupt(_before_the_start(str(reason) or "interrupted", argv)) from None
+
+
+_REASONS = ("", "terminated (SIGTERM)")
+"""The texts of an interruption: Ctrl-C, and that of ``captioner.cli``."""
+
+
+def _before_the_start(reason: str, argv: Sequence[str]) -> str:
+    """What can be done after an interruption before the training has started."""
+    named = [word.partition("=")[2] for word in argv if re.match(r"\+*resume=.", word)]
+    if named:
+        path = Path(os.path.expanduser(named[-1]))
+        if not path.is_file() and find_checkpoint(path, LAST) is None:
+            return reason
+        command = f"captioner train {shlex.quote(f'resume={named[-1]}')}"
+        return f"{reason}; `{command}` resumes from the last checkpoint"
+    if {"-m", "--multirun"} & {*argv}:
+        return f"{reason} before the first job; the same command starts the sweep again"
+    return f"{reason} before the first step: there is nothing to resume, no run folder is left"
+
+
+def _run(argv: Sequence[str]) -> int:
     from captioner import config, parts
 
     plugins = Parser(prog="captioner train", add_help=False, allow_abbrev=False)
@@ -123,7 +162,10 @@ def _lines(changes: Sequence[Override]) -> list[str]:
 
 
 def _train_job(
-    composed: Any, changes: Sequence[str | Override], command: Sequence[str]
+    composed: Any,
+    changes: Sequence[str | Override],
+    command: Sequence[str],
+    resume_command: Sequence[str] | None = None,
 ) -> TrainedRun:
     """Train with a configuration that Hydra has composed.
 
@@ -131,6 +173,8 @@ def _train_job(
         composed: the configuration.
         changes: the overrides with which it was composed.
         command: the command that starts another process of the training.
+        resume_command: of a job of a sweep, the same for the case that it is resumed, without
+            ``resume=``; None: a folder that has a run is refused.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -144,7 +188,29 @@ def _train_job(
     parts.plug_in_all(config)
     folder = _run_folder(HydraConfig.get(), config["run_dir"])
     weights = read_weights(config)
-    return _train(inherit(config, changes, weights), folder, command, weights=weights)
+    config = inherit(config, changes, weights)
+    if resume_command is not None:
+        done = _continue_job(config, folder, resume_command)
+        if done is not None:
+            return done
+    return _train(config, folder, command, weights=weights)
+
+
+def _continue_job(
+    config: dict[str, Any], folder: Path, command: Sequence[str]
+) -> TrainedRun | None:
+    """The result of a job that an earlier command has trained, or has begun to; None for others."""
+    from captioner.training.resuming import earlier
+    from captioner.training.train import resolved, result_of
+
+    last = earlier(resolved(config, lambda line: None), folder)
+    if last is None:
+        return None
+    if has_ended(folder):
+        print(f"{folder.name}: has ended already", flush=True)
+        return result_of(folder, config, "before")
+    config = {**config, **{key: last.config[key] for key in ("run_dir", "seed", "trainer")}}
+    return _train(config, folder, [*command, f"resume={folder}"], resume=last)
 
 
 def _run_folder(hydra: Any, run_dir: Any) -> Path:
@@ -180,7 +246,11 @@ def _train(
         report_error=fail,
     )
     if ranks.first():
-        _print_run(run)
+        try:
+            _print_run(run)
+        except KeyboardInterrupt as error:
+            reason = str(error) or "interrupted"
+            raise KeyboardInterrupt(f"{reason} after the training, in {short(folder)}") from None
     return run
 
 
@@ -223,8 +293,13 @@ def _resume(options: argparse.Namespace, command: Sequence[str]) -> int | None:
 
     changes = parse(options.overrides)
     named = [change.value() for change in changes if change.key_or_group == "resume"][-1]
-    if named in (None, ""):
+    if named is None:
         return None
+    if not str(named).strip():
+        raise ValueError(
+            f"resume={str(named)!r} is not accepted; give the run folder to continue, such as "
+            "resume=runs/x, or leave it out"
+        )
     if options.multirun:
         raise ValueError(f"resume={named} continues one run; leave --multirun out")
     last, folder = _last_checkpoint(str(named), changes)
@@ -291,7 +366,7 @@ def _sweep(
     own_parts: Sequence[str],
 ) -> int:
     """Train every combination; print the result of each, and return 1 if one failed."""
-    from captioner.training.sweeps import for_each_job, sweep_overrides
+    from captioner.training.sweeps import count_jobs, for_each_job, sweep_overrides
 
     if not is_first():
         raise ValueError(
@@ -304,19 +379,49 @@ def _sweep(
     require_closed(folder)
     jobs, new = folder / JOBS, not folder.exists()
     before = jobs.stat().st_size if jobs.is_file() else 0
+    lines, interruption = for_each_job(changes, config_dir), None
+    count = count_jobs(lines, changes, config_dir)
     try:
-        arguments = [*flags, *for_each_job(changes, config_dir), *more]
-        _under_hydra(arguments, lambda composed: _sweep_job(composed, command))
-    except Exception:
-        if not _read_jobs(jobs, before):  # no job has run
+        _under_hydra([*flags, *lines, *more], lambda composed: _sweep_job(composed, command))
+    except BaseException as error:
+        interruption = interruption_of(error)
+        has_run = isinstance(error, Exception) and _read_jobs(jobs, before)
+        if interruption is None and not has_run:
             raise
     finally:
         if new and {path.name for path in folder.glob("*")} == {SWEEP}:
             shutil.rmtree(folder)
         rows = _read_jobs(jobs, before)
+        _drop_repeated(jobs)
         if rows:
-            _print_jobs(rows, folder)
+            _print_jobs(rows, count, folder)
+    if interruption is not None:
+        # The text of the interruption also has what a job says about its own folder.
+        reason = _REASONS[1] if str(interruption).startswith(_REASONS[1]) else "interrupted"
+        named = any(change.key_or_group in ("run_dir", "hydra.sweep.dir") for change in changes)
+        remains = "" if count is None else _how_to_continue(folder, named)
+        raise KeyboardInterrupt(f"{reason}: {_of(len(rows), count)} have ended{remains}")
     return 1 if any("error" in row for row in rows) else 0
+
+
+def _how_to_continue(folder: Path, named: bool) -> str:
+    """How to continue an interrupted sweep that is no search.
+
+    Args:
+        folder: of the sweep; it does not exist if no job has left anything.
+        named: whether the command names it.
+    """
+    from captioner.overrides import shell_word
+
+    if not folder.exists():
+        return "; the same command starts the sweep again"
+    more = "" if named else f" with {shell_word('run_dir', folder)}"
+    return f"; the same command{more} continues"
+
+
+def _of(number: int, count: int | None) -> str:
+    """``2 of 4 jobs``, or ``4 jobs`` if these are all, or it is not known how many there are."""
+    return f"{number} jobs" if count in (None, number) else f"{number} of {count} jobs"
 
 
 def _sweep_job(composed: Any, command: Sequence[str]) -> float:
@@ -333,10 +438,13 @@ def _sweep_job(composed: Any, command: Sequence[str]) -> float:
             raise ValueError(composed[REFUSED])
         task = list(job.overrides.task)
         paths = [line for line in job.overrides.hydra if line.startswith("hydra.searchpath")]
-        run = _train_job(composed, task, [*command, *task, *paths])
-    except Exception as error:
+        kept = [line for line in task if line.startswith("loader.cache_folder=")]
+        run = _train_job(composed, task, [*command, *task, *paths], [*command, *kept])
+    except BaseException as error:
         with suppress(OSError):
             folder.rmdir()  # Hydra's, if it is empty
+        if interruption_of(error) is not None or not isinstance(error, Exception):
+            raise
         if os.environ.get(TRACEBACK):
             traceback.print_exc()
         reason = " ".join(explain(error).split())
@@ -363,11 +471,21 @@ def _read_jobs(path: Path, start: int) -> list[dict[str, Any]]:
     return sorted((json.loads(row) for row in rows), key=lambda row: int(row["job"]))
 
 
-def _print_jobs(rows: Sequence[dict[str, Any]], folder: Path) -> None:
+def _drop_repeated(path: Path) -> None:
+    """Keep the newest line of each job: a sweep that is started again writes one again."""
+    with suppress(ValueError, LookupError, TypeError, OSError):  # then the lines stay as they are
+        rows = _read_jobs(path, 0)
+        newest = {row["folder"]: row for row in rows}
+        if len(newest) < len(rows):
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in newest.values())
+            write_whole(path, "".join(lines))
+
+
+def _print_jobs(rows: Sequence[dict[str, Any]], count: int | None, folder: Path) -> None:
     from captioner.verbs.printing import print_rows
 
     failed = sum("error" in row for row in rows)
-    print(f"\n{len(rows)} jobs, {failed} failed, in {short(folder)}")
+    print(f"\n{_of(len(rows), count)}, {failed} failed, in {short(folder)}")
     results = [
         f"failed: {row['error']}" if "error" in row else f"{row['monitor']} {row['score']:.2f}"
         for row in rows

@@ -11,7 +11,8 @@ from hydra.errors import HydraException
 from captioner import config
 from captioner.cli import main
 from captioner.runs import JOBS
-from captioner.training.sweeps import sweep_overrides
+from captioner.training.module import LitCaptioner
+from captioner.training.sweeps import count_jobs, for_each_job, sweep_overrides
 
 DECODERS = ["adaptive", "show_attend_tell", "show_tell", "transformer", "up_down"]
 
@@ -40,6 +41,126 @@ def test_other_jobs_run_if_one_fails(tiny, tmp_path, capsys) -> None:
     rows = [json.loads(line) for line in (tmp_path / JOBS).read_text().splitlines()]
     assert [row["job"] for row in rows] == [0, 1, 2]
     assert set(rows[0]["scores"]) > {"dev_bleu4", "dev_cider"}
+
+
+# Interrupted sweeps -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Runs a command that Ctrl-C ends at a step of the job with a learning rate."""
+    original = LitCaptioner.training_step
+
+    def run(argv: list[str], lr: float, step: int) -> None:
+        def watched(self, batch, batch_index):
+            if (self.config["optimizer"]["lr"], self.global_step) == (lr, step):
+                raise KeyboardInterrupt
+            return original(self, batch, batch_index)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LitCaptioner, "training_step", watched)
+            assert main(argv) == 130
+
+    return run
+
+
+@pytest.mark.reliability("interrupted")
+def test_the_same_command_continues_an_interrupted_sweep(
+    tiny, tmp_path, capsys, interrupted
+) -> None:
+    """In its second job, which has trained two steps."""
+    folder, rates = tmp_path / "sweep", "optimizer.lr=0.01,0.02,0.03"
+    argv = ["train", "-m", *tiny, "trainer.max_epochs=1", rates, f"run_dir={folder}"]
+    interrupted(argv, 0.02, 2)
+    out, err = capsys.readouterr()
+    assert "\n1 of 3 jobs, 0 failed, in " in out
+    says = "captioner: error: interrupted: 1 of 3 jobs have ended; the same command continues"
+    assert err.splitlines()[-1] == says
+    first = (folder / JOBS).read_text()
+
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "0_optimizer.lr=0.01: has ended already\n" in out
+    assert out.count("has ended already") == 1
+    table = out.partition("\n3 jobs, 0 failed, in ")[2].splitlines()[1:]
+    assert len(table) == 3 and all("dev_bleu4" in line for line in table)
+    lines = (folder / JOBS).read_text()
+    assert lines.startswith(first)
+    assert [json.loads(line)["job"] for line in lines.splitlines()] == [0, 1, 2]
+
+    assert main(["train", "-m", *tiny, "trainer.max_epochs=1", rates, f"run_dir={tmp_path}/2"]) == 0
+    whole = [json.loads(line) for line in (tmp_path / "2" / JOBS).read_text().splitlines()]
+    assert [json.loads(line) for line in lines.splitlines()] == whole
+
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert capsys.readouterr().out.count("has ended already") == 3
+    assert (folder / JOBS).read_text() == lines
+
+
+@pytest.mark.reliability("interrupted")
+@pytest.mark.parametrize(("lr", "ended"), [(0.01, 0), (0.02, 1)])
+def test_a_job_that_is_interrupted_before_its_first_step_leaves_no_folder(
+    tiny, tmp_path, capsys, interrupted, lr: float, ended: int
+) -> None:
+    folder = tmp_path / "sweep"
+    rates = ["trainer.max_epochs=1", "optimizer.lr=0.01,0.02"]
+    interrupted(["train", "-m", *tiny, *rates, f"run_dir={folder}"], lr, 0)
+    does = "continues" if ended else "starts the sweep again"
+    says = f"interrupted: {ended} of 2 jobs have ended; the same command {does}"
+    assert capsys.readouterr().err.splitlines()[-1] == f"captioner: error: {says}"
+    assert folder.exists() is bool(ended)
+    assert [path.name for path in folder.glob("*_*")] == ["0_optimizer.lr=0.01"][:ended]
+
+
+@pytest.mark.reliability("interrupted")
+def test_a_sweep_without_run_dir_says_how_to_name_its_folder(
+    tiny, tmp_path, capsys, monkeypatch
+) -> None:
+    done = SimpleNamespace(monitor="dev_bleu4", score=1.0, scores={"dev_bleu4": 1.0})
+
+    def train_job(composed, *unused: object) -> SimpleNamespace:
+        if composed.seed == 2:
+            raise KeyboardInterrupt("terminated (SIGTERM)")
+        return done
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("captioner.verbs.train._train_job", train_job)
+    assert main(["train", "-m", *tiny, "seed=1,2,3"]) == 130
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "captioner: error: terminated (SIGTERM): 1 of 3 jobs have ended; the same command with "
+        f"run_dir=runs/{folder.name} continues"
+    )
+
+
+def test_a_job_with_other_options_than_its_run_has_failed(tiny, tmp_path, capsys) -> None:
+    argv = ["train", "-m", *tiny, "trainer.max_epochs=1", "seed=1,2", f"run_dir={tmp_path}"]
+    assert main(argv) == 0
+    capsys.readouterr()
+    assert main([*argv, "optimizer.weight_decay=0.5"]) == 1
+    out, err = capsys.readouterr()
+    assert "2 jobs, 2 failed, in " in out
+    says = f"optimizer.weight_decay=0.5 differs from the run that is in {tmp_path}/0_seed=1, which"
+    assert says in err
+    assert len((tmp_path / JOBS).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [
+        (["seed=1,2,3", "decoder.cell=rnn,gru"], 6),
+        (["decoder=glob(*)", "seed=range(1,4)"], 15),
+        (["seed=7", "decoder.cell=choice(rnn,gru)"], 2),
+        (["experiment=flickr8k_sweep", "seed=1,2"], 8),
+    ],
+)
+def test_the_jobs_of_a_sweep_are_counted_before_they_run(overrides: list[str], count: int) -> None:
+    changes = config.checked(overrides, several=True)
+    assert count_jobs(for_each_job(changes), changes) == count
+
+
+# Jobs that cannot be composed --------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -79,6 +79,31 @@ def test_an_interrupt_says_whether_the_run_can_be_resumed(
 
 
 @pytest.mark.reliability("interrupted")
+@pytest.mark.parametrize("text", ["", "terminated (SIGTERM)"])
+@pytest.mark.parametrize("place", ["captioner.config.checked", "captioner.training.train.train"])
+def test_an_interrupt_before_the_start_says_whether_the_run_can_be_resumed(
+    run, tmp_path, monkeypatch, capsys, place: str, text: str
+) -> None:
+    def stop(*unused: object, **named: object) -> None:
+        raise KeyboardInterrupt(*[text] * bool(text))
+
+    reason = text or "interrupted"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(place, stop)
+    monkeypatch.setattr("captioner.checkpoints.checkpoint.read", stop)
+    for name in (run, checkpoint.find(run, name=LAST)):
+        assert main(["train", f"resume={name}", "trainer.max_epochs=16"]) == 130
+        says = f"{reason}; `captioner train resume={name}` resumes from the last checkpoint"
+        assert error_of(capsys) == says
+    assert main(["train", "run_dir=run"]) == 130
+    assert error_of(capsys).startswith(f"{reason} before the first step: there is nothing to res")
+    if "config" in place:
+        assert main(["train", "-m", "seed=1,2"]) == 130
+        assert error_of(capsys).startswith(f"{reason} before the first job; the same command ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.reliability("interrupted")
 def test_an_interrupt_while_features_are_cached_leaves_no_run(
     tiny, tmp_path, monkeypatch, capsys
 ) -> None:
