@@ -170,7 +170,7 @@ class Encoder(nn.Module):
         return None
 
     def unwritten(self, weights: Snapshot) -> bool:
-        """Whether no value has surely changed since a snapshot without being counted by torch.
+        """Whether it is certain that no value has changed since a snapshot, if torch counts none.
 
         False: only comparing all values can tell.
         """
